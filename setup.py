@@ -1,0 +1,40 @@
+"""Packaging; `requirements.txt` holds the exact versions that the tests run with."""
+
+from setuptools import find_packages, setup
+
+SYNTH = ['espeakng-loader>=0.2.4']  # GPL-3 speech synthesizer, loaded at run time for the embedded corpus only
+EVAL = ['matplotlib>=3.10']  # pictures of a run
+TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']  # etils, which it reads files by, imports the second
+
+setup(
+    name='audiolm_jax',
+    version='0.1.0',
+    description='AudioLM and its family in JAX/Flax, for TPUs',
+    python_requires='>=3.11',
+    packages=find_packages(include=['audiolm_jax*', 'experiments*']),
+    install_requires=[
+        'jax>=0.10',
+        'flax>=0.12',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12',
+        'grain>=0.2.18',
+        'array-record>=0.8',
+        'numpy>=2',
+        'librosa>=0.11',
+        'scikit-learn>=1.7',
+        'soundfile>=0.13',
+        'soxr>=1.0',
+        'jaxtyping>=0.3',
+        'safetensors>=0.5',
+        'tensorboardX>=2.6',
+        'tqdm',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]'],
+        'cuda': ['jax[cuda13]'],
+        'tfds': TFDS,
+        'synth': SYNTH,
+        'eval': EVAL,
+        'dev': SYNTH + EVAL + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
+    },
+)
