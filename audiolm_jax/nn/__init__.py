@@ -1,0 +1,1 @@
+"""Layers. They know arrays, never datasets, optimizers or stages."""

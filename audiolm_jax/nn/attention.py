@@ -1,0 +1,96 @@
+"""Multi-head attention: projections with logical axes, and the one function that attends."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+# Logical axis names of parameters; `training.sharding` maps them to mesh axes.
+EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
+
+
+def partitioned(init: jax.nn.initializers.Initializer, *axes: str | None):
+  """Attaches logical axis names to what `init` makes."""
+  return nn.with_logical_partitioning(init, axes)
+
+
+def dense(
+    features: int | Sequence[int],
+    kernel_axes: Sequence[str | None],
+    *,
+    axis: int | Sequence[int] = -1,
+    use_bias: bool = False,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.DenseGeneral:
+  """Returns a linear layer whose kernel [*inputs, *features] carries `kernel_axes`."""
+  num_outputs = 1 if isinstance(features, int) else len(features)
+  return nn.DenseGeneral(
+      features,
+      axis=axis,
+      use_bias=use_bias,
+      dtype=dtype,
+      kernel_init=partitioned(nn.initializers.lecun_normal(), *kernel_axes),
+      bias_init=partitioned(nn.initializers.zeros, *kernel_axes[-num_outputs:]),
+      name=name,
+  )
+
+
+def attend(
+    query_BLHD: Float[Array, 'B L H D'],
+    key_BNHD: Float[Array, 'B N H D'],
+    value_BNHD: Float[Array, 'B N H D'],
+    *,
+    bias: Float[Array, '#B #H #L N'] | None = None,
+    mask: Bool[Array, '#B #H #L N'] | None = None,
+) -> Float[Array, 'B L H D']:
+  """Returns softmax(q k / sqrt(D) + bias) v; positions where `mask` is False are never looked at.
+
+  The softmax is in float32: bfloat16 has 8 bits, too few for the tail of a long row.
+  """
+  scale = query_BLHD.shape[-1] ** -0.5
+  scores_BHLN = jnp.einsum('blhd,bnhd->bhln', query_BLHD * scale, key_BNHD, preferred_element_type=jnp.float32)
+  if bias is not None:
+    scores_BHLN += bias
+  if mask is not None:
+    scores_BHLN = jnp.where(mask, scores_BHLN, jnp.finfo(jnp.float32).min)
+  weights_BHLN = jax.nn.softmax(scores_BHLN, axis=-1).astype(value_BNHD.dtype)
+  return jnp.einsum('bhln,bnhd->blhd', weights_BHLN, value_BNHD)
+
+
+class LayerCache(NamedTuple):
+  """Keys and values of one layer for all columns; columns from `KVCache.index` on hold nothing yet."""
+
+  key_BNHD: Array
+  value_BNHD: Array
+
+
+class SelfAttention(nn.Module):
+  """Self-attention over [B, L, D] with `num_heads` heads of width D / num_heads.
+
+  With a `cache`, the keys and values of x_BLD are written at column `index` and x_BLD attends to all N columns of the
+  cache (`bias` and `mask` are then over [L, N]); returns the output and the new cache.
+  """
+
+  num_heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BLD, *, bias=None, mask=None, cache: LayerCache | None = None, index=None):
+    width = x_BLD.shape[-1]
+    if width % self.num_heads:
+      raise ValueError(f'width {width} is not a multiple of num_heads={self.num_heads}: change one of them')
+    shape = (self.num_heads, width // self.num_heads)
+    query, key, value = (
+        dense(shape, (EMBED, HEADS, HEAD_DIM), dtype=self.dtype, name=name)(x_BLD) for name in ('query', 'key', 'value')
+    )
+    if cache is not None:
+      # One buffer a layer and a scalar index: XLA updates it in place.
+      key = jax.lax.dynamic_update_slice(cache.key_BNHD, key, (0, index, 0, 0))
+      value = jax.lax.dynamic_update_slice(cache.value_BNHD, value, (0, index, 0, 0))
+    mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
+    output_BLD = dense(width, (HEADS, HEAD_DIM, EMBED), axis=(-2, -1), dtype=self.dtype, name='output')(mixed_BLHD)
+    return output_BLD if cache is None else (output_BLD, LayerCache(key, value))

@@ -1,0 +1,103 @@
+"""The critics of SoundStream (section III-D): one on the complex spectrum, three on the waveform at falling rates."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from audiolm_jax import audio
+from audiolm_jax.nn.conv import GroupedConv, conv
+
+# (width multiplier, stride in time, stride in frequency) of the residual units of the spectral critic.
+SPECTRAL_UNITS = ((2, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2))
+
+
+class Judgement(NamedTuple):
+  """Scores over time (positive: real), and the hidden layers that led to them, for feature matching."""
+
+  logits_BN: Float[Array, 'B N']
+  features: Sequence[Array]
+
+
+def _activate(x):
+  return nn.leaky_relu(x, 0.2)  # not stated in the paper; that of MelGAN, whose waveform critics it cites
+
+
+class SpectralDiscriminator(nn.Module):
+  """Judges a waveform [B, T] by its STFT; one logit per 8 hops.
+
+  Real and imaginary part are two channels; the highest bin is dropped, so that six strides of 2 leave window / 128.
+  The spectrum is divided by the root of the window length: else its loudest bins are hundreds.
+  """
+
+  channels: int = 32
+  window_length: int = 1024
+  hop_length: int = 256
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, wave_BT) -> Judgement:
+    spectrum_BFN = audio.stft(wave_BT, self.window_length, self.hop_length)[..., :-1] / self.window_length**0.5
+    x = jnp.stack([spectrum_BFN.real, spectrum_BFN.imag], axis=-1)
+    x = _activate(conv(self.channels, (7, 7), dtype=self.dtype, name='stem')(x))
+    features = [x]
+    for index, (multiplier, stride_time, stride_frequency) in enumerate(SPECTRAL_UNITS):
+      width, strides = x.shape[-1], (stride_time, stride_frequency)
+      hidden = _activate(conv(width, (3, 3), dtype=self.dtype, name=f'unit{index}_conv')(x))
+      kernel = (stride_time + 2, stride_frequency + 2)
+      hidden = conv(multiplier * width, kernel, strides=strides, dtype=self.dtype, name=f'unit{index}_down')(hidden)
+      shortcut = conv(multiplier * width, (1, 1), strides=strides, dtype=self.dtype, name=f'unit{index}_shortcut')(x)
+      x = _activate(hidden + shortcut)
+      features.append(x)
+    logits = conv(1, (1, x.shape[2]), padding='VALID', dtype=self.dtype, name='logits')(x)
+    return Judgement(logits[:, :, 0, 0].astype(jnp.float32), features)
+
+
+class WaveformDiscriminator(nn.Module):
+  """Judges a waveform [B, T] by grouped convolutions, as MelGAN; one logit per 256 samples.
+
+  Zero padding instead of MelGAN's reflection, and no weight normalization: neither is stated in the paper.
+  """
+
+  channels: int = 16
+  max_channels: int = 1024
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, wave_BT) -> Judgement:
+    x = _activate(conv(self.channels, (15,), dtype=self.dtype, name='stem')(wave_BT[..., None]))
+    features = [x]
+    for index in range(4):
+      width = min(4 * x.shape[-1], self.max_channels)
+      x = _activate(GroupedConv(width, 41, stride=4, dtype=self.dtype, name=f'down{index}')(x))
+      features.append(x)
+    x = _activate(conv(x.shape[-1], (5,), dtype=self.dtype, name='mix')(x))
+    features.append(x)
+    logits = conv(1, (3,), dtype=self.dtype, name='logits')(x)
+    return Judgement(logits[..., 0].astype(jnp.float32), features)
+
+
+class Discriminators(nn.Module):
+  """All critics of a waveform [B, T]: the spectral one first, then those on the waveform, its half and its quarter."""
+
+  spectral_channels: int
+  spectral_window_length: int
+  waveform_channels: int
+  waveform_max_channels: int
+  num_waveform: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, wave_BT) -> list[Judgement]:
+    window = self.spectral_window_length
+    spectral = SpectralDiscriminator(self.spectral_channels, window, window // 4, self.dtype, name='spectral')
+    judgements = [spectral(wave_BT)]
+    for index in range(self.num_waveform):
+      critic = WaveformDiscriminator(
+          self.waveform_channels, self.waveform_max_channels, self.dtype, name=f'waveform{index}'
+      )
+      judgements.append(critic(wave_BT))
+      wave_BT = nn.avg_pool(wave_BT[..., None], (4,), (2,), 'SAME', count_include_pad=False)[..., 0]
+    return judgements

@@ -1,0 +1,141 @@
+"""What AudioLM's three language models share: sequence, loss on the predicted part, and cached steps.
+
+A stage turns its batch into two arrays of codes, the prefix (conditioning) and the targets; sequence, positions,
+offsets and masks are made here.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.losses import masked_mean
+from audiolm_jax.nn import transformer
+from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+  """A Transformer over `prefix, START, target`; hashable, so that a jitted function can take it as static.
+
+  prefix_rate, target_rate: frames per second of the two parts, for the time embedding.
+  time_embedding: adds sinusoids of the time in seconds, through a learned linear map, to each token's embedding; a
+    prefix token has its own time, START and targets have the time of the token they predict.
+  """
+
+  transformer: TransformerConfig
+  vocabulary: tokens.Vocabulary
+  prefix_rate: float = 25.0
+  target_rate: float = 50.0
+  time_embedding: bool = False
+
+  def module(self, **options) -> Transformer:
+    return Transformer(self.transformer, self.vocabulary, self.time_embedding, **options)
+
+
+def init(model: LanguageModel, key: jax.Array):
+  """Returns boxed parameters."""
+  ids_BL = jnp.zeros((1, 2), jnp.int32)
+  return model.module().init(key, ids_BL, jnp.zeros((1, 2), jnp.float32))['params']
+
+
+def sequence(
+    model: LanguageModel, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q']
+) -> tuple[Int[Array, 'B L'], Float[Array, 'B L']]:
+  """Returns the ids `prefix, START, target` and their times in seconds; PAD in the prefix moves to its left.
+
+  Relative positions make left padding invisible, and START has the same column in every row.
+  """
+  vocabulary = model.vocabulary
+  prefix_BL = tokens.flatten(prefix_BPN, vocabulary.prefix_size, vocabulary.prefix_offset)
+  target_BL = tokens.flatten(codes_BFQ, vocabulary.target_size, vocabulary.target_offset)
+  batch = prefix_BL.shape[0]
+  frame_L = jnp.arange(prefix_BL.shape[1]) // max(vocabulary.prefix_levels, 1)
+  prefix_time_BL = jnp.broadcast_to(frame_L / model.prefix_rate, prefix_BL.shape)
+  prefix_BL, prefix_time_BL = tokens.left_pad(prefix_BL, prefix_time_BL)
+  start_B1 = jnp.full((batch, 1), tokens.START, jnp.int32)
+  predicted_time_L = target_time(model, jnp.arange(target_BL.shape[1] + 1))
+  predicted_time_BL = jnp.broadcast_to(predicted_time_L, (batch, target_BL.shape[1] + 1))
+  ids_BL = jnp.concatenate([prefix_BL, start_B1, target_BL], axis=1)
+  return ids_BL, jnp.concatenate([prefix_time_BL, predicted_time_BL], axis=1)
+
+
+def target_time(model: LanguageModel, position: Int[Array, '*dims']) -> Float[Array, '*dims']:
+  """Returns the time in seconds of the target token at `position`."""
+  return (position // model.vocabulary.target_levels) / model.target_rate
+
+
+def target_logits(
+    model: LanguageModel,
+    params,
+    prefix_BPN: Int[Array, 'B P N'],
+    codes_BFQ: Int[Array, 'B F Q'],
+    key: jax.Array | None,
+) -> Float[Array, 'B F Q K']:
+  """Returns the logits of every target code over the entries of its own level, in float32.
+
+  The softmax runs over the legal range of each position only: the others have probability 0 by construction.
+  """
+  batch, frames, levels = codes_BFQ.shape
+  ids_BL, times_BL = sequence(model, prefix_BPN, codes_BFQ)
+  module = model.module(deterministic=key is None)
+  rngs = {} if key is None else {'dropout': key}
+  hidden_BLD, output_VD, _ = module.apply({'params': params}, ids_BL[:, :-1], times_BL[:, :-1], rngs=rngs)
+  hidden_BFQD = hidden_BLD[:, -frames * levels :].reshape(batch, frames, levels, -1)
+  table_QKD = output_VD.reshape(levels, model.vocabulary.target_size, -1)
+  table_QKD = table_QKD.astype(hidden_BFQD.dtype)
+  return jnp.einsum('bfqd,qkd->bfqk', hidden_BFQD, table_QKD, preferred_element_type=jnp.float32)
+
+
+def loss(
+    model: LanguageModel, params, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q'], key: jax.Array | None
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """Returns nats per predicted token (PAD left out) and metrics: nats, accuracy, and nats of each level."""
+  logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, key)
+  mask_BFQ = codes_BFQ != tokens.PAD
+  safe_BFQ = jnp.maximum(codes_BFQ, 0)
+  chosen_BFQ = jnp.take_along_axis(logits_BFQK, safe_BFQ[..., None], axis=-1)[..., 0]
+  nats_BFQ = jax.nn.logsumexp(logits_BFQK, axis=-1) - chosen_BFQ
+  nats = masked_mean(nats_BFQ, mask_BFQ)
+  hit_BFQ = (jnp.argmax(logits_BFQK, axis=-1) == codes_BFQ).astype(jnp.float32)
+  metrics = {'nats': nats, 'accuracy': masked_mean(hit_BFQ, mask_BFQ)}
+  if codes_BFQ.shape[-1] > 1:
+    for q in range(codes_BFQ.shape[-1]):
+      metrics[f'nats_level_{q}'] = masked_mean(nats_BFQ[..., q], mask_BFQ[..., q])
+  return nats, metrics
+
+
+def prefill(
+    model: LanguageModel, params, ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L'], num_columns: int
+) -> tuple[Float[Array, 'B K'], KVCache]:
+  """Reads a left-padded context (whole target frames) into a cache of `num_columns`; `params` from `unstack`.
+
+  Returns the logits of the next code, of level 0.
+  """
+  cache = transformer.empty_cache(model.transformer, ids_BL.shape[0], num_columns)
+  return _extend(model, params, cache, ids_BL, times_BL, jnp.zeros((), jnp.int32))
+
+
+def step(
+    model: LanguageModel, params, cache: KVCache, code_B: Int[Array, 'B'], first_B: Int[Array, 'B'], n: Int[Array, '']
+) -> tuple[Float[Array, 'B K'], KVCache]:
+  """Appends the n-th new code (level n % Q) and returns the logits of the next one.
+
+  first_B: the number of target tokens that each row's context held.
+  """
+  vocabulary = model.vocabulary
+  level = n % vocabulary.target_levels
+  id_B1 = (vocabulary.target_offset + level * vocabulary.target_size + code_B)[:, None]
+  time_B1 = target_time(model, first_B + n + 1)[:, None]
+  return _extend(model, params, cache, id_B1, time_B1, (n + 1) % vocabulary.target_levels)
+
+
+def _extend(model, params, cache, ids_BL, times_BL, level):
+  module = model.module(scanned=False)
+  hidden_BLD, output_VD, cache = module.apply({'params': params}, ids_BL, times_BL, cache)
+  size = model.vocabulary.target_size
+  table_KD = jax.lax.dynamic_slice_in_dim(output_VD, level * size, size).astype(hidden_BLD.dtype)
+  logits_BK = jnp.einsum('bd,kd->bk', hidden_BLD[:, -1], table_KD, preferred_element_type=jnp.float32)
+  return logits_BK, cache

@@ -1,0 +1,175 @@
+"""Residual vector quantization with codebooks learned by exponential moving averages (SoundStream, section III-C).
+
+Pure functions over `Codebooks`, which live in a stage's `state`: no gradient ever reaches them. Everything is float32:
+distances and running sums lose codes in bfloat16. Arrays are global, so k-means and the averages see the whole batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+KMEANS_ITERATIONS = 10
+HIGHEST = jax.lax.Precision.HIGHEST  # TPUs would otherwise round the float32 operands of a product to bfloat16
+
+
+class Codebooks(NamedTuple):
+  """Codebooks of Q levels, and the moving averages that they are made of.
+
+  vectors_QKD: the code vectors.
+  counts_QK: moving average of how many frames of a batch choose each code (the paper's assignment statistic).
+  sums_QKD: moving average of the sum of those frames; vectors = sums / counts.
+  fitted: whether k-means has placed the vectors; before, they are small random vectors.
+  """
+
+  vectors_QKD: Float[Array, 'Q K D']
+  counts_QK: Float[Array, 'Q K']
+  sums_QKD: Float[Array, 'Q K D']
+  fitted: Bool[Array, '']
+
+
+class Quantized(NamedTuple):
+  """What a frame becomes.
+
+  z_BFD: sum of the chosen vectors, gradients passed straight through to the input.
+  codes_BFQ: the chosen codes of all levels.
+  residuals_QBFD: what each level was given (level 0: the input), without gradient.
+  commitment: mean squared distance per dimension from each level's input to its vector, mean over levels in use.
+  """
+
+  z_BFD: Float[Array, 'B F D']
+  codes_BFQ: Int[Array, 'B F Q']
+  residuals_QBFD: Float[Array, 'Q B F D']
+  commitment: Float[Array, '']
+
+
+def init(key: jax.Array, num_quantizers: int, codebook_size: int, dim: int) -> Codebooks:
+  """Returns codebooks of small random vectors, to be placed by `fit` on the first training batch."""
+  vectors_QKD = 0.1 * jax.random.normal(key, (num_quantizers, codebook_size, dim))
+  counts_QK = jnp.ones((num_quantizers, codebook_size))
+  # A copy: a train step that donates its state must not be given one buffer twice.
+  return Codebooks(vectors_QKD, counts_QK, jnp.copy(vectors_QKD), jnp.asarray(False))
+
+
+def nearest(vectors_KD: Float[Array, 'K D'], x: Float[Array, '*dims D']) -> Int[Array, '*dims']:
+  """Returns the index of the vector nearest to each x; the first one among equals."""
+  products = jnp.einsum('...d,kd->...k', x, vectors_KD, precision=HIGHEST)
+  # |x|^2 is the same for every k.
+  return jnp.argmin(jnp.sum(jnp.square(vectors_KD), axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def encode(
+    vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D']
+) -> tuple[Int[Array, 'B F Q'], Float[Array, 'Q B F D']]:
+  """Returns the codes of all levels, each chosen for what the levels before it left, and what each level was given."""
+
+  def level(residual_BFD, vectors_KD):
+    codes_BF = nearest(vectors_KD, residual_BFD)
+    return residual_BFD - vectors_KD[codes_BF], (codes_BF, residual_BFD)
+
+  _, (codes_QBF, residuals_QBFD) = jax.lax.scan(level, x_BFD.astype(jnp.float32), vectors_QKD)
+  return jnp.moveaxis(codes_QBF, 0, -1), residuals_QBFD
+
+
+def lookup(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) -> Float[Array, 'Qu B F D']:
+  """Returns the vectors behind the codes of the first levels, as many as are given."""
+  return jax.vmap(lambda vectors_KD, codes_BF: vectors_KD[codes_BF])(
+      vectors_QKD[: codes_BFQ.shape[-1]], jnp.moveaxis(codes_BFQ, -1, 0)
+  )
+
+
+def decode(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) -> Float[Array, 'B F D']:
+  """Returns the sum of the vectors of the first levels, as many as are given."""
+  return jnp.sum(lookup(vectors_QKD, codes_BFQ), axis=0)
+
+
+def quantize(
+    vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D'], levels_B: Int[Array, 'B']
+) -> Quantized:
+  """Quantizes each example with its first `levels_B` levels (quantizer dropout chooses them at random)."""
+  codes_BFQ, residuals_QBFD = encode(vectors_QKD, jax.lax.stop_gradient(x_BFD))
+  vectors_QBFD = lookup(vectors_QKD, codes_BFQ)
+  used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B
+  z_BFD = jnp.einsum('qb,qbfd->bfd', used_QB.astype(jnp.float32), vectors_QBFD, precision=HIGHEST)
+  # The input of level q is x minus the vectors of the levels before: in x, the gradient of the commitment is that of x.
+  inputs_QBFD = x_BFD + jax.lax.stop_gradient(residuals_QBFD - x_BFD)
+  distance_QB = jnp.mean(jnp.square(inputs_QBFD - vectors_QBFD), axis=(-2, -1))
+  commitment = jnp.sum(jnp.where(used_QB, distance_QB, 0)) / jnp.sum(used_QB)
+  return Quantized(x_BFD + jax.lax.stop_gradient(z_BFD - x_BFD), codes_BFQ, residuals_QBFD, commitment)
+
+
+def _totals(codes_N, x_ND, codebook_size):
+  """Returns how many frames chose each code, [K], and their sum, [K, D]."""
+  choices_NK = jax.nn.one_hot(codes_N, codebook_size, dtype=jnp.float32)
+  return jnp.sum(choices_NK, axis=0), jnp.einsum('nk,nd->kd', choices_NK, x_ND, precision=HIGHEST)
+
+
+def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> Codebooks:
+  """Places the vectors by k-means on the frames of one batch, level by level on what the levels before left.
+
+  With fewer frames than codes some vectors start equal; only the first of them is ever chosen, and `update` replaces
+  the others by frames of later batches.
+  """
+  codebook_size = codebooks.vectors_QKD.shape[1]
+  x_ND = x_BFD.reshape(-1, x_BFD.shape[-1]).astype(jnp.float32)
+  num_frames = len(x_ND)
+
+  def lloyd(vectors_KD, residual_ND):
+    counts_K, sums_KD = _totals(nearest(vectors_KD, residual_ND), residual_ND, codebook_size)
+    means_KD = sums_KD / jnp.maximum(counts_K, 1)[:, None]
+    return jnp.where(counts_K[:, None] > 0, means_KD, vectors_KD), counts_K
+
+  def level(residual_ND, key):
+    order_N = jax.random.permutation(key, num_frames)
+    start_KD = residual_ND[order_N[jnp.arange(codebook_size) % num_frames]]
+    vectors_KD, counts_IK = jax.lax.scan(
+        lambda vectors_KD, _: lloyd(vectors_KD, residual_ND), start_KD, length=KMEANS_ITERATIONS
+    )
+    next_ND = residual_ND - vectors_KD[nearest(vectors_KD, residual_ND)]
+    return next_ND, (vectors_KD, counts_IK[-1])
+
+  _, (vectors_QKD, counts_QK) = jax.lax.scan(level, x_ND, jax.random.split(key, len(codebooks.vectors_QKD)))
+  return Codebooks(vectors_QKD, counts_QK, vectors_QKD * counts_QK[..., None], jnp.asarray(True))
+
+
+def update(
+    codebooks: Codebooks, quantized: Quantized, key: jax.Array, *, decay: float, dead_code_threshold: float
+) -> Codebooks:
+  """Moves the codebooks towards the frames that chose them, and replaces codes that are hardly chosen.
+
+  All levels learn from all frames, whatever quantizer dropout used of them. A code whose moving count falls below
+  `dead_code_threshold` frames a batch becomes a random input of its level from this batch, and starts with a fair share
+  of the frames as its count, so that it has time to find its own.
+  """
+  codebook_size = codebooks.vectors_QKD.shape[1]
+
+  def level(counts_K, sums_KD, vectors_KD, codes_BF, residual_BFD, key):
+    residual_ND = residual_BFD.reshape(-1, residual_BFD.shape[-1])
+    batch_counts_K, batch_sums_KD = _totals(codes_BF.reshape(-1), residual_ND, codebook_size)
+    counts_K = decay * counts_K + (1 - decay) * batch_counts_K
+    sums_KD = decay * sums_KD + (1 - decay) * batch_sums_KD
+    # A code that was never chosen has no mean: it stays.
+    vectors_KD = jnp.where(counts_K[:, None] > 0, sums_KD / jnp.maximum(counts_K, 1e-9)[:, None], vectors_KD)
+    dead_K = counts_K < dead_code_threshold
+    fresh_KD = residual_ND[jax.random.randint(key, (codebook_size,), 0, len(residual_ND))]
+    share = max(dead_code_threshold, len(residual_ND) / codebook_size)
+    counts_K = jnp.where(dead_K, share, counts_K)
+    vectors_KD = jnp.where(dead_K[:, None], fresh_KD, vectors_KD)
+    return vectors_KD, counts_K, jnp.where(dead_K[:, None], share * fresh_KD, sums_KD)
+
+  updated = jax.vmap(level)(
+      codebooks.counts_QK,
+      codebooks.sums_QKD,
+      codebooks.vectors_QKD,
+      jnp.moveaxis(quantized.codes_BFQ, -1, 0),
+      quantized.residuals_QBFD,
+      jax.random.split(key, len(codebooks.counts_QK)),
+  )
+  return Codebooks(*updated, codebooks.fitted)
+
+
+def perplexity(codes_BFQ: Int[Array, 'B F Q'], codebook_size: int) -> Float[Array, 'Q']:
+  """Returns exp(entropy) of the codes in use at each level: between 1 and `codebook_size`."""
+  share_QK = jnp.mean(jax.nn.one_hot(codes_BFQ, codebook_size), axis=(0, 1))
+  return jnp.exp(jnp.sum(jax.scipy.special.entr(share_QK), axis=-1))

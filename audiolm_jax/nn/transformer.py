@@ -1,0 +1,204 @@
+"""Decoder-only Transformer with T5 relative positions, over a whole sequence or step by step with a KV cache.
+
+Pre-norm (RMS), GELU feed-forward without gate, no biases, untied input and output tables. The paper names T5
+relative positions and the sizes; norm, feed-forward type and tying are open there and are choices of ours.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.nn import attention
+from audiolm_jax.nn.attention import EMBED, HEADS, LAYERS, MLP, VOCAB, LayerCache, dense, partitioned
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+  """Sizes of AudioLM's Transformers (section IV-B); 12 layers of this form hold 151 M parameters.
+
+  num_buckets, max_distance: T5's relative positions, shared by all layers; max_distance in tokens.
+  dtype: of activations; parameters, softmax, norms and logits are float32.
+  remat: recompute the activations of a layer in the backward pass.
+  """
+
+  num_layers: int = 12
+  num_heads: int = 16
+  width: int = 1024
+  mlp_width: int = 4096
+  dropout_rate: float = 0.1
+  num_buckets: int = 32
+  max_distance: int = 128
+  dtype: str = 'bfloat16'
+  remat: bool = True
+
+  def __post_init__(self):
+    if min(self.num_layers, self.num_heads, self.width, self.mlp_width) < 1:
+      raise ValueError(f'{self} has an empty layer: every size must be positive')
+    if self.width % self.num_heads:
+      raise ValueError(f'width={self.width} is not a multiple of num_heads={self.num_heads}: change one of them')
+    if not 0 <= self.dropout_rate < 1:
+      raise ValueError(f'dropout_rate={self.dropout_rate} is no probability below 1')
+    if self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
+      raise ValueError(f'max_distance={self.max_distance} must exceed half of num_buckets={self.num_buckets}')
+
+
+class KVCache(NamedTuple):
+  """Keys and values of the columns seen so far, one buffer a layer; valid_BN is False at PAD; index: next column."""
+
+  layers: tuple[LayerCache, ...]
+  valid_BN: Array
+  index: Array
+
+
+def empty_cache(config: TransformerConfig, batch_size: int, num_columns: int) -> KVCache:
+  """Returns a cache for `num_columns` tokens a row."""
+  shape = (batch_size, num_columns, config.num_heads, config.width // config.num_heads)
+  empty = jnp.zeros(shape, config.dtype)
+  layers = tuple(LayerCache(empty, empty) for _ in range(config.num_layers))
+  return KVCache(layers, jnp.zeros((batch_size, num_columns), bool), jnp.zeros((), jnp.int32))
+
+
+def relative_buckets(distance: Int[Array, '*dims'], num_buckets: int, max_distance: int) -> Int[Array, '*dims']:
+  """Returns T5's causal bucket of `distance` = query column - key column; negative distances count as 0.
+
+  The first half of the buckets is exact, the rest grows logarithmically up to max_distance.
+  """
+  exact = num_buckets // 2
+  distance = jnp.maximum(distance, 0)
+  ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
+  growth = jnp.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)
+  # The small term keeps exact powers, where float32 falls on either side, in the upper bucket.
+  far = exact + jnp.maximum(growth + 1e-5, 0).astype(jnp.int32)
+  return jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+
+
+def sinusoids(times_BL: Float[Array, 'B L'], width: int) -> Float[Array, 'B L D']:
+  """Returns sines and cosines of times in seconds, periods from 0.08 s (two semantic frames) to 40 s."""
+  periods_N = np.geomspace(0.08, 40.0, width // 2)
+  angle_BLN = times_BL[..., None] * (2 * np.pi / periods_N).astype(np.float32)
+  return jnp.concatenate([jnp.sin(angle_BLN), jnp.cos(angle_BLN)], axis=-1)
+
+
+class Block(nn.Module):
+  """Attention and feed-forward, each after a norm and added to its input."""
+
+  config: TransformerConfig
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(self, x_BLD, bias, mask, cache: LayerCache | None = None, index=None):
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
+    attend = attention.SelfAttention(config.num_heads, dtype, name='attention')
+    mixed_BLD = attend(norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index)
+    if cache is not None:
+      mixed_BLD, cache = mixed_BLD
+    x_BLD += drop(mixed_BLD)
+    hidden = dense(config.mlp_width, (EMBED, MLP), dtype=dtype, name='mlp_in')(norm(dtype, 'mlp_norm')(x_BLD))
+    x_BLD += drop(dense(config.width, (MLP, EMBED), dtype=dtype, name='mlp_out')(nn.gelu(hidden)))
+    return x_BLD, cache
+
+
+def norm(dtype: Any, name: str) -> nn.RMSNorm:
+  return nn.RMSNorm(dtype=dtype, scale_init=partitioned(nn.initializers.ones, EMBED), name=name)
+
+
+class Transformer(nn.Module):
+  """Token ids to the hidden vectors that predict the next token, and the table that turns them into logits.
+
+  scanned: layers are one `nn.scan` over stacked parameters (training). Decoding wants them unrolled, since a cache
+  carried through a scan over layers is copied at every token: `unstack` turns the parameters of one form into the
+  other.
+  """
+
+  config: TransformerConfig
+  vocabulary: tokens.Vocabulary
+  time_embedding: bool = False
+  scanned: bool = True
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(self, ids_BL, times_BL=None, cache: KVCache | None = None):
+    config, width = self.config, self.config.width
+    table = partitioned(nn.initializers.normal(1.0), VOCAB, EMBED)
+    embedding_VD = self.param('embedding', table, (self.vocabulary.num_ids, width))
+    out_table = partitioned(nn.initializers.normal(width**-0.5), VOCAB, EMBED)
+    output_VD = self.param('output', out_table, (self.vocabulary.num_targets, width))
+    x_BLD = embedding_VD[jnp.maximum(ids_BL, 0)]
+    if self.time_embedding:
+      x_BLD += dense(width, (None, EMBED), name='time')(sinusoids(times_BL, width))
+    drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
+    x_BLD = drop(x_BLD.astype(config.dtype))
+    bias_table = self.param(
+        'relative_bias', partitioned(nn.initializers.normal(0.1), None, HEADS), (config.num_buckets, config.num_heads)
+    )
+    x_BLD, cache = self._layers(x_BLD, ids_BL != tokens.PAD, bias_table, cache)
+    return norm(config.dtype, 'final_norm')(x_BLD), output_VD, cache
+
+  def _layers(self, x_BLD, valid_BL, bias_table, cache):
+    config, length = self.config, x_BLD.shape[1]
+    if cache is None:
+      bias, mask = whole_bias(config, bias_table, length), causal_mask(0, valid_BL, length)
+    else:
+      valid_BL = jax.lax.dynamic_update_slice(cache.valid_BN, valid_BL, (0, cache.index))
+      mask = causal_mask(cache.index, valid_BL, length)
+      bias = step_bias(config, bias_table, cache.index, length, valid_BL.shape[1])
+    if not self.scanned:
+      layers = []
+      for i in range(config.num_layers):
+        layer = None if cache is None else cache.layers[i]
+        index = None if cache is None else cache.index
+        x_BLD, layer = Block(config, self.deterministic, name=f'layer_{i}')(x_BLD, bias, mask, layer, index)
+        layers.append(layer)
+      return x_BLD, None if cache is None else KVCache(tuple(layers), valid_BL, cache.index + length)
+    block = Block
+    if config.remat:
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      block = nn.remat(Block, policy=policy, prevent_cse=False)
+    scan = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=config.num_layers,
+        metadata_params={nn.PARTITION_NAME: LAYERS},
+    )
+    return scan(config, self.deterministic, name='layers')(x_BLD, bias, mask)
+
+
+def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
+  """Returns the parameters of a scanned Transformer (unboxed) in the form of an unrolled one."""
+  rest = {name: value for name, value in params.items() if name != 'layers'}
+  layers = {f'layer_{i}': jax.tree.map(lambda p, i=i: p[i], params['layers']) for i in range(config.num_layers)}
+  return rest | layers
+
+
+def causal_mask(index, valid_BN, length):
+  columns_L = index + jnp.arange(length)
+  return (columns_L[:, None] >= jnp.arange(valid_BN.shape[1]))[None, None] & valid_BN[:, None, None, :]
+
+
+def step_bias(config, bias_table, index, length, num_columns):
+  distance_LN = index + jnp.arange(length)[:, None] - jnp.arange(num_columns)
+  buckets_LN = relative_buckets(distance_LN, config.num_buckets, config.max_distance)
+  return bias_table[buckets_LN].transpose(2, 0, 1)[None]
+
+
+def whole_bias(config, bias_table, length):
+  """Returns the bias [1, H, L, L] of a whole sequence as a Toeplitz matrix made by tiling.
+
+  A gather from the table would need, in the backward pass, a scatter over L * L entries: slow everywhere.
+  """
+  period = 2 * length
+  distance = -jnp.arange(period) % period  # column - row of the tiled vector is minus the distance
+  distance = jnp.where(distance < length, distance, 0)  # the future: masked anyway
+  buckets = relative_buckets(distance, config.num_buckets, config.max_distance)
+  vector_HN = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias_table.dtype) @ bias_table
+  tiled = jnp.tile(vector_HN.T, (1, length))[:, : length * (period - 1)]
+  return tiled.reshape(config.num_heads, length, period - 1)[None, :, :, :length]

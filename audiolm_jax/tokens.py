@@ -1,0 +1,136 @@
+"""The only place where codes become token ids and back: flattening, offsets, deduplication, padding.
+
+One language model reads one vocabulary (`Vocabulary`) with disjoint id ranges:
+
+  START | levels of the prefix | levels of the target
+
+and every sequence is `prefix, START, target`. START is the only special token: what follows it is predicted. There
+is no end token, since training crops end anywhere. PAD (-1) is no id: it marks what is not there.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+PAD = -1
+START = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+  """Id ranges of one language model: START, then `prefix_levels` ranges, then `target_levels` ranges.
+
+  prefix_levels, prefix_size: codebooks of the conditioning part and entries of each; 0 levels: no prefix.
+  target_levels, target_size: the same for the predicted part.
+  """
+
+  prefix_levels: int = 0
+  prefix_size: int = 0
+  target_levels: int = 1
+  target_size: int
+
+  def __post_init__(self):
+    if self.target_levels < 1 or self.target_size < 1 or self.prefix_levels < 0 or self.prefix_size < 0:
+      raise ValueError(f'{self} is empty: a vocabulary needs at least one target level with one entry')
+
+  @property
+  def prefix_offset(self) -> int:
+    """First id of the prefix."""
+    return START + 1
+
+  @property
+  def target_offset(self) -> int:
+    """First id of the target."""
+    return self.prefix_offset + self.prefix_levels * self.prefix_size
+
+  @property
+  def num_targets(self) -> int:
+    return self.target_levels * self.target_size
+
+  @property
+  def num_ids(self) -> int:
+    return self.target_offset + self.num_targets
+
+
+def flatten(codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, offset: int = 0) -> Int[Array, 'B L']:
+  """Returns ids in row-major order (frame outer, level inner), L = F Q: code + offset + level * codebook_size.
+
+  PAD stays PAD. Source: AudioLM, section III-B.
+  Raises ValueError, for numpy input, when a code is neither PAD nor in [0, codebook_size).
+  """
+  if isinstance(codes_BFQ, np.ndarray):
+    check_range(codes_BFQ, codebook_size)
+  batch, frames, levels = codes_BFQ.shape
+  offsets_Q = offset + jnp.arange(levels, dtype=jnp.int32) * codebook_size
+  ids_BFQ = jnp.where(codes_BFQ == PAD, PAD, jnp.asarray(codes_BFQ, jnp.int32) + offsets_Q)
+  return ids_BFQ.reshape(batch, frames * levels)
+
+
+def unflatten(
+    ids_BL: Int[Array | np.ndarray, 'B L'], num_levels: int, codebook_size: int, offset: int = 0
+) -> Int[Array, 'B F Q']:
+  """Inverts `flatten`.
+
+  Raises ValueError when L is not a multiple of `num_levels`, or, for numpy input, when an id is outside its level.
+  """
+  batch, length = ids_BL.shape
+  if num_levels < 1 or length % num_levels:
+    raise ValueError(f'{length} tokens are no whole number of frames of {num_levels} levels: cut the last frame')
+  offsets_Q = offset + np.arange(num_levels, dtype=np.int32) * codebook_size
+  ids_BFQ = ids_BL.reshape(batch, length // num_levels, num_levels)
+  if isinstance(ids_BL, np.ndarray):
+    # An id one below its level's range would turn into PAD by subtraction, so the real pads are set to 0 first.
+    shifted_BFQ = np.where(ids_BFQ == PAD, 0, ids_BFQ - offsets_Q)
+    check_range(np.where(shifted_BFQ < 0, codebook_size, shifted_BFQ), codebook_size)
+  return jnp.where(ids_BFQ == PAD, PAD, jnp.asarray(ids_BFQ, jnp.int32) - offsets_Q)
+
+
+def check_range(codes: np.ndarray, codebook_size: int) -> None:
+  """Raises ValueError when a code on the host is neither PAD nor in [0, codebook_size)."""
+  wrong = (codes < PAD) | (codes >= codebook_size)
+  if wrong.any():
+    raise ValueError(f'code {codes[wrong][0]} is outside [0, {codebook_size}): was it made with another codebook?')
+
+
+def first_of_run(semantic_BS: Int[Array | np.ndarray, 'B S']) -> Bool[Array | np.ndarray, 'B S']:
+  """Returns True where a token differs from the one before it and is not PAD."""
+  xp = np if isinstance(semantic_BS, np.ndarray) else jnp
+  before_BS = xp.concatenate([xp.full_like(semantic_BS[:, :1], PAD), semantic_BS[:, :-1]], axis=1)
+  return (semantic_BS != PAD) & (semantic_BS != before_BS)
+
+
+def deduplicate(
+    semantic_BS: Int[Array | np.ndarray, 'B S'],
+) -> tuple[Int[Array | np.ndarray, 'B S'], Int[Array | np.ndarray, 'B']]:
+  """Removes consecutive repeats; the kept tokens move to the front, PAD fills the rest.
+
+  Shapes are static, numpy in gives numpy out. Returns the tokens and their number in each row.
+  Source: AudioLM, section IV-B.
+  """
+  xp = np if isinstance(semantic_BS, np.ndarray) else jnp
+  keep_BS = first_of_run(semantic_BS)
+  # A stable sort of booleans is a compaction with static shapes.
+  order_BS = xp.argsort(~keep_BS, axis=1, stable=True)
+  kept_BS = xp.take_along_axis(xp.where(keep_BS, semantic_BS, PAD), order_BS, axis=1)
+  return kept_BS, keep_BS.sum(axis=1).astype(xp.int32)
+
+
+def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[Array, Array]:
+  """Moves all PAD to the left of each row, so that every row ends at the last column; times move along."""
+  order_BL = jnp.argsort(ids_BL != PAD, axis=1, stable=True)
+  return jnp.take_along_axis(ids_BL, order_BL, axis=1), jnp.take_along_axis(times_BL, order_BL, axis=1)
+
+
+def semantic_frames(crop_seconds: float, semantic_rate: float, frame_rate: float) -> int:
+  """Returns the number of semantic frames of a crop.
+
+  Raises ValueError when a semantic frame is not two codec frames or the crop is no whole number of them.
+  """
+  if 2 * semantic_rate != frame_rate:
+    raise ValueError(f'semantic_rate={semantic_rate} must be half of frame_rate={frame_rate}: change one')
+  frames = round(crop_seconds * semantic_rate)
+  if frames < 1 or abs(frames - crop_seconds * semantic_rate) > 1e-6:
+    raise ValueError(f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the crop')
+  return frames

@@ -1,0 +1,102 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm_jax import audio
+
+
+def test_stft_matches_numpy_on_one_frame():
+  wave_T = np.random.default_rng(0).normal(size=64).astype(np.float32)
+  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(64) / 64)
+  got = audio.stft(jnp.asarray(wave_T[None]), 64, 16)[0, 0]
+  np.testing.assert_allclose(got, np.fft.rfft(wave_T * hann), atol=1e-4)
+
+
+RATE = 16_000
+TONE_T = (0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.float32)
+
+
+def written(path, wave=TONE_T, rate=RATE, **options):
+  soundfile.write(path, wave, rate, **options)
+  return path
+
+
+@pytest.mark.parametrize('extension', ['wav', 'flac', 'ogg'])
+def test_save_then_load(tmp_path, extension):
+  path = tmp_path / f'a.{extension}'
+  audio.save(path, TONE_T, RATE)
+  got = audio.load(path, RATE)
+  np.testing.assert_allclose(got, TONE_T, atol=0.05 if extension == 'ogg' else 1e-4)
+  assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary file stays
+
+
+def test_a_part_of_a_file(tmp_path):
+  path = written(tmp_path / 'a.flac')
+  np.testing.assert_allclose(audio.load(path, RATE, start_seconds=0.5, num_seconds=0.25), TONE_T[8000:12000], atol=1e-4)
+  assert audio.info(path) == ('FLAC', RATE, 1, len(TONE_T))
+
+
+def test_resampling_and_mono(tmp_path):
+  stereo = np.stack([np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100), np.zeros(44_100)], axis=1)
+  got = audio.load(written(tmp_path / 'a.wav', stereo, 44_100), RATE)
+  assert abs(len(got) - RATE) <= 1 and got.dtype == np.float32
+  expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+  np.testing.assert_allclose(got[500:15_000], expected[500:15_000], atol=2e-3)
+
+
+def test_content_decides_not_the_extension(tmp_path):
+  written(tmp_path / 'a.flac').rename(tmp_path / 'a.raw')
+  assert len(audio.load(tmp_path / 'a.raw', RATE)) == len(TONE_T)
+
+
+def test_mp3(tmp_path):
+  assert abs(len(audio.load(written(tmp_path / 'a.mp3'), RATE)) - len(TONE_T)) < 2500
+
+
+@pytest.mark.parametrize('extension', ['wav', 'flac', 'ogg'])
+@pytest.mark.parametrize('share', [0.97, 0.5, 0.01])
+def test_truncated_files_are_refused(tmp_path, extension, share):
+  path = written(tmp_path / f'a.{extension}', np.random.default_rng(0).normal(size=2 * RATE).clip(-3, 3) / 4)
+  data = path.read_bytes()
+  path.write_bytes(data[: int(share * len(data))])
+  with pytest.raises(ValueError, match='a.' + extension):
+    audio.load(path, RATE)
+
+
+def test_bad_files_are_named(tmp_path):
+  with pytest.raises(ValueError, match='2 samples are NaN or infinite'):
+    audio.load(written(tmp_path / 'nan.wav', np.r_[TONE_T, np.nan, np.inf], subtype='FLOAT'), RATE)
+  with pytest.raises(ValueError, match='empty'):
+    audio.load(written(tmp_path / 'empty.wav', np.zeros(0)), RATE)
+  with pytest.raises(ValueError, match='20 channels'):
+    audio.load(written(tmp_path / 'many.wav', np.zeros((10, 20))), RATE)
+  with pytest.raises(ValueError, match='7 Hz'):
+    audio.load(written(tmp_path / 'slow.wav', np.zeros(10), 7), RATE)
+  with pytest.raises(ValueError, match='max_seconds=1'):
+    audio.load(written(tmp_path / 'long.flac'), RATE, max_seconds=1.0)
+  (tmp_path / 'text.mp3').write_text('not audio at all')
+  with pytest.raises(ValueError, match="begins with b'not '"):
+    audio.load(tmp_path / 'text.mp3', RATE)
+
+
+def test_a_flac_header_that_claims_too_much_allocates_nothing(tmp_path):
+  path = written(tmp_path / 'a.flac')
+  data = bytearray(path.read_bytes())
+  data[21] = data[21] & 0xF0 | 0x0F  # the top bits of the 36 that count samples
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match='max_seconds'):
+    audio.load(path, RATE)
+
+
+def test_save_refuses(tmp_path):
+  path = tmp_path / 'a.wav'
+  audio.save(path, TONE_T, RATE)
+  with pytest.raises(ValueError, match='overwrite=True'):
+    audio.save(path, TONE_T, RATE)
+  audio.save(path, TONE_T[:100], RATE, overwrite=True)
+  assert audio.info(path).num_samples == 100
+  with pytest.raises(ValueError, match='1 samples are NaN'):
+    audio.save(tmp_path / 'b.wav', np.array([0, np.nan], np.float32), RATE)
+  with pytest.raises(ValueError, match='.flac'):
+    audio.save(tmp_path / 'b.mp3', TONE_T, RATE)

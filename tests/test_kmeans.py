@@ -1,0 +1,47 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiolm_jax import kmeans
+from audiolm_jax.metrics import tokens
+
+
+def test_assign_is_the_nearest_centroid():
+  rng = np.random.default_rng(0)
+  quantizer = kmeans.SemanticQuantizer(
+      *(jnp.asarray(x, jnp.float32) for x in (rng.normal(size=5), rng.uniform(1, 3, 5), rng.normal(size=(7, 5))))
+  )
+  features_BSD = rng.normal(size=(2, 11, 5)).astype(np.float32) * 3
+  got = kmeans.assign(quantizer, jnp.asarray(features_BSD))
+  normalized = (features_BSD - np.asarray(quantizer.mean_D)) / np.asarray(quantizer.scale_D)
+  distances = np.linalg.norm(normalized[:, :, None] - np.asarray(quantizer.centroids_KD), axis=-1)
+  np.testing.assert_array_equal(got, distances.argmin(-1))
+  assert got.dtype == jnp.int32
+
+
+def test_fit_finds_planted_clusters_whatever_the_scale_of_a_dimension():
+  rng = np.random.default_rng(1)
+  truth_N = rng.integers(0, 4, 2000)
+  centres = np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10]])
+  scales = np.array([1e-3, 1.0, 1e3])  # without normalization the last would decide alone
+  features_ND = (centres[truth_N] + rng.normal(size=(2000, 3))) * scales + scales * 7
+  features_ND = np.concatenate([features_ND, np.full((2000, 1), 3.0)], axis=1).astype(np.float32)  # one is constant
+  quantizer = kmeans.fit(features_ND, num_clusters=4, seed=0)
+  got_N = np.asarray(kmeans.assign(quantizer, jnp.asarray(features_ND[None]))[0])
+  assert tokens.normalized_mutual_information(got_N, truth_N) > 0.99
+  np.testing.assert_allclose(quantizer.mean_D, features_ND.mean(0), rtol=1e-3)
+
+
+def test_impossible_fits_are_refused():
+  features_ND = np.zeros((3, 2), np.float32)
+  with pytest.raises(ValueError, match='3 frames cannot make 4 clusters'):
+    kmeans.fit(features_ND, num_clusters=4, seed=0)
+  features_ND[1, 1] = np.nan
+  with pytest.raises(ValueError, match='1 of 3 frames'):
+    kmeans.fit(features_ND, num_clusters=2, seed=0)
+
+
+def test_assign_refuses_features_of_another_width():
+  quantizer = kmeans.SemanticQuantizer(jnp.zeros(3), jnp.ones(3), jnp.zeros((2, 3)))
+  with pytest.raises(ValueError, match='width 4'):
+    kmeans.assign(quantizer, jnp.zeros((1, 2, 4)))

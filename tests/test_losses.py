@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+
+from audiolm_jax import losses
+
+RATE = 16_000
+
+
+def _noise(seed, num_samples=2400):
+  return jax.random.normal(jax.random.key(seed), (2, num_samples)) / 4
+
+
+def test_spectral_reconstruction_matches_librosa():
+  target_BT, estimate_BT = np.asarray(_noise(0)), np.asarray(_noise(1))
+  want = []
+  for window in (64, 128, 256, 512, 1024, 2048):
+    filters = librosa.filters.mel(sr=RATE, n_fft=max(window, 512), n_mels=64)
+    mels = []
+    for wave in (target_BT, estimate_BT):
+      frames = np.lib.stride_tricks.sliding_window_view(wave, window, axis=-1)[:, :: window // 4]
+      hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+      mels.append(np.abs(np.fft.rfft(frames * hann, max(window, 512))) @ filters.T)
+    logs = [np.log(np.maximum(mel, 1e-5)) for mel in mels]
+    want.append(np.abs(mels[0] - mels[1]).mean())
+    want[-1] += np.sqrt(window / 2) * np.sqrt(np.square(logs[0] - logs[1]).mean(-1)).mean()
+  got = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=RATE)
+  np.testing.assert_allclose(got, np.mean(want), rtol=1e-3)
+
+
+def test_spectral_reconstruction_has_finite_gradients_at_silence_and_equality():
+  gradient = jax.jit(jax.grad(lambda e, t: losses.spectral_reconstruction(t, e, sample_rate=RATE)))
+  for target_BT, estimate_BT in ((_noise(0), _noise(0)), (_noise(0), 0 * _noise(0)), (0 * _noise(0), 0 * _noise(0))):
+    assert np.isfinite(gradient(estimate_BT, target_BT)).all()
+
+
+def test_hinge_losses_by_hand():
+  real, fake = [jnp.asarray([[2.0, 0.0]]), jnp.asarray([[0.5]])], [jnp.asarray([[-3.0, 1.0]]), jnp.asarray([[0.0]])]
+  # Critic 0: (0 + 1) / 2 + (0 + 2) / 2; critic 1: 0.5 + 1.
+  np.testing.assert_allclose(losses.hinge_discriminator(real, fake), (1.5 + 1.5) / 2)
+  # Critic 0: (4 + 0) / 2; critic 1: 1.
+  np.testing.assert_allclose(losses.hinge_generator(fake), (2 + 1) / 2)
+
+
+def test_feature_matching_weighs_layers_and_critics_alike():
+  real = [[jnp.zeros((1, 2)), jnp.zeros((1, 8))], [jnp.zeros((1, 3))]]
+  fake = [[jnp.ones((1, 2)), -3 * jnp.ones((1, 8))], [4 * jnp.ones((1, 3))]]
+  np.testing.assert_allclose(losses.feature_matching(real, fake), ((1 + 3) / 2 + 4) / 2)
+
+
+def test_relative_squared_error_of_silence_is_one():
+  np.testing.assert_allclose(losses.relative_squared_error(_noise(0), 0 * _noise(0)), 1, rtol=1e-4)
+  np.testing.assert_allclose(losses.relative_squared_error(_noise(0), 0.5 * _noise(0)), 0.25, rtol=1e-4)

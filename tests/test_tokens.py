@@ -1,0 +1,70 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiolm_jax import tokens
+
+
+@st.composite
+def codes(draw):
+  shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4)))
+  size = draw(st.integers(1, 9))
+  values = draw(st.lists(st.integers(-1, size - 1), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+  return np.array(values, np.int32).reshape(shape), size
+
+
+@settings(max_examples=30, deadline=None)
+@given(codes(), st.integers(0, 5))
+def test_unflatten_inverts_flatten_and_levels_are_disjoint(drawn, offset):
+  codes_BFQ, size = drawn
+  ids_BL = np.asarray(tokens.flatten(codes_BFQ, size, offset))
+  num_levels = codes_BFQ.shape[-1]
+  np.testing.assert_array_equal(tokens.unflatten(ids_BL, num_levels, size, offset), codes_BFQ)
+  for i, (code, number) in enumerate(zip(codes_BFQ.reshape(-1), ids_BL.reshape(-1), strict=True)):
+    # The paper's formula, position by position.
+    assert number == (tokens.PAD if code == tokens.PAD else code + (i % num_levels) * size + offset)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=0, max_size=12))
+def test_deduplicate_equals_groupby_on_host_and_device(row):
+  semantic_BS = np.full((1, 12), tokens.PAD, np.int32)
+  semantic_BS[0, : len(row)] = row
+  expected = [token for token, _ in itertools.groupby(row)]
+  for array in (semantic_BS, jnp.asarray(semantic_BS)):
+    kept_BS, length_B = tokens.deduplicate(array)
+    assert isinstance(kept_BS, type(array) if isinstance(array, np.ndarray) else jax.Array)
+    assert list(np.asarray(kept_BS)[0, : int(length_B[0])]) == expected
+    assert (np.asarray(kept_BS)[0, len(expected) :] == tokens.PAD).all()
+
+
+def test_ranges_of_a_vocabulary_are_disjoint_and_fill_it():
+  vocabulary = tokens.Vocabulary(prefix_levels=1, prefix_size=7, target_levels=3, target_size=5)
+  prefix = tokens.flatten(np.arange(7).reshape(1, 7, 1), 7, vocabulary.prefix_offset)
+  target = tokens.flatten(np.tile(np.arange(5)[None, :, None], (1, 1, 3)), 5, vocabulary.target_offset)
+  ids = [tokens.START, *np.asarray(prefix).ravel(), *np.asarray(target).ravel()]
+  assert sorted(ids) == list(range(vocabulary.num_ids))
+
+
+def test_left_pad_keeps_the_order():
+  ids, times = tokens.left_pad(jnp.array([[-1, 5, -1, 0, 7]]), jnp.arange(5.0)[None])
+  np.testing.assert_array_equal(ids, [[-1, -1, 5, 0, 7]])
+  np.testing.assert_array_equal(times[0, 2:], [1, 3, 4])
+
+
+def test_errors_name_the_value():
+  with pytest.raises(ValueError, match='code 4 is outside'):
+    tokens.flatten(np.array([[[4]]]), 4)
+  with pytest.raises(ValueError, match='outside'):
+    tokens.unflatten(np.array([[0, 3]]), 2, 4)  # 3 belongs to level 0
+  with pytest.raises(ValueError, match='no whole number of frames'):
+    tokens.unflatten(jnp.zeros((1, 5), jnp.int32), 2, 4)
+  with pytest.raises(ValueError, match='half of frame_rate'):
+    tokens.semantic_frames(1.0, 50.0, 50.0)
+  with pytest.raises(ValueError, match='no whole number'):
+    tokens.semantic_frames(1.01, 25.0, 50.0)
