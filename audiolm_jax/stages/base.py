@@ -1,0 +1,64 @@
+"""The contract between a trainable stage and everything that is written once (input, mesh, train step, loop).
+
+A stage is what an `optax.GradientTransformation` is: a record of pure functions, made from a frozen config by
+`Config.make()`. The type of the config selects the stage; Python's import is the registry.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Key = jax.Array  # a typed PRNG key, from jax.random.key
+Params = Any  # tree of arrays that receive gradients; its top-level names are the optimizer's groups
+State = Any  # tree of arrays that do not (EMA codebooks, counters); most stages: {}
+Batch = Mapping[str, jax.Array]
+
+
+class Feature(NamedTuple):
+  """One entry of a batch, for one example.
+
+  The input pipeline cuts every time series of an example at the same instant: `start_seconds * rate` along axis 0,
+  for `shape[0]` entries. The remaining axes take the leading part of what the source holds (a stage that asks for 4
+  quantizer levels gets the first 4). An example that is too short is padded: floats with 0, integers with
+  `tokens.PAD` (-1).
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  rate: float | None  # entries per second along axis 0; None: not a time series, passed on as it is
+
+
+class Variables(NamedTuple):
+  params: Params
+  state: State
+
+
+class Aux(NamedTuple):
+  """What a loss returns beside the loss: the next state, and scalars to log (float32, means over the global batch)."""
+
+  state: State
+  metrics: Mapping[str, jax.Array]
+
+
+class Stage(NamedTuple):
+  """A trainable model.
+
+  batch: what one example must hold, by name ('waveform', 'semantic', 'codes', 'label', ...).
+  init: key -> Variables. The leaves of `params` are boxed by `nn.with_logical_partitioning` where an axis can be
+    sharded; `training.sharding` reads the boxes and unboxes. `loss` takes unboxed trees.
+  loss: (params, state, batch, key) -> (scalar, Aux). `key is None` means evaluation: no dropout, no masking noise
+    that is not derived from a fixed key, no codebook update, no other change of state.
+
+  Arrays are global: a mean is a mean over the global batch.
+  """
+
+  batch: Mapping[str, Feature]
+  init: Callable[[Key], Variables]
+  loss: Callable[[Params, State, Batch, Key | None], tuple[jax.Array, Aux]]
+
+
+def empty_batch(stage: Stage, batch_size: int) -> dict[str, np.ndarray]:
+  """Returns a batch of zeros with the shapes and dtypes that `stage` asks for."""
+  return {name: np.zeros((batch_size, *f.shape), f.dtype) for name, f in stage.batch.items()}

@@ -1,0 +1,97 @@
+"""AudioLM, stage 2 (arXiv 2209.03143): coarse acoustic tokens given semantic tokens.
+
+Inputs: semantic_BS at 25 Hz, frame-aligned (repeats are removed here), and codes_BFQ at 50 Hz, of which the first
+`num_quantizers` levels. Sequence: z_1, ..., z_N, START, y_1^1, ..., y_1^Q, y_2^1, ...; only y is predicted. Piano
+(section IV-I): num_quantizers=3, codebook_size=2**14, and no stage 3.
+
+Deviation: the softmax of a position runs over its own level only, so an illegal code has probability 0 from the
+start. Not in the paper, off by default: `time_embedding` (needs deduplicate=False), for tiny models, which cannot
+afford to learn which semantic token belongs to a frame by counting.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.nn import language_model
+from audiolm_jax.nn.language_model import LanguageModel
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Paper values (section IV-B)."""
+
+  crop_seconds: float = 10.0
+  semantic_rate: float = 25.0  # Hz
+  frame_rate: float = 50.0  # Hz
+  num_clusters: int = 1024
+  total_quantizers: int = 12  # of the codec
+  num_quantizers: int = 4  # predicted: the coarse ones
+  codebook_size: int = 1024
+  condition_on_semantic: bool = True  # False: the acoustic-only ablation
+  deduplicate: bool = True
+  time_embedding: bool = False
+  transformer: TransformerConfig = TransformerConfig()
+
+  def __post_init__(self):
+    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
+    if not 1 <= self.num_quantizers <= self.total_quantizers:
+      raise ValueError(f'num_quantizers={self.num_quantizers} is not in 1..total_quantizers={self.total_quantizers}')
+    if self.time_embedding and self.condition_on_semantic and self.deduplicate:
+      raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
+
+  @property
+  def num_semantic(self) -> int:
+    """Semantic frames of a crop."""
+    return round(self.crop_seconds * self.semantic_rate)
+
+  @property
+  def language_model(self) -> LanguageModel:
+    vocabulary = tokens.Vocabulary(
+        prefix_levels=int(self.condition_on_semantic),
+        prefix_size=self.num_clusters,
+        target_levels=self.num_quantizers,
+        target_size=self.codebook_size,
+    )
+    return LanguageModel(
+        transformer=self.transformer,
+        vocabulary=vocabulary,
+        prefix_rate=self.semantic_rate,
+        target_rate=self.frame_rate,
+        time_embedding=self.time_embedding,
+    )
+
+  def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B S 1'], Int[Array, 'B F Q']]:
+    """Returns the conditioning tokens of a batch (none for the acoustic-only model) and the predicted codes."""
+    codes_BFQ = jnp.asarray(batch['codes'])
+    if not self.condition_on_semantic:
+      return jnp.zeros((codes_BFQ.shape[0], 0, 1), jnp.int32), codes_BFQ
+    semantic_BS = jnp.asarray(batch['semantic'])
+    if self.deduplicate:
+      semantic_BS = tokens.deduplicate(semantic_BS)[0]
+    return semantic_BS[..., None], codes_BFQ
+
+  def make(self) -> Stage:
+    return make(self)
+
+
+def make(config: Config) -> Stage:
+  codes = Feature((2 * config.num_semantic, config.num_quantizers), jnp.int32, config.frame_rate)
+  features = {'codes': codes}
+  if config.condition_on_semantic:
+    features['semantic'] = Feature((config.num_semantic,), jnp.int32, config.semantic_rate)
+
+  def loss(params, state, batch, key):
+    prefix, target = config.prefix_and_target(batch)
+    nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
+    return nats, Aux(state, metrics)
+
+  return Stage(
+      batch=features,
+      init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+      loss=loss,
+  )

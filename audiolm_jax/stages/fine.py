@@ -1,0 +1,78 @@
+"""AudioLM, stage 3 (arXiv 2209.03143): fine acoustic tokens given coarse ones, no semantic tokens.
+
+Input: codes_BFQ at 50 Hz, all levels. Sequence: the coarse codes of the crop frame by frame, START, the fine codes
+frame by frame; only the fine ones are predicted (the paper does not say whether the coarse part has a loss).
+
+Deviation: the softmax of a position runs over its own level only. Not in the paper, off by default: `time_embedding`.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.nn import language_model
+from audiolm_jax.nn.language_model import LanguageModel
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Paper values (section IV-B): 4 coarse and 8 fine levels."""
+
+  crop_seconds: float = 3.0
+  frame_rate: float = 50.0  # Hz
+  total_quantizers: int = 12
+  num_coarse: int = 4
+  codebook_size: int = 1024
+  time_embedding: bool = False
+  transformer: TransformerConfig = TransformerConfig()
+
+  def __post_init__(self):
+    tokens.semantic_frames(self.crop_seconds, self.frame_rate / 2, self.frame_rate)
+    if not 1 <= self.num_coarse < self.total_quantizers:
+      raise ValueError(f'num_coarse={self.num_coarse} leaves no fine level of total_quantizers={self.total_quantizers}')
+
+  @property
+  def num_frames(self) -> int:
+    """Acoustic frames of a crop."""
+    return round(self.crop_seconds * self.frame_rate)
+
+  @property
+  def language_model(self) -> LanguageModel:
+    vocabulary = tokens.Vocabulary(
+        prefix_levels=self.num_coarse,
+        prefix_size=self.codebook_size,
+        target_levels=self.total_quantizers - self.num_coarse,
+        target_size=self.codebook_size,
+    )
+    return LanguageModel(
+        transformer=self.transformer,
+        vocabulary=vocabulary,
+        prefix_rate=self.frame_rate,
+        target_rate=self.frame_rate,
+        time_embedding=self.time_embedding,
+    )
+
+  def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B F Q1'], Int[Array, 'B F Q2']]:
+    """Returns the coarse codes of a batch and the predicted fine ones."""
+    codes_BFQ = jnp.asarray(batch['codes'])
+    return codes_BFQ[..., : self.num_coarse], codes_BFQ[..., self.num_coarse :]
+
+  def make(self) -> Stage:
+    return make(self)
+
+
+def make(config: Config) -> Stage:
+  def loss(params, state, batch, key):
+    prefix, target = config.prefix_and_target(batch)
+    nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
+    return nats, Aux(state, metrics)
+
+  return Stage(
+      batch={'codes': Feature((config.num_frames, config.total_quantizers), jnp.int32, config.frame_rate)},
+      init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+      loss=loss,
+  )

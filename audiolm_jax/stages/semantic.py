@@ -1,0 +1,73 @@
+"""AudioLM, stage 1 (Borsos et al., 2022, arXiv 2209.03143): a language model over semantic tokens.
+
+Input: semantic_BS at 25 Hz, frame-aligned; repeats are removed here. Sequence: START, z_1, ..., z_N; all of z is
+predicted. No end token: crops end anywhere. Open in the paper and chosen here: see nn/transformer.py.
+
+Deviation: the softmax runs over semantic ids only, START cannot be predicted. Not in the paper, off by default:
+`time_embedding`, for tiny models; it needs deduplicate=False, since deduplicated tokens have no time.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.nn import language_model
+from audiolm_jax.nn.language_model import LanguageModel
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Paper values (section IV-B)."""
+
+  crop_seconds: float = 30.0
+  semantic_rate: float = 25.0  # Hz
+  num_clusters: int = 1024
+  deduplicate: bool = True
+  time_embedding: bool = False
+  transformer: TransformerConfig = TransformerConfig()
+
+  def __post_init__(self):
+    if self.time_embedding and self.deduplicate:
+      raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
+    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, 2 * self.semantic_rate)
+
+  @property
+  def num_semantic(self) -> int:
+    """Semantic frames of a crop."""
+    return round(self.crop_seconds * self.semantic_rate)
+
+  @property
+  def language_model(self) -> LanguageModel:
+    return LanguageModel(
+        transformer=self.transformer,
+        vocabulary=tokens.Vocabulary(target_size=self.num_clusters),
+        target_rate=self.semantic_rate,
+        time_embedding=self.time_embedding,
+    )
+
+  def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B 0 1'], Int[Array, 'B S 1']]:
+    """Returns the (empty) prefix and the predicted tokens of a batch."""
+    semantic_BS = jnp.asarray(batch['semantic'])
+    if self.deduplicate:
+      semantic_BS = tokens.deduplicate(semantic_BS)[0]
+    return jnp.zeros((semantic_BS.shape[0], 0, 1), jnp.int32), semantic_BS[..., None]
+
+  def make(self) -> Stage:
+    return make(self)
+
+
+def make(config: Config) -> Stage:
+  def loss(params, state, batch, key):
+    prefix, target = config.prefix_and_target(batch)
+    nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
+    return nats, Aux(state, metrics)
+
+  return Stage(
+      batch={'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate)},
+      init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+      loss=loss,
+  )

@@ -1,0 +1,236 @@
+"""SoundStream (Zeghidour et al., 2021, arXiv 2107.03312): a neural codec, waveform_BT <-> codes_BFQ.
+
+A causal convolutional encoder makes one embedding per `hop_length` samples, a residual vector quantizer turns it into
+one code per level, and a causal decoder makes the waveform from the sum of the code vectors. With the defaults (as in
+AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes, 6000 bit/s. Frame f depends on samples before (f + 1) *
+hop_length, and no sample depends on a later frame. Any leading number of levels decodes, by quantizer dropout.
+
+Where the paper is silent or unclear, and where we leave it:
+- Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`), so that they do not
+  follow the crop. Our weight of the feature term is 10, the paper's 100: the spectral term is now near 20 at first, and
+  should lead.
+- The paper prints no commitment loss; without one, the encoder may outrun its codebooks.
+- Residual units have kernel 3 at full width (`nn.seanet.ResidualUnit` says why); D = 256 fits the table of sizes.
+- `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None leaves them out for good:
+  short runs spend their time on reconstruction.
+- `waveform_weight` > 0 (default 0, the paper) adds the relative squared error of the waveform: short runs learn
+  phase by it, which the spectral loss ignores.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from audiolm_jax import losses
+from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.discriminators import Discriminators
+from audiolm_jax.nn.seanet import Decoder, Encoder
+from audiolm_jax.stages.base import Aux, Feature, Stage, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  sample_rate: int = 16_000  # Hz
+  crop_length: int = 16_000  # samples of a training example; not stated in the paper
+  strides: tuple[int, ...] = (2, 4, 5, 8)
+  encoder_channels: int = 32
+  decoder_channels: int = 32
+  embedding_dim: int = 256
+  num_quantizers: int = 12
+  codebook_size: int = 1024
+  codebook_decay: float = 0.99
+  dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
+  spectral_channels: int = 32  # of the critic on the STFT
+  spectral_window_length: int = 1024  # samples; hop a quarter of it
+  num_waveform_critics: int = 3  # each at half the rate of the one before
+  waveform_channels: int = 16  # of the critics on the waveform: a multiple of 4, times 4 per layer, up to the next
+  waveform_max_channels: int = 1024
+  adversarial_start: int | None = 0  # training step; None: never
+  spectral_weight: float = 1.0
+  waveform_weight: float = 0.0
+  commitment_weight: float = 1.0
+  adversarial_weight: float = 1.0
+  feature_weight: float = 10.0
+  dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
+
+  @property
+  def hop_length(self) -> int:
+    """Samples per frame."""
+    return math.prod(self.strides)
+
+  @property
+  def frame_rate(self) -> float:
+    """Frames per second."""
+    return self.sample_rate / self.hop_length
+
+  @property
+  def loss_weights(self) -> Mapping[str, float]:
+    """The weight of each term of the loss, by its name."""
+    return {
+        'spectral': self.spectral_weight,
+        'waveform': self.waveform_weight,
+        'commitment': self.commitment_weight,
+        'adversarial': self.adversarial_weight,
+        'feature': self.feature_weight,
+        'discriminator': 1.0,  # alone in its optimizer group
+    }
+
+  def make(self) -> Stage:
+    return make(self)
+
+
+def make(config: Config) -> Stage:
+  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'."""
+  _check_length(config, config.crop_length)
+  return Stage(
+      batch={'waveform': Feature((config.crop_length,), jnp.float32, config.sample_rate)},
+      init=lambda key: _init(config, key),
+      loss=lambda params, state, batch, key: _loss(config, params, state, batch['waveform'], key),
+  )
+
+
+def _encoder(config: Config) -> Encoder:
+  return Encoder(config.encoder_channels, config.strides, config.embedding_dim, config.dtype)
+
+
+def _decoder(config: Config) -> Decoder:
+  return Decoder(config.decoder_channels, config.strides, config.dtype)
+
+
+def _discriminators(config: Config) -> Discriminators:
+  return Discriminators(
+      config.spectral_channels,
+      config.spectral_window_length,
+      config.waveform_channels,
+      config.waveform_max_channels,
+      config.num_waveform_critics,
+      dtype=config.dtype,
+  )
+
+
+def _init(config: Config, key: jax.Array) -> Variables:
+  keys = jax.random.split(key, 4)
+  wave_BT = jnp.zeros((1, config.crop_length))
+  z_BFD = jnp.zeros((1, config.crop_length // config.hop_length, config.embedding_dim))
+  params = {
+      'generator': {
+          'encoder': _encoder(config).init(keys[0], wave_BT)['params'],
+          'decoder': _decoder(config).init(keys[1], z_BFD)['params'],
+      },
+      'discriminator': _discriminators(config).init(keys[2], wave_BT)['params'],
+  }
+  codebooks = quantizer.init(keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim)
+  return Variables(params, {'codebooks': codebooks, 'step': jnp.zeros((), jnp.int32)})
+
+
+def _loss(config: Config, params, state, wave_BT, key):
+  generator = params['generator']
+  z_BFD = _encoder(config).apply({'params': generator['encoder']}, wave_BT)
+  quantized, next_state = _quantize(config, state, z_BFD, key)
+  estimate_BT = _decoder(config).apply({'params': generator['decoder']}, quantized.z_BFD)
+  terms = {
+      'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=config.sample_rate),
+      'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
+      'commitment': quantized.commitment,
+  }
+  absent = {name: jnp.zeros(()) for name in ('adversarial', 'feature', 'discriminator')}
+  if config.adversarial_start is None:
+    terms |= absent
+  else:
+    terms |= jax.lax.cond(
+        state['step'] >= config.adversarial_start,
+        lambda *waves: _adversarial_terms(config, params['discriminator'], *waves),
+        lambda *_: absent,
+        wave_BT,
+        estimate_BT,
+    )
+  perplexity_Q = quantizer.perplexity(quantized.codes_BFQ, config.codebook_size)
+  metrics = terms | {f'perplexity_{level}': perplexity_Q[level] for level in range(config.num_quantizers)}
+  return sum(config.loss_weights[name] * term for name, term in terms.items()), Aux(next_state, metrics)
+
+
+def _quantize(config: Config, state, z_BFD, key):
+  """Quantizes, and in training (`key` given) fits or moves the codebooks and counts the step."""
+  codebooks, batch_size = state['codebooks'], len(z_BFD)
+  if key is None:
+    levels_B = jnp.full(batch_size, config.num_quantizers)
+    return quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B), state
+  dropout_key, fit_key, update_key = jax.random.split(key, 3)
+  levels_B = jax.random.randint(dropout_key, (batch_size,), 1, config.num_quantizers + 1)
+  frozen_BFD = jax.lax.stop_gradient(z_BFD)
+  codebooks = jax.lax.cond(
+      codebooks.fitted, lambda books: books, lambda books: quantizer.fit(books, frozen_BFD, fit_key), codebooks
+  )
+  quantized = quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B)
+  codebooks = quantizer.update(
+      codebooks,
+      quantized,
+      update_key,
+      decay=config.codebook_decay,
+      dead_code_threshold=config.dead_code_threshold,
+  )
+  return quantized, {'codebooks': codebooks, 'step': state['step'] + 1}
+
+
+def _adversarial_terms(config: Config, params, wave_BT, estimate_BT):
+  """Returns the generator's terms, constant in `params`, and the critics' loss, constant in `estimate_BT`.
+
+  Both sides judge the estimate; the two forward passes are equal but for what is held constant, and XLA computes equal
+  expressions once.
+  """
+  judge = lambda params, wave: _discriminators(config).apply({'params': params}, wave)
+  stop = jax.lax.stop_gradient
+  real = judge(params, wave_BT)
+  fake = judge(params, stop(estimate_BT))
+  fake_to_generator = judge(stop(params), estimate_BT)
+  logits = lambda judgements: [j.logits_BN for j in judgements]
+  features = lambda judgements: [j.features for j in judgements]
+  return {
+      'adversarial': losses.hinge_generator(logits(fake_to_generator)),
+      'feature': losses.feature_matching(stop(features(real)), features(fake_to_generator)),
+      'discriminator': losses.hinge_discriminator(logits(real), logits(fake)),
+  }
+
+
+def encode(
+    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+) -> Int[Array, 'B F Q']:
+  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T / hop_length.
+
+  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels.
+  """
+  _check_length(config, wave_BT.shape[-1])
+  if num_quantizers is not None and not 1 <= num_quantizers <= config.num_quantizers:
+    raise ValueError(
+        f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
+        'give a number of these, or None for all'
+    )
+  z_BFD = _encoder(config).apply({'params': variables.params['generator']['encoder']}, wave_BT)
+  return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
+
+
+def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
+  """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
+
+  Raises ValueError when there are more levels than the codec has.
+  """
+  if codes_BFQ.shape[-1] > config.num_quantizers:
+    raise ValueError(
+        f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
+        'were they made by another codec?'
+    )
+  z_BFD = quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
+  return _decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+
+
+def _check_length(config: Config, num_samples: int):
+  if num_samples == 0 or num_samples % config.hop_length:
+    raise ValueError(
+        f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
+        f'hop_length={config.hop_length}: pad with audio.pad_to_multiple'
+    )

@@ -1,0 +1,83 @@
+"""Every stage passes the same checks: gradients, evaluation, eight devices, overfitting, save and restore."""
+
+import numpy as np
+import pytest
+
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.training.optimizers import OptimizerConfig
+from tests import contract
+
+TRANSFORMER = TransformerConfig(num_layers=2, num_heads=2, width=16, mlp_width=32, dtype='float32', remat=False)
+BATCH = 4
+
+
+def voiced(num_samples: int) -> np.ndarray:
+  """Returns tones of different pitch with a little noise: [BATCH, num_samples]."""
+  random = np.random.default_rng(0)
+  seconds_T = np.arange(num_samples) / 16_000
+  tones_BT = np.stack([np.sin(2 * np.pi * 200 * (1 + row) * seconds_T * (1 + seconds_T)) for row in range(BATCH)])
+  return (0.3 * tones_BT + 0.03 * random.normal(size=tones_BT.shape)).astype(np.float32)
+
+
+def codes(frames: int, levels: int, size: int) -> np.ndarray:
+  shape = (BATCH, frames, levels) if levels else (BATCH, frames)
+  return np.random.default_rng(1).integers(0, size, shape).astype(np.int32)
+
+
+SEMANTIC = codes(10, 0, 20)
+CASES = {
+    'semantic': (
+        semantic.Config(crop_seconds=0.4, num_clusters=20, transformer=TRANSFORMER), {'semantic': SEMANTIC}, {}
+    ),
+    'coarse': (
+        coarse.Config(crop_seconds=0.4, num_clusters=20, num_quantizers=2, codebook_size=8, transformer=TRANSFORMER),
+        {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
+        dict(factor=0.7, num_steps=100),
+    ),
+    'fine': (
+        fine.Config(crop_seconds=0.2, total_quantizers=4, num_coarse=2, codebook_size=8, transformer=TRANSFORMER),
+        {'codes': codes(10, 4, 8)},
+        dict(factor=0.7, num_steps=100),
+    ),
+    'classifier': (
+        classifier.Config(num_classes=BATCH, channels=(4, 8), num_mels=16, crop_seconds=0.2),
+        {'waveform': voiced(3200), 'label': np.arange(BATCH, dtype=np.int32)},
+        {},
+    ),
+    'w2v_bert': (
+        w2v_bert.Config(
+            num_mels=16, conv_channels=2, num_contrastive_layers=1, num_mlm_layers=1, width=16, num_heads=2,
+            mlp_width=32, codebook_size=8, code_width=8, num_negatives=4, dropout=0.0, crop_seconds=0.8, feature_layer=1,
+        ),
+        {'waveform': voiced(12_800)},
+        dict(loss_name='mlm', factor=0.8, rtol=1e-4),
+    ),
+    'soundstream': (
+        soundstream.Config(
+            strides=(4, 4), crop_length=1600, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
+            codebook_size=8, spectral_channels=2, spectral_window_length=256, waveform_channels=4,
+            waveform_max_channels=8, num_waveform_critics=1, waveform_weight=10.0,
+        ),
+        {'waveform': voiced(1600)},
+        dict(
+            loss_name='waveform',
+            factor=0.9,
+            rtol=1e-4,
+            without_gradient={
+                r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
+                r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
+            },
+            optimizer={
+                'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
+                'discriminator': OptimizerConfig(learning_rate=1e-3),
+            },
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_stage_keeps_the_contract(name, tmp_path):
+  config, batch, options = CASES[name]
+  contract.check_stage(config, batch, tmp_path, **options)

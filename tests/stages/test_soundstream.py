@@ -1,0 +1,180 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.linen import meta
+
+from audiolm_jax import losses
+from audiolm_jax.nn import quantizer
+from audiolm_jax.stages import soundstream
+from audiolm_jax.stages.base import Variables
+
+CONFIG = soundstream.Config(
+    sample_rate=8000,
+    crop_length=512,
+    strides=(2, 4),
+    encoder_channels=4,
+    decoder_channels=4,
+    embedding_dim=8,
+    num_quantizers=3,
+    codebook_size=16,
+    dead_code_threshold=0.5,
+    spectral_channels=1,
+    spectral_window_length=128,
+    waveform_channels=4,
+    num_waveform_critics=1,
+    waveform_max_channels=8,
+    waveform_weight=100.0,
+    adversarial_start=1,
+)
+
+
+def _random_variables(config):
+  """Returns what `init` makes, by numpy: compiling seventy random arrays takes longer than all tests below."""
+  rng = np.random.default_rng(0)
+  shapes = meta.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
+  draw = lambda s: jnp.asarray(rng.normal(size=s.shape) / np.sqrt(np.prod(s.shape[:-1])) * (len(s.shape) > 1), s.dtype)
+  codebooks = quantizer.init(jax.random.key(0), config.num_quantizers, config.codebook_size, config.embedding_dim)
+  return Variables(jax.tree.map(draw, shapes.params), {'codebooks': codebooks, 'step': jnp.zeros((), jnp.int32)})
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return _random_variables(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  time_T = jnp.arange(512) / 8000
+  pitch_B1 = jnp.asarray([[200.0], [310.0], [430.0], [520.0]])
+  return {'waveform': 0.3 * jnp.sin(2 * jnp.pi * pitch_B1 * time_T) + 0.1 * jnp.sin(7 * pitch_B1 * time_T)}
+
+
+@pytest.fixture(scope='module')
+def gradients():
+  return jax.jit(jax.value_and_grad(CONFIG.make().loss, has_aux=True))
+
+
+@pytest.mark.parametrize(
+    'encoder_channels, decoder_channels, millions',
+    [(32, 32, 8.4), (16, 16, 2.4), (16, 32, 5.5), (8, 32, 4.8), (32, 16, 5.3), (32, 8, 4.4)],
+)
+def test_parameters_match_table_one_of_the_paper(encoder_channels, decoder_channels, millions):
+  config = soundstream.Config(encoder_channels=encoder_channels, decoder_channels=decoder_channels)
+  params = jax.eval_shape(config.make().init, jax.random.key(0)).params['generator']
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_rates_are_those_of_audiolm():
+  config = soundstream.Config()
+  assert config.hop_length == 320 and config.frame_rate == 50
+  assert config.frame_rate * config.num_quantizers * np.log2(config.codebook_size) == 6000  # bit/s
+
+
+def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batch, gradients):
+  """One scalar trains both groups exactly as two separate losses would."""
+  (_, aux), got = gradients(variables.params, variables.state | {'step': jnp.asarray(1)}, batch, None)
+  wave_BT, codebooks = batch['waveform'], variables.state['codebooks']
+
+  def estimate(generator):
+    z_BFD = soundstream._encoder(CONFIG).apply({'params': generator['encoder']}, wave_BT)
+    quantized = quantizer.quantize(codebooks.vectors_QKD, z_BFD, jnp.full(4, 3))
+    return soundstream._decoder(CONFIG).apply({'params': generator['decoder']}, quantized.z_BFD), quantized.commitment
+
+  judge = lambda params, wave: soundstream._discriminators(CONFIG).apply({'params': params}, wave)
+
+  def generator_loss(generator):
+    estimate_BT, commitment = estimate(generator)
+    real, fake = (judge(variables.params['discriminator'], wave) for wave in (wave_BT, estimate_BT))
+    terms = {
+        'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=8000),
+        'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
+        'commitment': commitment,
+        'adversarial': losses.hinge_generator([j.logits_BN for j in fake]),
+        'feature': losses.feature_matching([j.features for j in real], [j.features for j in fake]),
+    }
+    return sum(CONFIG.loss_weights[name] * term for name, term in terms.items()), terms
+
+  def discriminator_loss(discriminator):
+    real, fake = (judge(discriminator, w) for w in (wave_BT, estimate(variables.params['generator'])[0]))
+    return losses.hinge_discriminator([j.logits_BN for j in real], [j.logits_BN for j in fake])
+
+  @jax.jit
+  def separate_gradients(params):
+    generator, terms = jax.grad(generator_loss, has_aux=True)(params['generator'])
+    return {'generator': generator, 'discriminator': jax.grad(discriminator_loss)(params['discriminator'])}, terms
+
+  want, terms = separate_gradients(variables.params)
+  for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+    scale = float(jnp.max(jnp.abs(w)))
+    np.testing.assert_allclose(g, w, rtol=1e-3, atol=1e-4 * scale + 1e-7, err_msg=jax.tree_util.keystr(path))
+  for name, term in terms.items():
+    np.testing.assert_allclose(aux.metrics[name], term, rtol=1e-4)
+  assert {leaf.shape for leaf in aux.metrics.values()} == {()}
+  assert 1 <= aux.metrics['perplexity_2'] <= 16
+
+
+def test_evaluation_leaves_the_state_alone_and_training_does_not(variables, batch, gradients):
+  (_, aux), _ = gradients(variables.params, variables.state, batch, None)
+  jax.tree.map(np.testing.assert_array_equal, aux.state, variables.state)
+  (_, aux), _ = gradients(variables.params, variables.state, batch, jax.random.key(0))
+  assert aux.state['step'] == 1 and aux.state['codebooks'].fitted
+  assert not np.allclose(aux.state['codebooks'].vectors_QKD, variables.state['codebooks'].vectors_QKD)
+
+
+def test_critics_wait_for_their_start(variables, batch, gradients):
+  (_, aux), gradient = gradients(variables.params, variables.state, batch, None)
+  assert aux.metrics['discriminator'] == aux.metrics['feature'] == aux.metrics['adversarial'] == 0
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient['discriminator']))
+  assert all((leaf != 0).any() for leaf in jax.tree.leaves(gradient['generator']))
+
+
+def test_training_reconstructs_better_with_more_levels(variables, batch, gradients):
+  config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9)
+  optimizer = optax.adam(5e-3, b1=0.8)
+  gradient = jax.grad(config.make().loss, has_aux=True)
+
+  @jax.jit
+  def train(variables):
+    def step(carry, key):
+      params, state, optimizer_state = carry
+      updates, aux = gradient(params, state, batch, key)
+      updates, optimizer_state = optimizer.update(updates, optimizer_state)
+      return (optax.apply_updates(params, updates), aux.state, optimizer_state), None
+
+    keys = jax.random.split(jax.random.key(0), 200)
+    (params, state, _), _ = jax.lax.scan(step, (*variables, optimizer.init(variables.params)), keys)
+    return Variables(params, state)
+
+  @jax.jit
+  def errors(variables):
+    codes_BFQ = soundstream.encode(CONFIG, variables, batch['waveform'])
+    decoded = [soundstream.decode(CONFIG, variables, codes_BFQ[..., :levels]) for levels in (1, 3)]
+    return [jnp.mean(jnp.abs(wave_BT - batch['waveform'])) for wave_BT in decoded]
+
+  silence = float(jnp.mean(jnp.abs(batch['waveform'])))
+  (one, three), (_, untrained) = errors(train(variables)), errors(variables)
+  assert three < one < untrained
+  assert three < 0.5 * silence
+
+
+def test_codes_of_a_prefix_are_the_prefix_of_the_codes(variables, batch):
+  wave_BT, encode = batch['waveform'], jax.jit(soundstream.encode, static_argnums=(0, 3))
+  codes_BFQ = encode(CONFIG, variables, wave_BT)
+  assert codes_BFQ.shape == (4, 64, 3)
+  np.testing.assert_array_equal(encode(CONFIG, variables, wave_BT[:, :256], 2), codes_BFQ[:, :32, :2])
+
+
+def test_errors_name_the_remedy(variables):
+  with pytest.raises(ValueError, match='511 samples.*hop_length=8.*pad_to_multiple'):
+    soundstream.encode(CONFIG, variables, jnp.zeros((1, 511)))
+  for levels in (0, 4):
+    with pytest.raises(ValueError, match=f'num_quantizers={levels}: .* 1 to 3'):
+      soundstream.encode(CONFIG, variables, jnp.zeros((1, 512)), levels)
+  with pytest.raises(ValueError, match='1,001 samples'):
+    soundstream.Config(crop_length=1001).make()
+  with pytest.raises(ValueError, match='4 levels.*num_quantizers=3'):
+    soundstream.decode(CONFIG, variables, jnp.zeros((1, 2, 4), jnp.int32))
