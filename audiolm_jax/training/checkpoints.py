@@ -1,0 +1,344 @@
+"""Checkpoints: asynchronous, atomic, and digested, so that a flipped bit never becomes a wrong weight.
+
+`directory`/<step>/ holds one Orbax item for each part of the train state (params, state, opt_state, ema_params; empty
+parts are left out), a JSON item `metadata`, and `digest.json` with the SHA-256 of every other file. The digest is
+written after the data and before Orbax renames the temporary directory to its final name: what carries a step's name
+is whole. On restore the digest is checked; a bad step is set aside as <step>.rejected and the one before is used.
+
+Every part is stored as a flat {path: array}: empty containers and NamedTuples of optax need no special care, and a
+change of structure is reported as a difference of paths.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+import audiolm_jax
+from audiolm_jax.stages import base
+from audiolm_jax.training import configs, sharding
+
+FORMAT = 1
+DIGEST, METADATA, MARKER = 'digest.json', 'metadata', 'audiolm_jax.json'
+_TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # half-saved, half-deleted
+UNDIGESTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax's stamps, made after the digest: no weights
+
+
+class Restored(NamedTuple):
+  step: int
+  parts: dict[str, Any]
+  data_position: Any  # what the data iterator's get_state returned
+  metadata: dict[str, Any]
+
+
+class Checkpointer:
+  """Saves and restores the parts of a train state in `directory`, which this process must hold (training.workdir).
+
+  At most `max_to_keep` steps stay once a newer one is whole. Temporary directories of killed saves are deleted, in
+  directories that a Checkpointer made. Under several processes every one makes the same calls.
+
+  Raises ValueError where `directory` holds something but was not made by a Checkpointer.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, max_to_keep: int = 3):
+    if max_to_keep < 1:
+      raise ValueError(f'max_to_keep={max_to_keep}: at least one checkpoint must stay')
+    self._directory = pathlib.Path(directory).absolute()
+    self._max_to_keep = max_to_keep
+    self._saving: int | None = None
+    if jax.process_index() == 0:
+      _claim(self._directory)
+    _sync('checkpoints claimed')
+    self._orbax = ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(),
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
+    )
+
+  def save(self, step: int, parts: Mapping[str, Any], data_position: Any, metadata: Mapping[str, Any]) -> None:
+    """Starts saving `step`; arrays may be donated once this returns. A step that is already there is left alone.
+
+    Raises OSError when this save, or the one before, could not be written.
+    """
+    self.wait()
+    if step in steps(self._directory):
+      return
+    flat = {name: _flatten(tree) for name, tree in parts.items()}
+    described = dict(
+        metadata,
+        format=FORMAT,
+        version=audiolm_jax.__version__,
+        step=step,
+        data_position=data_position,
+        structure={name: {path: [list(x.shape), str(x.dtype)] for path, x in leaves.items()}
+                   for name, leaves in flat.items()},
+    )
+    try:
+      json.dumps(described)
+    except TypeError as error:
+      raise ValueError(f'metadata and data position of step {step} must be JSON: {error}') from error
+    items = {name: ocp.args.StandardSave(leaves) for name, leaves in flat.items() if leaves}
+    self._saving = step
+    with _clear_errors(self._directory, step):
+      self._orbax.save(
+          self._directory / str(step), args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(described)})
+      )
+
+  def wait(self) -> None:
+    """Waits until the save in progress is whole, then deletes steps beyond `max_to_keep`."""
+    if self._saving is None:
+      return
+    try:
+      with _clear_errors(self._directory, self._saving):
+        self._orbax.wait_until_finished()
+    finally:
+      self._saving = None
+    if jax.process_index() == 0:
+      for old in steps(self._directory)[: -self._max_to_keep]:
+        pruned = self._directory / f'{old}.pruned'  # a name that is no step: a kill in between leaves no half step
+        (self._directory / str(old)).rename(pruned)
+        shutil.rmtree(pruned)
+
+  def close(self) -> None:
+    self.wait()
+    self._orbax.close()
+
+  def restore(self, targets: Mapping[str, Any], config: Mapping[str, Any]) -> Restored | None:
+    """Restores the newest good step into the shapes, dtypes and shardings of `targets`; None when there is no step.
+
+    `config` is the described stage config. Raises ValueError when it differs from the checkpoint's, when the trees
+    differ, or when steps exist and none is good.
+    """
+    step = self._newest_good()
+    if step is None:
+      return None
+    metadata = _read_metadata(self._directory / str(step))
+    differing = configs.differences(metadata['config'], config)
+    if differing:
+      raise ValueError(
+          f'{self._directory} was trained with another config; use that one, or another workdir:\n  '
+          + '\n  '.join(differing)
+      )
+    parts = _restore_parts(self._directory / str(step), targets, metadata)
+    return Restored(step, parts, metadata['data_position'], metadata)
+
+  def _newest_good(self) -> int | None:
+    step, error = None, ''
+    if jax.process_index() == 0:
+      try:
+        step = _reject_bad(self._directory)
+      except ValueError as caught:
+        error = str(caught)
+    if jax.process_count() > 1:
+      code = {None: -1}.get(step, step) if not error else -2
+      code = int(multihost_utils.broadcast_one_to_all(np.int64(code)))
+      step, error = (None if code < 0 else code), error or ('no good checkpoint' if code == -2 else '')
+    if error:
+      raise ValueError(error)
+    return step
+
+  def _write_digest(self) -> None:
+    """Runs in Orbax's thread on the primary process, between the last data file and the final name."""
+    [temporary] = self._directory.glob(f'{self._saving}.orbax-checkpoint-tmp*')
+    files = {
+        str(path.relative_to(temporary)): [path.stat().st_size, _sha256(path)]
+        for path in sorted(temporary.rglob('*'))
+        if path.is_file() and str(path.relative_to(temporary)) not in UNDIGESTED
+    }
+    with (temporary / DIGEST).open('w') as file:
+      json.dump({'format': FORMAT, 'files': files}, file, indent=1)
+      file.flush()
+      os.fsync(file.fileno())
+
+
+def steps(directory: str | pathlib.Path) -> list[int]:
+  """Returns the steps in `directory` that were saved to the end, in order (their digests are not checked here)."""
+  directory = pathlib.Path(directory)
+  names = [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+  return sorted(int(name) for name in names if (directory / name / DIGEST).is_file())
+
+
+def fault(directory: pathlib.Path) -> str | None:
+  """Returns what is wrong with one step's files, or None when every digest matches."""
+  try:
+    files = json.loads((directory / DIGEST).read_text())['files']
+  except (OSError, ValueError, KeyError) as error:
+    return f'{DIGEST} cannot be read: {error}'
+  for name, (size, digest) in files.items():
+    path = directory / name
+    if not path.is_file():
+      return f'{name} is missing'
+    if path.stat().st_size != size:
+      return f'{name} has {path.stat().st_size} bytes, not {size}'
+    if _sha256(path) != digest:
+      return f'{name} differs from its digest'
+  return None
+
+
+def load_variables(
+    directory: str | pathlib.Path, step: int | None = None, *, use_ema: bool = True
+) -> tuple[Any, base.Variables, dict[str, Any]]:
+  """Loads a trained stage for inference, on the default device, without optimizer or trainer.
+
+  Args:
+    directory: a run's checkpoint directory, or its workdir.
+    step: which one; None takes the newest good one.
+    use_ema: take the averaged parameters where training kept them.
+
+  Returns:
+    (config, Variables of plain arrays, metadata with 'step', 'version', 'fingerprints' and what else was saved).
+
+  Raises:
+    ValueError: no good checkpoint, an unknown config class or field, or another structure than `config.make()` has.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if not (directory / MARKER).is_file() and (directory / 'checkpoints').is_dir():
+    directory = directory / 'checkpoints'
+  if step is None:
+    step = _newest_readable(directory)
+  elif reason := fault(directory / str(step)):
+    raise ValueError(f'checkpoint {directory / str(step)}: {reason}')
+  metadata = _read_metadata(directory / str(step))
+  config = configs.rebuild(metadata['config'], metadata['version'])
+  variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  params_name = 'ema_params' if use_ema and metadata['structure'].get('ema_params') else 'params'
+  targets = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+      {params_name: variables.params, 'state': variables.state},
+  )
+  parts = _restore_parts(directory / str(step), targets, metadata)
+  return config, base.Variables(parts[params_name], parts['state']), metadata
+
+
+def _claim(directory: pathlib.Path) -> None:
+  """Marks a new directory as ours, and clears what killed saves left in one that is."""
+  directory.mkdir(parents=True, exist_ok=True)
+  marker = directory / MARKER
+  if not marker.is_file():
+    if found := sorted(path.name for path in directory.iterdir()):
+      raise ValueError(f'{directory} holds {found[:3]} but no {MARKER}: choose an empty directory')
+    temporary = marker.with_suffix('.tmp')
+    temporary.write_text(json.dumps({'format': FORMAT}))
+    temporary.rename(marker)
+  for path in directory.iterdir():
+    if _TEMPORARY.match(path.name):
+      shutil.rmtree(path)
+
+
+def _reject_bad(directory: pathlib.Path) -> int | None:
+  """Returns the newest good step and renames newer bad ones, so that their step numbers are free again."""
+  bad = {}
+  names = sorted((int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True)
+  good = None
+  for step in names:
+    reason = fault(directory / str(step))
+    if reason is None:
+      good = step
+      break
+    bad[step] = reason
+  if good is None and bad:
+    raise ValueError(
+        f'no good checkpoint in {directory}: ' + '; '.join(f'{step}: {reason}' for step, reason in bad.items())
+    )
+  for step, reason in bad.items():
+    rejected = directory / f'{step}.rejected'
+    while rejected.exists():
+      rejected = rejected.with_name(rejected.name + '+')
+    (directory / str(step)).rename(rejected)
+    warnings.warn(
+        f'checkpoint {step} in {directory} is bad ({reason}): kept as {rejected.name}, continuing from step {good}'
+    )
+  return good
+
+
+def _newest_readable(directory: pathlib.Path) -> int:
+  """Returns the newest good step without touching the directory, which a trainer may be using."""
+  newer = {}
+  for step in reversed(steps(directory)):
+    reason = fault(directory / str(step))
+    if reason is None:
+      for bad, why in newer.items():
+        warnings.warn(f'checkpoint {bad} in {directory} is bad ({why}): using step {step}')
+      return step
+    newer[step] = reason
+  raise ValueError(f'no good checkpoint in {directory}: ' + ('; '.join(newer.values()) or 'it holds no step'))
+
+
+def _restore_parts(directory: pathlib.Path, targets: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+  """Restores the parts that `targets` names after comparing their paths and shapes with what was saved."""
+  flat = {name: _flatten(tree) for name, tree in targets.items()}
+  lines = []
+  for name, leaves in flat.items():
+    saved = {path: (tuple(shape), dtype) for path, (shape, dtype) in metadata['structure'].get(name, {}).items()}
+    wanted = {path: (tuple(x.shape), str(x.dtype)) for path, x in leaves.items()}
+    lines += [
+        f'{name}.{path}: checkpoint {saved.get(path, "(absent)")}, now {wanted.get(path, "(absent)")}'
+        for path in sorted(saved.keys() | wanted.keys())
+        if saved.get(path) != wanted.get(path)
+    ]
+  if lines:
+    raise ValueError(f'{directory} (audiolm_jax {metadata["version"]}) holds other arrays:\n  ' + '\n  '.join(lines))
+  items = {name: ocp.args.StandardRestore(leaves) for name, leaves in flat.items() if leaves}
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
+    restored = orbax.restore(directory, args=ocp.args.Composite(**items)) if items else {}
+  return {
+      name: jax.tree.unflatten(jax.tree.structure(tree), [restored[name][path] for path in flat[name]])
+      for name, tree in targets.items()
+  }
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+  """Returns {dotted path: array} in the order of the tree's leaves."""
+  leaves, _ = jax.tree.flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
+
+
+def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
+  """Reads what was saved beside the arrays. Raises ValueError for a format that this version does not know."""
+  metadata = json.loads((directory / METADATA / METADATA).read_text())  # the JSON item names its file so
+  if metadata['format'] != FORMAT:
+    raise ValueError(
+        f'{directory} has format {metadata["format"]}, written by audiolm_jax {metadata["version"]}; '
+        f'audiolm_jax {audiolm_jax.__version__} reads format {FORMAT}'
+    )
+  return metadata
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+class _clear_errors:
+  """Turns what Orbax raises when storage fails into an OSError that names the directory and what is left."""
+
+  def __init__(self, directory, step):
+    self._directory, self._step = directory, step
+
+  def __enter__(self):
+    pass
+
+  def __exit__(self, kind, error, traceback):
+    if error is not None and isinstance(error, Exception):
+      if jax.process_index() == 0:  # every failed attempt leaves its files: the disk would stay full
+        for path in self._directory.glob(f'{self._step}.orbax-checkpoint-tmp*'):
+          shutil.rmtree(path, ignore_errors=True)
+      raise OSError(
+          f'checkpoint {self._step} could not be written to {self._directory} ({error}); whole steps there: '
+          f'{steps(self._directory)}'
+      ) from error
+
+
+def _sync(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

@@ -1,0 +1,102 @@
+"""Frozen configs to JSON and back, and what differs between two of them."""
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import audiolm_jax
+
+_STAGES, _PACKAGE = 'audiolm_jax.stages.', 'audiolm_jax.'
+_MISSING = '(absent)'
+
+
+def describe(value: Any) -> Any:
+  """Returns a config as JSON-ready data: dataclasses as {'class', 'fields'}, tuples as lists, dtypes as {'dtype'}.
+
+  Raises ValueError for values that JSON cannot bring back.
+  """
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {'class': f'{type(value).__module__}.{type(value).__qualname__}', 'fields': fields}
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  if isinstance(value, (tuple, list)):
+    return [describe(item) for item in value]
+  if isinstance(value, Mapping):
+    return {str(name): describe(item) for name, item in value.items()}
+  try:
+    return {'dtype': jnp.dtype(value).name}
+  except TypeError:
+    raise ValueError(f'config value {value!r} cannot be stored: use numbers, strings, tuples, dtypes, dataclasses')
+
+
+def rebuild(data: Mapping[str, Any], version: str) -> Any:
+  """Returns the stage config that `describe` wrote, under package version `version`.
+
+  Only `audiolm_jax.stages.<module>.Config` is imported, and for nested configs frozen dataclasses of this package:
+  a checkpoint cannot run foreign code. Raises ValueError for anything else and for fields this version lacks.
+  """
+  path = data['class']
+  if not (path.startswith(_STAGES) and path.count('.') == 3 and path.endswith('.Config')):
+    raise ValueError(f'checkpoint names the config class {path!r}: only {_STAGES}<module>.Config is allowed')
+  return _rebuild(data, version)
+
+
+def _rebuild(data: Any, version: str) -> Any:
+  if isinstance(data, list):
+    return tuple(_rebuild(item, version) for item in data)
+  if not isinstance(data, Mapping):
+    return data
+  if set(data) == {'dtype'}:
+    return getattr(jnp, np.dtype(data['dtype']).name)
+  if set(data) != {'class', 'fields'}:
+    return {name: _rebuild(item, version) for name, item in data.items()}
+  kind = _import_class(data['class'], version)
+  known = {field.name for field in dataclasses.fields(kind)}
+  unknown = sorted(set(data['fields']) - known)
+  if unknown:
+    raise ValueError(
+        f'checkpoint of audiolm_jax {version} sets {data["class"]} fields {unknown}, which audiolm_jax '
+        f'{audiolm_jax.__version__} does not have: load it with the version that wrote it'
+    )
+  return kind(**{name: _rebuild(item, version) for name, item in data['fields'].items()})
+
+
+def _import_class(path: str, version: str) -> type:
+  module_name, _, name = path.rpartition('.')
+  if not module_name.startswith(_PACKAGE):
+    raise ValueError(f'checkpoint names the class {path!r}: only classes of {_PACKAGE[:-1]} are allowed')
+  try:
+    kind = getattr(importlib.import_module(module_name), name)
+  except (ImportError, AttributeError):
+    raise ValueError(
+        f'checkpoint of audiolm_jax {version} needs {path}, which audiolm_jax {audiolm_jax.__version__} does not have'
+    )
+  if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen):
+    raise ValueError(f'checkpoint names {path!r}, which is not a frozen dataclass')
+  return kind
+
+
+def differences(saved: Any, given: Any) -> list[str]:
+  """Returns one line per field that differs between two described configs."""
+  old, new = dict(_leaves(saved)), dict(_leaves(given))
+  return [
+      f'{name}: checkpoint {old.get(name, _MISSING)!r}, now {new.get(name, _MISSING)!r}'
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name, _MISSING) != new.get(name, _MISSING)
+  ]
+
+
+def _leaves(data: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  if isinstance(data, Mapping) and set(data) == {'class', 'fields'}:
+    yield f'{prefix}class', data['class']
+    data = data['fields']
+  if isinstance(data, Mapping):
+    for name, item in data.items():
+      yield from _leaves(item, f'{prefix}{name}.')
+  else:
+    yield prefix.rstrip('.'), data

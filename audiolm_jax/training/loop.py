@@ -1,0 +1,266 @@
+"""The one train step and the one loop; they know the contract of stages/base.py and never a particular stage."""
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from audiolm_jax.stages import base
+from audiolm_jax.training import checkpoints, configs, metrics_writer, optimizers, sharding
+from audiolm_jax.training import step as step_lib
+from audiolm_jax.training import workdir as workdir_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """How long, how often, on what mesh. A step is one micro-batch: see `accumulate_steps`."""
+
+  batch_size: int  # examples in one global batch, over all processes
+  num_steps: int
+  optimizer: optimizers.Optimizer = optimizers.OptimizerConfig()
+  seed: int = 0
+  accumulate_steps: int = 1  # micro-batches averaged into one update
+  ema_decay: float | None = None  # of the parameters, per update; None: no average is kept
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  log_every: int = 10  # steps
+  eval_every: int | None = None  # steps; None: only at the end
+  eval_batches: int = 8
+  save_every: int = 1000  # steps; the last one is always saved
+  save_every_seconds: float | None = None  # besides; one process only, whose clock decides
+  max_to_keep: int = 3
+  tensorboard: bool = True
+
+
+class TrainResult(NamedTuple):
+  step: int
+  preempted: bool  # a signal stopped it: run again to go on
+  metrics: dict[str, float]  # the last ones logged, 'eval/...' included; {} when there was nothing left to do
+  variables: base.Variables  # plain arrays on the mesh; the averaged parameters where they are kept
+
+
+class NonFiniteError(FloatingPointError):
+  """A loss or gradient was not finite; the state before it is saved."""
+
+
+def train(
+    stage: base.Stage,
+    config: Any,
+    train_config: TrainConfig,
+    *,
+    make_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    make_eval_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]] | None = None,
+    workdir: str | pathlib.Path,
+    fingerprints: Mapping[str, str] | None = None,
+    report: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> TrainResult:
+  """Trains `stage` from the newest good checkpoint in `workdir`, or from the start, to `num_steps`.
+
+  Resuming is exact: on the same mesh the losses are bitwise those of a run that was never interrupted.
+
+  Args:
+    stage: what `config.make()` returned.
+    config: the stage's frozen config; stored in every checkpoint and compared when resuming.
+    train_config: how long, how often, on what mesh.
+    make_batches: returns the iterator of this process's rows of every global batch. `get_state()` is JSON and the same
+      on every process (a global position), `set_state(position)` goes there.
+    make_eval_batches: returns a fresh iterator of evaluation batches, of the same sizes.
+    workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/` and a lock.
+    fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every checkpoint.
+    report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at every log, and without the speed at
+      every evaluation, whose metrics are named 'eval/...'.
+
+  Raises:
+    NonFiniteError: a loss or gradient was not finite; the last good state is saved.
+    ValueError: settings that do not fit together or the checkpoint, or a workdir in use.
+    OSError: a workdir that cannot be written.
+  """
+  run = _Run(stage, config, train_config, pathlib.Path(workdir), dict(fingerprints or {}), report)
+  with run.open(), _stop_signal() as stop:
+    return run.go(make_batches(), make_eval_batches, stop)
+
+
+class _Run:
+  """The pieces of one call of `train`, which its steps share."""
+
+  def __init__(self, stage, config, train_config, directory, fingerprints, report):
+    if train_config.save_every_seconds is not None and jax.process_count() > 1:
+      raise ValueError('save_every_seconds needs a single process (clocks differ): use save_every')
+    self.train_config, self.directory, self._report = train_config, directory, report
+    self.mesh = sharding.make_mesh(train_config.mesh)
+    sharding.check_batch_size(train_config.batch_size, self.mesh)
+    self.metadata = {
+        'config': configs.describe(config),
+        'training': configs.describe(train_config),
+        'fingerprints': fingerprints,
+    }
+    c = train_config
+    self.init, self.shapes, self.shardings = step_lib.make_init(
+        stage, c.optimizer, self.mesh, accumulate_steps=c.accumulate_steps, keep_ema=c.ema_decay is not None
+    )
+    self.train_step = step_lib.make_train_step(
+        stage, c.optimizer, self.mesh, self.shardings,
+        seed=c.seed, accumulate_steps=c.accumulate_steps, ema_decay=c.ema_decay,
+    )
+    self.eval_step = step_lib.make_eval_step(stage, self.mesh)
+    self.last_metrics: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def open(self):
+    """Holds the run directory, its checkpoints and its metrics files."""
+    primary = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+      if primary:
+        workdir_lib.probe(self.directory)
+        stack.enter_context(workdir_lib.locked(self.directory))
+      self.checkpoints = checkpoints.Checkpointer(
+          self.directory / 'checkpoints', max_to_keep=self.train_config.max_to_keep
+      )
+      stack.callback(self.checkpoints.close)
+      self.writer = None
+      if primary:
+        self.writer = metrics_writer.MetricsWriter(self.directory, tensorboard=self.train_config.tensorboard)
+        stack.callback(self.writer.close)
+      yield
+
+  def go(self, batches, make_eval_batches, stop) -> TrainResult:
+    """The loop. Its order is law: restore; then each step: evaluate?, save?, next batch, train step, log the previous.
+
+    Evaluation comes before saving so that a resumed run need not repeat it; saving comes before the next batch so
+    that the data position belongs to the state; the previous step's metrics are logged after this one's dispatch so
+    that the device never waits for the host.
+    """
+    c = self.train_config
+    train_state, start = self._restore(batches)
+    pending = None  # (step, metrics, data position before it) of the step that may still be running
+    saved_at = time.monotonic()
+    self._timer = (time.monotonic(), start)
+    preempted = False
+    for step in range(start, c.num_steps + 1):
+      evaluate = make_eval_batches is not None and (
+          step == c.num_steps or (c.eval_every is not None and step % c.eval_every == 0)
+      )
+      last = step == c.num_steps
+      preempted = not last and stop(step)
+      late = c.save_every_seconds is not None and time.monotonic() - saved_at >= c.save_every_seconds
+      save = step > start and (last or preempted or late or step % c.save_every == 0)
+      if evaluate or save or last:  # what is evaluated or saved must be known to be good
+        pending = self._log(pending, train_state)
+      if evaluate and step > start:
+        self._evaluate(step, train_state, make_eval_batches())
+      if save:
+        self.checkpoints.save(step, _parts(train_state), batches.get_state(), self.metadata)
+        saved_at = time.monotonic()
+      if last or preempted:
+        break
+      position = batches.get_state()
+      batch = next(batches, None)
+      if batch is None:
+        raise ValueError(f'make_batches has no batch for step {step} of {c.num_steps}: repeat the data')
+      batch = sharding.global_batch(batch, self.mesh)
+      train_state, metrics = self.train_step(train_state, batch, np.int32(step))
+      self._log(pending, train_state)
+      pending = (step, metrics, position)
+    self.checkpoints.wait()
+    params = train_state.params if train_state.ema_params is None else train_state.ema_params
+    return TrainResult(step, preempted, self.last_metrics, base.Variables(params, train_state.state))
+
+  def _restore(self, batches) -> tuple[step_lib.TrainState, int]:
+    targets = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.shardings
+    )
+    restored = self.checkpoints.restore(_parts(targets), self.metadata['config'])
+    if restored is None:
+      return self.init(jax.random.key(self.train_config.seed)), 0
+    if restored.metadata['fingerprints'] != self.metadata['fingerprints']:
+      raise ValueError(
+          f'checkpoint was trained with {restored.metadata["fingerprints"]}, now {self.metadata["fingerprints"]}: '
+          'use the same codec and k-means, or another workdir'
+      )
+    batches.set_state(restored.data_position)
+    step = jax.device_put(np.int32(restored.step), self.shardings.step)
+    return step_lib.TrainState(step=step, **restored.parts), restored.step
+
+  def _log(self, pending, train_state) -> None:
+    """Fetches a step's metrics; stops the run when they are not finite; logs them when it is time."""
+    if pending is None:
+      return
+    step, metrics, position = pending
+    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not metrics.pop('applied'):
+      # The step left the state as it was, and so did every later one: save it with the data position before the step.
+      self.checkpoints.save(step, _parts(train_state), position, self.metadata)
+      self.checkpoints.wait()
+      bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
+      raise NonFiniteError(
+          f'step {step}: {bad} not finite; the state before it is saved as step {step} in {self.directory}. Lower the '
+          'learning rate, clip gradients, or look at the batch'
+      )
+    done = step + 1
+    if done % self.train_config.log_every == 0 or done == self.train_config.num_steps:
+      now, (since, since_step) = time.monotonic(), self._timer
+      self._timer = (now, done)
+      self._publish(done, metrics, (done - since_step) / max(now - since, 1e-9))
+
+  def _evaluate(self, step: int, train_state: step_lib.TrainState, batches) -> None:
+    params = train_state.params if train_state.ema_params is None else train_state.ema_params
+    sums, count = None, 0
+    for _, batch in zip(range(self.train_config.eval_batches), batches):
+      metrics = self.eval_step(params, train_state.state, sharding.global_batch(batch, self.mesh))
+      sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+      count += 1
+    if not count:
+      raise ValueError('make_eval_batches gave no batch: it needs at least one')
+    now, (since, since_step) = time.monotonic(), self._timer
+    self._publish(step, {f'eval/{name}': float(v) / count for name, v in jax.device_get(sums).items()}, None)
+    self._timer = (since + time.monotonic() - now, since_step)  # evaluation is no training time
+
+  def _publish(self, step: int, metrics: dict[str, float], steps_per_second: float | None) -> None:
+    self.last_metrics = self.last_metrics | metrics
+    if self.writer is None:
+      return
+    speed = {} if steps_per_second is None else {'steps_per_second': steps_per_second}
+    self.writer.scalars(step, metrics | speed)
+    self._report({'step': step, 'metrics': metrics, **speed})
+
+
+def _parts(train_state: step_lib.TrainState) -> dict[str, Any]:
+  """Returns what a checkpoint holds of a train state: all but the step, which is the checkpoint's name."""
+  return {name: part for name, part in train_state._asdict().items() if name != 'step'}
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+  """Yields step -> whether to save and leave at this step.
+
+  One process: the first SIGTERM or SIGINT asks for it, the second ends the process at once. Several processes: JAX's
+  own handler agrees on one step for all of them.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  received = threading.Event()
+  if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+    yield lambda step: False
+    return
+  signals = (signal.SIGTERM, signal.SIGINT)
+
+  def on_signal(number, frame):
+    received.set()
+    for each in signals:
+      signal.signal(each, signal.SIG_DFL)
+
+  previous = {each: signal.signal(each, on_signal) for each in signals}
+  try:
+    yield lambda step: received.is_set()
+  finally:
+    for each, handler in previous.items():
+      signal.signal(each, handler)

@@ -1,0 +1,101 @@
+"""Metrics on disk: JSON lines always, TensorBoard events when wanted. A failing writer never stops training."""
+
+import json
+import pathlib
+import time
+import warnings
+from collections.abc import Mapping
+from typing import SupportsFloat
+
+import numpy as np
+from jaxtyping import Array, Float
+
+FILE = 'metrics.jsonl'
+
+
+class MetricsWriter:
+  """Appends to `directory`/metrics.jsonl, and to TensorBoard event files in `directory`/tensorboard.
+
+  A line is {'step': ..., 'time': seconds since the epoch, name: value, ...}. After a resume the steps since the
+  restored one are written again: `read` takes the last value of each name at each step. The first error of either
+  file becomes one warning, and that file is not written any more.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, tensorboard: bool = True):
+    self._path = pathlib.Path(directory) / FILE
+    self._lines = self._events = None
+    self._lines = self._try(self._open_lines)
+    if tensorboard:
+      self._events = self._try(self._open_events)
+
+  def _open_lines(self):
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    lines = self._path.open('a+b')
+    end = lines.seek(0, 2)
+    if end:
+      lines.seek(end - 1)
+      if lines.read(1) != b'\n':  # the last writer was killed within a line
+        lines.write(b'\n')
+    return lines
+
+  def _open_events(self):
+    import tensorboardX  # only programs that train want it
+
+    return tensorboardX.SummaryWriter(str(self._path.parent / 'tensorboard'))
+
+  def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+    """Writes one line of finite or non-finite numbers (JSON's NaN, Infinity as Python reads them)."""
+    values = {name: float(value) for name, value in values.items()}
+    if self._lines is not None:
+      self._try(lambda: self._write_line({'step': int(step), 'time': time.time(), **values}), '_lines')
+    for name, value in values.items():
+      self._event(lambda: self._events.add_scalar(name, value, step))
+
+  def audio(self, step: int, name: str, wave_T: Float[Array | np.ndarray, 'T'], sample_rate: int) -> None:
+    """Writes one waveform in [-1, 1] to TensorBoard."""
+    samples_by_channels = np.asarray(wave_T)[:, None]
+    self._event(lambda: self._events.add_audio(name, samples_by_channels, step, sample_rate=sample_rate))
+
+  def image(self, step: int, name: str, image_HWC: Float[Array | np.ndarray, 'height width channels']) -> None:
+    """Writes one image with values in [0, 1] and 1 or 3 channels to TensorBoard."""
+    self._event(lambda: self._events.add_image(name, np.asarray(image_HWC), step, dataformats='HWC'))
+
+  def close(self) -> None:
+    for file in (self._lines, self._events):
+      if file is not None:
+        self._try(file.close)
+    self._lines = self._events = None
+
+  def _write_line(self, line):
+    self._lines.write((json.dumps(line) + '\n').encode())
+    self._lines.flush()
+
+  def _event(self, write):
+    if self._events is not None:
+      self._try(write, '_events')
+
+  def _try(self, action, give_up: str | None = None):
+    try:
+      return action()
+    except Exception as error:  # a full disk, a missing package: training matters more than its log
+      warnings.warn(f'metrics are no longer written to {self._path.parent}: {error!r}')
+      if give_up:
+        setattr(self, give_up, None)
+      return None
+
+
+def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
+  """Returns {step: {name: value}} of a metrics file, or of the directory that holds one: the last value of each.
+
+  Lines that a killed process left unfinished are skipped. Raises FileNotFoundError where there is no file.
+  """
+  path = pathlib.Path(path)
+  steps = {}
+  for text in (path / FILE if path.is_dir() else path).read_text().splitlines():
+    try:
+      line = json.loads(text)
+    except json.JSONDecodeError:
+      continue
+    step = line.pop('step')
+    steps.setdefault(step, {}).update(line)
+  return {step: steps[step] for step in sorted(steps)}

@@ -1,0 +1,92 @@
+"""The one train step, the codec's adversarial one included, and what it changes."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from audiolm_jax.stages import base
+from audiolm_jax.training import optimizers, sharding
+
+
+class TrainState(NamedTuple):
+  """Everything a step changes; donated to it."""
+
+  step: jax.Array  # int32 []: micro-batches that took part
+  params: base.Params
+  state: base.State
+  opt_state: optax.OptState
+  ema_params: base.Params | None
+
+
+def make_init(
+    stage: base.Stage, optimizer: optimizers.Optimizer, mesh: Mesh, *, accumulate_steps: int = 1, keep_ema: bool = False
+) -> tuple[Callable[[base.Key], TrainState], TrainState, TrainState]:
+  """Returns (key -> TrainState placed on `mesh`, its shapes, its shardings); the arrays of all three are unboxed."""
+  transformation = optimizers.make(optimizer, accumulate_steps)
+
+  def init(key):
+    params, state = stage.init(key)
+    ema_params = jax.tree.map(jnp.copy, params) if keep_ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, state, transformation.init(params), ema_params)
+
+  boxed = jax.eval_shape(init, jax.random.key(0))  # optax maps over the boxes: its moments carry them too
+  shardings = sharding.tree_shardings(boxed, mesh)
+  return jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings), sharding.unbox(boxed), shardings
+
+
+def make_train_step(
+    stage: base.Stage,
+    optimizer: optimizers.Optimizer,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    seed: int = 0,
+    accumulate_steps: int = 1,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, base.Batch, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]:
+  """Returns (train state, batch, number of this step) -> (next train state, metrics), jitted; the state is donated.
+
+  A step whose loss or gradients are not finite leaves the state as it was, and so does every later one, because the
+  step number that the host passes is then ahead of the state's: the host may find out late. `metrics['applied']` says.
+  """
+  transformation = optimizers.make(optimizer, accumulate_steps)
+
+  def train_step(train_state, batch, number):
+    step, params, state, opt_state, ema_params = train_state
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, state, batch, key)
+    norms = optimizers.group_norms(grads)
+    finite = jnp.isfinite(jnp.stack([loss.astype(jnp.float32), *norms.values()])).all()
+    applied = finite & (step == number)
+
+    updates, opt_state = transformation.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    if ema_params is not None:
+      # Between two updates of an accumulation the parameters rest, and so does their average.
+      step_size = jnp.where((step + 1) % accumulate_steps == 0, 1 - ema_decay, 0.0)
+      ema_params = optax.incremental_update(params, ema_params, step_size)
+    advanced = TrainState(step + 1, params, aux.state, opt_state, ema_params)
+    advanced = jax.tree.map(lambda new, old: jnp.where(applied, new, old), advanced, train_state)
+
+    metrics = dict(aux.metrics) | optimizers.learning_rates(optimizer, step // accumulate_steps)
+    metrics |= {'loss': loss, 'applied': applied, 'update_norm': optax.tree.norm(updates)}
+    metrics |= {f'grad_norm/{group}': norm for group, norm in norms.items()}
+    return advanced, metrics
+
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def make_eval_step(
+    stage: base.Stage, mesh: Mesh
+) -> Callable[[base.Params, base.State, base.Batch], Mapping[str, jax.Array]]:
+  """Returns (params, state, batch) -> metrics with 'loss', without a key: no dropout, no change of state."""
+
+  def eval_step(params, state, batch):
+    loss, aux = stage.loss(params, state, batch, None)
+    return dict(aux.metrics) | {'loss': loss}
+
+  return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))

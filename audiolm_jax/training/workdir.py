@@ -1,0 +1,89 @@
+"""One trainer per run directory: it must be writable, and a lock file names who holds it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+LOCK = 'lock'
+_PROBE_BYTES = 1 << 16
+
+
+def probe(directory: pathlib.Path) -> None:
+  """Makes `directory` and writes a little there. Raises OSError, before any compute, where that fails."""
+  path = directory / f'.probe-{os.getpid()}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with path.open('wb') as file:
+      file.write(bytes(_PROBE_BYTES))
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as error:
+    raise OSError(
+        error.errno, f'cannot write to workdir {str(directory)!r} ({error.strerror}): free space or choose another'
+    ) from error
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+  """Holds `directory` for this process. The lock of a dead process of this host is taken over.
+
+  Raises ValueError when a live process of this host, or any process of another host, holds it.
+  """
+  path = directory / LOCK
+  with _exclusively(path) as file:
+    text = file.read()
+    holder = json.loads(text) if text.strip() else None
+    if holder is not None and (holder['host'] != socket.gethostname() or _alive(holder)):
+      raise ValueError(
+          f'{str(directory)!r} is in use by process {holder["pid"]} on {holder["host"]}: choose another workdir, '
+          f'or, if that machine is gone, delete {str(path)!r}'
+      )
+    _rewrite(file, {'pid': os.getpid(), 'host': socket.gethostname(), 'started': _started(os.getpid())})
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError), _exclusively(path) as file:
+      _rewrite(file, None)
+
+
+@contextlib.contextmanager
+def _exclusively(path: pathlib.Path):
+  """Opens the lock file while no other process looks at it: looking and taking must be one thing."""
+  with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), 'r+') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield file
+
+
+def _rewrite(file, holder):
+  file.seek(0)
+  file.truncate()
+  if holder is not None:
+    file.write(json.dumps(holder))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _alive(holder) -> bool:
+  try:
+    os.kill(holder['pid'], 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass  # alive, another user's
+  # A process id is used again, often after a container restarts: the start time tells.
+  return holder['started'] is None or holder['started'] == _started(holder['pid'])
+
+
+def _started(pid: int) -> str | None:
+  """Returns when a process started, in the kernel's own clock; None where there is no /proc."""
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
+  except OSError:
+    return None

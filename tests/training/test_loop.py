@@ -1,0 +1,179 @@
+"""The loop: exact resume under kills and signals, non-finite steps, several processes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from audiolm_jax.training import checkpoints, loop, metrics_writer
+from tests import contract
+from tests.training import toy, toy_pod, toy_run
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+  """An uninterrupted run: (its result, its metrics by step, what it reported)."""
+  directory = tmp_path_factory.mktemp('reference')
+  events = []
+  result = toy_run.train(directory, report=events.append)
+  return result, metrics_writer.read(directory), events
+
+
+def _start(directory, *arguments):
+  command = [sys.executable, '-m', 'tests.training.toy_run', str(directory), *arguments]
+  return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_step(process, directory, step):
+  """Returns when the process has logged `step`: what was in the metrics file before may hold it already."""
+  file = directory / 'metrics.jsonl'
+  skip = file.stat().st_size if file.exists() else 0
+  while process.poll() is None:
+    if file.exists() and f'{{"step": {step}, '.encode() in file.read_bytes()[skip:]:
+      return
+    time.sleep(0.005)
+  raise AssertionError(process.communicate())
+
+
+def _assert_same_run(directory, result, reference):
+  expected, expected_metrics, _ = reference
+  metrics = metrics_writer.read(directory)
+  assert list(metrics) == list(range(1, toy_run.TRAIN.num_steps + 1))
+  for step, values in expected_metrics.items():
+    for name in set(values) - {'time', 'steps_per_second'}:
+      assert metrics[step][name] == values[name], (step, name)
+  assert result.step == expected.step
+  contract.assert_trees_equal(jax.device_get(result.variables), jax.device_get(expected.variables))
+
+
+def test_reports_and_result(reference):
+  result, metrics, events = reference
+  assert (result.step, result.preempted) == (48, False)
+  assert result.metrics['loss'] == metrics[48]['loss']
+  assert metrics[48]['eval/loss'] < metrics[16]['eval/loss']
+  assert [event['step'] for event in events if 'eval/loss' in event['metrics']] == [16, 32, 48]
+  assert all(event['steps_per_second'] > 0 for event in events if 'loss' in event['metrics'])
+  assert {'grad_norm/hidden', 'grad_norm/output', 'update_norm', 'learning_rate', 'mean_error'} <= set(metrics[1])
+
+
+def test_exact_resume_through_kills_and_signals(reference, tmp_path):
+  """kill -9 at random and at the worst moments, then SIGTERM, then to the end: bitwise the uninterrupted run."""
+  moments = random.Random(0)
+  for step in (6, 10):
+    process = _start(tmp_path)
+    _wait_for_step(process, tmp_path, step)
+    time.sleep(moments.uniform(0, 0.2))
+    process.kill()
+    process.communicate()
+  for moment in ('data', 'digest', 'prune'):
+    before = checkpoints.steps(tmp_path / 'checkpoints')
+    process = _start(tmp_path, moment)
+    errors = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, errors
+    assert checkpoints.steps(tmp_path / 'checkpoints')[-1] >= before[-1]
+  at = checkpoints.steps(tmp_path / 'checkpoints')[-1] + 2
+  process = _start(tmp_path)
+  _wait_for_step(process, tmp_path, at)
+  process.terminate()
+  output, errors = process.communicate()
+  assert process.returncode == 0, errors
+  name, step, preempted = output.split()
+  assert preempted == 'True' and int(step) == checkpoints.steps(tmp_path / 'checkpoints')[-1]
+  last_line = (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1]
+  assert int(step) == json.loads(last_line)['step'] < 48  # no step was lost
+  result = toy_run.train(tmp_path)
+  _assert_same_run(tmp_path, result, reference)
+  assert len(checkpoints.steps(tmp_path / 'checkpoints')) == 2
+  again = toy_run.train(tmp_path)  # nothing left to do
+  assert again.step == 48 and again.metrics == {}
+
+
+def test_second_signal_leaves_at_once():
+  with loop._stop_signal() as stop:
+    assert not stop(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop(1)
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_non_finite_step_stops_with_the_state_before_it(reference, tmp_path):
+  with pytest.raises(loop.NonFiniteError, match=r"step 18: .*'loss': nan.*saved as step 18"):
+    toy_run.train(tmp_path, lambda: toy.Batches(poison=18))
+  assert checkpoints.steps(tmp_path / 'checkpoints')[-1] == 18
+  assert max(metrics_writer.read(tmp_path)) == 18
+  _assert_same_run(tmp_path, toy_run.train(tmp_path), reference)  # with sound data it goes on as if nothing had been
+
+
+def test_non_finite_step_just_before_a_save(tmp_path):
+  with pytest.raises(loop.NonFiniteError, match='step 11: '):
+    toy_run.train(tmp_path, lambda: toy.Batches(poison=11))
+  assert checkpoints.steps(tmp_path / 'checkpoints') == [6, 11]
+
+
+def test_other_fingerprints_are_refused_and_the_clock_saves_too(tmp_path, monkeypatch):
+  changed = dataclasses.replace(toy_run.TRAIN, num_steps=3, save_every=1000, save_every_seconds=1e-9, max_to_keep=9)
+  monkeypatch.setattr(toy_run, 'TRAIN', changed)
+  toy_run.train(tmp_path, fingerprints={'codec': 'a'})
+  assert checkpoints.steps(tmp_path / 'checkpoints') == [1, 2, 3]
+  with pytest.raises(ValueError, match="trained with {'codec': 'a'}, now {'codec': 'b'}"):
+    toy_run.train(tmp_path, fingerprints={'codec': 'b'})
+
+
+def test_data_that_ends_early_is_explained(tmp_path):
+  class Short(toy.Batches):
+    def __next__(self):
+      if self.get_state()['next_index'] == 2:
+        raise StopIteration
+      return super().__next__()
+
+  with pytest.raises(ValueError, match='no batch for step 2'):
+    toy_run.train(tmp_path, Short)
+
+
+def _start_pod(directory, num_steps):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  command = [sys.executable, '-m', 'tests.training.toy_pod', str(directory), str(port)]
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return [
+      subprocess.Popen([*command, str(index), str(num_steps)], cwd=ROOT, **pipes) for index in range(toy_pod.PROCESSES)
+  ]
+
+
+def _finish(pod):
+  outputs = [process.communicate(timeout=120) for process in pod]
+  assert [process.returncode for process in pod] == [0, 0], outputs
+  return [output.split()[-2:] for output, _ in outputs]
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_also_after_preemption(tmp_path):
+  """SIGTERM to the second of two gloo processes: both save the same step; resumed, they train like one process."""
+  pod = _start_pod(tmp_path / 'pod', 400)
+  _wait_for_step(pod[0], tmp_path / 'pod', 6)
+  pod[1].terminate()
+  [(step, preempted), other] = _finish(pod)
+  assert preempted == 'True' and other == [step, preempted]
+  assert checkpoints.steps(tmp_path / 'pod' / 'checkpoints')[-1] == int(step) < 400
+  num_steps = int(step) + 10
+  assert _finish(_start_pod(tmp_path / 'pod', num_steps)) == 2 * [[str(num_steps), 'False']]
+  toy_pod.train(tmp_path / 'one', num_steps)
+  pod_metrics, one_metrics = (metrics_writer.read(tmp_path / name) for name in ('pod', 'one'))
+  assert list(pod_metrics) == list(one_metrics) == list(range(1, num_steps + 1))
+  for name in ('loss', 'grad_norm/hidden', 'grad_norm/output'):
+    pod_values, one_values = ([m[name] for m in metrics.values()] for metrics in (pod_metrics, one_metrics))
+    np.testing.assert_allclose(pod_values, one_values, rtol=1e-5)
