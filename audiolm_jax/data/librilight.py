@@ -1,0 +1,59 @@
+"""Libri-Light's unlabelled splits as downloaded: `unlab-*/<speaker>/<book>/*.flac`, each with a JSON file beside it.
+
+Recordings are whole chapters: they are read as parts, cut where the JSON file's voice activity pauses.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+
+from audiolm_jax.data import folders
+
+
+def examples(
+    root: str | os.PathLike,
+    sample_rate: int = 16_000,
+    *,
+    splits: Sequence[str] = ('unlab-600', 'unlab-6k', 'unlab-60k'),
+    part_seconds: float = 60.0,
+    **options,
+) -> folders.AudioFiles:
+  """Returns the parts, of at most about `part_seconds`, of the splits found under `root`; 'label' is the speaker's id.
+
+  A chapter without voice activity is one part. All JSON files are read here, once. `options` are `AudioFiles`'.
+
+  Raises ValueError when none of the splits is there or a path is not <speaker>/<book>/<file>.
+  """
+  there = [split for split in splits if os.path.isdir(os.path.join(root, split))]
+  if not there:
+    raise ValueError(f'{root}: has none of {", ".join(splits)}: give the folder into which Libri-Light was unpacked')
+  parts = []
+  for split in there:
+    folder = os.path.join(root, split)
+    for path in folders.find(folder):
+      speaker = os.path.relpath(path, folder).split(os.sep)[0]
+      if not speaker.isdigit():
+        raise ValueError(f'{path}: expected <speaker number>/<book>/<file> below {folder}')
+      for start, end in _voiced_parts(os.path.splitext(path)[0] + '.json', part_seconds):
+        parts.append(folders.Part(path, int(speaker), start, None if end is None else end - start))
+  return folders.AudioFiles(parts, sample_rate, **options)
+
+
+def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | None]]:
+  """Joins neighbouring voiced stretches while they span no more than `part_seconds`; cuts one that is longer."""
+  voiced = []
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      voiced = json.load(file).get('voice_activity') or []
+  if not voiced:
+    return [(0.0, None)]
+  parts = []
+  for start, end in voiced:
+    if parts and end - parts[-1][0] <= part_seconds:
+      parts[-1] = (parts[-1][0], end)
+      continue
+    while end - start > part_seconds:
+      parts.append((start, start + part_seconds))
+      start += part_seconds
+    parts.append((start, end))
+  return parts

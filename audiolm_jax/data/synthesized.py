@@ -1,0 +1,321 @@
+"""The embedded corpus: synthesized speakers that count and say short sentences, with phones, words and texts known.
+
+Nothing is downloaded: espeak-ng (the extra `pip install audiolm_jax[synth]`, GPL-3, loaded at run time) speaks. Every
+utterance is the same to the bit on every run. Two splits, 'train' and 'test', share neither voices nor texts:
+
+  counting (about 60 %): 'seven eight nine ...', up or down, wrapping around after `highest_number`; structure that a
+    recognizer for few words can check. The test split has pairs (start, step) of its own.
+  sentences: from a template grammar. A sentence belongs to the test split when its checksum says so.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zlib
+
+import numpy as np
+import soxr
+
+from audiolm_jax.data import espeak
+
+PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
+_FORMAT = 1  # raise when what is spoken for a config changes: caches of older versions are then made anew
+
+_ACCENTS = (
+    'en-us', 'en-gb-scotland', 'en-gb-x-rp', 'en-029', 'en-gb-x-gbclan', 'en-us-nyc', 'en-gb-x-gbcwmd', 'en',
+)  # fmt: skip
+_VARIANTS = ('m1', 'f2', 'm3', 'f4', 'm5', 'f5', 'm7', 'f1', 'm2', 'f3', 'm4', 'm8', 'm6')
+
+NUMBERS = (
+    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven', 'twelve',
+    'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen', 'twenty',
+)  # fmt: skip
+
+_SUBJECTS = (
+    'the old sailor', 'my sister', 'a small dog', 'the teacher', 'our neighbour', 'the young king', 'a black cat',
+    'the farmer', 'her brother', 'the quiet doctor',
+)  # fmt: skip
+_VERBS = (
+    'found', 'carried', 'painted', 'followed', 'remembered', 'wanted', 'watched', 'lost', 'bought', 'dropped',
+)  # fmt: skip
+_OBJECTS = (
+    'a golden ring', 'the heavy box', 'a letter', 'the green boat', 'three apples', 'the wooden door', 'a long rope',
+    'some fresh bread', 'the broken clock', 'a silver key',
+)  # fmt: skip
+# espeak-ng speaks 'in the', 'on the' and 'of the' as one word, without a word event for 'the': avoided.
+_PLACES = (
+    'near the river', 'behind the garden', 'after the rain', 'over the hill', 'before dinner', 'under the bridge',
+    'at the market', 'one morning',
+)  # fmt: skip
+
+# espeak-ng's names without stress marks, for all accents and words above; a pause is '_', anything new is '?'.
+PHONES = tuple(
+    '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h i i: i@ i@3 j k l m '
+    'n o@ oU p r s t t# tS t[ u: v w z'.split()
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What to speak.
+
+  Raises ValueError when a value makes no corpus.
+  """
+
+  num_train_voices: int = 32
+  num_test_voices: int = 8  # never heard in training
+  train_minutes: float = 30.0
+  test_minutes: float = 4.0
+  utterance_seconds: float = 10.0  # aimed at; an utterance is within about 20 % of it
+  counting_share: float = 0.6
+  highest_number: int = 20  # counting wraps around after it
+  steps: tuple[int, ...] = (1, -1)
+  sample_rate: int = 16_000  # Hz
+  seed: int = 0
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if name not in ('counting_share', 'steps', 'seed') and value <= 0:
+        raise ValueError(f'{name} is {value}; it must be positive')
+    if not 1 <= self.highest_number < len(NUMBERS):
+      raise ValueError(f'highest_number is {self.highest_number}; it must be from 1 to {len(NUMBERS) - 1}')
+    if not 0 <= self.counting_share <= 1:
+      raise ValueError(f'counting_share is {self.counting_share}; it must be from 0 to 1')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voice:
+  """One speaker: what espeak-ng needs to be told (pitch 0 to 99, rate in words a minute)."""
+
+  name: str
+  pitch: int
+  rate: int
+
+
+def voices(config: Config) -> list[Voice]:
+  """Returns the training voices, then the test voices; each has a (variant, pitch) of its own."""
+  total = config.num_train_voices + config.num_test_voices
+  num_pitches = -(-total // len(_VARIANTS))
+  if num_pitches > 20:
+    raise ValueError(f'{total} voices are asked for; more than {20 * len(_VARIANTS)} would sound alike')
+  pitches = np.linspace(10, 90, num_pitches).round().astype(int) if num_pitches > 1 else [50]
+  pairs = [(variant, int(pitch)) for pitch in pitches for variant in _VARIANTS]
+  random = np.random.default_rng([config.seed, 1])
+  made = []
+  for i, pair in enumerate(random.permutation(len(pairs))[:total]):
+    variant, pitch = pairs[pair]
+    rate = int(random.integers(140, 196))
+    made.append(Voice(name=f'{_ACCENTS[i % len(_ACCENTS)]}+{variant}', pitch=pitch, rate=rate))
+  return made
+
+
+def _count(random: np.random.Generator, config: Config, split: str, num_words: int) -> str:
+  period = config.highest_number + 1
+  keys = [(start, step) for start in range(period) for step in config.steps]
+  order = np.random.default_rng([config.seed, 2]).permutation(len(keys))
+  num_test = max(1, len(keys) // 5)
+  allowed = order[:num_test] if split == 'test' else order[num_test:]
+  start, step = keys[random.choice(allowed)]
+  return ' '.join(NUMBERS[(start + step * i) % period] for i in range(num_words))
+
+
+def _sentences(random: np.random.Generator, split: str, num_words: int) -> str:
+  said = []
+  while sum(len(sentence.split()) for sentence in said) < num_words:
+    sentence = ' '.join(words[random.integers(len(words))] for words in (_SUBJECTS, _VERBS, _OBJECTS, _PLACES))
+    if (zlib.crc32(sentence.encode()) % 5 == 0) == (split == 'test'):
+      said.append(sentence)
+  return '. '.join(said) + '.'
+
+
+def requests(config: Config, split: str) -> list[dict]:
+  """Returns what to speak: one dict {speaker, kind, voice, pitch, rate, gap, seed, text} for each utterance.
+
+  The speakers take turns and all speak equally much. Speakers of the test split are numbered after the others.
+  """
+  if split not in ('train', 'test'):
+    raise ValueError(f"split is {split!r}; there are 'train' and 'test'")
+  minutes = config.train_minutes if split == 'train' else config.test_minutes
+  first, count = (0, config.num_train_voices) if split == 'train' else (config.num_train_voices, config.num_test_voices)
+  all_voices = voices(config)
+  made = []
+  for i in range(max(1, round(60 * minutes / config.utterance_seconds))):
+    random = np.random.default_rng([config.seed, 3 if split == 'train' else 4, i])
+    speaker = first + i % count
+    voice = all_voices[speaker]
+    # In every run of `count` utterances the same share counts, and over many runs every speaker does both.
+    turn, place = divmod(i, count)
+    counting = (place * 0.618034 + turn * 0.381966 + 0.5 / count) % 1.0 < config.counting_share
+    # Seconds a word measured at 170 words a minute: 0.40 and a gap of 0.08 when counting, 0.34 in sentences.
+    if counting:
+      text = _count(random, config, split, max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08))))
+    else:
+      text = _sentences(random, split, max(2, round(config.utterance_seconds / (0.34 * 170 / voice.rate))))
+    made.append(
+        {
+            'speaker': speaker,
+            'kind': 'counting' if counting else 'sentences',
+            'voice': voice.name,
+            'pitch': voice.pitch,
+            'rate': voice.rate,
+            'gap': 8 if counting else 1,  # pause between words, in 10 ms
+            'seed': i + 1,
+            'text': text,
+        }
+    )
+  return made
+
+
+class Examples:
+  """A random access source of utterances.
+
+  `examples[i]` is {'waveform' [T] float32, 'speaker' [] int32, 'label' [] int32 (the same), 'phones' [S] int32 at 25 Hz
+  with S = ceil(T / 640) at 16 kHz (the phone at the frame's centre, an index into `phone_names`), 'text' str, 'kind'
+  str, 'words' [(word, first sample, end sample)]}.
+  """
+
+  phone_names = PHONES
+
+  def __init__(self, sample_rate: int, utterances: list[dict], samples: np.ndarray):
+    self.sample_rate = sample_rate
+    self._utterances = utterances
+    self._samples = samples  # int16, all utterances after one another
+    self._ends = np.cumsum([utterance['num_samples'] for utterance in utterances])
+
+  def __len__(self) -> int:
+    return len(self._utterances)
+
+  def __getitem__(self, i: int) -> dict:
+    i = range(len(self))[i]
+    utterance = self._utterances[i]
+    num_samples = utterance['num_samples']
+    wave_T = self._samples[self._ends[i] - num_samples : self._ends[i]].astype(np.float32) / 32768
+    speaker = np.int32(utterance['speaker'])
+    return {
+        'waveform': wave_T,
+        'speaker': speaker,
+        'label': speaker,
+        'phones': _frame_phones(utterance['phones'], num_samples, self.sample_rate),
+        'text': utterance['text'],
+        'kind': utterance['kind'],
+        'words': [tuple(word) for word in utterance['words']],
+    }
+
+
+def examples(config: Config, split: str, *, cache_dir: str | None = None, num_workers: int | None = None) -> Examples:
+  """Speaks the split, or reads it from `cache_dir` where an earlier call with the same config left it.
+
+  Raises ValueError for an unknown split and ImportError, naming the extra, when espeakng-loader is missing.
+  """
+  path = None
+  if cache_dir is not None:
+    key = json.dumps([_FORMAT, dataclasses.asdict(config)], sort_keys=True)
+    path = os.path.join(cache_dir, f'synthesized-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz')
+    if os.path.exists(path):
+      with np.load(path, allow_pickle=False) as stored:
+        return Examples(config.sample_rate, json.loads(stored['utterances'].tobytes()), stored['samples'])
+  utterances, waves = [], []
+  for request, (header, wave_T) in zip(wanted := requests(config, split), speak(wanted, num_workers), strict=True):
+    wave_T = _level(soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate))
+    scale = config.sample_rate / header['rate']
+    utterances.append(
+        {
+            'speaker': request['speaker'],
+            'kind': request['kind'],
+            'text': request['text'],
+            'num_samples': len(wave_T),
+            'phones': [[round(sample * scale), name] for sample, name in header['phones']],
+            'words': _words(request['text'], header, scale, len(wave_T)),
+        }
+    )
+    waves.append(np.round(wave_T * 32767).astype(np.int16))
+  samples = np.concatenate(waves)
+  if path is not None:
+    _store(path, utterances, samples)
+  return Examples(config.sample_rate, utterances, samples)
+
+
+def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict, np.ndarray]]:
+  """Returns (header, int16 samples at header['rate']) for every request, see `espeak`.
+
+  Raises ImportError, naming the extra, when espeakng-loader is missing; RuntimeError when espeak-ng fails.
+  """
+  try:
+    import espeakng_loader
+  except ImportError as error:
+    raise ImportError('the synthesized corpus needs espeak-ng: pip install audiolm_jax[synth]') from error
+  # -I: the helper must not see this process's import path; it needs nothing but the standard library.
+  command = [sys.executable, '-I', espeak.__file__, str(espeakng_loader.get_library_path())]
+  command.append(str(espeakng_loader.get_data_path()))
+
+  def work(share: list[dict]) -> list[tuple[dict, np.ndarray]]:
+    done = subprocess.run(command, input=json.dumps(share).encode(), capture_output=True, check=False)
+    if done.returncode:
+      raise RuntimeError(f'espeak-ng failed: {done.stderr.decode(errors="replace")[-500:]}')
+    return _parse(done.stdout, len(share))
+
+  num_workers = num_workers or min(len(wanted), len(os.sched_getaffinity(0)) if sys.platform == 'linux' else 2)
+  spoken = [None] * len(wanted)
+  with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
+    for first, results in enumerate(pool.map(work, [wanted[i::num_workers] for i in range(num_workers)])):
+      spoken[first::num_workers] = results
+  return spoken
+
+
+def _parse(output: bytes, count: int) -> list[tuple[dict, np.ndarray]]:
+  spoken, at = [], 0
+  for _ in range(count):
+    end = output.index(b'\n', at)
+    header = json.loads(output[at:end])
+    at = end + 1 + 2 * header['num_samples']
+    spoken.append((header, np.frombuffer(output[end + 1 : at], np.int16)))
+  return spoken
+
+
+def _level(wave_T: np.ndarray) -> np.ndarray:
+  """Brings every voice to one loudness (root mean square 0.08), unless a peak would pass 0.95."""
+  gain = min(0.08 / max(np.sqrt(np.mean(wave_T**2)), 1e-4), 0.95 / max(np.abs(wave_T).max(), 1e-4))
+  return wave_T * np.float32(gain)
+
+
+def _plain(name: str) -> str:
+  """Drops stress marks and the length of pauses."""
+  return '_' if name.startswith('_') else name.lstrip("',%=") or '_'
+
+
+def _words(text: str, header: dict, scale: float, num_samples: int) -> list[list]:
+  """Returns [[word, first sample, end sample]]; a word lasts until the next pause, or until the next word."""
+  pauses = [sample for sample, name in header['phones'] if _plain(name) == '_'] + [header['num_samples']]
+  starts = header['words'] + [header['num_samples']]
+  words = []
+  for word, start, following in zip(text.replace('.', '').split(), header['words'], starts[1:], strict=True):
+    end = min(following, min(pause for pause in pauses if pause > start))
+    words.append([word, round(start * scale), min(round(end * scale), num_samples)])
+  return words
+
+
+def _frame_phones(phones: list, num_samples: int, sample_rate: int) -> np.ndarray:
+  hop = sample_rate / PHONE_RATE
+  onsets = np.array([sample for sample, _ in phones])
+  ids = np.array([0, *(_phone_ids().get(_plain(name), 1) for _, name in phones)], np.int32)
+  centres_S = (np.arange(int(np.ceil(num_samples / hop))) + 0.5) * hop
+  return ids[np.searchsorted(onsets, centres_S, side='right')]  # 0, a pause, before the first onset
+
+
+@functools.cache
+def _phone_ids() -> dict[str, int]:
+  return {name: i for i, name in enumerate(PHONES)}
+
+
+def _store(path: str, utterances: list[dict], samples: np.ndarray):
+  folder = os.path.dirname(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=folder, suffix='.tmp', delete=False) as file:
+    np.savez(file, utterances=np.frombuffer(json.dumps(utterances).encode(), np.uint8), samples=samples)
+  os.replace(file.name, path)

@@ -1,0 +1,172 @@
+"""Encoded examples on disk: `name-00003-of-00016.array_record` files and a manifest, `name.json`, written last.
+
+A record is the length of a JSON header (4 bytes), the header {name: [type, shape]} and the arrays, little-endian, in
+the header's order; nothing in it can be executed. Integers that fit are kept in 16 bits and come back as int32.
+
+Each shard is a file of its own, so that many processes (or one that was stopped) can write them in any order:
+`write_shard` for every shard, then `write_manifest` once. No manifest, no data set.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+_TYPES = ('<i2', '<i4', '<f4', '|u1')
+
+
+def encode(example: Mapping[str, Any]) -> bytes:
+  """Returns one example {name: array or number} as a record.
+
+  Raises ValueError for anything but integers below 2**31 in size, floats and booleans.
+  """
+  header, parts = {}, []
+  for name, value in example.items():
+    array = np.asarray(value)
+    if array.dtype.kind in 'iu':
+      largest = int(np.abs(array.astype(np.int64)).max(initial=0))
+      if largest >= 2**31:
+        raise ValueError(f'{name!r} holds {largest}, which does not fit in 32 bits')
+      array = array.astype('<i2' if largest < 2**15 else '<i4')
+    elif array.dtype.kind in 'fb':
+      array = array.astype('<f4' if array.dtype.kind == 'f' else '|u1')
+    else:
+      raise ValueError(f'{name!r} is of type {array.dtype}; numbers are stored')
+    header[name] = [array.dtype.str, array.shape]
+    parts.append(array.tobytes())
+  text = json.dumps(header).encode()
+  return b''.join([len(text).to_bytes(4, 'little'), text, *parts])
+
+
+def decode(record: bytes) -> dict[str, np.ndarray]:
+  """Returns the example that `encode` made into `record`; integers as int32, booleans as uint8.
+
+  Raises ValueError when the record is not of that form.
+  """
+  try:
+    at = 4 + int.from_bytes(record[:4], 'little')
+    header = json.loads(record[4:at])
+    example = {}
+    for name, (kind, shape) in header.items():
+      if kind not in _TYPES:
+        raise ValueError(f'type {kind!r}')
+      array = np.frombuffer(record, kind, math.prod(shape), at).reshape(shape)
+      at += array.nbytes
+      example[name] = array.astype(np.int32) if array.dtype.kind == 'i' else array
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(f'not a record of encoded examples ({error}): encode the data again') from error
+  if at != len(record):
+    raise ValueError(f'the record has {len(record)} bytes, its header tells of {at}: encode the data again')
+  return example
+
+
+def shard_path(folder: str | os.PathLike, name: str, shard: int, num_shards: int) -> str:
+  return os.path.join(folder, f'{name}-{shard:05d}-of-{num_shards:05d}.array_record')
+
+
+def write_shard(
+    folder: str | os.PathLike, name: str, shard: int, num_shards: int, examples: Iterable[Mapping[str, Any]]
+) -> str:
+  """Writes one shard, whole or not at all, and returns its path; one of that name is replaced."""
+  from array_record.python import array_record_module
+
+  path = shard_path(folder, name, shard, num_shards)
+  os.makedirs(folder, exist_ok=True)
+  temporary = f'{path}.{os.getpid()}.tmp'
+  writer = array_record_module.ArrayRecordWriter(temporary, 'group_size:1')
+  try:
+    for example in examples:
+      writer.write(encode(example))
+    writer.close()
+    os.replace(temporary, path)
+  except BaseException:
+    if writer.is_open():
+      writer.close()
+    os.unlink(temporary)
+    raise
+  return path
+
+
+def write_manifest(folder: str | os.PathLike, name: str, num_shards: int, metadata: Mapping[str, Any]):
+  """Writes `name.json`: `metadata` (frame rates, fingerprints of the codec and the k-means) and what each shard holds.
+
+  Raises ValueError when a shard is missing.
+  """
+  shards = []
+  for shard in range(num_shards):
+    path = shard_path(folder, name, shard, num_shards)
+    if not os.path.exists(path):
+      raise ValueError(f'{path} is missing: write every shard before the manifest')
+    num_examples = len(grain.sources.ArrayRecordDataSource([path]))
+    entry = {'file': os.path.basename(path), 'num_examples': num_examples, 'num_bytes': os.path.getsize(path)}
+    shards.append({**entry, 'sha256': _sha256(path)})
+  path = os.path.join(folder, f'{name}.json')
+  with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
+    json.dump({'metadata': dict(metadata), 'shards': shards}, file, indent=2)
+  os.replace(f'{path}.tmp', path)
+
+
+class TokenShards:
+  """A random access source of what was encoded; None where a record is damaged (the reason is in `bad`, by index).
+
+  `metadata` is the manifest's. With `expected`, each of its entries must be in the metadata with the same value: a
+  model must not read tokens of another codec.
+
+  Raises ValueError, before anything is read, when a shard is missing, of another size or (with `verify`) of other
+  content than the manifest says, or when the metadata are not as expected.
+  """
+
+  def __init__(
+      self,
+      folder: str | os.PathLike,
+      name: str,
+      *,
+      expected: Mapping[str, Any] | None = None,
+      verify: bool = False,
+  ):
+    path = os.path.join(folder, f'{name}.json')
+    if not os.path.exists(path):
+      raise ValueError(f'{path} is missing: encoding did not finish; run it again')
+    with open(path, encoding='utf-8') as file:
+      manifest = json.load(file)
+    self.metadata = manifest['metadata']
+    self.bad: dict[int, str] = {}
+    for key, value in (expected or {}).items():
+      if self.metadata.get(key) != value:
+        raise ValueError(f'{path}: {key} is {self.metadata.get(key)!r}, this run has {value!r}: encode the data again')
+    paths = []
+    for i, shard in enumerate(manifest['shards']):
+      paths.append(shard_path(folder, name, i, len(manifest['shards'])))
+      _check(paths[-1], shard, verify)
+    self._source = grain.sources.ArrayRecordDataSource(paths)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray] | None:
+    i = range(len(self))[i]
+    try:
+      return decode(self._source[i])
+    except (ValueError, RuntimeError) as error:  # RuntimeError: ArrayRecord's own checksum
+      self.bad[i] = str(error)
+      return None
+
+
+def _check(path: str, shard: Mapping[str, Any], verify: bool):
+  again = 'encode or copy this shard again'
+  if not os.path.exists(path):
+    raise ValueError(f'{path} is missing: {again}')
+  if os.path.getsize(path) != shard['num_bytes']:
+    raise ValueError(f'{path} has {os.path.getsize(path)} bytes, the manifest says {shard["num_bytes"]}: {again}')
+  if verify and _sha256(path) != shard['sha256']:
+    raise ValueError(f'{path} does not have the SHA-256 of the manifest: {again}')
+
+
+def _sha256(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

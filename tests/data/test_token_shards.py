@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from audiolm_jax.data import pipeline, token_shards
+from audiolm_jax.stages.base import Feature
+
+METADATA = {'codec': 'c0dec', 'codec_rate': 50.0}
+
+
+def example(i):
+  random = np.random.default_rng(i)
+  return {
+      'semantic': random.integers(0, 1024, 20 + i),
+      'codes': random.integers(0, 70_000 if i == 2 else 1024, (2 * (20 + i), 3)).astype(np.int32),
+      'label': i,
+      'level': np.float32(0.5),
+  }
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for shard in (1, 0):
+    token_shards.write_shard(tmp_path, 'train', shard, 2, (example(i) for i in range(shard, 7, 2)))
+  token_shards.write_manifest(tmp_path, 'train', 2, METADATA)
+  return tmp_path
+
+
+def test_what_was_written_is_read(folder):
+  source = token_shards.TokenShards(folder, 'train', expected={'codec': 'c0dec'}, verify=True)
+  assert len(source) == 7 and source.metadata == METADATA
+  for read, i in zip((source[k] for k in range(7)), [0, 2, 4, 6, 1, 3, 5], strict=True):
+    for name, value in example(i).items():
+      np.testing.assert_array_equal(read[name], value)
+    assert read['codes'].dtype == read['semantic'].dtype == np.int32 and read['level'].dtype == np.float32
+  assert sorted(path.name for path in folder.iterdir()) == [
+      'train-00000-of-00002.array_record', 'train-00001-of-00002.array_record', 'train.json',
+  ]  # fmt: skip
+
+
+def test_batches_of_tokens(folder):
+  features = {'codes': Feature((10, 2), np.int32, 50.0), 'semantic': Feature((5,), np.int32, 25.0)}
+  batch = next(pipeline.batches(token_shards.TokenShards(folder, 'train'), features, batch_size=3, seed=0))
+  assert batch['codes'].shape == (3, 10, 2) and batch['semantic'].shape == (3, 5)
+
+
+def test_codes_take_two_bytes():
+  codes = np.zeros((500, 12), np.int32)
+  assert len(token_shards.encode({'codes': codes})) < 2 * codes.size + 100
+
+
+def test_missing_and_cut_shards_are_named(folder):
+  shard = folder / 'train-00001-of-00002.array_record'
+  data = shard.read_bytes()
+  shard.write_bytes(data[:-100])
+  with pytest.raises(ValueError, match='train-00001-of-00002.* bytes, the manifest says'):
+    token_shards.TokenShards(folder, 'train')
+  shard.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+  with pytest.raises(ValueError, match='train-00001-of-00002.*SHA-256'):
+    token_shards.TokenShards(folder, 'train', verify=True)
+  shard.unlink()
+  with pytest.raises(ValueError, match='train-00001-of-00002.*is missing'):
+    token_shards.TokenShards(folder, 'train')
+  with pytest.raises(ValueError, match='train-00001-of-00002.*every shard'):
+    token_shards.write_manifest(folder, 'train', 2, METADATA)
+  with pytest.raises(ValueError, match='test.json is missing'):
+    token_shards.TokenShards(folder, 'test')
+
+
+def test_a_damaged_record_is_none_and_never_wrong(folder):
+  shard = folder / 'train-00000-of-00002.array_record'
+  data = shard.read_bytes()
+  order, num_bad = [0, 2, 4, 6, 1, 3, 5], 0
+  content = [at for at in range(len(data)) if any(data[at : at + 4])]  # between the records the file is zeros
+  for at in content[200 :: len(content) // 12]:
+    shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    try:
+      source = token_shards.TokenShards(folder, 'train')
+      read = [source[k] for k in range(7)]
+    except RuntimeError:  # the index of the whole file is gone
+      continue
+    assert sorted(source.bad) == [k for k in range(7) if read[k] is None]
+    num_bad += len(source.bad)
+    for got, i in zip(read, order, strict=True):
+      assert got is None or all((got[name] == value).all() for name, value in example(i).items())
+  assert num_bad >= 4
+
+
+def test_tokens_of_another_codec_are_refused(folder):
+  with pytest.raises(ValueError, match="codec is 'c0dec', this run has 'other'"):
+    token_shards.TokenShards(folder, 'train', expected={'codec': 'other'})
+
+
+def test_a_failed_shard_leaves_nothing(tmp_path):
+  with pytest.raises(ValueError, match="'text' is of type"):
+    token_shards.write_shard(tmp_path, 'train', 0, 1, [example(0), {'text': 'no'}])
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('record', [b'', b'\xff\xff\xff\x7f', b'\x02\x00\x00\x00{}x', b'\x02\x00\x00\x00[]'])
+def test_foreign_bytes_are_refused(record):
+  with pytest.raises(ValueError, match='encode the data again'):
+    token_shards.decode(record)
+
+
+def test_objects_are_never_decoded():
+  header = b'{"a": ["|O", [1]]}'
+  with pytest.raises(ValueError, match=r"'\|O'"):
+    token_shards.decode(len(header).to_bytes(4, 'little') + header + bytes(8))
