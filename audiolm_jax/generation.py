@@ -1,0 +1,363 @@
+"""The pipelines: prompt -> tokens -> semantic, coarse and fine language models -> codec decoder.
+
+Source: AudioLM (arXiv 2209.03143), sections III-C and IV. What the paper leaves open:
+
+- Windows. Past a model's trained crop, generation goes in rounds. A row keeps its whole past where past and future fit
+  the crop together, otherwise the last `carry_seconds` of it; the window gets the semantic tokens that overlap it.
+- Alignment. Deduplicated semantic tokens have no durations. Those of the prompt are measured; generated ones are
+  taken to last the prompt's mean duration (without a prompt: UNKNOWN_DURATION frames), so the number of tokens for
+  `seconds` of audio follows from the prompt's speaking rate.
+- Compilation. Waveforms are padded to whole seconds; prefix, prompt and new frames to quarters of the crop, rows to
+  the next power of two (beyond 8: multiple of 8). The number of steps and the sampling rule are data. Padding of
+  sequences is on the left, where relative positions make it invisible.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from audiolm_jax import kmeans, tokens
+from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.sampling import Rule, autoregress
+from audiolm_jax.sampling import check as check_rule
+from audiolm_jax.stages import soundstream, w2v_bert
+from audiolm_jax.stages.base import Variables
+from audiolm_jax.tokens import PAD
+
+UNKNOWN_DURATION = 2.0  # semantic frames of 40 ms that a deduplicated token lasts when no prompt tells
+
+
+class Models(NamedTuple):
+  """(config, variables) of every stage, variables unboxed; fine is None where the coarse levels are all (piano)."""
+
+  soundstream: tuple[Any, Variables]
+  w2v_bert: tuple[Any, Variables]
+  semantic_quantizer: kmeans.SemanticQuantizer
+  semantic: tuple[Any, Variables]
+  coarse: tuple[Any, Variables]
+  fine: tuple[Any, Variables] | None
+
+
+class SamplingConfig(NamedTuple):
+  """Rules of the three language models: the paper's temperatures, no filters (section IV-B)."""
+
+  semantic: Rule = Rule(0.6)
+  coarse: Rule = Rule(0.8)
+  fine: Rule = Rule(0.6)
+
+
+class Continuation(NamedTuple):
+  """Audio and the tokens it was made from; rows are padded on the right (wave with 0, tokens with PAD).
+
+  semantic_BS is frame-aligned, or deduplicated where the semantic model is. num_frames_B: codec frames of each row,
+  the first prompt_frames_B of which are the prompt's own.
+  """
+
+  wave_BT: np.ndarray
+  semantic_BS: np.ndarray
+  codes_BFQ: np.ndarray
+  num_frames_B: np.ndarray
+  prompt_frames_B: np.ndarray
+
+
+class Timed(NamedTuple):
+  """The semantic tokens of one row and the semantic frame (fractional, where assumed) at which each begins."""
+
+  token_N: np.ndarray
+  start_N: np.ndarray
+
+
+def tokenize(
+    models: Models, wave_BT: Float[Array | np.ndarray, 'B T'], num_samples_B: Int[Array | np.ndarray, 'B'] | None = None
+) -> tuple[Int[np.ndarray, 'B S'], Int[np.ndarray, 'B F Q']]:
+  """Returns frame-aligned semantic tokens and codec codes, F = 2 S, of the whole semantic frames of each waveform.
+
+  num_samples_B: samples of each row, the rest is padding; None: all. What lies beyond is PAD.
+  """
+  codec = models.soundstream[0]
+  hop = 2 * codec.hop_length
+  lengths_B = np.full(len(wave_BT), wave_BT.shape[1]) if num_samples_B is None else np.asarray(num_samples_B)
+  if lengths_B.max(initial=0) > wave_BT.shape[1]:
+    raise ValueError(f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}')
+  frames_B = lengths_B // hop
+  if frames_B.min() < 1:
+    raise ValueError(f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one')
+  second = max(1, round(codec.frame_rate / 2)) * hop
+  wave_BT = np.asarray(wave_BT, np.float32) * (np.arange(wave_BT.shape[1]) < lengths_B[:, None])
+  wave_BT = np.pad(wave_BT[:, : frames_B.max() * hop], ((0, 0), (0, -(frames_B.max() * hop) % second)))
+  semantic_BS = np.asarray(_semantic_tokens(models.w2v_bert[0], models.w2v_bert[1], models.semantic_quantizer, wave_BT))
+  codes_BFQ = np.asarray(_encode(codec, models.soundstream[1], wave_BT))
+  inside_BS = np.arange(frames_B.max()) < frames_B[:, None]
+  semantic_BS = np.where(inside_BS, semantic_BS[:, : frames_B.max()], PAD)
+  inside_BF = np.repeat(inside_BS, 2, axis=1)
+  return semantic_BS, np.where(inside_BF[..., None], codes_BFQ[:, : 2 * frames_B.max()], PAD)
+
+
+def continue_audio(
+    models: Models,
+    key: jax.Array,
+    prompt_BT: Float[Array | np.ndarray, 'B T'],
+    num_samples_B: Int[Array | np.ndarray, 'B'] | None = None,
+    *,
+    seconds: float,
+    sampling: SamplingConfig = SamplingConfig(),
+    carry_seconds: float = 3.0,
+) -> Continuation:
+  """Returns each prompt followed by `seconds` of new audio (rounded to whole semantic frames of 40 ms).
+
+  The prompt's codes are kept as they are. Prompts of different lengths: pad on the right, tell num_samples_B.
+  """
+  _check(models, sampling)
+  semantic_BS, codes_BFQ = tokenize(models, prompt_BT, num_samples_B)
+  num_new = _whole_frames(models, seconds)
+  timed = [_timed(models, row_S) for row_S in semantic_BS]
+  if models.coarse[0].condition_on_semantic:
+    timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, sampling)
+  prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
+  return _acoustics(models, key, timed, prompts, [2 * num_new] * len(prompts), sampling, carry_seconds)
+
+
+def generate_acoustics(
+    models: Models,
+    key: jax.Array,
+    semantic_BS: Int[Array | np.ndarray, 'B S'],
+    *,
+    sampling: SamplingConfig = SamplingConfig(),
+    carry_seconds: float = 3.0,
+) -> Continuation:
+  """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice, the same words."""
+  _check(models, sampling)
+  semantic_BS = np.asarray(semantic_BS)
+  tokens.check_range(semantic_BS, models.coarse[0].num_clusters)
+  lengths = (semantic_BS != PAD).sum(axis=1)
+  timed = [_timed(models, row_S) for row_S in semantic_BS]
+  prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * len(timed)
+  return _acoustics(models, key, timed, prompts, [2 * int(n) for n in lengths], sampling, carry_seconds)
+
+
+def generate_unconditional(
+    models: Models,
+    key: jax.Array,
+    batch_size: int,
+    seconds: float,
+    *,
+    sampling: SamplingConfig = SamplingConfig(),
+    carry_seconds: float = 3.0,
+) -> Continuation:
+  """Returns `seconds` of audio a row, sampled from nothing."""
+  _check(models, sampling)
+  num_new = _whole_frames(models, seconds)
+  timed = [Timed(np.zeros(0, np.int32), np.zeros(0))] * batch_size
+  if models.coarse[0].condition_on_semantic:
+    empty = np.zeros(batch_size, int)
+    timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling)
+  prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * batch_size
+  return _acoustics(models, key, timed, prompts, [2 * num_new] * batch_size, sampling, carry_seconds)
+
+
+def _check(models, rules):
+  for rule in rules:
+    check_rule(rule)
+  coarse, codec = models.coarse[0], models.soundstream[0]
+  if models.semantic[0].deduplicate and coarse.condition_on_semantic and not coarse.deduplicate:
+    raise ValueError('the coarse model wants frame-aligned semantic tokens, the semantic model is deduplicated: '
+                     'train one of them again with the other value of deduplicate')
+  total = coarse.num_quantizers if models.fine is None else models.fine[0].total_quantizers
+  if models.fine is not None and models.fine[0].num_coarse != coarse.num_quantizers:
+    raise ValueError(f'fine.num_coarse={models.fine[0].num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
+                     'differ: these stages were not trained for each other')
+  if total > codec.num_quantizers:
+    raise ValueError(f'the stages make {total} levels, the codec has num_quantizers={codec.num_quantizers}')
+
+
+def _whole_frames(models, seconds):
+  frames = round(seconds * models.semantic[0].semantic_rate)
+  if frames < 1:
+    raise ValueError(f'seconds={seconds} is less than one semantic frame: ask for more')
+  return frames
+
+
+def _timed(models, semantic_S):
+  """Returns the tokens of a row in the semantic model's form, with the frames at which they begin."""
+  semantic_S = semantic_S[semantic_S != PAD]
+  keep_S = tokens.first_of_run(semantic_S[None])[0] if models.semantic[0].deduplicate else semantic_S != PAD
+  return Timed(semantic_S[keep_S], np.flatnonzero(keep_S).astype(float))
+
+
+def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int, rules) -> list[Timed]:
+  """Appends semantic tokens for `num_new` frames to every row."""
+  config, variables = models.semantic
+  durations = [
+      1.0 if not config.deduplicate else n / len(row.token_N) if len(row.token_N) else UNKNOWN_DURATION
+      for row, n in zip(timed, frames_B, strict=True)
+  ]
+  wanted = max(int(np.ceil(num_new / duration)) for duration in durations)
+  rows = _extend(
+      config.language_model, variables.params, key, [row.token_N[:, None] for row in timed], wanted,
+      crop=config.num_semantic, carry=config.num_semantic // 2,
+      prefix=lambda b, start, stop: np.zeros((0, 1), np.int32), prefix_crop=0, rule=rules.semantic,
+  )
+  extended = []
+  for row, before, frames, duration in zip(rows, timed, frames_B, durations, strict=True):
+    start_N = frames + duration * np.arange(wanted)
+    row_N, start_N = row[:, 0], np.concatenate([before.start_N, start_N])
+    keep_N = start_N < frames + num_new
+    extended.append(Timed(row_N[keep_N], start_N[keep_N]))
+  return extended
+
+
+def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds) -> Continuation:
+  """Samples coarse and fine codes after the prompts' own and decodes all of it."""
+  config, variables = models.coarse
+  crop, carry = 2 * config.num_semantic, 2 * round(carry_seconds * config.semantic_rate)
+  if not 0 <= carry < crop:
+    raise ValueError(f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s')
+
+  def prefix(b, start, stop):
+    row, stop = timed[b], min(stop, len(prompts[b]) + new_frames[b])
+    ends_N = np.append(row.start_N[1:], np.inf)
+    token_N = row.token_N[(row.start_N < stop / 2) & (ends_N > start / 2)]
+    if config.deduplicate:
+      token_N = token_N[tokens.first_of_run(token_N[None])[0]]
+    return token_N[:, None]
+
+  rows = _extend(
+      config.language_model, variables.params, jax.random.fold_in(key, 1),
+      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=crop, carry=carry,
+      prefix=prefix if config.condition_on_semantic else lambda b, start, stop: np.zeros((0, 1), np.int32),
+      prefix_crop=config.num_semantic if config.condition_on_semantic else 0, rule=rules.coarse,
+  )
+  rows = [row_FQ[: len(p) + n] for row_FQ, p, n in zip(rows, prompts, new_frames, strict=True)]
+  levels = config.num_quantizers
+  if models.fine is not None:
+    rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
+    levels = models.fine[0].total_quantizers
+  codes_BFQ = _stack(rows, max(len(row) for row in rows), levels)
+  num_frames_B = np.array([len(row) for row in rows])
+  wave_BT = _decode_rows(models, codes_BFQ, num_frames_B)
+  semantic_BS = _stack([row.token_N[:, None] for row in timed], max(len(row.token_N) for row in timed), 1)[..., 0]
+  return Continuation(wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts]))
+
+
+def _add_fine(models, key, rows, prompts, rule):
+  """Samples the fine levels of what follows the prompts, in chunks of the crop, as one batch."""
+  config, variables = models.fine
+  crop, levels = config.num_frames, config.total_quantizers - config.num_coarse
+  chunks = [(b, f) for b, row in enumerate(rows) for f in range(len(prompts[b]), len(row), crop)]
+  coarse = [rows[b][f : f + crop] for b, f in chunks]
+  drawn = _extend(
+      config.language_model, variables.params, key, [np.zeros((0, levels), np.int32)] * len(chunks),
+      max(len(chunk) for chunk in coarse), crop=crop, carry=0,
+      prefix=lambda c, start, stop: coarse[c], prefix_crop=crop, rule=rule,
+  )
+  full = [[prompt_FQ[:, : config.total_quantizers]] for prompt_FQ in prompts]
+  for (b, _), coarse_FQ, fine_FQ in zip(chunks, coarse, drawn, strict=True):
+    full[b].append(np.concatenate([coarse_FQ, fine_FQ[: len(coarse_FQ)]], axis=1))
+  return [np.concatenate(parts) for parts in full]
+
+
+def _extend(
+    model: language_model.LanguageModel,
+    params: Any,
+    key: jax.Array,
+    rows: Sequence[np.ndarray],
+    num_new: int,
+    *,
+    crop: int,
+    carry: int,
+    prefix: Callable[[int, int, int], np.ndarray],
+    prefix_crop: int,
+    rule: Rule,
+) -> list[np.ndarray]:
+  """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
+
+  prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at most prefix_crop.
+  """
+  rows, done, num_levels = list(rows), 0, model.vocabulary.target_levels
+  while done < num_new:
+    remaining = num_new - done
+    kept = [len(row) if len(row) + remaining <= crop else min(len(row), carry) for row in rows]
+    new = min(remaining, crop - max(kept))
+    prefixes = [prefix(b, len(row) - k, len(row) + new) for b, (row, k) in enumerate(zip(rows, kept, strict=True))]
+    size = _row_bucket(len(rows))
+    prefix_BPN = _stack(prefixes, _bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size)
+    past = [row[len(row) - k :] for row, k in zip(rows, kept, strict=True)]
+    prompt_BFQ = _stack(past, _bucket(max(kept), crop), num_levels, size)
+    drawn_BN = sample_targets(
+        model, params, jax.random.fold_in(key, done), prefix_BPN, prompt_BFQ, new * num_levels, rule,
+        capacity=_bucket(new, crop) * num_levels,
+    )
+    drawn_BFQ = np.asarray(drawn_BN)[: len(rows), : new * num_levels].reshape(len(rows), new, num_levels)
+    rows = [np.concatenate([row, more]) for row, more in zip(rows, drawn_BFQ, strict=True)]
+    done += new
+  return rows
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'capacity'))
+def sample_targets(
+    model: language_model.LanguageModel,
+    params: Any,
+    key: jax.Array,
+    prefix_BPN: Int[Array | np.ndarray, 'B P N'],
+    prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
+    num_steps: int | Array,
+    rule: Rule,
+    *,
+    capacity: int,
+) -> Int[Array, 'B C']:
+  """Returns `num_steps` codes a row, frame by frame, that follow prefix and prompt, and -1 up to `capacity`."""
+  ids_BL, times_BL = language_model.sequence(model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ))
+  first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
+  ids_BL, times_BL = tokens.left_pad(ids_BL, times_BL)
+  params = transformer.unstack(model.transformer, params)
+  logits_BK, cache = language_model.prefill(model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity)
+  step = lambda cache, code_B, n: language_model.step(model, params, cache, code_B, first_B, n)
+  return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity)
+
+
+def _bucket(length: int, crop: int) -> int:
+  """Returns `length` rounded up to a quarter of the crop; 0 stays 0."""
+  quarter = max(1, -(-crop // 4))
+  return -(-length // quarter) * quarter
+
+
+def _row_bucket(rows: int) -> int:
+  return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
+
+
+def _stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None = None) -> np.ndarray:
+  """Returns rows [N, width] as one array [size, length, width], PAD on the right and in rows beyond the last."""
+  stacked = np.full((size or len(rows), length, width), PAD, np.int32)
+  for b, row in enumerate(rows):
+    stacked[b, : len(row)] = row
+  return stacked
+
+
+def _decode_rows(models, codes_BFQ, num_frames_B):
+  """Returns the waveforms; the codec is causal, so that what pads a row changes nothing before it."""
+  config, variables = models.soundstream
+  frames = codes_BFQ.shape[1]
+  second = max(1, round(config.frame_rate))
+  padded_BFQ = np.pad(np.maximum(codes_BFQ, 0), ((0, 0), (0, -frames % second), (0, 0)))
+  wave_BT = np.asarray(_decode(config, variables, padded_BFQ))[:, : frames * config.hop_length]
+  return wave_BT * (np.arange(wave_BT.shape[1]) < num_frames_B[:, None] * config.hop_length)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, variables, wave_BT):
+  return soundstream.encode(config, variables, wave_BT)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(config, variables, codes_BFQ):
+  return soundstream.decode(config, variables, codes_BFQ)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _semantic_tokens(config, variables, semantic_quantizer, wave_BT):
+  return kmeans.assign(semantic_quantizer, w2v_bert.features(config, variables, wave_BT))

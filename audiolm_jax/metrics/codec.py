@@ -1,0 +1,35 @@
+"""How well a codec keeps a waveform, and how well it uses its codes."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from audiolm_jax import audio
+from audiolm_jax.nn.quantizer import perplexity as codebook_perplexity
+
+__all__ = ['codebook_perplexity', 'log_mel_distance', 'si_sdr']
+
+
+def si_sdr(reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']) -> Float[Array, 'B']:
+  """Returns the scale-invariant signal-to-distortion ratio of each example, in dB (Le Roux et al., 2019).
+
+  Means are removed first. A silent estimate scores -100 dB, an equal one +100 dB.
+  """
+  reference_BT = reference_BT - jnp.mean(reference_BT, axis=-1, keepdims=True)
+  estimate_BT = estimate_BT - jnp.mean(estimate_BT, axis=-1, keepdims=True)
+  reference_power_B = jnp.sum(jnp.square(reference_BT), axis=-1)
+  scale_B = jnp.sum(reference_BT * estimate_BT, axis=-1) / (reference_power_B + 1e-10)
+  target_BT = scale_B[:, None] * reference_BT
+  target_power_B = jnp.sum(jnp.square(target_BT), axis=-1)
+  noise_power_B = jnp.sum(jnp.square(estimate_BT - target_BT), axis=-1)
+  ratio_B = target_power_B / (noise_power_B + 1e-10 * target_power_B + 1e-20)
+  return 10 * jnp.log10(jnp.maximum(ratio_B, 1e-10))
+
+
+def log_mel_distance(
+    reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T'], sample_rate: int
+) -> Float[Array, 'B']:
+  """Returns the mean absolute difference of natural log-mel magnitudes of each example (64 ms windows, 80 bins)."""
+  window = int(0.064 * sample_rate)
+  options = dict(sample_rate=sample_rate, window_length=window, hop_length=window // 4, num_mels=80)
+  reference_BFM, estimate_BFM = (audio.log_mel_spectrogram(wave, **options) for wave in (reference_BT, estimate_BT))
+  return jnp.mean(jnp.abs(reference_BFM - estimate_BFM), axis=(1, 2))

@@ -1,0 +1,102 @@
+"""What is said: numbers recognized in audio, and whether they count on as the prompt did.
+
+The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and NO_NUMBER for windows whose
+middle lies between words. It is trained on codec audio of the training voices; how often it errs on held-out voices is
+reported beside every score.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+NUMBERS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+NO_NUMBER = len(NUMBERS)
+
+
+def counting_step(words: Sequence[str]) -> int:
+  """Returns by how much neighbouring number words of a prompt differ, modulo 10.
+
+  Raises ValueError when they do not all differ by the same step.
+  """
+  steps = set(_steps([NUMBERS.index(word) for word in words]))
+  if len(steps) != 1:
+    raise ValueError(f'{" ".join(words)!r} does not count by one step')
+  return steps.pop()
+
+
+def windows(wave_T: Float[np.ndarray, 'T'], length: int, hop: int) -> Float[np.ndarray, 'N W']:
+  """Returns windows of `length` samples every `hop` samples, the first one centred on the start; zeros outside."""
+  padded_T = np.pad(wave_T, (length // 2, length))
+  return np.stack([padded_T[start : start + length] for start in range(0, len(wave_T), hop)])
+
+
+def number_windows(
+    wave_T: Float[np.ndarray, 'T'], words: Sequence[tuple[str, int, int]], length: int
+) -> list[tuple[np.ndarray, int]]:
+  """Returns labelled windows of a counting utterance: one in the middle of each word, one between it and the next.
+
+  words: (word, first sample, end sample).
+  """
+  padded_T = np.pad(wave_T, (length // 2, length))
+  labelled = []
+  for n, (word, start, end) in enumerate(words):
+    labelled.append((padded_T[(start + end) // 2 :][:length], NUMBERS.index(word)))
+    following = words[n + 1][1] if n + 1 < len(words) else len(wave_T)
+    labelled.append((padded_T[(end + following) // 2 :][:length], NO_NUMBER))
+  return labelled
+
+
+def decode_numbers(log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float = 1.0) -> list[int]:
+  """Returns the numbers of the best path through the windows, where each change of class costs `switch_penalty` nats.
+
+  A path stays in a class over neighbouring windows; what remains after collapsing it, without NO_NUMBER, was said.
+  """
+  num_windows, num_classes = log_probs_NC.shape
+  if not num_windows:
+    return []
+  score_C, came_from_NC = log_probs_NC[0].copy(), np.zeros((num_windows, num_classes), int)
+  for n in range(1, num_windows):
+    best = int(score_C.argmax())
+    switch = score_C[best] - switch_penalty > score_C
+    came_from_NC[n] = np.where(switch, best, np.arange(num_classes))
+    score_C = np.maximum(score_C, score_C[best] - switch_penalty) + log_probs_NC[n]
+  path = [int(score_C.argmax())]
+  for n in range(num_windows - 1, 0, -1):
+    path.append(int(came_from_NC[n, path[-1]]))
+  path.reverse()
+  return [c for n, c in enumerate(path) if c != NO_NUMBER and (n == 0 or path[n - 1] != c)]
+
+
+def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict[str, float]:
+  """Returns how well the numbers heard in each clip count by the step of its prompt.
+
+  obeys: share of clips in which at least two numbers were heard and every neighbouring pair differs by the step.
+  right_steps: share of all neighbouring pairs that differ by the step (chance: 0.1, ten numbers in any order).
+  numbers: mean count of numbers heard in a clip.
+  """
+  right = [[found == step for found in _steps(values)] for values, step in zip(heard, steps, strict=True)]
+  pairs = [pair for clip in right for pair in clip]
+  return {
+      'obeys': float(np.mean([bool(clip) and all(clip) for clip in right])),
+      'right_steps': float(np.mean(pairs)) if pairs else 0.0,
+      'numbers': float(np.mean([len(values) for values in heard])),
+  }
+
+
+def word_error_rate(heard: Sequence[Sequence[int]], said: Sequence[Sequence[int]]) -> float:
+  """Returns insertions, deletions and substitutions per number said, over all clips."""
+  return sum(map(_edits, heard, said)) / max(1, sum(map(len, said)))
+
+
+def _edits(one: Sequence[int], other: Sequence[int]) -> int:
+  row = list(range(len(other) + 1))
+  for i, a in enumerate(one, 1):
+    previous, row = row, [i]
+    for j, b in enumerate(other, 1):
+      row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (a != b)))
+  return row[-1]
+
+
+def _steps(values: Sequence[int]) -> list[int]:
+  return [(after - before) % len(NUMBERS) for before, after in zip(values, values[1:])]

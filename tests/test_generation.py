@@ -1,0 +1,142 @@
+"""The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it can be checked."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.linen import meta
+
+from audiolm_jax import generation
+from audiolm_jax.generation import Models, SamplingConfig
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.sampling import Rule
+from audiolm_jax.stages import coarse, fine, semantic
+from audiolm_jax.stages.base import Variables
+
+HOP, K = 4, 8
+TINY = TransformerConfig(num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False)
+GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  hop_length: int = HOP
+  frame_rate: float = 50.0
+  num_quantizers: int = 3
+
+
+def with_variables(config, seed):
+  return config, Variables(meta.unbox(config.make().init(jax.random.key(seed))).params, {})
+
+
+@pytest.fixture(scope='module')
+def models():
+  shared = dict(num_clusters=K, transformer=TINY)
+  return Models(
+      soundstream=(Codec(), Variables({}, {})),
+      w2v_bert=(Codec(), Variables({}, {})),
+      semantic_quantizer=None,
+      semantic=with_variables(semantic.Config(crop_seconds=0.8, **shared), 0),
+      coarse=with_variables(
+          coarse.Config(crop_seconds=0.4, codebook_size=K, num_quantizers=2, total_quantizers=3, **shared), 1
+      ),
+      fine=with_variables(
+          fine.Config(crop_seconds=0.2, num_coarse=2, total_quantizers=3, codebook_size=K, transformer=TINY), 2
+      ),
+  )
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch):
+  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the codes."""
+
+  def encode(config, variables, wave_BT):
+    codes_BF = jnp.round(wave_BT[:, ::HOP] * 8).astype(jnp.int32)
+    return jnp.repeat(codes_BF[..., None], 3, axis=2)
+
+  decode = lambda config, variables, codes_BFQ: jnp.repeat(codes_BFQ.sum(-1) / 8.0, HOP, axis=1)
+  features = lambda config, variables, wave_BT: wave_BT[:, :: 2 * HOP, None]
+  assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
+  monkeypatch.setattr(generation, 'soundstream', SimpleNamespace(encode=encode, decode=decode))
+  monkeypatch.setattr(generation, 'w2v_bert', SimpleNamespace(features=features))
+  monkeypatch.setattr(generation, 'kmeans', SimpleNamespace(assign=assign))
+
+
+def prompts():
+  wave_BT = np.random.default_rng(0).integers(0, K, (2, 20, 1)).repeat(HOP, axis=2).reshape(2, -1) / 8
+  return wave_BT.astype(np.float32), np.array([80, 50])  # 20 and 12 codec frames (50 samples: 6 whole pairs)
+
+
+def test_tokenize_pads_and_aligns(models):
+  wave_BT, lengths_B = prompts()
+  semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, lengths_B)
+  assert semantic_BS.shape == (2, 10) and codes_BFQ.shape == (2, 20, 3)
+  np.testing.assert_array_equal(codes_BFQ[1, :12, 0], wave_BT[1, :48:HOP] * 8)
+  assert (codes_BFQ[1, 12:] == -1).all() and (semantic_BS[1, 6:] == -1).all()
+  np.testing.assert_array_equal(semantic_BS[1, :6], codes_BFQ[1, :12:2, 0])
+
+
+def test_continuation_keeps_the_prompt_and_decodes_all(models):
+  wave_BT, lengths_B = prompts()
+  # 0.8 s is two windows of the coarse model and several chunks of the fine one.
+  result = generation.continue_audio(models, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12)
+  own = generation.tokenize(models, wave_BT, lengths_B)[1]
+  np.testing.assert_array_equal(result.num_frames_B, [60, 52])
+  for b in range(2):
+    frames, prompt_frames = result.num_frames_B[b], result.prompt_frames_B[b]
+    np.testing.assert_array_equal(result.codes_BFQ[b, :prompt_frames], own[b, :prompt_frames])
+    codes_FQ = result.codes_BFQ[b, :frames]
+    assert codes_FQ.min() >= 0 and codes_FQ.max() < K
+    assert (result.codes_BFQ[b, frames:] == -1).all()
+    np.testing.assert_allclose(result.wave_BT[b, : frames * HOP : HOP], codes_FQ.sum(-1) / 8)
+    assert (result.wave_BT[b, frames * HOP :] == 0).all()
+
+
+def test_a_row_alone_is_the_row_in_a_batch(models):
+  wave_BT, lengths_B = prompts()
+  options = dict(seconds=0.2, sampling=GREEDY, carry_seconds=0.12)
+  both = generation.continue_audio(models, jax.random.key(0), wave_BT, lengths_B, **options)
+  alone = generation.continue_audio(models, jax.random.key(0), wave_BT[1:, :50], None, **options)
+  np.testing.assert_array_equal(alone.codes_BFQ[0], both.codes_BFQ[1, : alone.num_frames_B[0]])
+
+
+def test_lengths_share_compilations(models):
+  wave_BT, _ = prompts()
+  generation.sample_targets.clear_cache()
+  for num_samples in (56, 64, 72, 80):  # 14 to 20 frames: one bucket
+    generation.continue_audio(models, jax.random.key(0), wave_BT[:1, :num_samples], seconds=0.08, carry_seconds=0.08)
+  assert generation.sample_targets._cache_size() <= 6  # four lengths, three models: at most two buckets a model
+
+
+def test_acoustics_from_semantic_and_unconditional(models):
+  semantic_BS = np.array([[1, 1, 2, 3, 3], [4, 4, 5, -1, -1]], np.int32)
+  result = generation.generate_acoustics(models, jax.random.key(0), semantic_BS, carry_seconds=0.12)
+  np.testing.assert_array_equal(result.num_frames_B, [10, 6])
+  np.testing.assert_array_equal(result.semantic_BS, [[1, 2, 3], [4, 5, -1]])
+  free = generation.generate_unconditional(models, jax.random.key(0), 2, 0.4, carry_seconds=0.12)
+  assert free.codes_BFQ.shape == (2, 20, 3) and free.codes_BFQ.min() >= 0
+
+
+def test_acoustic_only_and_no_fine_stage(models):
+  config = dataclasses.replace(models.coarse[0], condition_on_semantic=False)
+  piano = models._replace(coarse=with_variables(config, 3), fine=None)
+  wave_BT, _ = prompts()
+  result = generation.continue_audio(piano, jax.random.key(0), wave_BT, seconds=0.08, carry_seconds=0.12)
+  assert result.codes_BFQ.shape == (2, 24, 2)
+
+
+def test_what_does_not_fit_is_refused(models):
+  wave_BT, _ = prompts()
+  go = lambda models, **options: generation.continue_audio(models, jax.random.key(0), wave_BT, **options)
+  with pytest.raises(ValueError, match='carry_seconds'):
+    go(models, seconds=0.2, carry_seconds=3.0)
+  with pytest.raises(ValueError, match='less than one semantic frame'):
+    go(models, seconds=0.0)
+  aligned = dataclasses.replace(models.coarse[0], deduplicate=False)
+  with pytest.raises(ValueError, match='frame-aligned'):
+    go(models._replace(coarse=(aligned, models.coarse[1])), seconds=0.2)
+  with pytest.raises(ValueError, match='temperature'):
+    go(models, seconds=0.2, sampling=SamplingConfig(coarse=Rule(-1.0)))
