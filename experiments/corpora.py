@@ -1,0 +1,104 @@
+"""Where a recipe's audio comes from. Each corpus is frozen data with one method, `examples(split, cache_dir)`.
+
+The split 'test' is held out; a source is random access (`len`, `[i]` -> {'waveform', ...} or None), see data.pipeline.
+"""
+
+import dataclasses
+import os
+import zlib
+
+import numpy as np
+
+from audiolm_jax.data import folders, librilight, synthesized, tfds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Synthesized:
+  """Speech made on the fly by espeak-ng, spoken once and kept in `cache_dir`."""
+
+  config: synthesized.Config = synthesized.Config()
+
+  def examples(self, split: str, cache_dir):
+    os.makedirs(cache_dir, exist_ok=True)
+    return synthesized.examples(self.config, split, cache_dir=cache_dir)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+  """A folder of WAV, FLAC, OGG or MP3 files, at any rate; every file's path decides whether it is held out."""
+
+  root: str
+  sample_rate: int = 16_000  # Hz
+  held_out: float = 0.05  # share of the files
+  speaker_folders: bool = False  # the name of a file's folder is its speaker
+
+  def examples(self, split: str, cache_dir):
+    del cache_dir  # files are read where they are
+    found = folders.examples(_given(self.root), self.sample_rate, speaker_folders=self.speaker_folders)
+    return _split(found, split, self.held_out, lambda part: os.path.relpath(part.path, self.root))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LibriLight:
+  """Libri-Light's unlab splits as downloaded; speakers are held out, not files."""
+
+  root: str
+  splits: tuple[str, ...] = ('unlab-600', 'unlab-6k', 'unlab-60k')
+  held_out: float = 0.005  # share of the speakers
+
+  def examples(self, split: str, cache_dir):
+    del cache_dir
+    found = librilight.examples(_given(self.root), splits=self.splits)
+    return _split(found, split, self.held_out, lambda part: str(part.speaker))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tfds:
+  """A TFDS data set prepared as ArrayRecord, read without TensorFlow; `folder` holds its dataset_info.json."""
+
+  folder: str
+  train_split: str = 'train'
+  test_split: str = 'test'
+  sample_rate: int = 16_000  # Hz
+  audio_name: str = 'audio'
+  label_name: str | None = None
+  stored_sample_rate: int | None = None  # Hz, where the data set holds samples at another rate
+
+  def examples(self, split: str, cache_dir):
+    del cache_dir
+    name = {'train': self.train_split, 'test': self.test_split}[split]
+    return tfds.examples(
+        _given(self.folder), name, self.sample_rate, audio_name=self.audio_name, label_name=self.label_name,
+        stored_sample_rate=self.stored_sample_rate,
+    )
+
+
+def _given(path: str) -> str:
+  if not path:
+    raise ValueError('the recipe does not say where the audio is: add --set corpus.root=FOLDER (TFDS: corpus.folder)')
+  if not os.path.isdir(path):
+    raise ValueError(f'{path!r} is not a folder: --set corpus.root=FOLDER (TFDS: corpus.folder) must name one')
+  return path
+
+
+def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> folders.AudioFiles:
+  """Keeps the parts on one side: a name is held out when its checksum says so, whatever else is in the folder."""
+  is_test = lambda part: zlib.crc32(name(part).encode()) % 10_000 < held_out * 10_000
+  kept = [part for part in found.parts if is_test(part) == (split == 'test')]
+  if not kept:
+    raise ValueError(f'no audio falls into the split {split!r} with held_out={held_out}: change it, or add files')
+  return folders.AudioFiles(kept, found.sample_rate)
+
+
+class Subset:
+  """At most `size` examples of a source, a random but fixed choice, in their order (or, with `shuffle`, in a random one)."""
+
+  def __init__(self, source, size: int, *, seed: int, shuffle: bool = False):
+    chosen = [int(index) for index in np.random.default_rng(seed).permutation(len(source))[:size]]
+    self._source, self._indices = source, chosen if shuffle else sorted(chosen)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int):
+    return self._source[self._indices[index]]

@@ -1,0 +1,94 @@
+"""Trains every stage of a recipe, continues a voice that none of them has heard, and measures all of it.
+
+  python -m experiments.demo
+  python -m experiments.demo --prompt=my.wav
+
+Writes into WORKDIR: prompt.wav, continuation.wav, reconstruction.wav (the codec alone), spectrograms.png, curves.png and
+report.json. Killed and started again, it goes on where it was.
+"""
+
+import json
+import os
+import pathlib
+import time
+
+import numpy as np
+
+from audiolm_jax import audio
+from experiments import evaluations, lanes, pictures, sources, workspace
+from experiments import recipe as recipe_lib
+
+
+def main():
+  parser = workspace.parser(__doc__)
+  parser.set_defaults(workdir=pathlib.Path('runs/demo'))
+  parser.add_argument('--prompt', type=pathlib.Path, help='continue this recording, not one of the corpus')
+  args = parser.parse_args()
+  recipe = recipe_lib.load(args.recipe, args.overrides)
+  common = [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)]
+  started = time.time()
+  # Inherited by the programs: what one has compiled, another (or the next start) need not compile again.
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache'))
+  if args.prompt is not None:  # a recording that cannot be read is said now, not in a quarter of an hour
+    own_T = audio.load(args.prompt, recipe.soundstream.model.sample_rate)
+  train(recipe, common)
+  if not (args.workdir / 'evaluation.json').is_file():
+    lanes.run([('evaluate', *common)])
+  rate = recipe.soundstream.model.sample_rate
+  whole_T = held_out_utterance(recipe, args.workdir) if args.prompt is None else own_T
+  prompt_T = whole_T[: round(recipe.evaluation.prompt_seconds * rate)]
+  paths = {name: args.workdir / f'{name}.wav' for name in ('prompt', 'continuation', 'reconstruction')}
+  audio.save(paths['prompt'], prompt_T, rate, overwrite=True)
+  lanes.run([(
+      'generate', *common, f'--prompt={paths["prompt"]}', f'--seconds={recipe.evaluation.seconds}',
+      f'--output={args.workdir}', '--overwrite',
+  )])
+  os.replace(args.workdir / 'prompt_continuation.wav', paths['continuation'])
+  [reconstruction] = sources.reconstructions([{'waveform': whole_T}], args.workdir)
+  audio.save(paths['reconstruction'], reconstruction['waveform'], rate, overwrite=True)
+  seconds = len(prompt_T) / rate
+  waves = {
+      'original': whole_T,
+      'codec reconstruction': reconstruction['waveform'],
+      'continuation, from the line on': audio.load(paths['continuation'], rate),
+  }
+  longest = max(len(wave_T) for wave_T in waves.values())
+  waves = {name: np.pad(wave_T, (0, longest - len(wave_T))) for name, wave_T in waves.items()}
+  pictures.save_spectrograms(
+      args.workdir / 'spectrograms.png', waves, rate, marks={'continuation, from the line on': seconds}
+  )
+  pictures.save_training_curves(
+      args.workdir / 'curves.png', {name: args.workdir / name / 'metrics.jsonl' for name in recipe.stages}
+  )
+  finish(args.workdir, started)
+
+
+def train(recipe: recipe_lib.Recipe, common: list[str]):
+  """Trains and encodes; stages that do not need one another run side by side, each on a share of the cores."""
+  stage = lambda name: ('train', f'--stage={name}', *common)
+  after = [name for name in recipe.stages if name not in ('soundstream', 'w2v_bert')]
+  lanes.run([stage('soundstream'), stage('w2v_bert')])
+  lanes.run([('encode', *common)])
+  lanes.run([stage(name) for name in after])
+
+
+def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.ndarray:
+  """Returns an utterance that counts, of a voice and a text that no stage was trained on."""
+  _, judged = sources.held_out_voices(recipe, workdir)
+  return next(example['waveform'] for example in judged if example.get('kind', 'counting') == 'counting')
+
+
+def finish(workdir: pathlib.Path, started: float):
+  """Writes report.json, prints the table and where things are."""
+  report = json.loads((workdir / 'evaluation.json').read_text())
+  report['seconds_of_this_run'] = round(time.time() - started)
+  partial = workdir / 'report.partial'
+  partial.write_text(json.dumps(report, indent=1))
+  os.replace(partial, workdir / 'report.json')
+  print(evaluations.table({name: report[name] for name in evaluations.SUITES if name in report}))
+  print(f'\n{report["seconds_of_this_run"]} s. In {workdir}: prompt.wav, continuation.wav, reconstruction.wav,')
+  print('spectrograms.png, curves.png, report.json')
+
+
+if __name__ == '__main__':
+  workspace.run(main)

@@ -1,0 +1,51 @@
+"""Pictures of a run: spectrograms side by side, and training curves."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import matplotlib
+
+matplotlib.use('Agg')  # no display
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from audiolm_jax import audio
+
+
+def save_spectrograms(path: pathlib.Path, waves: Mapping[str, np.ndarray], sample_rate: int, marks: Mapping[str, float]):
+  """Draws the log-mel spectrogram of each waveform [T], with a vertical line at `marks[title]` seconds."""
+  figure, axes = plt.subplots(len(waves), 1, figsize=(11, 2.6 * len(waves)), squeeze=False, layout='constrained')
+  for axis, (title, wave_T) in zip(axes[:, 0], waves.items(), strict=True):
+    log_mel_FM = audio.log_mel_spectrogram(
+        jnp.asarray(wave_T)[None], sample_rate=sample_rate, window_length=1024, hop_length=160, num_mels=80
+    )[0]
+    extent = (0, len(wave_T) / sample_rate, 0, 80)
+    axis.imshow(log_mel_FM.T, origin='lower', aspect='auto', cmap='magma', extent=extent, vmin=-8, vmax=4)
+    if title in marks:
+      axis.axvline(marks[title], color='white', linestyle='--')
+    axis.set(title=title, xlabel='seconds', ylabel='mel bin')
+  _save(figure, path)
+
+
+def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
+  """Draws the loss over steps of each stage, training and held-out, from the stages' metrics.jsonl."""
+  figure, axes = plt.subplots(1, len(logs), figsize=(3.2 * len(logs), 3), squeeze=False, layout='constrained')
+  for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for name, label in (('loss', 'training'), ('eval/loss', 'held out')):
+      points = {row['step']: row[name] for row in rows if name in row}  # a step logged twice: the last counts
+      axis.plot(list(points), list(points.values()), label=label)
+    axis.set(title=stage, xlabel='step', ylabel='loss')
+    axis.legend()
+  _save(figure, path)
+
+
+def _save(figure, path: pathlib.Path):
+  partial = path.with_suffix('.partial.png')
+  figure.savefig(partial, dpi=100)
+  os.replace(partial, path)
+  plt.close(figure)

@@ -1,0 +1,146 @@
+"""What a recipe is, how one is loaded by name, and how `--set` changes a field of it.
+
+A recipe is data: one frozen value per page in `experiments/recipes/`, named `RECIPE`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.training.loop import TrainConfig
+from experiments import recipes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+  """A model and how it is trained. `model` is the `Config` of a stage: its type selects the stage."""
+
+  model: Any
+  train: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokens:
+  """How w2v-BERT features become semantic tokens (AudioLM, section III-B)."""
+
+  layer: int = 7  # of the MLM module, counted from 1
+  num_clusters: int = 1024
+  sample_seconds: float = 36_000.0  # audio that the clusters are fitted on
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """Sizes of the evaluation on held-out audio."""
+
+  num_clips: int = 64  # held-out utterances for the codec and token numbers
+  num_prompts: int = 64  # prompts continued in one batch
+  prompt_seconds: float = 3.0
+  seconds: float = 7.0  # of continuation
+  carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in training order."""
+
+  corpus: Any  # the `Config` of a source in audiolm_jax.data: where audio comes from
+  soundstream: StageRecipe
+  w2v_bert: StageRecipe
+  semantic_tokens: SemanticTokens
+  semantic: StageRecipe
+  coarse: StageRecipe
+  fine: StageRecipe | None = None  # None where coarse predicts all levels (piano)
+  acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
+  speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
+  numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
+  sampling: SamplingConfig = SamplingConfig()
+  evaluation: Evaluation = Evaluation()
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """Names of the trainable stages, in the order they depend on one another."""
+    return tuple(f.name for f in dataclasses.fields(self) if isinstance(getattr(self, f.name), StageRecipe))
+
+
+def names() -> list[str]:
+  """Returns the names of all recipes."""
+  return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+  """Returns the recipe `name` after `path.to.field=value` overrides.
+
+  Raises ValueError for an unknown recipe or field, listing the legal ones, or a value of the wrong type.
+  """
+  if name not in names():
+    raise ValueError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
+  recipe = importlib.import_module(f'experiments.recipes.{name}').RECIPE
+  for override in overrides:
+    path, separator, text = override.partition('=')
+    if not separator:
+      raise ValueError(f'--set {override!r} has no value: write --set path.to.field=value')
+    recipe = _replaced(recipe, path.split('.'), text, override)
+  return recipe
+
+
+def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
+  """Returns `node` with the field at `path` set to what `text` says."""
+  name, *rest = path
+  if isinstance(node, dict):
+    fields = {key: type(value) for key, value in node.items()}
+    value = node.get(name)
+  else:
+    hints = typing.get_type_hints(type(node))
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(node) if field.init}
+    value = getattr(node, name, None)
+  if name not in fields:
+    raise ValueError(
+        f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
+        f'legal fields: {", ".join(fields)}'
+    )
+  if rest:
+    if not (dataclasses.is_dataclass(value) or isinstance(value, dict)):
+      raise ValueError(f'--set {override}: {name!r} is {value!r}, a plain value without fields')
+    value = _replaced(value, rest, text, override)
+  else:
+    value = _parsed(fields[name], text, override)
+  return {**node, name: value} if isinstance(node, dict) else dataclasses.replace(node, **{name: value})
+
+
+def _parsed(kind: Any, text: str, override: str) -> Any:
+  """Returns `text` as a value of the annotated type `kind`."""
+  options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+  if str in options and text not in ('None', 'none'):
+    return text
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  for option in options:
+    origin = typing.get_origin(option) or option
+    if option is types.NoneType and value is None:
+      return None
+    if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+      return float(value)
+    if origin is tuple and isinstance(value, (tuple, list)):
+      return tuple(value)
+    if origin is bool and isinstance(value, bool):
+      return value
+    if origin is int and isinstance(value, int) and not isinstance(value, bool):
+      return value
+  wanted = ' or '.join(getattr(option, '__name__', str(option)) for option in options)
+  raise ValueError(f'--set {override}: {text!r} is not of type {wanted}')
+
+
+def _suggestion(name: str, known) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f' (did you mean {close[0]!r}?)' if close else ''

@@ -1,0 +1,1 @@
+"""Recipes are data: one page per recipe, its command and the numbers it reached on top."""

@@ -1,0 +1,64 @@
+"""AudioLM on Libri-Light at the paper's sizes (arXiv 2209.03143, section IV): what a TPU pod runs.
+
+  python -m experiments.train --stage=semantic --recipe=librilight --workdir=gs://... --set corpus.root=/data/libri-light
+
+Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers and
+schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).
+"""
+
+import dataclasses
+
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages import coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.optimizers import OptimizerConfig
+from audiolm_jax.training.sharding import MeshConfig
+from experiments.corpora import LibriLight
+from experiments.recipe import Recipe, SemanticTokens, StageRecipe
+
+LANGUAGE_MODEL = TrainConfig(
+    batch_size=256,
+    num_steps=1_000_000,
+    optimizer=OptimizerConfig(
+        name='adafactor', learning_rate=1e-3, schedule='inverse_sqrt', warmup_steps=10_000, clip_norm=1.0
+    ),
+    mesh=MeshConfig(fsdp=4),
+    log_every=100,
+    eval_every=10_000,
+    save_every=5_000,
+)
+TRANSFORMER = TransformerConfig()  # the paper's: 12 layers, 16 heads, 1024 / 4096, dropout 0.1, bfloat16
+
+RECIPE = Recipe(
+    corpus=LibriLight(root=''),
+    soundstream=StageRecipe(
+        model=soundstream.Config(),
+        train=TrainConfig(
+            batch_size=64,
+            num_steps=400_000,
+            optimizer={
+                group: OptimizerConfig(learning_rate=3e-4, b1=0.5, b2=0.9, clip_norm=10.0)
+                for group in ('generator', 'discriminator')
+            },
+            ema_decay=0.999,
+            log_every=100,
+            eval_every=5_000,
+            save_every=5_000,
+        ),
+    ),
+    w2v_bert=StageRecipe(
+        model=w2v_bert.Config(dtype='bfloat16', remat=True),
+        train=dataclasses.replace(
+            LANGUAGE_MODEL,
+            batch_size=2048,
+            num_steps=400_000,
+            optimizer=OptimizerConfig(
+                learning_rate=2e-3, schedule='inverse_sqrt', warmup_steps=25_000, b2=0.98, clip_norm=1.0
+            ),
+        ),
+    ),
+    semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=360_000.0),
+    semantic=StageRecipe(model=semantic.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+    coarse=StageRecipe(model=coarse.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+    fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+)

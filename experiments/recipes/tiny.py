@@ -1,0 +1,92 @@
+"""Tiny: every stage on synthesized speech, on two CPU cores, in minutes.
+
+  make demo
+  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
+
+What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of a few hundred
+thousand parameters learn anything in some hundred steps: semantic tokens stay frame-aligned (`deduplicate=False`) and
+tokens carry their time (`time_embedding=True`), so that the coarse model need not learn by counting which semantic token
+belongs to a frame; w2v-BERT predicts clusters of log-mel frames; the codec has a waveform term and no discriminators,
+which would take nine tenths of its time.
+"""
+
+from audiolm_jax.data import synthesized
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.optimizers import OptimizerConfig
+from experiments.corpora import Synthesized
+from experiments.recipe import Evaluation, Recipe, SemanticTokens, StageRecipe
+
+NUM_CLUSTERS = 64
+CODEBOOK_SIZE = 128
+NUM_COARSE = 2  # levels; the paper has 4: half the sequence buys twice the steps
+
+
+def transformer(width: int, num_layers: int) -> TransformerConfig:
+  return TransformerConfig(
+      num_layers=num_layers, num_heads=2, width=width, mlp_width=4 * width, dropout_rate=0.0, dtype='float32', remat=False
+  )
+
+
+def adam(learning_rate: float, num_steps: int, **options) -> OptimizerConfig:
+  return OptimizerConfig(
+      learning_rate=learning_rate, schedule='cosine', warmup_steps=20, total_steps=num_steps, clip_norm=1.0, **options
+  )
+
+
+def stage(model, batch_size: int, num_steps: int, optimizer) -> StageRecipe:
+  train = TrainConfig(
+      batch_size=batch_size, num_steps=num_steps, optimizer=optimizer, log_every=10, eval_every=max(num_steps // 3, 1),
+      eval_batches=4, save_every=200, max_to_keep=1,
+  )
+  return StageRecipe(model=model, train=train)
+
+
+def language_model(model, batch_size: int, num_steps: int) -> StageRecipe:
+  return stage(model, batch_size, num_steps, adam(3e-3, num_steps))
+
+
+CODES = dict(codebook_size=CODEBOOK_SIZE, time_embedding=True, transformer=transformer(width=96, num_layers=3))
+COARSE = dict(crop_seconds=2.0, num_quantizers=NUM_COARSE, num_clusters=NUM_CLUSTERS, deduplicate=False, **CODES)
+
+RECIPE = Recipe(
+    corpus=Synthesized(
+        config=synthesized.Config(
+            num_train_voices=32, num_test_voices=8, train_minutes=40.0, test_minutes=12.0, highest_number=9
+        )
+    ),
+    soundstream=stage(
+        soundstream.Config(
+            crop_length=3200, encoder_channels=8, decoder_channels=8, embedding_dim=64, codebook_size=CODEBOOK_SIZE,
+            codebook_decay=0.9, dead_code_threshold=0.1, adversarial_start=None, spectral_weight=0.03,
+            waveform_weight=1.0, commitment_weight=0.1, spectral_channels=4, waveform_channels=4,
+            waveform_max_channels=64, num_waveform_critics=1,
+        ),
+        8, 2000, {group: adam(3e-3, 2000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
+    ),
+    w2v_bert=stage(
+        w2v_bert.Config(
+            num_mels=40, conv_channels=16, num_contrastive_layers=2, num_mlm_layers=2, width=96, num_heads=4,
+            mlp_width=256, dropout=0.0, codebook_size=64, code_width=64, num_negatives=50, mask_probability=0.15,
+            mask_span=4, feature_layer=1, crop_seconds=2.56, targets='clusters', unmasked_weight=0.1,
+        ),
+        16, 1600, adam(3e-3, 1600, b2=0.98),
+    ),
+    semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),
+    semantic=language_model(
+        semantic.Config(
+            crop_seconds=8.0, num_clusters=NUM_CLUSTERS, deduplicate=False, time_embedding=False,
+            transformer=transformer(width=128, num_layers=3),
+        ),
+        16, 200,
+    ),
+    coarse=language_model(coarse.Config(**COARSE), 8, 900),
+    fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
+    acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 450),
+    speaker=stage(classifier.Config(num_classes=8, channels=(16, 32, 64, 64)), 16, 100, adam(3e-3, 100)),
+    numbers=stage(
+        classifier.Config(num_classes=11, channels=(16, 32, 64, 64), crop_seconds=0.5), 32, 240, adam(3e-3, 240)
+    ),
+    evaluation=Evaluation(num_clips=32, num_prompts=24, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
+)

@@ -1,0 +1,129 @@
+"""Which examples a stage learns from, and which are held out."""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from audiolm_jax import kmeans
+from audiolm_jax.metrics import speech
+from audiolm_jax.stages import soundstream
+from experiments import corpora, workspace
+from experiments.recipe import Recipe, SemanticTokens
+
+BUCKET_SECONDS = 3.2  # utterances are padded to a multiple of this (whole semantic frames): few compilations
+
+
+class Sources(NamedTuple):
+  training: Any
+  held_out: Any
+  fingerprints: dict[str, str]  # of the models that made the examples
+
+
+def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
+  """Returns the sources of a stage. Raises ValueError, naming the command to run, when its inputs are missing."""
+  if name in ('speaker', 'numbers'):
+    _, variables, _ = workspace.load_stage(workdir, 'soundstream')
+    sides = held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
+    sides = [reconstructions(side, workdir) for side in sides]
+    if name == 'numbers':
+      config = recipe.numbers.model
+      sides = [labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides]
+    return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
+  if 'waveform' in getattr(recipe, name).model.make().batch:
+    return Sources(corpus(recipe, 'train', workdir), corpus(recipe, 'test', workdir), {})
+  training, held_out = (workspace.token_source(workdir, split) for split in ('train', 'test'))
+  return Sources(training, held_out, training.metadata['fingerprints'])
+
+
+def corpus(recipe: Recipe, split: str, workdir: pathlib.Path):
+  """Returns the recipe's audio examples of a split, 'train' or 'test'."""
+  return recipe.corpus.examples(split, workdir / 'corpus')
+
+
+def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
+  """Returns two lists of examples of the test split's voices: one to enrol them with, one to be judged by.
+
+  'label' counts the voices from 0. Half of each voice's utterances goes to either side.
+  """
+  examples = [example for example in corpus(recipe, 'test', workdir) if example is not None]
+  voices = sorted({int(example['speaker']) for example in examples})
+  sides = ([], [])
+  for label, voice in enumerate(voices):
+    own = [example for example in examples if int(example['speaker']) == voice]
+    for index, example in enumerate(own):
+      sides[index % 2].append({**example, 'label': np.int32(label)})
+  return sides
+
+
+def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
+  """Returns the counting utterances of the training voices and of the held-out voices."""
+  splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))
+  return tuple([example for example in split if example['kind'] == 'counting'] for split in splits)
+
+
+def labelled_windows(examples: list[dict], length: int) -> list[dict]:
+  """Returns windows of `length` samples with the number in their middle as label (metrics.speech)."""
+  pairs = [pair for e in examples for pair in speech.number_windows(e['waveform'], e['words'], length)]
+  return [{'waveform': window_W, 'label': np.int32(label)} for window_W, label in pairs]
+
+
+def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None) -> list[dict]:
+  """Returns the examples with their waveforms passed through the codec, so that codec artefacts give nothing away."""
+  config, variables, _ = workspace.load_stage(workdir, 'soundstream')
+
+  @jax.jit
+  def reconstruct(variables, wave_BT):
+    return soundstream.decode(config, variables, soundstream.encode(config, variables, wave_BT, num_quantizers))
+
+  decoded = map_waveforms(functools.partial(reconstruct, variables), examples, config.sample_rate)
+  return [{**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)]
+
+
+def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = 8):
+  """Yields function(wave_BT)[b, :T] for each example, where function keeps the length; see `padded_batches`."""
+  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
+    result_BT = np.asarray(function(wave_BT))
+    yield from (row_T[: len(example['waveform'])] for example, row_T in zip(batch, result_BT))
+
+
+def map_frames(function, examples, sample_rate: int, *, hop_length: int, batch_size: int = 8):
+  """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of `hop_length` samples."""
+  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
+    result_BS = np.asarray(function(wave_BT))
+    yield from (row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS))
+
+
+def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.SemanticQuantizer:
+  """Fits k-means on `settings.sample_seconds` of frames from the corpus in random order.
+
+  extract: (examples, sample rate) -> iterator of frames_SD; config: of the frames, for their rates.
+  """
+  sample = corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True)
+  wanted = min(round(settings.sample_seconds * config.frame_rate), 10**9)
+  collected, count = [], 0
+  with workspace.progress(wanted, 'frames for k-means', 'frame') as bar:
+    for frames_SD in extract(sample, config.sample_rate):
+      collected.append(frames_SD[: wanted - count])
+      count += len(collected[-1])
+      bar.update(len(collected[-1]))
+      if count >= wanted:
+        break
+  return kmeans.fit(np.concatenate(collected), settings.num_clusters, settings.seed)
+
+
+def padded_batches(examples, sample_rate: int, batch_size: int = 8):
+  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows."""
+  bucket = round(BUCKET_SECONDS * sample_rate)
+  for start in range(0, len(examples), batch_size):
+    read = (examples[index] for index in range(start, min(start + batch_size, len(examples))))
+    batch = [example for example in read if example is not None]  # what cannot be read is listed by its source
+    if not batch:
+      continue
+    longest = max(len(example['waveform']) for example in batch)
+    wave_BT = np.zeros((batch_size, -(-longest // bucket) * bucket), np.float32)
+    for row, example in enumerate(batch):
+      wave_BT[row, : len(example['waveform'])] = example['waveform']
+    yield batch, wave_BT

@@ -1,0 +1,85 @@
+"""Trains one stage of a recipe, or all of them.
+
+  python -m experiments.train --stage=semantic
+  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
+  python -m experiments.train --stage=coarse --set coarse.train.num_steps=1000 --set coarse.train.batch_size=32
+
+Killed and started again, it goes on where it was. On a TPU pod run the same command on every host.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+
+import jax
+
+from audiolm_jax.data import pipeline
+from audiolm_jax.training import loop
+from experiments import recipe as recipe_lib
+from experiments import sources, workspace
+
+
+def main():
+  parser = workspace.parser(__doc__)
+  parser.add_argument('--stage', required=True, help='a stage of the recipe (see the error for a wrong one), or all')
+  args = parser.parse_args()
+  recipe = recipe_lib.load(args.recipe, args.overrides)
+  if args.stage not in (*recipe.stages, 'all'):
+    raise ValueError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+  if args.stage == 'all':
+    train_all(recipe)
+  else:
+    train_stage(recipe, args.stage, args.workdir)
+
+
+def train_all(recipe: recipe_lib.Recipe):
+  """Runs one process for each stage, so that each begins with all the memory; encoding comes before the first LM."""
+  arguments = [argument for argument in sys.argv[1:] if argument not in ('--stage=all', '--stage', 'all')]
+  commands = [['train', f'--stage={stage}'] for stage in recipe.stages]
+  commands.insert(recipe.stages.index('semantic'), ['encode'])
+  for program, *options in commands:
+    code = subprocess.call([sys.executable, '-m', f'experiments.{program}', *options, *arguments])
+    if code:
+      sys.exit(code)
+
+
+def train_stage(recipe: recipe_lib.Recipe, name: str, workdir):
+  """Trains `name` to its last step, from the newest checkpoint where there is one."""
+  stage_recipe = getattr(recipe, name)
+  config, train = stage_recipe.model, stage_recipe.train
+  stage = config.make()
+  training, held_out, fingerprints = sources.for_stage(recipe, name, workdir)
+  make_batches = functools.partial(
+      pipeline.batches, training, stage.batch, batch_size=train.batch_size, seed=train.seed,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+  )
+  make_eval_batches = functools.partial(
+      pipeline.evaluation_batches, held_out, stage.batch, batch_size=train.batch_size,
+      num_batches=train.eval_batches, seed=train.seed,
+  )
+  started = time.time()
+  with workspace.progress(train.num_steps, name, 'step') as bar:
+
+    def report(event):
+      bar.update(event['step'] - bar.n)
+      loss = event['metrics'].get('loss')
+      if loss is not None:
+        bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
+
+    result = loop.train(
+        stage, config, train, make_batches=make_batches, make_eval_batches=make_eval_batches, workdir=workdir / name,
+        fingerprints=fingerprints, report=report,
+    )
+  where = f'{workdir / name} (metrics.jsonl, checkpoints, TensorBoard events)'
+  if result.preempted:
+    print(f'{name}: interrupted, saved at step {result.step}; the same command goes on. {where}', file=sys.stderr)
+    sys.exit(143)
+  print(f'{name}: step {result.step} of {train.num_steps} after {time.time() - started:.0f} s; {where}', flush=True)
+
+
+if __name__ == '__main__':
+  if 'TPU_WORKER_HOSTNAMES' in os.environ and ',' in os.environ['TPU_WORKER_HOSTNAMES']:
+    jax.distributed.initialize()  # one process per host of a pod; before anything touches a device
+  workspace.run(main)

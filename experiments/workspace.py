@@ -1,0 +1,150 @@
+"""Where a run keeps its things (docs/architecture.md, "The workdir"), and how the programs read them back."""
+
+import argparse
+import hashlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from audiolm_jax import generation, kmeans
+from audiolm_jax.data import token_shards
+from audiolm_jax.stages.base import Variables
+from audiolm_jax.training import checkpoints
+from experiments import recipe as recipe_lib
+
+DEFAULT_WORKDIR = pathlib.Path('runs/tiny')
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+  """Returns a parser with the flags that every program has."""
+  result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  result.add_argument('--recipe', default='tiny', metavar='NAME', help=f'one of: {", ".join(recipe_lib.names())} (tiny)')
+  result.add_argument('--workdir', type=pathlib.Path, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})')
+  result.add_argument(
+      '--set', action='append', default=[], metavar='FIELD=VALUE', dest='overrides',
+      help='change a field of the recipe, as in --set semantic.train.num_steps=100; may be repeated',
+  )
+  return result
+
+
+def run(main: Callable[[], None]):
+  """Runs a program; what the user can repair is one line on stderr and exit status 2, not a traceback."""
+  try:
+    main()
+  except (ValueError, OSError, FloatingPointError) as error:
+    sys.exit(f'error: {error}') if os.environ.get('AUDIOLM_TRACEBACK') is None else None
+    raise
+
+
+def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]:
+  """Returns (config, variables, metadata) of a trained stage; ValueError naming the command that trains it."""
+  directory = workdir / stage
+  if not directory.is_dir():
+    raise ValueError(
+        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}` first'
+    )
+  return checkpoints.load_variables(directory)
+
+
+def fingerprint(arrays: Any) -> str:
+  """Returns the SHA-256 of a tree of arrays, 16 hex digits: what tokens and models are bound to."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])):
+    digest.update(f'{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}'.encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def codec_fingerprint(variables: Variables) -> str:
+  """Returns the fingerprint of what encodes and decodes; the discriminators do neither."""
+  return fingerprint((variables.params['generator'], variables.state['codebooks']))
+
+
+def semantic_quantizer_path(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / 'semantic_tokens' / 'kmeans.safetensors'
+
+
+def save_semantic_quantizer(path: pathlib.Path, quantizer: kmeans.SemanticQuantizer, layer: int, w2v_bert: str):
+  """Writes the clusters with the layer and the fingerprint of the model that they belong to; atomic."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  arrays = {name: np.asarray(array) for name, array in quantizer._asdict().items()}
+  metadata = {'layer': str(layer), 'w2v_bert': w2v_bert, 'digest': fingerprint(arrays)}
+  save_file(arrays, partial, metadata)
+  os.replace(partial, path)
+
+
+def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuantizer, dict[str, str]]:
+  """Returns the clusters and their metadata (layer, w2v_bert); ValueError where missing or damaged."""
+  path = semantic_quantizer_path(workdir)
+  if not path.is_file():
+    raise ValueError(f'{path} does not exist: run `python -m experiments.encode --workdir={workdir}` first')
+  with safe_open(path, 'numpy') as file:
+    metadata = file.metadata()
+    arrays = {name: file.get_tensor(name) for name in kmeans.SemanticQuantizer._fields}
+  if fingerprint(arrays) != metadata['digest']:
+    raise ValueError(f'{path} is damaged (its digest differs): delete it and run experiments.encode again')
+  return kmeans.SemanticQuantizer(**{name: jax.numpy.asarray(array) for name, array in arrays.items()}), metadata
+
+
+def token_source(workdir: pathlib.Path, split: str):
+  """Returns the encoded examples of a split; ValueError naming the command that makes them."""
+  if not (workdir / 'tokens' / f'{split}.json').is_file():
+    raise ValueError(f'{workdir}/tokens/{split} is not complete: run `python -m experiments.encode --workdir={workdir}` first')
+  return token_shards.TokenShards(workdir / 'tokens', split)
+
+
+def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
+  """Returns every model that generation needs, after checking that they were trained on one another's tokens."""
+  loaded = {name: load_stage(workdir, name) for name in ('soundstream', 'w2v_bert', 'semantic', coarse)}
+  if (workdir / 'fine').is_dir():
+    loaded['fine'] = load_stage(workdir, 'fine')
+  quantizer, quantizer_metadata = load_semantic_quantizer(workdir)
+  own = {
+      'soundstream': codec_fingerprint(loaded['soundstream'][1]),
+      'semantic_tokens': quantizer_metadata['digest'],
+  }
+  if quantizer_metadata['w2v_bert'] != fingerprint(loaded['w2v_bert'][1].params):
+    raise ValueError(
+        f'the semantic tokens in {workdir} were fitted on another w2v_bert: delete {workdir}/semantic_tokens and '
+        f'{workdir}/tokens, run experiments.encode, and train the language models again'
+    )
+  for name in {'semantic', coarse, 'fine'} & set(loaded):
+    for model, expected in own.items():
+      found = loaded[name][2]['fingerprints'].get(model)
+      if found != expected:
+        raise ValueError(
+            f'stage {name} was trained on tokens of {model} {found}, but {workdir} holds {model} {expected}: '
+            'train it again, or use the workdir it comes from'
+        )
+  models = {name: loaded[name][:2] for name in loaded}
+  return generation.Models(
+      soundstream=models['soundstream'], w2v_bert=models['w2v_bert'], semantic_quantizer=quantizer,
+      semantic=models['semantic'], coarse=models[coarse], fine=models.get('fine'),
+  )
+
+
+def stacked(waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns waveforms of any lengths as wave_BT, zero-padded at the end, and their lengths num_samples_B."""
+  num_samples_B = np.array([len(wave_T) for wave_T in waves], np.int32)
+  wave_BT = np.zeros((len(waves), num_samples_B.max()), np.float32)
+  for row_T, wave_T in zip(wave_BT, waves, strict=True):
+    row_T[: len(wave_T)] = wave_T
+  return wave_BT, num_samples_B
+
+
+def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
+  """Returns a progress bar with rate and ETA; plain lines every few seconds where stderr is no terminal."""
+  interval = 0.1 if sys.stderr.isatty() else 10
+  return tqdm(
+      total=total, desc=description, unit=unit, initial=initial, mininterval=interval, dynamic_ncols=True,
+      smoothing=0.1, disable=jax.process_index() != 0, position=int(os.environ.get('AUDIOLM_BAR_POSITION', 0)),
+  )

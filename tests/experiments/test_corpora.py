@@ -1,0 +1,60 @@
+"""The held-out split of a folder, and what a recipe without audio says."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+from experiments import corpora
+
+
+def fill(root, names):
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+
+
+def split_names(root, split, held_out=0.3):
+  found = corpora.Folder(root=str(root), held_out=held_out).examples(split, None)
+  return {part.path.removeprefix(f'{root}/') for part in found.parts}
+
+
+def test_checksums_of_paths_split_a_folder(tmp_path):
+  names = {f'voice{index % 5}/{index}.wav' for index in range(60)}
+  fill(tmp_path, names)
+  train, test = (split_names(tmp_path, split) for split in ('train', 'test'))
+  assert train | test == names and not train & test
+  assert test == {name for name in names if zlib.crc32(name.encode()) % 10_000 < 3_000}
+  assert 5 < len(test) < 35
+
+
+def test_more_files_or_another_root_move_no_file_across(tmp_path):
+  names = [f'{index}.wav' for index in range(40)]
+  fill(tmp_path / 'one', names)
+  before = split_names(tmp_path / 'one', 'test')
+  fill(tmp_path / 'two', names + [f'more/{index}.flac' for index in range(40)])
+  assert before == {name for name in split_names(tmp_path / 'two', 'test') if not name.startswith('more/')}
+
+
+def test_a_split_without_files_is_explained(tmp_path):
+  fill(tmp_path, ['0.wav'])
+  with pytest.raises(ValueError, match="split 'test' with held_out=0.0"):
+    split_names(tmp_path, 'test', held_out=0.0)
+
+
+@pytest.mark.parametrize('make', [corpora.Folder, corpora.LibriLight])
+def test_a_missing_root_names_the_flag(make):
+  with pytest.raises(ValueError, match='add --set corpus.root=FOLDER'):
+    make(root='').examples('train', None)
+  with pytest.raises(ValueError, match="'nowhere' is not a folder: --set corpus.root=FOLDER"):
+    make(root='nowhere').examples('train', None)
+
+
+def test_a_subset_is_fixed_and_in_order():
+  source = np.arange(100)
+  chosen = corpora.Subset(source, 10, seed=1)
+  got = [chosen[index] for index in range(len(chosen))]
+  assert len(set(got)) == 10 and got == sorted(got)
+  again = corpora.Subset(source, 10, seed=1)
+  assert got == [again[index] for index in range(10)]
+  assert got != [corpora.Subset(source, 10, seed=2)[index] for index in range(10)]

@@ -1,0 +1,37 @@
+"""The demo in its smallest form, through the real command line: every stage, encoding, evaluation, generation."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import soundfile
+
+STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'acoustic_only', 'speaker', 'numbers')
+SIZES = {
+    'corpus.config.train_minutes': 1,
+    'corpus.config.test_minutes': 2.7,
+    'semantic_tokens.sample_seconds': 60,
+    'evaluation.num_clips': 8,
+    'evaluation.num_prompts': 2,
+    'evaluation.seconds': 1,
+} | {f'{stage}.train.num_steps': 2 for stage in STAGES}
+
+
+def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
+  flags = [f'--set={field}={value}' for field, value in SIZES.items()]
+  command = [sys.executable, '-m', 'experiments.demo', f'--workdir={tmp_path}', *flags]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert set(report) >= {'codec', 'tokens', 'language', 'continuation'}
+  for suite in ('codec', 'tokens', 'language', 'continuation'):
+    assert all(np.isfinite(list(row.values())).all() for row in report[suite]['rows'].values()), report[suite]
+  prompt, rate = soundfile.read(tmp_path / 'prompt.wav')
+  continuation, _ = soundfile.read(tmp_path / 'continuation.wav')
+  assert rate == 16_000 and len(prompt) == 3 * rate
+  assert abs(len(continuation) - 4 * rate) <= 1280  # whole frames of 40 ms
+  for name in ('reconstruction.wav', 'spectrograms.png', 'curves.png'):
+    assert (tmp_path / name).stat().st_size > 1000
+  for stage in STAGES:
+    assert (tmp_path / stage / 'metrics.jsonl').is_file()

@@ -1,0 +1,73 @@
+"""Recipes load, and `--set` changes typed fields or says what is wrong."""
+
+import pytest
+
+from audiolm_jax.stages.base import Stage
+from experiments import recipe as recipe_lib
+
+
+@pytest.mark.parametrize('name', recipe_lib.names())
+def test_every_stage_of_every_recipe_can_be_made(name):
+  recipe = recipe_lib.load(name)
+  assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= set(recipe.stages)
+  for stage in recipe.stages:
+    made = getattr(recipe, stage).model.make()
+    assert isinstance(made, Stage) and made.batch
+
+
+@pytest.mark.parametrize(
+    'path, text, expected',
+    [
+        ('semantic.train.num_steps', '7', 7),
+        ('semantic.train.optimizer.learning_rate', '1', 1.0),
+        ('soundstream.train.optimizer.generator.learning_rate', '2e-4', 2e-4),
+        ('coarse.model.transformer.width', '64', 64),
+        ('soundstream.model.strides', '(4, 4)', (4, 4)),
+        ('soundstream.model.strides', '[2, 8]', (2, 8)),
+        ('soundstream.model.adversarial_start', 'None', None),
+        ('soundstream.model.adversarial_start', '3', 3),
+        ('coarse.model.time_embedding', 'False', False),
+        ('semantic_tokens.num_clusters', '50', 50),
+    ],
+)
+def test_overrides_are_typed(path, text, expected):
+  node = recipe_lib.load('tiny', [f'{path}={text}'])
+  for name in path.split('.'):
+    node = node[name] if isinstance(node, dict) else getattr(node, name)
+  assert node == expected and type(node) is type(expected)
+
+
+def test_overrides_change_only_what_they_name_and_later_ones_win():
+  before = recipe_lib.load('tiny')
+  after = recipe_lib.load('tiny', ['fine.train.num_steps=3', 'fine.train.num_steps=5'])
+  assert after.fine.train.num_steps == 5 and after.fine.model == before.fine.model
+  assert after.semantic == before.semantic and recipe_lib.load('tiny') == before
+
+
+def test_a_string_field_takes_the_text_as_it_is():
+  assert recipe_lib.load('folder', ['corpus.root=/data/a=b']).corpus.root == '/data/a=b'
+
+
+@pytest.mark.parametrize(
+    'override, message',
+    [
+        ('semantic.train.num_steps=1.5', r"'1.5' is not of type int"),
+        ('semantic.train.num_steps=True', r"'True' is not of type int"),
+        ('semantic.train.optimizer.learning_rate=fast', r"'fast' is not of type float"),
+        ('coarse.model.deduplicate=1', r"'1' is not of type bool"),
+        ('soundstream.model.strides=4', r"'4' is not of type .*tuple"),
+        ('soundstream.model.adversarial_start=soon', r"'soon' is not of type int or None"),
+        ('semantic.train.num_step=3', r"no field 'num_step' \(did you mean 'num_steps'\?\); legal fields: .*num_steps"),
+        ('soundstream.train.optimizer.generatr.b1=0', r"did you mean 'generator'\?.*legal fields: generator, discrim"),
+        ('semantic.train.num_steps.value=3', 'a plain value without fields'),
+        ('semantic.train.num_steps', 'has no value: write --set path.to.field=value'),
+    ],
+)
+def test_wrong_overrides_say_what_is_wrong(override, message):
+  with pytest.raises(ValueError, match=message):
+    recipe_lib.load('tiny', [override])
+
+
+def test_unknown_recipe_lists_all_and_suggests_the_close_one():
+  with pytest.raises(ValueError, match=r"unknown recipe 'tinny': choose one of .*librilight.*did you mean 'tiny'"):
+    recipe_lib.load('tinny')

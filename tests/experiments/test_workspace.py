@@ -1,0 +1,56 @@
+"""What the programs read back from a workdir, and what they refuse."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiolm_jax import kmeans
+from experiments import workspace
+
+
+def save_clusters(workdir):
+  random = np.random.default_rng(0)
+  arrays = (random.normal(size=shape).astype(np.float32) for shape in ((8,), (8,), (16, 8)))
+  quantizer = kmeans.SemanticQuantizer(*(jnp.asarray(array) for array in arrays))
+  workspace.save_semantic_quantizer(workspace.semantic_quantizer_path(workdir), quantizer, 7, 'abc')
+  return quantizer
+
+
+def test_what_is_missing_names_the_command(tmp_path):
+  with pytest.raises(ValueError, match=r'run `python -m experiments.train --stage=coarse --workdir='):
+    workspace.load_stage(tmp_path, 'coarse')
+  for load in (workspace.load_semantic_quantizer, lambda workdir: workspace.token_source(workdir, 'train')):
+    with pytest.raises(ValueError, match=r'run `python -m experiments.encode --workdir='):
+      load(tmp_path)
+
+
+def test_clusters_come_back(tmp_path):
+  quantizer = save_clusters(tmp_path)
+  got, metadata = workspace.load_semantic_quantizer(tmp_path)
+  for one, other in zip(got, quantizer, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert (metadata['layer'], metadata['w2v_bert']) == ('7', 'abc')
+  assert [path.name for path in workspace.semantic_quantizer_path(tmp_path).parent.iterdir()] == ['kmeans.safetensors']
+
+
+def test_a_flipped_byte_is_refused(tmp_path):
+  save_clusters(tmp_path)
+  path = workspace.semantic_quantizer_path(tmp_path)
+  content = bytearray(path.read_bytes())
+  content[-9] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='is damaged .*run experiments.encode again'):
+    workspace.load_semantic_quantizer(tmp_path)
+
+
+def test_fingerprints_see_values_names_and_types():
+  trees = [{'a': np.zeros(2)}, {'a': np.ones(2)}, {'b': np.zeros(2)}, {'a': np.zeros(2, np.float32)}]
+  prints = [workspace.fingerprint(tree) for tree in trees]
+  assert len(set(prints)) == 4 and prints[0] == workspace.fingerprint({'a': np.zeros(2)})
+
+
+def test_stacked_pads_with_zeros_at_the_end():
+  wave_BT, num_samples_B = workspace.stacked([np.ones(2, np.float32), np.full(3, 2, np.float32)])
+  np.testing.assert_array_equal(wave_BT, [[1, 1, 0], [2, 2, 2]])
+  np.testing.assert_array_equal(num_samples_B, [2, 3])
+  assert (wave_BT.dtype, num_samples_B.dtype) == (np.float32, np.int32)
