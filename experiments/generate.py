@@ -4,7 +4,8 @@
   python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/ the same words, acoustics sampled anew
   python -m experiments.generate --mode=unconditional --seconds=10 --output=out/
 
-Several --prompt flags make one batch. Temperatures: --set sampling.semantic_temperature=0.6 and so on.
+Several --prompt flags make one batch. Temperatures and filters: --set sampling.semantic.temperature=0.6,
+--set sampling.coarse.top_k=50 and so on.
 """
 
 import pathlib

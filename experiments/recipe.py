@@ -95,25 +95,32 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
   """Returns `node` with the field at `path` set to what `text` says."""
   name, *rest = path
-  if isinstance(node, dict):
-    fields = {key: type(value) for key, value in node.items()}
-    value = node.get(name)
-  else:
-    hints = typing.get_type_hints(type(node))
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(node) if field.init}
-    value = getattr(node, name, None)
+  fields = _fields(node)
   if name not in fields:
     raise ValueError(
         f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
         f'legal fields: {", ".join(fields)}'
     )
-  if rest:
-    if not (dataclasses.is_dataclass(value) or isinstance(value, dict)):
-      raise ValueError(f'--set {override}: {name!r} is {value!r}, a plain value without fields')
-    value = _replaced(value, rest, text, override)
-  else:
-    value = _parsed(fields[name], text, override)
-  return {**node, name: value} if isinstance(node, dict) else dataclasses.replace(node, **{name: value})
+  value = node[name] if isinstance(node, dict) else getattr(node, name)
+  if rest and not _fields(value):
+    raise ValueError(f'--set {override}: {name!r} is {value!r}, a plain value without fields')
+  value = _replaced(value, rest, text, override) if rest else _parsed(fields[name], text, override)
+  try:
+    if isinstance(node, dict):
+      return {**node, name: value}
+    return dataclasses.replace(node, **{name: value}) if dataclasses.is_dataclass(node) else node._replace(**{name: value})
+  except ValueError as error:  # a config that checks itself
+    raise ValueError(f'--set {override}: {error}') from error
+
+
+def _fields(node: Any) -> dict[str, Any]:
+  """Returns the fields of a config and their types; a config is a dataclass, a named tuple or a dict."""
+  if isinstance(node, dict):
+    return {key: type(value) for key, value in node.items()}
+  if dataclasses.is_dataclass(node):
+    hints = typing.get_type_hints(type(node))
+    return {field.name: hints[field.name] for field in dataclasses.fields(node) if field.init}
+  return typing.get_type_hints(type(node)) if hasattr(node, '_fields') else {}
 
 
 def _parsed(kind: Any, text: str, override: str) -> Any:
@@ -126,19 +133,32 @@ def _parsed(kind: Any, text: str, override: str) -> Any:
   except (ValueError, SyntaxError):
     value = text
   for option in options:
-    origin = typing.get_origin(option) or option
-    if option is types.NoneType and value is None:
-      return None
-    if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-      return float(value)
-    if origin is tuple and isinstance(value, (tuple, list)):
-      return tuple(value)
-    if origin is bool and isinstance(value, bool):
-      return value
-    if origin is int and isinstance(value, int) and not isinstance(value, bool):
-      return value
+    converted = _converted(option, value)
+    if converted is not _NO_MATCH:
+      return converted
   wanted = ' or '.join(getattr(option, '__name__', str(option)) for option in options)
   raise ValueError(f'--set {override}: {text!r} is not of type {wanted}')
+
+
+_NO_MATCH = object()
+
+
+def _converted(kind: Any, value: Any) -> Any:
+  """Returns a literal as the type `kind`, or _NO_MATCH: ints become floats, lists tuples; nothing else changes."""
+  if kind is types.NoneType and value is None:
+    return None
+  if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    return float(value)
+  if kind in (bool, int) and type(value) is kind:
+    return value
+  if (typing.get_origin(kind) or kind) is tuple and isinstance(value, (tuple, list)):
+    kinds = typing.get_args(kind) or (Any, ...)
+    kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+    if len(kinds) != len(value):
+      return _NO_MATCH
+    items = tuple(item if one is Any else _converted(one, item) for one, item in zip(kinds, value, strict=True))
+    return _NO_MATCH if any(item is _NO_MATCH for item in items) else items
+  return value if kind is str and isinstance(value, str) else _NO_MATCH
 
 
 def _suggestion(name: str, known) -> str:

@@ -36,7 +36,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]):
-  """Runs a program; what the user can repair is one line on stderr and exit status 2, not a traceback."""
+  """Runs a program; what the user can repair is one line on stderr and exit status 1, not a traceback."""
   try:
     main()
   except (ValueError, OSError, FloatingPointError) as error:
@@ -98,7 +98,9 @@ def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuant
 def token_source(workdir: pathlib.Path, split: str):
   """Returns the encoded examples of a split; ValueError naming the command that makes them."""
   if not (workdir / 'tokens' / f'{split}.json').is_file():
-    raise ValueError(f'{workdir}/tokens/{split} is not complete: run `python -m experiments.encode --workdir={workdir}` first')
+    raise ValueError(
+        f'{workdir}/tokens/{split} is not complete: run `python -m experiments.encode --workdir={workdir}` first'
+    )
   return token_shards.TokenShards(workdir / 'tokens', split)
 
 

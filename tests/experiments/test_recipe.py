@@ -28,6 +28,8 @@ def test_every_stage_of_every_recipe_can_be_made(name):
         ('soundstream.model.adversarial_start', '3', 3),
         ('coarse.model.time_embedding', 'False', False),
         ('semantic_tokens.num_clusters', '50', 50),
+        ('sampling.semantic.temperature', '1', 1.0),
+        ('sampling.coarse.top_k', '20', 20),
     ],
 )
 def test_overrides_are_typed(path, text, expected):
@@ -56,6 +58,8 @@ def test_a_string_field_takes_the_text_as_it_is():
         ('semantic.train.optimizer.learning_rate=fast', r"'fast' is not of type float"),
         ('coarse.model.deduplicate=1', r"'1' is not of type bool"),
         ('soundstream.model.strides=4', r"'4' is not of type .*tuple"),
+        ('soundstream.model.strides=(2, "a")', r"is not of type .*tuple"),
+        ('sampling.semantc.temperature=1', r"did you mean 'semantic'\?.*legal fields: semantic, coarse, fine"),
         ('soundstream.model.adversarial_start=soon', r"'soon' is not of type int or None"),
         ('semantic.train.num_step=3', r"no field 'num_step' \(did you mean 'num_steps'\?\); legal fields: .*num_steps"),
         ('soundstream.train.optimizer.generatr.b1=0', r"did you mean 'generator'\?.*legal fields: generator, discrim"),
