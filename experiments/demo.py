@@ -31,9 +31,7 @@ def main():
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache'))
   if args.prompt is not None:  # a recording that cannot be read is said now, not in a quarter of an hour
     own_T = audio.load(args.prompt, recipe.soundstream.model.sample_rate)
-  train(recipe, common)
-  if not (args.workdir / 'evaluation.json').is_file():
-    lanes.run([('evaluate', *common)])
+  train_and_evaluate(recipe, args.workdir, common)
   rate = recipe.soundstream.model.sample_rate
   whole_T = held_out_utterance(recipe, args.workdir) if args.prompt is None else own_T
   prompt_T = whole_T[: round(recipe.evaluation.prompt_seconds * rate)]
@@ -63,13 +61,18 @@ def main():
   finish(args.workdir, started)
 
 
-def train(recipe: recipe_lib.Recipe, common: list[str]):
-  """Trains and encodes; stages that do not need one another run side by side, each on a share of the cores."""
-  stage = lambda name: ('train', f'--stage={name}', *common)
-  after = [name for name in recipe.stages if name not in ('soundstream', 'w2v_bert')]
-  lanes.run([stage('soundstream'), stage('w2v_bert')])
+def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]):
+  """Trains, encodes and measures; what does not need one another runs side by side, each on a share of the cores."""
+  train = lambda *names: [('train', f'--stage={name}', *common) for name in names if name in recipe.stages]
+  evaluate = lambda *names: [
+      ('evaluate', f'--suite={name}', *common) for name in names if not evaluations.path(workdir, name).is_file()
+  ]
+  lanes.run(train('soundstream', 'w2v_bert'))
   lanes.run([('encode', *common)])
-  lanes.run([stage(name) for name in after])
+  # The longest first; the rest shares the other lane.
+  rest = train('coarse', 'semantic', 'fine', 'acoustic_only', 'speaker', 'numbers')
+  lanes.run(rest + evaluate('codec', 'tokens'))
+  lanes.run(evaluate('continuation', 'language'))
 
 
 def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.ndarray:
@@ -80,13 +83,11 @@ def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.n
 
 def finish(workdir: pathlib.Path, started: float):
   """Writes report.json, prints the table and where things are."""
-  report = json.loads((workdir / 'evaluation.json').read_text())
-  report['seconds_of_this_run'] = round(time.time() - started)
-  partial = workdir / 'report.partial'
-  partial.write_text(json.dumps(report, indent=1))
-  os.replace(partial, workdir / 'report.json')
-  print(evaluations.table({name: report[name] for name in evaluations.SUITES if name in report}))
-  print(f'\n{report["seconds_of_this_run"]} s. In {workdir}: prompt.wav, continuation.wav, reconstruction.wav,')
+  report = evaluations.load(workdir)
+  seconds = round(time.time() - started)
+  workspace.write_text(workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1))
+  print(evaluations.table(report))
+  print(f'\n{seconds} s. In {workdir}: prompt.wav, continuation.wav, reconstruction.wav,')
   print('spectrograms.png, curves.png, report.json')
 
 

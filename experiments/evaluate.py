@@ -1,11 +1,12 @@
-"""Measures a trained workdir on held-out voices and texts, beside baselines; writes evaluation.json and prints a table.
+"""Measures a trained workdir on held-out voices and texts, beside baselines.
 
   python -m experiments.evaluate --workdir=runs/tiny
   python -m experiments.evaluate --suite=codec
+
+Writes WORKDIR/evaluation/SUITE.json and prints a table of all suites that are there.
 """
 
 import json
-import os
 
 from experiments import evaluations, workspace
 from experiments import recipe as recipe_lib
@@ -19,17 +20,13 @@ def main():
   if args.suite not in ('all', *evaluations.SUITES):
     raise ValueError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
   names = list(evaluations.SUITES) if args.suite == 'all' else [args.suite]
-  path = args.workdir / 'evaluation.json'
-  report = json.loads(path.read_text()) if path.is_file() else {}
   with workspace.progress(len(names), 'evaluate', 'suite') as bar:
     for name in names:
-      report[name] = evaluations.SUITES[name](recipe, args.workdir)
-      partial = path.with_suffix('.partial')
-      partial.write_text(json.dumps(report, indent=1))
-      os.replace(partial, path)
+      result = evaluations.SUITES[name](recipe, args.workdir)
+      workspace.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
       bar.update()
-  print(evaluations.table(report))
-  print(f'written to {path}')
+  print(evaluations.table(evaluations.load(args.workdir)))
+  print(f'written to {args.workdir}/evaluation')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The evaluation suites: what a trained workdir reaches on held-out voices and texts, beside baselines."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -207,6 +208,15 @@ def _classify(config, variables, wave_BT):
 
 
 SUITES = {'codec': codec, 'tokens': tokens, 'language': language_models, 'continuation': continuation}
+
+
+def path(workdir: pathlib.Path, suite: str) -> pathlib.Path:
+  return workdir / 'evaluation' / f'{suite}.json'
+
+
+def load(workdir: pathlib.Path) -> dict:
+  """Returns the results that are there, by suite."""
+  return {name: json.loads(path(workdir, name).read_text()) for name in SUITES if path(workdir, name).is_file()}
 
 
 def table(report: dict) -> str:

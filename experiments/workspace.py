@@ -134,6 +134,14 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
   )
 
 
+def write_text(path: pathlib.Path, text: str):
+  """Writes a file, and its folder where missing; what was there stays whole until the new text is."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
 def stacked(waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """Returns waveforms of any lengths as wave_BT, zero-padded at the end, and their lengths num_samples_B."""
   num_samples_B = np.array([len(wave_T) for wave_T in waves], np.int32)

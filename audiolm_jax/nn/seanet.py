@@ -32,16 +32,23 @@ class ResidualUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Waveform [B, T] -> embeddings [B, T / prod(strides), embedding_dim]; each stride doubles the width."""
+  """Waveform [B, T] -> embeddings [B, T / (stem_stride * prod(strides)), embedding_dim]; each stride doubles the width.
+
+  stem_stride: samples that the first convolution takes as one step. 1 is the paper; 8 spares the layers at the full rate,
+  which have few channels, much memory traffic, and most of the time.
+  """
 
   channels: int
   strides: Sequence[int]
   embedding_dim: int
   dtype: Any = jnp.float32
+  stem_stride: int = 1
 
   @nn.compact
   def __call__(self, wave_BT):
-    x_BND = causal_conv(self.channels, 7, dtype=self.dtype, name='stem')(wave_BT[..., None])
+    kernel = max(7, 2 * self.stem_stride)
+    stem = causal_conv(self.channels, kernel, stride=self.stem_stride, dtype=self.dtype, name='stem')
+    x_BND = stem(wave_BT[..., None])
     for level, stride in enumerate(self.strides):
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
@@ -51,11 +58,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Embeddings [B, F, D] -> waveform [B, F * prod(strides)]; mirrors `Encoder`, `strides` in the encoder's order."""
+  """Embeddings [B, F, D] -> waveform [B, T]; mirrors `Encoder`, strides in the encoder's order."""
 
   channels: int
   strides: Sequence[int]
   dtype: Any = jnp.float32
+  stem_stride: int = 1
 
   @nn.compact
   def __call__(self, z_BFD):
@@ -65,4 +73,8 @@ class Decoder(nn.Module):
       x_BND = CausalConvTranspose(width, stride, self.dtype, name=f'up{level}')(nn.elu(x_BND))
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
-    return causal_conv(1, 7, dtype=self.dtype, name='head')(nn.elu(x_BND))[..., 0].astype(jnp.float32)
+    if self.stem_stride == 1:
+      head = causal_conv(1, 7, dtype=self.dtype, name='head')
+    else:
+      head = CausalConvTranspose(1, self.stem_stride, self.dtype, name='head')
+    return head(nn.elu(x_BND))[..., 0].astype(jnp.float32)

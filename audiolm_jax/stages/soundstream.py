@@ -38,6 +38,7 @@ class Config:
   sample_rate: int = 16_000  # Hz
   crop_length: int = 16_000  # samples of a training example; not stated in the paper
   strides: tuple[int, ...] = (2, 4, 5, 8)
+  stem_stride: int = 1  # of the first and the last convolution; above 1 no layer runs at the full rate (nn.seanet)
   encoder_channels: int = 32
   decoder_channels: int = 32
   embedding_dim: int = 256
@@ -61,7 +62,7 @@ class Config:
   @property
   def hop_length(self) -> int:
     """Samples per frame."""
-    return math.prod(self.strides)
+    return self.stem_stride * math.prod(self.strides)
 
   @property
   def frame_rate(self) -> float:
@@ -95,11 +96,11 @@ def make(config: Config) -> Stage:
 
 
 def _encoder(config: Config) -> Encoder:
-  return Encoder(config.encoder_channels, config.strides, config.embedding_dim, config.dtype)
+  return Encoder(config.encoder_channels, config.strides, config.embedding_dim, config.dtype, config.stem_stride)
 
 
 def _decoder(config: Config) -> Decoder:
-  return Decoder(config.decoder_channels, config.strides, config.dtype)
+  return Decoder(config.decoder_channels, config.strides, config.dtype, config.stem_stride)
 
 
 def _discriminators(config: Config) -> Discriminators:

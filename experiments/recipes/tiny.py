@@ -53,17 +53,17 @@ COARSE = dict(crop_seconds=2.0, num_quantizers=NUM_COARSE, num_clusters=NUM_CLUS
 RECIPE = Recipe(
     corpus=Synthesized(
         config=synthesized.Config(
-            num_train_voices=32, num_test_voices=8, train_minutes=40.0, test_minutes=12.0, highest_number=9
+            num_train_voices=64, num_test_voices=8, train_minutes=60.0, test_minutes=12.0, highest_number=9
         )
     ),
     soundstream=stage(
         soundstream.Config(
-            crop_length=3200, encoder_channels=8, decoder_channels=8, embedding_dim=64, codebook_size=CODEBOOK_SIZE,
-            codebook_decay=0.9, dead_code_threshold=0.1, adversarial_start=None, spectral_weight=0.03,
-            waveform_weight=1.0, commitment_weight=0.1, spectral_channels=4, waveform_channels=4,
+            crop_length=6400, strides=(5, 8), stem_stride=8, encoder_channels=64, decoder_channels=64, embedding_dim=64,
+            codebook_size=CODEBOOK_SIZE, codebook_decay=0.9, dead_code_threshold=0.1, adversarial_start=None,
+            spectral_weight=0.02, waveform_weight=1.0, commitment_weight=0.1, spectral_channels=4, waveform_channels=4,
             waveform_max_channels=64, num_waveform_critics=1,
         ),
-        8, 2000, {group: adam(3e-3, 2000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
+        8, 1000, {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
     ),
     w2v_bert=stage(
         w2v_bert.Config(
@@ -71,7 +71,7 @@ RECIPE = Recipe(
             mlp_width=256, dropout=0.0, codebook_size=64, code_width=64, num_negatives=50, mask_probability=0.15,
             mask_span=4, feature_layer=1, crop_seconds=2.56, targets='clusters', unmasked_weight=0.1,
         ),
-        16, 1600, adam(3e-3, 1600, b2=0.98),
+        16, 1300, adam(3e-3, 1300, b2=0.98),
     ),
     semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),
     semantic=language_model(
@@ -84,7 +84,9 @@ RECIPE = Recipe(
     coarse=language_model(coarse.Config(**COARSE), 8, 900),
     fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 450),
-    speaker=stage(classifier.Config(num_classes=8, channels=(16, 32, 64, 64)), 16, 100, adam(3e-3, 100)),
+    speaker=stage(
+        classifier.Config(num_classes=8, channels=(16, 32, 64, 64), num_mels=40, hop_length=320), 16, 300, adam(3e-3, 300)
+    ),
     numbers=stage(
         classifier.Config(num_classes=11, channels=(16, 32, 64, 64), crop_seconds=0.5), 32, 240, adam(3e-3, 240)
     ),

@@ -6,19 +6,25 @@ from flax.linen import meta
 
 from audiolm_jax.nn.seanet import Decoder, Encoder
 
-STRIDES, HOP = (2, 4), 8
+HOP = 8
+STRIDES = {1: (2, 4), 4: (2,)}  # by stem_stride
+
+
+@pytest.fixture(scope='module', params=STRIDES)
+def stem_stride(request):
+  return request.param
 
 
 @pytest.fixture(scope='module')
-def encode():
-  module = Encoder(channels=2, strides=STRIDES, embedding_dim=4)
+def encode(stem_stride):
+  module = Encoder(channels=2, strides=STRIDES[stem_stride], embedding_dim=4, stem_stride=stem_stride)
   params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8 * HOP)))
   return jax.jit(lambda wave_BT: module.apply(meta.unbox(params), wave_BT))
 
 
 @pytest.fixture(scope='module')
-def decode():
-  module = Decoder(channels=2, strides=STRIDES)
+def decode(stem_stride):
+  module = Decoder(channels=2, strides=STRIDES[stem_stride], stem_stride=stem_stride)
   params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 4)))
   return jax.jit(lambda z_BFD: module.apply(meta.unbox(params), z_BFD))
 
