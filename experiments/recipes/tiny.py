@@ -6,8 +6,8 @@
 What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of a few hundred
 thousand parameters learn anything in some hundred steps: semantic tokens stay frame-aligned (`deduplicate=False`) and
 tokens carry their time (`time_embedding=True`), so that the coarse model need not learn by counting which semantic token
-belongs to a frame; w2v-BERT predicts clusters of log-mel frames; the codec has a waveform term and no discriminators,
-which would take nine tenths of its time.
+belongs to a frame; w2v-BERT predicts clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform
+term, and no discriminators, which would take most of its time.
 """
 
 from audiolm_jax.data import synthesized
@@ -49,6 +49,7 @@ def language_model(model, batch_size: int, num_steps: int) -> StageRecipe:
 
 CODES = dict(codebook_size=CODEBOOK_SIZE, time_embedding=True, transformer=transformer(width=96, num_layers=3))
 COARSE = dict(crop_seconds=2.0, num_quantizers=NUM_COARSE, num_clusters=NUM_CLUSTERS, deduplicate=False, **CODES)
+CLASSIFIER = dict(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
 
 RECIPE = Recipe(
     corpus=Synthesized(
@@ -81,14 +82,10 @@ RECIPE = Recipe(
         ),
         16, 200,
     ),
-    coarse=language_model(coarse.Config(**COARSE), 8, 900),
+    coarse=language_model(coarse.Config(**COARSE), 8, 1500),
     fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
-    acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 450),
-    speaker=stage(
-        classifier.Config(num_classes=8, channels=(16, 32, 64, 64), num_mels=40, hop_length=320), 16, 300, adam(3e-3, 300)
-    ),
-    numbers=stage(
-        classifier.Config(num_classes=11, channels=(16, 32, 64, 64), crop_seconds=0.5), 32, 240, adam(3e-3, 240)
-    ),
-    evaluation=Evaluation(num_clips=32, num_prompts=24, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
+    acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 600),
+    speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
+    numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),
+    evaluation=Evaluation(num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
 )
