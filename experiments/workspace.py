@@ -27,12 +27,18 @@ def parser(description: str) -> argparse.ArgumentParser:
   """Returns a parser with the flags that every program has."""
   result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   result.add_argument('--recipe', default='tiny', metavar='NAME', help=f'one of: {", ".join(recipe_lib.names())} (tiny)')
-  result.add_argument('--workdir', type=pathlib.Path, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})')
+  result.add_argument('--workdir', type=_folder, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})')
   result.add_argument(
       '--set', action='append', default=[], metavar='FIELD=VALUE', dest='overrides',
       help='change a field of the recipe, as in --set semantic.train.num_steps=100; may be repeated',
   )
   return result
+
+
+def _folder(text: str) -> pathlib.Path:
+  if '://' in text:
+    raise argparse.ArgumentTypeError(f'{text} is no folder of this machine: mount the bucket (gcsfuse) and give its path')
+  return pathlib.Path(text)
 
 
 def run(main: Callable[[], None]):

@@ -26,6 +26,10 @@ def codes(frames: int, levels: int, size: int) -> np.ndarray:
 
 
 SEMANTIC = codes(10, 0, 20)
+W2V_BERT = dict(
+    num_mels=16, conv_channels=2, num_contrastive_layers=1, num_mlm_layers=1, width=16, num_heads=2, mlp_width=32,
+    codebook_size=8, code_width=8, num_negatives=4, dropout=0.0, crop_seconds=0.8, feature_layer=1,
+)  # fmt: skip
 CASES = {
     'semantic': (
         semantic.Config(crop_seconds=0.4, num_clusters=20, transformer=TRANSFORMER), {'semantic': SEMANTIC}, {}
@@ -46,10 +50,10 @@ CASES = {
         {},
     ),
     'w2v_bert': (
-        w2v_bert.Config(
-            num_mels=16, conv_channels=2, num_contrastive_layers=1, num_mlm_layers=1, width=16, num_heads=2,
-            mlp_width=32, codebook_size=8, code_width=8, num_negatives=4, dropout=0.0, crop_seconds=0.8, feature_layer=1,
-        ),
+        w2v_bert.Config(**W2V_BERT), {'waveform': voiced(12_800)}, dict(loss_name='mlm', factor=0.8, rtol=1e-4)
+    ),
+    'w2v_bert_of_clusters': (
+        w2v_bert.Config(targets='clusters', **W2V_BERT),
         {'waveform': voiced(12_800)},
         dict(loss_name='mlm', factor=0.8, rtol=1e-4),
     ),

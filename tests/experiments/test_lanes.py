@@ -1,0 +1,46 @@
+"""Programs side by side: each on its cores, and one that fails takes the others along."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from experiments import lanes
+
+
+def test_shares_are_disjoint_and_whole(monkeypatch):
+  monkeypatch.setattr(lanes.os, 'sched_getaffinity', lambda _: {0, 1, 2, 3, 4}, raising=False)
+  assert lanes._shares(2) == [{0, 2, 4}, {1, 3}]
+  assert lanes._shares(8) == [None] * 8
+
+
+def test_a_program_that_fails_ends_the_run_with_its_status(capfd):
+  with pytest.raises(SystemExit) as stopped:
+    lanes.run([('evaluate', '--suite=nothing'), ('evaluate', '--help')], num_lanes=1)
+  assert stopped.value.code == 1
+  out, err = capfd.readouterr()
+  assert '--suite=nothing: choose all' in err and 'usage' not in out  # the second never began
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells the children only here')
+def test_children_hear_of_the_death_of_their_parent(tmp_path):
+  child = tmp_path / 'experiments' / 'waits.py'
+  child.parent.mkdir()
+  child.write_text(textwrap.dedent(f"""
+      import pathlib, signal, sys, time
+      signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path)!r}, 'told').touch(), sys.exit()))
+      print('ready', flush=True)
+      time.sleep(60)
+  """))
+  lanes_file = lanes.__file__
+  starter = (
+      'import importlib.util as u; s = u.spec_from_file_location("lanes", ' + repr(lanes_file) + ');'
+      'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'
+  )
+  parent = subprocess.Popen([sys.executable, '-c', starter], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+  assert parent.stdout.readline() == 'ready\n'
+  parent.kill()
+  parent.wait()
+  assert parent.stdout.read() == ''  # ends when the child, which holds the other end, is gone
+  assert (tmp_path / 'told').exists()
