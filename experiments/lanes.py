@@ -13,8 +13,9 @@ Command = Sequence[str]  # ('train', '--stage=coarse', ...): one of our programs
 _PR_SET_PDEATHSIG = 1
 
 # XLA allocates its buffers anew at every step; glibc would give them back to the system each time, and a quarter of a
-# small model's time would go into page faults (measured). One arena that is never trimmed keeps them.
-_KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': str(2**34), 'MALLOC_MMAP_THRESHOLD_': str(2**25)}
+# small model's time would go into page faults (measured). One arena that is never trimmed, and holds also what is
+# large, keeps them.
+_KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': str(2**34), 'MALLOC_MMAP_MAX_': '0'}
 
 
 def run(commands: Sequence[Command], num_lanes: int = 2):

@@ -47,7 +47,7 @@ def number_windows(
   return labelled
 
 
-def decode_numbers(log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float = 1.0) -> list[int]:
+def decode_numbers(log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float = 4.0) -> list[int]:
   """Returns the numbers of the best path through the windows, where each change of class costs `switch_penalty` nats.
 
   A path stays in a class over neighbouring windows; what remains after collapsing it, without NO_NUMBER, was said.
