@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from audiolm_jax.nn.conv import CausalConvTranspose, causal_conv
+from audiolm_jax.nn.conv import CausalConv, CausalConvTranspose
 
 DILATIONS = (1, 3, 9)
 
@@ -26,8 +26,8 @@ class ResidualUnit(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     width = x_BND.shape[-1]
-    hidden_BND = causal_conv(width, 3, dilation=self.dilation, dtype=self.dtype, name='dilated')(nn.elu(x_BND))
-    pointwise = causal_conv(width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='pointwise')
+    hidden_BND = CausalConv(width, 3, dilation=self.dilation, dtype=self.dtype, name='dilated')(nn.elu(x_BND))
+    pointwise = CausalConv(width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='pointwise')
     return x_BND + pointwise(nn.elu(hidden_BND))
 
 
@@ -41,13 +41,13 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, wave_BT):
-    x_BND = causal_conv(self.channels, 7, dtype=self.dtype, name='stem')(wave_BT[..., None])
+    x_BND = CausalConv(self.channels, 7, dtype=self.dtype, name='stem')(wave_BT[..., None])
     for level, stride in enumerate(self.strides):
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
       width = 2 * x_BND.shape[-1]
-      x_BND = causal_conv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(nn.elu(x_BND))
-    return causal_conv(self.embedding_dim, 3, dtype=self.dtype, name='head')(nn.elu(x_BND)).astype(jnp.float32)
+      x_BND = CausalConv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(nn.elu(x_BND))
+    return CausalConv(self.embedding_dim, 3, dtype=self.dtype, name='head')(nn.elu(x_BND)).astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -59,10 +59,10 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z_BFD):
-    x_BND = causal_conv(self.channels * 2 ** len(self.strides), 7, dtype=self.dtype, name='stem')(z_BFD)
+    x_BND = CausalConv(self.channels * 2 ** len(self.strides), 7, dtype=self.dtype, name='stem')(z_BFD)
     for level, stride in reversed(list(enumerate(self.strides))):
       width = x_BND.shape[-1] // 2
       x_BND = CausalConvTranspose(width, stride, self.dtype, name=f'up{level}')(nn.elu(x_BND))
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
-    return causal_conv(1, 7, dtype=self.dtype, name='head')(nn.elu(x_BND))[..., 0].astype(jnp.float32)
+    return CausalConv(1, 7, dtype=self.dtype, name='head')(nn.elu(x_BND))[..., 0].astype(jnp.float32)

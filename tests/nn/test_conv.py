@@ -16,7 +16,7 @@ def _apply(module, x, **changes):
 @pytest.mark.parametrize('kernel_size, stride, dilation', [(3, 1, 1), (3, 1, 3), (4, 2, 1), (8, 4, 1)])
 def test_causal_conv_is_a_sum_over_the_past(kernel_size, stride, dilation):
   x_BND = jax.random.normal(jax.random.key(1), (2, 16, 3))
-  got, params = _apply(conv.causal_conv(5, kernel_size, stride=stride, dilation=dilation), x_BND)
+  got, params = _apply(conv.CausalConv(5, kernel_size, stride=stride, dilation=dilation), x_BND)
   want = np.zeros((2, 16 // stride, 5))
   for n in range(16 // stride):
     newest = (n + 1) * stride - 1
