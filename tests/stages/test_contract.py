@@ -1,5 +1,7 @@
 """Every stage passes the same checks: gradients, evaluation, eight devices, overfitting, save and restore."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,24 @@ def codes(frames: int, levels: int, size: int) -> np.ndarray:
 
 
 SEMANTIC = codes(10, 0, 20)
+SOUNDSTREAM = soundstream.Config(
+    strides=(4, 4), crop_length=1600, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
+    codebook_size=8, spectral_channels=2, spectral_window_length=256, waveform_channels=4, waveform_max_channels=8,
+    num_waveform_critics=1, waveform_weight=10.0,
+)  # fmt: skip
+CODEC_OPTIONS = dict(
+    loss_name='waveform',
+    factor=0.9,
+    rtol=1e-4,
+    without_gradient={
+        r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
+        r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
+    },
+    optimizer={
+        'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
+        'discriminator': OptimizerConfig(learning_rate=1e-3),
+    },
+)
 CASES = {
     'semantic': (
         semantic.Config(crop_seconds=0.4, num_clusters=20, transformer=TRANSFORMER), {'semantic': SEMANTIC}, {}
@@ -53,26 +73,11 @@ CASES = {
         {'waveform': voiced(12_800)},
         dict(loss_name='mlm', factor=0.8, rtol=1e-4),
     ),
-    'soundstream': (
-        soundstream.Config(
-            strides=(4, 4), crop_length=1600, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
-            codebook_size=8, spectral_channels=2, spectral_window_length=256, waveform_channels=4,
-            waveform_max_channels=8, num_waveform_critics=1, waveform_weight=10.0,
-        ),
+    'soundstream': (SOUNDSTREAM, {'waveform': voiced(1600)}, CODEC_OPTIONS),
+    'soundstream_fsq': (  # levels so fine that the small embeddings of an untrained encoder do not all round to 0
+        dataclasses.replace(SOUNDSTREAM, fsq_levels=(16, 15, 9), embedding_dim=3, num_quantizers=1, codebook_size=2160),
         {'waveform': voiced(1600)},
-        dict(
-            loss_name='waveform',
-            factor=0.9,
-            rtol=1e-4,
-            without_gradient={
-                r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
-                r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
-            },
-            optimizer={
-                'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
-                'discriminator': OptimizerConfig(learning_rate=1e-3),
-            },
-        ),
+        CODEC_OPTIONS,
     ),
 }  # fmt: skip
 
