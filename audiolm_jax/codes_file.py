@@ -1,7 +1,7 @@
 """The file format .alm: the codes of one clip, packed, with what is needed to decode and to trust them.
 
   8 bytes   MAGIC; like PNG's, it does not survive a transfer that takes the file for text
-  34 bytes  header, little-endian, bytes in brackets: version (2), sample rate (4), hop length (4), number of levels (2),
+  34 bytes  header, little-endian (bytes): version (2), sample rate (4), hop length (4), number of levels (2),
             codebook size (4), number of samples (8), fingerprint of the codec (8), zeros (2)
   n bytes   the codes [F, Q] in row-major order, ceil(log2(codebook size)) bits each, high bit first; then zeros up to
             a whole byte
