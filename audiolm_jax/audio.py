@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -74,6 +75,29 @@ def decode(
     max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
   """As `load`, from an open binary file (or io.BytesIO); `name` is what errors call it."""
+  return np.concatenate(list(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds)))
+
+
+def blocks(
+    path: str | os.PathLike, sample_rate: int, block_length: int, *, max_seconds: float = 3600.0
+) -> Iterator[np.ndarray]:
+  """Yields what `load` returns in blocks of `block_length` samples, the last one shorter, in bounded memory.
+
+  Raises ValueError as `load`; what is wrong with a file may turn up after some blocks.
+  """
+  with _file(path) as file:
+    rest_T = np.zeros(0, np.float32)
+    for part_T in _decoded(file, sample_rate, str(path), 0.0, None, max_seconds):
+      rest_T = np.concatenate([rest_T, part_T])
+      whole = len(rest_T) - len(rest_T) % block_length
+      yield from np.split(rest_T[:whole], whole // block_length) if whole else ()
+      rest_T = rest_T[whole:]
+    if len(rest_T):
+      yield rest_T
+
+
+def _decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds) -> Iterator[np.ndarray]:
+  """Yields the waveform that `decode` returns, in parts of any lengths."""
   with _open(file, name) as sound:
     start = round(start_seconds * sound.samplerate)
     wanted = sound.frames - start if num_seconds is None else round(num_seconds * sound.samplerate)
@@ -87,17 +111,22 @@ def decode(
           f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
           'short; leave it out'
       )
-    wave_T = _read(sound, name, start, wanted)
-    file_rate = sound.samplerate
-  return soxr.resample(wave_T, file_rate, sample_rate) if file_rate != sample_rate else wave_T
+    parts = _read(sound, name, start, wanted)
+    if sound.samplerate == sample_rate:
+      yield from parts
+      return
+    resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype='float32')
+    for part_T in parts:
+      yield resampler.resample_chunk(part_T)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _file(path: str | os.PathLike) -> io.BufferedIOBase:
   return open(os.open(path, os.O_RDONLY), 'rb')  # without a name, or soundfile would go by the extension .raw
 
 
-def _read(sound: soundfile.SoundFile, name: str, start: int, wanted: int) -> np.ndarray:
-  blocks, count = [], 0
+def _read(sound: soundfile.SoundFile, name: str, start: int, wanted: int) -> Iterator[np.ndarray]:
+  count = 0
   try:
     if start:
       sound.seek(start)
@@ -105,17 +134,16 @@ def _read(sound: soundfile.SoundFile, name: str, start: int, wanted: int) -> np.
       block = sound.read(min(_BLOCK, wanted - count), dtype='float32', always_2d=True)
       if not len(block):
         break
-      blocks.append(block.mean(axis=1, dtype=np.float32))
-      count += len(block)
+      part_T = block.mean(axis=1, dtype=np.float32)
+      if not np.isfinite(part_T).all():
+        raise ValueError(f'{name}: {np.sum(~np.isfinite(part_T))} samples are NaN or infinite: leave it out')
+      yield part_T
+      count += len(part_T)
   except soundfile.SoundFileError as error:
     raise ValueError(f'{name}: damaged, {error}; leave it out or get it anew') from error
   # The length that an MP3's header gives is an estimate.
   if count < wanted and not (sound.format == 'MP3' and count):
     raise ValueError(f'{name}: {count} samples could be decoded of the {wanted} in its header: get it anew')
-  wave_T = np.concatenate(blocks)
-  if not np.isfinite(wave_T).all():
-    raise ValueError(f'{name}: {np.sum(~np.isfinite(wave_T))} samples are NaN or infinite: leave it out')
-  return wave_T
 
 
 def _open(file: io.BufferedIOBase, name: str) -> soundfile.SoundFile:
@@ -171,18 +199,24 @@ def save(path: str | os.PathLike, wave_T: Float[np.ndarray, 'T'], sample_rate: i
 
   Raises ValueError when the file exists (unless `overwrite`), the extension is another, or a sample is not finite.
   """
+  save_blocks(path, [wave_T], sample_rate, overwrite=overwrite)
+
+
+def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_rate: int, *, overwrite: bool = False):
+  """As `save`, of a waveform that comes in blocks: only one of them is held at a time."""
   path = os.fspath(path)
   kind = os.path.splitext(path)[1][1:].upper()
   if kind not in ('WAV', 'FLAC', 'OGG'):
     raise ValueError(f'{path}: audio is saved as .wav, .flac or .ogg')
-  if not np.isfinite(wave_T).all():
-    raise ValueError(f'{path}: {np.sum(~np.isfinite(wave_T))} samples are NaN or infinite; nothing was written')
   if os.path.exists(path) and not overwrite:
     raise ValueError(f'{path} exists: choose another name or pass overwrite=True')
   file = tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)), suffix='.tmp', delete=False)
   try:
-    with file:
-      soundfile.write(file, np.clip(wave_T, -1, 1), sample_rate, format=kind)
+    with file, soundfile.SoundFile(file, 'w', sample_rate, channels=1, format=kind) as sound:
+      for block_T in blocks:
+        if not np.isfinite(block_T).all():
+          raise ValueError(f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was written')
+        sound.write(np.clip(block_T, -1, 1))
     os.replace(file.name, path)
   except BaseException:
     os.unlink(file.name)

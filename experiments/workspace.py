@@ -23,15 +23,18 @@ from experiments import recipe as recipe_lib
 DEFAULT_WORKDIR = pathlib.Path('runs/tiny')
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-  """Returns a parser with the flags that every program has."""
+def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
+  """Returns a parser with the flags that every program has; those of a `recipe` only where one is read."""
   result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  result.add_argument('--recipe', default='tiny', metavar='NAME', help=f'one of: {", ".join(recipe_lib.names())} (tiny)')
   result.add_argument('--workdir', type=_folder, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})')
-  result.add_argument(
-      '--set', action='append', default=[], metavar='FIELD=VALUE', dest='overrides',
-      help='change a field of the recipe, as in --set semantic.train.num_steps=100; may be repeated',
-  )
+  if recipe:
+    result.add_argument(
+        '--recipe', default='tiny', metavar='NAME', help=f'one of: {", ".join(recipe_lib.names())} (tiny)'
+    )
+    result.add_argument(
+        '--set', action='append', default=[], metavar='FIELD=VALUE', dest='overrides',
+        help='change a field of the recipe, as in --set semantic.train.num_steps=100; may be repeated',
+    )
   return result
 
 
@@ -70,8 +73,8 @@ def fingerprint(arrays: Any) -> str:
 
 
 def codec_fingerprint(variables: Variables) -> str:
-  """Returns the fingerprint of what encodes and decodes; the discriminators do neither."""
-  return fingerprint((variables.params['generator'], variables.state['codebooks']))
+  """Returns the fingerprint of what encodes and decodes: not the discriminators; codebooks where there are any."""
+  return fingerprint((variables.params['generator'], variables.state.get('codebooks')))
 
 
 def semantic_quantizer_path(workdir: pathlib.Path) -> pathlib.Path:

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from audiolm_jax import audio
 
@@ -43,6 +44,44 @@ def test_resampling_and_mono(tmp_path):
   assert abs(len(got) - RATE) <= 1 and got.dtype == np.float32
   expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
   np.testing.assert_allclose(got[500:15_000], expected[500:15_000], atol=2e-3)
+
+
+@pytest.mark.parametrize('rate', [8000, RATE, 44_100])
+@pytest.mark.parametrize('block_length', [320, 31_999, 32_000, 10**6])
+def test_blocks_are_the_waveform(tmp_path, rate, block_length):
+  noise_T = np.random.default_rng(0).uniform(-0.5, 0.5, size=150_000 + 1)  # more than the decoder takes at a time
+  path = written(tmp_path / 'a.wav', noise_T, rate)
+  whole_T = soxr.resample(soundfile.read(path, dtype='float32')[0], rate, RATE)
+  blocks = list(audio.blocks(path, RATE, block_length))
+  assert [len(block_T) for block_T in blocks[:-1]] == [block_length] * (len(blocks) - 1)
+  assert 0 < len(blocks[-1]) <= block_length
+  np.testing.assert_array_equal(np.concatenate(blocks), whole_T)
+  np.testing.assert_array_equal(audio.load(path, RATE), whole_T)
+
+
+def test_blocks_are_refused_as_the_whole_is(tmp_path):
+  path = written(tmp_path / 'a.flac', np.tile(TONE_T, 4))
+  with pytest.raises(ValueError, match='max_seconds=1'):
+    list(audio.blocks(path, RATE, 320, max_seconds=1.0))
+  path.write_bytes(path.read_bytes()[:-5000])
+  with pytest.raises(ValueError, match='a.flac'):
+    list(audio.blocks(path, RATE, 320))
+
+
+def test_saving_blocks_is_saving_the_whole(tmp_path):
+  audio.save(tmp_path / 'a.wav', TONE_T, RATE)
+  audio.save_blocks(tmp_path / 'b.wav', iter(np.array_split(TONE_T, 7)), RATE)
+  assert (tmp_path / 'a.wav').read_bytes() == (tmp_path / 'b.wav').read_bytes()
+
+  def broken():
+    yield TONE_T
+    raise ValueError('no more')
+
+  with pytest.raises(ValueError, match='no more'):
+    audio.save_blocks(tmp_path / 'c.wav', broken(), RATE)
+  with pytest.raises(ValueError, match='1 samples are NaN'):
+    audio.save_blocks(tmp_path / 'c.wav', [TONE_T, np.array([np.nan], np.float32)], RATE)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a.wav', 'b.wav']
 
 
 def test_content_decides_not_the_extension(tmp_path):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEAVES = {'audio', 'tokens', 'kmeans', 'losses'}
+LEAVES = {'audio', 'codes_file', 'tokens', 'kmeans', 'losses'}
 ROOMS = ['nn', 'stages', 'middle', 'generation', 'experiments']  # leaves come before all of them
 MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained'}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])

@@ -78,16 +78,17 @@ class AudioFiles:
       )
 
 
-def find(root: str | os.PathLike) -> list[str]:
-  """Returns the audio files below `root`, sorted, links to outside of it left out.
+def find(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+  """Returns the (audio) files below `root`, sorted, links to outside of it left out.
 
   Raises ValueError when there are none.
   """
   inside = os.path.join(os.path.realpath(root), '')
   paths = [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]
-  paths = [path for path in paths if path.lower().endswith(EXTENSIONS) and os.path.realpath(path).startswith(inside)]
+  paths = [path for path in paths if path.lower().endswith(extensions) and os.path.realpath(path).startswith(inside)]
   if not paths:
-    raise ValueError(f'{root}: no audio files ({", ".join(EXTENSIONS)}) in it or below')
+    kind = 'audio files' if extensions == EXTENSIONS else 'files'
+    raise ValueError(f'{root}: no {kind} ({", ".join(extensions)}) in it or below')
   return sorted(paths)
 
 

@@ -1,4 +1,9 @@
-"""Convolutions in time that never look ahead, over arrays [B, N, D]."""
+"""Convolutions in time that never look ahead, over arrays [B, N, D].
+
+A clip comes whole or in chunks. Causal convolutions keep the inputs that later outputs need in the variable collection
+`PAST`: apply with `mutable=[PAST]` returns it, and given back it lets the next chunk go on from there. Where the
+collection is not mutable, the input is a clip from its beginning, and zeros are its past.
+"""
 
 from typing import Any
 
@@ -7,6 +12,8 @@ from flax import linen as nn
 from jax import lax
 
 from audiolm_jax.nn.attention import partitioned
+
+PAST = 'past'
 
 
 def conv(
@@ -31,16 +38,38 @@ def conv(
   )
 
 
-def causal_conv(
-    features: int, kernel_size: int, *, stride: int = 1, dilation: int = 1, **options
-) -> nn.Conv:
-  """Returns a convolution [B, N, D] -> [B, N / stride, features] that is padded on the left alone.
+class CausalConv(nn.Module):
+  """Convolution [B, N, D] -> [B, N / stride, features] that sees the past alone; N is a multiple of `stride`.
 
   Output n depends on inputs up to (n + 1) * stride - 1: a strided output stands for a whole group of `stride` inputs
   and waits for its last one.
   """
-  padding = ((dilation * (kernel_size - 1) - (stride - 1), 0),)
-  return conv(features, (kernel_size,), strides=stride, kernel_dilation=dilation, padding=padding, **options)
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  use_bias: bool = True
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BND):
+    batch, _, width = x_BND.shape
+    zeros = length = self.dilation * (self.kernel_size - 1) - (self.stride - 1)
+    if length > 0 and self.is_mutable_collection(PAST):
+      past = self.variable(PAST, 'inputs', lambda: jnp.zeros((batch, length, width), x_BND.dtype))
+      x_BND, zeros = jnp.concatenate([past.value, x_BND], axis=1), 0
+      past.value = x_BND[:, -length:]
+    kernel_init = partitioned(self.kernel_init, None, None, None)
+    kernel = self.param('kernel', kernel_init, (self.kernel_size, width, self.features))
+    y_BND = lax.conv_general_dilated(
+        x_BND.astype(self.dtype), kernel.astype(self.dtype), (self.stride,), ((zeros, 0),),
+        rhs_dilation=(self.dilation,), dimension_numbers=('NWC', 'WIO', 'NWC'),
+    )  # fmt: skip
+    if self.use_bias:
+      y_BND += self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,)).astype(self.dtype)
+    return y_BND
 
 
 class CausalConvTranspose(nn.Module):
@@ -58,9 +87,7 @@ class CausalConvTranspose(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     batch, length, _ = x_BND.shape
-    groups_BND = conv(
-        self.stride * self.features, (2,), padding=((1, 0),), use_bias=False, dtype=self.dtype, name='kernel'
-    )(x_BND)
+    groups_BND = CausalConv(self.stride * self.features, 2, use_bias=False, dtype=self.dtype, name='kernel')(x_BND)
     bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
     return groups_BND.reshape(batch, length * self.stride, self.features) + bias_D.astype(self.dtype)
 

@@ -2,12 +2,17 @@
 
 Pure functions over `Codebooks`, which live in a stage's `state`: no gradient ever reaches them. Everything is float32:
 distances and running sums lose codes in bfloat16. Arrays are global, so k-means and the averages see the whole batch.
+
+At the end, the alternative that learns no codebook: finite scalar quantization (Mentzer et al., 2023,
+arXiv 2309.15505).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 KMEANS_ITERATIONS = 10
@@ -173,3 +178,41 @@ def perplexity(codes_BFQ: Int[Array, 'B F Q'], codebook_size: int) -> Float[Arra
   """Returns exp(entropy) of the codes in use at each level: between 1 and `codebook_size`."""
   share_QK = jnp.mean(jax.nn.one_hot(codes_BFQ, codebook_size), axis=(0, 1))
   return jnp.exp(jnp.sum(jax.scipy.special.entr(share_QK), axis=-1))
+
+
+FSQ_EPSILON = 1e-3  # keeps what saturates off the border between two integers
+
+
+def _fsq_bound(levels: Sequence[int], x: Float[Array, '*dims D']) -> Float[Array, '*dims D']:
+  """Returns x bounded so that rounding leaves L integers in each dimension, the lowest of them -(L // 2).
+
+  Even L lie asymmetrically about 0, so x is shifted first. The tangent is what the paper's listing has; 0 would stay at
+  0 by the inverse of tanh, which is infinite for L = 2.
+  """
+  levels_D = np.asarray(levels)
+  half_D = (levels_D - 1) * (1 - FSQ_EPSILON) / 2
+  offset_D = np.where(levels_D % 2, 0.0, 0.5)
+  return (jnp.tanh(x + np.tan(offset_D / half_D)) * half_D - offset_D).astype(jnp.float32)
+
+
+def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array, 'B F 1']:
+  """Returns one code a frame: its rounded dimensions are the digits of a number, the first one the lowest."""
+  levels_D = np.asarray(levels)
+  digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + levels_D // 2
+  place_D = np.cumprod([1, *levels[:-1]])
+  return jnp.sum(digits_BFD * place_D, axis=-1, keepdims=True, dtype=jnp.int32)
+
+
+def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[Array, 'B F D']:
+  """Returns the point of each code, in [-1, 1]; the codes of all points are 0 to prod(levels) - 1."""
+  levels_D = np.asarray(levels)
+  digits_BFD = codes_BFQ // np.cumprod([1, *levels[:-1]]) % levels_D
+  return ((digits_BFD - levels_D // 2) / (levels_D // 2)).astype(jnp.float32)
+
+
+def fsq_quantize(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Quantized:
+  """Quantizes each frame; gradients pass straight through the rounding, not through the bound. No commitment loss."""
+  codes_BFQ = fsq_encode(levels, x_BFD)
+  bounded_BFD = _fsq_bound(levels, x_BFD) / (np.asarray(levels) // 2)
+  z_BFD = bounded_BFD + jax.lax.stop_gradient(fsq_decode(levels, codes_BFQ) - bounded_BFD)
+  return Quantized(z_BFD, codes_BFQ, jax.lax.stop_gradient(x_BFD)[None], jnp.zeros(()))

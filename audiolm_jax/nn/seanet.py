@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from audiolm_jax.nn.conv import CausalConvTranspose, causal_conv
+from audiolm_jax.nn.conv import CausalConv, CausalConvTranspose
 
 DILATIONS = (1, 3, 9)
 
@@ -26,8 +26,8 @@ class ResidualUnit(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     width = x_BND.shape[-1]
-    hidden_BND = causal_conv(width, 3, dilation=self.dilation, dtype=self.dtype, name='dilated')(nn.elu(x_BND))
-    pointwise = causal_conv(width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='pointwise')
+    hidden_BND = CausalConv(width, 3, dilation=self.dilation, dtype=self.dtype, name='dilated')(nn.elu(x_BND))
+    pointwise = CausalConv(width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='pointwise')
     return x_BND + pointwise(nn.elu(hidden_BND))
 
 
@@ -47,14 +47,14 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, wave_BT):
     kernel = max(7, 2 * self.stem_stride)
-    stem = causal_conv(self.channels, kernel, stride=self.stem_stride, dtype=self.dtype, name='stem')
+    stem = CausalConv(self.channels, kernel, stride=self.stem_stride, dtype=self.dtype, name='stem')
     x_BND = stem(wave_BT[..., None])
     for level, stride in enumerate(self.strides):
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
       width = 2 * x_BND.shape[-1]
-      x_BND = causal_conv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(nn.elu(x_BND))
-    return causal_conv(self.embedding_dim, 3, dtype=self.dtype, name='head')(nn.elu(x_BND)).astype(jnp.float32)
+      x_BND = CausalConv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(nn.elu(x_BND))
+    return CausalConv(self.embedding_dim, 3, dtype=self.dtype, name='head')(nn.elu(x_BND)).astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -67,14 +67,14 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z_BFD):
-    x_BND = causal_conv(self.channels * 2 ** len(self.strides), 7, dtype=self.dtype, name='stem')(z_BFD)
+    x_BND = CausalConv(self.channels * 2 ** len(self.strides), 7, dtype=self.dtype, name='stem')(z_BFD)
     for level, stride in reversed(list(enumerate(self.strides))):
       width = x_BND.shape[-1] // 2
       x_BND = CausalConvTranspose(width, stride, self.dtype, name=f'up{level}')(nn.elu(x_BND))
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
     if self.stem_stride == 1:
-      head = causal_conv(1, 7, dtype=self.dtype, name='head')
+      head = CausalConv(1, 7, dtype=self.dtype, name='head')
     else:
       head = CausalConvTranspose(1, self.stem_stride, self.dtype, name='head')
     return head(nn.elu(x_BND))[..., 0].astype(jnp.float32)

@@ -5,6 +5,9 @@ one code per level, and a causal decoder makes the waveform from the sum of the 
 AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes, 6000 bit/s. Frame f depends on samples before (f + 1) *
 hop_length, and no sample depends on a later frame. Any leading number of levels decodes, by quantizer dropout.
 
+`encode` and `decode` take clips of whole frames, `encode_clip` and `decode_clip` clips of any length, `encode_step` and
+`decode_step` a chunk at a time of clips without end, with a latency of one frame.
+
 Where the paper is silent or unclear, and where we leave it:
 - Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`), so that they do not
   follow the crop. Our weight of the feature term is 10, the paper's 100: the spectral term is now near 20 at first, and
@@ -15,6 +18,9 @@ Where the paper is silent or unclear, and where we leave it:
   short runs spend their time on reconstruction.
 - `waveform_weight` > 0 (default 0, the paper) adds the relative squared error of the waveform: short runs learn
   phase by it, which the spectral loss ignores.
+- `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar quantization
+  (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid does not follow the embeddings,
+  which are small at first: they may all round to 0 for some hundred steps.
 """
 
 import dataclasses
@@ -26,11 +32,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import losses
+from audiolm_jax import audio, losses
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.conv import PAST
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import Decoder, Encoder
-from audiolm_jax.stages.base import Aux, Feature, Stage, Variables
+from audiolm_jax.stages.base import Aux, Feature, Stage, State, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,7 @@ class Config:
   embedding_dim: int = 256
   num_quantizers: int = 12
   codebook_size: int = 1024
+  fsq_levels: tuple[int, ...] | None = None  # of each dimension of the embedding; None: residual vector quantization
   codebook_decay: float = 0.99
   dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
   spectral_channels: int = 32  # of the critic on the STFT
@@ -70,6 +78,11 @@ class Config:
     return self.sample_rate / self.hop_length
 
   @property
+  def bit_rate(self) -> float:
+    """Bits per second, with all levels."""
+    return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
+
+  @property
   def loss_weights(self) -> Mapping[str, float]:
     """The weight of each term of the loss, by its name."""
     return {
@@ -85,9 +98,20 @@ class Config:
     return make(self)
 
 
+AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
+PIANO = Config(num_quantizers=3, codebook_size=2**14)  # AudioLM, section IV-I: 50 frames/s, 2100 bit/s
+SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)  # its paper: 75 frames/s, 6000 bit/s
+# MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480; the split is ours.
+MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
+
+
 def make(config: Config) -> Stage:
-  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'."""
+  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'.
+
+  Raises ValueError when `crop_length` is no whole number of frames, or `fsq_levels` and the sizes disagree.
+  """
   _check_length(config, config.crop_length)
+  _check_fsq(config)
   return Stage(
       batch={'waveform': Feature((config.crop_length,), jnp.float32, config.sample_rate)},
       init=lambda key: _init(config, key),
@@ -125,8 +149,12 @@ def _init(config: Config, key: jax.Array) -> Variables:
       },
       'discriminator': _discriminators(config).init(keys[2], wave_BT)['params'],
   }
-  codebooks = quantizer.init(keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim)
-  return Variables(params, {'codebooks': codebooks, 'step': jnp.zeros((), jnp.int32)})
+  state = {'step': jnp.zeros((), jnp.int32)}
+  if config.fsq_levels is None:
+    state['codebooks'] = quantizer.init(
+        keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim
+    )
+  return Variables(params, state)
 
 
 def _loss(config: Config, params, state, wave_BT, key):
@@ -157,6 +185,8 @@ def _loss(config: Config, params, state, wave_BT, key):
 
 def _quantize(config: Config, state, z_BFD, key):
   """Quantizes, and in training (`key` given) fits or moves the codebooks and counts the step."""
+  if config.fsq_levels is not None:
+    return quantizer.fsq_quantize(config.fsq_levels, z_BFD), state | {'step': state['step'] + (key is not None)}
   codebooks, batch_size = state['codebooks'], len(z_BFD)
   if key is None:
     levels_B = jnp.full(batch_size, config.num_quantizers)
@@ -206,13 +236,9 @@ def encode(
   Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels.
   """
   _check_length(config, wave_BT.shape[-1])
-  if num_quantizers is not None and not 1 <= num_quantizers <= config.num_quantizers:
-    raise ValueError(
-        f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
-        'give a number of these, or None for all'
-    )
+  _check_num_quantizers(config, num_quantizers)
   z_BFD = _encoder(config).apply({'params': variables.params['generator']['encoder']}, wave_BT)
-  return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
+  return _codes(config, variables, z_BFD, num_quantizers)
 
 
 def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
@@ -220,13 +246,98 @@ def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'])
 
   Raises ValueError when there are more levels than the codec has.
   """
+  z_BFD = _embeddings(config, variables, codes_BFQ)
+  return _decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+
+
+def encode_clip(
+    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+) -> Int[Array, 'B F Q']:
+  """As `encode`, of a waveform of any length T >= 1, which zeros fill up to whole frames, F = ceil(T / hop_length)."""
+  return encode(config, variables, audio.pad_to_multiple(wave_BT, config.hop_length), num_quantizers)
+
+
+def decode_clip(
+    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], num_samples: int
+) -> Float[Array, 'B T']:
+  """As `decode`, the T = `num_samples` samples that `encode_clip` was given.
+
+  Raises ValueError when waveforms of `num_samples` have another number of frames.
+  """
+  if -(-num_samples // config.hop_length) != codes_BFQ.shape[1] or num_samples < 1:
+    raise ValueError(
+        f'num_samples={num_samples:,} does not go with {codes_BFQ.shape[1]} frames of hop_length={config.hop_length}: '
+        'give the length of the waveform that was encoded'
+    )
+  return decode(config, variables, codes_BFQ)[:, :num_samples]
+
+
+def encoder_state(config: Config, batch_size: int) -> State:
+  """Returns what `encode_step` is to be given with the first chunk of `batch_size` clips: silence before it."""
+  return _silence(_encoder(config), jnp.zeros((batch_size, config.hop_length)))
+
+
+def decoder_state(config: Config, batch_size: int) -> State:
+  """Returns what `decode_step` is to be given with the first chunk of `batch_size` clips."""
+  return _silence(_decoder(config), jnp.zeros((batch_size, 1, config.embedding_dim)))
+
+
+def encode_step(
+    config: Config,
+    variables: Variables,
+    state: State,
+    wave_BT: Float[Array, 'B T'],
+    num_quantizers: int | None = None,
+) -> tuple[Int[Array, 'B F Q'], State]:
+  """As `encode`, of the next chunk of each clip, T = any positive multiple of hop_length; and the state after it.
+
+  Chunks of any sizes give the codes of the whole clip, but for a frame that lies, within the rounding of float32,
+  between two codes: the order in which a convolution adds up may change with the length.
+
+  Raises ValueError as `encode`, and when `state` is of another number of clips.
+  """
+  _check_length(config, wave_BT.shape[-1])
+  _check_num_quantizers(config, num_quantizers)
+  z_BFD, state = _step(_encoder(config), variables.params['generator']['encoder'], state, wave_BT)
+  return _codes(config, variables, z_BFD, num_quantizers), state
+
+
+def decode_step(
+    config: Config, variables: Variables, state: State, codes_BFQ: Int[Array, 'B F Q']
+) -> tuple[Float[Array, 'B T'], State]:
+  """As `decode`, of the codes of the next F >= 1 frames of each clip; and the state after them."""
+  z_BFD = _embeddings(config, variables, codes_BFQ)
+  return _step(_decoder(config), variables.params['generator']['decoder'], state, z_BFD)
+
+
+def _codes(config: Config, variables: Variables, z_BFD, num_quantizers):
+  if config.fsq_levels is not None:
+    return quantizer.fsq_encode(config.fsq_levels, z_BFD)
+  return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
+
+
+def _embeddings(config: Config, variables: Variables, codes_BFQ):
   if codes_BFQ.shape[-1] > config.num_quantizers:
     raise ValueError(
         f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
         'were they made by another codec?'
     )
-  z_BFD = quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
-  return _decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+  if config.fsq_levels is not None:
+    return quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
+  return quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
+
+
+def _silence(module: Encoder | Decoder, example) -> State:
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))[PAST]
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _step(module: Encoder | Decoder, params, state: State, inputs):
+  num_clips = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
+  if num_clips != {len(inputs)}:
+    raise ValueError(f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these')
+  outputs, updated = module.apply({'params': params, PAST: state}, inputs, mutable=[PAST])
+  return outputs, updated[PAST]
 
 
 def _check_length(config: Config, num_samples: int):
@@ -235,3 +346,22 @@ def _check_length(config: Config, num_samples: int):
         f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
         f'hop_length={config.hop_length}: pad with audio.pad_to_multiple'
     )
+
+
+def _check_num_quantizers(config: Config, num_quantizers: int | None):
+  if num_quantizers is not None and not 1 <= num_quantizers <= config.num_quantizers:
+    raise ValueError(
+        f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
+        'give a number of these, or None for all'
+    )
+
+
+def _check_fsq(config: Config):
+  if config.fsq_levels is None:
+    return
+  if len(config.fsq_levels) == 0 or min(config.fsq_levels) < 2 or math.prod(config.fsq_levels) >= 2**31:
+    raise ValueError(f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes')
+  wanted = dict(num_quantizers=1, codebook_size=math.prod(config.fsq_levels), embedding_dim=len(config.fsq_levels))
+  found = {name: getattr(config, name) for name in wanted}
+  if found != wanted:
+    raise ValueError(f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three')

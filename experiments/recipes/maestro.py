@@ -11,18 +11,19 @@ from audiolm_jax.stages import coarse, soundstream
 from experiments.corpora import Folder
 from experiments.recipes import librilight
 
-LEVELS, CODEBOOK_SIZE = 3, 2**14
+CODEC = soundstream.PIANO
 
 RECIPE = dataclasses.replace(
     librilight.RECIPE,
     corpus=Folder(root=''),
-    soundstream=dataclasses.replace(
-        librilight.RECIPE.soundstream,
-        model=soundstream.Config(num_quantizers=LEVELS, codebook_size=CODEBOOK_SIZE),
-    ),
+    soundstream=dataclasses.replace(librilight.RECIPE.soundstream, model=CODEC),
     coarse=dataclasses.replace(
         librilight.RECIPE.coarse,
-        model=coarse.Config(total_quantizers=LEVELS, num_quantizers=LEVELS, codebook_size=CODEBOOK_SIZE),
+        model=coarse.Config(
+            total_quantizers=CODEC.num_quantizers,
+            num_quantizers=CODEC.num_quantizers,
+            codebook_size=CODEC.codebook_size,
+        ),
     ),
     fine=None,
 )

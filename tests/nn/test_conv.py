@@ -16,7 +16,7 @@ def _apply(module, x, **changes):
 @pytest.mark.parametrize('kernel_size, stride, dilation', [(3, 1, 1), (3, 1, 3), (4, 2, 1), (8, 4, 1)])
 def test_causal_conv_is_a_sum_over_the_past(kernel_size, stride, dilation):
   x_BND = jax.random.normal(jax.random.key(1), (2, 16, 3))
-  got, params = _apply(conv.causal_conv(5, kernel_size, stride=stride, dilation=dilation), x_BND)
+  got, params = _apply(conv.CausalConv(5, kernel_size, stride=stride, dilation=dilation), x_BND)
   want = np.zeros((2, 16 // stride, 5))
   for n in range(16 // stride):
     newest = (n + 1) * stride - 1
@@ -38,6 +38,28 @@ def test_transposed_conv_equals_overlap_add():
     response = np.einsum('bd,tdso->btso', np.asarray(x_BND)[:, n], kernel[::-1]).reshape(2, 2 * stride, 2)
     want[:, n * stride : (n + 2) * stride] += response
   np.testing.assert_allclose(got, want[:, : 4 * stride] + bias_D, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'module, sizes',
+    [
+        (conv.CausalConv(5, 3, dilation=9), (1, 2, 12, 1, 8)),  # shorter than the past of 18, too
+        (conv.CausalConv(5, 7), (1, 1, 22)),
+        (conv.CausalConv(5, 8, stride=4), (4, 12, 8)),
+        (conv.CausalConv(5, 1), (5, 19)),
+        (conv.CausalConvTranspose(5, 3), (1, 1, 20, 2)),
+    ],
+)
+def test_chunks_give_what_the_whole_gives(module, sizes):
+  x_BND = jax.random.normal(jax.random.key(1), (2, 24, 3))
+  whole_BND, params = _apply(module, x_BND)
+  past, parts, start = {}, [], 0
+  for size in sizes:
+    chunk_BND = x_BND[:, start : start + size]
+    part_BND, updated = module.apply({'params': params, conv.PAST: past}, chunk_BND, mutable=[conv.PAST])
+    past, start = updated.get(conv.PAST, {}), start + size
+    parts.append(part_BND)
+  np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole_BND, atol=1e-5)
 
 
 @pytest.mark.parametrize('channels, features, length', [(4, 16, 30), (16, 32, 33), (128, 256, 12)])

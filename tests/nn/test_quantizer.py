@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,3 +122,55 @@ def test_fit_with_fewer_frames_than_codes_still_reproduces_them():
 def test_perplexity_counts_equal_codes():
   codes_BFQ = jnp.stack([jnp.arange(8) % 4, jnp.zeros(8, jnp.int32)], axis=-1)[None]
   np.testing.assert_allclose(quantizer.perplexity(codes_BFQ, 16), [4, 1], rtol=1e-5)
+
+
+LEVELS = (3, 8, 2, 5)
+
+
+def _fsq_closed_form(levels, x):
+  """Returns code and point of one vector, digit by digit in Python's floats (the formulas of arXiv 2309.15505)."""
+  code, place, point = 0, 1, []
+  for size, value in zip(levels, x, strict=True):
+    half = (size - 1) * 0.999 / 2
+    bounded = math.tanh(value) * half if size % 2 else math.tanh(value + math.tan(0.5 / half)) * half - 0.5
+    digit = math.floor(bounded + 0.5)
+    code, place = code + place * (digit + size // 2), place * size
+    point.append(digit / (size // 2))
+  return code, point
+
+
+def test_fsq_matches_the_closed_form():
+  x_BFD = 2 * jax.random.normal(jax.random.key(4), (3, 40, len(LEVELS)))
+  want = [[_fsq_closed_form(LEVELS, map(float, x_D)) for x_D in x_FD] for x_FD in x_BFD]
+  codes_BFQ = quantizer.fsq_encode(LEVELS, x_BFD)
+  assert codes_BFQ.shape == (3, 40, 1)
+  np.testing.assert_array_equal(codes_BFQ[..., 0], [[code for code, _ in row] for row in want])
+  points = [[point for _, point in row] for row in want]
+  np.testing.assert_allclose(quantizer.fsq_decode(LEVELS, codes_BFQ), points, atol=1e-6)
+  quantized = quantizer.fsq_quantize(LEVELS, x_BFD)
+  np.testing.assert_array_equal(quantized.codes_BFQ, codes_BFQ)
+  np.testing.assert_allclose(quantized.z_BFD, points, atol=1e-6)
+  assert quantized.commitment == 0
+
+
+@pytest.mark.parametrize('size', [2, 3, 4, 5, 16, 255])
+def test_fsq_reaches_every_level_in_order_and_none_beyond(size):
+  x_BFD = jnp.linspace(-20, 20, 40_001)[None, :, None]
+  codes_F = np.asarray(quantizer.fsq_encode((size,), x_BFD))[0, :, 0]
+  assert (np.diff(codes_F) >= 0).all() and set(codes_F.tolist()) == set(range(size))
+
+
+def test_fsq_codes_number_the_points_of_the_grid():
+  points_FD = np.asarray(quantizer.fsq_decode(LEVELS, jnp.arange(240)[None, :, None]))[0]
+  axes = [np.arange(-(size // 2), size - size // 2) / (size // 2) for size in LEVELS]
+  grid_FD = np.stack(np.meshgrid(*reversed(axes), indexing='ij')[::-1], axis=-1).reshape(-1, 4)  # first axis fastest
+  np.testing.assert_allclose(points_FD, grid_FD, atol=1e-6)
+
+
+def test_fsq_gradients_are_those_of_the_bound():
+  x_BFD = jax.random.normal(jax.random.key(5), (1, 6, len(LEVELS)))
+  got_BFD = jax.grad(lambda x: jnp.sum(quantizer.fsq_quantize(LEVELS, x).z_BFD))(x_BFD)
+  sizes = np.array(LEVELS)
+  half = (sizes - 1) * 0.999 / 2
+  inner = np.asarray(x_BFD, np.float64) + np.where(sizes % 2, 0, np.tan(0.5 / half))
+  np.testing.assert_allclose(got_BFD, (1 - np.tanh(inner) ** 2) * half / (sizes // 2), rtol=1e-4)

@@ -1,5 +1,7 @@
 """Every stage passes the same checks: gradients, evaluation, eight devices, overfitting, save and restore."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,24 @@ W2V_BERT = dict(
     num_mels=16, conv_channels=2, num_contrastive_layers=1, num_mlm_layers=1, width=16, num_heads=2, mlp_width=32,
     codebook_size=8, code_width=8, num_negatives=4, dropout=0.0, crop_seconds=0.8, feature_layer=1,
 )  # fmt: skip
+SOUNDSTREAM = soundstream.Config(
+    strides=(4, 4), crop_length=1600, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
+    codebook_size=8, spectral_channels=2, spectral_window_length=256, waveform_channels=4, waveform_max_channels=8,
+    num_waveform_critics=1, waveform_weight=10.0,
+)  # fmt: skip
+CODEC_OPTIONS = dict(
+    loss_name='waveform',
+    factor=0.9,
+    rtol=1e-4,
+    without_gradient={
+        r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
+        r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
+    },
+    optimizer={
+        'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
+        'discriminator': OptimizerConfig(learning_rate=1e-3),
+    },
+)
 CASES = {
     'semantic': (
         semantic.Config(crop_seconds=0.4, num_clusters=20, transformer=TRANSFORMER), {'semantic': SEMANTIC}, {}
@@ -57,26 +77,11 @@ CASES = {
         {'waveform': voiced(12_800)},
         dict(loss_name='mlm', factor=0.8, rtol=1e-4),
     ),
-    'soundstream': (
-        soundstream.Config(
-            strides=(4, 4), crop_length=1600, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
-            codebook_size=8, spectral_channels=2, spectral_window_length=256, waveform_channels=4,
-            waveform_max_channels=8, num_waveform_critics=1, waveform_weight=10.0,
-        ),
+    'soundstream': (SOUNDSTREAM, {'waveform': voiced(1600)}, CODEC_OPTIONS),
+    'soundstream_fsq': (  # levels so fine that the small embeddings of an untrained encoder do not all round to 0
+        dataclasses.replace(SOUNDSTREAM, fsq_levels=(16, 15, 9), embedding_dim=3, num_quantizers=1, codebook_size=2160),
         {'waveform': voiced(1600)},
-        dict(
-            loss_name='waveform',
-            factor=0.9,
-            rtol=1e-4,
-            without_gradient={
-                r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
-                r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
-            },
-            optimizer={
-                'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
-                'discriminator': OptimizerConfig(learning_rate=1e-3),
-            },
-        ),
+        CODEC_OPTIONS,
     ),
 }  # fmt: skip
 

@@ -31,19 +31,24 @@ CONFIG = soundstream.Config(
     adversarial_start=1,
 )
 
+FSQ = dataclasses.replace(CONFIG, fsq_levels=(3, 4, 5), embedding_dim=3, num_quantizers=1, codebook_size=60)
 
-def _random_variables(config):
+
+def random_variables(config):
   """Returns what `init` makes, by numpy: compiling seventy random arrays takes longer than all tests below."""
   rng = np.random.default_rng(0)
   shapes = meta.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
   draw = lambda s: jnp.asarray(rng.normal(size=s.shape) / np.sqrt(np.prod(s.shape[:-1])) * (len(s.shape) > 1), s.dtype)
-  codebooks = quantizer.init(jax.random.key(0), config.num_quantizers, config.codebook_size, config.embedding_dim)
-  return Variables(jax.tree.map(draw, shapes.params), {'codebooks': codebooks, 'step': jnp.zeros((), jnp.int32)})
+  state = {'step': jnp.zeros((), jnp.int32)}
+  if config.fsq_levels is None:
+    books = (config.num_quantizers, config.codebook_size, config.embedding_dim)
+    state['codebooks'] = quantizer.init(jax.random.key(0), *books)
+  return Variables(jax.tree.map(draw, shapes.params), state)
 
 
 @pytest.fixture(scope='module')
 def variables():
-  return _random_variables(CONFIG)
+  return random_variables(CONFIG)
 
 
 @pytest.fixture(scope='module')
@@ -68,10 +73,27 @@ def test_parameters_match_table_one_of_the_paper(encoder_channels, decoder_chann
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-def test_rates_are_those_of_audiolm():
-  config = soundstream.Config()
-  assert config.hop_length == 320 and config.frame_rate == 50
-  assert config.frame_rate * config.num_quantizers * np.log2(config.codebook_size) == 6000  # bit/s
+@pytest.mark.parametrize(
+    'config, sample_rate, hop_length, frame_rate, bit_rate',
+    [
+        (soundstream.AUDIOLM, 16_000, 320, 50, 6000),
+        (soundstream.PIANO, 16_000, 320, 50, 2100),
+        (soundstream.SOUNDSTREAM, 24_000, 320, 75, 6000),
+        (soundstream.MUSICLM, 24_000, 480, 50, 6000),
+        (FSQ, 8000, 8, 1000, 1000 * np.log2(60)),
+    ],
+)
+def test_rates_are_those_of_the_papers(config, sample_rate, hop_length, frame_rate, bit_rate):
+  assert (config.sample_rate, config.hop_length, config.frame_rate) == (sample_rate, hop_length, frame_rate)
+  assert config.bit_rate == pytest.approx(bit_rate)
+  waveform = config.make().batch['waveform']
+  assert waveform.rate == sample_rate and waveform.shape[0] % hop_length == 0
+
+
+def test_audiolm_is_the_default():
+  assert soundstream.AUDIOLM == soundstream.Config()
+  assert (soundstream.AUDIOLM.num_quantizers, soundstream.AUDIOLM.codebook_size) == (12, 1024)
+  assert (soundstream.PIANO.num_quantizers, soundstream.PIANO.codebook_size) == (3, 16_384)
 
 
 def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batch, gradients):
@@ -178,3 +200,9 @@ def test_errors_name_the_remedy(variables):
     soundstream.Config(crop_length=1001).make()
   with pytest.raises(ValueError, match='4 levels.*num_quantizers=3'):
     soundstream.decode(CONFIG, variables, jnp.zeros((1, 2, 4), jnp.int32))
+  for changes in ({'num_quantizers': 2}, {'codebook_size': 64}, {'embedding_dim': 4}):
+    with pytest.raises(ValueError, match=r"makes .*'codebook_size': 60, .* set these three"):
+      dataclasses.replace(FSQ, **changes).make()
+  for levels in ((), (1, 60), (2**16, 2**16)):
+    with pytest.raises(ValueError, match='2 or more levels for each dimension'):
+      dataclasses.replace(FSQ, fsq_levels=levels).make()

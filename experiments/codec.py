@@ -1,0 +1,256 @@
+"""Turns audio into small .alm files with the trained codec of a workdir, and back.
+
+  python -m experiments.codec encode voice.wav --output=codes/       makes codes/voice.alm
+  python -m experiments.codec encode recordings/ --output=codes/     makes codes/x/y.alm of recordings/x/y.flac
+  python -m experiments.codec encode voice.wav --output=codes/ --num-quantizers=4     a third of the bits, of 12 levels
+  python -m experiments.codec decode codes/ --output=decoded/        makes decoded/x/y.wav, of exactly the same length
+  python -m experiments.codec info codes/                            what the files hold, and whether they are whole
+
+Files may be hours long: they pass through the codec second by second. Of folders, what is there already is kept, so
+that the same command goes on after a kill; a file that is named itself is not replaced without --overwrite.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from audiolm_jax import audio, codes_file
+from audiolm_jax.codes_file import Header
+from audiolm_jax.data import folders
+from audiolm_jax.stages import soundstream
+from audiolm_jax.stages.base import State, Variables
+from experiments import workspace
+
+COMMANDS = ('encode', 'decode', 'info')
+CHUNK_SECONDS = 1.0  # every file goes through in chunks of this length: one compilation for all of them
+MAX_SECONDS = 24 * 3600.0  # of one audio file
+
+
+class Codec(NamedTuple):
+  config: soundstream.Config
+  variables: Variables
+  fingerprint: str
+  num_quantizers: int | None  # levels to write, or to read of what a file has; None: all
+  first_state: State  # of the encoder or the decoder, at the beginning of every file
+
+  @property
+  def chunk_frames(self) -> int:
+    return max(1, round(CHUNK_SECONDS * self.config.frame_rate))
+
+  def header(self, num_samples: int, num_quantizers: int) -> Header:
+    config = self.config
+    sizes = (config.sample_rate, config.hop_length, num_quantizers, config.codebook_size, num_samples)
+    return Header(*sizes, self.fingerprint)
+
+
+class Job(NamedTuple):
+  source: pathlib.Path
+  target: pathlib.Path
+  in_folder: bool  # found there, not named
+
+
+def main():
+  parser = workspace.parser(__doc__, recipe=False)
+  parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
+  parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='PATH', help='file or folder; several are taken')
+  parser.add_argument('--output', type=pathlib.Path, metavar='FOLDER', help='of encode and decode')
+  parser.add_argument('--num-quantizers', type=int, metavar='N', help='the first N levels of the codes alone (all)')
+  parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  args = parser.parse_intermixed_args()
+  if args.command not in COMMANDS:
+    raise ValueError(f'{args.command!r} is no command: choose one of {", ".join(COMMANDS)}')
+  if args.command == 'info':
+    if args.output or args.num_quantizers or args.overwrite:
+      raise ValueError('info takes paths alone: it writes nothing')
+    return info(args.paths)
+  if args.output is None:
+    raise ValueError(f'{args.command} needs --output=FOLDER')
+  jobs = find_jobs(args.command, args.paths, args.output)
+  if present := [str(job.target) for job in jobs if job.target.exists() and not job.in_folder and not args.overwrite]:
+    raise ValueError(f'{", ".join(present)} exists: choose another --output, or pass --overwrite')
+  config, variables, _ = workspace.load_stage(args.workdir, 'soundstream')
+  if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
+    raise ValueError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
+  first_state = (soundstream.encoder_state if args.command == 'encode' else soundstream.decoder_state)(config, 1)
+  # Where it is left to JAX, and not beside the variables, the second chunk compiles again.
+  first_state = jax.device_put(first_state, jax.tree.leaves(variables.params)[0].sharding)
+  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, first_state)
+  run_jobs(args.command, codec, jobs, args.overwrite)
+
+
+def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]:
+  """Returns the files in a folder, or the file that is named. Raises ValueError when there are none."""
+  if path.is_dir():
+    return [pathlib.Path(name) for name in folders.find(path, extensions)]
+  if not path.is_file():
+    raise ValueError(f'{path}: no such file or folder')
+  return [path]
+
+
+def find_jobs(command: str, paths: list[pathlib.Path], output: pathlib.Path) -> list[Job]:
+  """Returns what is to be made of what. Raises ValueError when two files would be made into one."""
+  encoding = command == 'encode'
+  extensions, extension = (folders.EXTENSIONS, codes_file.EXTENSION) if encoding else ((codes_file.EXTENSION,), '.wav')
+  jobs, sources = [], {}
+  for path in paths:
+    for source in found(path, extensions):
+      name = source.relative_to(path) if path.is_dir() else pathlib.Path(source.name)
+      jobs.append(Job(source, output / name.with_suffix(extension), path.is_dir()))
+      other = sources.setdefault(jobs[-1].target, source)
+      if other is not source:
+        raise ValueError(f'{other} and {source} would both become {jobs[-1].target}: rename one, or take them apart')
+  return jobs
+
+
+def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
+  """Does the jobs that are not done; a file that cannot be read keeps no other back, and is named at the end."""
+  seconds_of, is_done, convert = OPERATIONS[command]
+  todo, failures = [], []
+  for job in jobs:
+    try:
+      seconds = seconds_of(codec, job.source)
+      if overwrite or not job.target.exists() or not is_done(codec, job):
+        todo.append((job, seconds))
+    except (ValueError, OSError) as error:
+      failures.append(str(error))
+  kept = len(jobs) - len(todo) - len(failures)
+  with workspace.progress(round(sum(seconds for _, seconds in todo)), command, ' s of audio') as bar:
+    done_seconds = 0.0
+
+    def advance(seconds: float):
+      nonlocal done_seconds
+      done_seconds += seconds
+      bar.update(round(done_seconds) - bar.n)
+
+    for job, _ in todo:
+      job.target.parent.mkdir(parents=True, exist_ok=True)
+      try:
+        convert(codec, job, overwrite, advance)
+      except ValueError as error:
+        failures.append(str(error))
+  print(f'{command}: {len(jobs) - kept - len(failures)} files made, {kept} were there')
+  if failures:
+    raise ValueError(f'{len(failures)} of {len(jobs)} files failed: ' + '; '.join(failures))
+
+
+def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], None]):
+  """Writes the codes of an audio file."""
+  config, length = codec.config, codec.chunk_frames * codec.config.hop_length
+  state, codes, num_samples = codec.first_state, [], 0
+  for block_T in audio.blocks(job.source, config.sample_rate, length, max_seconds=MAX_SECONDS):
+    chunk_BT = np.pad(block_T, (0, length - len(block_T)))[None]  # of the last one, the codec is causal
+    codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers)
+    codes.append(np.asarray(codes_BFQ)[0])
+    num_samples += len(block_T)
+    advance(len(block_T) / config.sample_rate)
+  if not num_samples:
+    raise ValueError(f'{job.source}: too short, no sample is left of it at {config.sample_rate} Hz')
+  header = codec.header(num_samples, codes[0].shape[1])
+  codes_file.save(job.target, header, np.concatenate(codes)[: header.num_frames], overwrite=overwrite)
+
+
+def seconds_of_audio(codec: Codec, source: pathlib.Path) -> float:
+  header = audio.info(source)
+  return header.num_samples / header.sample_rate
+
+
+def is_encoded(codec: Codec, job: Job) -> bool:
+  """Returns True for a whole file of this codec. Raises ValueError for any other that is there."""
+  try:
+    header, _ = codes_file.load(job.target)
+  except ValueError as error:
+    raise ValueError(f'{error}, or pass --overwrite') from error
+  wanted = codec.header(header.num_samples, codec.num_quantizers or codec.config.num_quantizers)
+  if header != wanted:
+    raise ValueError(
+        f'{job.target} is there, of {header}, not of {wanted}: choose another --output, or pass --overwrite'
+    )
+  return True
+
+
+def decode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], None]):
+  """Writes the audio of a file of codes."""
+  header, codes_FQ = codes_file.load(job.source)
+  audio.save_blocks(
+      job.target, decoded_blocks(codec, header, codes_FQ, advance), header.sample_rate, overwrite=overwrite
+  )
+
+
+def decoded_blocks(codec: Codec, header: Header, codes_FQ, advance) -> Iterator[np.ndarray]:
+  """Yields the waveform, `header.num_samples` in all."""
+  state, frames, left = codec.first_state, codec.chunk_frames, header.num_samples
+  for start in range(0, header.num_frames, frames):
+    chunk_FQ = codes_FQ[start : start + frames, : codec.num_quantizers]
+    chunk_BFQ = np.pad(chunk_FQ, ((0, frames - len(chunk_FQ)), (0, 0)))[None]
+    wave_BT, state = _decode_step(codec.config, codec.variables, state, chunk_BFQ)
+    block_T = np.asarray(wave_BT)[0, :left]
+    yield block_T
+    left -= len(block_T)
+    advance(len(block_T) / header.sample_rate)
+
+
+def seconds_of_codes(codec: Codec, source: pathlib.Path) -> float:
+  """Returns the length of a file of codes. Raises ValueError when it was made by another codec."""
+  header = codes_file.info(source)
+  if header.fingerprint != codec.fingerprint:
+    raise ValueError(
+        f'{source} was made by codec {header.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
+    )
+  if header != codec.header(header.num_samples, min(header.num_quantizers, codec.config.num_quantizers)):
+    raise ValueError(f'{source} tells of {header}, which its codec does not make: encode it again')
+  if (codec.num_quantizers or 1) > header.num_quantizers:
+    raise ValueError(f'{source} has {header.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}')
+  return header.seconds
+
+
+def is_decoded(codec: Codec, job: Job) -> bool:
+  """Returns True for audio of the right length. Raises ValueError for any other that is there."""
+  header, found_info = codes_file.info(job.source), audio.info(job.target)
+  if (found_info.sample_rate, found_info.num_samples) != (header.sample_rate, header.num_samples):
+    raise ValueError(
+        f'{job.target} is there, of {found_info.num_samples:,} samples at {found_info.sample_rate} Hz, not of '
+        f'{header.num_samples:,} at {header.sample_rate}: choose another --output, or pass --overwrite'
+    )
+  return True
+
+
+OPERATIONS = {
+    'encode': (seconds_of_audio, is_encoded, encode),
+    'decode': (seconds_of_codes, is_decoded, decode),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _encode_step(config, variables, state, wave_BT, num_quantizers):
+  return soundstream.encode_step(config, variables, state, wave_BT, num_quantizers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_step(config, variables, state, codes_BFQ):
+  return soundstream.decode_step(config, variables, state, codes_BFQ)
+
+
+def info(paths: list[pathlib.Path]):
+  """Prints a line for each file. Raises ValueError, at the end, naming those that are damaged."""
+  failures = []
+  for path in (file for path in paths for file in found(path, (codes_file.EXTENSION,))):
+    try:
+      header, _ = codes_file.load(path)
+    except ValueError as error:
+      failures.append(str(error))
+      continue
+    print(
+        f'{path}: {header.seconds:.2f} s ({header.num_samples:,} samples at {header.sample_rate} Hz), '
+        f'{header.num_quantizers} levels of {header.codebook_size} codes, {header.bit_rate:.0f} bit/s, '
+        f'{header.num_bytes:,} bytes, codec {header.fingerprint}'
+    )
+  if failures:
+    raise ValueError('; '.join(failures))
+
+
+if __name__ == '__main__':
+  workspace.run(main)
