@@ -25,4 +25,5 @@ RECIPE = dataclasses.replace(
         model=coarse.Config(total_quantizers=LEVELS, num_quantizers=LEVELS, codebook_size=CODEBOOK_SIZE),
     ),
     fine=None,
+    soundstorm=None,  # its paper is about speech
 )

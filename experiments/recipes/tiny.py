@@ -12,7 +12,7 @@ which would take nine tenths of its time.
 
 from audiolm_jax.data import synthesized
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from experiments.corpora import Synthesized
@@ -83,6 +83,14 @@ RECIPE = Recipe(
     ),
     coarse=language_model(coarse.Config(**COARSE), 8, 900),
     fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
+    soundstorm=stage(
+        soundstorm.Config(
+            crop_seconds=2.0, num_clusters=NUM_CLUSTERS, codebook_size=CODEBOOK_SIZE, num_layers=3, num_heads=2,
+            width=96, mlp_width=384, dropout=0.0, dtype='float32', remat=False,
+            random_length=False,  # the windows of a continuation are full
+        ),
+        16, 400, adam(8e-3, 400),
+    ),
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 450),
     speaker=stage(classifier.Config(num_classes=8, channels=(16, 32, 64, 64)), 16, 100, adam(3e-3, 100)),
     numbers=stage(

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ('train', ['--stage=nonsense'], 'soundstream, w2v_bert, semantic, coarse'),
         ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
         ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
+        ('generate', ['--acoustic=nonsense', '--output=out'], 'choose one of autoregressive, soundstorm'),
     ],
 )
 def test_mistakes_are_explained_in_one_line(program, arguments, remedy, tmp_path):
