@@ -1,19 +1,22 @@
-"""The pipelines: prompt -> tokens -> semantic, coarse and fine language models -> codec decoder.
+"""The pipelines: prompt -> tokens -> semantic language model -> acoustic stages -> codec decoder.
 
-Source: AudioLM (arXiv 2209.03143), sections III-C and IV. What the paper leaves open:
+The acoustic stages are the coarse and fine language models (`acoustic='autoregressive'`), or SoundStorm in place of
+both (`acoustic='soundstorm'`), which needs frame-aligned semantic tokens.
+
+Source: AudioLM (arXiv 2209.03143), sections III-C and IV; SoundStorm (arXiv 2305.09636). What the papers leave open:
 
 - Windows. Past a model's trained crop, generation goes in rounds. A row keeps its whole past where past and future fit
-  the crop together, otherwise the last `carry_seconds` of it; the window gets the semantic tokens that overlap it.
+  the crop together, otherwise the last `carry_seconds` of it (SoundStorm: at least those, and as many as fit); the
+  window gets the semantic tokens that overlap it.
 - Alignment. Deduplicated semantic tokens have no durations. Those of the prompt are measured; generated ones are
   taken to last the prompt's mean duration (without a prompt: UNKNOWN_DURATION frames), so the number of tokens for
   `seconds` of audio follows from the prompt's speaking rate.
-- Compilation. Waveforms are padded to whole seconds; prefix, prompt and new frames to quarters of the crop, rows to
-  the next power of two (beyond 8: multiple of 8). The number of steps and the sampling rule are data. Padding of
+- Compilation. Waveforms are padded to whole seconds, sequences and rows as windows.py says. Padding of autoregressive
   sequences is on the left, where relative positions make it invisible.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,41 +24,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import kmeans, tokens
-from audiolm_jax.nn import language_model, transformer
-from audiolm_jax.sampling import Rule, autoregress
+from audiolm_jax import kmeans, tokens, windows
+from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
 from audiolm_jax.sampling import check as check_rule
 from audiolm_jax.stages import soundstream, w2v_bert
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.tokens import PAD
 
+ACOUSTIC = ('autoregressive', 'soundstorm')
 UNKNOWN_DURATION = 2.0  # semantic frames of 40 ms that a deduplicated token lasts when no prompt tells
 
 
 class Models(NamedTuple):
-  """(config, variables) of every stage, variables unboxed; fine is None where the coarse levels are all (piano)."""
+  """(config, variables) of every stage, variables unboxed; the acoustic ones that a pipeline does not use may be None.
+
+  fine is None, too, where the coarse levels are all (piano).
+  """
 
   soundstream: tuple[Any, Variables]
   w2v_bert: tuple[Any, Variables]
   semantic_quantizer: kmeans.SemanticQuantizer
   semantic: tuple[Any, Variables]
-  coarse: tuple[Any, Variables]
-  fine: tuple[Any, Variables] | None
+  coarse: tuple[Any, Variables] | None = None
+  fine: tuple[Any, Variables] | None = None
+  soundstorm: tuple[Any, Variables] | None = None
 
 
 class SamplingConfig(NamedTuple):
-  """Rules of the three language models: the paper's temperatures, no filters (section IV-B)."""
+  """Rules of the language models (the paper's temperatures, no filters: section IV-B) and of SoundStorm."""
 
   semantic: Rule = Rule(0.6)
   coarse: Rule = Rule(0.8)
   fine: Rule = Rule(0.6)
+  soundstorm: ParallelRule = ParallelRule()
 
 
 class Continuation(NamedTuple):
   """Audio and the tokens it was made from; rows are padded on the right (wave with 0, tokens with PAD).
 
-  semantic_BS is frame-aligned, or deduplicated where the semantic model is. num_frames_B: codec frames of each row,
-  the first prompt_frames_B of which are the prompt's own.
+  semantic_BS is frame-aligned, or (autoregressive) deduplicated where the semantic model is. num_frames_B: codec frames
+  of each row, the first prompt_frames_B of which are the prompt's own.
   """
 
   wave_BT: np.ndarray
@@ -107,19 +115,21 @@ def continue_audio(
     seconds: float,
     sampling: SamplingConfig = SamplingConfig(),
     carry_seconds: float = 3.0,
+    acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns each prompt followed by `seconds` of new audio (rounded to whole semantic frames of 40 ms).
 
   The prompt's codes are kept as they are. Prompts of different lengths: pad on the right, tell num_samples_B.
+  acoustic: one of ACOUSTIC, see the module's docstring.
   """
-  _check(models, sampling)
+  _check(models, sampling, acoustic)
   semantic_BS, codes_BFQ = tokenize(models, prompt_BT, num_samples_B)
   num_new = _whole_frames(models, seconds)
-  timed = [_timed(models, row_S) for row_S in semantic_BS]
-  if models.coarse[0].condition_on_semantic:
+  timed = [_timed(row_S, models.semantic[0].deduplicate) for row_S in semantic_BS]
+  if _reads_semantic(models, acoustic):
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, sampling)
   prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
-  return _acoustics(models, key, timed, prompts, [2 * num_new] * len(prompts), sampling, carry_seconds)
+  return _acoustics(models, key, timed, prompts, [2 * num_new] * len(prompts), sampling, carry_seconds, acoustic)
 
 
 def generate_acoustics(
@@ -129,15 +139,17 @@ def generate_acoustics(
     *,
     sampling: SamplingConfig = SamplingConfig(),
     carry_seconds: float = 3.0,
+    acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice, the same words."""
-  _check(models, sampling)
+  _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
-  tokens.check_range(semantic_BS, models.coarse[0].num_clusters)
+  tokens.check_range(semantic_BS, _acoustic_model(models, acoustic)[0].num_clusters)
   lengths = (semantic_BS != PAD).sum(axis=1)
-  timed = [_timed(models, row_S) for row_S in semantic_BS]
+  deduplicate = models.semantic[0].deduplicate and acoustic == 'autoregressive'
+  timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
   prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * len(timed)
-  return _acoustics(models, key, timed, prompts, [2 * int(n) for n in lengths], sampling, carry_seconds)
+  return _acoustics(models, key, timed, prompts, [2 * int(n) for n in lengths], sampling, carry_seconds, acoustic)
 
 
 def generate_unconditional(
@@ -148,31 +160,65 @@ def generate_unconditional(
     *,
     sampling: SamplingConfig = SamplingConfig(),
     carry_seconds: float = 3.0,
+    acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns `seconds` of audio a row, sampled from nothing."""
-  _check(models, sampling)
+  _check(models, sampling, acoustic)
   num_new = _whole_frames(models, seconds)
   timed = [Timed(np.zeros(0, np.int32), np.zeros(0))] * batch_size
-  if models.coarse[0].condition_on_semantic:
+  if _reads_semantic(models, acoustic):
     empty = np.zeros(batch_size, int)
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling)
   prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * batch_size
-  return _acoustics(models, key, timed, prompts, [2 * num_new] * batch_size, sampling, carry_seconds)
+  return _acoustics(models, key, timed, prompts, [2 * num_new] * batch_size, sampling, carry_seconds, acoustic)
 
 
-def _check(models, rules):
-  for rule in rules:
+def _check(models, rules, acoustic, semantic_given=False):
+  """Raises ValueError where a rule cannot draw, or the models of the `acoustic` path do not fit one another."""
+  if acoustic not in ACOUSTIC:
+    raise ValueError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
+  for rule in (rules.semantic, rules.coarse, rules.fine):
     check_rule(rule)
-  coarse, codec = models.coarse[0], models.soundstream[0]
+  stage, total = _acoustic_model(models, acoustic), models.soundstream[0].num_quantizers
+  if stage is None:
+    name = 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
+    raise ValueError(f'acoustic={acoustic!r} needs the stage {name}, which is not among the models: train it first')
+  if acoustic == 'soundstorm':
+    levels = stage[0].num_quantizers
+    check_parallel(rules.soundstorm, levels)
+    if models.semantic[0].deduplicate and not semantic_given:
+      raise ValueError(
+          'SoundStorm needs frame-aligned semantic tokens, and the semantic model is deduplicated: its tokens have '
+          'lost the durations that align them with the codec. Train it again with semantic.model.deduplicate=False '
+          "(the coarse model may stay as it is), or use acoustic='autoregressive'"
+      )
+  else:
+    levels = _check_autoregressive(models)
+  if levels > total:
+    raise ValueError(f'the stages make {levels} levels, the codec has num_quantizers={total}')
+
+
+def _check_autoregressive(models) -> int:
+  """Returns how many levels the coarse and fine stages make; ValueError where they do not fit one another."""
+  coarse = models.coarse[0]
   if models.semantic[0].deduplicate and coarse.condition_on_semantic and not coarse.deduplicate:
     raise ValueError('the coarse model wants frame-aligned semantic tokens, the semantic model is deduplicated: '
                      'train one of them again with the other value of deduplicate')
-  total = coarse.num_quantizers if models.fine is None else models.fine[0].total_quantizers
-  if models.fine is not None and models.fine[0].num_coarse != coarse.num_quantizers:
+  if models.fine is None:
+    return coarse.num_quantizers
+  if models.fine[0].num_coarse != coarse.num_quantizers:
     raise ValueError(f'fine.num_coarse={models.fine[0].num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
                      'differ: these stages were not trained for each other')
-  if total > codec.num_quantizers:
-    raise ValueError(f'the stages make {total} levels, the codec has num_quantizers={codec.num_quantizers}')
+  return models.fine[0].total_quantizers
+
+
+def _acoustic_model(models, acoustic):
+  """Returns the stage that reads the semantic tokens; None where it is not there."""
+  return models.soundstorm if acoustic == 'soundstorm' else models.coarse
+
+
+def _reads_semantic(models, acoustic) -> bool:
+  return acoustic == 'soundstorm' or models.coarse[0].condition_on_semantic
 
 
 def _whole_frames(models, seconds):
@@ -182,10 +228,10 @@ def _whole_frames(models, seconds):
   return frames
 
 
-def _timed(models, semantic_S):
-  """Returns the tokens of a row in the semantic model's form, with the frames at which they begin."""
+def _timed(semantic_S, deduplicate):
+  """Returns the tokens of a row, with or without repeats, and the frames at which they begin."""
   semantic_S = semantic_S[semantic_S != PAD]
-  keep_S = tokens.first_of_run(semantic_S[None])[0] if models.semantic[0].deduplicate else semantic_S != PAD
+  keep_S = tokens.first_of_run(semantic_S[None])[0] if deduplicate else semantic_S != PAD
   return Timed(semantic_S[keep_S], np.flatnonzero(keep_S).astype(float))
 
 
@@ -197,7 +243,7 @@ def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int
       for row, n in zip(timed, frames_B, strict=True)
   ]
   wanted = max(int(np.ceil(num_new / duration)) for duration in durations)
-  rows = _extend(
+  rows = windows.extend(
       config.language_model, variables.params, key, [row.token_N[:, None] for row in timed], wanted,
       crop=config.num_semantic, carry=config.num_semantic // 2,
       prefix=lambda b, start, stop: np.zeros((0, 1), np.int32), prefix_crop=0, rule=rules.semantic,
@@ -211,12 +257,31 @@ def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int
   return extended
 
 
-def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds) -> Continuation:
-  """Samples coarse and fine codes after the prompts' own and decodes all of it."""
-  config, variables = models.coarse
-  crop, carry = 2 * config.num_semantic, 2 * round(carry_seconds * config.semantic_rate)
-  if not 0 <= carry < crop:
+def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic) -> Continuation:
+  """Makes the codes that follow the prompts' own and decodes all of it."""
+  config = _acoustic_model(models, acoustic)[0]
+  carry = 2 * round(carry_seconds * config.semantic_rate)
+  if not 0 <= carry < 2 * config.num_semantic:
     raise ValueError(f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s')
+  if acoustic == 'soundstorm':
+    levels = config.num_quantizers
+    rows = windows.fill(
+        config, models.soundstorm[1].params, jax.random.fold_in(key, 1), [row.token_N for row in timed],
+        [row_FQ[:, :levels] for row_FQ in prompts], carry=carry, how=rules.soundstorm,
+    )
+  else:
+    rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry)
+  codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
+  num_frames_B = np.array([len(row) for row in rows])
+  wave_BT = _decode_rows(models, codes_BFQ, num_frames_B)
+  token_rows = [row.token_N[:, None] for row in timed]
+  semantic_BS = windows.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
+  return Continuation(wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts]))
+
+
+def _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry) -> tuple[list[np.ndarray], int]:
+  """Samples coarse and fine codes after the prompts' own; returns the rows and their levels."""
+  config, variables = models.coarse
 
   def prefix(b, start, stop):
     row, stop = timed[b], min(stop, len(prompts[b]) + new_frames[b])
@@ -226,22 +291,18 @@ def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds) ->
       token_N = token_N[tokens.first_of_run(token_N[None])[0]]
     return token_N[:, None]
 
-  rows = _extend(
+  rows = windows.extend(
       config.language_model, variables.params, jax.random.fold_in(key, 1),
-      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=crop, carry=carry,
+      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=2 * config.num_semantic,
+      carry=carry,
       prefix=prefix if config.condition_on_semantic else lambda b, start, stop: np.zeros((0, 1), np.int32),
       prefix_crop=config.num_semantic if config.condition_on_semantic else 0, rule=rules.coarse,
   )
   rows = [row_FQ[: len(p) + n] for row_FQ, p, n in zip(rows, prompts, new_frames, strict=True)]
-  levels = config.num_quantizers
-  if models.fine is not None:
-    rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
-    levels = models.fine[0].total_quantizers
-  codes_BFQ = _stack(rows, max(len(row) for row in rows), levels)
-  num_frames_B = np.array([len(row) for row in rows])
-  wave_BT = _decode_rows(models, codes_BFQ, num_frames_B)
-  semantic_BS = _stack([row.token_N[:, None] for row in timed], max(len(row.token_N) for row in timed), 1)[..., 0]
-  return Continuation(wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts]))
+  if models.fine is None:
+    return rows, config.num_quantizers
+  rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
+  return rows, models.fine[0].total_quantizers
 
 
 def _add_fine(models, key, rows, prompts, rule):
@@ -250,7 +311,7 @@ def _add_fine(models, key, rows, prompts, rule):
   crop, levels = config.num_frames, config.total_quantizers - config.num_coarse
   chunks = [(b, f) for b, row in enumerate(rows) for f in range(len(prompts[b]), len(row), crop)]
   coarse = [rows[b][f : f + crop] for b, f in chunks]
-  drawn = _extend(
+  drawn = windows.extend(
       config.language_model, variables.params, key, [np.zeros((0, levels), np.int32)] * len(chunks),
       max(len(chunk) for chunk in coarse), crop=crop, carry=0,
       prefix=lambda c, start, stop: coarse[c], prefix_crop=crop, rule=rule,
@@ -259,83 +320,6 @@ def _add_fine(models, key, rows, prompts, rule):
   for (b, _), coarse_FQ, fine_FQ in zip(chunks, coarse, drawn, strict=True):
     full[b].append(np.concatenate([coarse_FQ, fine_FQ[: len(coarse_FQ)]], axis=1))
   return [np.concatenate(parts) for parts in full]
-
-
-def _extend(
-    model: language_model.LanguageModel,
-    params: Any,
-    key: jax.Array,
-    rows: Sequence[np.ndarray],
-    num_new: int,
-    *,
-    crop: int,
-    carry: int,
-    prefix: Callable[[int, int, int], np.ndarray],
-    prefix_crop: int,
-    rule: Rule,
-) -> list[np.ndarray]:
-  """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
-
-  prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at most prefix_crop.
-  """
-  rows, done, num_levels = list(rows), 0, model.vocabulary.target_levels
-  while done < num_new:
-    remaining = num_new - done
-    kept = [len(row) if len(row) + remaining <= crop else min(len(row), carry) for row in rows]
-    new = min(remaining, crop - max(kept))
-    prefixes = [prefix(b, len(row) - k, len(row) + new) for b, (row, k) in enumerate(zip(rows, kept, strict=True))]
-    size = _row_bucket(len(rows))
-    prefix_BPN = _stack(prefixes, _bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size)
-    past = [row[len(row) - k :] for row, k in zip(rows, kept, strict=True)]
-    prompt_BFQ = _stack(past, _bucket(max(kept), crop), num_levels, size)
-    drawn_BN = sample_targets(
-        model, params, jax.random.fold_in(key, done), prefix_BPN, prompt_BFQ, new * num_levels, rule,
-        capacity=_bucket(new, crop) * num_levels,
-    )
-    drawn_BFQ = np.asarray(drawn_BN)[: len(rows), : new * num_levels].reshape(len(rows), new, num_levels)
-    rows = [np.concatenate([row, more]) for row, more in zip(rows, drawn_BFQ, strict=True)]
-    done += new
-  return rows
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'capacity'))
-def sample_targets(
-    model: language_model.LanguageModel,
-    params: Any,
-    key: jax.Array,
-    prefix_BPN: Int[Array | np.ndarray, 'B P N'],
-    prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
-    num_steps: int | Array,
-    rule: Rule,
-    *,
-    capacity: int,
-) -> Int[Array, 'B C']:
-  """Returns `num_steps` codes a row, frame by frame, that follow prefix and prompt, and -1 up to `capacity`."""
-  ids_BL, times_BL = language_model.sequence(model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ))
-  first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
-  ids_BL, times_BL = tokens.left_pad(ids_BL, times_BL)
-  params = transformer.unstack(model.transformer, params)
-  logits_BK, cache = language_model.prefill(model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity)
-  step = lambda cache, code_B, n: language_model.step(model, params, cache, code_B, first_B, n)
-  return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity)
-
-
-def _bucket(length: int, crop: int) -> int:
-  """Returns `length` rounded up to a quarter of the crop; 0 stays 0."""
-  quarter = max(1, -(-crop // 4))
-  return -(-length // quarter) * quarter
-
-
-def _row_bucket(rows: int) -> int:
-  return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
-
-
-def _stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None = None) -> np.ndarray:
-  """Returns rows [N, width] as one array [size, length, width], PAD on the right and in rows beyond the last."""
-  stacked = np.full((size or len(rows), length, width), PAD, np.int32)
-  for b, row in enumerate(rows):
-    stacked[b, : len(row)] = row
-  return stacked
 
 
 def _decode_rows(models, codes_BFQ, num_frames_B):

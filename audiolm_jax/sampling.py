@@ -1,11 +1,17 @@
-"""Next-token rules as pure functions of logits, and the one autoregressive loop. Knows nothing of audio."""
+"""Next-token rules as pure functions of logits, and the two loops: autoregressive, and masked parallel decoding.
+
+Knows nothing of audio.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+UNKNOWN = -1  # a token that is still to be decoded
 
 
 class Rule(NamedTuple):
@@ -22,6 +28,19 @@ class Rule(NamedTuple):
   top_p: float | Array | None = None
 
 
+class ParallelRule(NamedTuple):
+  """How to fill in masked tokens, level by level (SoundStorm, section 3.3; what it leaves open is MaskGIT's).
+
+  rule: of the draws, in all passes of a level but its last, which is greedy.
+  noise: how much Gumbel noise is added to the log-confidence; falls linearly to 0 at the last pass of a level.
+  iterations: passes of each level, coarse to fine; the last entry holds for all further levels.
+  """
+
+  rule: Rule = Rule(1.0)
+  noise: float | Array = 4.5
+  iterations: tuple[int, ...] = (16, 1)
+
+
 def check(rule: Rule) -> None:
   """Raises ValueError for a rule (of Python numbers) that cannot draw."""
   if rule.temperature < 0:
@@ -30,6 +49,18 @@ def check(rule: Rule) -> None:
     raise ValueError(f'top_k={rule.top_k} keeps nothing: use at least 1, or None for all')
   if rule.top_p is not None and not 0 < rule.top_p <= 1:
     raise ValueError(f'top_p={rule.top_p} is not in (0, 1]: use None for all')
+
+
+def check_parallel(how: ParallelRule, num_levels: int) -> None:
+  """Raises ValueError for a rule that cannot decode tokens of `num_levels` levels."""
+  check(how.rule)
+  if how.noise < 0:
+    raise ValueError(f'noise={how.noise} is negative: use 0 to keep the most confident tokens')
+  if not 1 <= len(how.iterations) <= num_levels or min(how.iterations) < 1:
+    raise ValueError(
+        f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, or for the first '
+        'few (the last of them holds for the rest)'
+    )
 
 
 def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 'B V']:
@@ -81,3 +112,48 @@ def autoregress(
   drawn_BN = jnp.full((logits_BV.shape[0], capacity), -1, jnp.int32)
   loop = (jnp.zeros((), jnp.int32), logits_BV, carry, drawn_BN)
   return jax.lax.while_loop(lambda loop: loop[0] < num_steps, body, loop)[3]
+
+
+def decode_masked(
+    logits: Callable[[Array, Array], Array],
+    tokens_BFQ: Int[Array, 'B F Q'],
+    valid_BF: Bool[Array, 'B F'],
+    key: jax.Array,
+    rule: Rule,
+    *,
+    noise: float | Array,
+    iterations: tuple[int, ...],
+) -> Int[Array, 'B F Q']:
+  """Fills in every UNKNOWN token at a valid frame, coarse levels before fine ones; the other tokens stay as they are.
+
+  logits: (tokens_BFQ as known so far, level) -> logits_BFV of that level's tokens; called sum(iterations) times.
+  rule, noise, iterations: see `ParallelRule`.
+
+  In each pass all unknown tokens of the level are drawn, and the least confident ones (log-probability plus noise) are
+  forgotten again: after a share s of the passes, a share cos(pi / 2 s) of those that the row had at first, rounded
+  down, but at least one and at least one fewer than before. One body is compiled for all passes of all levels.
+  Source: SoundStorm, section 3.3; MaskGIT (arXiv 2202.04200), section 3.2.
+  """
+  levels = tokens_BFQ.shape[-1]
+  passes_Q = np.array([*iterations, *[iterations[-1]] * (levels - len(iterations))])
+  level_N = np.repeat(np.arange(levels), passes_Q)
+  share_N = np.concatenate([np.arange(1, n + 1) / n for n in passes_Q]).astype(np.float32)
+  first_BQ = jnp.sum((tokens_BFQ == UNKNOWN) & valid_BF[..., None], axis=1)
+
+  def decode_once(tokens_BFQ, inputs):
+    number, level, share = inputs
+    draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+    unknown_BF = (tokens_BFQ[..., level] == UNKNOWN) & valid_BF
+    logits_BFV = logits(tokens_BFQ, level)
+    drawn_BF = draw(draw_key, logits_BFV.reshape(-1, logits_BFV.shape[-1]), rule).reshape(unknown_BF.shape)
+    last = share == 1
+    drawn_BF = jnp.where(last, jnp.argmax(logits_BFV, axis=-1).astype(jnp.int32), drawn_BF)
+    confidence_BF = jnp.take_along_axis(jax.nn.log_softmax(logits_BFV), drawn_BF[..., None], axis=-1)[..., 0]
+    confidence_BF += noise * (1 - share) * jax.random.gumbel(noise_key, unknown_BF.shape)
+    rank_BF = jnp.argsort(jnp.argsort(jnp.where(unknown_BF, confidence_BF, jnp.inf), axis=1), axis=1)
+    forgotten_B = jnp.floor(first_BQ[:, level] * jnp.cos(jnp.pi / 2 * share)).astype(jnp.int32)
+    forgotten_B = jnp.maximum(jnp.minimum(forgotten_B, unknown_BF.sum(axis=1) - 1), 1)
+    kept_BF = unknown_BF & (last | (rank_BF >= forgotten_B[:, None]))
+    return tokens_BFQ.at[..., level].set(jnp.where(kept_BF, drawn_BF, tokens_BFQ[..., level])), None
+
+  return jax.lax.scan(decode_once, tokens_BFQ, (np.arange(len(level_N)), level_N, share_N))[0]

@@ -3,9 +3,10 @@
   python -m experiments.generate --prompt=voice.wav --seconds=7 --output=out/     the voice goes on
   python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/ the same words, acoustics sampled anew
   python -m experiments.generate --mode=unconditional --seconds=10 --output=out/
+  python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/  SoundStorm for coarse and fine
 
 Several --prompt flags make one batch. Temperatures and filters: --set sampling.semantic.temperature=0.6,
---set sampling.coarse.top_k=50 and so on.
+--set sampling.coarse.top_k=50, --set sampling.soundstorm.iterations=(8,1) and so on.
 """
 
 import pathlib
@@ -23,6 +24,9 @@ MODES = ('continuation', 'acoustic', 'unconditional')
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--mode', default='continuation', help=f'one of: {", ".join(MODES)} (continuation)')
+  parser.add_argument(
+      '--acoustic', default='autoregressive', help=f'one of: {", ".join(generation.ACOUSTIC)} (autoregressive)'
+  )
   parser.add_argument('--prompt', action='append', default=[], type=pathlib.Path, metavar='FILE', dest='prompts')
   parser.add_argument('--seconds', type=float, default=7.0, help='of new audio (7)')
   parser.add_argument('--count', type=int, default=1, help='how many unconditional clips (1)')
@@ -33,6 +37,8 @@ def main():
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.mode not in MODES:
     raise ValueError(f'--mode={args.mode}: choose one of {", ".join(MODES)}')
+  if args.acoustic not in generation.ACOUSTIC:
+    raise ValueError(f'--acoustic={args.acoustic}: choose one of {", ".join(generation.ACOUSTIC)}')
   if (args.mode == 'unconditional') == bool(args.prompts):
     raise ValueError('continuation and acoustic need at least one --prompt=FILE; unconditional takes none')
   if args.seconds <= 0 or args.count < 1:
@@ -65,7 +71,9 @@ def generate(args, recipe: recipe_lib.Recipe, models: generation.Models, prompts
   """Returns one waveform [T] for each prompt, or `--count` of them without."""
   key = jax.random.key(args.seed)
   rate = models.soundstream[0].sample_rate
-  options = dict(sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds)
+  options = dict(
+      sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
+  )
   if args.mode == 'unconditional':
     result = generation.generate_unconditional(models, key, args.count, args.seconds, **options)
     return list(np.asarray(result.wave_BT))

@@ -59,6 +59,7 @@ class Recipe:
   semantic: StageRecipe
   coarse: StageRecipe
   fine: StageRecipe | None = None  # None where coarse predicts all levels (piano)
+  soundstorm: StageRecipe | None = None  # in place of coarse and fine; needs semantic tokens with repeats
   acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only

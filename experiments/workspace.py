@@ -114,10 +114,16 @@ def token_source(workdir: pathlib.Path, split: str):
 
 
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
-  """Returns every model that generation needs, after checking that they were trained on one another's tokens."""
-  loaded = {name: load_stage(workdir, name) for name in ('soundstream', 'w2v_bert', 'semantic', coarse)}
-  if (workdir / 'fine').is_dir():
-    loaded['fine'] = load_stage(workdir, 'fine')
+  """Returns every model that generation needs, after checking that they were trained on one another's tokens.
+
+  Of the acoustic stages those that are there; ValueError, naming the command, where there is neither `coarse` nor
+  soundstorm.
+  """
+  names = ['soundstream', 'w2v_bert', 'semantic']
+  acoustic = [name for name in (coarse, 'fine', 'soundstorm') if (workdir / name).is_dir()]
+  if not {coarse, 'soundstorm'} & set(acoustic):
+    names.append(coarse)
+  loaded = {name: load_stage(workdir, name) for name in (*names, *acoustic)}
   quantizer, quantizer_metadata = load_semantic_quantizer(workdir)
   own = {
       'soundstream': codec_fingerprint(loaded['soundstream'][1]),
@@ -128,7 +134,7 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
         f'the semantic tokens in {workdir} were fitted on another w2v_bert: delete {workdir}/semantic_tokens and '
         f'{workdir}/tokens, run experiments.encode, and train the language models again'
     )
-  for name in {'semantic', coarse, 'fine'} & set(loaded):
+  for name in {'semantic', coarse, 'fine', 'soundstorm'} & set(loaded):
     for model, expected in own.items():
       found = loaded[name][2]['fingerprints'].get(model)
       if found != expected:
@@ -139,7 +145,8 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
   models = {name: loaded[name][:2] for name in loaded}
   return generation.Models(
       soundstream=models['soundstream'], w2v_bert=models['w2v_bert'], semantic_quantizer=quantizer,
-      semantic=models['semantic'], coarse=models[coarse], fine=models.get('fine'),
+      semantic=models['semantic'], coarse=models.get(coarse), fine=models.get('fine'),
+      soundstorm=models.get('soundstorm'),
   )
 
 

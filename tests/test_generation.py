@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import generation
+from audiolm_jax import generation, windows
 from audiolm_jax.generation import Models, SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.sampling import Rule
-from audiolm_jax.stages import coarse, fine, semantic
+from audiolm_jax.sampling import ParallelRule, Rule
+from audiolm_jax.stages import coarse, fine, semantic, soundstorm
 from audiolm_jax.stages.base import Variables
 
 HOP, K = 4, 8
 TINY = TransformerConfig(num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False)
-GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0))
+GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0), ParallelRule(Rule(0.0), 0.0, (3, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,19 @@ def models():
       fine=with_variables(
           fine.Config(crop_seconds=0.2, num_coarse=2, total_quantizers=3, codebook_size=K, transformer=TINY), 2
       ),
+  )
+
+
+@pytest.fixture(scope='module')
+def parallel(models):
+  """Models without coarse and fine stages; the semantic model keeps its repeats."""
+  config = soundstorm.Config(
+      crop_seconds=0.8, num_clusters=K, codebook_size=K, num_quantizers=3, num_layers=1, num_heads=2, width=16,
+      mlp_width=16, dtype='float32', remat=False,
+  )
+  aligned = dataclasses.replace(models.semantic[0], deduplicate=False)
+  return models._replace(
+      semantic=(aligned, models.semantic[1]), coarse=None, fine=None, soundstorm=with_variables(config, 4)
   )
 
 
@@ -105,10 +118,10 @@ def test_a_row_alone_is_the_row_in_a_batch(models):
 
 def test_lengths_share_compilations(models):
   wave_BT, _ = prompts()
-  generation.sample_targets.clear_cache()
+  windows.sample_targets.clear_cache()
   for num_samples in (56, 64, 72, 80):  # 14 to 20 frames: one bucket
     generation.continue_audio(models, jax.random.key(0), wave_BT[:1, :num_samples], seconds=0.08, carry_seconds=0.08)
-  assert generation.sample_targets._cache_size() <= 6  # four lengths, three models: at most two buckets a model
+  assert windows.sample_targets._cache_size() <= 6  # four lengths, three models: at most two buckets a model
 
 
 def test_acoustics_from_semantic_and_unconditional(models):
@@ -140,3 +153,79 @@ def test_what_does_not_fit_is_refused(models):
     go(models._replace(coarse=(aligned, models.coarse[1])), seconds=0.2)
   with pytest.raises(ValueError, match='temperature'):
     go(models, seconds=0.2, sampling=SamplingConfig(coarse=Rule(-1.0)))
+
+
+def test_soundstorm_takes_the_place_of_coarse_and_fine(parallel):
+  wave_BT, lengths_B = prompts()
+  # 0.8 s after 0.4 s is two windows.
+  result = generation.continue_audio(
+      parallel, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12, acoustic='soundstorm'
+  )
+  own_semantic_BS, own = generation.tokenize(parallel, wave_BT, lengths_B)
+  np.testing.assert_array_equal(result.num_frames_B, [60, 52])
+  np.testing.assert_array_equal((result.semantic_BS >= 0).sum(axis=1), [30, 26])  # two frames a token, repeats and all
+  for b in range(2):
+    frames, prompt_frames = result.num_frames_B[b], result.prompt_frames_B[b]
+    np.testing.assert_array_equal(result.codes_BFQ[b, :prompt_frames], own[b, :prompt_frames])
+    np.testing.assert_array_equal(result.semantic_BS[b, : prompt_frames // 2], own_semantic_BS[b, : prompt_frames // 2])
+    codes_FQ = result.codes_BFQ[b, :frames]
+    assert codes_FQ.min() >= 0 and codes_FQ.max() < K
+    assert (result.codes_BFQ[b, frames:] == -1).all()
+    np.testing.assert_allclose(result.wave_BT[b, : frames * HOP : HOP], codes_FQ.sum(-1) / 8)
+    assert (result.wave_BT[b, frames * HOP :] == 0).all()
+
+
+def test_a_row_alone_is_the_row_in_a_batch_by_soundstorm_too(parallel):
+  wave_BT, lengths_B = prompts()
+  options = dict(seconds=0.2, sampling=GREEDY, carry_seconds=0.12, acoustic='soundstorm')
+  both = generation.continue_audio(parallel, jax.random.key(0), wave_BT, lengths_B, **options)
+  alone = generation.continue_audio(parallel, jax.random.key(0), wave_BT[1:, :50], None, **options)
+  np.testing.assert_array_equal(alone.codes_BFQ[0], both.codes_BFQ[1, : alone.num_frames_B[0]])
+
+
+def test_both_paths_share_the_semantic_tokens(models, parallel):
+  """Models that hold all stages make the same semantic tokens, whichever stages make the codes of them."""
+  both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
+  wave_BT, lengths_B = prompts()
+  options = dict(seconds=0.2, carry_seconds=0.12)
+  results = [
+      generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, acoustic=acoustic, **options)
+      for acoustic in generation.ACOUSTIC
+  ]
+  np.testing.assert_array_equal(results[0].semantic_BS, results[1].semantic_BS)
+  assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
+
+
+def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):
+  semantic_BS = np.array([[1, 1, 2, 3, 3], [4, 4, 5, -1, -1]], np.int32)
+  deduplicated = parallel._replace(semantic=models.semantic)  # which is not asked: the tokens are given
+  result = generation.generate_acoustics(
+      deduplicated, jax.random.key(0), semantic_BS, carry_seconds=0.12, acoustic='soundstorm'
+  )
+  np.testing.assert_array_equal(result.num_frames_B, [10, 6])
+  np.testing.assert_array_equal(result.semantic_BS, semantic_BS)
+  free = generation.generate_unconditional(
+      parallel, jax.random.key(0), 2, 0.4, carry_seconds=0.12, acoustic='soundstorm'
+  )
+  assert free.codes_BFQ.shape == (2, 20, 3) and free.codes_BFQ.min() >= 0
+
+
+def test_what_soundstorm_cannot_use_is_refused(models, parallel):
+  wave_BT, _ = prompts()
+  go = lambda models, acoustic='soundstorm', **options: generation.continue_audio(
+      models, jax.random.key(0), wave_BT, seconds=0.2, acoustic=acoustic, **options
+  )
+  deduplicated = parallel._replace(semantic=models.semantic)
+  for make in (go, lambda m: generation.generate_unconditional(m, jax.random.key(0), 1, 0.2, acoustic='soundstorm')):
+    with pytest.raises(ValueError, match='deduplicated: its tokens have lost the durations.*deduplicate=False'):
+      make(deduplicated)
+  with pytest.raises(ValueError, match='needs the stage soundstorm'):
+    go(models)
+  with pytest.raises(ValueError, match='needs the stage coarse'):
+    go(parallel, acoustic='autoregressive')
+  with pytest.raises(ValueError, match="'diffusion': choose one of autoregressive, soundstorm"):
+    go(parallel, acoustic='diffusion')
+  with pytest.raises(ValueError, match='iterations'):
+    go(parallel, sampling=SamplingConfig(soundstorm=ParallelRule(iterations=(16, 1, 1, 1))))
+  with pytest.raises(ValueError, match='the codec has num_quantizers=2'):
+    go(parallel._replace(soundstream=(Codec(num_quantizers=2), parallel.soundstream[1])))

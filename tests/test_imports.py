@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {'audio', 'codes_file', 'tokens', 'kmeans', 'losses'}
-ROOMS = ['nn', 'stages', 'middle', 'generation', 'experiments']  # leaves come before all of them
+ROOMS = ['nn', 'stages', 'middle', 'windows', 'generation', 'experiments']  # leaves come before all of them
 MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained'}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {

@@ -60,3 +60,143 @@ def test_the_loop_feeds_tokens_back_and_stops():
 def test_bad_rules(rule):
   with pytest.raises(ValueError):
     sampling.check(rule)
+
+
+def maskgit(logits, tokens_FQ, iterations):
+  """MaskGIT level by level without noise, one row, most probable tokens: a plain loop."""
+  tokens_FQ, passes = tokens_FQ.copy(), 0
+  for level, count in enumerate(iterations):
+    first = int((tokens_FQ[:, level] < 0).sum())
+    for i in range(1, count + 1):
+      log_FV = np.log(np.exp(logits(tokens_FQ, level)) / np.exp(logits(tokens_FQ, level)).sum(-1, keepdims=True))
+      unknown = np.flatnonzero(tokens_FQ[:, level] < 0)
+      hidden = max(1, min(len(unknown) - 1, int(first * np.cos(np.pi / 2 * i / count)))) if i < count else 0
+      by_confidence = sorted(unknown, key=lambda f: log_FV[f].max())
+      for f in by_confidence[hidden:]:
+        tokens_FQ[f, level] = log_FV[f].argmax()
+      passes += 1
+  return tokens_FQ, passes
+
+
+def context_logits(V, Q, F):
+  """Logits of a frame that depend on every token known so far, one level after another."""
+  rng = np.random.default_rng(0)
+  weights = rng.normal(size=(Q, F, V, Q, F)).astype(np.float32)
+
+  def logits(tokens_FQ, level):
+    return (weights[level] * (tokens_FQ.T + 2.0)).sum((-2, -1)) / V
+
+  return logits, weights
+
+
+def test_parallel_decoding_is_maskgit_level_by_level():
+  V, Q, F, iterations = 5, 3, 11, (4, 1, 3)
+  logits, weights = context_logits(V, Q, F)
+  start_BFQ = np.full((2, F, Q), -1, np.int32)
+  start_BFQ[1, :4] = np.random.default_rng(1).integers(0, V, (4, Q))  # a prompt
+  start_BFQ[1, 6, 1] = 2  # and one token of a single level
+  calls = []
+
+  def batched(tokens_BFQ, level):
+    jax.debug.callback(lambda level: calls.append(int(level)), level, ordered=True)
+    known_BQF = jnp.swapaxes(tokens_BFQ, 1, 2) + 2.0
+    return jnp.einsum('fvqg,bqg->bfv', jnp.asarray(weights)[level], known_BQF) / V
+
+  got = jax.jit(
+      lambda start: sampling.decode_masked(
+          batched, start, jnp.ones((2, F), bool), jax.random.key(0), Rule(0.0), noise=0.0, iterations=iterations
+      )
+  )(start_BFQ)
+  jax.effects_barrier()
+  for row_FQ, start_FQ in zip(np.asarray(got), start_BFQ, strict=True):
+    expected_FQ, passes = maskgit(logits, start_FQ, iterations)
+    np.testing.assert_array_equal(row_FQ, expected_FQ)
+    np.testing.assert_array_equal(row_FQ[start_FQ >= 0], start_FQ[start_FQ >= 0])
+  assert passes == len(calls) and calls == [0] * 4 + [1] + [2] * 3
+
+
+def test_the_papers_schedule_takes_27_passes_and_an_oracle_is_decoded_exactly():
+  """The oracle knows a level's tokens only where all coarser ones are right: any other order goes wrong."""
+  B, F, Q, V = 2, 40, 12, 6
+  answer_BFQ = np.random.default_rng(0).integers(0, V, (B, F, Q), dtype=np.int32)
+  calls = []
+
+  def oracle(tokens_BFQ, level):
+    jax.debug.callback(calls.append, level, ordered=True)
+    right_BF = jnp.all((tokens_BFQ == answer_BFQ) | (jnp.arange(Q) >= level), axis=(1, 2), keepdims=True)[..., 0]
+    token_BF = jnp.where(right_BF, jnp.asarray(answer_BFQ)[..., level], (jnp.asarray(answer_BFQ)[..., level] + 1) % V)
+    return 50 * jax.nn.one_hot(token_BF, V)
+
+  how = sampling.ParallelRule()
+  got = sampling.decode_masked(
+      oracle, jnp.full((B, F, Q), -1, jnp.int32), jnp.ones((B, F), bool), jax.random.key(0), how.rule,
+      noise=how.noise, iterations=how.iterations,
+  )
+  jax.effects_barrier()
+  np.testing.assert_array_equal(got, answer_BFQ)
+  assert len(calls) == 27
+
+
+@pytest.mark.parametrize('noise', [0.0, 4.5])
+def test_each_pass_keeps_its_share_and_never_touches_what_is_known(noise):
+  """What is known before each pass is what the schedule says, for every row by its own number of unknown tokens."""
+  F, V, count = 50, 7, 8
+  start_BF1 = np.full((4, F, 1), -1, np.int32)
+  start_BF1[1, :30] = 3
+  start_BF1[2, :48] = 4
+  valid_BF = np.ones((4, F), bool)
+  valid_BF[3, 20:] = False
+  seen = []
+
+  def logits(tokens_BFQ, level):
+    jax.debug.callback(lambda tokens_BFQ: seen.append(np.array(tokens_BFQ[..., 0])), tokens_BFQ, ordered=True)
+    return jax.random.normal(jax.random.key(3), (4, F, V))
+
+  got = sampling.decode_masked(
+      logits, jnp.asarray(start_BF1), jnp.asarray(valid_BF), jax.random.key(0), Rule(1.0), noise=noise,
+      iterations=(count,),
+  )
+  jax.effects_barrier()
+  assert len(seen) == count
+  seen.append(np.asarray(got)[..., 0])
+  for i, (before_BF, after_BF) in enumerate(zip(seen, seen[1:], strict=False), start=1):
+    np.testing.assert_array_equal(after_BF[before_BF >= 0], before_BF[before_BF >= 0])
+    for b, first in enumerate((50, 20, 2, 20)):
+      unknown = int(((before_BF[b] < 0) & valid_BF[b]).sum())
+      hidden = max(1, min(unknown - 1, int(first * np.cos(np.pi / 2 * i / count)))) if i < count else 0
+      assert ((after_BF[b] < 0) & valid_BF[b]).sum() == hidden, (i, b)
+  assert (seen[-1][3, 20:] == -1).all() and (seen[-1][valid_BF] >= 0).all()
+
+
+def test_the_last_pass_is_greedy_and_noise_changes_which_tokens_are_kept():
+  logits = lambda tokens_BFQ, level: jnp.broadcast_to(jnp.array([0.0, 0.3, 0.1]), (1, 2000, 3))
+  decode = lambda rule, noise, iterations: np.asarray(
+      sampling.decode_masked(
+          logits, jnp.full((1, 2000, 1), -1, jnp.int32), jnp.ones((1, 2000), bool), jax.random.key(1), rule,
+          noise=noise, iterations=iterations,
+      )
+  )[0, :, 0]
+  assert (decode(Rule(1.0), 4.5, (1,)) == 1).all()
+  frequency = lambda tokens_F: np.bincount(tokens_F, minlength=3) / len(tokens_F)
+  # Two passes: 1 - cos(pi / 4) of the tokens come from the first. Without noise they are the most probable drawn
+  # (token 1 was drawn often enough); with much noise they follow the softmax.
+  early = 1 - np.floor(2000 * np.cos(np.pi / 4)) / 2000
+  noisy = frequency(decode(Rule(1.0), 1e6, (2,)))
+  expected = early * np.asarray(jax.nn.softmax(jnp.array([0.0, 0.3, 0.1]))) + (1 - early) * np.eye(3)[1]
+  np.testing.assert_allclose(noisy, expected, atol=0.03)
+  assert (decode(Rule(1.0), 0.0, (2,)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    'how, message',
+    [
+        (sampling.ParallelRule(iterations=()), 'iterations'),
+        (sampling.ParallelRule(iterations=(16, 0)), 'iterations'),
+        (sampling.ParallelRule(iterations=(1, 1, 1, 1)), 'each of the 3 levels'),
+        (sampling.ParallelRule(noise=-1.0), 'noise'),
+        (sampling.ParallelRule(rule=Rule(-1.0)), 'temperature'),
+    ],
+)
+def test_bad_parallel_rules(how, message):
+  with pytest.raises(ValueError, match=message):
+    sampling.check_parallel(how, 3)

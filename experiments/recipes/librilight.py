@@ -4,12 +4,16 @@
 
 Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers and
 schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).
+
+SoundStorm (arXiv 2305.09636, section 4.1) takes the place of coarse and fine where the semantic tokens keep their
+repeats: train `semantic` in a workdir of its own with --set semantic.model.deduplicate=False. Its ten epochs of 60,000
+hours are 560,000 batches of 256 windows of 15 s, the mean length; the paper states neither batch nor optimizer.
 """
 
 import dataclasses
 
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.stages import coarse, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.sharding import MeshConfig
@@ -61,4 +65,7 @@ RECIPE = Recipe(
     semantic=StageRecipe(model=semantic.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
     coarse=StageRecipe(model=coarse.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
     fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+    soundstorm=StageRecipe(
+        model=soundstorm.Config(), train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000)
+    ),
 )

@@ -26,4 +26,5 @@ RECIPE = dataclasses.replace(
         ),
     ),
     fine=None,
+    soundstorm=None,  # its paper is about speech
 )

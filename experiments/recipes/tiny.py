@@ -12,7 +12,7 @@ term, and no discriminators, which would take most of its time.
 
 from audiolm_jax.data import synthesized
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from experiments.corpora import Synthesized
@@ -84,6 +84,14 @@ RECIPE = Recipe(
     ),
     coarse=language_model(coarse.Config(**COARSE), 8, 2000),
     fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
+    soundstorm=stage(
+        soundstorm.Config(
+            crop_seconds=2.0, num_clusters=NUM_CLUSTERS, codebook_size=CODEBOOK_SIZE, num_layers=3, num_heads=2,
+            width=96, mlp_width=384, dropout=0.0, dtype='float32', remat=False,
+            random_length=False,  # the windows of a continuation are full
+        ),
+        16, 400, adam(8e-3, 400),
+    ),
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
     speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
     numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
         ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
         ('codec', ['encode', 'missing.wav', '--output=out'], 'missing.wav'),
+        ('generate', ['--acoustic=nonsense', '--output=out'], 'choose one of autoregressive, soundstorm'),
     ],
 )
 def test_mistakes_are_explained_in_one_line(program, arguments, remedy, tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import kmeans
+from audiolm_jax.stages.base import Variables
 from experiments import workspace
 
 
@@ -31,6 +32,35 @@ def test_clusters_come_back(tmp_path):
     np.testing.assert_array_equal(one, other)
   assert (metadata['layer'], metadata['w2v_bert']) == ('7', 'abc')
   assert [path.name for path in workspace.semantic_quantizer_path(tmp_path).parent.iterdir()] == ['kmeans.safetensors']
+
+
+def test_models_hold_the_acoustic_stages_that_are_there(tmp_path, monkeypatch):
+  """What is loaded is faked, except for the fingerprints."""
+  codec = Variables({'generator': np.zeros(1)}, {'codebooks': np.zeros(1)})
+  made_by = {'soundstream': workspace.codec_fingerprint(codec), 'semantic_tokens': 'digest'}
+  others = {}
+
+  def load_stage(workdir, name):
+    if name not in ('soundstream', 'w2v_bert', 'semantic') and not (workdir / name).is_dir():
+      raise ValueError(f'{name} is not there')
+    return name, codec, {'fingerprints': made_by | others.get(name, {})}
+
+  metadata = {'digest': 'digest', 'w2v_bert': workspace.fingerprint(codec.params)}
+  monkeypatch.setattr(workspace, 'load_stage', load_stage)
+  monkeypatch.setattr(workspace, 'load_semantic_quantizer', lambda workdir: (None, metadata))
+  with pytest.raises(ValueError, match='coarse is not there'):
+    workspace.load_models(tmp_path)
+  (tmp_path / 'soundstorm').mkdir()
+  models = workspace.load_models(tmp_path)
+  assert (models.coarse, models.fine, models.soundstorm) == (None, None, ('soundstorm', codec))
+  others['soundstorm'] = {'soundstream': 'another'}
+  with pytest.raises(ValueError, match='stage soundstorm was trained on tokens of soundstream another'):
+    workspace.load_models(tmp_path)
+  others.clear()
+  for name in ('coarse', 'fine'):
+    (tmp_path / name).mkdir()
+  models = workspace.load_models(tmp_path)
+  assert [stage[0] for stage in (models.coarse, models.fine, models.soundstorm)] == ['coarse', 'fine', 'soundstorm']
 
 
 def test_a_flipped_byte_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstream, w2v_bert
+from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.optimizers import OptimizerConfig
 from tests import contract
 
@@ -63,6 +63,14 @@ CASES = {
         fine.Config(crop_seconds=0.2, total_quantizers=4, num_coarse=2, codebook_size=8, transformer=TRANSFORMER),
         {'codes': codes(10, 4, 8)},
         dict(factor=0.7, num_steps=100),
+    ),
+    'soundstorm': (
+        soundstorm.Config(
+            crop_seconds=0.4, random_length=False, num_clusters=20, num_quantizers=2, codebook_size=8, num_layers=2,
+            num_heads=2, width=16, mlp_width=32, dropout=0.0, dtype='float32', remat=True,
+        ),
+        {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
+        dict(factor=0.7, num_steps=150),
     ),
     'classifier': (
         classifier.Config(num_classes=BATCH, channels=(4, 8), num_mels=16, crop_seconds=0.2),

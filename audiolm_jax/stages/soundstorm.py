@@ -1,0 +1,201 @@
+"""SoundStorm (arXiv 2305.09636): the codes of all levels given semantic tokens, many at once, by one Conformer.
+
+Inputs: semantic_BS at 25 Hz, frame-aligned (a deduplicated token has lost its duration), each repeated to the codec's
+50 Hz, and codes_BFQ with F = 2 S. What a frame holds (semantic token and Q codes, or a learned vector of the level
+where the code is masked) is embedded and summed, so that attention runs over frames, however many levels there are. A
+linear head for each level predicts its codes.
+
+Training (section 3.2): a prompt of t ~ U{0, F - 1} frames stays visible, and so do all semantic tokens. After it, at a
+level q ~ U{1, Q}, each code is masked with probability cos(u), u ~ U[0, pi / 2]; all finer levels are masked, all
+coarser ones visible. The loss is the cross entropy of the masked codes of level q, as a mean over those of the batch.
+Examples are windows of random length (section 4.1): `random_length` takes the beginning of the crop.
+
+Evaluation draws the same way from a fixed key, but masks every example once at each level instead of at a random one:
+the same batch always gives the same numbers, and there is one for each level. They are those of half-masked levels, no
+likelihood of the sequence.
+
+Open in the paper and chosen here: a prompt of t frames is frames 1 to t (as in its example of t = 0, nothing visible);
+dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.losses import masked_mean
+from audiolm_jax.nn.attention import EMBED, VOCAB, partitioned
+from audiolm_jax.nn.conformer import Conformer
+from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, State, Variables
+from audiolm_jax.tokens import PAD
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Paper values (section 4.1): 316 M parameters by count, 350 M as it reports."""
+
+  crop_seconds: float = 30.0
+  random_length: bool = True  # train on windows from one semantic frame to the whole crop
+  semantic_rate: float = 25.0  # Hz
+  frame_rate: float = 50.0  # Hz
+  num_clusters: int = 1024
+  num_quantizers: int = 12
+  codebook_size: int = 1024
+  num_layers: int = 12
+  num_heads: int = 16
+  width: int = 1024
+  mlp_width: int = 4096
+  kernel_size: int = 5  # frames of 20 ms
+  dropout: float = 0.1
+  dtype: str = 'bfloat16'  # of activations; parameters, softmax and logits are float32
+  remat: bool = True  # recompute the activations of a layer in the backward pass
+
+  def __post_init__(self):
+    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
+    sizes = ('num_clusters', 'num_quantizers', 'codebook_size', 'num_layers', 'num_heads', 'width', 'mlp_width')
+    if empty := [f'{name}={getattr(self, name)}' for name in sizes if getattr(self, name) < 1]:
+      raise ValueError(f'{", ".join(empty)}: every size must be positive')
+    if self.width % (2 * self.num_heads):
+      raise ValueError(
+          f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
+          'change one of them'
+      )
+    if self.kernel_size % 2 == 0:
+      raise ValueError(f'kernel_size={self.kernel_size} has no centre: make it odd')
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f'dropout={self.dropout} is no probability below 1')
+
+  @property
+  def num_semantic(self) -> int:
+    """Semantic frames of a crop."""
+    return round(self.crop_seconds * self.semantic_rate)
+
+  def make(self) -> Stage:
+    return make(self)
+
+
+def make(config: Config) -> Stage:
+  def init(key: Key) -> Variables:
+    semantic_BS, codes_BFQ = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, config.num_quantizers), jnp.int32)
+    return Variables(SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {})
+
+  frames = 2 * config.num_semantic
+  return Stage(
+      batch={
+          'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate),
+          'codes': Feature((frames, config.num_quantizers), jnp.int32, config.frame_rate),
+      },
+      init=init,
+      loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
+  )
+
+
+class SoundStorm(nn.Module):
+  """Called with semantic_BS, codes_BFQ and one level for each row; returns the logits of that level's codes, float32.
+
+  A code that is PAD is masked. A frame whose semantic token is PAD is padding, and influences nothing.
+  """
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, semantic_BS, codes_BFQ, level_B):
+    c = self.config
+    levels, init = c.num_quantizers, nn.initializers.normal((c.num_quantizers + 1) ** -0.5)
+    semantic_KD = self.param('semantic', partitioned(init, VOCAB, EMBED), (c.num_clusters, c.width))
+    codes_QKD = self.param('codes', partitioned(init, None, VOCAB, EMBED), (levels, c.codebook_size, c.width))
+    masked_QD = self.param('masked', partitioned(init, None, EMBED), (levels, c.width))
+    semantic_BF = jnp.repeat(semantic_BS, 2, axis=1)
+    x_BFD = semantic_KD[jnp.maximum(semantic_BF, 0)]
+    for q in range(levels):  # one after the other: [B, F, Q, D] would be the largest array of all
+      code_BF1 = codes_BFQ[..., q, None]
+      x_BFD += jnp.where(code_BF1 == PAD, masked_QD[q], codes_QKD[q][jnp.maximum(code_BF1[..., 0], 0)])
+    conformer = Conformer(
+        num_layers=c.num_layers, num_heads=c.num_heads, mlp_width=c.mlp_width, kernel_size=c.kernel_size,
+        dropout=c.dropout, dtype=c.dtype, remat=c.remat, name='conformer',
+    )
+    hidden_BFD, _ = conformer(x_BFD, semantic_BF != PAD)
+    init = partitioned(nn.initializers.normal(c.width**-0.5), None, EMBED, VOCAB)
+    heads_QDK = self.param('heads', init, (levels, c.width, c.codebook_size))
+    head_BDK = heads_QDK[level_B].astype(c.dtype)
+    return jnp.einsum('bfd,bdk->bfk', hidden_BFD, head_BDK, preferred_element_type=jnp.float32)
+
+
+class Masking(NamedTuple):
+  """What is hidden from the model, and what of it the loss is over: the hidden codes of the drawn level."""
+
+  hidden_BFQ: Bool[Array, 'B F Q']
+  target_BF: Bool[Array, 'B F']
+
+
+def draw_masking(key: Key, valid_BF: Bool[Array, 'B F'], level_B: Int[Array, 'B'], num_levels: int) -> Masking:
+  """Draws prompt, ratio and mask of each row (section 3.2).
+
+  valid_BF: False at padding, which is on the right. level_B: the level that is predicted, from 0.
+  """
+  prompt_key, ratio_key, mask_key = jax.random.split(key, 3)
+  batch, frames = valid_BF.shape
+  prompt_B = jax.random.randint(prompt_key, (batch,), 0, jnp.maximum(valid_BF.sum(axis=1), 1))
+  ratio_B = jnp.cos(jax.random.uniform(ratio_key, (batch,), maxval=jnp.pi / 2))
+  after_BF = valid_BF & (jnp.arange(frames) >= prompt_B[:, None])
+  target_BF = after_BF & jax.random.bernoulli(mask_key, ratio_B[:, None], (batch, frames))
+  ahead_B1Q = jnp.arange(num_levels) - level_B[:, None, None]
+  hidden_BFQ = (target_BF[..., None] & (ahead_B1Q == 0)) | (after_BF[..., None] & (ahead_B1Q > 0))
+  return Masking(hidden_BFQ, target_BF)
+
+
+def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
+  """Returns the beginning of each row, of uniform random length from 1 to all of it; PAD fills the rest."""
+  length_B = (semantic_BS != PAD).sum(axis=1)
+  kept_B = 1 + jax.random.randint(key, length_B.shape, 0, jnp.maximum(length_B, 1))
+  return jnp.where(jnp.arange(semantic_BS.shape[1]) < kept_B[:, None], semantic_BS, PAD)
+
+
+def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | None) -> tuple[Array, Aux]:
+  """See the module's docstring. Metrics: nats, accuracy; in evaluation also nats and accuracy of each level."""
+  semantic_BS, codes_BFQ = jnp.asarray(batch['semantic']), jnp.asarray(batch['codes'])
+  length_key, level_key, mask_key, dropout_key = jax.random.split(jax.random.key(0) if key is None else key, 4)
+  if config.random_length:
+    semantic_BS = shorten(length_key, semantic_BS)
+  valid_BF = (jnp.repeat(semantic_BS, 2, axis=1) != PAD) & (codes_BFQ[..., 0] != PAD)
+  model, rngs = SoundStorm(config), {} if key is None else {'dropout': dropout_key}
+
+  def masked_nats(level_B, mask_key):
+    """Returns nats, hits, and where they count, of one masking: [B, F] each."""
+    masking = draw_masking(mask_key, valid_BF, level_B, config.num_quantizers)
+    visible_BFQ = jnp.where(masking.hidden_BFQ, PAD, codes_BFQ)
+    logits_BFK = model.apply({'params': params}, semantic_BS, visible_BFQ, level_B, rngs=rngs)
+    code_BF = jnp.take_along_axis(codes_BFQ, level_B[:, None, None], axis=2)[..., 0]
+    chosen_BF = jnp.take_along_axis(logits_BFK, jnp.maximum(code_BF, 0)[..., None], axis=-1)[..., 0]
+    hit_BF = (jnp.argmax(logits_BFK, axis=-1) == code_BF).astype(jnp.float32)
+    return jax.nn.logsumexp(logits_BFK, axis=-1) - chosen_BF, hit_BF, masking.target_BF
+
+  batch_size, levels = len(codes_BFQ), config.num_quantizers
+  if key is not None:
+    level_B = jax.random.randint(level_key, (batch_size,), 0, levels)
+    nats, hit, target = masked_nats(level_B, mask_key)
+  else:
+    each = lambda q: masked_nats(jnp.full(batch_size, q), jax.random.fold_in(mask_key, q))
+    nats, hit, target = jax.lax.map(each, jnp.arange(levels))  # [Q, B, F]
+  metrics = {'nats': masked_mean(nats, target), 'accuracy': masked_mean(hit, target)}
+  if key is None:
+    for q in range(levels):
+      metrics[f'nats_level_{q}'] = masked_mean(nats[q], target[q])
+      metrics[f'accuracy_level_{q}'] = masked_mean(hit[q], target[q])
+  return metrics['nats'], Aux(state, metrics)
+
+
+def logits(
+    config: Config,
+    params: Params,
+    semantic_BS: Int[Array, 'B S'],
+    codes_BFQ: Int[Array, 'B F Q'],
+    level: Int[Array, ''],
+) -> Float[Array, 'B F K']:
+  """Returns the logits of the codes of one level (from 0), in float32; PAD among the codes is what is not known yet."""
+  level_B = jnp.full(len(codes_BFQ), level)
+  return SoundStorm(config).apply({'params': params}, semantic_BS, codes_BFQ, level_B)

@@ -1,0 +1,156 @@
+"""Sequences of any length by models of a fixed crop: rows in windows, padded to few shapes, next token or in parallel.
+
+Shapes: lengths are padded to quarters of the crop, rows to the next power of two (beyond 8: multiple of 8), so that
+there are few compilations; how much of it is there, and the sampling rule, are data.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from audiolm_jax import tokens
+from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.sampling import ParallelRule, Rule, autoregress, decode_masked
+from audiolm_jax.stages import soundstorm
+from audiolm_jax.tokens import PAD
+
+
+def extend(
+    model: language_model.LanguageModel,
+    params: Any,
+    key: jax.Array,
+    rows: Sequence[np.ndarray],
+    num_new: int,
+    *,
+    crop: int,
+    carry: int,
+    prefix: Callable[[int, int, int], np.ndarray],
+    prefix_crop: int,
+    rule: Rule,
+) -> list[np.ndarray]:
+  """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
+
+  A row keeps its whole past where past and future fit the crop together, otherwise the last `carry` frames of it.
+  prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at most prefix_crop.
+  """
+  rows, done, num_levels = list(rows), 0, model.vocabulary.target_levels
+  while done < num_new:
+    remaining = num_new - done
+    kept = [len(row) if len(row) + remaining <= crop else min(len(row), carry) for row in rows]
+    new = min(remaining, crop - max(kept))
+    prefixes = [prefix(b, len(row) - k, len(row) + new) for b, (row, k) in enumerate(zip(rows, kept, strict=True))]
+    size = row_bucket(len(rows))
+    prefix_BPN = stack(prefixes, bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size)
+    past = [row[len(row) - k :] for row, k in zip(rows, kept, strict=True)]
+    prompt_BFQ = stack(past, bucket(max(kept), crop), num_levels, size)
+    drawn_BN = sample_targets(
+        model, params, jax.random.fold_in(key, done), prefix_BPN, prompt_BFQ, new * num_levels, rule,
+        capacity=bucket(new, crop) * num_levels,
+    )
+    drawn_BFQ = np.asarray(drawn_BN)[: len(rows), : new * num_levels].reshape(len(rows), new, num_levels)
+    rows = [np.concatenate([row, more]) for row, more in zip(rows, drawn_BFQ, strict=True)]
+    done += new
+  return rows
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'capacity'))
+def sample_targets(
+    model: language_model.LanguageModel,
+    params: Any,
+    key: jax.Array,
+    prefix_BPN: Int[Array | np.ndarray, 'B P N'],
+    prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
+    num_steps: int | Array,
+    rule: Rule,
+    *,
+    capacity: int,
+) -> Int[Array, 'B C']:
+  """Returns `num_steps` codes a row, frame by frame, that follow prefix and prompt, and -1 up to `capacity`."""
+  ids_BL, times_BL = language_model.sequence(model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ))
+  first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
+  ids_BL, times_BL = tokens.left_pad(ids_BL, times_BL)
+  params = transformer.unstack(model.transformer, params)
+  logits_BK, cache = language_model.prefill(model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity)
+  step = lambda cache, code_B, n: language_model.step(model, params, cache, code_B, first_B, n)
+  return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity)
+
+
+def fill(
+    config: soundstorm.Config,
+    params: Any,
+    key: jax.Array,
+    semantic: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray],
+    *,
+    carry: int,
+    how: ParallelRule,
+) -> list[np.ndarray]:
+  """Appends decoded frames to every row [F, Q] of codes until it has two for each semantic token of its own [S].
+
+  A row that ends within the crop is decoded in one window. A longer one takes several, which begin at least `carry`
+  frames (an even number) before what is new; a row that is done takes part in no further window.
+  """
+  rows, crop, number = list(rows), 2 * config.num_semantic, 0
+  ends = [2 * len(semantic_S) for semantic_S in semantic]
+  while unfinished := [b for b, row in enumerate(rows) if len(row) < ends[b]]:
+    firsts = [max(0, min(len(rows[b]) - carry, ends[b] - crop)) for b in unfinished]
+    stops = [min(ends[b], first + crop) for b, first in zip(unfinished, firsts, strict=True)]
+    spans = list(zip(unfinished, firsts, stops, strict=True))
+    size = row_bucket(len(spans))
+    length = bucket(max(stop - first for _, first, stop in spans) // 2, config.num_semantic)
+    read = [semantic[b][first // 2 : stop // 2, None] for b, first, stop in spans]
+    semantic_BS = stack(read, length, 1, size)[..., 0]
+    codes_BFQ = stack([rows[b][first:] for b, first, _ in spans], 2 * length, config.num_quantizers, size)
+    filled_BFQ = np.asarray(
+        fill_window(
+            config, params, jax.random.fold_in(key, number), semantic_BS, codes_BFQ, how.rule, how.noise,
+            iterations=how.iterations,
+        )
+    )
+    for filled_FQ, (b, first, stop) in zip(filled_BFQ, spans):
+      rows[b] = np.concatenate([rows[b], filled_FQ[len(rows[b]) - first : stop - first]])
+    number += 1
+  return rows
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'iterations'))
+def fill_window(
+    config: soundstorm.Config,
+    params: Any,
+    key: jax.Array,
+    semantic_BS: Int[Array | np.ndarray, 'B S'],
+    codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
+    rule: Rule,
+    noise: float | Array,
+    *,
+    iterations: tuple[int, ...],
+) -> Int[Array, 'B F Q']:
+  """Returns the codes with every PAD filled in where the frame has a semantic token, the known ones untouched."""
+  semantic_BS = jnp.asarray(semantic_BS)
+  valid_BF = jnp.repeat(semantic_BS != PAD, 2, axis=1)
+  logits = lambda codes_BFQ, level: soundstorm.logits(config, params, semantic_BS, codes_BFQ, level)
+  return decode_masked(logits, jnp.asarray(codes_BFQ), valid_BF, key, rule, noise=noise, iterations=iterations)
+
+
+def bucket(length: int, crop: int) -> int:
+  """Returns `length` rounded up to a quarter of the crop; 0 stays 0."""
+  quarter = max(1, -(-crop // 4))
+  return -(-length // quarter) * quarter
+
+
+def row_bucket(rows: int) -> int:
+  """Returns the number of rows rounded up to a power of two, or beyond 8 to a multiple of 8."""
+  return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
+
+
+def stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None = None) -> np.ndarray:
+  """Returns rows [N, width] as one array [size, length, width], PAD on the right and in rows beyond the last."""
+  stacked = np.full((size or len(rows), length, width), PAD, np.int32)
+  for b, row in enumerate(rows):
+    stacked[b, : len(row)] = row
+  return stacked
