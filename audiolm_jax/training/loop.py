@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from audiolm_jax.stages import base
 from audiolm_jax.training import checkpoints, configs, metrics_writer, optimizers, sharding
+from audiolm_jax.training import rollback as rollback_lib
 from audiolm_jax.training import step as step_lib
 from audiolm_jax.training import workdir as workdir_lib
 
@@ -37,6 +38,7 @@ class TrainConfig:
   save_every: int = 1000  # steps; the last one is always saved
   save_every_seconds: float | None = None  # besides; one process only, whose clock decides
   max_to_keep: int = 3
+  rollback: rollback_lib.RollbackConfig | None = None  # on divergence; None: a number that is not finite stops the run
   tensorboard: bool = True
 
 
@@ -47,7 +49,11 @@ class TrainResult(NamedTuple):
   variables: base.Variables  # plain arrays on the mesh; the averaged parameters where they are kept
 
 
-class NonFiniteError(FloatingPointError):
+class DivergedError(FloatingPointError):
+  """A loss or gradient exploded or was not finite, and no rollback is left."""
+
+
+class NonFiniteError(DivergedError):
   """A loss or gradient was not finite; the state before it is saved."""
 
 
@@ -76,10 +82,11 @@ def train(
     workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/` and a lock.
     fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every checkpoint.
     report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at every log, and without the speed at
-      every evaluation, whose metrics are named 'eval/...'.
+      every evaluation, whose metrics are named 'eval/...'; with a 'message' for the user besides at a rollback.
 
   Raises:
     NonFiniteError: a loss or gradient was not finite; the last good state is saved.
+    DivergedError: a loss or gradient exploded after the last rollback that `train_config` allows.
     ValueError: settings that do not fit together or the checkpoint, or a workdir in use.
     OSError: a workdir that cannot be written.
   """
@@ -111,6 +118,7 @@ class _Run:
         seed=c.seed, accumulate_steps=c.accumulate_steps, ema_decay=c.ema_decay,
     )
     self.eval_step = step_lib.make_eval_step(stage, self.mesh)
+    self.guard = rollback_lib.Guard(c.rollback)
     self.last_metrics: dict[str, float] = {}
 
   @contextlib.contextmanager
@@ -132,6 +140,23 @@ class _Run:
       yield
 
   def go(self, batches, make_eval_batches, stop) -> TrainResult:
+    """Restores and runs the loop, and after each rollback does so again.
+
+    A rollback is as reproducible as a step: killed before its next save, a run repeats what led to it, and it.
+    """
+    message, position = None, None
+    while True:
+      train_state, start = self._restore(batches)
+      if message is not None:
+        batches.set_state(position)
+        self._publish(start, self.guard.metrics(), None, message=f'{message}, back to step {start}')
+      try:
+        return self._loop(train_state, start, batches, make_eval_batches, stop)
+      except rollback_lib.Diverged as diverged:  # ends with this block, and with it the state that went wrong
+        self.checkpoints.wait()
+        message, position = f'{diverged}: {self.guard.roll_back()}', diverged.after
+
+  def _loop(self, train_state, start: int, batches, make_eval_batches, stop) -> TrainResult:
     """The loop. Its order is law: restore; then each step: evaluate?, save?, next batch, train step, log the previous.
 
     Evaluation comes before saving so that a resumed run need not repeat it; saving comes before the next batch so
@@ -139,8 +164,7 @@ class _Run:
     that the device never waits for the host.
     """
     c = self.train_config
-    train_state, start = self._restore(batches)
-    pending = None  # (step, metrics, data position before it) of the step that may still be running
+    pending = None  # (step, metrics, data positions before and after it) of the step that may still be running
     saved_at = time.monotonic()
     self._timer = (time.monotonic(), start)
     preempted = False
@@ -157,18 +181,19 @@ class _Run:
       if evaluate and step > start:
         self._evaluate(step, train_state, make_eval_batches())
       if save:
-        self.checkpoints.save(step, _parts(train_state), batches.get_state(), self.metadata)
+        self._save(step, train_state, batches.get_state())
         saved_at = time.monotonic()
       if last or preempted:
         break
-      position = batches.get_state()
+      before = batches.get_state()
       batch = next(batches, None)
       if batch is None:
         raise ValueError(f'make_batches has no batch for step {step} of {c.num_steps}: repeat the data')
       batch = sharding.global_batch(batch, self.mesh)
-      train_state, metrics = self.train_step(train_state, batch, np.int32(step))
+      after = batches.get_state()
+      train_state, metrics = self.train_step(train_state, batch, np.int32(step), np.float32(self.guard.rate_scale))
       self._log(pending, train_state)
-      pending = (step, metrics, position)
+      pending = (step, metrics, before, after)
     self.checkpoints.wait()
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
     return TrainResult(step, preempted, self.last_metrics, base.Variables(params, train_state.state))
@@ -178,6 +203,7 @@ class _Run:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.shardings
     )
     restored = self.checkpoints.restore(_parts(targets), self.metadata['config'])
+    self.guard.set_state(restored and restored.metadata.get('guard'))
     if restored is None:
       return self.init(jax.random.key(self.train_config.seed)), 0
     if restored.metadata['fingerprints'] != self.metadata['fingerprints']:
@@ -189,26 +215,42 @@ class _Run:
     step = jax.device_put(np.int32(restored.step), self.shardings.step)
     return step_lib.TrainState(step=step, **restored.parts), restored.step
 
+  def _save(self, step: int, train_state: step_lib.TrainState, data_position) -> None:
+    metadata = self.metadata | {'guard': self.guard.get_state()}
+    self.checkpoints.save(step, _parts(train_state), data_position, metadata)
+
   def _log(self, pending, train_state) -> None:
-    """Fetches a step's metrics; stops the run when they are not finite; logs them when it is time."""
+    """Fetches a step's metrics; raises Diverged, or stops the run, when they are wrong; logs them when it is time."""
     if pending is None:
       return
-    step, metrics, position = pending
+    step, metrics, before, after = pending
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not metrics.pop('applied'):
-      # The step left the state as it was, and so did every later one: save it with the data position before the step.
-      self.checkpoints.save(step, _parts(train_state), position, self.metadata)
-      self.checkpoints.wait()
-      bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
-      raise NonFiniteError(
-          f'step {step}: {bad} not finite; the state before it is saved as step {step} in {self.directory}. Lower the '
-          'learning rate, clip gradients, or look at the batch'
-      )
+    applied = bool(metrics.pop('applied'))
+    fault = self.guard.fault(metrics, applied)
+    if fault and self.guard.rollbacks_left:
+      raise rollback_lib.Diverged(step, fault, after)
+    if fault:
+      self._give_up(step, train_state, before, fault, applied)
     done = step + 1
     if done % self.train_config.log_every == 0 or done == self.train_config.num_steps:
       now, (since, since_step) = time.monotonic(), self._timer
       self._timer = (now, done)
-      self._publish(done, metrics, (done - since_step) / max(now - since, 1e-9))
+      self._publish(done, metrics | self.guard.metrics(), (done - since_step) / max(now - since, 1e-9))
+
+  def _give_up(self, step: int, train_state: step_lib.TrainState, data_position, fault: str, applied: bool) -> None:
+    """Stops the run with what it is to be told."""
+    advice = 'Lower the learning rate, clip gradients, or look at the batch'
+    if self.guard.rollbacks:
+      fault += f', after {self.guard.rollbacks} rollbacks'
+    if applied:
+      self.checkpoints.wait()
+      raise DivergedError(f'step {step}: {fault}; {self.directory} keeps the checkpoints before. {advice}')
+    # The step left the state as it was, and so did every later one: save it with the data position before the step.
+    self._save(step, train_state, data_position)
+    self.checkpoints.wait()
+    raise NonFiniteError(
+        f'step {step}: {fault}; the state before it is saved as step {step} in {self.directory}. {advice}'
+    )
 
   def _evaluate(self, step: int, train_state: step_lib.TrainState, batches) -> None:
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
@@ -223,13 +265,13 @@ class _Run:
     self._publish(step, {f'eval/{name}': float(v) / count for name, v in jax.device_get(sums).items()}, None)
     self._timer = (since + time.monotonic() - now, since_step)  # evaluation is no training time
 
-  def _publish(self, step: int, metrics: dict[str, float], steps_per_second: float | None) -> None:
+  def _publish(self, step: int, metrics: dict[str, float], steps_per_second: float | None, **event) -> None:
     self.last_metrics = self.last_metrics | metrics
     if self.writer is None:
       return
     speed = {} if steps_per_second is None else {'steps_per_second': steps_per_second}
     self.writer.scalars(step, metrics | speed)
-    self._report({'step': step, 'metrics': metrics, **speed})
+    self._report({'step': step, 'metrics': metrics, **speed, **event})
 
 
 def _parts(train_state: step_lib.TrainState) -> dict[str, Any]:
