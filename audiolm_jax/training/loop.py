@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from audiolm_jax.stages import base
+from audiolm_jax.training import bands as bands_lib
 from audiolm_jax.training import checkpoints, configs, metrics_writer, optimizers, sharding
 from audiolm_jax.training import rollback as rollback_lib
 from audiolm_jax.training import step as step_lib
@@ -39,6 +40,7 @@ class TrainConfig:
   save_every_seconds: float | None = None  # besides; one process only, whose clock decides
   max_to_keep: int = 3
   rollback: rollback_lib.RollbackConfig | None = None  # on divergence; None: a number that is not finite stops the run
+  bands: tuple[bands_lib.Band, ...] = ()  # what to expect; a run outside says so and goes on
   tensorboard: bool = True
 
 
@@ -47,6 +49,25 @@ class TrainResult(NamedTuple):
   preempted: bool  # a signal stopped it: run again to go on
   metrics: dict[str, float]  # the last ones logged, 'eval/...' included; {} when there was nothing left to do
   variables: base.Variables  # plain arrays on the mesh; the averaged parameters where they are kept
+
+
+class Summary(NamedTuple):
+  """What a probe found, by name; all names get 'eval/' in front."""
+
+  scalars: Mapping[str, float]
+  audio: Mapping[str, tuple[np.ndarray, int]] = {}  # (wave_T, sample rate)
+  images: Mapping[str, np.ndarray] = {}  # [height, width, 1 or 3] in [0, 1]
+
+
+class Probe(NamedTuple):
+  """What a program asks at every evaluation beside the stage's own metrics: numbers, sounds, pictures.
+
+  measure: (params, state, batch) -> (arrays, samples), compiled by the loop.
+  summarize: (mean of the arrays over the evaluation batches, samples of the first one) -> Summary, on the host.
+  """
+
+  measure: Callable[[base.Params, base.State, base.Batch], tuple[Any, Any]]
+  summarize: Callable[[Any, Any], Summary]
 
 
 class DivergedError(FloatingPointError):
@@ -66,6 +87,9 @@ def train(
     make_eval_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]] | None = None,
     workdir: str | pathlib.Path,
     fingerprints: Mapping[str, str] | None = None,
+    probe: Probe | None = None,
+    init_from: str | pathlib.Path | None = None,
+    init_optimizer: bool = False,
     report: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> TrainResult:
   """Trains `stage` from the newest good checkpoint in `workdir`, or from the start, to `num_steps`.
@@ -81,8 +105,13 @@ def train(
     make_eval_batches: returns a fresh iterator of evaluation batches, of the same sizes.
     workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/` and a lock.
     fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every checkpoint.
+    probe: what to measure at every evaluation besides.
+    init_from: the workdir or checkpoint directory of a run whose params and state to begin with, where `workdir` has
+      no checkpoint yet (fine-tuning). The average of the parameters begins at the parameters.
+    init_optimizer: take over that run's optimizer state too, and with it the place in the learning-rate schedule.
     report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at every log, and without the speed at
-      every evaluation, whose metrics are named 'eval/...'; with a 'message' for the user besides at a rollback.
+      every evaluation, whose metrics are named 'eval/...'; with a 'message' for the user besides at a
+      rollback and outside of a band.
 
   Raises:
     NonFiniteError: a loss or gradient was not finite; the last good state is saved.
@@ -90,7 +119,12 @@ def train(
     ValueError: settings that do not fit together or the checkpoint, or a workdir in use.
     OSError: a workdir that cannot be written.
   """
-  run = _Run(stage, config, train_config, pathlib.Path(workdir), dict(fingerprints or {}), report)
+  if init_optimizer and init_from is None:
+    raise ValueError('init_optimizer needs init_from: name the run whose optimizer state to take over')
+  run = _Run(
+      stage, config, train_config, pathlib.Path(workdir), dict(fingerprints or {}), probe, init_from, init_optimizer,
+      report,
+  )
   with run.open(), _stop_signal() as stop:
     return run.go(make_batches(), make_eval_batches, stop)
 
@@ -98,16 +132,18 @@ def train(
 class _Run:
   """The pieces of one call of `train`, which its steps share."""
 
-  def __init__(self, stage, config, train_config, directory, fingerprints, report):
+  def __init__(self, stage, config, train_config, directory, fingerprints, probe, init_from, init_optimizer, report):
     if train_config.save_every_seconds is not None and jax.process_count() > 1:
       raise ValueError('save_every_seconds needs a single process (clocks differ): use save_every')
     self.train_config, self.directory, self._report = train_config, directory, report
+    self.init_from, self.init_optimizer = init_from, init_optimizer
     self.mesh = sharding.make_mesh(train_config.mesh)
     sharding.check_batch_size(train_config.batch_size, self.mesh)
     self.metadata = {
         'config': configs.describe(config),
         'training': configs.describe(train_config),
         'fingerprints': fingerprints,
+        'init_from': None if init_from is None else str(init_from),
     }
     c = train_config
     self.init, self.shapes, self.shardings = step_lib.make_init(
@@ -118,6 +154,8 @@ class _Run:
         seed=c.seed, accumulate_steps=c.accumulate_steps, ema_decay=c.ema_decay,
     )
     self.eval_step = step_lib.make_eval_step(stage, self.mesh)
+    self.probe = probe or Probe(lambda *_: ((), ()), lambda *_: Summary({}))
+    self.measure = jax.jit(self.probe.measure, out_shardings=sharding.replicated(self.mesh))
     self.guard = rollback_lib.Guard(c.rollback)
     self.last_metrics: dict[str, float] = {}
 
@@ -205,7 +243,7 @@ class _Run:
     restored = self.checkpoints.restore(_parts(targets), self.metadata['config'])
     self.guard.set_state(restored and restored.metadata.get('guard'))
     if restored is None:
-      return self.init(jax.random.key(self.train_config.seed)), 0
+      return self._begin(targets), 0
     if restored.metadata['fingerprints'] != self.metadata['fingerprints']:
       raise ValueError(
           f'checkpoint was trained with {restored.metadata["fingerprints"]}, now {self.metadata["fingerprints"]}: '
@@ -214,6 +252,17 @@ class _Run:
     batches.set_state(restored.data_position)
     step = jax.device_put(np.int32(restored.step), self.shardings.step)
     return step_lib.TrainState(step=step, **restored.parts), restored.step
+
+  def _begin(self, targets: step_lib.TrainState) -> step_lib.TrainState:
+    """Returns the state before step 0: drawn from the seed, but for what another run brings."""
+    train_state = self.init(jax.random.key(self.train_config.seed))
+    if self.init_from is None:
+      return train_state
+    names = ('params', 'state', 'opt_state') if self.init_optimizer else ('params', 'state')
+    parts = checkpoints.load_parts(self.init_from, {name: getattr(targets, name) for name in names})
+    if train_state.ema_params is not None:
+      parts['ema_params'] = jax.tree.map(jnp.copy, parts['params'])
+    return train_state._replace(**parts)
 
   def _save(self, step: int, train_state: step_lib.TrainState, data_position) -> None:
     metadata = self.metadata | {'guard': self.guard.get_state()}
@@ -253,25 +302,42 @@ class _Run:
     )
 
   def _evaluate(self, step: int, train_state: step_lib.TrainState, batches) -> None:
+    now, (since, since_step) = time.monotonic(), self._timer
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
-    sums, count = None, 0
+    sums, samples, count = None, None, 0
     for _, batch in zip(range(self.train_config.eval_batches), batches):
-      metrics = self.eval_step(params, train_state.state, sharding.global_batch(batch, self.mesh))
-      sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+      batch = sharding.global_batch(batch, self.mesh)
+      arrays, found = self.measure(params, train_state.state, batch)
+      values = self.eval_step(params, train_state.state, batch), arrays
+      sums = values if sums is None else jax.tree.map(jnp.add, sums, values)
+      samples = found if samples is None else samples
       count += 1
     if not count:
       raise ValueError('make_eval_batches gave no batch: it needs at least one')
-    now, (since, since_step) = time.monotonic(), self._timer
-    self._publish(step, {f'eval/{name}': float(v) / count for name, v in jax.device_get(sums).items()}, None)
+    metrics, arrays = jax.tree.map(lambda x: np.asarray(x, np.float64) / count, jax.device_get(sums))
+    summary = self.probe.summarize(arrays, jax.device_get(samples))
+    metrics = {f'eval/{name}': float(value) for name, value in (metrics | dict(summary.scalars)).items()}
+    self._publish(step, metrics, None)
+    if self.writer is not None:
+      for name, (wave_T, sample_rate) in summary.audio.items():
+        self.writer.audio(step, f'eval/{name}', wave_T, sample_rate)
+      for name, image_HWC in summary.images.items():
+        self.writer.image(step, f'eval/{name}', image_HWC)
     self._timer = (since + time.monotonic() - now, since_step)  # evaluation is no training time
 
-  def _publish(self, step: int, metrics: dict[str, float], steps_per_second: float | None, **event) -> None:
+  def _publish(
+      self, step: int, metrics: dict[str, float], steps_per_second: float | None, message: str | None = None
+  ) -> None:
+    c = self.train_config
+    outside, lines = bands_lib.judge(c.bands, step, metrics, log_every=c.log_every, eval_every=c.eval_every)
+    metrics = metrics | outside
     self.last_metrics = self.last_metrics | metrics
     if self.writer is None:
       return
     speed = {} if steps_per_second is None else {'steps_per_second': steps_per_second}
     self.writer.scalars(step, metrics | speed)
-    self._report({'step': step, 'metrics': metrics, **speed, **event})
+    lines = lines if message is None else [message, *lines]
+    self._report({'step': step, 'metrics': metrics, **speed} | ({'message': '\n'.join(lines)} if lines else {}))
 
 
 def _parts(train_state: step_lib.TrainState) -> dict[str, Any]:

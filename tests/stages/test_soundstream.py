@@ -151,7 +151,7 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
         'spectral': lambda e: losses.spectral_reconstruction(wave_BT, e, sample_rate=8000),
         'waveform': lambda e: losses.relative_squared_error(wave_BT, e),
         'adversarial': lambda e: losses.hinge_generator([j.logits_BN for j in judge(e)]),
-        'feature': lambda e: losses.feature_matching([j.features for j in judge(wave_BT)], [j.features for j in judge(e)]),
+        'feature': lambda e: losses.feature_matching(*([j.features for j in judge(wave)] for wave in (wave_BT, e))),
     }
     return {name: jnp.linalg.norm(jax.grad(term)(estimate_BT)) for name, term in terms.items()}, aux
 
@@ -162,8 +162,8 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
     np.testing.assert_allclose(shares[name], want[name], rtol=1e-3, err_msg=name)
   loss, evaluated = jax.jit(config.make().loss)(variables.params, aux.state, batch, None)
   jax.tree.map(np.testing.assert_array_equal, evaluated.state['balance'], aux.state['balance'])
-  weighted = sum(aux.metrics[f'weight_{name}'] * evaluated.metrics[name] for name in want)
-  np.testing.assert_allclose(loss, weighted + evaluated.metrics['commitment'] + evaluated.metrics['discriminator'], rtol=1e-4)
+  weights = {name: aux.metrics[f'weight_{name}'] for name in want} | {'commitment': 1.0, 'discriminator': 1.0}
+  np.testing.assert_allclose(loss, sum(weights[name] * evaluated.metrics[name] for name in weights), rtol=1e-4)
 
 
 @pytest.mark.parametrize('changes', [dict(balance_decay=1.0), dict(balance_decay=0.9, feature_weight=-1.0)])
