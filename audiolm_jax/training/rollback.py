@@ -63,8 +63,8 @@ class Guard:
       return f'{bad} not finite'
     if self._config is None:
       return None
-    limits = {name: self._config.gradient_explosion for name in metrics if name.startswith('grad_norm/')}
-    limits['loss'] = self._config.explosion
+    limits = {'loss': self._config.explosion}
+    limits |= {name: self._config.gradient_explosion for name in metrics if name.startswith('grad_norm/')}
     for name, limit in limits.items():
       past = self._past.setdefault(name, collections.deque(maxlen=self._config.window))
       median = float(np.median(past)) if len(past) == self._config.window else 0.0
