@@ -48,13 +48,14 @@ def test_params_and_state_come_over_and_the_count_starts_again(pretrained, tmp_p
 
 def test_the_optimizer_comes_over_when_asked(pretrained, tmp_path):
   """Both runs see batch 0 first: moments of the past make another first step."""
+  one_step = dataclasses.replace(SHORT, num_steps=1)
   results = [
-      _train(tmp_path / str(flag), train_config=dataclasses.replace(SHORT, num_steps=1), init_from=pretrained, **options)
+      _train(tmp_path / str(flag), train_config=one_step, init_from=pretrained, **options)
       for flag, options in enumerate(({}, {'init_optimizer': True}))
   ]
   fresh, carried = (result.metrics for result in results)
   assert fresh['loss'] == carried['loss'] and fresh['grad_norm/hidden'] == carried['grad_norm/hidden']
-  # Adam's first step has the length of the rate in every coordinate, 16 * 8 + 8 + 8 + 1 of them; a later one is shorter.
+  # The first step of Adam has the length of the rate in each of 16 * 8 + 8 + 8 + 1 coordinates; a later one is shorter.
   np.testing.assert_allclose(fresh['update_norm'], 1e-2 * np.sqrt(145), rtol=1e-3)
   assert carried['update_norm'] < 0.9 * fresh['update_norm']
 
