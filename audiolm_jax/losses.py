@@ -1,6 +1,7 @@
 """Loss terms as pure functions of arrays. Every mean is over the global batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,48 @@ def feature_matching(real: Sequence[Sequence[Array]], fake: Sequence[Sequence[Ar
       for layers in zip(real, fake, strict=True)
   ]
   return sum(critics) / len(critics)
+
+
+class Balance(NamedTuple):
+  """Moving averages, by term of a loss: of the length of its gradient at the estimate, and of 1, for the bias."""
+
+  length: dict[str, Float[Array, '']]
+  seen: dict[str, Float[Array, '']]
+
+
+def init_balance(names: Sequence[str]) -> Balance:
+  """Returns averages of nothing."""
+  return Balance(*({name: jnp.zeros(()) for name in names} for _ in Balance._fields))
+
+
+def update_balance(balance: Balance, gradients: Mapping[str, Float[Array, 'B T']], decay: float) -> Balance:
+  """Returns the averages with the gradients of one more step; a term without gradient (absent so far) keeps its own."""
+
+  def moved(averages, values):
+    return {
+        name: jnp.where(length[name] > 0, decay * averages[name] + (1 - decay) * values[name], averages[name])
+        for name in averages
+    }
+
+  length = {name: jnp.sqrt(jnp.sum(jnp.square(gradients[name].astype(jnp.float32)))) for name in balance.length}
+  return Balance(moved(balance.length, length), moved(balance.seen, {name: 1.0 for name in length}))
+
+
+def balanced_weights(balance: Balance, shares: Mapping[str, float], num_values: int) -> dict[str, Float[Array, '']]:
+  """Returns the weight of each term with which its gradient at the estimate has its share of the whole.
+
+  The gradient of term i then has, on average, the length share_i / sum(shares) / sqrt(`num_values`), whatever its scale
+  (Defossez et al., 2022, arXiv 2210.13438, section 3.4). The paper has the length 1 in place of 1 / sqrt(num_values),
+  B * T: ours is that of a mean over samples, so that terms outside of the balance do not follow the crop. A term
+  that had no gradient yet keeps its share as its weight.
+  """
+  total = sum(shares[name] for name in balance.length) * num_values**0.5
+  weights = {}
+  for name, length in balance.length.items():
+    mean = length / jnp.maximum(balance.seen[name], 1e-30)
+    balanced = shares[name] / (total * jnp.maximum(mean, 1e-30))
+    weights[name] = jnp.where(balance.seen[name] > 0, balanced, shares[name])
+  return weights
 
 
 def contrastive(

@@ -3,6 +3,7 @@
   python -m experiments.train --stage=semantic
   python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
   python -m experiments.train --stage=coarse --set coarse.train.num_steps=1000 --set coarse.train.batch_size=32
+  python -m experiments.train --stage=soundstream --workdir=runs/mine --init_from=runs/theirs/soundstream
 
 Killed and started again, it goes on where it was. On a TPU pod run the same command on every host.
 """
@@ -18,20 +19,28 @@ import jax
 from audiolm_jax.data import pipeline
 from audiolm_jax.training import loop
 from experiments import recipe as recipe_lib
-from experiments import sources, workspace
+from experiments import probes, sources, workspace
 
 
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--stage', required=True, help='a stage of the recipe (see the error for a wrong one), or all')
+  parser.add_argument(
+      '--init_from', metavar='DIRECTORY', help="begin with another run's params and state, as in runs/theirs/coarse"
+  )
+  parser.add_argument(
+      '--init_optimizer', action='store_true', help='and with its optimizer state, the place in its schedule included'
+  )
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.stage not in (*recipe.stages, 'all'):
     raise ValueError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+  if args.stage == 'all' and args.init_from is not None:
+    raise ValueError('--init_from is the checkpoint of one stage: name it with --stage, not all')
   if args.stage == 'all':
     train_all(recipe)
   else:
-    train_stage(recipe, args.stage, args.workdir)
+    train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 
 def train_all(recipe: recipe_lib.Recipe):
@@ -45,8 +54,8 @@ def train_all(recipe: recipe_lib.Recipe):
       sys.exit(code)
 
 
-def train_stage(recipe: recipe_lib.Recipe, name: str, workdir):
-  """Trains `name` to its last step, from the newest checkpoint where there is one."""
+def train_stage(recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, init_optimizer=False):
+  """Trains `name` to its last step, from the newest checkpoint where there is one, else from that of `init_from`."""
   stage_recipe = getattr(recipe, name)
   config, train = stage_recipe.model, stage_recipe.train
   stage = config.make()
@@ -63,14 +72,17 @@ def train_stage(recipe: recipe_lib.Recipe, name: str, workdir):
   with workspace.progress(train.num_steps, name, 'step') as bar:
 
     def report(event):
-      bar.update(event['step'] - bar.n)
+      bar.update(event['step'] - bar.n)  # backwards after a rollback
+      if 'message' in event:
+        bar.write(f'{name}: {event["message"]}', file=sys.stderr)
       loss = event['metrics'].get('loss')
       if loss is not None:
         bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
 
     result = loop.train(
         stage, config, train, make_batches=make_batches, make_eval_batches=make_eval_batches, workdir=workdir / name,
-        fingerprints=fingerprints, report=report,
+        fingerprints=fingerprints, probe=probes.for_stage(config), init_from=init_from, init_optimizer=init_optimizer,
+        report=report,
     )
   where = f'{workdir / name} (metrics.jsonl, checkpoints, TensorBoard events)'
   if result.preempted:

@@ -52,3 +52,32 @@ def test_feature_matching_weighs_layers_and_critics_alike():
 def test_relative_squared_error_of_silence_is_one():
   np.testing.assert_allclose(losses.relative_squared_error(_noise(0), 0 * _noise(0)), 1, rtol=1e-4)
   np.testing.assert_allclose(losses.relative_squared_error(_noise(0), 0.5 * _noise(0)), 0.25, rtol=1e-4)
+
+
+def test_balanced_terms_share_the_gradient_as_asked():
+  """Three terms of wild scales; with decay 0 the average is the step's own length, and the shares are exact."""
+  estimate_BT, num_values = _noise(0, 40), 80
+  terms = lambda x: {
+      'a': 1e4 * jnp.mean(jnp.square(x)),
+      'b': 1e-5 * jnp.sum(jnp.abs(x - 1)),
+      'c': jnp.mean(x) ** 3,
+  }
+  gradients = jax.jacrev(terms)(estimate_BT)
+  balance = losses.update_balance(losses.init_balance('abc'), gradients, 0.0)
+  weights = losses.balanced_weights(balance, {'a': 1.0, 'b': 3.0, 'c': 0.0}, num_values)
+  lengths = {name: np.linalg.norm(weights[name] * gradients[name]) * num_values**0.5 for name in 'abc'}
+  np.testing.assert_allclose([lengths[name] for name in 'abc'], [0.25, 0.75, 0.0], rtol=1e-5)
+  total = jax.grad(lambda x: sum(weights[name] * term for name, term in terms(x).items()))(estimate_BT)
+  np.testing.assert_allclose(total, sum(weights[name] * gradients[name] for name in 'abc'), rtol=1e-4, atol=1e-7)
+
+
+def test_lengths_are_averaged_without_bias_and_absent_terms_wait():
+  balance = losses.init_balance('ab')
+  shares = {'a': 1.0, 'b': 2.0}
+  assert losses.balanced_weights(balance, shares, 1) == shares  # nothing seen yet
+  for a, b in ((3.0, 0.0), (5.0, 7.0)):  # lengths of the gradients; b has none at first
+    gradients = {name: jnp.full((1, 1), value) for name, value in (('a', a), ('b', b))}
+    balance = losses.update_balance(balance, gradients, 0.9)
+  weights = losses.balanced_weights(balance, shares, 1)
+  mean_a = (0.9 * 0.1 * 3 + 0.1 * 5) / (0.9 * 0.1 + 0.1)
+  np.testing.assert_allclose([weights['a'], weights['b']], [1 / 3 / mean_a, 2 / 3 / 7], rtol=1e-5)

@@ -6,7 +6,9 @@ from jaxtyping import Array, Float
 from audiolm_jax import audio
 from audiolm_jax.nn.quantizer import perplexity as codebook_perplexity
 
-__all__ = ['codebook_perplexity', 'log_mel_distance', 'si_sdr']
+__all__ = ['codebook_perplexity', 'log_mel_distance', 'multi_scale_stft_distance', 'si_sdr']
+
+STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of it
 
 
 def si_sdr(reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']) -> Float[Array, 'B']:
@@ -33,3 +35,26 @@ def log_mel_distance(
   options = dict(sample_rate=sample_rate, window_length=window, hop_length=window // 4, num_mels=80)
   reference_BFM, estimate_BFM = (audio.log_mel_spectrogram(wave, **options) for wave in (reference_BT, estimate_BT))
   return jnp.mean(jnp.abs(reference_BFM - estimate_BFM), axis=(1, 2))
+
+
+def multi_scale_stft_distance(reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']) -> Float[Array, 'B']:
+  """Returns spectral convergence plus mean absolute difference of natural log magnitudes, mean over STFT_WINDOWS.
+
+  Spectral convergence is the norm of the difference of magnitudes over that of the reference's. Windows longer than
+  the waveform are left out. Source: Yamamoto et al., 2020 (Parallel WaveGAN), equations 3 to 6, with
+  windows in powers of 2 and a hop of a quarter.
+
+  Raises ValueError when the waveform is shorter than every window.
+  """
+  if reference_BT.shape[-1] < STFT_WINDOWS[0]:
+    raise ValueError(f'waveform has {reference_BT.shape[-1]} samples, the shortest window {STFT_WINDOWS[0]}')
+  total_B, windows = 0.0, [w for w in STFT_WINDOWS if w <= reference_BT.shape[-1]]
+  for window in windows:
+    reference_BFN, estimate_BFN = (
+        jnp.abs(audio.stft(wave, window, window // 4)) for wave in (reference_BT, estimate_BT)
+    )
+    norm = lambda x_BFN: jnp.sqrt(jnp.sum(jnp.square(x_BFN), axis=(1, 2)))
+    convergence_B = norm(reference_BFN - estimate_BFN) / jnp.maximum(norm(reference_BFN), audio.LOG_FLOOR)
+    logs = [jnp.log(jnp.maximum(magnitude, audio.LOG_FLOOR)) for magnitude in (reference_BFN, estimate_BFN)]
+    total_B += convergence_B + jnp.mean(jnp.abs(logs[0] - logs[1]), axis=(1, 2))
+  return total_B / len(windows)

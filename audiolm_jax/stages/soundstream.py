@@ -21,6 +21,10 @@ Where the paper is silent or unclear, and where we leave it:
 - `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar quantization
   (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid does not follow the embeddings,
   which are small at first: they may all round to 0 for some hundred steps.
+- `balance_decay` (default None, the paper: fixed weights) turns the weights of the terms that see the estimated
+  waveform into shares of its gradient (EnCodec, arXiv 2210.13438, section 3.4, with decay 0.999; there the shares are
+  1.1 spectral, 3 adversarial, 3 feature): no term takes over because its scale grew. It costs a second pass through the
+  critics, forward once and backward twice. The value of the loss then says little: look at its terms.
 """
 
 import dataclasses
@@ -65,6 +69,7 @@ class Config:
   commitment_weight: float = 1.0
   adversarial_weight: float = 1.0
   feature_weight: float = 10.0
+  balance_decay: float | None = None  # of the mean lengths of the terms' gradients, a step; None: fixed weights
   dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
 
   @property
@@ -104,14 +109,18 @@ SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)  
 # MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480; the split is ours.
 MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
 
+BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that see the estimated waveform
+
 
 def make(config: Config) -> Stage:
   """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'.
 
-  Raises ValueError when `crop_length` is no whole number of frames, or `fsq_levels` and the sizes disagree.
+  Raises ValueError when `crop_length` is no whole number of frames, or `fsq_levels` and the sizes disagree, or the
+  balance of the loss is impossible.
   """
   _check_length(config, config.crop_length)
   _check_fsq(config)
+  _check_balance(config)
   return Stage(
       batch={'waveform': Feature((config.crop_length,), jnp.float32, config.sample_rate)},
       init=lambda key: _init(config, key),
@@ -154,6 +163,8 @@ def _init(config: Config, key: jax.Array) -> Variables:
     state['codebooks'] = quantizer.init(
         keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim
     )
+  if config.balance_decay is not None:
+    state['balance'] = losses.init_balance(BALANCED)
   return Variables(params, state)
 
 
@@ -162,25 +173,54 @@ def _loss(config: Config, params, state, wave_BT, key):
   z_BFD = _encoder(config).apply({'params': generator['encoder']}, wave_BT)
   quantized, next_state = _quantize(config, state, z_BFD, key)
   estimate_BT = _decoder(config).apply({'params': generator['decoder']}, quantized.z_BFD)
-  terms = {
-      'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=config.sample_rate),
-      'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
-      'commitment': quantized.commitment,
-  }
-  absent = {name: jnp.zeros(()) for name in ('adversarial', 'feature', 'discriminator')}
-  if config.adversarial_start is None:
-    terms |= absent
-  else:
-    terms |= jax.lax.cond(
-        state['step'] >= config.adversarial_start,
-        lambda *waves: _adversarial_terms(config, params['discriminator'], *waves),
-        lambda *_: absent,
-        wave_BT,
-        estimate_BT,
-    )
+  waves = wave_BT, estimate_BT
+  terms = _reconstruction_terms(config, *waves) | _critic_terms(config, params['discriminator'], state['step'], *waves)
+  terms['commitment'] = quantized.commitment
   perplexity_Q = quantizer.perplexity(quantized.codes_BFQ, config.codebook_size)
   metrics = terms | {f'perplexity_{level}': perplexity_Q[level] for level in range(config.num_quantizers)}
-  return sum(config.loss_weights[name] * term for name, term in terms.items()), Aux(next_state, metrics)
+  weights = dict(config.loss_weights)
+  if config.balance_decay is not None:
+    balance = state['balance']
+    if key is not None:
+      gradients = _estimate_gradients(config, params['discriminator'], state['step'], *waves)
+      balance = losses.update_balance(balance, gradients, config.balance_decay)
+    weights |= losses.balanced_weights(balance, config.loss_weights, estimate_BT.size)
+    metrics |= {f'weight_{name}': weights[name] for name in BALANCED}
+    next_state = next_state | {'balance': balance}
+  return sum(weights[name] * term for name, term in terms.items()), Aux(next_state, metrics)
+
+
+def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
+  return {
+      'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=config.sample_rate),
+      'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
+  }
+
+
+def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
+  """Returns the terms that need the critics: zeros before their start."""
+  absent = {name: jnp.zeros(()) for name in ('adversarial', 'feature', 'discriminator')}
+  if config.adversarial_start is None:
+    return absent
+  return jax.lax.cond(
+      step >= config.adversarial_start,
+      lambda *waves: _adversarial_terms(config, params, *waves),
+      lambda *_: absent,
+      wave_BT,
+      estimate_BT,
+  )
+
+
+def _estimate_gradients(config: Config, params, step, wave_BT, estimate_BT):
+  """Returns the gradient of each balanced term with respect to the estimate, {name: [B, T]}, constant itself."""
+  wave_BT, estimate_BT, params = jax.lax.stop_gradient((wave_BT, estimate_BT, params))
+
+  def critic_terms(estimate_BT):
+    terms = _critic_terms(config, params, step, wave_BT, estimate_BT)
+    return {name: terms[name] for name in ('adversarial', 'feature')}
+
+  reconstruction = jax.jacrev(lambda estimate_BT: _reconstruction_terms(config, wave_BT, estimate_BT))(estimate_BT)
+  return reconstruction | jax.jacrev(critic_terms)(estimate_BT)
 
 
 def _quantize(config: Config, state, z_BFD, key):
@@ -226,6 +266,18 @@ def _adversarial_terms(config: Config, params, wave_BT, estimate_BT):
       'feature': losses.feature_matching(stop(features(real)), features(fake_to_generator)),
       'discriminator': losses.hinge_discriminator(logits(real), logits(fake)),
   }
+
+
+def critic_accuracy(
+    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
+) -> Float[Array, '']:
+  """Returns the share of logits on their side of 0, mean over critics: 0.5 where they cannot tell, 1 where they win."""
+  judge = lambda wave: _discriminators(config).apply({'params': variables.params['discriminator']}, wave)
+  shares = [
+      (jnp.mean(real.logits_BN > 0) + jnp.mean(fake.logits_BN < 0)) / 2
+      for real, fake in zip(judge(wave_BT), judge(estimate_BT), strict=True)
+  ]
+  return sum(shares) / len(shares)
 
 
 def encode(
@@ -365,3 +417,14 @@ def _check_fsq(config: Config):
   found = {name: getattr(config, name) for name in wanted}
   if found != wanted:
     raise ValueError(f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three')
+
+
+def _check_balance(config: Config):
+  decay = config.balance_decay
+  if decay is None:
+    return
+  shares = {name: config.loss_weights[name] for name in BALANCED}
+  if not 0 <= decay < 1 or min(shares.values()) < 0 or not any(shares.values()):
+    raise ValueError(
+        f'balance_decay={decay} with shares {shares}: the decay must be in [0, 1), no share below 0, one above it'
+    )

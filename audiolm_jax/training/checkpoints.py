@@ -200,9 +200,7 @@ def load_variables(
   Raises:
     ValueError: no good checkpoint, an unknown config class or field, or another structure than `config.make()` has.
   """
-  directory = pathlib.Path(directory).absolute()
-  if not (directory / MARKER).is_file() and (directory / 'checkpoints').is_dir():
-    directory = directory / 'checkpoints'
+  directory = _checkpoints(directory)
   if step is None:
     step = _newest_readable(directory)
   elif reason := fault(directory / str(step)):
@@ -218,6 +216,27 @@ def load_variables(
   )
   parts = _restore_parts(directory / str(step), targets, metadata)
   return config, base.Variables(parts[params_name], parts['state']), metadata
+
+
+def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:
+  """Loads parts of another run's newest good step into the shapes, dtypes and shardings of `targets`, to begin with.
+
+  The configs may differ, the arrays not. `directory` is a checkpoint directory, or a workdir that holds one.
+
+  Raises ValueError for no good checkpoint, and where arrays are missing, superfluous or of another shape, with a line
+  for each.
+  """
+  directory = _checkpoints(directory)
+  step = _newest_readable(directory)
+  return _restore_parts(directory / str(step), targets, _read_metadata(directory / str(step)))
+
+
+def _checkpoints(directory: str | pathlib.Path) -> pathlib.Path:
+  """Returns the checkpoint directory that is meant: itself, or that of a run's workdir."""
+  directory = pathlib.Path(directory).absolute()
+  if not (directory / MARKER).is_file() and (directory / 'checkpoints').is_dir():
+    return directory / 'checkpoints'
+  return directory
 
 
 def _claim(directory: pathlib.Path) -> None:

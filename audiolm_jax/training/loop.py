@@ -15,7 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from audiolm_jax.stages import base
+from audiolm_jax.training import bands as bands_lib
 from audiolm_jax.training import checkpoints, configs, metrics_writer, optimizers, sharding
+from audiolm_jax.training import rollback as rollback_lib
 from audiolm_jax.training import step as step_lib
 from audiolm_jax.training import workdir as workdir_lib
 
@@ -37,6 +39,8 @@ class TrainConfig:
   save_every: int = 1000  # steps; the last one is always saved
   save_every_seconds: float | None = None  # besides; one process only, whose clock decides
   max_to_keep: int = 3
+  rollback: rollback_lib.RollbackConfig | None = None  # on divergence; None: a number that is not finite stops the run
+  bands: tuple[bands_lib.Band, ...] = ()  # what to expect; a run outside says so and goes on
   tensorboard: bool = True
 
 
@@ -47,7 +51,30 @@ class TrainResult(NamedTuple):
   variables: base.Variables  # plain arrays on the mesh; the averaged parameters where they are kept
 
 
-class NonFiniteError(FloatingPointError):
+class Summary(NamedTuple):
+  """What a probe found, by name; all names get 'eval/' in front."""
+
+  scalars: Mapping[str, float]
+  audio: Mapping[str, tuple[np.ndarray, int]] = {}  # (wave_T, sample rate)
+  images: Mapping[str, np.ndarray] = {}  # [height, width, 1 or 3] in [0, 1]
+
+
+class Probe(NamedTuple):
+  """What a program asks at every evaluation beside the stage's own metrics: numbers, sounds, pictures.
+
+  measure: (params, state, batch) -> (arrays, samples), compiled by the loop.
+  summarize: (mean of the arrays over the evaluation batches, samples of the first one) -> Summary, on the host.
+  """
+
+  measure: Callable[[base.Params, base.State, base.Batch], tuple[Any, Any]]
+  summarize: Callable[[Any, Any], Summary]
+
+
+class DivergedError(FloatingPointError):
+  """A loss or gradient exploded or was not finite, and no rollback is left."""
+
+
+class NonFiniteError(DivergedError):
   """A loss or gradient was not finite; the state before it is saved."""
 
 
@@ -60,6 +87,9 @@ def train(
     make_eval_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]] | None = None,
     workdir: str | pathlib.Path,
     fingerprints: Mapping[str, str] | None = None,
+    probe: Probe | None = None,
+    init_from: str | pathlib.Path | None = None,
+    init_optimizer: bool = False,
     report: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> TrainResult:
   """Trains `stage` from the newest good checkpoint in `workdir`, or from the start, to `num_steps`.
@@ -75,15 +105,26 @@ def train(
     make_eval_batches: returns a fresh iterator of evaluation batches, of the same sizes.
     workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/` and a lock.
     fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every checkpoint.
+    probe: what to measure at every evaluation besides.
+    init_from: the workdir or checkpoint directory of a run whose params and state to begin with, where `workdir` has
+      no checkpoint yet (fine-tuning). The average of the parameters begins at the parameters.
+    init_optimizer: take over that run's optimizer state too, and with it the place in the learning-rate schedule.
     report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at every log, and without the speed at
-      every evaluation, whose metrics are named 'eval/...'.
+      every evaluation, whose metrics are named 'eval/...'; with a 'message' for the user besides at a
+      rollback and outside of a band.
 
   Raises:
     NonFiniteError: a loss or gradient was not finite; the last good state is saved.
+    DivergedError: a loss or gradient exploded after the last rollback that `train_config` allows.
     ValueError: settings that do not fit together or the checkpoint, or a workdir in use.
     OSError: a workdir that cannot be written.
   """
-  run = _Run(stage, config, train_config, pathlib.Path(workdir), dict(fingerprints or {}), report)
+  if init_optimizer and init_from is None:
+    raise ValueError('init_optimizer needs init_from: name the run whose optimizer state to take over')
+  run = _Run(
+      stage, config, train_config, pathlib.Path(workdir), dict(fingerprints or {}), probe, init_from, init_optimizer,
+      report,
+  )
   with run.open(), _stop_signal() as stop:
     return run.go(make_batches(), make_eval_batches, stop)
 
@@ -91,16 +132,18 @@ def train(
 class _Run:
   """The pieces of one call of `train`, which its steps share."""
 
-  def __init__(self, stage, config, train_config, directory, fingerprints, report):
+  def __init__(self, stage, config, train_config, directory, fingerprints, probe, init_from, init_optimizer, report):
     if train_config.save_every_seconds is not None and jax.process_count() > 1:
       raise ValueError('save_every_seconds needs a single process (clocks differ): use save_every')
     self.train_config, self.directory, self._report = train_config, directory, report
+    self.init_from, self.init_optimizer = init_from, init_optimizer
     self.mesh = sharding.make_mesh(train_config.mesh)
     sharding.check_batch_size(train_config.batch_size, self.mesh)
     self.metadata = {
         'config': configs.describe(config),
         'training': configs.describe(train_config),
         'fingerprints': fingerprints,
+        'init_from': None if init_from is None else str(init_from),
     }
     c = train_config
     self.init, self.shapes, self.shardings = step_lib.make_init(
@@ -111,6 +154,9 @@ class _Run:
         seed=c.seed, accumulate_steps=c.accumulate_steps, ema_decay=c.ema_decay,
     )
     self.eval_step = step_lib.make_eval_step(stage, self.mesh)
+    self.probe = probe or Probe(lambda *_: ((), ()), lambda *_: Summary({}))
+    self.measure = jax.jit(self.probe.measure, out_shardings=sharding.replicated(self.mesh))
+    self.guard = rollback_lib.Guard(c.rollback)
     self.last_metrics: dict[str, float] = {}
 
   @contextlib.contextmanager
@@ -132,6 +178,23 @@ class _Run:
       yield
 
   def go(self, batches, make_eval_batches, stop) -> TrainResult:
+    """Restores and runs the loop, and after each rollback does so again.
+
+    A rollback is as reproducible as a step: killed before its next save, a run repeats what led to it, and it.
+    """
+    message, position = None, None
+    while True:
+      train_state, start = self._restore(batches)
+      if message is not None:
+        batches.set_state(position)
+        self._publish(start, self.guard.metrics(), None, message=f'{message}, back to step {start}')
+      try:
+        return self._loop(train_state, start, batches, make_eval_batches, stop)
+      except rollback_lib.Diverged as diverged:  # ends with this block, and with it the state that went wrong
+        self.checkpoints.wait()
+        message, position = f'{diverged}: {self.guard.roll_back()}', diverged.after
+
+  def _loop(self, train_state, start: int, batches, make_eval_batches, stop) -> TrainResult:
     """The loop. Its order is law: restore; then each step: evaluate?, save?, next batch, train step, log the previous.
 
     Evaluation comes before saving so that a resumed run need not repeat it; saving comes before the next batch so
@@ -139,8 +202,7 @@ class _Run:
     that the device never waits for the host.
     """
     c = self.train_config
-    train_state, start = self._restore(batches)
-    pending = None  # (step, metrics, data position before it) of the step that may still be running
+    pending = None  # (step, metrics, data positions before and after it) of the step that may still be running
     saved_at = time.monotonic()
     self._timer = (time.monotonic(), start)
     preempted = False
@@ -157,18 +219,19 @@ class _Run:
       if evaluate and step > start:
         self._evaluate(step, train_state, make_eval_batches())
       if save:
-        self.checkpoints.save(step, _parts(train_state), batches.get_state(), self.metadata)
+        self._save(step, train_state, batches.get_state())
         saved_at = time.monotonic()
       if last or preempted:
         break
-      position = batches.get_state()
+      before = batches.get_state()
       batch = next(batches, None)
       if batch is None:
         raise ValueError(f'make_batches has no batch for step {step} of {c.num_steps}: repeat the data')
       batch = sharding.global_batch(batch, self.mesh)
-      train_state, metrics = self.train_step(train_state, batch, np.int32(step))
+      after = batches.get_state()
+      train_state, metrics = self.train_step(train_state, batch, np.int32(step), np.float32(self.guard.rate_scale))
       self._log(pending, train_state)
-      pending = (step, metrics, position)
+      pending = (step, metrics, before, after)
     self.checkpoints.wait()
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
     return TrainResult(step, preempted, self.last_metrics, base.Variables(params, train_state.state))
@@ -178,8 +241,9 @@ class _Run:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.shardings
     )
     restored = self.checkpoints.restore(_parts(targets), self.metadata['config'])
+    self.guard.set_state(restored and restored.metadata.get('guard'))
     if restored is None:
-      return self.init(jax.random.key(self.train_config.seed)), 0
+      return self._begin(targets), 0
     if restored.metadata['fingerprints'] != self.metadata['fingerprints']:
       raise ValueError(
           f'checkpoint was trained with {restored.metadata["fingerprints"]}, now {self.metadata["fingerprints"]}: '
@@ -189,47 +253,91 @@ class _Run:
     step = jax.device_put(np.int32(restored.step), self.shardings.step)
     return step_lib.TrainState(step=step, **restored.parts), restored.step
 
+  def _begin(self, targets: step_lib.TrainState) -> step_lib.TrainState:
+    """Returns the state before step 0: drawn from the seed, but for what another run brings."""
+    train_state = self.init(jax.random.key(self.train_config.seed))
+    if self.init_from is None:
+      return train_state
+    names = ('params', 'state', 'opt_state') if self.init_optimizer else ('params', 'state')
+    parts = checkpoints.load_parts(self.init_from, {name: getattr(targets, name) for name in names})
+    if train_state.ema_params is not None:
+      parts['ema_params'] = jax.tree.map(jnp.copy, parts['params'])
+    return train_state._replace(**parts)
+
+  def _save(self, step: int, train_state: step_lib.TrainState, data_position) -> None:
+    metadata = self.metadata | {'guard': self.guard.get_state()}
+    self.checkpoints.save(step, _parts(train_state), data_position, metadata)
+
   def _log(self, pending, train_state) -> None:
-    """Fetches a step's metrics; stops the run when they are not finite; logs them when it is time."""
+    """Fetches a step's metrics; raises Diverged, or stops the run, when they are wrong; logs them when it is time."""
     if pending is None:
       return
-    step, metrics, position = pending
+    step, metrics, before, after = pending
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not metrics.pop('applied'):
-      # The step left the state as it was, and so did every later one: save it with the data position before the step.
-      self.checkpoints.save(step, _parts(train_state), position, self.metadata)
-      self.checkpoints.wait()
-      bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
-      raise NonFiniteError(
-          f'step {step}: {bad} not finite; the state before it is saved as step {step} in {self.directory}. Lower the '
-          'learning rate, clip gradients, or look at the batch'
-      )
+    applied = bool(metrics.pop('applied'))
+    fault = self.guard.fault(metrics, applied)
+    if fault and self.guard.rollbacks_left:
+      raise rollback_lib.Diverged(step, fault, after)
+    if fault:
+      self._give_up(step, train_state, before, fault, applied)
     done = step + 1
     if done % self.train_config.log_every == 0 or done == self.train_config.num_steps:
       now, (since, since_step) = time.monotonic(), self._timer
       self._timer = (now, done)
-      self._publish(done, metrics, (done - since_step) / max(now - since, 1e-9))
+      self._publish(done, metrics | self.guard.metrics(), (done - since_step) / max(now - since, 1e-9))
+
+  def _give_up(self, step: int, train_state: step_lib.TrainState, data_position, fault: str, applied: bool) -> None:
+    """Stops the run with what it is to be told."""
+    advice = 'Lower the learning rate, clip gradients, or look at the batch'
+    if self.guard.rollbacks:
+      fault += f', after {self.guard.rollbacks} rollbacks'
+    if applied:
+      self.checkpoints.wait()
+      raise DivergedError(f'step {step}: {fault}; {self.directory} keeps the checkpoints before. {advice}')
+    # The step left the state as it was, and so did every later one: save it with the data position before the step.
+    self._save(step, train_state, data_position)
+    self.checkpoints.wait()
+    raise NonFiniteError(
+        f'step {step}: {fault}; the state before it is saved as step {step} in {self.directory}. {advice}'
+    )
 
   def _evaluate(self, step: int, train_state: step_lib.TrainState, batches) -> None:
+    now, (since, since_step) = time.monotonic(), self._timer
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
-    sums, count = None, 0
+    sums, samples, count = None, None, 0
     for _, batch in zip(range(self.train_config.eval_batches), batches):
-      metrics = self.eval_step(params, train_state.state, sharding.global_batch(batch, self.mesh))
-      sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+      batch = sharding.global_batch(batch, self.mesh)
+      arrays, found = self.measure(params, train_state.state, batch)
+      values = self.eval_step(params, train_state.state, batch), arrays
+      sums = values if sums is None else jax.tree.map(jnp.add, sums, values)
+      samples = found if samples is None else samples
       count += 1
     if not count:
       raise ValueError('make_eval_batches gave no batch: it needs at least one')
-    now, (since, since_step) = time.monotonic(), self._timer
-    self._publish(step, {f'eval/{name}': float(v) / count for name, v in jax.device_get(sums).items()}, None)
+    metrics, arrays = jax.tree.map(lambda x: np.asarray(x, np.float64) / count, jax.device_get(sums))
+    summary = self.probe.summarize(arrays, jax.device_get(samples))
+    metrics = {f'eval/{name}': float(value) for name, value in (metrics | dict(summary.scalars)).items()}
+    self._publish(step, metrics, None)
+    if self.writer is not None:
+      for name, (wave_T, sample_rate) in summary.audio.items():
+        self.writer.audio(step, f'eval/{name}', wave_T, sample_rate)
+      for name, image_HWC in summary.images.items():
+        self.writer.image(step, f'eval/{name}', image_HWC)
     self._timer = (since + time.monotonic() - now, since_step)  # evaluation is no training time
 
-  def _publish(self, step: int, metrics: dict[str, float], steps_per_second: float | None) -> None:
+  def _publish(
+      self, step: int, metrics: dict[str, float], steps_per_second: float | None, message: str | None = None
+  ) -> None:
+    c = self.train_config
+    outside, lines = bands_lib.judge(c.bands, step, metrics, log_every=c.log_every, eval_every=c.eval_every)
+    metrics = metrics | outside
     self.last_metrics = self.last_metrics | metrics
     if self.writer is None:
       return
     speed = {} if steps_per_second is None else {'steps_per_second': steps_per_second}
     self.writer.scalars(step, metrics | speed)
-    self._report({'step': step, 'metrics': metrics, **speed})
+    lines = lines if message is None else [message, *lines]
+    self._report({'step': step, 'metrics': metrics, **speed} | ({'message': '\n'.join(lines)} if lines else {}))
 
 
 def _parts(train_state: step_lib.TrainState) -> dict[str, Any]:

@@ -47,15 +47,17 @@ def make_train_step(
     seed: int = 0,
     accumulate_steps: int = 1,
     ema_decay: float | None = None,
-) -> Callable[[TrainState, base.Batch, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]:
-  """Returns (train state, batch, number of this step) -> (next train state, metrics), jitted; the state is donated.
+) -> Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]:
+  """Returns (train state, batch, number of this step, rate_scale=1) -> (next train state, metrics), jitted.
+
+  The state is donated. `rate_scale` multiplies every learning rate.
 
   A step whose loss or gradients are not finite leaves the state as it was, and so does every later one, because the
   step number that the host passes is then ahead of the state's: the host may find out late. `metrics['applied']` says.
   """
   transformation = optimizers.make(optimizer, accumulate_steps)
 
-  def train_step(train_state, batch, number):
+  def train_step(train_state, batch, number, rate_scale=1.0):
     step, params, state, opt_state, ema_params = train_state
     key = jax.random.fold_in(jax.random.key(seed), step)
     (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, state, batch, key)
@@ -64,6 +66,7 @@ def make_train_step(
     applied = finite & (step == number)
 
     updates, opt_state = transformation.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda update: (rate_scale * update).astype(update.dtype), updates)
     params = optax.apply_updates(params, updates)
     if ema_params is not None:
       # Between two updates of an accumulation the parameters rest, and so does their average.
@@ -72,7 +75,8 @@ def make_train_step(
     advanced = TrainState(step + 1, params, aux.state, opt_state, ema_params)
     advanced = jax.tree.map(lambda new, old: jnp.where(applied, new, old), advanced, train_state)
 
-    metrics = dict(aux.metrics) | optimizers.learning_rates(optimizer, step // accumulate_steps)
+    rates = optimizers.learning_rates(optimizer, step // accumulate_steps)
+    metrics = dict(aux.metrics) | {name: rate_scale * rate for name, rate in rates.items()}
     metrics |= {'loss': loss, 'applied': applied, 'update_norm': optax.tree.norm(updates)}
     metrics |= {f'grad_norm/{group}': norm for group, norm in norms.items()}
     return advanced, metrics

@@ -16,6 +16,7 @@ from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import coarse, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
+from audiolm_jax.training.rollback import RollbackConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments.corpora import LibriLight
 from experiments.recipe import Recipe, SemanticTokens, StageRecipe
@@ -45,6 +46,7 @@ RECIPE = Recipe(
                 for group in ('generator', 'discriminator')
             },
             ema_decay=0.999,
+            rollback=RollbackConfig(),
             log_every=100,
             eval_every=5_000,
             save_every=5_000,

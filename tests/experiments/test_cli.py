@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     [
         ('train', ['--stage=semantic'], 'python -m experiments.encode'),
         ('train', ['--stage=nonsense'], 'soundstream, w2v_bert, semantic, coarse'),
+        ('train', ['--stage=all', '--init_from=x'], 'name it with --stage'),
         ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
         ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
         ('codec', ['encode', 'missing.wav', '--output=out'], 'missing.wav'),

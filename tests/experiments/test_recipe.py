@@ -15,6 +15,14 @@ def test_every_stage_of_every_recipe_can_be_made(name):
     assert isinstance(made, Stage) and made.batch
 
 
+@pytest.mark.parametrize('name', recipe_lib.names())
+def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
+  recipe = recipe_lib.load(name)
+  assert recipe.soundstream.train.rollback is not None
+  trains = [getattr(recipe, stage).train for stage in recipe.stages]
+  assert all(band.step <= train.num_steps for train in trains for band in train.bands)
+
+
 @pytest.mark.parametrize(
     'path, text, expected',
     [
@@ -26,6 +34,8 @@ def test_every_stage_of_every_recipe_can_be_made(name):
         ('soundstream.model.strides', '[2, 8]', (2, 8)),
         ('soundstream.model.adversarial_start', 'None', None),
         ('soundstream.model.adversarial_start', '3', 3),
+        ('soundstream.train.rollback', 'None', None),
+        ('soundstream.train.rollback.max_rollbacks', '2', 2),
         ('coarse.model.time_embedding', 'False', False),
         ('semantic_tokens.num_clusters', '50', 50),
         ('sampling.semantic.temperature', '1', 1.0),

@@ -34,3 +34,11 @@ def test_log_mel_distance_of_a_gain_is_its_logarithm():
 
 def test_codebook_perplexity_of_uniform_codes_is_their_number():
   np.testing.assert_allclose(codec.codebook_perplexity(jnp.arange(6).reshape(1, 6, 1), 32), [6], rtol=1e-5)
+
+
+def test_stft_distance_of_a_gain_is_in_closed_form():
+  """Doubled magnitudes: a convergence of 1 and a log distance of log 2 at every scale."""
+  np.testing.assert_allclose(codec.multi_scale_stft_distance(_noise(0), 2 * _noise(0)), [1 + np.log(2)] * 2, rtol=1e-3)
+  np.testing.assert_allclose(codec.multi_scale_stft_distance(_noise(0), _noise(0)), [0, 0], atol=1e-6)
+  short_BT = _noise(0)[:, :600]  # one window fits
+  np.testing.assert_allclose(codec.multi_scale_stft_distance(short_BT, -3 * short_BT), [2 + np.log(3)] * 2, rtol=1e-3)

@@ -154,6 +154,46 @@ def test_critics_wait_for_their_start(variables, batch, gradients):
   assert all((leaf != 0).any() for leaf in jax.tree.leaves(gradient['generator']))
 
 
+def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(variables, batch):
+  """The balanced weights are what the terms' gradients, taken one by one, ask for; evaluation reuses the averages."""
+  config = dataclasses.replace(CONFIG, balance_decay=0.0, waveform_weight=2.0, feature_weight=5.0)
+  wave_BT, critics = batch['waveform'], variables.params['discriminator']
+  state = variables.state | {'step': jnp.asarray(1), 'balance': losses.init_balance(soundstream.BALANCED)}
+  codebooks = state['codebooks']._replace(fitted=jnp.asarray(True))  # so that training quantizes as we do below
+  state |= {'codebooks': codebooks}
+
+  @jax.jit
+  def lengths(params, state, key):
+    _, aux = config.make().loss(params, state, batch, key)
+    z_BFD = soundstream._encoder(config).apply({'params': params['generator']['encoder']}, wave_BT)
+    quantized, _ = soundstream._quantize(config, state, z_BFD, key)
+    estimate_BT = soundstream._decoder(config).apply({'params': params['generator']['decoder']}, quantized.z_BFD)
+    judge = lambda wave: soundstream._discriminators(config).apply({'params': critics}, wave)
+    terms = {
+        'spectral': lambda e: losses.spectral_reconstruction(wave_BT, e, sample_rate=8000),
+        'waveform': lambda e: losses.relative_squared_error(wave_BT, e),
+        'adversarial': lambda e: losses.hinge_generator([j.logits_BN for j in judge(e)]),
+        'feature': lambda e: losses.feature_matching(*([j.features for j in judge(wave)] for wave in (wave_BT, e))),
+    }
+    return {name: jnp.linalg.norm(jax.grad(term)(estimate_BT)) for name, term in terms.items()}, aux
+
+  length, aux = lengths(variables.params, state, jax.random.key(0))
+  shares = {name: aux.metrics[f'weight_{name}'] * length[name] * wave_BT.size**0.5 for name in length}
+  want = {name: config.loss_weights[name] / (1 + 2 + 1 + 5) for name in shares}
+  for name in want:
+    np.testing.assert_allclose(shares[name], want[name], rtol=1e-3, err_msg=name)
+  loss, evaluated = jax.jit(config.make().loss)(variables.params, aux.state, batch, None)
+  jax.tree.map(np.testing.assert_array_equal, evaluated.state['balance'], aux.state['balance'])
+  weights = {name: aux.metrics[f'weight_{name}'] for name in want} | {'commitment': 1.0, 'discriminator': 1.0}
+  np.testing.assert_allclose(loss, sum(weights[name] * evaluated.metrics[name] for name in weights), rtol=1e-4)
+
+
+@pytest.mark.parametrize('changes', [dict(balance_decay=1.0), dict(balance_decay=0.9, feature_weight=-1.0)])
+def test_an_impossible_balance_is_refused(changes):
+  with pytest.raises(ValueError, match='balance_decay='):
+    dataclasses.replace(CONFIG, **changes).make()
+
+
 def test_training_reconstructs_better_with_more_levels(variables, batch, gradients):
   config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9)
   optimizer = optax.adam(5e-3, b1=0.8)

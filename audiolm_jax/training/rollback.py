@@ -1,0 +1,97 @@
+"""When a run has diverged, and what is tried before it stops: back to the last good checkpoint, at a lower rate."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RollbackConfig:
+  """On a loss or gradient that is not finite, or explodes, the loop goes back to the last good checkpoint (the start,
+  where there is none yet), on with the batches behind the one that led astray, and multiplies every learning rate.
+
+  Raises ValueError for settings that would not help.
+  """
+
+  max_rollbacks: int = 5  # the next one stops the run
+  rate_factor: float = 0.5  # on every learning rate, at each rollback; stays until the end
+  explosion: float = 10.0  # times the median of the loss over the last `window` steps
+  gradient_explosion: float = 1000.0  # times that of a group's gradient norm: heavy-tailed, and clipped
+  window: int = 50  # steps; before so many are known only a number that is not finite counts
+
+  def __post_init__(self):
+    if self.max_rollbacks < 1 or self.window < 1:
+      raise ValueError(f'max_rollbacks={self.max_rollbacks}, window={self.window}: both must be at least 1')
+    if not 0 < self.rate_factor < 1:
+      raise ValueError(f'rate_factor={self.rate_factor}: must be between 0 and 1, or the same happens again')
+    if min(self.explosion, self.gradient_explosion) <= 1:
+      raise ValueError(
+          f'explosion={self.explosion}, gradient_explosion={self.gradient_explosion}: both must be above 1'
+      )
+
+
+class Diverged(Exception):
+  """Step `step` went wrong; `after` is the data position behind its batch."""
+
+  def __init__(self, step: int, reason: str, after: Any):
+    super().__init__(f'step {step}: {reason}')
+    self.after = after
+
+
+class Guard:
+  """Knows the last losses and gradient norms, and how often the run went back; every checkpoint holds its state.
+
+  Without a config nothing but a number that is not finite is wrong, and there is no way back.
+  """
+
+  def __init__(self, config: RollbackConfig | None):
+    self._config = config
+    self.rollbacks, self.rate_scale = 0, 1.0
+    self._past: dict[str, collections.deque] = {}
+
+  @property
+  def rollbacks_left(self) -> int:
+    return 0 if self._config is None else max(self._config.max_rollbacks - self.rollbacks, 0)
+
+  def fault(self, metrics: Mapping[str, float], applied: bool) -> str | None:
+    """Returns what is wrong with the metrics of the next step, or remembers them and returns None."""
+    if not applied:
+      bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
+      return f'{bad} not finite'
+    if self._config is None:
+      return None
+    limits = {'loss': self._config.explosion}
+    limits |= {name: self._config.gradient_explosion for name in metrics if name.startswith('grad_norm/')}
+    for name, limit in limits.items():
+      past = self._past.setdefault(name, collections.deque(maxlen=self._config.window))
+      median = float(np.median(past)) if len(past) == self._config.window else 0.0
+      if median > 0 and metrics[name] > limit * median:  # of a median of 0 nothing is a multiple: critics that wait
+        return f'{name} {metrics[name]:.4g} is above {limit:g} times its median {median:.4g}'
+    for name in limits:
+      self._past[name].append(metrics[name])
+    return None
+
+  def roll_back(self) -> str:
+    """Counts one rollback and says which; the past comes back with `set_state`."""
+    self.rollbacks += 1
+    self.rate_scale *= self._config.rate_factor
+    return f'rollback {self.rollbacks} of {self._config.max_rollbacks}, learning rates x {self.rate_scale:.4g}'
+
+  def metrics(self) -> dict[str, float]:
+    """Returns what to log: nothing where rollback is off."""
+    return {} if self._config is None else {'rollbacks': float(self.rollbacks), 'rate_scale': self.rate_scale}
+
+  def get_state(self) -> dict[str, Any]:
+    past = {name: list(values) for name, values in self._past.items()}
+    return {'count': self.rollbacks, 'rate_scale': self.rate_scale, 'past': past}
+
+  def set_state(self, state: Mapping[str, Any] | None) -> None:
+    """Goes back to what a checkpoint knew (None: nothing), but for the rollbacks since: those are not forgotten."""
+    state = state or Guard(None).get_state()
+    self.rollbacks = max(self.rollbacks, state['count'])
+    self.rate_scale = min(self.rate_scale, state['rate_scale'])
+    window = 1 if self._config is None else self._config.window
+    self._past = {name: collections.deque(values, maxlen=window) for name, values in state['past'].items()}

@@ -1,0 +1,82 @@
+"""What training measures on held-out audio at every evaluation, beside the stage's own metrics (loop.Probe)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiolm_jax import audio
+from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.stages import soundstream
+from audiolm_jax.stages.base import Variables
+from audiolm_jax.training import loop
+
+NUM_SAMPLES = 3  # reconstructions to hear and see
+_QUIET, _LOUD = -8.0, 4.0  # log-mel magnitudes drawn black and white
+
+
+def for_stage(config: Any) -> loop.Probe | None:
+  """Returns the probe of a stage; None where its own metrics say all, or its crops are too short to be measured."""
+  if not isinstance(config, soundstream.Config):
+    return None
+  longest = max(config.sample_rate * 64 // 1000, codec_metrics.STFT_WINDOWS[0])  # of the windows that must fit
+  return codec(config) if config.crop_length >= longest else None
+
+
+def codec(config: soundstream.Config) -> loop.Probe:
+  """Returns the probe of a codec, with all its levels.
+
+  Scalars: si_sdr (dB), mel_distance and stft_distance (nats); of every level q, over all evaluation frames,
+  perplexity_q and dead_codes_q (codes that no frame chose: at least as many as the frames are too few); and
+  critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can.
+  Audio and pictures: NUM_SAMPLES clips, the original above the reconstruction.
+  """
+
+  def measure(params, state, batch):
+    variables, wave_BT = Variables(params, state), batch['waveform']
+    codes_BFQ = soundstream.encode(config, variables, wave_BT)
+    estimate_BT = soundstream.decode(config, variables, codes_BFQ)
+    counts_QK = jnp.zeros((config.num_quantizers, config.codebook_size))
+    counts_QK = counts_QK.at[jnp.arange(config.num_quantizers), codes_BFQ].add(1.0)
+    scalars = {
+        'si_sdr': codec_metrics.si_sdr(wave_BT, estimate_BT),
+        'mel_distance': codec_metrics.log_mel_distance(wave_BT, estimate_BT, config.sample_rate),
+        'stft_distance': codec_metrics.multi_scale_stft_distance(wave_BT, estimate_BT),
+    }
+    if config.adversarial_start is not None:
+      scalars['critic_accuracy'] = soundstream.critic_accuracy(config, variables, wave_BT, estimate_BT)
+    waves_NT = jnp.stack([wave_BT[:NUM_SAMPLES], estimate_BT[:NUM_SAMPLES]])
+    pictures = [_log_mel(config, wave_BT) for wave_BT in waves_NT]
+    return (jax.tree.map(jnp.mean, scalars), counts_QK), (waves_NT, pictures)
+
+  def summarize(means, samples):
+    scalars, counts_QK = means
+    share_QK = counts_QK / counts_QK.sum(axis=-1, keepdims=True)
+    entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-30)), axis=-1)
+    use = {f'perplexity_{q}': np.exp(entropy) for q, entropy in enumerate(entropy_Q)}
+    use |= {f'dead_codes_{q}': int(np.sum(counts_K == 0)) for q, counts_K in enumerate(counts_QK)}
+    (wave_BT, estimate_BT), (picture_BFM, estimated_BFM) = samples
+    sounds, pictures = {}, {}
+    for index in range(len(wave_BT)):
+      sounds[f'original_{index}'] = np.asarray(wave_BT[index]), config.sample_rate
+      sounds[f'reconstruction_{index}'] = np.asarray(estimate_BT[index]), config.sample_rate
+      pictures[f'spectrogram_{index}'] = _stacked(picture_BFM[index], estimated_BFM[index])
+    return loop.Summary(scalars | use, sounds, pictures)
+
+  return loop.Probe(measure, summarize)
+
+
+def _log_mel(config: soundstream.Config, wave_BT):
+  window = config.sample_rate // 20
+  return audio.log_mel_spectrogram(
+      wave_BT, sample_rate=config.sample_rate, window_length=window, hop_length=window // 8, num_mels=64,
+      fft_length=max(1024, window),
+  )
+
+
+def _stacked(*log_mels: np.ndarray) -> np.ndarray:
+  """Returns log-mel spectrograms [F, M] above one another as a picture [height, width, 1] in [0, 1], low below."""
+  rows = [np.clip((np.asarray(log_mel_FM).T[::-1] - _QUIET) / (_LOUD - _QUIET), 0, 1) for log_mel_FM in log_mels]
+  line = np.ones((2, rows[0].shape[1]))
+  return np.concatenate([part for row in rows for part in (row, line)][:-1])[..., None]

@@ -1,0 +1,68 @@
+"""The codec's probe against the same numbers counted by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.nn import quantizer
+from audiolm_jax.stages import semantic, soundstream
+from audiolm_jax.stages.base import Variables
+from experiments import probes
+
+CONFIG = soundstream.Config(
+    sample_rate=8000, crop_length=640, strides=(4, 4), encoder_channels=2, decoder_channels=2, embedding_dim=4,
+    num_quantizers=2, codebook_size=16, spectral_channels=1, spectral_window_length=128, waveform_channels=4,
+    waveform_max_channels=4, num_waveform_critics=1,
+)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  rng = np.random.default_rng(0)
+  shapes = meta.unbox(jax.eval_shape(CONFIG.make().init, jax.random.key(0)))
+  params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 3, s.dtype), shapes.params)
+  codebooks = quantizer.init(jax.random.key(0), CONFIG.num_quantizers, CONFIG.codebook_size, CONFIG.embedding_dim)
+  return Variables(params, {'codebooks': codebooks, 'step': jnp.zeros((), jnp.int32)})
+
+
+def test_codec_probe(variables):
+  probe = probes.for_stage(CONFIG)
+  wave_NBT = np.random.default_rng(1).normal(size=(2, 4, 640)).astype(np.float32) / 4
+  measure = jax.jit(probe.measure)
+  found = [measure(*variables, {'waveform': wave_BT}) for wave_BT in wave_NBT]
+  means = jax.tree.map(lambda a, b: (np.asarray(a, np.float64) + np.asarray(b)) / 2, *(arrays for arrays, _ in found))
+  summary = probe.summarize(means, jax.device_get(found[0][1]))
+
+  wave_BT = wave_NBT.reshape(8, 640)
+  codes_BFQ = jax.jit(soundstream.encode, static_argnums=0)(CONFIG, variables, wave_BT)
+  estimate_BT = jax.jit(soundstream.decode, static_argnums=0)(CONFIG, variables, codes_BFQ)
+  for level in range(2):
+    _, counts = np.unique(np.asarray(codes_BFQ)[..., level], return_counts=True)
+    share = counts / counts.sum()
+    np.testing.assert_allclose(summary.scalars[f'perplexity_{level}'], np.prod(share**-share), rtol=1e-4)
+    assert summary.scalars[f'dead_codes_{level}'] == 16 - len(counts)
+  np.testing.assert_allclose(
+      summary.scalars['si_sdr'], np.mean(codec_metrics.si_sdr(wave_BT, estimate_BT)), rtol=1e-3, atol=1e-3
+  )
+  assert 0 <= summary.scalars['critic_accuracy'] <= 1
+  assert {'mel_distance', 'stft_distance'} <= set(summary.scalars)
+  assert len(summary.audio) == 2 * probes.NUM_SAMPLES and len(summary.images) == probes.NUM_SAMPLES
+  sound, rate = summary.audio['reconstruction_1']
+  np.testing.assert_allclose(sound, estimate_BT[1], rtol=1e-3, atol=1e-4)
+  picture = summary.images['spectrogram_0']
+  assert rate == 8000 and picture.shape[0] == 2 * 64 + 2 and picture.min() >= 0 and picture.max() <= 1
+
+
+def test_critics_cannot_tell_a_waveform_from_itself(variables):
+  wave_BT = jax.random.normal(jax.random.key(2), (2, 640))
+  np.testing.assert_allclose(soundstream.critic_accuracy(CONFIG, variables, wave_BT, wave_BT), 0.5, rtol=1e-6)
+
+
+def test_other_stages_and_short_crops_have_none():
+  assert probes.for_stage(semantic.Config()) is None
+  assert probes.for_stage(dataclasses.replace(CONFIG, crop_length=496)) is None
