@@ -180,7 +180,8 @@ class _Run:
   def go(self, batches, make_eval_batches, stop) -> TrainResult:
     """Restores and runs the loop, and after each rollback does so again.
 
-    A rollback is as reproducible as a step: killed before its next save, a run repeats what led to it, and it.
+    A rollback is as reproducible as a step: killed before its next save, a run repeats what led to it, and it. Only a
+    save that a signal or the clock asked for is one more to go back to, which an undisturbed run does not have.
     """
     message, position = None, None
     while True:
