@@ -56,7 +56,8 @@ def main():
       args.workdir / 'spectrograms.png', waves, rate, marks={'continuation, from the line on': seconds}
   )
   pictures.save_training_curves(
-      args.workdir / 'curves.png', {name: args.workdir / name / 'metrics.jsonl' for name in recipe.stages}
+      args.workdir / 'curves.png',
+      {name: args.workdir / name / 'metrics.jsonl' for name in recipe.stages if (args.workdir / name).is_dir()},
   )
   finish(args.workdir, started)
 

@@ -25,12 +25,13 @@ def judge(
   for each that is missed.
 
   A band belongs to the first multiple of `log_every` (of `eval_every` for 'eval/...'; None: the end) at its step or
-  later: nothing need be remembered, so a resumed run judges the same.
+  later, or to the end where that comes first: nothing need be remembered, so a resumed run judges the same.
   """
   outside, lines = {}, []
   for band in bands:
     every = eval_every if band.metric.startswith('eval/') else log_every
-    if band.metric not in metrics or step < band.step or (every is not None and step >= band.step + every):
+    before = -1 if every is None else (step - 1) // every * every  # the last regular value before this one
+    if band.metric not in metrics or not before < band.step <= step:
       continue
     value = metrics[band.metric]
     inside = band.low <= value <= band.high

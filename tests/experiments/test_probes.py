@@ -38,7 +38,7 @@ def test_codec_probe(variables):
   means = jax.tree.map(lambda a, b: (np.asarray(a, np.float64) + np.asarray(b)) / 2, *(arrays for arrays, _ in found))
   summary = probe.summarize(means, jax.device_get(found[0][1]))
 
-  wave_BT = wave_NBT.reshape(8, 640)
+  wave_BT = jnp.asarray(wave_NBT.reshape(8, 640))
   codes_BFQ = jax.jit(soundstream.encode, static_argnums=0)(CONFIG, variables, wave_BT)
   estimate_BT = jax.jit(soundstream.decode, static_argnums=0)(CONFIG, variables, codes_BFQ)
   for level in range(2):
