@@ -64,7 +64,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
       strides=strides,
       encoder_channels=tensors.integer(data, 'encoder_hidden_size', 64),
       decoder_channels=tensors.integer(data, 'decoder_hidden_size', 1536),
-      num_quantizers=tensors.integer(data, 'n_codebooks', 9),
+      num_quantizers=tensors.integer(data, 'n_codebooks', 9, high=tensors.MAX_LAYERS),
       codebook_size=tensors.integer(data, 'codebook_size', 1024),
       codebook_dim=tensors.integer(data, 'codebook_dim', 8),
   )

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kilobytes
 MAX_HEADER_BYTES = 2**23  # of a safetensors file; w2v-BERT 2.0, the largest source, has 0.2 MB
-MAX_INTEGER = 2**20  # of a number in config.json: sizes, counts, rates
+MAX_INTEGER = 2**20  # of a number in config.json: sizes and rates
+MAX_LAYERS = 256  # of layers and codebooks, which are made one by one
 DTYPES = ('F32', 'F16', 'BF16', 'F64')
 NORM_NAMES = (('parametrizations.weight.original0', 'parametrizations.weight.original1'), ('weight_g', 'weight_v'))
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
@@ -75,11 +76,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return data
 
 
-def integer(data: Mapping[str, Any], name: str, default: int) -> int:
-  """Returns the positive integer `name` of a config.json, or `default` where it is absent."""
+def integer(data: Mapping[str, Any], name: str, default: int, high: int = MAX_INTEGER) -> int:
+  """Returns the integer `name`, from 1 to `high`, of a config.json, or `default` where it is absent."""
   value = data.get(name, default)
-  if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_INTEGER:
-    raise ValueError(f'{CONFIG}: {name}={value!r}; expected an integer from 1 to {MAX_INTEGER:,}')
+  if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected an integer from 1 to {high:,}')
   return value
 
 
