@@ -9,7 +9,7 @@ from audiolm_jax.stages.base import Variables
 
 SOURCES = {source.MODEL_TYPE: source for source in (dac, hubert)}  # by `model_type` of config.json
 FILES = [tensors.CONFIG, tensors.INDEX, '*.safetensors']
-COMMERCIAL_LICENCES = ('MIT', 'Apache-2.0', 'CC-BY-4.0')
+COMMERCIAL_LICENCES = ('MIT', 'Apache-2.0', 'BSD-3-Clause', 'CC0-1.0', 'CC-BY-4.0')
 
 
 class Published(NamedTuple):
@@ -19,10 +19,6 @@ class Published(NamedTuple):
   model_type: str
   licence: str
   description: str
-
-  @property
-  def commercial(self) -> bool:
-    return self.licence in COMMERCIAL_LICENCES
 
 
 CATALOGUE = (
@@ -61,6 +57,11 @@ def from_pretrained(name_or_path: str | pathlib.Path, *, revision: str | None = 
   except ValueError as error:
     raise ValueError(f'{folder}: {error}') from error
   return config, source.load(folder, config)
+
+
+def is_commercial(licence: str) -> bool:
+  """Whether weights of that licence may be used commercially; False for licences that we do not know."""
+  return licence in COMMERCIAL_LICENCES
 
 
 def published(name: str) -> Published | None:

@@ -37,7 +37,7 @@ def random_model(config, seed=0):
       elif name.endswith('bias'):
         parameter.normal_(0, 0.05)
       elif 'codebook' in name:
-        parameter.normal_(0, 1)
+        parameter.normal_(0, 0.3)
       elif 'conv_t1' in name:
         parameter.normal_(0, 1 / np.sqrt(2 * parameter.shape[0]))
       else:
