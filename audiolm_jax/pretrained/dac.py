@@ -68,6 +68,8 @@ def config_from(data: Mapping[str, Any]) -> Config:
       codebook_size=tensors.integer(data, 'codebook_size', 1024),
       codebook_dim=tensors.integer(data, 'codebook_dim', 8),
   )
+  tensors.bounded('the hop length', config.hop_length)
+  tensors.bounded('the embedding', config.embedding_dim)
   tensors.require(data, {'upsampling_ratios': list(strides[::-1]), 'hidden_size': config.embedding_dim})
   if config.decoder_channels % 2 ** len(strides):
     raise ValueError(f'decoder_hidden_size={config.decoder_channels} cannot be halved {len(strides)} times')

@@ -1,6 +1,6 @@
 """HuBERT base (Hsu et al., 2021, arXiv 2106.07447) from Hugging Face's `HubertModel`: waveform_BT -> features_BSD.
 
-`facebook/hubert-base-ls960` makes 50 frames/s of width 768 from 16 kHz; the rate follows from the strides of the config.
+`facebook/hubert-base-ls960` makes 50 frames/s of width 768 from 16 kHz; the rate follows from the config's strides.
 Frame s sees samples from s * hop_length on, `frame_length` of them, before the Transformer mixes all frames. The
 waveform needs no normalization: the first convolution has no bias, and each of its channels is normalized over time.
 
@@ -93,7 +93,9 @@ def config_from(data: Mapping[str, Any]) -> Config:
   )
   if not len(config.conv_channels) == len(config.conv_kernels) == len(config.conv_strides):
     raise ValueError('conv_dim, conv_kernel and conv_stride have different lengths')
-  for name, parts in (('num_attention_heads', config.num_heads), ('num_conv_pos_embedding_groups', config.position_groups)):
+  tensors.bounded('the samples of a frame', config.frame_length)
+  divisors = {'num_attention_heads': config.num_heads, 'num_conv_pos_embedding_groups': config.position_groups}
+  for name, parts in divisors.items():
     if config.width % parts:
       raise ValueError(f'hidden_size={config.width} is not a multiple of {name}={parts}')
   return config
@@ -271,5 +273,5 @@ def features(
     layer: int,
     num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S D']:
-  """Returns the output of Transformer layer `layer`, counted from 1 (0: what the first is given); see `hidden_states`."""
+  """Returns the output of Transformer layer `layer`, from 1 (0: what the first is given); see `hidden_states`."""
   return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]

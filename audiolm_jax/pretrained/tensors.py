@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kiloby
 MAX_HEADER_BYTES = 2**23  # of a safetensors file; w2v-BERT 2.0, the largest source, has 0.2 MB
 MAX_INTEGER = 2**20  # of a number in config.json: sizes and rates
 MAX_LAYERS = 256  # of layers and codebooks, which are made one by one
-DTYPES = ('F32', 'F16', 'BF16', 'F64')
+DTYPES = ('F32', 'F16', 'F64')  # what numpy reads; bfloat16 it does not
 NORM_NAMES = (('parametrizations.weight.original0', 'parametrizations.weight.original1'), ('weight_g', 'weight_v'))
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
 
@@ -64,7 +64,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     with path.open('rb') as file:
       text = file.read(MAX_JSON_BYTES + 1)
   except OSError as error:
-    raise ValueError(f'{path} cannot be read: {error.strerror}; a pretrained model is a folder with {CONFIG}') from error
+    raise ValueError(
+        f'{path} cannot be read: {error.strerror}; a pretrained model is a folder with {CONFIG} and {WEIGHTS}'
+    ) from error
   if len(text) > MAX_JSON_BYTES:
     raise ValueError(f'{path} has more than {MAX_JSON_BYTES:,} bytes: this is no {path.name} of a model')
   try:
@@ -92,9 +94,16 @@ def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tu
   return tuple(integer({name: value}, name, 1) for value in values)
 
 
+def bounded(name: str, value: int) -> int:
+  """Returns a size that follows from several numbers of a config.json; ValueError where it is beyond any model's."""
+  if value > MAX_INTEGER:
+    raise ValueError(f'{CONFIG}: {name} would be {value:,}, more than {MAX_INTEGER:,}')
+  return value
+
+
 def require(data: Mapping[str, Any], expected: Mapping[str, Any]):
   """Raises ValueError naming the fields of a config.json (absent: as expected) that we do not implement."""
-  lines = [f'{name}={data[name]!r}, only {value!r} is implemented'
+  lines = [f'{name}={str(data[name])[:80]}, only {value!r} is implemented'
            for name, value in expected.items() if data.get(name, value) != value]
   if lines:
     raise ValueError(f'{CONFIG}: ' + '; '.join(lines))
@@ -188,7 +197,8 @@ def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
     raise ValueError(
         f'{folder} does not hold the tensors that its {CONFIG} asks for:\n  ' + '\n  '.join(lines[:20] + more)
     )
-  return jax.tree.unflatten(structure, [jnp.asarray(layout.convert(_weight(entries, names))) for names, layout in sources])
+  arrays = [jnp.asarray(layout.convert(_weight(entries, names))) for names, layout in sources]
+  return jax.tree.unflatten(structure, arrays)
 
 
 def _names(entries: Mapping[str, Entry], stem: str, leaf: str) -> tuple[str, ...]:

@@ -57,13 +57,15 @@ def dac_tensors(seed=0):
     conv(f'quantizer.quantizers.{level}.in_proj', 4, 8, 1), conv(f'quantizer.quantizers.{level}.out_proj', 8, 4, 1)
     shapes[f'quantizer.quantizers.{level}.codebook.weight'] = (16, 4)
   rng = np.random.default_rng(seed)
-  return {name: 0.3 * rng.standard_normal(shape).astype(np.float32) + name.endswith('alpha') for name, shape in shapes.items()}
+  return {
+      name: 0.3 * rng.standard_normal(shape).astype(np.float32) + name.endswith('alpha') for name, shape in shapes.items()
+  }
 
 
 def write(folder, config, arrays):
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').write_text(json.dumps(config))
-  save_file({name: np.ascontiguousarray(array, array.dtype) for name, array in arrays.items()}, folder / 'model.safetensors')
+  save_file(arrays, folder / 'model.safetensors')
   return folder
 
 
@@ -232,7 +234,7 @@ def test_pickles_are_refused_unopened(tmp_path, name):
     hub.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['../outside.safetensors', '/etc/passwd', 'sub/model.safetensors', '..', 'model.bin', ''])
+@pytest.mark.parametrize('name', ['../outside.safetensors', '/etc/passwd', 'sub/a.safetensors', '..', 'model.bin', ''])
 def test_index_cannot_leave_the_folder(folder, name):
   save_file(dac_tensors(), folder.parent / 'outside.safetensors')
   (folder / 'model.safetensors').unlink()
@@ -297,7 +299,8 @@ def test_gigantic_header_is_refused_by_its_size(folder):
 @pytest.mark.parametrize('change', [
     {'model_type': 'gpt2'}, {'model_type': None}, {'n_codebooks': 0}, {'n_codebooks': 10**9}, {'n_codebooks': '3'},
     {'codebook_size': 2.5}, {'downsampling_ratios': []}, {'downsampling_ratios': [2] * 99}, {'downsampling_ratios': 4},
-    {'upsampling_ratios': [2, 5]}, {'encoder_hidden_size': 2**19}, {'decoder_hidden_size': 7}, {'sampling_rate': True},
+    {'upsampling_ratios': [2, 5]}, {'encoder_hidden_size': 2**19}, {'downsampling_ratios': [2**20] * 16},
+    {'decoder_hidden_size': 7}, {'sampling_rate': True},
 ])  # fmt: skip
 def test_configs_are_refused(folder, change):
   (folder / 'config.json').write_text(json.dumps(DAC_CONFIG | change))
@@ -321,7 +324,7 @@ def test_config_that_is_too_large(folder):
 
 
 def test_names_that_are_no_folder(tmp_path, monkeypatch):
-  for name in ('nowhere', '../../etc', 'https://example.org/model', 'a/b/c'):
+  for name in ('nowhere', '../nowhere', 'https://example.org/model', 'a/b/c'):
     with pytest.raises(ValueError, match='neither a folder'):
       hub.from_pretrained(name)
   monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
