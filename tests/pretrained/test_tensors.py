@@ -57,9 +57,8 @@ def dac_tensors(seed=0):
     conv(f'quantizer.quantizers.{level}.in_proj', 4, 8, 1), conv(f'quantizer.quantizers.{level}.out_proj', 8, 4, 1)
     shapes[f'quantizer.quantizers.{level}.codebook.weight'] = (16, 4)
   rng = np.random.default_rng(seed)
-  return {
-      name: 0.3 * rng.standard_normal(shape).astype(np.float32) + name.endswith('alpha') for name, shape in shapes.items()
-  }
+  draw = lambda name, shape: 0.3 * rng.standard_normal(shape).astype(np.float32) + name.endswith('alpha')
+  return {name: draw(name, shape) for name, shape in shapes.items()}
 
 
 def write(folder, config, arrays):
