@@ -3,20 +3,31 @@ PYTHON ?= python3
 VENV := .venv
 WORKDIR ?= runs/demo
 INSTALLED := $(VENV)/.installed
+ORACLE_VENV := .venv-oracle
+ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 
-.PHONY: demo test test-slow
+.PHONY: demo test test-slow test-oracle
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not oracle" -n 2 --dist=loadfile
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+test-oracle: $(ORACLE_INSTALLED)
+	$(ORACLE_VENV)/bin/python -m pytest -m oracle tests/pretrained
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(ORACLE_INSTALLED): requirements.txt tests/requirements-oracle.txt
+	$(PYTHON) -m venv $(ORACLE_VENV)
+	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-oracle.txt
 	touch $@

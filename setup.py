@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 SYNTH = ['espeakng-loader>=0.2.4']  # GPL-3 speech synthesizer, loaded at run time for the embedded corpus only
+HUB = ['huggingface_hub>=1']  # downloads pretrained weights by the name of their repository
 EVAL = ['matplotlib>=3.10']  # pictures of a run
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']  # etils, which it reads files by, imports the second
 
@@ -35,6 +36,7 @@ setup(
         'tfds': TFDS,
         'synth': SYNTH,
         'eval': EVAL,
+        'hub': HUB,
         'dev': SYNTH + EVAL + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
     },
 )

@@ -13,7 +13,7 @@ FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').r
 THIRD_PARTY_HOMES = {
     'grain': ('audiolm_jax/data/',),
     'orbax': ('audiolm_jax/training/checkpoints.py',),
-    'flax': ('audiolm_jax/nn/', 'audiolm_jax/stages/', 'audiolm_jax/training/sharding.py'),
+    'flax': ('audiolm_jax/nn/', 'audiolm_jax/stages/', 'audiolm_jax/pretrained/', 'audiolm_jax/training/sharding.py'),
 }
 FORBIDDEN = {'torch', 'tensorflow', 'pickle', 'joblib'}
 

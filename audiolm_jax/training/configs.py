@@ -10,7 +10,7 @@ import numpy as np
 
 import audiolm_jax
 
-_STAGES, _PACKAGE = 'audiolm_jax.stages.', 'audiolm_jax.'
+_ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
 _MISSING = '(absent)'
 
 
@@ -37,12 +37,13 @@ def describe(value: Any) -> Any:
 def rebuild(data: Mapping[str, Any], version: str) -> Any:
   """Returns the stage config that `describe` wrote, under package version `version`.
 
-  Only `audiolm_jax.stages.<module>.Config` is imported, and for nested configs frozen dataclasses of this package:
-  a checkpoint cannot run foreign code. Raises ValueError for anything else and for fields this version lacks.
+  Only `audiolm_jax.stages.<module>.Config` and `audiolm_jax.pretrained.<module>.Config` are imported, and for nested
+  configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises ValueError for anything else and for fields this version lacks.
   """
   path = data['class']
-  if not (path.startswith(_STAGES) and path.count('.') == 3 and path.endswith('.Config')):
-    raise ValueError(f'checkpoint names the config class {path!r}: only {_STAGES}<module>.Config is allowed')
+  if not (path.startswith(_ROOMS) and path.count('.') == 3 and path.endswith('.Config')):
+    allowed = ' and '.join(f'{room}<module>.Config' for room in _ROOMS)
+    raise ValueError(f'checkpoint names the config class {path!r}: only {allowed} are allowed')
   return _rebuild(data, version)
 
 

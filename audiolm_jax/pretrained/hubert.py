@@ -1,0 +1,277 @@
+"""HuBERT base (Hsu et al., 2021, arXiv 2106.07447) from Hugging Face's `HubertModel`: waveform_BT -> features_BSD.
+
+`facebook/hubert-base-ls960` makes 50 frames/s of width 768 from 16 kHz; the rate follows from the config's strides.
+Frame s sees samples from s * hop_length on, `frame_length` of them, before the Transformer mixes all frames. The
+waveform needs no normalization: the first convolution has no bias, and each of its channels is normalized over time.
+
+Padding counts in that normalization, as in the original: features of a padded waveform are near those without the
+padding, not equal. The Transformer never looks at it.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from audiolm_jax.nn.attention import attend
+from audiolm_jax.pretrained import tensors
+from audiolm_jax.pretrained.layers import Conv, Model
+from audiolm_jax.stages.base import Variables
+
+MODEL_TYPE = 'hubert'
+UNUSED = r'masked_spec_embed'  # stands for masked frames in training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Defaults: `facebook/hubert-base-ls960`."""
+
+  sample_rate: int = 16_000  # Hz; of every published HuBERT, their config.json does not say
+  conv_channels: tuple[int, ...] = (512,) * 7
+  conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+  conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+  position_kernel: int = 128  # frames
+  position_groups: int = 16
+  num_layers: int = 12
+  width: int = 768
+  num_heads: int = 12
+  mlp_width: int = 3072
+  epsilon: float = 1e-5  # of the layer norms
+
+  @property
+  def hop_length(self) -> int:
+    """Samples from one frame to the next."""
+    return math.prod(self.conv_strides)
+
+  @property
+  def frame_rate(self) -> float:
+    """Frames per second."""
+    return self.sample_rate / self.hop_length
+
+  @property
+  def frame_length(self) -> int:
+    """Samples that one frame is made of, before the Transformer."""
+    length = 1
+    for kernel, stride in zip(self.conv_kernels[::-1], self.conv_strides[::-1]):
+      length = (length - 1) * stride + kernel
+    return length
+
+  def make(self) -> Model:
+    return Model(lambda key: _init(self, key))
+
+
+def config_from(data: Mapping[str, Any]) -> Config:
+  """Returns the config that a `HubertModel`'s config.json describes; ValueError for what we do not implement."""
+  tensors.require(
+      data,
+      {
+          'feat_extract_norm': 'group', 'do_stable_layer_norm': False, 'conv_bias': False, 'conv_pos_batch_norm': False,
+          'feat_proj_layer_norm': True, 'hidden_act': 'gelu', 'feat_extract_activation': 'gelu',
+      },
+  )  # fmt: skip
+  default = Config()
+  epsilon = data.get('layer_norm_eps', default.epsilon)
+  if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+    raise ValueError(f'layer_norm_eps={epsilon!r}; expected a number between 0 and 1')
+  config = Config(
+      conv_channels=tensors.integers(data, 'conv_dim', default.conv_channels),
+      conv_kernels=tensors.integers(data, 'conv_kernel', default.conv_kernels),
+      conv_strides=tensors.integers(data, 'conv_stride', default.conv_strides),
+      position_kernel=tensors.integer(data, 'num_conv_pos_embeddings', default.position_kernel),
+      position_groups=tensors.integer(data, 'num_conv_pos_embedding_groups', default.position_groups),
+      num_layers=tensors.integer(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
+      width=tensors.integer(data, 'hidden_size', default.width),
+      num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
+      mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
+      epsilon=epsilon,
+  )
+  if not len(config.conv_channels) == len(config.conv_kernels) == len(config.conv_strides):
+    raise ValueError('conv_dim, conv_kernel and conv_stride have different lengths')
+  tensors.bounded('the samples of a frame', config.frame_length)
+  divisors = {'num_attention_heads': config.num_heads, 'num_conv_pos_embedding_groups': config.position_groups}
+  for name, parts in divisors.items():
+    if config.width % parts:
+      raise ValueError(f'hidden_size={config.width} is not a multiple of {name}={parts}')
+  return config
+
+
+def load(folder: pathlib.Path, config: Config) -> Variables:
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
+  template = jax.eval_shape(config.make().init, jax.random.key(0)).params
+  return Variables(tensors.load(folder, template, UNUSED), {})
+
+
+class ConvLayer(nn.Module):
+  """Convolution without padding and without bias, then GELU; `normalized`: each channel over time, in between."""
+
+  features: int
+  kernel_size: int
+  stride: int
+  normalized: bool
+
+  @nn.compact
+  def __call__(self, x_BND):
+    x_BND = Conv(self.features, self.kernel_size, stride=self.stride, use_bias=False, name='conv')(x_BND)
+    if self.normalized:
+      # The original's epsilon here does not follow the config.
+      x_BND = nn.GroupNorm(num_groups=self.features, epsilon=1e-5, use_fast_variance=False, name='layer_norm')(x_BND)
+    return nn.gelu(x_BND, approximate=False)
+
+
+class FeatureExtractor(nn.Module):
+  """Waveform [B, T] -> [B, S, conv_channels[-1]]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, wave_BT):
+    x_BND = wave_BT[..., None]
+    shapes = zip(self.config.conv_channels, self.config.conv_kernels, self.config.conv_strides)
+    for level, shape in enumerate(shapes):
+      x_BND = ConvLayer(*shape, normalized=level == 0, name=f'conv_layers_{level}')(x_BND)
+    return x_BND
+
+
+class FeatureProjection(nn.Module):
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    return nn.Dense(self.config.width, name='projection')(_layer_norm(self.config, 'layer_norm')(x_BSD))
+
+
+class PositionalConv(nn.Module):
+  """What a grouped convolution over 128 frames, as many before as after, says of a frame's position."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    before = self.config.position_kernel // 2
+    padding = ((before, self.config.position_kernel - 1 - before),)
+    conv = nn.Conv(
+        self.config.width, (self.config.position_kernel,), padding=padding,
+        feature_group_count=self.config.position_groups, name='conv',
+    )  # fmt: skip
+    return nn.gelu(conv(x_BSD), approximate=False)
+
+
+class Attention(nn.Module):
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask):
+    heads = (*x_BSD.shape[:-1], self.config.num_heads, -1)
+    query, key, value = (
+        nn.Dense(self.config.width, name=name)(x_BSD).reshape(heads) for name in ('q_proj', 'k_proj', 'v_proj')
+    )
+    mixed_BSD = attend(query, key, value, mask=mask).reshape(x_BSD.shape)
+    return nn.Dense(self.config.width, name='out_proj')(mixed_BSD)
+
+
+class FeedForward(nn.Module):
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    hidden = nn.gelu(nn.Dense(self.config.mlp_width, name='intermediate_dense')(x_BSD), approximate=False)
+    return nn.Dense(self.config.width, name='output_dense')(hidden)
+
+
+class Layer(nn.Module):
+  """Attention and feed-forward, each normalized after its residual."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask):
+    attended_BSD = x_BSD + Attention(self.config, name='attention')(x_BSD, mask)
+    x_BSD = _layer_norm(self.config, 'layer_norm')(attended_BSD)
+    return _layer_norm(self.config, 'final_layer_norm')(x_BSD + FeedForward(self.config, name='feed_forward')(x_BSD))
+
+
+class Encoder(nn.Module):
+  """[B, S, D] -> the input of the first layer and the outputs of the first `num_layers` layers."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask_BS, num_layers):
+    x_BSD = jnp.where(mask_BS[..., None], x_BSD, 0)
+    x_BSD = x_BSD + PositionalConv(self.config, name='pos_conv_embed')(x_BSD)
+    states = [_layer_norm(self.config, 'layer_norm')(x_BSD)]
+    for number in range(num_layers):
+      states.append(Layer(self.config, name=f'layers_{number}')(states[-1], mask_BS[:, None, None]))
+    return states
+
+
+def _layer_norm(config: Config, name: str) -> nn.LayerNorm:
+  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
+  return nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False, name=name)
+
+
+def _init(config: Config, key: jax.Array) -> Variables:
+  keys = jax.random.split(key, 3)
+  channels = jnp.zeros((1, 2, config.conv_channels[-1]))
+  projected = jnp.zeros((1, 2, config.width))
+  return Variables(
+      {
+          'feature_extractor': FeatureExtractor(config).init(keys[0], jnp.zeros((1, config.frame_length)))['params'],
+          'feature_projection': FeatureProjection(config).init(keys[1], channels)['params'],
+          'encoder': Encoder(config).init(keys[2], projected, jnp.ones((1, 2), bool), config.num_layers)['params'],
+      },
+      {},
+  )
+
+
+def num_frames(config: Config, num_samples: Any) -> Any:
+  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where too few for one."""
+  return jnp.maximum(0, (num_samples - config.frame_length) // config.hop_length + 1)
+
+
+def hidden_states(
+    config: Config,
+    variables: Variables,
+    wave_BT: Float[Array, 'B T'],
+    num_layers: int | None = None,
+    num_samples_B: Int[Array, 'B'] | None = None,
+) -> list[Float[Array, 'B S D']]:
+  """Returns the input of the first Transformer layer and the outputs of the first `num_layers` (None: all).
+
+  Args:
+    wave_BT: at `sample_rate`; T of at least `frame_length`.
+    num_samples_B: samples before the padding; frames made of padding are not attended to, and mean nothing.
+
+  Raises:
+    ValueError: T is too short, or the model does not have so many layers.
+  """
+  num_layers = config.num_layers if num_layers is None else num_layers
+  if not 0 <= num_layers <= config.num_layers:
+    raise ValueError(f'layer {num_layers}: this model has 0 (before the first) to {config.num_layers}')
+  if wave_BT.shape[-1] < config.frame_length:
+    raise ValueError(
+        f'waveform has {wave_BT.shape[-1]:,} samples; one frame takes {config.frame_length}: pad it with zeros'
+    )
+  apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
+  x_BSD = apply(FeatureExtractor(config), 'feature_extractor', wave_BT)
+  x_BSD = apply(FeatureProjection(config), 'feature_projection', x_BSD)
+  batch, length, _ = x_BSD.shape
+  frames_B = jnp.full(batch, length) if num_samples_B is None else num_frames(config, num_samples_B)
+  return apply(Encoder(config), 'encoder', x_BSD, jnp.arange(length) < frames_B[:, None], num_layers)
+
+
+def features(
+    config: Config,
+    variables: Variables,
+    wave_BT: Float[Array, 'B T'],
+    layer: int,
+    num_samples_B: Int[Array, 'B'] | None = None,
+) -> Float[Array, 'B S D']:
+  """Returns the output of Transformer layer `layer`, from 1 (0: what the first is given); see `hidden_states`."""
+  return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]

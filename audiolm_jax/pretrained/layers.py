@@ -1,0 +1,77 @@
+"""Convolutions with the parameters and the padding of the sources, written for speed on a CPU as well as a TPU."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from audiolm_jax.stages.base import Key, Variables
+
+
+class Model(NamedTuple):
+  """What the config of an imported model makes: its variables' structure. It has no loss; a `base.Stage` has."""
+
+  init: Callable[[Key], Variables]
+
+
+class Conv(nn.Module):
+  """Convolution [B, N, D] -> [B, N', features] with `padding` zeros on both sides."""
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  padding: int = 0
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x_BND):
+    shape = (self.kernel_size, x_BND.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    y_BND = lax.conv_general_dilated(
+        x_BND, kernel, (self.stride,), ((self.padding, self.padding),), rhs_dilation=(self.dilation,),
+        dimension_numbers=('NWC', 'WIO', 'NWC'),
+    )  # fmt: skip
+    return y_BND + self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else y_BND
+
+
+class OverlapAdd(nn.Module):
+  """Transposed convolution [B, N, D] -> [B, (N + 1) * stride - trims, features], kernel 2 * stride.
+
+  Every output sees two inputs: the whole is a convolution of kernel 2 that makes `stride` outputs at a time
+  (`nn.conv.CausalConvTranspose`).
+  """
+
+  features: int
+  stride: int
+  trim_start: int
+  trim_end: int
+
+  @nn.compact
+  def __call__(self, x_BND):
+    batch, length, width = x_BND.shape
+    taps = self.param('taps', nn.initializers.lecun_normal(), (2, width, self.stride, self.features))
+    groups_BND = lax.conv_general_dilated(
+        x_BND, taps.reshape(2, width, -1), (1,), ((1, 1),), dimension_numbers=('NWC', 'WIO', 'NWC')
+    )
+    bias_D = self.param('bias', nn.initializers.zeros, (self.features,))
+    total = (length + 1) * self.stride
+    wave_BND = groups_BND.reshape(batch, total, self.features) + bias_D
+    return wave_BND[:, self.trim_start : total - self.trim_end]
+
+
+def check_length(name: str, hop_length: int, num_samples: int):
+  """Raises ValueError where a waveform is not a positive multiple of the hop length."""
+  if num_samples == 0 or num_samples % hop_length:
+    raise ValueError(
+        f'waveform has {num_samples:,} samples; {name} needs a positive multiple of hop_length={hop_length}: '
+        'pad with audio.pad_to_multiple'
+    )
+
+
+def check_levels(available: int, asked: int | None):
+  """Raises ValueError where a codec does not have the number of quantizer levels that is asked for."""
+  if asked is not None and not 1 <= asked <= available:
+    raise ValueError(f'{asked} quantizer levels: this codec has num_quantizers={available}; were they made by another?')

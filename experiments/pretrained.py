@@ -1,0 +1,87 @@
+"""Weights that others trained: lists those we know, and imports them as checkpoints.
+
+  python -m experiments.pretrained list
+  python -m experiments.pretrained import descript/dac_16khz --output=runs/dac
+  python -m experiments.pretrained import my_folder --licence=MIT --output=runs/mine
+
+The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with config.json and
+model.safetensors. `training.checkpoints.load_variables(OUTPUT)` reads the result, `audiolm_jax.pretrained` uses it.
+"""
+
+import argparse
+import pathlib
+
+import jax
+
+from audiolm_jax.pretrained import hub
+from audiolm_jax.training import checkpoints, configs
+from audiolm_jax.training import workdir as workdir_lib
+from experiments import workspace
+
+
+def main(arguments: list[str] | None = None):
+  args = _parser().parse_args(arguments)
+  if args.command == 'list':
+    print(table())
+    return
+  licence = licence_of(args.source, args.licence, args.allow_non_commercial)
+  config, variables = hub.from_pretrained(args.source, revision=args.revision)
+  save(args.output, config, variables, {'source': args.source, 'revision': args.revision, 'licence': licence})
+  size = sum(leaf.size for leaf in jax.tree.leaves(variables))
+  print(f'{args.source} ({licence}): {size / 1e6:.1f} M parameters; {args.output}')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(dest='command', required=True)
+  commands.add_parser('list', help='what we know, with the licence of the weights')
+  importing = commands.add_parser('import', help='write a checkpoint')
+  importing.add_argument('source', help='a repository (owner/name) or a folder')
+  importing.add_argument('--output', type=pathlib.Path, required=True, help='a new folder')
+  importing.add_argument('--revision', help='commit, tag or branch of the repository; a commit is reproducible')
+  importing.add_argument('--licence', help='of the weights, where the list does not have them: what their card says')
+  importing.add_argument(
+      '--allow-non-commercial', action='store_true', help='import weights that may not be used commercially'
+  )
+  return parser
+
+
+def table() -> str:
+  """Returns the catalogue, one line for each checkpoint."""
+  rows = [('REPOSITORY', 'LICENCE', 'WHAT')]
+  for entry in hub.CATALOGUE:
+    note = '' if hub.is_commercial(entry.licence) else ' (non-commercial: import with --allow-non-commercial)'
+    rows.append((entry.repository, entry.licence, entry.description + note))
+  widths = [max(len(row[column]) for row in rows) for column in range(2)]
+  return '\n'.join(f'{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}' for row in rows)
+
+
+def licence_of(source: str, stated: str | None, allow_non_commercial: bool) -> str:
+  """Returns the licence of a source's weights; ValueError where nobody states it, or it forbids commercial use."""
+  known = hub.published(source)
+  licence = known.licence if known else stated
+  if licence is None:
+    raise ValueError(f'the licence of {source} is not in the list: give what its model card says, as --licence=MIT')
+  if not hub.is_commercial(licence) and not allow_non_commercial:
+    raise ValueError(
+        f'{source} has the licence {licence}, not one of {", ".join(hub.COMMERCIAL_LICENCES)}: if its terms allow your '
+        'use, add --allow-non-commercial'
+    )
+  return licence
+
+
+def save(output: pathlib.Path, config, variables, origin: dict):
+  """Writes the checkpoint; ValueError where `output` holds one already."""
+  workdir_lib.probe(output)
+  with workdir_lib.locked(output):
+    directory = output / 'checkpoints'
+    if found := checkpoints.steps(directory):
+      raise ValueError(f'{output} already holds a checkpoint (step {found[-1]}): choose another folder')
+    checkpointer = checkpoints.Checkpointer(directory)
+    metadata = {'config': configs.describe(config), 'fingerprints': {}, 'pretrained': origin}
+    checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
+    checkpointer.close()
+
+
+if __name__ == '__main__':
+  workspace.run(main)
