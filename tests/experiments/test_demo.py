@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import soundfile
 
-STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm', 'acoustic_only', 'speaker', 'numbers')
+STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'acoustic_only', 'speaker', 'numbers')
 SIZES = {
     'corpus.config.train_minutes': 1,
     'corpus.config.test_minutes': 2.7,

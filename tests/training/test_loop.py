@@ -82,7 +82,8 @@ def test_exact_resume_through_kills_and_signals(reference, tmp_path):
     process = _start(tmp_path, moment)
     errors = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, errors
-    assert checkpoints.steps(tmp_path / 'checkpoints')[-1] >= before[-1]
+    # Nothing whole is lost; there may be nothing yet, where the first save was hit.
+    assert checkpoints.steps(tmp_path / 'checkpoints')[-1:] >= before[-1:]
   at = checkpoints.steps(tmp_path / 'checkpoints')[-1] + 2
   process = _start(tmp_path)
   _wait_for_step(process, tmp_path, at)
