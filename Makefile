@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 WORKDIR ?= runs/demo
 INSTALLED := $(VENV)/.installed
+TEST_INSTALLED := $(VENV)/.test-installed
 ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 
@@ -11,10 +12,10 @@ ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
-test: $(INSTALLED)
+test: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not oracle" -n 2 --dist=loadfile
 
-test-slow: $(INSTALLED)
+test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 test-oracle: $(ORACLE_INSTALLED)
@@ -24,6 +25,10 @@ $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(TEST_INSTALLED): $(INSTALLED) tests/requirements-eval.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-eval.txt
 	touch $@
 
 $(ORACLE_INSTALLED): requirements.txt tests/requirements-oracle.txt

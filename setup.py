@@ -4,7 +4,13 @@ from setuptools import find_packages, setup
 
 SYNTH = ['espeakng-loader>=0.2.4']  # GPL-3 speech synthesizer, loaded at run time for the embedded corpus only
 HUB = ['huggingface_hub>=1']  # downloads pretrained weights by the name of their repository
-EVAL = ['matplotlib>=3.10']  # pictures of a run
+PLOT = ['matplotlib>=3.10']  # pictures of a run
+# Opinions of others on audio and text: no torch, no download. pesq is compiled: it needs a C compiler.
+EVAL = [
+    'pesq>=0.0.4', 'pystoi>=0.4.1', 'visqol-python[lattice]>=3.8', 'jiwer>=4', 'mir_eval>=0.8',
+    'speechmos>=0.0.1.1', 'onnxruntime>=1.20', 'pandas',  # speechmos declares none of what it imports
+    'pocketsphinx>=5.1',
+]
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']  # etils, which it reads files by, imports the second
 
 setup(
@@ -35,8 +41,9 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tfds': TFDS,
         'synth': SYNTH,
+        'plot': PLOT,
         'eval': EVAL,
         'hub': HUB,
-        'dev': SYNTH + EVAL + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
+        'dev': SYNTH + PLOT + EVAL + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
     },
 )
