@@ -71,6 +71,18 @@ def check_length(name: str, hop_length: int, num_samples: int):
     )
 
 
+def check_layer(available: int, asked: int):
+  """Raises ValueError where an encoder does not have the layer that is asked for."""
+  if not 0 <= asked <= available:
+    raise ValueError(f'layer {asked}: this model has 0 (before the first) to {available}')
+
+
+def check_frame(frame_length: int, num_samples: int):
+  """Raises ValueError where a waveform is shorter than one frame of an encoder."""
+  if num_samples < frame_length:
+    raise ValueError(f'waveform has {num_samples:,} samples; one frame takes {frame_length}: pad it with zeros')
+
+
 def check_levels(available: int, asked: int | None):
   """Raises ValueError where a codec does not have the number of quantizer levels that is asked for."""
   if asked is not None and not 1 <= asked <= available:

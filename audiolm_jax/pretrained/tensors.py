@@ -94,6 +94,14 @@ def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tu
   return tuple(integer({name: value}, name, 1) for value in values)
 
 
+def fraction(data: Mapping[str, Any], name: str, default: float) -> float:
+  """Returns the number `name`, between 0 and 1, of a config.json, or `default` where it is absent."""
+  value = data.get(name, default)
+  if not isinstance(value, float) or not 0 < value < 1:
+    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and 1')
+  return value
+
+
 def bounded(name: str, value: int) -> int:
   """Returns a size that follows from several numbers of a config.json; ValueError where it is beyond any model's."""
   if value > MAX_INTEGER:
