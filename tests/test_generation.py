@@ -211,6 +211,22 @@ def test_both_paths_share_the_semantic_tokens(models, parallel):
   assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
 
 
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(models, parallel, acoustic):
+  both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
+  wave_BT, lengths_B = prompts()
+  options = dict(carry_seconds=0.12, acoustic=acoustic)
+  whole = generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options)
+  own = generation.tokenize(both, wave_BT, lengths_B)[1]
+  again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
+  for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
+    np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+  with pytest.raises(ValueError, match='a prompt has 16 frames more than its semantic tokens'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS[:, :2], own, **options)
+  with pytest.raises(ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options)
+
+
 def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):
   semantic_BS = np.array([[1, 1, 2, 3, 3], [4, 4, 5, -1, -1]], np.int32)
   deduplicated = parallel._replace(semantic=models.semantic)  # which is not asked: the tokens are given
