@@ -86,7 +86,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
       width=tensors.integer(data, 'hidden_size', default.width),
       num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
       mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
-      epsilon=tensors.fraction(data, 'layer_norm_eps', default.epsilon),
+      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1),
   )
   if not len(config.conv_channels) == len(config.conv_kernels) == len(config.conv_strides):
     raise ValueError('conv_dim, conv_kernel and conv_stride have different lengths')

@@ -54,6 +54,8 @@ LAYOUTS = {
     'taps': Layout('weight', lambda shape: (shape[1], shape[3], 2 * shape[2]), _split_taps),
     'scale': Layout('weight', lambda shape: shape, lambda x: x),
     'embedding': Layout('weight', lambda shape: shape, lambda x: x),
+    'depthwise': Layout('weight', lambda shape: (shape[1], 1, shape[0]), lambda x: x[:, 0].T),
+    'factors': Layout('scale', lambda shape: shape, lambda x: x),
     'alpha': Layout('alpha', lambda shape: (1, *shape, 1), lambda x: x.reshape(-1)),
 }
 
@@ -94,12 +96,12 @@ def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tu
   return tuple(integer({name: value}, name, 1) for value in values)
 
 
-def fraction(data: Mapping[str, Any], name: str, default: float) -> float:
-  """Returns the number `name`, between 0 and 1, of a config.json, or `default` where it is absent."""
+def positive(data: Mapping[str, Any], name: str, default: float, high: float) -> float:
+  """Returns the number `name`, above 0 and below `high`, of a config.json, or `default` where it is absent."""
   value = data.get(name, default)
-  if not isinstance(value, float) or not 0 < value < 1:
-    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and 1')
-  return value
+  if type(value) not in (int, float) or not 0 < value < high:
+    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and {high:g}')
+  return float(value)
 
 
 def bounded(name: str, value: int) -> int:

@@ -92,7 +92,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
       kernel_size=tensors.integer(data, 'conv_depthwise_kernel_size', default.kernel_size, high=1023),
       farthest_left=tensors.integer(data, 'left_max_position_embeddings', default.farthest_left),
       farthest_right=tensors.integer(data, 'right_max_position_embeddings', default.farthest_right),
-      epsilon=tensors.fraction(data, 'layer_norm_eps', default.epsilon),
+      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1),
   )
   if config.width % config.num_heads:
     raise ValueError(f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}')

@@ -9,16 +9,13 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 from audiolm_jax.pretrained import hub, hubert
-from tests.pretrained.parity import padded, randomize, report
+from tests.pretrained.parity import TOLERANCE, padded, randomize_transformer, report
 
 pytestmark = pytest.mark.oracle
-TOLERANCE = 1e-4
 
 
 def pair(folder, **options):
-  torch.manual_seed(0)
-  model = transformers.HubertModel(transformers.HubertConfig(**options)).eval()
-  randomize(model)
+  model = randomize_transformer(transformers.HubertModel(transformers.HubertConfig(**options)))
   model.save_pretrained(folder)
   return model, *hub.from_pretrained(folder)
 

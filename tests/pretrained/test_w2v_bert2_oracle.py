@@ -12,10 +12,9 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 from audiolm_jax.pretrained import hub, w2v_bert2
-from tests.pretrained.parity import padded, randomize, report
+from tests.pretrained.parity import TOLERANCE, padded, randomize_transformer, report
 
 pytestmark = pytest.mark.oracle
-TOLERANCE = 1e-4
 
 
 def extractor():
@@ -23,9 +22,7 @@ def extractor():
 
 
 def pair(folder, **options):
-  torch.manual_seed(0)
-  model = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**options)).eval()
-  randomize(model)
+  model = randomize_transformer(transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**options)))
   model.save_pretrained(folder)
   return model, *hub.from_pretrained(folder)
 
