@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Model, check_frame, check_layer
+from audiolm_jax.pretrained.layers import Model, aligned, check_frame, check_layer
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'hubert'
@@ -62,6 +62,11 @@ class Config:
       length = (length - 1) * stride + kernel
     return length
 
+  def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
+    """Returns `features` of ceil(T / hop_length) frames; see `layers.aligned`."""
+    extract = lambda wave_BT, num_samples_B: features(self, variables, wave_BT, layer, num_samples_B)
+    return aligned(extract, num_frames, self, wave_BT)
+
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
 
@@ -86,7 +91,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
       width=tensors.integer(data, 'hidden_size', default.width),
       num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
       mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
-      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1),
+      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   if not len(config.conv_channels) == len(config.conv_kernels) == len(config.conv_strides):
     raise ValueError('conv_dim, conv_kernel and conv_stride have different lengths')

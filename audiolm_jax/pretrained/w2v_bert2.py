@@ -25,7 +25,7 @@ from audiolm_jax import audio
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.nn.conformer import convolve_depthwise
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Model, check_frame, check_layer
+from audiolm_jax.pretrained.layers import Model, aligned, check_frame, check_layer
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'wav2vec2-bert'
@@ -66,6 +66,11 @@ class Config:
     """Samples that one frame is made of, before the blocks."""
     return WINDOW + (self.stacked - 1) * MEL_HOP
 
+  def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
+    """Returns `features` of ceil(T / hop_length) frames; see `layers.aligned`."""
+    extract = lambda wave_BT, num_samples_B: features(self, variables, wave_BT, layer, num_samples_B)
+    return aligned(extract, num_frames, self, wave_BT)
+
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
 
@@ -92,7 +97,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
       kernel_size=tensors.integer(data, 'conv_depthwise_kernel_size', default.kernel_size, high=1023),
       farthest_left=tensors.integer(data, 'left_max_position_embeddings', default.farthest_left),
       farthest_right=tensors.integer(data, 'right_max_position_embeddings', default.farthest_right),
-      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1),
+      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   if config.width % config.num_heads:
     raise ValueError(f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}')
@@ -118,16 +123,49 @@ def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
   return np.maximum(triangles, 0).astype(np.float32)
 
 
+@functools.cache
+def _dft() -> tuple[np.ndarray, ...]:
+  """Returns Povey's window times cosines and sines, [WINDOW, 2 (FFT / 2 + 1)], and `_slices` of it."""
+  window_N = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))) ** 0.85
+  angle_NN = 2 * np.pi / FFT * np.arange(WINDOW)[:, None] * np.arange(FFT // 2 + 1)
+  matrix = window_N[:, None] * np.concatenate([np.cos(angle_NN), np.sin(angle_NN)], axis=1)
+  return tuple(part.astype(np.float32) for part in (matrix, *_slices(matrix, np)))
+
+
+def _slices(x, numpy):
+  """Returns x, of numbers in [-1, 1], as a sum: two numbers of 8 bits, each on a grid of its own, and the rest."""
+  first = numpy.round(x * 2**7) / 2**7
+  second = numpy.round((x - first) * 2**15) / 2**15
+  return first, second, x - first - second
+
+
+def _windowed_dft(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
+  """Returns real and imaginary parts, accurate far below float32's rounding of the strongest frequency.
+
+  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of two
+  numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
+  """
+  matrix, matrix_1, matrix_2, matrix_3 = _dft()
+  largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
+  scale_BF1 = jnp.exp2(jnp.ceil(jnp.log2(largest_BF1)))
+  scale_BF1 = jnp.where(scale_BF1 < largest_BF1, 2 * scale_BF1, scale_BF1)  # where the logarithm was rounded down
+  x_1, x_2, x_3 = _slices(frames_BFN / scale_BF1, jnp)
+  product = functools.partial(jnp.matmul, precision='highest')
+  small = product(x_3, matrix) + product(x_1 + x_2, matrix_3) + product(x_2, matrix_2)
+  return (product(x_1, matrix_1) + (product(x_1, matrix_2) + product(x_2, matrix_1) + small)) * scale_BF1
+
+
 def log_mel(
     config: Config, wave_BT: Float[Array, 'B T'], num_samples_B: Int[Array, 'B'] | None = None
 ) -> Float[Array, 'B S N']:
   """Returns normalized log-mel frames, `stacked` side by side: N = stacked * num_mels; 0 where padding is seen."""
   frames_BFN = audio.frame(wave_BT * 2.0**15, WINDOW, MEL_HOP)
-  frames_BFN -= jnp.mean(frames_BFN, axis=-1, keepdims=True)
   before_BFN = jnp.concatenate([frames_BFN[..., :1], frames_BFN[..., :-1]], axis=-1)
-  window_N = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))) ** 0.85  # Povey's
-  spectrum_BFN = jnp.fft.rfft((frames_BFN - 0.97 * before_BFN) * window_N.astype(np.float32), n=FFT)
-  power_BFN = jnp.square(spectrum_BFN.real) + jnp.square(spectrum_BFN.imag)
+  # (x - mean) - 0.97 (before - mean), in an order that rounds small numbers only: the upper bands of a voice are faint.
+  mean_BF1 = jnp.mean(frames_BFN, axis=-1, keepdims=True)
+  filtered_BFN = (frames_BFN - before_BFN) + 0.03 * (before_BFN - mean_BF1)
+  real_BFN, imaginary_BFN = jnp.split(_windowed_dft(filtered_BFN), 2, axis=-1)
+  power_BFN = jnp.square(real_BFN) + jnp.square(imaginary_BFN)
   mels_BFM = jnp.matmul(power_BFN, _mel_filters(config.sample_rate, config.num_mels), precision='highest')
   log_BFM = jnp.log(jnp.maximum(mels_BFM, FLOOR))
 
