@@ -147,8 +147,8 @@ def _windowed_dft(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
   """
   matrix, matrix_1, matrix_2, matrix_3 = _dft()
   largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
-  scale_BF1 = jnp.exp2(jnp.ceil(jnp.log2(largest_BF1)))
-  scale_BF1 = jnp.where(scale_BF1 < largest_BF1, 2 * scale_BF1, scale_BF1)  # where the logarithm was rounded down
+  exponent_BF1 = jax.lax.bitcast_convert_type(largest_BF1, jnp.int32) & 0x7F80_0000
+  scale_BF1 = 2 * jax.lax.bitcast_convert_type(exponent_BF1, jnp.float32)  # a power of two: division rounds nothing
   x_1, x_2, x_3 = _slices(frames_BFN / scale_BF1, jnp)
   product = functools.partial(jnp.matmul, precision='highest')
   small = product(x_3, matrix) + product(x_1 + x_2, matrix_3) + product(x_2, matrix_2)
