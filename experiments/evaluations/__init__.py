@@ -33,7 +33,8 @@ def table(report: dict) -> str:
   for suite, content in report.items():
     if not content['rows']:  # its stage was not trained
       continue
-    facts = ', '.join(f'{name} {_cell(value)}' for name, value in content.items() if not isinstance(value, (dict, list)))
+    plain = {name: value for name, value in content.items() if not isinstance(value, (dict, list))}
+    facts = ', '.join(f'{name} {_cell(value)}' for name, value in plain.items())
     lines += [f'\n{suite} ({facts})' if facts else f'\n{suite}', *_block(content['rows'])]
     if 'perplexity' in content:
       lines += ['codebook perplexity by level: ' + ' '.join(f'{value:.0f}' for value in content['perplexity'])]
