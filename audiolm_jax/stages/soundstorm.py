@@ -80,20 +80,29 @@ class Config:
     """Semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)
 
+  @property
+  def frames_per_semantic(self) -> int:
+    """Codec frames that last as long as a semantic frame."""
+    return tokens.frames_per_semantic(self.frame_rate, self.semantic_rate)
+
+  @property
+  def num_frames(self) -> int:
+    """Codec frames of a crop."""
+    return self.frames_per_semantic * self.num_semantic
+
   def make(self) -> Stage:
     return make(self)
 
 
 def make(config: Config) -> Stage:
   def init(key: Key) -> Variables:
-    semantic_BS, codes_BFQ = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, config.num_quantizers), jnp.int32)
+    semantic_BS, codes_BFQ = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
     return Variables(SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {})
 
-  frames = 2 * config.num_semantic
   return Stage(
       batch={
           'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate),
-          'codes': Feature((frames, config.num_quantizers), jnp.int32, config.frame_rate),
+          'codes': Feature((config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate),
       },
       init=init,
       loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
@@ -115,7 +124,7 @@ class SoundStorm(nn.Module):
     semantic_KD = self.param('semantic', partitioned(init, VOCAB, EMBED), (c.num_clusters, c.width))
     codes_QKD = self.param('codes', partitioned(init, None, VOCAB, EMBED), (levels, c.codebook_size, c.width))
     masked_QD = self.param('masked', partitioned(init, None, EMBED), (levels, c.width))
-    semantic_BF = jnp.repeat(semantic_BS, 2, axis=1)
+    semantic_BF = jnp.repeat(semantic_BS, c.frames_per_semantic, axis=1)
     x_BFD = semantic_KD[jnp.maximum(semantic_BF, 0)]
     for q in range(levels):  # one after the other: [B, F, Q, D] would be the largest array of all
       code_BF1 = codes_BFQ[..., q, None]
@@ -173,7 +182,7 @@ def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | 
   length_key, level_key, mask_key, dropout_key = jax.random.split(jax.random.key(0) if key is None else key, 4)
   if config.random_length:
     semantic_BS = shorten(length_key, semantic_BS)
-  valid_BF = (jnp.repeat(semantic_BS, 2, axis=1) != PAD) & (codes_BFQ[..., 0] != PAD)
+  valid_BF = (jnp.repeat(semantic_BS, config.frames_per_semantic, axis=1) != PAD) & (codes_BFQ[..., 0] != PAD)
   model, rngs = SoundStorm(config), {} if key is None else {'dropout': dropout_key}
 
   def masked_nats(level_B, mask_key):

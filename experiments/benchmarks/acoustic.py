@@ -20,12 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import meta
 
 from audiolm_jax import windows
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
+from audiolm_jax.training import sharding
 from experiments import recipe as recipe_lib
 
 
@@ -154,7 +154,7 @@ def _most_probable(config, params, semantic_BS, codes_BFQ, level):
 
 
 def time_decoder(config: soundstream.Config, frames: int) -> Timing:
-  variables = jax.jit(lambda key: meta.unbox(config.make().init(key)))(jax.random.key(0))
+  variables = jax.jit(lambda key: sharding.unbox(config.make().init(key)))(jax.random.key(0))
   codes_BFQ = jnp.zeros((1, frames, config.num_quantizers), jnp.int32)
   compiled = jax.jit(soundstream.decode, static_argnums=0).lower(config, variables, codes_BFQ).compile()
   compiled(variables, codes_BFQ)
@@ -162,7 +162,7 @@ def time_decoder(config: soundstream.Config, frames: int) -> Timing:
 
 
 def _random_params(config):
-  return jax.jit(lambda key: meta.unbox(config.make().init(key).params))(jax.random.key(0))
+  return jax.jit(lambda key: sharding.unbox(config.make().init(key).params))(jax.random.key(0))
 
 
 def _in_dtype(config, dtype: str | None):
