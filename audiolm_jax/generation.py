@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax import audio, kmeans, tokens, windows
 from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
 from audiolm_jax.sampling import check as check_rule
-from audiolm_jax.stages import w2v_bert
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.tokens import PAD
 
@@ -38,11 +37,11 @@ UNKNOWN_DURATION = 2.0  # semantic frames of 40 ms that a deduplicated token las
 class Models(NamedTuple):
   """(config, variables) of every stage, variables unboxed; the acoustic ones that a pipeline does not use may be None.
 
-  fine is None, too, where the coarse levels are all (piano).
+  w2v_bert has a `kmeans.SemanticEncoder` for a config. fine is None, too, where the coarse levels are all (piano).
   """
 
   soundstream: tuple[Any, Variables]
-  w2v_bert: tuple[Any, Variables]
+  w2v_bert: tuple[kmeans.SemanticEncoder, Variables]
   semantic_quantizer: kmeans.SemanticQuantizer
   semantic: tuple[Any, Variables]
   coarse: tuple[Any, Variables] | None = None
@@ -135,27 +134,47 @@ def continue_audio(
   if _reads_semantic(models, acoustic):
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, sampling)
   prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
-  return _acoustics(models, key, timed, prompts, _codec_frames(models, [num_new] * len(prompts)), sampling, carry_seconds, acoustic)
+  new_frames = _codec_frames(models, [num_new] * len(prompts))
+  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
 
 def generate_acoustics(
     models: Models,
     key: jax.Array,
     semantic_BS: Int[Array | np.ndarray, 'B S'],
+    prompt_BFQ: Int[Array | np.ndarray, 'B F Q'] | None = None,
     *,
     sampling: SamplingConfig = SamplingConfig(),
     carry_seconds: float = 3.0,
     acoustic: str = 'autoregressive',
 ) -> Continuation:
-  """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice, the same words."""
+  """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice, the same words.
+
+  prompt_BFQ: codes of the first frames, PAD on the right, which are kept and whose voice goes on; None: of no frame.
+  """
   _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
   tokens.check_range(semantic_BS, _acoustic_model(models, acoustic)[0].num_clusters)
-  lengths = (semantic_BS != PAD).sum(axis=1)
+  prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.soundstream[0])
+  whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
+  new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
+  if min(new_frames, default=0) < 0:
+    raise ValueError(f'a prompt has {-min(new_frames)} frames more than its semantic tokens: cut it')
   deduplicate = models.semantic[0].deduplicate and acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
-  prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * len(timed)
-  return _acoustics(models, key, timed, prompts, _codec_frames(models, lengths), sampling, carry_seconds, acoustic)
+  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
+
+
+def _prompt_rows(prompt_BFQ, batch_size, codec) -> list[np.ndarray]:
+  if prompt_BFQ is None:
+    return [np.zeros((0, codec.num_quantizers), np.int32)] * batch_size
+  prompt_BFQ = np.asarray(prompt_BFQ)
+  if prompt_BFQ.ndim != 3 or prompt_BFQ.shape[::2] != (batch_size, codec.num_quantizers):
+    raise ValueError(
+        f'prompt_BFQ has shape {prompt_BFQ.shape}: it needs {batch_size} rows, as the semantic tokens have, of all '
+        f'{codec.num_quantizers} levels'
+    )
+  return [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in prompt_BFQ]
 
 
 def generate_unconditional(
@@ -175,8 +194,9 @@ def generate_unconditional(
   if _reads_semantic(models, acoustic):
     empty = np.zeros(batch_size, int)
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling)
-  prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * batch_size
-  return _acoustics(models, key, timed, prompts, _codec_frames(models, [num_new] * batch_size), sampling, carry_seconds, acoustic)
+  prompts = _prompt_rows(None, batch_size, models.soundstream[0])
+  new_frames = _codec_frames(models, [num_new] * batch_size)
+  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
 
 def _check(models, rules, acoustic, semantic_given=False):
@@ -373,5 +393,5 @@ def _decode(config, variables, codes_BFQ):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _semantic_tokens(config, variables, semantic_quantizer, wave_BT):
-  return kmeans.assign(semantic_quantizer, w2v_bert.features(config, variables, wave_BT))
+def _semantic_tokens(encoder, variables, semantic_quantizer, wave_BT):
+  return kmeans.assign(semantic_quantizer, encoder.features(variables, wave_BT))

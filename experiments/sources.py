@@ -91,6 +91,13 @@ def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
   return sides
 
 
+def counting_prompts(recipe: Recipe, workdir: pathlib.Path) -> list[dict]:
+  """Returns `evaluation.num_prompts` counting utterances of held-out voices; few of them: one after the other again."""
+  _, judged = held_out_voices(recipe, workdir)
+  counting = [example for example in judged if example['kind'] == 'counting']
+  return [counting[index % len(counting)] for index in range(recipe.evaluation.num_prompts)]
+
+
 def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
   """Returns the counting utterances of the training voices and of the held-out voices."""
   splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))

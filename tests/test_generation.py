@@ -1,7 +1,6 @@
 """The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it can be checked."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,9 @@ class Tokenizer:
 
   sample_rate: int = 200
   frame_rate: float = 25.0
+
+  def features(self, variables, wave_BT):
+    return wave_BT[:, :: 2 * HOP, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,8 @@ def parallel(models):
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-  features = lambda config, variables, wave_BT: wave_BT[:, :: 2 * HOP, None]
   assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
-  monkeypatch.setattr(generation, 'w2v_bert', SimpleNamespace(features=features))
-  monkeypatch.setattr(generation, 'kmeans', SimpleNamespace(assign=assign))
+  monkeypatch.setattr(generation.kmeans, 'assign', assign)
 
 
 def prompts():
@@ -209,6 +209,22 @@ def test_both_paths_share_the_semantic_tokens(models, parallel):
   ]
   np.testing.assert_array_equal(results[0].semantic_BS, results[1].semantic_BS)
   assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(models, parallel, acoustic):
+  both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
+  wave_BT, lengths_B = prompts()
+  options = dict(carry_seconds=0.12, acoustic=acoustic)
+  whole = generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options)
+  own = generation.tokenize(both, wave_BT, lengths_B)[1]
+  again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
+  for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
+    np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+  with pytest.raises(ValueError, match='a prompt has 16 frames more than its semantic tokens'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS[:, :2], own, **options)
+  with pytest.raises(ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options)
 
 
 def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):
