@@ -7,7 +7,7 @@ TEST_INSTALLED := $(VENV)/.test-installed
 ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 
-.PHONY: demo test test-slow test-oracle
+.PHONY: demo test test-slow test-oracle test-oracle-slow
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -19,7 +19,10 @@ test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 test-oracle: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m pytest -m oracle tests/pretrained
+	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and not slow" tests/pretrained
+
+test-oracle-slow: $(ORACLE_INSTALLED)
+	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and slow" tests/pretrained
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
