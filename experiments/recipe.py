@@ -54,6 +54,9 @@ class Evaluation:
   prompt_seconds: float = 3.0
   seconds: float = 7.0  # of continuation
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
+  data: str = ''  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized twin
+  subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
+  decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
   seed: int = 0
 
 

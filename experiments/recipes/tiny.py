@@ -105,5 +105,7 @@ RECIPE = Recipe(
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
     speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
     numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),
-    evaluation=Evaluation(num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
+    evaluation=Evaluation(
+        num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0, decoder_seconds=240.0
+    ),
 )
