@@ -6,7 +6,6 @@ Finished shards are kept, so that the same command goes on after a kill; several
 """
 
 import functools
-import json
 import os
 import pathlib
 
@@ -74,7 +73,7 @@ def fit_semantic_tokens(
 def encode_split(recipe, workdir, split, encode_batch, config: soundstream.Config, fingerprints):
   """Writes the shards of a split that are not there yet, then the manifest."""
   folder = workdir / 'tokens'
-  claim(folder, fingerprints)
+  workspace.claim(folder, fingerprints)
   if (folder / f'{split}.json').is_file():
     print(f'{split}: already encoded; {folder}')
     return
@@ -91,20 +90,6 @@ def encode_split(recipe, workdir, split, encode_batch, config: soundstream.Confi
     rates = {'frame_rate': config.frame_rate, 'semantic_rate': config.frame_rate / 2}
     token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **rates})
   print(f'{split}: {len(corpus)} clips in {num_shards} shards; {folder}')
-
-
-def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
-  """Marks the folder as holding tokens of these models; ValueError where it holds those of others."""
-  path = folder / 'made_by.json'
-  if path.is_file():
-    made_by = json.loads(path.read_text())
-    if made_by != fingerprints:
-      raise ValueError(f'{folder} holds tokens of {made_by}, the models here are {fingerprints}: move it away first')
-    return
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f'.{os.getpid()}.partial')
-  partial.write_text(json.dumps(fingerprints))
-  os.replace(partial, path)
 
 
 def encoded(corpus, indices, encode_batch, config: soundstream.Config):

@@ -10,7 +10,7 @@ import numpy as np
 from audiolm_jax import kmeans
 from audiolm_jax.metrics import speech
 from audiolm_jax.stages import soundstream
-from experiments import corpora, workspace
+from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
 BUCKET_SECONDS = 3.2  # utterances are padded to a multiple of this (whole semantic frames): few compilations
@@ -32,10 +32,18 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
       config = recipe.numbers.model
       sides = [labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides]
     return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
+  if name in ('detector', 'detector_control'):
+    return forged(workdir, by_lot=name == 'detector_control')
   if 'waveform' in getattr(recipe, name).model.make().batch:
     return Sources(corpus(recipe, 'train', workdir), corpus(recipe, 'test', workdir), {})
   training, held_out = (workspace.token_source(workdir, split) for split in ('train', 'test'))
   return Sources(training, held_out, training.metadata['fingerprints'])
+
+
+def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
+  """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of validation voices."""
+  training, held_out = (forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2])
+  return Sources(training, held_out, training.fingerprints)
 
 
 def corpus(recipe: Recipe, split: str, workdir: pathlib.Path):
