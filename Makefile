@@ -7,16 +7,19 @@ TEST_INSTALLED := $(VENV)/.test-installed
 ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 
-.PHONY: demo test test-slow test-oracle
+.PHONY: demo test test-slow test-oracle test-browser
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not oracle" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not oracle and not browser" -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+test-browser: $(TEST_INSTALLED)
+	$(VENV)/bin/python -m pytest -m browser
 
 test-oracle: $(ORACLE_INSTALLED)
 	$(ORACLE_VENV)/bin/python -m pytest -m oracle tests/pretrained

@@ -2,8 +2,8 @@
 
   python -m experiments.forge --recipe=tiny --workdir=runs/tiny
 
-Utterances of the corpus are cut after the prompt. What follows it is kept twice: as it was, through the codec, and as the
-models go on. Both are codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
+Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on after the prompt. Both are
+codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
 Writes WORKDIR/forgeries/SPLIT for train and validation (training voices, of which the detector hears the former) and
 test (held-out voices). Finished shards are kept, so that the same command goes on after a kill.
 """
@@ -90,7 +90,7 @@ def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[
 
 
 def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> Iterator[dict]:
-  """Yields the original and the continuation, from sample `start` to `end`, of every example."""
+  """Yields the original and the continuation, up to sample `end`, of every example; the prompt ends at `start`."""
   wave_BT = np.stack([example['waveform'][:end] for example in examples])
   _, original_BFQ = generation.tokenize(models, wave_BT)
   sampled_BFQ = generation.continue_audio(
@@ -100,13 +100,13 @@ def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> I
   frames, levels = min(original_BFQ.shape[1], sampled_BFQ.shape[1]), sampled_BFQ.shape[2]
   codec, variables = models.soundstream
   both = [
-      np.asarray(decode(codec, variables, codes_BFQ[:, :frames, :levels]))[:, start:end]
+      np.asarray(decode(codec, variables, codes_BFQ[:, :frames, :levels]))[:, :end]
       for codes_BFQ in (original_BFQ, sampled_BFQ)
   ]
   for example, original_T, sampled_T in zip(examples, *both, strict=True):
     speaker = int(example.get('speaker', -1))
-    yield forgeries.record(original_T, detector.ORIGINAL, speaker)
-    yield forgeries.record(sampled_T, detector.GENERATED, speaker)
+    yield forgeries.record(original_T, start, detector.ORIGINAL, speaker)
+    yield forgeries.record(sampled_T, start, detector.GENERATED, speaker)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,8 @@
 """What `experiments.forge` leaves for the detector: pairs of an original and a continuation of its beginning.
 
-Records 2 n and 2 n + 1 of a split are a pair: the same utterance after the prompt, through the codec, as it was and as the
-models go on. Each holds 'waveform' (16 bits, as files on disk have), 'label' (stages.detector) and 'speaker'.
+Records 2 n and 2 n + 1 of a split are a pair: the same utterance through the codec, as it was and as the models go on. Each
+holds 'waveform' (16 bits, as files on disk have), 'start' (the sample at which the prompt, alike in both, is over), 'label'
+(stages.detector) and 'speaker'.
 """
 
 import pathlib
@@ -21,13 +22,18 @@ def load(workdir: pathlib.Path, split: str):
   return workspace.token_source(workdir, split, folder='forgeries', program='forge')
 
 
-def record(wave_T: np.ndarray, label: int, speaker: int) -> dict[str, Any]:
+def record(wave_T: np.ndarray, start: int, label: int, speaker: int) -> dict[str, Any]:
   samples_T = np.round(np.clip(wave_T, -1, 1) * FULL_SCALE).astype(np.int16)
-  return {'waveform': samples_T, 'label': label, 'speaker': speaker}
+  return {'waveform': samples_T, 'start': start, 'label': label, 'speaker': speaker}
+
+
+def whole(found: dict[str, Any]) -> np.ndarray:
+  """Returns the waveform of a record, prompt and all, as float32."""
+  return found['waveform'].astype(np.float32) / FULL_SCALE
 
 
 class Clips:
-  """The records with float32 waveforms; of the originals alone, labelled by lot (half and half), where `by_lot`."""
+  """What follows the prompt, as float32 waveforms with labels; of the originals alone, labelled by lot (half and half), where `by_lot`."""
 
   def __init__(self, records, *, by_lot: bool = False, seed: int = 0):
     self._records, self._labels = records, None
@@ -46,4 +52,4 @@ class Clips:
     if found is None:
       return None
     label = found['label'] if self._labels is None else np.int32(self._labels[index])
-    return {**found, 'waveform': found['waveform'].astype(np.float32) / FULL_SCALE, 'label': label}
+    return {'waveform': whole(found)[int(found['start']) :], 'label': label, 'speaker': found['speaker']}

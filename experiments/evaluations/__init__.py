@@ -6,13 +6,14 @@ A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, each with the
 import json
 import pathlib
 
-from experiments.evaluations import codec, continuation, language, tokens
+from experiments.evaluations import codec, continuation, detection, language, tokens
 
 SUITES = {
     'codec': codec.measure,
     'tokens': tokens.measure,
     'language': language.measure,
     'continuation': continuation.measure,
+    'detection': detection.measure,
 }
 
 
