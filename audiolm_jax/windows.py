@@ -90,22 +90,22 @@ def fill(
     carry: int,
     how: ParallelRule,
 ) -> list[np.ndarray]:
-  """Appends decoded frames to every row [F, Q] of codes until it has two for each semantic token of its own [S].
+  """Appends decoded frames to every row [F, Q] of codes until all semantic tokens of its own [S] have theirs.
 
   A row that ends within the crop is decoded in one window. A longer one takes several, which begin at least `carry`
-  frames (an even number) before what is new; a row that is done takes part in no further window.
+  frames (of whole semantic frames) before what is new; a row that is done takes part in no further window.
   """
-  rows, crop, number = list(rows), 2 * config.num_semantic, 0
-  ends = [2 * len(semantic_S) for semantic_S in semantic]
+  rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
+  ends = [ratio * len(semantic_S) for semantic_S in semantic]
   while unfinished := [b for b, row in enumerate(rows) if len(row) < ends[b]]:
     firsts = [max(0, min(len(rows[b]) - carry, ends[b] - crop)) for b in unfinished]
     stops = [min(ends[b], first + crop) for b, first in zip(unfinished, firsts, strict=True)]
     spans = list(zip(unfinished, firsts, stops, strict=True))
     size = row_bucket(len(spans))
-    length = bucket(max(stop - first for _, first, stop in spans) // 2, config.num_semantic)
-    read = [semantic[b][first // 2 : stop // 2, None] for b, first, stop in spans]
+    length = bucket(max(stop - first for _, first, stop in spans) // ratio, config.num_semantic)
+    read = [semantic[b][first // ratio : stop // ratio, None] for b, first, stop in spans]
     semantic_BS = stack(read, length, 1, size)[..., 0]
-    codes_BFQ = stack([rows[b][first:] for b, first, _ in spans], 2 * length, config.num_quantizers, size)
+    codes_BFQ = stack([rows[b][first:] for b, first, _ in spans], ratio * length, config.num_quantizers, size)
     filled_BFQ = np.asarray(
         fill_window(
             config, params, jax.random.fold_in(key, number), semantic_BS, codes_BFQ, how.rule, how.noise,
@@ -132,7 +132,7 @@ def fill_window(
 ) -> Int[Array, 'B F Q']:
   """Returns the codes with every PAD filled in where the frame has a semantic token, the known ones untouched."""
   semantic_BS = jnp.asarray(semantic_BS)
-  valid_BF = jnp.repeat(semantic_BS != PAD, 2, axis=1)
+  valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
   logits = lambda codes_BFQ, level: soundstorm.logits(config, params, semantic_BS, codes_BFQ, level)
   return decode_masked(logits, jnp.asarray(codes_BFQ), valid_BF, key, rule, noise=noise, iterations=iterations)
 

@@ -8,7 +8,6 @@ Writes WORKDIR/forgeries/SPLIT for train and validation (training voices, of whi
 test (held-out voices). Finished shards are kept, so that the same command goes on after a kill.
 """
 
-import functools
 import os
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 
 from audiolm_jax import generation
 from audiolm_jax.data import token_shards
-from audiolm_jax.stages import detector, soundstream
+from audiolm_jax.stages import detector
 from experiments import forgeries, sources, workspace
 from experiments import recipe as recipe_lib
 
@@ -51,7 +50,7 @@ def forge_split(recipe: recipe_lib.Recipe, workdir, split: str, models: generati
   rate = models.soundstream[0].sample_rate
   seconds = recipe.evaluation.prompt_seconds, recipe.evaluation.prompt_seconds + recipe.evaluation.seconds
   start, end = (round(s * rate) for s in seconds)
-  corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir)
+  corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir, rate)
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)
   split_key = jax.random.fold_in(jax.random.key(settings.seed), forgeries.SPLITS.index(split))
@@ -98,20 +97,15 @@ def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> I
       carry_seconds=recipe.evaluation.carry_seconds,
   ).codes_BFQ
   frames, levels = min(original_BFQ.shape[1], sampled_BFQ.shape[1]), sampled_BFQ.shape[2]
-  codec, variables = models.soundstream
+  num_frames_B = np.full(len(examples), frames)
   both = [
-      np.asarray(decode(codec, variables, codes_BFQ[:, :frames, :levels]))[:, :end]
+      generation.decode_codes(models, codes_BFQ[:, :frames, :levels], num_frames_B)[:, :end]
       for codes_BFQ in (original_BFQ, sampled_BFQ)
   ]
   for example, original_T, sampled_T in zip(examples, *both, strict=True):
     speaker = int(example.get('speaker', -1))
     yield forgeries.record(original_T, start, detector.ORIGINAL, speaker)
     yield forgeries.record(sampled_T, start, detector.GENERATED, speaker)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def decode(config: soundstream.Config, variables, codes_BFQ):
-  return soundstream.decode(config, variables, codes_BFQ)
 
 
 if __name__ == '__main__':

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from audiolm_jax import kmeans
+from audiolm_jax import audio, kmeans
 from audiolm_jax.metrics import speech
-from audiolm_jax.stages import soundstream
 from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
@@ -25,7 +24,7 @@ class Sources(NamedTuple):
 def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   """Returns the sources of a stage. Raises ValueError, naming the command to run, when its inputs are missing."""
   if name in ('speaker', 'numbers'):
-    _, variables, _ = workspace.load_stage(workdir, 'soundstream')
+    _, variables = workspace.load_codec(workdir)
     sides = held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
     sides = [reconstructions(side, workdir) for side in sides]
     if name == 'numbers':
@@ -34,9 +33,11 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
     return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
   if name in ('detector', 'detector_control'):
     return forged(workdir, by_lot=name == 'detector_control')
-  if 'waveform' in getattr(recipe, name).model.make().batch:
-    return Sources(corpus(recipe, 'train', workdir), corpus(recipe, 'test', workdir), {})
+  model = getattr(recipe, name).model
+  if 'waveform' in model.make().batch:
+    return Sources(*(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {})
   training, held_out = (workspace.token_source(workdir, split) for split in ('train', 'test'))
+  check_tokens(name, model, training.metadata)
   return Sources(training, held_out, training.metadata['fingerprints'])
 
 
@@ -46,9 +47,41 @@ def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
   return Sources(training, held_out, training.fingerprints)
 
 
-def corpus(recipe: Recipe, split: str, workdir: pathlib.Path):
-  """Returns the recipe's audio examples of a split, 'train' or 'test'."""
-  return recipe.corpus.examples(split, workdir / 'corpus')
+def check_tokens(name: str, model: Any, metadata: dict):
+  """Raises ValueError where a stage was made for other tokens than those encoded: their rates, levels and sizes."""
+  wrong = [
+      f'{field}={getattr(model, field)}, the tokens have {metadata[field]}'
+      for field in ('frame_rate', 'semantic_rate', 'codebook_size', 'num_clusters')
+      if hasattr(model, field) and metadata.get(field, getattr(model, field)) != getattr(model, field)
+  ]
+  levels = max(getattr(model, field, 0) for field in ('num_quantizers', 'total_quantizers'))
+  if levels > metadata.get('num_quantizers', levels):
+    wrong.append(f'{levels} levels, the tokens have {metadata["num_quantizers"]}')
+  if wrong:
+    raise ValueError(f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE')
+
+
+def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int | None = None):
+  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: at the corpus's own)."""
+  source = recipe.corpus.examples(split, workdir / 'corpus')
+  return source if sample_rate in (None, source.sample_rate) else Resampled(source, sample_rate)
+
+
+class Resampled:
+  """A source whose waveforms are brought to another rate when they are read."""
+
+  def __init__(self, source, sample_rate: int):
+    self._source, self.sample_rate = source, sample_rate
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int):
+    example = self._source[index]
+    if example is None:
+      return None
+    wave_BT = audio.resample(np.asarray(example['waveform'], np.float32)[None], self._source.sample_rate, self.sample_rate)
+    return {**example, 'waveform': wave_BT[0]}
 
 
 def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
@@ -66,6 +99,13 @@ def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
   return sides
 
 
+def counting_prompts(recipe: Recipe, workdir: pathlib.Path) -> list[dict]:
+  """Returns `evaluation.num_prompts` counting utterances of held-out voices; few of them: one after the other again."""
+  _, judged = held_out_voices(recipe, workdir)
+  counting = [example for example in judged if example['kind'] == 'counting']
+  return [counting[index % len(counting)] for index in range(recipe.evaluation.num_prompts)]
+
+
 def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
   """Returns the counting utterances of the training voices and of the held-out voices."""
   splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))
@@ -80,11 +120,12 @@ def labelled_windows(examples: list[dict], length: int) -> list[dict]:
 
 def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None) -> list[dict]:
   """Returns the examples with their waveforms passed through the codec, so that codec artefacts give nothing away."""
-  config, variables, _ = workspace.load_stage(workdir, 'soundstream')
+  config, variables = workspace.load_codec(workdir)
+  codec = config.codec()
 
   @jax.jit
   def reconstruct(variables, wave_BT):
-    return soundstream.decode(config, variables, soundstream.encode(config, variables, wave_BT, num_quantizers))
+    return codec.decode(variables, codec.encode(variables, wave_BT, num_quantizers))
 
   decoded = map_waveforms(functools.partial(reconstruct, variables), examples, config.sample_rate)
   return [{**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)]
@@ -122,15 +163,18 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
   return kmeans.fit(np.concatenate(collected), settings.num_clusters, settings.seed)
 
 
-def padded_batches(examples, sample_rate: int, batch_size: int = 8):
-  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows."""
+def padded_batches(examples, sample_rate: int, batch_size: int = 8, silence: int = 0):
+  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows.
+
+  silence: samples of padding that there are at least.
+  """
   bucket = round(BUCKET_SECONDS * sample_rate)
   for start in range(0, len(examples), batch_size):
     read = (examples[index] for index in range(start, min(start + batch_size, len(examples))))
     batch = [example for example in read if example is not None]  # what cannot be read is listed by its source
     if not batch:
       continue
-    longest = max(len(example['waveform']) for example in batch)
+    longest = max(len(example['waveform']) for example in batch) + silence
     wave_BT = np.zeros((batch_size, -(-longest // bucket) * bucket), np.float32)
     for row, example in enumerate(batch):
       wave_BT[row, : len(example['waveform'])] = example['waveform']

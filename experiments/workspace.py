@@ -64,6 +64,14 @@ def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]
   return checkpoints.load_variables(directory)
 
 
+def load_codec(workdir: pathlib.Path) -> tuple[Any, Variables]:
+  """Returns (config, variables) of the workdir's codec, trained or imported; its functions are `config.codec()`."""
+  config, variables, _ = load_stage(workdir, 'soundstream')
+  if not hasattr(config, 'codec'):
+    raise ValueError(f'{workdir}/soundstream holds {type(config).__module__}, which is no codec: import one there')
+  return config, variables
+
+
 def fingerprint(arrays: Any) -> str:
   """Returns the SHA-256 of a tree of arrays, 16 hex digits: what tokens and models are bound to."""
   digest = hashlib.sha256()
@@ -75,7 +83,7 @@ def fingerprint(arrays: Any) -> str:
 
 def codec_fingerprint(variables: Variables) -> str:
   """Returns the fingerprint of what encodes and decodes: not the discriminators; codebooks where there are any."""
-  return fingerprint((variables.params['generator'], variables.state.get('codebooks')))
+  return fingerprint((variables.params.get('generator', variables.params), variables.state.get('codebooks')))
 
 
 def semantic_quantizer_path(workdir: pathlib.Path) -> pathlib.Path:

@@ -13,7 +13,7 @@ from audiolm_jax import generation, windows
 from audiolm_jax.generation import Models, SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import coarse, fine, semantic, soundstorm
+from audiolm_jax.stages import base, coarse, fine, semantic, soundstorm
 from audiolm_jax.stages.base import Variables
 
 HOP, K = 4, 8
@@ -22,10 +22,33 @@ GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0), ParallelRule(Rule(0.0),
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A frame's semantic token is 8 times its first sample."""
+
+  sample_rate: int = 200
+  frame_rate: float = 25.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Codec:
+  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the codes."""
+
+  sample_rate: int = 200
   hop_length: int = HOP
-  frame_rate: float = 50.0
   num_quantizers: int = 3
+  context: int = 0
+
+  @property
+  def frame_rate(self):
+    return self.sample_rate / self.hop_length
+
+  def codec(self):
+    def encode(variables, wave_BT, num_quantizers):
+      codes_BF = jnp.round(wave_BT[:, :: self.hop_length] * 8).astype(jnp.int32)
+      return jnp.repeat(codes_BF[..., None], 3, axis=2)
+
+    decode = lambda variables, codes_BFQ: jnp.repeat(codes_BFQ.sum(-1) / 8.0, self.hop_length, axis=1)
+    return base.Codec(encode, decode, self.context)
 
 
 def with_variables(config, seed):
@@ -37,7 +60,7 @@ def models():
   shared = dict(num_clusters=K, transformer=TINY)
   return Models(
       soundstream=(Codec(), Variables({}, {})),
-      w2v_bert=(Codec(), Variables({}, {})),
+      w2v_bert=(Tokenizer(), Variables({}, {})),
       semantic_quantizer=None,
       semantic=with_variables(semantic.Config(crop_seconds=0.8, **shared), 0),
       coarse=with_variables(
@@ -64,16 +87,8 @@ def parallel(models):
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the codes."""
-
-  def encode(config, variables, wave_BT):
-    codes_BF = jnp.round(wave_BT[:, ::HOP] * 8).astype(jnp.int32)
-    return jnp.repeat(codes_BF[..., None], 3, axis=2)
-
-  decode = lambda config, variables, codes_BFQ: jnp.repeat(codes_BFQ.sum(-1) / 8.0, HOP, axis=1)
   features = lambda config, variables, wave_BT: wave_BT[:, :: 2 * HOP, None]
   assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
-  monkeypatch.setattr(generation, 'soundstream', SimpleNamespace(encode=encode, decode=decode))
   monkeypatch.setattr(generation, 'w2v_bert', SimpleNamespace(features=features))
   monkeypatch.setattr(generation, 'kmeans', SimpleNamespace(assign=assign))
 
@@ -194,6 +209,22 @@ def test_both_paths_share_the_semantic_tokens(models, parallel):
   ]
   np.testing.assert_array_equal(results[0].semantic_BS, results[1].semantic_BS)
   assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(models, parallel, acoustic):
+  both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
+  wave_BT, lengths_B = prompts()
+  options = dict(carry_seconds=0.12, acoustic=acoustic)
+  whole = generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options)
+  own = generation.tokenize(both, wave_BT, lengths_B)[1]
+  again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
+  for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
+    np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+  with pytest.raises(ValueError, match='a prompt has 16 frames more than its semantic tokens'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS[:, :2], own, **options)
+  with pytest.raises(ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options)
 
 
 def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):

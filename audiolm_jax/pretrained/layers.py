@@ -37,6 +37,44 @@ class Conv(nn.Module):
     return y_BND + self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else y_BND
 
 
+class CausalConv(nn.Module):
+  """Convolution [B, N, D] -> [B, ceil(N / stride), features], padded as EnCodec and Mimi pad.
+
+  All padding is on the left, but for what a last, incomplete group of `stride` inputs lacks. mode: of `jnp.pad`; where
+  an input is too short to be reflected, zeros follow it.
+  """
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  mode: str = 'constant'
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x_BND):
+    length = x_BND.shape[1]
+    left, right = (self.kernel_size - 1) * self.dilation + 1 - self.stride, -length % self.stride
+    zeros = max(0, max(left, right) - length + 1) if self.mode == 'reflect' else 0
+    x_BND = jnp.pad(x_BND, ((0, 0), (0, zeros), (0, 0)))
+    x_BND = jnp.pad(x_BND, ((0, 0), (left, right), (0, 0)), mode=self.mode)[:, : left + length + right]
+    conv = Conv(
+        self.features, self.kernel_size, stride=self.stride, dilation=self.dilation, use_bias=self.use_bias, name='conv'
+    )
+    return conv(x_BND)
+
+
+class CausalConvTranspose(nn.Module):
+  """Transposed convolution [B, N, D] -> [B, N * stride, features], kernel 2 * stride, trimmed on the right."""
+
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x_BND):
+    return OverlapAdd(self.features, self.stride, trim_start=0, trim_end=self.stride, name='conv')(x_BND)
+
+
 class OverlapAdd(nn.Module):
   """Transposed convolution [B, N, D] -> [B, (N + 1) * stride - trims, features], kernel 2 * stride.
 
@@ -69,6 +107,12 @@ def check_length(name: str, hop_length: int, num_samples: int):
         f'waveform has {num_samples:,} samples; {name} needs a positive multiple of hop_length={hop_length}: '
         'pad with audio.pad_to_multiple'
     )
+
+
+def check_not_empty(num_samples: int):
+  """Raises ValueError where a waveform has no samples."""
+  if num_samples == 0:
+    raise ValueError('waveform has no samples: give at least one')
 
 
 def check_levels(available: int, asked: int | None):

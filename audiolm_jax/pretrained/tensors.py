@@ -54,6 +54,8 @@ LAYOUTS = {
     'taps': Layout('weight', lambda shape: (shape[1], shape[3], 2 * shape[2]), _split_taps),
     'scale': Layout('weight', lambda shape: shape, lambda x: x),
     'embedding': Layout('weight', lambda shape: shape, lambda x: x),
+    'depthwise': Layout('weight', lambda shape: (shape[1], 1, shape[0]), lambda x: x[:, 0].T),
+    'factors': Layout('scale', lambda shape: shape, lambda x: x),
     'alpha': Layout('alpha', lambda shape: (1, *shape, 1), lambda x: x.reshape(-1)),
 }
 
@@ -92,6 +94,14 @@ def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tu
   if not isinstance(values, list) or not 1 <= len(values) <= 16:
     raise ValueError(f'{CONFIG}: {name}={str(values)[:80]}; expected a list of 1 to 16 integers')
   return tuple(integer({name: value}, name, 1) for value in values)
+
+
+def positive(data: Mapping[str, Any], name: str, default: float, high: float) -> float:
+  """Returns the number `name`, above 0 and below `high`, of a config.json, or `default` where it is absent."""
+  value = data.get(name, default)
+  if type(value) not in (int, float) or not 0 < value < high:
+    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and {high:g}')
+  return float(value)
 
 
 def bounded(name: str, value: int) -> int:

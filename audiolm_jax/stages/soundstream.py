@@ -28,6 +28,7 @@ Where the paper is silent or unclear, and where we leave it:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,7 @@ from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.conv import PAST
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import Decoder, Encoder
-from audiolm_jax.stages.base import Aux, Feature, Stage, State, Variables
+from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,9 @@ class Config:
 
   def make(self) -> Stage:
     return make(self)
+
+  def codec(self) -> Codec:
+    return Codec(functools.partial(encode, self), functools.partial(decode, self))
 
 
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
