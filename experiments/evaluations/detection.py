@@ -16,7 +16,7 @@ import numpy as np
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
-from experiments import forgeries, pictures, workspace
+from experiments import forgeries, workspace
 from experiments.recipe import Recipe
 
 PAPER_ACCURACY = 0.986  # AudioLM, section IV-I
@@ -50,6 +50,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       facts['detector'] = workspace.fingerprint(variables.params)
   if not curves:
     return {'rows': rows}
+  from experiments import pictures  # matplotlib, which only the extra `plot` installs
+
   path = workdir / 'evaluation' / 'detection_roc.png'
   path.parent.mkdir(parents=True, exist_ok=True)
   pictures.save_roc(path, curves)

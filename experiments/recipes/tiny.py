@@ -106,6 +106,6 @@ RECIPE = Recipe(
     numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),
     detector=stage(detector.Config(**CLASSIFIER), 32, 300, adam(3e-3, 300)),
     detector_control=stage(detector.Config(**CLASSIFIER), 32, 300, adam(3e-3, 300)),
-    forgeries=Forgeries(num_train=128, num_validation=32, num_test=64),
+    forgeries=Forgeries(num_train=96, num_validation=32, num_test=64),
     evaluation=Evaluation(num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
 )
