@@ -9,16 +9,19 @@ ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 ABX_VENV := .venv-abx
 ABX_INSTALLED := $(ABX_VENV)/.installed
 
-.PHONY: demo test test-slow test-oracle test-oracle-slow test-abx
+.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not oracle" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not oracle and not browser" -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+test-browser: $(TEST_INSTALLED)
+	$(VENV)/bin/python -m pytest -m browser
 
 test-oracle: $(ORACLE_INSTALLED)
 	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and not slow" tests/pretrained

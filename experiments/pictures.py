@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from audiolm_jax import audio
+from audiolm_jax.metrics import detection
 
 
 def save_spectrograms(path: pathlib.Path, waves: Mapping[str, np.ndarray], sample_rate: int, marks: Mapping[str, float]):
@@ -63,6 +64,21 @@ def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapp
     axis.set(title=title, xlabel='ABX error across speakers, %', ylabel={'visqol': 'ViSQOL'}.get(column, 'log-mel distance, nats'))
     axis.margins(0.25)
   axes[0].invert_yaxis()
+  _save(figure, path)
+
+
+def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
+  """Draws receiver operating characteristics and the diagonal of chance; the legend has the area under each."""
+  figure, axis = plt.subplots(figsize=(4.5, 4.5), layout='constrained')
+  axis.plot([0, 1], [0, 1], color='grey', linestyle=':', label='chance')
+  for title, curve in curves.items():
+    area = np.trapezoid(curve.true_positive_N, curve.false_positive_N)
+    axis.plot(curve.false_positive_N, curve.true_positive_N, label=f'{title} (area {area:.3f})')
+  axis.set(
+      title='generated against original', xlabel='originals called generated', ylabel='generated called generated',
+      xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect='equal',
+  )
+  axis.legend(loc='lower right')
   _save(figure, path)
 
 

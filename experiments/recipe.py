@@ -61,6 +61,17 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgeries:
+  """What the detector learns from and is judged by: utterances, and continuations of their beginnings."""
+
+  num_train: int = 2000  # utterances of training voices; of each there is one original and one continuation
+  num_validation: int = 200  # of training voices that the detector does not hear: its scores are calibrated on them
+  num_test: int = 200  # of held-out voices
+  batch_size: int = 32  # continued at once, and in one shard
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
   """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in training order."""
 
@@ -75,6 +86,9 @@ class Recipe:
   acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
+  detector: StageRecipe | None = None  # of generated speech; learns from what experiments.forge makes
+  detector_control: StageRecipe | None = None  # the same between originals, by lot: must be at chance
+  forgeries: Forgeries = Forgeries()
   sampling: SamplingConfig = SamplingConfig()
   evaluation: Evaluation = Evaluation()
 

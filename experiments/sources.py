@@ -11,7 +11,7 @@ import numpy as np
 from audiolm_jax import audio, kmeans
 from audiolm_jax.data import synthesized_benchmark
 from audiolm_jax.metrics import speech
-from experiments import corpora, workspace
+from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
 BUCKET_SECONDS = 3.2  # utterances are padded to a multiple of this (whole semantic frames): few compilations
@@ -33,12 +33,20 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
       config = recipe.numbers.model
       sides = [labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides]
     return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
+  if name in ('detector', 'detector_control'):
+    return forged(workdir, by_lot=name == 'detector_control')
   model = getattr(recipe, name).model
   if 'waveform' in model.make().batch:
     return Sources(*(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {})
   training, held_out = (workspace.token_source(workdir, split) for split in ('train', 'test'))
   check_tokens(name, model, training.metadata)
   return Sources(training, held_out, training.metadata['fingerprints'])
+
+
+def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
+  """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of validation voices."""
+  training, held_out = (forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2])
+  return Sources(training, held_out, training.fingerprints)
 
 
 def check_tokens(name: str, model: Any, metadata: dict):

@@ -8,7 +8,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
-from experiments.evaluations import acoustic, codec, continuation, language, paper, soundstorm, tokens
+from experiments.evaluations import acoustic, codec, continuation, detection, language, paper, soundstorm, tokens
 
 SUITES = {
     'codec': codec.measure,
@@ -17,6 +17,7 @@ SUITES = {
     'soundstorm': soundstorm.measure,
     'acoustic': acoustic.measure,
     'continuation': continuation.measure,
+    'detection': detection.measure,
 }
 
 
