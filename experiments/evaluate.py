@@ -14,7 +14,7 @@ import importlib.util
 import json
 import pathlib
 
-from experiments import evaluations, workspace
+from experiments import evaluations, sources, workspace
 from experiments import recipe as recipe_lib
 from experiments.evaluations import paper
 
@@ -29,6 +29,7 @@ def main():
   if args.data:
     settings = dataclasses.replace(recipe.evaluation, data=args.data, subset=args.subset)
     recipe = dataclasses.replace(recipe, evaluation=settings)
+    sources.benchmark(recipe, args.workdir)  # a folder that is not there is said before anything is measured
   if args.suite not in ('all', *evaluations.SUITES):
     raise ValueError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
   names = list(evaluations.SUITES) if args.suite == 'all' else [args.suite]
