@@ -45,12 +45,15 @@ TABLES = {
         },
     ),
     'acoustic': Table(
-        'AudioLM, Table II: Conformer Transducer-L on LibriSpeech test-clean, all of it sampled but its semantic tokens',
+        'AudioLM, Table II: Conformer Transducer-L on LibriSpeech test-clean, all of it sampled but its semantic tokens; '
+        'after a prompt of 3 s: SoundStorm, Table 1, clips of 10 to 20 s',
         {
             'original': {'word_error_rate': 0.025, 'character_error_rate': 0.008},
             'original, through the codec': {'word_error_rate': 0.026, 'character_error_rate': 0.009},
             'coarse and fine': {'word_error_rate': 0.060, 'character_error_rate': 0.034},
             'GSLM unit to speech': {'word_error_rate': 0.066, 'character_error_rate': 0.029},
+            'coarse and fine, after a prompt': {'word_error_rate': 0.034, 'character_error_rate': 0.0147},
+            'SoundStorm, after a prompt': {'word_error_rate': 0.0243, 'character_error_rate': 0.0081},
         },
     ),
 }
