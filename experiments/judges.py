@@ -30,7 +30,7 @@ def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
   config, variables = judges.speaker
   length = round(config.crop_seconds * config.sample_rate)
   if len(clip_T) < length:
-    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: make it longer')
+    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short')
   crops_NT = np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
   return _log_probabilities(config, variables, crops_NT)
 

@@ -1,7 +1,6 @@
 """The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it can be checked."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,9 @@ class Tokenizer:
 
   sample_rate: int = 200
   frame_rate: float = 25.0
+
+  def features(self, variables, wave_BT):
+    return wave_BT[:, :: 2 * HOP, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,8 @@ def parallel(models):
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-  features = lambda config, variables, wave_BT: wave_BT[:, :: 2 * HOP, None]
   assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
-  monkeypatch.setattr(generation, 'w2v_bert', SimpleNamespace(features=features))
-  monkeypatch.setattr(generation, 'kmeans', SimpleNamespace(assign=assign))
+  monkeypatch.setattr(generation.kmeans, 'assign', assign)
 
 
 def prompts():

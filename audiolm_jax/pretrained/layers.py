@@ -1,11 +1,13 @@
 """Convolutions with the parameters and the padding of the sources, written for speed on a CPU as well as a TPU."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array
 
 from audiolm_jax.stages.base import Key, Variables
 
@@ -107,6 +109,39 @@ def check_length(name: str, hop_length: int, num_samples: int):
         f'waveform has {num_samples:,} samples; {name} needs a positive multiple of hop_length={hop_length}: '
         'pad with audio.pad_to_multiple'
     )
+
+
+def aligned(extract: Callable, num_frames: Callable, config: Any, wave_BT: Array) -> Array:
+  """Returns features_BSD of S = ceil(T / hop_length) frames: frame s begins where frame s of a codec of that hop does.
+
+  Zeros at the end of a waveform are taken for padding. Frames that would see them get the features of the last frame
+  that does not.
+
+  Args:
+    extract: (wave_BT, num_samples_B) -> features_BSD of the frames that fit into T samples.
+    num_frames: (config, num_samples_B) -> how many frames these are.
+    config: has hop_length and frame_length.
+  """
+  num_samples = wave_BT.shape[-1]
+  length_B = jnp.max(jnp.where(wave_BT != 0, np.arange(1, num_samples + 1), 0), axis=-1)
+  length_B = jnp.maximum(length_B, config.frame_length)
+  wanted = -(-num_samples // config.hop_length)
+  missing = max(0, (wanted - 1) * config.hop_length + config.frame_length - num_samples)
+  features_BSD = extract(jnp.pad(wave_BT, ((0, 0), (0, missing))), length_B)
+  read_BS = jnp.minimum(np.arange(wanted), num_frames(config, length_B)[:, None] - 1)
+  return jnp.take_along_axis(features_BSD, read_BS[..., None], axis=1)
+
+
+def check_layer(available: int, asked: int):
+  """Raises ValueError where an encoder does not have the layer that is asked for."""
+  if not 0 <= asked <= available:
+    raise ValueError(f'layer {asked}: this model has 0 (before the first) to {available}')
+
+
+def check_frame(frame_length: int, num_samples: int):
+  """Raises ValueError where a waveform is shorter than one frame of an encoder."""
+  if num_samples < frame_length:
+    raise ValueError(f'waveform has {num_samples:,} samples; one frame takes {frame_length}: pad it with zeros')
 
 
 def check_not_empty(num_samples: int):

@@ -1,7 +1,7 @@
 """AudioLM's Table I: what each kind of token tells of phones (ABX), and what is left of the sound it came from.
 
 Phones in context come from a benchmark (`sources.benchmark`). The paper trains a SoundStream decoder on each kind of
-token; here a linear map from w2v-BERT's tokens and their neighbours to the codec's embeddings, fitted in closed form,
+token; here a linear map from semantic tokens and their neighbours to the codec's embeddings, fitted in closed form,
 takes its place: it bounds from below what can be reconstructed.
 """
 
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
   read: frames [N, ...] of `source` -> what distances are taken of, [N, D].
   """
 
-  source: str  # 'log-mel', 'w2v-BERT' or 'codec'
+  source: str  # 'log-mel', 'semantic' or 'codec'
   read: Callable[[np.ndarray], np.ndarray]
   bits_per_second: float | None = None
   distance: str = 'angular'
@@ -85,32 +85,32 @@ class _Models:
 
   def __init__(self, recipe: Recipe, workdir: pathlib.Path):
     self.recipe, self.workdir = recipe, workdir
-    self.w2v_config, self.w2v_variables, _ = workspace.load_stage(workdir, 'w2v_bert')
-    self.quantizer, metadata = workspace.load_semantic_quantizer(workdir)
+    self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
     self.codec_config, self.codec_variables = workspace.load_codec(workdir)
-    self._layer = int(metadata['layer'])
-    self.extractors = {  # wave_BT -> [B, S, ...], the model's config and rates
-        'log-mel': (jax.jit(self._log_mel), self.w2v_config),
-        'w2v-BERT': (jax.jit(self._features), self.w2v_config),
-        'codec': (jax.jit(lambda wave_BT: self.codec_config.codec().encode(self.codec_variables, wave_BT, None)), self.codec_config),
+    self._mel_config = self.encoder.config if isinstance(self.encoder.config, w2v_bert.Config) else w2v_bert.Config()
+    codec = self.codec_config.codec()
+    self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
+        'log-mel': (jax.jit(self._log_mel), self._mel_config),
+        'semantic': (jax.jit(self._features), self.encoder),
+        'codec': (jax.jit(lambda wave_BT: codec.encode(self.codec_variables, wave_BT, None)), self.codec_config),
     }
 
   def _features(self, wave_BT):
-    features_BSD = w2v_bert.features(self.w2v_config, self.w2v_variables, wave_BT, self._layer)
+    features_BSD = self.encoder.features(self.encoder_variables, wave_BT)
     return (features_BSD - self.quantizer.mean_D) / self.quantizer.scale_D  # as they are clustered
 
   def _log_mel(self, wave_BT):
-    log_mel_BFM, _ = w2v_bert.normalized_log_mel(self.w2v_config, wave_BT)
+    log_mel_BFM, _ = w2v_bert.normalized_log_mel(self._mel_config, wave_BT)
     return log_mel_BFM.reshape(len(log_mel_BFM), -1, w2v_bert.SUBSAMPLING, log_mel_BFM.shape[-1]).mean(axis=2)
 
   def frames(self, source: str, examples) -> list[np.ndarray]:
     """Returns the frames of `source` for every example."""
-    function, config = self.extractors[source]
+    function, config = self._extractors[source]
     return list(sources.map_frames(function, examples, config.sample_rate, hop_length=config.hop_length))
 
   def segments(self, source: str, items: list[zerospeech.Item], root: pathlib.Path) -> list[np.ndarray]:
     """Returns the frames of every item."""
-    function, config = self.extractors[source]
+    function, config = self._extractors[source]
     recordings = zerospeech.Recordings(root, (item.file for item in items), config.sample_rate)
     of_file = {name: [] for name in recordings.names}
     for n, item in enumerate(items):
@@ -127,18 +127,18 @@ class _Models:
   def kinds(self) -> dict[str, Kind]:
     """Returns what Table I compares, and what it is compared with."""
     config = self.codec_config
-    semantic = math.log2(len(self.quantizer.centroids_KD)) * self.w2v_config.frame_rate
+    semantic = math.log2(len(self.quantizer.centroids_KD)) * self.encoder.frame_rate
     acoustic = math.log2(config.codebook_size) * config.frame_rate
     levels = max(1, round(acoustic * config.num_quantizers / semantic))
     kinds = {
         'log-mel': Kind('log-mel', lambda frames_ND: frames_ND),
-        'w2v-BERT features': Kind('w2v-BERT', lambda frames_ND: frames_ND),
-        'w2v-BERT tokens, as equal or not': Kind('w2v-BERT', self._tokens, semantic, 'identity'),
-        'w2v-BERT tokens': Kind('w2v-BERT', self._centroids, semantic),
-        f'w2v-BERT tokens, {levels} levels': Kind('w2v-BERT', self._residual(levels), semantic * levels),
+        'semantic features': Kind('semantic', lambda frames_ND: frames_ND),
+        'semantic tokens, equal or not': Kind('semantic', self._tokens, semantic, 'identity'),
+        'semantic tokens': Kind('semantic', self._centroids, semantic),
+        f'semantic tokens, {levels} levels': Kind('semantic', self._residual(levels), semantic * levels),
     }
     for n in (n for n in LEVELS if n <= config.num_quantizers):
-      name = f'{type(config).__module__.rpartition(".")[2]} tokens, {n} levels'
+      name = f'acoustic tokens, {n} levels'
       if isinstance(config, soundstream.Config):
         kinds[name] = Kind('codec', functools.partial(self._code_vectors, n), acoustic * n)
       else:  # an imported codec need not have one vector for a code
@@ -153,7 +153,7 @@ class _Models:
 
   def _residual(self, levels: int):
     """Returns a residual quantizer of features with as many bits as the codec has, fitted on training audio."""
-    frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('w2v-BERT')])
+    frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')])
     num_codes, width = self.quantizer.centroids_KD.shape
     empty = vector_quantizer.init(jax.random.key(0), levels, num_codes, width)
     books = jax.jit(vector_quantizer.fit)(empty, frames_ND[None], jax.random.key(self.recipe.evaluation.seed))
@@ -168,14 +168,14 @@ class _Models:
   @functools.cached_property
   def _training(self):
     settings = self.recipe.evaluation
-    corpus = sources.corpus(self.recipe, 'train', self.workdir, self.w2v_config.sample_rate)
+    corpus = sources.corpus(self.recipe, 'train', self.workdir, self.encoder.sample_rate)
     chosen, seconds = [], 0.0
     for example in corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True):
       if seconds >= settings.decoder_seconds:
         break
       if example is not None:
         chosen.append(example)
-        seconds += len(example['waveform']) / self.w2v_config.sample_rate
+        seconds += len(example['waveform']) / self.encoder.sample_rate
     return chosen
 
   @functools.cache
@@ -185,14 +185,14 @@ class _Models:
   def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
     """Returns SI-SDR (dB) and log-mel distance (nats) of held-out clips, by kind; SoundStream alone is a decoder here."""
     config, variables = self.codec_config, self.codec_variables
-    rates = [(model.sample_rate, model.frame_rate / ratio) for model, ratio in ((config, 2), (self.w2v_config, 1))]
+    rates = [(model.sample_rate, model.frame_rate / ratio) for model, ratio in ((config, 2), (self.encoder, 1))]
     if not isinstance(config, soundstream.Config) or rates[0] != rates[1]:
       return {}
     length = round(CROP_SECONDS * config.sample_rate)
     corpus = sources.corpus(self.recipe, 'test', self.workdir, config.sample_rate)
     corpus = corpora.Subset(corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed)
     clips = [{'waveform': example['waveform'][:length]} for example in corpus if example is not None]
-    held_out = {source: self.frames(source, clips) for source in ('w2v-BERT', 'codec')}
+    held_out = {source: self.frames(source, clips) for source in ('semantic', 'codec')}
     targets = [self._code_vectors(config.num_quantizers, codes_FQ) for codes_FQ in self.training_frames('codec')]
 
     @jax.jit
