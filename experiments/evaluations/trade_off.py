@@ -26,6 +26,7 @@ from experiments.evaluations.codec import CROP_SECONDS, LEVELS
 from experiments.recipe import Recipe
 
 CONTEXT = 2  # frames on either side that the linear decoder reads
+BUCKET_SECONDS = 12.8  # all audio is padded to a multiple of this (whole semantic frames): one compilation for most
 
 
 class Kind(NamedTuple):
@@ -89,14 +90,15 @@ class _Models:
     self.codec_config, self.codec_variables = workspace.load_codec(workdir)
     self._mel_config = self.encoder.config if isinstance(self.encoder.config, w2v_bert.Config) else w2v_bert.Config()
     codec = self.codec_config.codec()
+    encode = lambda variables, wave_BT: codec.encode(variables, wave_BT, None)
     self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
         'log-mel': (jax.jit(self._log_mel), self._mel_config),
-        'semantic': (jax.jit(self._features), self.encoder),
-        'codec': (jax.jit(lambda wave_BT: codec.encode(self.codec_variables, wave_BT, None)), self.codec_config),
+        'semantic': (functools.partial(jax.jit(self._features), self.encoder_variables), self.encoder),
+        'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
     }
 
-  def _features(self, wave_BT):
-    features_BSD = self.encoder.features(self.encoder_variables, wave_BT)
+  def _features(self, variables, wave_BT):
+    features_BSD = self.encoder.features(variables, wave_BT)
     return (features_BSD - self.quantizer.mean_D) / self.quantizer.scale_D  # as they are clustered
 
   def _log_mel(self, wave_BT):
@@ -106,7 +108,8 @@ class _Models:
   def frames(self, source: str, examples) -> list[np.ndarray]:
     """Returns the frames of `source` for every example."""
     function, config = self._extractors[source]
-    return list(sources.map_frames(function, examples, config.sample_rate, hop_length=config.hop_length))
+    options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
+    return list(sources.map_frames(function, examples, config.sample_rate, **options))
 
   def segments(self, source: str, items: list[zerospeech.Item], root: pathlib.Path) -> list[np.ndarray]:
     """Returns the frames of every item."""
@@ -116,7 +119,8 @@ class _Models:
     for n, item in enumerate(items):
       of_file[item.file].append(n)
     segments, seconds = [None] * len(items), {}
-    frames = sources.map_frames(function, recordings, config.sample_rate, hop_length=config.hop_length)
+    options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
+    frames = sources.map_frames(function, recordings, config.sample_rate, **options)
     for name, frames_SD in zip(recordings.names, frames, strict=True):
       seconds[name] = len(frames_SD) / config.frame_rate
       for n in of_file[name]:
@@ -193,10 +197,11 @@ class _Models:
     corpus = corpora.Subset(corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed)
     clips = [{'waveform': example['waveform'][:length]} for example in corpus if example is not None]
     held_out = {source: self.frames(source, clips) for source in ('semantic', 'codec')}
-    targets = [self._code_vectors(config.num_quantizers, codes_FQ) for codes_FQ in self.training_frames('codec')]
+    every_level = functools.partial(self._code_vectors, config.num_quantizers)
+    targets = [_pairs(vectors_FD) for vectors_FD in _framewise(every_level, self.training_frames('codec'))]
 
     @jax.jit
-    def compare(wave_T, num_samples, z_FD):
+    def compare(variables, wave_T, num_samples, z_FD):
       estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
       estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
       distances = codec_metrics.si_sdr, functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate)
@@ -210,10 +215,10 @@ class _Models:
         vectors = _framewise(kind.read, held_out['codec'])
       else:
         inputs = _framewise(kind.read, self.training_frames(kind.source))
-        decoder = token_metrics.fit_linear_decoder(inputs, [_pairs(vectors_FD) for vectors_FD in targets], CONTEXT)
+        decoder = token_metrics.fit_linear_decoder(inputs, targets, CONTEXT)
         predicted = [token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])]
         vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
-      results = np.array([compare(*padded, z_FD) for padded, z_FD in _padded(clips, vectors, length, config.hop_length)])
+      results = np.array([compare(variables, *padded, z_FD) for padded, z_FD in _padded(clips, vectors, length, config.hop_length)])
       rows[name] = dict(zip(('si_sdr', 'mel_distance'), results.mean(axis=0).tolist(), strict=True))
     return rows
 
