@@ -44,13 +44,15 @@ def main():
 
 
 def draw(result: dict, path: pathlib.Path):
-  """Draws what a picture tells better than a table; nothing without matplotlib."""
+  """Draws what a picture tells better than a table; without matplotlib says so."""
+  if 'trade_off' not in result:
+    return
   if importlib.util.find_spec('matplotlib') is None:
+    print(f'{path} is not drawn: pip install audiolm_jax[plot]')
     return
   from experiments import pictures  # matplotlib is an extra
 
-  if 'trade_off' in result:
-    pictures.save_trade_off(path, result['trade_off']['rows'], paper.TABLES['tokens, trade_off'].rows)
+  pictures.save_trade_off(path, result['trade_off']['rows'], paper.TABLES['tokens, trade_off'].rows)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ Recordings come from a benchmark in the layout of ZeroSpeech 2021 (`sources.benc
 the semantic tokens over their number, as AudioLM's (section IV-D); the sums are given beside them.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from audiolm_jax import kmeans, tokens, windows
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import language
-from audiolm_jax.stages import semantic, w2v_bert
+from audiolm_jax.stages import semantic
 from experiments import sources, workspace
 from experiments.recipe import Recipe
 
@@ -61,16 +62,12 @@ def _within(recordings, scores, pairs: set[str]) -> float:
 
 def _tokens(config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path, names: list[str]) -> list[np.ndarray]:
   """Returns the semantic tokens [S, 1] of every recording, in the order of `names`, as the language model reads them."""
-  w2v_config, w2v_variables, _ = workspace.load_stage(workdir, 'w2v_bert')
-  quantizer, metadata = workspace.load_semantic_quantizer(workdir)
-  recordings = zerospeech.Recordings(folder, names, w2v_config.sample_rate)
-
-  @jax.jit
-  def extract(wave_BT):
-    return kmeans.assign(quantizer, w2v_bert.features(w2v_config, w2v_variables, wave_BT, int(metadata['layer'])))
+  encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
+  recordings = zerospeech.Recordings(folder, names, encoder.sample_rate)
+  assign = jax.jit(lambda variables, wave_BT: kmeans.assign(quantizer, encoder.features(variables, wave_BT)))
 
   found = sources.map_frames(
-      extract, recordings, w2v_config.sample_rate, hop_length=w2v_config.hop_length, batch_size=32,
+      functools.partial(assign, variables), recordings, encoder.sample_rate, hop_length=encoder.hop_length, batch_size=32,
       bucket_seconds=BUCKET_SECONDS,
   )
   with workspace.progress(len(recordings), f'semantic tokens of {folder.parent.name}', 'recording') as bar:
