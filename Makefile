@@ -7,7 +7,7 @@ TEST_INSTALLED := $(VENV)/.test-installed
 ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 
-.PHONY: demo test test-slow test-oracle
+.PHONY: demo test test-slow test-oracle benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -19,7 +19,10 @@ test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 test-oracle: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m pytest -m oracle tests/pretrained
+	$(ORACLE_VENV)/bin/python -m pytest -m oracle tests/pretrained tests/experiments/test_benchmark_codec.py
+
+benchmark-codec: $(ORACLE_INSTALLED)
+	$(ORACLE_VENV)/bin/python -m experiments.benchmark codec
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from audiolm_jax import audio, codes_file
+from audiolm_jax import audio, codes_file, streaming
 from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
 from audiolm_jax.stages import soundstream
@@ -35,6 +35,7 @@ class Codec(NamedTuple):
   variables: Variables
   fingerprint: str
   num_quantizers: int | None  # levels to write, or to read of what a file has; None: all
+  denoise: bool
   first_state: State  # of the encoder or the decoder, at the beginning of every file
 
   @property
@@ -59,12 +60,13 @@ def main():
   parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='PATH', help='file or folder; several are taken')
   parser.add_argument('--output', type=pathlib.Path, metavar='FOLDER', help='of encode and decode')
   parser.add_argument('--num-quantizers', type=int, metavar='N', help='the first N levels of the codes alone (all)')
+  parser.add_argument('--denoise', action='store_true', help='leave noise out, where the codec has a switch for it')
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   args = parser.parse_intermixed_args()
   if args.command not in COMMANDS:
     raise ValueError(f'{args.command!r} is no command: choose one of {", ".join(COMMANDS)}')
   if args.command == 'info':
-    if args.output or args.num_quantizers or args.overwrite:
+    if args.output or args.num_quantizers or args.denoise or args.overwrite:
       raise ValueError('info takes paths alone: it writes nothing')
     return info(args.paths)
   if args.output is None:
@@ -75,10 +77,13 @@ def main():
   config, variables, _ = workspace.load_stage(args.workdir, 'soundstream')
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
     raise ValueError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
-  first_state = (soundstream.encoder_state if args.command == 'encode' else soundstream.decoder_state)(config, 1)
+  place = 'encoder' if args.command == 'encode' else 'decoder'
+  if args.denoise and config.film != place:
+    raise ValueError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {config.film!r}')
+  first_state = (streaming.encoder_state if args.command == 'encode' else streaming.decoder_state)(config, 1)
   # Where it is left to JAX, and not beside the variables, the second chunk compiles again.
   first_state = jax.device_put(first_state, jax.tree.leaves(variables.params)[0].sharding)
-  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, first_state)
+  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise, first_state)
   run_jobs(args.command, codec, jobs, args.overwrite)
 
 
@@ -143,7 +148,7 @@ def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
   state, codes, num_samples = codec.first_state, [], 0
   for block_T in audio.blocks(job.source, config.sample_rate, length, max_seconds=MAX_SECONDS):
     chunk_BT = np.pad(block_T, (0, length - len(block_T)))[None]  # of the last one, the codec is causal
-    codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers)
+    codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers, codec.denoise)
     codes.append(np.asarray(codes_BFQ)[0])
     num_samples += len(block_T)
     advance(len(block_T) / config.sample_rate)
@@ -186,7 +191,7 @@ def decoded_blocks(codec: Codec, header: Header, codes_FQ, advance) -> Iterator[
   for start in range(0, header.num_frames, frames):
     chunk_FQ = codes_FQ[start : start + frames, : codec.num_quantizers]
     chunk_BFQ = np.pad(chunk_FQ, ((0, frames - len(chunk_FQ)), (0, 0)))[None]
-    wave_BT, state = _decode_step(codec.config, codec.variables, state, chunk_BFQ)
+    wave_BT, state = _decode_step(codec.config, codec.variables, state, chunk_BFQ, codec.denoise)
     block_T = np.asarray(wave_BT)[0, :left]
     yield block_T
     left -= len(block_T)
@@ -224,14 +229,14 @@ OPERATIONS = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _encode_step(config, variables, state, wave_BT, num_quantizers, denoise):
+  return streaming.encode_step(config, variables, state, wave_BT, num_quantizers, denoise=denoise)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _encode_step(config, variables, state, wave_BT, num_quantizers):
-  return soundstream.encode_step(config, variables, state, wave_BT, num_quantizers)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_step(config, variables, state, codes_BFQ):
-  return soundstream.decode_step(config, variables, state, codes_BFQ)
+def _decode_step(config, variables, state, codes_BFQ, denoise):
+  return streaming.decode_step(config, variables, state, codes_BFQ, denoise=denoise)
 
 
 def info(paths: list[pathlib.Path]):

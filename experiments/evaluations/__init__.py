@@ -42,4 +42,8 @@ def table(report: dict) -> str:
 
 
 def _cell(value) -> str:
+  if value is None:
+    return '-'
+  if isinstance(value, (list, tuple)):
+    return ' '.join(map(str, value)) or 'nothing'
   return f'{value:.3f}' if isinstance(value, float) else str(value)

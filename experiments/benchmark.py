@@ -1,0 +1,29 @@
+"""Times what this project does beside what it is an alternative to, in one run on one machine.
+
+  python -m experiments.benchmark codec           SoundStream beside EnCodec and DAC of `transformers`
+"""
+
+import argparse
+
+from experiments import workspace
+from experiments.benchmarks import codec
+
+BENCHMARKS = {'codec': codec}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(dest='command', required=True)
+  for name, benchmark in BENCHMARKS.items():
+    benchmark.add_arguments(
+        commands.add_parser(
+            name, help=benchmark.__doc__.splitlines()[0], description=benchmark.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+  args = parser.parse_args()
+  print(BENCHMARKS[args.command].run(args))
+
+
+if __name__ == '__main__':
+  workspace.run(main)
