@@ -72,4 +72,6 @@ def _seconds(values: list[float]) -> dict[str, float]:
 def _cell(value) -> str:
   if value is None:
     return '-'
+  if isinstance(value, (list, tuple)):
+    return ' '.join(map(str, value)) or 'nothing'
   return f'{value:.3f}' if isinstance(value, float) else str(value)
