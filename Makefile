@@ -9,7 +9,7 @@ ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 ABX_VENV := .venv-abx
 ABX_INSTALLED := $(ABX_VENV)/.installed
 
-.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx
+.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -24,13 +24,16 @@ test-browser: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m browser
 
 test-oracle: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and not slow" tests/pretrained
+	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and not slow" tests/pretrained tests/experiments/test_benchmark_codec.py
 
 test-oracle-slow: $(ORACLE_INSTALLED)
 	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and slow" tests/pretrained
 
 test-abx: $(ABX_INSTALLED)
 	$(ABX_VENV)/bin/python -m pytest -m oracle tests/metrics
+
+benchmark-codec: $(ORACLE_INSTALLED)
+	$(ORACLE_VENV)/bin/python -m experiments.benchmark codec
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -48,7 +48,7 @@ class Sizes:
 
   num_voices: int = 4
   num_words: int = len(_WORDS)  # pairs
-  num_phrases: int = 16  # pairs of each type
+  num_phrases: int = 12  # pairs of each type
 
 
 def folder(config: synthesized.Config, cache_dir: str | os.PathLike, sizes: Sizes = Sizes()) -> pathlib.Path:
@@ -102,14 +102,14 @@ def _request(voice: synthesized.Voice, number: int, task: str, file: str, text: 
 
 
 def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> list[dict]:
-  """Every syllable twice by each voice, in two orders."""
+  """Every syllable twice by each voice, in two orders, of which each fills two recordings of some 8 s."""
   random = np.random.default_rng([config.seed, 5])
   syllables = [onset + rhyme for onset in _ONSETS for rhyme in _RHYMES]
-  return [
-      _request(voice, n, 'phonetic', f'voice{n}-{take}', ' '.join(random.permutation(syllables)), gap=8)
-      for n, voice in enumerate(voices)
-      for take in range(2)
-  ]
+  made = []
+  for n, voice in enumerate(voices):
+    takes = [half for _ in range(2) for half in np.split(random.permutation(syllables), 2)]
+    made += [_request(voice, n, 'phonetic', f'voice{n}-{take}', ' '.join(said), gap=8) for take, said in enumerate(takes)]
+  return made
 
 
 def _items(request: dict, header: dict) -> Iterator[zerospeech.Item]:

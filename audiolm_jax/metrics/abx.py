@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 SPEAKERS = ('within', 'across')
 DISTANCES = ('angular', 'cosine', 'identity')
 _BLOCK = 1 << 20  # alignments whose costs are held at a time
-_BATCH_ELEMENTS = 1 << 22  # numbers gathered for one batch of alignments
+_BATCH_FRAMES = 1 << 15  # gathered on either side for one batch of alignments
 
 
 class Score(NamedTuple):
@@ -214,14 +214,15 @@ class _Alignments:
     costs_P = np.empty(len(rows_P), np.float32)
     for bucket in np.unique(buckets_P):
       chosen = np.flatnonzero(buckets_P == bucket)
-      per_pair = int(bucket) * max(self._frames_FD.shape[1], int(bucket))
-      batch = int(np.clip(1 << int(np.log2(_BATCH_ELEMENTS / per_pair)), 64, 8192))
+      batch = 1 << int(np.log2(max(64, _BATCH_FRAMES // bucket)))  # one for all widths: one compilation
       pending = []
       for at in range(0, len(chosen), batch):
         some = chosen[at : at + batch]
         padded = np.pad(some, (0, batch - len(some)), mode='edge')
-        sides = [(self._starts_N[i[padded]], self._lengths_N[i[padded]]) for i in (rows_P, columns_P)]
-        pending.append((some, _align(self._frames_FD, *sides[0], *sides[1], int(bucket), self._distance)))
+        row_P, column_P = rows_P[padded], columns_P[padded]
+        starts = self._starts_N[row_P], self._starts_N[column_P]
+        distance_PNM = _gathered_distances(self._frames_FD, *starts, int(bucket), self._distance)
+        pending.append((some, _jitted_cost(distance_PNM, self._lengths_N[row_P], self._lengths_N[column_P])))
         if len(pending) > 1:  # the next batch is put together while one is computed
           self._store(costs_P, *pending.pop(0))
       for done in pending:
@@ -234,9 +235,9 @@ class _Alignments:
 
 
 def _bucket(lengths_P: np.ndarray) -> np.ndarray:
-  """Returns lengths rounded up to a multiple of 4 (beyond 16: of 8, beyond 32: to a power of two)."""
+  """Returns lengths rounded up to a multiple of 8, beyond 32 to a power of two."""
   power = 1 << np.ceil(np.log2(np.maximum(lengths_P, 1))).astype(np.int64)
-  return np.where(lengths_P <= 16, -(-lengths_P // 4) * 4, np.where(lengths_P <= 32, -(-lengths_P // 8) * 8, power))
+  return np.where(lengths_P <= 32, -(-lengths_P // 8) * 8, power)
 
 
 def _normalized(frames_FD: np.ndarray) -> np.ndarray:
@@ -247,9 +248,9 @@ def _normalized(frames_FD: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=('length', 'distance'))
-def _align(frames_FD, start_P, length_P, other_start_P, other_length_P, length: int, distance: str):
+def _gathered_distances(frames_FD, start_P, other_start_P, length: int, distance: str):
   gather = lambda start_P: frames_FD[jnp.minimum(start_P[:, None] + jnp.arange(length), len(frames_FD) - 1)]
-  return alignment_cost(frame_distances(gather(start_P), gather(other_start_P), distance), length_P, other_length_P)
+  return frame_distances(gather(start_P), gather(other_start_P), distance)
 
 
 def frame_distances(
@@ -302,3 +303,6 @@ def alignment_cost(
   empty = jnp.full(diagonals_KNP.shape[1:], jnp.inf), jnp.zeros(diagonals_KNP.shape[1:], jnp.int32)
   initial = (empty, empty, jnp.zeros(len(distance_PNM)))
   return jax.lax.scan(advance, initial, (diagonals_KNP, jnp.arange(width)))[0][2]
+
+
+_jitted_cost = jax.jit(alignment_cost)  # apart from the distances: it does not depend on the width of the frames

@@ -34,8 +34,6 @@ def table(report: dict) -> str:
   """Returns the report as plain text: a block for each suite and each of its parts, with the paper's rows below ours."""
   lines = []
   for title, content in _parts(report):
-    if not content['rows']:  # its stage was not trained
-      continue
     plain = {name: value for name, value in content.items() if not isinstance(value, (dict, list))}
     facts = ', '.join(f'{name} {_cell(value)}' for name, value in plain.items())
     known = paper.TABLES.get(title)
@@ -62,8 +60,8 @@ def _block(rows: dict) -> list[str]:
   """Returns a line of the columns' names, and one for each row; a row may lack columns that another has."""
   columns = list(dict.fromkeys(column for row in rows.values() for column in row))
   width = max(len(name) for name in rows) + 2
-  cells = lambda row: ''.join(f'{_cell(row.get(column, "")):>18}' for column in columns)
-  heading = ' ' * width + ''.join(f'{column:>18}' for column in columns)
+  cells = lambda row: ''.join(f'{_cell(row.get(column, "")):>{max(18, len(column) + 2)}}' for column in columns)
+  heading = ' ' * width + cells({column: column for column in columns})
   return [heading, *(f'{name:<{width}}{cells(row)}' for name, row in rows.items())]
 
 
@@ -74,4 +72,6 @@ def _seconds(values: list[float]) -> dict[str, float]:
 def _cell(value) -> str:
   if value is None:
     return '-'
+  if isinstance(value, (list, tuple)):
+    return ' '.join(map(str, value)) or 'nothing'
   return f'{value:.3f}' if isinstance(value, float) else str(value)

@@ -17,21 +17,23 @@ from audiolm_jax import audio
 from audiolm_jax.metrics import detection
 from experiments import forgeries, workspace
 
-PAPER = {'correct': 0.512, 'p_value': 0.23, 'ratings': 1000}  # AudioLM, section IV-G
+PAPER = {'correct': 0.512, 'p_value': 0.23, 'clips': 100, 'ratings': 1000}  # AudioLM, section IV-G
 ANSWERS = ('original', 'generated')  # by label (stages.detector)
 COLUMNS = ('kit', 'rater', 'clip', 'answer', 'plays')
 KEY = 'listening_key.json'
 
 
-def build(workdir: pathlib.Path, folder: pathlib.Path, *, num_clips: int, seed: int) -> dict:
+def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: int | None = None) -> dict:
   """Writes the page into `folder` (which must be empty or missing) and the key into the workdir; returns the key.
 
-  Half of the clips are originals; no utterance comes twice, and the order is drawn by lot.
+  num_clips: None for all utterances, up to as many as the paper has. Half of the clips are originals; no utterance comes
+  twice, and the order is drawn by lot.
 
   Raises ValueError when there are too few utterances, or something is in the way.
   """
   records = forgeries.load(workdir, 'test')
   num_pairs = len(records) // 2
+  num_clips = min(num_pairs, PAPER['clips']) if num_clips is None else num_clips
   if not 2 <= num_clips <= num_pairs:
     raise ValueError(f'a test of {num_clips} clips: {workdir}/forgeries has test utterances for 2 to {num_pairs}')
   if folder.exists() and any(folder.iterdir()):

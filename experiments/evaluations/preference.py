@@ -4,6 +4,7 @@ Recordings come from a benchmark in the layout of ZeroSpeech 2021 (`sources.benc
 the semantic tokens over their number, as AudioLM's (section IV-D); the sums are given beside them.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -63,13 +64,10 @@ def _tokens(config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path
   """Returns the semantic tokens [S, 1] of every recording, in the order of `names`, as the language model reads them."""
   encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
   recordings = zerospeech.Recordings(folder, names, encoder.sample_rate)
-
-  @jax.jit
-  def extract(wave_BT):
-    return kmeans.assign(quantizer, encoder.features(variables, wave_BT))
+  assign = jax.jit(lambda variables, wave_BT: kmeans.assign(quantizer, encoder.features(variables, wave_BT)))
 
   found = sources.map_frames(
-      extract, recordings, encoder.sample_rate, hop_length=encoder.hop_length, batch_size=32,
+      functools.partial(assign, variables), recordings, encoder.sample_rate, hop_length=encoder.hop_length, batch_size=32,
       bucket_seconds=BUCKET_SECONDS,
   )
   with workspace.progress(len(recordings), f'semantic tokens of {folder.parent.name}', 'recording') as bar:

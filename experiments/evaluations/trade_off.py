@@ -1,7 +1,7 @@
 """AudioLM's Table I: what each kind of token tells of phones (ABX), and what is left of the sound it came from.
 
 Phones in context come from a benchmark (`sources.benchmark`). The paper trains a SoundStream decoder on each kind of
-token; here a linear map from w2v-BERT's tokens and their neighbours to the codec's embeddings, fitted in closed form,
+token; here a linear map from semantic tokens and their neighbours to the codec's embeddings, fitted in closed form,
 takes its place: it bounds from below what can be reconstructed.
 """
 
@@ -26,6 +26,7 @@ from experiments.evaluations.codec import CROP_SECONDS, LEVELS
 from experiments.recipe import Recipe
 
 CONTEXT = 2  # frames on either side that the linear decoder reads
+BUCKET_SECONDS = 12.8  # all audio is padded to a multiple of this (whole semantic frames): one compilation for most
 
 
 class Kind(NamedTuple):
@@ -34,7 +35,7 @@ class Kind(NamedTuple):
   read: frames [N, ...] of `source` -> what distances are taken of, [N, D].
   """
 
-  source: str  # 'log-mel', 'w2v-BERT' or 'codec'
+  source: str  # 'log-mel', 'semantic' or 'codec'
   read: Callable[[np.ndarray], np.ndarray]
   bits_per_second: float | None = None
   distance: str = 'angular'
@@ -85,19 +86,19 @@ class _Models:
 
   def __init__(self, recipe: Recipe, workdir: pathlib.Path):
     self.recipe, self.workdir = recipe, workdir
-    self.encoder, self._encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
+    self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
     self.codec_config, self.codec_variables = workspace.load_codec(workdir)
-    own = self.encoder.config
-    self._mel_config = own if isinstance(own, w2v_bert.Config) else w2v_bert.Config()
-    encode = self.codec_config.codec().encode
-    self.extractors = {  # wave_BT -> [B, S, ...], and the rates
+    self._mel_config = self.encoder.config if isinstance(self.encoder.config, w2v_bert.Config) else w2v_bert.Config()
+    codec = self.codec_config.codec()
+    encode = lambda variables, wave_BT: codec.encode(variables, wave_BT, None)
+    self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
         'log-mel': (jax.jit(self._log_mel), self._mel_config),
-        'w2v-BERT': (jax.jit(self._features), self.encoder),
-        'codec': (jax.jit(lambda wave_BT: encode(self.codec_variables, wave_BT, None)), self.codec_config),
+        'semantic': (functools.partial(jax.jit(self._features), self.encoder_variables), self.encoder),
+        'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
     }
 
-  def _features(self, wave_BT):
-    features_BSD = self.encoder.features(self._encoder_variables, wave_BT)
+  def _features(self, variables, wave_BT):
+    features_BSD = self.encoder.features(variables, wave_BT)
     return (features_BSD - self.quantizer.mean_D) / self.quantizer.scale_D  # as they are clustered
 
   def _log_mel(self, wave_BT):
@@ -106,18 +107,20 @@ class _Models:
 
   def frames(self, source: str, examples) -> list[np.ndarray]:
     """Returns the frames of `source` for every example."""
-    function, config = self.extractors[source]
-    return list(sources.map_frames(function, examples, config.sample_rate, hop_length=config.hop_length))
+    function, config = self._extractors[source]
+    options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
+    return list(sources.map_frames(function, examples, config.sample_rate, **options))
 
   def segments(self, source: str, items: list[zerospeech.Item], root: pathlib.Path) -> list[np.ndarray]:
     """Returns the frames of every item."""
-    function, config = self.extractors[source]
+    function, config = self._extractors[source]
     recordings = zerospeech.Recordings(root, (item.file for item in items), config.sample_rate)
     of_file = {name: [] for name in recordings.names}
     for n, item in enumerate(items):
       of_file[item.file].append(n)
     segments, seconds = [None] * len(items), {}
-    frames = sources.map_frames(function, recordings, config.sample_rate, hop_length=config.hop_length)
+    options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
+    frames = sources.map_frames(function, recordings, config.sample_rate, **options)
     for name, frames_SD in zip(recordings.names, frames, strict=True):
       seconds[name] = len(frames_SD) / config.frame_rate
       for n in of_file[name]:
@@ -133,13 +136,13 @@ class _Models:
     levels = max(1, round(acoustic * config.num_quantizers / semantic))
     kinds = {
         'log-mel': Kind('log-mel', lambda frames_ND: frames_ND),
-        'w2v-BERT features': Kind('w2v-BERT', lambda frames_ND: frames_ND),
-        'w2v-BERT tokens, as equal or not': Kind('w2v-BERT', self._tokens, semantic, 'identity'),
-        'w2v-BERT tokens': Kind('w2v-BERT', self._centroids, semantic),
-        f'w2v-BERT tokens, {levels} levels': Kind('w2v-BERT', self._residual(levels), semantic * levels),
+        'semantic features': Kind('semantic', lambda frames_ND: frames_ND),
+        'semantic tokens, equal or not': Kind('semantic', self._tokens, semantic, 'identity'),
+        'semantic tokens': Kind('semantic', self._centroids, semantic),
+        f'semantic tokens, {levels} levels': Kind('semantic', self._residual(levels), semantic * levels),
     }
     for n in (n for n in LEVELS if n <= config.num_quantizers):
-      name = f'{type(config).__module__.rpartition(".")[2]} tokens, {n} levels'
+      name = f'acoustic tokens, {n} levels'
       if isinstance(config, soundstream.Config):
         kinds[name] = Kind('codec', functools.partial(self._code_vectors, n), acoustic * n)
       else:  # an imported codec need not have one vector for a code
@@ -154,7 +157,7 @@ class _Models:
 
   def _residual(self, levels: int):
     """Returns a residual quantizer of features with as many bits as the codec has, fitted on training audio."""
-    frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('w2v-BERT')])
+    frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')])
     num_codes, width = self.quantizer.centroids_KD.shape
     empty = vector_quantizer.init(jax.random.key(0), levels, num_codes, width)
     books = jax.jit(vector_quantizer.fit)(empty, frames_ND[None], jax.random.key(self.recipe.evaluation.seed))
@@ -193,11 +196,12 @@ class _Models:
     corpus = sources.corpus(self.recipe, 'test', self.workdir, config.sample_rate)
     corpus = corpora.Subset(corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed)
     clips = [{'waveform': example['waveform'][:length]} for example in corpus if example is not None]
-    held_out = {source: self.frames(source, clips) for source in ('w2v-BERT', 'codec')}
-    targets = [self._code_vectors(config.num_quantizers, codes_FQ) for codes_FQ in self.training_frames('codec')]
+    held_out = {source: self.frames(source, clips) for source in ('semantic', 'codec')}
+    every_level = functools.partial(self._code_vectors, config.num_quantizers)
+    targets = [_pairs(vectors_FD) for vectors_FD in _framewise(every_level, self.training_frames('codec'))]
 
     @jax.jit
-    def compare(wave_T, num_samples, z_FD):
+    def compare(variables, wave_T, num_samples, z_FD):
       estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
       estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
       distances = codec_metrics.si_sdr, functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate)
@@ -211,10 +215,10 @@ class _Models:
         vectors = _framewise(kind.read, held_out['codec'])
       else:
         inputs = _framewise(kind.read, self.training_frames(kind.source))
-        decoder = token_metrics.fit_linear_decoder(inputs, [_pairs(vectors_FD) for vectors_FD in targets], CONTEXT)
+        decoder = token_metrics.fit_linear_decoder(inputs, targets, CONTEXT)
         predicted = [token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])]
         vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
-      results = np.array([compare(*padded, z_FD) for padded, z_FD in _padded(clips, vectors, length, config.hop_length)])
+      results = np.array([compare(variables, *padded, z_FD) for padded, z_FD in _padded(clips, vectors, length, config.hop_length)])
       rows[name] = dict(zip(('si_sdr', 'mel_distance'), results.mean(axis=0).tolist(), strict=True))
     return rows
 

@@ -105,9 +105,9 @@ RECIPE = Recipe(
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
     speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
     numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),
-    detector=stage(detector.Config(**CLASSIFIER), 32, 300, adam(3e-3, 300)),
-    detector_control=stage(detector.Config(**CLASSIFIER), 32, 300, adam(3e-3, 300)),
-    forgeries=Forgeries(num_train=96, num_validation=32, num_test=64),
+    detector=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
+    detector_control=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
+    forgeries=Forgeries(num_train=48, num_validation=16, num_test=48, batch_size=48),
     evaluation=Evaluation(
         num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0, decoder_seconds=240.0
     ),
