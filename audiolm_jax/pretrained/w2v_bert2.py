@@ -5,8 +5,8 @@ input is Kaldi's log-mel (25 ms windows each 10 ms, 80 bands), zero mean and uni
 two frames side by side: `log_mel` does what `SeamlessM4TFeatureExtractor` does. Frame s sees `frame_length` samples
 from s * hop_length on, before the blocks mix the frames.
 
-A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance of two frames, up to
-64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are as they would be alone.
+A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance of two frames, up
+to 64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are as they would be alone.
 """
 
 import dataclasses
@@ -149,8 +149,8 @@ def _slices(x, numpy):
 def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
   """Returns real and imaginary parts, accurate far below float32's rounding of the strongest frequency.
 
-  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of two
-  numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
+  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of
+  two numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
   """
   matrix, matrix_1, matrix_2, matrix_3 = _front_end()
   largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
@@ -281,7 +281,8 @@ class Layer(nn.Module):
   def __call__(self, x_BSD, mask_BS):
     norm = lambda name: _layer_norm(self.config, name)
     x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn1')(norm('ffn1_layer_norm')(x_BSD))
-    x_BSD = x_BSD + Attention(self.config, name='self_attn')(norm('self_attn_layer_norm')(x_BSD), mask_BS[:, None, None])
+    attention = Attention(self.config, name='self_attn')
+    x_BSD = x_BSD + attention(norm('self_attn_layer_norm')(x_BSD), mask_BS[:, None, None])
     x_BSD = x_BSD + ConvolutionModule(self.config, name='conv_module')(x_BSD, mask_BS)
     x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn2')(norm('ffn2_layer_norm')(x_BSD))
     return norm('final_layer_norm')(x_BSD)
