@@ -177,7 +177,8 @@ def log_mel(
   num_B = (num_samples_B - WINDOW) // MEL_HOP + 1
   inside_BF1 = (jnp.arange(length) < num_B[:, None])[..., None]
   moment = lambda x_BFM, count_B: jnp.sum(x_BFM, axis=1, keepdims=True, where=inside_BF1) / count_B[:, None, None]
-  log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
+  for _ in range(2):  # the first mean, of large numbers, is rounded
+    log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
   log_BFM *= jax.lax.rsqrt(moment(jnp.square(log_BFM), jnp.maximum(num_B - 1, 1)) + 1e-7)
   log_BFM = jnp.where(inside_BF1, log_BFM, 0)
   whole = length // config.stacked
@@ -222,19 +223,10 @@ class Attention(nn.Module):
 
 
 def spread(by_distance_BHLN: Float[Array, 'B H L N'], left: int) -> Float[Array, 'B H L L']:
-  """Returns result[l, m] = by_distance[l, clip(m - l, -left, N - 1 - left) + left].
-
-  By padding, and by reading rows of one more than their length: a gather, or embeddings for every pair, take longer.
-  """
-  *batch, length, size = by_distance_BHLN.shape
-  right = size - 1 - left
-  first, last = max(0, left - (length - 1)), size - max(0, right - (length - 1))
-  before, after = max(0, length - 1 - left), max(0, length - 1 - right)
-  padding = [(0, 0)] * (len(batch) + 1) + [(before, after)]
-  rows = jnp.pad(by_distance_BHLN[..., first:last], padding, mode='edge')  # [L, 2 L - 1]: distances -(L-1) to L-1
-  flat = jnp.pad(rows.reshape(*batch, -1), [(0, 0)] * len(batch) + [(0, 1)])[..., length - 1 :]
-  flat = flat[..., : length * (2 * length - 2)] if length > 1 else flat[..., :1]
-  return flat.reshape(*batch, length, -1)[..., :length]
+  """Returns result[l, m] = by_distance[l, clip(m - l, -left, N - 1 - left) + left]."""
+  place_L, size = np.arange(by_distance_BHLN.shape[2]), by_distance_BHLN.shape[3]
+  distance_LL = np.clip(place_L - place_L[:, None], -left, size - 1 - left)
+  return jnp.take_along_axis(by_distance_BHLN, (distance_LL + left)[None, None], axis=-1)
 
 
 class PointwiseConv(nn.Module):
@@ -243,7 +235,7 @@ class PointwiseConv(nn.Module):
   @nn.compact
   def __call__(self, x_BSD):
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (1, x_BSD.shape[-1], self.features))
-    return x_BSD @ kernel[0]
+    return x_BSD @ kernel.reshape(-1, self.features)
 
 
 class DepthwiseConv(nn.Module):
