@@ -28,13 +28,17 @@ class Folder:
   """A folder of WAV, FLAC, OGG or MP3 files, at any rate; every file's path decides whether it is held out."""
 
   root: str
+  test_root: str = ''  # a folder of held-out files; '': a share of the files below `root` is held out
   sample_rate: int = 16_000  # Hz
   held_out: float = 0.05  # share of the files
   speaker_folders: bool = False  # the name of a file's folder is its speaker
 
   def examples(self, split: str, cache_dir):
     del cache_dir  # files are read where they are
-    found = folders.examples(_given(self.root), self.sample_rate, speaker_folders=self.speaker_folders)
+    root = self.test_root if self.test_root and split == 'test' else self.root
+    found = folders.examples(_given(root), self.sample_rate, speaker_folders=self.speaker_folders)
+    if self.test_root:
+      return found
     return _split(found, split, self.held_out, lambda part: os.path.relpath(part.path, self.root))
 
 

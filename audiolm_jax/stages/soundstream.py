@@ -28,6 +28,7 @@ Where the paper is silent or unclear, and where we leave it:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,7 @@ from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.conv import PAST
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import Decoder, Encoder
-from audiolm_jax.stages.base import Aux, Feature, Stage, State, Variables
+from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,9 @@ class Config:
 
   def make(self) -> Stage:
     return make(self)
+
+  def codec(self) -> Codec:
+    return Codec(functools.partial(encode, self), functools.partial(decode, self))
 
 
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
@@ -298,8 +302,27 @@ def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'])
 
   Raises ValueError when there are more levels than the codec has.
   """
-  z_BFD = _embeddings(config, variables, codes_BFQ)
+  return decode_vectors(config, variables, vectors(config, variables, codes_BFQ))
+
+
+def decode_vectors(config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']) -> Float[Array, 'B T']:
+  """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
   return _decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+
+
+def vectors(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B F D']:
+  """Returns the embedding that the decoder reads for the codes of the first levels, as many as are given.
+
+  Raises ValueError when there are more levels than the codec has.
+  """
+  if codes_BFQ.shape[-1] > config.num_quantizers:
+    raise ValueError(
+        f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
+        'were they made by another codec?'
+    )
+  if config.fsq_levels is not None:
+    return quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
+  return quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
 
 
 def encode_clip(
@@ -358,7 +381,7 @@ def decode_step(
     config: Config, variables: Variables, state: State, codes_BFQ: Int[Array, 'B F Q']
 ) -> tuple[Float[Array, 'B T'], State]:
   """As `decode`, of the codes of the next F >= 1 frames of each clip; and the state after them."""
-  z_BFD = _embeddings(config, variables, codes_BFQ)
+  z_BFD = vectors(config, variables, codes_BFQ)
   return _step(_decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
 
@@ -366,17 +389,6 @@ def _codes(config: Config, variables: Variables, z_BFD, num_quantizers):
   if config.fsq_levels is not None:
     return quantizer.fsq_encode(config.fsq_levels, z_BFD)
   return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
-
-
-def _embeddings(config: Config, variables: Variables, codes_BFQ):
-  if codes_BFQ.shape[-1] > config.num_quantizers:
-    raise ValueError(
-        f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
-        'were they made by another codec?'
-    )
-  if config.fsq_levels is not None:
-    return quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
-  return quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
 
 
 def _silence(module: Encoder | Decoder, example) -> State:

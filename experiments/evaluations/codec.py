@@ -9,7 +9,6 @@ import numpy as np
 
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import codec as codec_metrics
-from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Feature
 from experiments import sources, workspace
 from experiments.recipe import Recipe
@@ -20,11 +19,12 @@ CROP_SECONDS = 4.0
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns SI-SDR (dB) and log-mel distance (nats) by the number of levels, and of an untrained codec and silence."""
-  config, variables, _ = workspace.load_stage(workdir, 'soundstream')
+  config, variables = workspace.load_codec(workdir)
+  codec = config.codec()
   length = round(CROP_SECONDS * config.sample_rate) // config.hop_length * config.hop_length
   batch_size = 8
   batches = pipeline.evaluation_batches(
-      sources.corpus(recipe, 'test', workdir),
+      sources.corpus(recipe, 'test', workdir, config.sample_rate),
       {'waveform': Feature((length,), np.float32, config.sample_rate)},
       batch_size=batch_size,
       num_batches=-(-recipe.evaluation.num_clips // batch_size),
@@ -34,8 +34,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 
   @functools.partial(jax.jit, static_argnums=2)
   def round_trip(variables, wave_BT, num_quantizers):
-    codes_BFQ = soundstream.encode(config, variables, wave_BT, num_quantizers)
-    return *distances(wave_BT, soundstream.decode(config, variables, codes_BFQ)), codes_BFQ
+    codes_BFQ = codec.encode(variables, wave_BT, num_quantizers)
+    return *distances(wave_BT, codec.decode(variables, codes_BFQ)), codes_BFQ
 
   def distances(wave_BT, estimate_BT):
     return (

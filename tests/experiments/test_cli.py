@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ('train', ['--stage=all', '--init_from=x'], 'name it with --stage'),
         ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
         ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
+        ('evaluate', ['--suite=language', '--data=nowhere'], "'nowhere' is not a folder"),
         ('codec', ['encode', 'missing.wav', '--output=out'], 'missing.wav'),
         ('generate', ['--acoustic=nonsense', '--output=out'], 'choose one of autoregressive, soundstorm'),
     ],

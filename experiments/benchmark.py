@@ -1,0 +1,29 @@
+"""Times what this project does beside what it is an alternative to, in one run on one machine.
+
+  python -m experiments.benchmark acoustic        AudioLM's coarse and fine stages, and SoundStorm in their place
+"""
+
+import argparse
+
+from experiments import workspace
+from experiments.benchmarks import acoustic
+
+BENCHMARKS = {'acoustic': acoustic}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(dest='command', required=True)
+  for name, benchmark in BENCHMARKS.items():
+    benchmark.add_arguments(
+        commands.add_parser(
+            name, help=benchmark.__doc__.splitlines()[0], description=benchmark.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+  args = parser.parse_args()
+  print(BENCHMARKS[args.command].run(args))
+
+
+if __name__ == '__main__':
+  workspace.run(main)
