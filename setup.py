@@ -19,6 +19,7 @@ setup(
     description='AudioLM and its family in JAX/Flax, for TPUs',
     python_requires='>=3.11',
     packages=find_packages(include=['audiolm_jax*', 'experiments*']),
+    package_data={'experiments': ['evaluations/*.html']},
     install_requires=[
         'jax>=0.10',
         'flax>=0.12',

@@ -321,7 +321,7 @@ def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, ac
     rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry)
   codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
   num_frames_B = np.array([len(row) for row in rows])
-  wave_BT = _decode_rows(models, codes_BFQ, num_frames_B)
+  wave_BT = decode_codes(models, codes_BFQ, num_frames_B)
   token_rows = [row.token_N[:, None] for row in timed]
   semantic_BS = windows.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
   return Continuation(wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts]))
@@ -371,8 +371,13 @@ def _add_fine(models, key, rows, prompts, rule):
   return [np.concatenate(parts) for parts in full]
 
 
-def _decode_rows(models, codes_BFQ, num_frames_B):
-  """Returns the waveforms. The last frame of a row is held behind its end, where a codec that looks ahead looks."""
+def decode_codes(
+    models: Models, codes_BFQ: Int[np.ndarray, 'B F Q'], num_frames_B: Int[np.ndarray, 'B']
+) -> Float[np.ndarray, 'B T']:
+  """Returns the waveforms of rows of num_frames_B frames each, 0 after them; in shapes of whole seconds.
+
+  The last frame of a row is held behind its end, where a codec that looks ahead looks.
+  """
   config, variables = models.soundstream
   frames, second, context = codes_BFQ.shape[1], max(1, round(config.frame_rate)), config.codec().context
   padded_F = np.arange(frames + context + -(frames + context) % second)

@@ -1,6 +1,6 @@
 """Loss terms as pure functions of arrays. Every mean is over the global batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -87,6 +87,27 @@ def feature_matching(real: Sequence[Sequence[Array]], fake: Sequence[Sequence[Ar
       for layers in zip(real, fake, strict=True)
   ]
   return sum(critics) / len(critics)
+
+
+def adversarial_terms(
+    judge: Callable, params, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
+) -> dict[str, Float[Array, '']]:
+  """Returns the terms of a GAN: the generator's, constant in the critics' `params`, and theirs, constant in the estimate.
+
+  judge: (params, wave_BT) -> one nn.discriminators.Judgement for each critic. Both sides judge the estimate; the two
+  forward passes are equal but for what is held constant, and XLA computes equal expressions once.
+  """
+  stop = jax.lax.stop_gradient
+  real = judge(params, wave_BT)
+  fake = judge(params, stop(estimate_BT))
+  fake_to_generator = judge(stop(params), estimate_BT)
+  logits = lambda judgements: [j.logits_BN for j in judgements]
+  features = lambda judgements: [j.features for j in judgements]
+  return {
+      'adversarial': hinge_generator(logits(fake_to_generator)),
+      'feature': feature_matching(stop(features(real)), features(fake_to_generator)),
+      'discriminator': hinge_discriminator(logits(real), logits(fake)),
+  }
 
 
 class Balance(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from audiolm_jax import streaming
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 
@@ -26,6 +27,7 @@ class Codec(NamedTuple):
   variables: Variables
   fingerprint: str
   num_quantizers: int | None  # levels to write, or to read of what a file has; None: all
+  denoise: bool = False  # leave noise out; of SoundStream with a switch for it alone
 
   @property
   def chunk_frames(self) -> int:
@@ -39,10 +41,10 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
   """
   config, length = codec.config, codec.chunk_frames * codec.config.hop_length
   if isinstance(config, soundstream.Config):
-    state = _first_state(codec, soundstream.encoder_state)
+    state = _first_state(codec, streaming.encoder_state)
     for block_T in blocks:
       chunk_BT = np.pad(block_T, (0, length - len(block_T)))[None]  # of the last one, the codec is causal
-      codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers)
+      codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers, codec.denoise)
       yield np.asarray(codes_BFQ)[0]
     return
   silence = lambda wave_T, count: np.zeros(count, np.float32)
@@ -58,10 +60,10 @@ def decode(codec: Codec, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
   """
   config, frames = codec.config, codec.chunk_frames
   if isinstance(config, soundstream.Config):
-    state = _first_state(codec, soundstream.decoder_state)
+    state = _first_state(codec, streaming.decoder_state)
     for part_FQ in parts:
       chunk_BFQ = np.pad(part_FQ, ((0, frames - len(part_FQ)), (0, 0)))[None]
-      wave_BT, state = _decode_step(config, codec.variables, state, chunk_BFQ)
+      wave_BT, state = _decode_step(config, codec.variables, state, chunk_BFQ, codec.denoise)
       yield np.asarray(wave_BT)[0]
     return
   hold = lambda codes_FQ, count: np.repeat(codes_FQ[-1:], count, axis=0)
@@ -117,14 +119,14 @@ def _first_state(codec: Codec, make):
   return jax.device_put(make(codec.config, 1), jax.tree.leaves(codec.variables.params)[0].sharding)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _encode_step(config, variables, state, wave_BT, num_quantizers, denoise):
+  return streaming.encode_step(config, variables, state, wave_BT, num_quantizers, denoise=denoise)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _encode_step(config, variables, state, wave_BT, num_quantizers):
-  return soundstream.encode_step(config, variables, state, wave_BT, num_quantizers)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_step(config, variables, state, codes_BFQ):
-  return soundstream.decode_step(config, variables, state, codes_BFQ)
+def _decode_step(config, variables, state, codes_BFQ, denoise):
+  return streaming.decode_step(config, variables, state, codes_BFQ, denoise=denoise)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -39,12 +39,13 @@ def main():
   parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='PATH', help='file or folder; several are taken')
   parser.add_argument('--output', type=pathlib.Path, metavar='FOLDER', help='of encode and decode')
   parser.add_argument('--num-quantizers', type=int, metavar='N', help='the first N levels of the codes alone (all)')
+  parser.add_argument('--denoise', action='store_true', help='leave noise out, where the codec has a switch for it')
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   args = parser.parse_intermixed_args()
   if args.command not in COMMANDS:
     raise ValueError(f'{args.command!r} is no command: choose one of {", ".join(COMMANDS)}')
   if args.command == 'info':
-    if args.output or args.num_quantizers or args.overwrite:
+    if args.output or args.num_quantizers or args.denoise or args.overwrite:
       raise ValueError('info takes paths alone: it writes nothing')
     return info(args.paths)
   if args.output is None:
@@ -55,7 +56,10 @@ def main():
   config, variables = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
     raise ValueError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
-  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers)
+  place, own = 'encoder' if args.command == 'encode' else 'decoder', getattr(config, 'film', None)
+  if args.denoise and own != place:
+    raise ValueError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}')
+  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise)
   run_jobs(args.command, codec, jobs, args.overwrite)
 
 

@@ -6,10 +6,11 @@ The split 'test' is held out; a source is random access (`len`, `[i]` -> {'wavef
 import dataclasses
 import os
 import zlib
+from typing import Any
 
 import numpy as np
 
-from audiolm_jax.data import folders, librilight, synthesized, tfds
+from audiolm_jax.data import folders, librilight, noise, synthesized, tfds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,19 @@ class Tfds:
         _given(self.folder), name, self.sample_rate, audio_name=self.audio_name, label_name=self.label_name,
         stored_sample_rate=self.stored_sample_rate,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noisy:
+  """Another corpus with noise beside its speech (data.noise), for a codec with a denoising switch."""
+
+  speech: Any  # another corpus
+  noise: Any | None = None  # a corpus of noise; None: Gaussian
+  snr_db: tuple[float, float] = (0.0, 15.0)
+
+  def examples(self, split: str, cache_dir):
+    noises = None if self.noise is None else self.noise.examples(split, cache_dir)
+    return noise.WithNoise(self.speech.examples(split, cache_dir), noises, snr_db=self.snr_db)
 
 
 def _given(path: str) -> str:

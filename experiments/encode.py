@@ -6,7 +6,6 @@ Finished shards are kept, so that the same command goes on after a kill; several
 """
 
 import functools
-import json
 import os
 import pathlib
 
@@ -86,7 +85,7 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
   config: of the codec; kinds: rates and sizes of the tokens, by which stages know theirs.
   """
   folder = workdir / 'tokens'
-  claim(folder, fingerprints)
+  workspace.claim(folder, fingerprints)
   if (folder / f'{split}.json').is_file():
     print(f'{split}: already encoded; {folder}')
     return
@@ -103,20 +102,6 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
   if jax.process_index() == 0:
     token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **kinds})
   print(f'{split}: {len(corpus)} clips in {num_shards} shards; {folder}')
-
-
-def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
-  """Marks the folder as holding tokens of these models; ValueError where it holds those of others."""
-  path = folder / 'made_by.json'
-  if path.is_file():
-    made_by = json.loads(path.read_text())
-    if made_by != fingerprints:
-      raise ValueError(f'{folder} holds tokens of {made_by}, the models here are {fingerprints}: move it away first')
-    return
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f'.{os.getpid()}.partial')
-  partial.write_text(json.dumps(fingerprints))
-  os.replace(partial, path)
 
 
 def encoded(corpus, indices, encode_batch, config, ratio: int):

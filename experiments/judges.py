@@ -27,12 +27,12 @@ def load(workdir: pathlib.Path) -> Judges:
 
 def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
   """Returns the log-probabilities [N, voices] of each whole second (the classifier's crop) of a clip."""
-  config, variables = judges.speaker
-  length = round(config.crop_seconds * config.sample_rate)
-  if len(clip_T) < length:
-    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short')
-  crops_NT = np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
-  return _log_probabilities(config, variables, crops_NT)
+  return _log_probabilities(*judges.speaker, _seconds(judges.speaker[0], clip_T))
+
+
+def features(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
+  """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole second of a clip."""
+  return _in_buckets(_embed, *judges.speaker, _seconds(judges.speaker[0], clip_T))
 
 
 def voice(judges: Judges, clip_T: np.ndarray) -> int:
@@ -56,13 +56,29 @@ def numbers(judges: Judges, clip_T: np.ndarray) -> list[int]:
   return speech.decode_numbers(_log_probabilities(config, variables, windows_NT))
 
 
+def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
+  length = config.crop_length
+  if len(clip_T) < length:
+    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: make it longer')
+  return np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
+
+
 def _log_probabilities(config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
+  return _in_buckets(_classify, config, variables, crops_NT)
+
+
+def _in_buckets(function, config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
   bucket = 64  # windows at a time: one compilation for clips of any length
   padded_NT = np.pad(crops_NT, ((0, -len(crops_NT) % bucket), (0, 0)))
-  parts = [_classify(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)]
+  parts = [function(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)]
   return np.concatenate([np.asarray(part) for part in parts])[: len(crops_NT)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _classify(config, variables, wave_BT):
   return jax.nn.log_softmax(classifier.logits(config, variables, wave_BT))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(config, variables, wave_BT):
+  return classifier.embedding(config, variables, wave_BT)

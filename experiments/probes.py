@@ -1,5 +1,6 @@
 """What training measures on held-out audio at every evaluation, beside the stage's own metrics (loop.Probe)."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 
 from audiolm_jax import audio
 from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.metrics import perceptual
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import loop
 
 NUM_SAMPLES = 3  # reconstructions to hear and see
+VISQOL_SECONDS = 8.0  # of clips, joined: ViSQOL takes a quarter of the time they last
 _QUIET, _LOUD = -8.0, 4.0  # log-mel magnitudes drawn black and white
 
 
@@ -27,9 +30,11 @@ def for_stage(config: Any) -> loop.Probe | None:
 def codec(config: soundstream.Config) -> loop.Probe:
   """Returns the probe of a codec, with all its levels.
 
-  Scalars: si_sdr (dB), mel_distance and stft_distance (nats); of every level q, over all evaluation frames,
+  Scalars: si_sdr (dB), mel_distance and stft_distance (nats); where the `eval` extra is installed, and for as long as
+  there is something to hear, visqol_<its mapper> of the first clips, joined to VISQOL_SECONDS; of every level q, over all evaluation frames,
   perplexity_q and dead_codes_q (codes that no frame chose: at least as many as the frames are too few); and
-  critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can.
+  critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can. Of a codec with
+  a denoising switch, si_sdr_denoised and si_sdr_noisy: with the switch on, and of the noisy input itself.
   Audio and pictures: NUM_SAMPLES clips, the original above the reconstruction.
   """
 
@@ -46,8 +51,16 @@ def codec(config: soundstream.Config) -> loop.Probe:
     }
     if config.adversarial_start is not None:
       scalars['critic_accuracy'] = soundstream.critic_accuracy(config, variables, wave_BT, estimate_BT)
-    waves_NT = jnp.stack([wave_BT[:NUM_SAMPLES], estimate_BT[:NUM_SAMPLES]])
-    pictures = [_log_mel(config, wave_BT) for wave_BT in waves_NT]
+    if config.film is not None:
+      noisy_BT = wave_BT + batch['noise']
+      switch = lambda place: config.film == place
+      codes_BFQ = soundstream.encode(config, variables, noisy_BT, denoise=switch('encoder'))
+      denoised_BT = soundstream.decode(config, variables, codes_BFQ, denoise=switch('decoder'))
+      scalars['si_sdr_denoised'] = codec_metrics.si_sdr(wave_BT, denoised_BT)
+      scalars['si_sdr_noisy'] = codec_metrics.si_sdr(wave_BT, noisy_BT)
+    num_kept = max(NUM_SAMPLES, math.ceil(VISQOL_SECONDS * config.sample_rate / config.crop_length))
+    waves_NT = jnp.stack([wave_BT[:num_kept], estimate_BT[:num_kept]])
+    pictures = [_log_mel(config, wave_BT[:NUM_SAMPLES]) for wave_BT in waves_NT]
     return (jax.tree.map(jnp.mean, scalars), counts_QK), (waves_NT, pictures)
 
   def summarize(means, samples):
@@ -57,8 +70,11 @@ def codec(config: soundstream.Config) -> loop.Probe:
     use = {f'perplexity_{q}': np.exp(entropy) for q, entropy in enumerate(entropy_Q)}
     use |= {f'dead_codes_{q}': int(np.sum(counts_K == 0)) for q, counts_K in enumerate(counts_QK)}
     (wave_BT, estimate_BT), (picture_BFM, estimated_BFM) = samples
+    if 'visqol' in perceptual.available():
+      score = perceptual.visqol(*(np.asarray(x_BT).reshape(-1) for x_BT in (wave_BT, estimate_BT)), config.sample_rate)
+      use |= {f'visqol_{perceptual.visqol_mapper()}': score.value} if score.status == 'ok' else {}
     sounds, pictures = {}, {}
-    for index in range(len(wave_BT)):
+    for index in range(min(len(wave_BT), NUM_SAMPLES)):
       sounds[f'original_{index}'] = np.asarray(wave_BT[index]), config.sample_rate
       sounds[f'reconstruction_{index}'] = np.asarray(estimate_BT[index]), config.sample_rate
       pictures[f'spectrogram_{index}'] = _stacked(picture_BFM[index], estimated_BFM[index])

@@ -51,9 +51,24 @@ class Evaluation:
 
   num_clips: int = 64  # held-out utterances for the codec and token numbers
   num_prompts: int = 64  # prompts continued in one batch
+  num_naturalness_clips: int = 0  # of each row that DNSMOS rates, at 5 s of computing each
   prompt_seconds: float = 3.0
   seconds: float = 7.0  # of continuation
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
+  data: str = ''  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized twin
+  subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
+  decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgeries:
+  """What the detector learns from and is judged by: utterances, and continuations of their beginnings."""
+
+  num_train: int = 2000  # utterances of training voices; of each there is one original and one continuation
+  num_validation: int = 200  # of training voices that the detector does not hear: its scores are calibrated on them
+  num_test: int = 200  # of held-out voices
+  batch_size: int = 32  # continued at once, and in one shard
   seed: int = 0
 
 
@@ -72,6 +87,9 @@ class Recipe:
   acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
+  detector: StageRecipe | None = None  # of generated speech; learns from what experiments.forge makes
+  detector_control: StageRecipe | None = None  # the same between originals, by lot: must be at chance
+  forgeries: Forgeries = Forgeries()
   sampling: SamplingConfig = SamplingConfig()
   evaluation: Evaluation = Evaluation()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -161,13 +162,27 @@ def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuant
   return kmeans.SemanticQuantizer(**{name: jax.numpy.asarray(array) for name, array in arrays.items()}), metadata
 
 
-def token_source(workdir: pathlib.Path, split: str):
-  """Returns the encoded examples of a split; ValueError naming the command that makes them."""
-  if not (workdir / 'tokens' / f'{split}.json').is_file():
+def token_source(workdir: pathlib.Path, split: str, *, folder: str = 'tokens', program: str = 'encode'):
+  """Returns the examples of a split that `program` left in a folder; ValueError naming the command that makes them."""
+  if not (workdir / folder / f'{split}.json').is_file():
     raise ValueError(
-        f'{workdir}/tokens/{split} is not complete: run `python -m experiments.encode --workdir={workdir}` first'
+        f'{workdir}/{folder}/{split} is not complete: run `python -m experiments.{program} --workdir={workdir}` first'
     )
-  return token_shards.TokenShards(workdir / 'tokens', split)
+  return token_shards.TokenShards(workdir / folder, split)
+
+
+def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
+  """Marks the folder as holding what these models make; ValueError where it holds that of others."""
+  path = folder / 'made_by.json'
+  if path.is_file():
+    made_by = json.loads(path.read_text())
+    if made_by != fingerprints:
+      raise ValueError(f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first')
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(f'.{os.getpid()}.partial')
+  partial.write_text(json.dumps(fingerprints))
+  os.replace(partial, path)
 
 
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:

@@ -1,4 +1,7 @@
-"""The SEANet encoder and decoder of SoundStream: causal, ELU, no normalization, no skips between the two."""
+"""The SEANet encoder and decoder of SoundStream: causal, ELU, no normalization, no skips between the two.
+
+And what may take the place of the encoder, and FiLM, by which a switch acts between the two.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from audiolm_jax.nn.conv import CausalConv, CausalConvTranspose
+from audiolm_jax import audio
+from audiolm_jax.nn.attention import partitioned
+from audiolm_jax.nn.conv import PAST, CausalConv, CausalConvTranspose
 
 DILATIONS = (1, 3, 9)
 
@@ -55,6 +60,48 @@ class Encoder(nn.Module):
       width = 2 * x_BND.shape[-1]
       x_BND = CausalConv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(nn.elu(x_BND))
     return CausalConv(self.embedding_dim, 3, dtype=self.dtype, name='head')(nn.elu(x_BND)).astype(jnp.float32)
+
+
+class MelEncoder(nn.Module):
+  """Waveform [B, T] -> log-mel frames [B, T / hop_length, num_mels]: what an encoder that learns nothing would be.
+
+  Causal: frame f is of the last WINDOW hops before (f + 1) * hop_length.
+  """
+
+  num_mels: int
+  sample_rate: int
+  hop_length: int
+
+  WINDOW = 4
+
+  @nn.compact
+  def __call__(self, wave_BT):
+    past_BT = jnp.zeros((len(wave_BT), (self.WINDOW - 1) * self.hop_length), wave_BT.dtype)
+    if self.is_mutable_collection(PAST):
+      past = self.variable(PAST, 'inputs', lambda: past_BT)
+      wave_BT = jnp.concatenate([past.value, wave_BT], axis=1)
+      past.value = wave_BT[:, -past_BT.shape[1] :]
+    else:
+      wave_BT = jnp.concatenate([past_BT, wave_BT], axis=1)
+    window = self.WINDOW * self.hop_length
+    return audio.log_mel_spectrogram(
+        wave_BT, sample_rate=self.sample_rate, window_length=window, hop_length=self.hop_length, num_mels=self.num_mels,
+        fft_length=max(window, 1024),
+    )  # fmt: skip
+
+
+class FiLM(nn.Module):
+  """(1 + scale) * x + shift for x [B, F, D], scale and shift [B, D] linear in a condition [B, C]; begins as x.
+
+  Perez et al., 2018, arXiv 1709.07871, without bias: a one-hot condition makes it of no use.
+  """
+
+  @nn.compact
+  def __call__(self, x_BFD, condition_BC):
+    kernel_init = partitioned(nn.initializers.zeros, None, None)
+    linear = nn.Dense(2 * x_BFD.shape[-1], use_bias=False, kernel_init=kernel_init, name='linear')
+    scale_BD, shift_BD = jnp.split(linear(condition_BC), 2, axis=-1)
+    return (1 + scale_BD[:, None]) * x_BFD + shift_BD[:, None]
 
 
 class Decoder(nn.Module):

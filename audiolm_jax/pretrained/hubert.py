@@ -193,13 +193,36 @@ class PositionalConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    before = self.config.position_kernel // 2
-    padding = ((before, self.config.position_kernel - 1 - before),)
-    conv = nn.Conv(
-        self.config.width, (self.config.position_kernel,), padding=padding,
-        feature_group_count=self.config.position_groups, name='conv',
-    )  # fmt: skip
+    conv = GroupedConv(self.config.position_kernel, self.config.position_groups, name='conv')
     return nn.gelu(conv(x_BSD), approximate=False)
+
+
+class GroupedConv(nn.Module):
+  """A centred convolution within groups of channels, as matrix products of some taps at a time: see `StridedConv`."""
+
+  kernel_size: int
+  groups: int
+  taps: int = 16  # at a time: fewer make small products, more take memory
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    batch, length, width = x_BSD.shape
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, width // self.groups, width))
+    bias_D = self.param('bias', nn.initializers.zeros, (width,))
+    before = self.kernel_size // 2
+    padded_BND = jnp.pad(x_BSD, ((0, 0), (before, self.kernel_size - 1 - before), (0, 0)))
+    x_GBNI = jnp.moveaxis(padded_BND.reshape(batch, -1, self.groups, width // self.groups), 2, 0)
+    kernel_GNIO = jnp.moveaxis(kernel.reshape(self.kernel_size, width // self.groups, self.groups, -1), 2, 0)
+
+    def product(first):
+      taps = range(first, min(first + self.taps, self.kernel_size))
+      windows_GBSN = jnp.concatenate([x_GBNI[:, :, tap : tap + length] for tap in taps], axis=-1)
+      return windows_GBSN.reshape(self.groups, batch * length, -1) @ kernel_GNIO[:, taps.start : taps.stop].reshape(
+          self.groups, len(taps) * (width // self.groups), -1
+      )
+
+    y_GNO = sum(product(first) for first in range(0, self.kernel_size, self.taps))
+    return jnp.moveaxis(y_GNO, 0, 1).reshape(batch, length, width) + bias_D
 
 
 class Attention(nn.Module):

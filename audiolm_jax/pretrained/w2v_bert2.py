@@ -124,11 +124,18 @@ def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
 
 
 @functools.cache
-def _dft() -> tuple[np.ndarray, ...]:
-  """Returns Povey's window times cosines and sines, [WINDOW, 2 (FFT / 2 + 1)], and `_slices` of it."""
+def _front_end() -> tuple[np.ndarray, ...]:
+  """Returns what makes a spectrum of a frame, halved, [WINDOW, 2 (FFT / 2 + 1)] real and imaginary, and its `_slices`.
+
+  All of it is linear: the mean is taken away, each sample loses 0.97 of the one before, Povey's window, the transform.
+  """
+  centre_NN = np.eye(WINDOW) - 1 / WINDOW
+  filter_NN = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=1)
+  filter_NN[0, 0] = 0.03
   window_N = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))) ** 0.85
   angle_NN = 2 * np.pi / FFT * np.arange(WINDOW)[:, None] * np.arange(FFT // 2 + 1)
-  matrix = window_N[:, None] * np.concatenate([np.cos(angle_NN), np.sin(angle_NN)], axis=1)
+  transform = window_N[:, None] * np.concatenate([np.cos(angle_NN), np.sin(angle_NN)], axis=1)
+  matrix = centre_NN @ filter_NN @ transform / 2  # within [-1, 1]
   return tuple(part.astype(np.float32) for part in (matrix, *_slices(matrix, np)))
 
 
@@ -139,20 +146,20 @@ def _slices(x, numpy):
   return first, second, x - first - second
 
 
-def _windowed_dft(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
+def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
   """Returns real and imaginary parts, accurate far below float32's rounding of the strongest frequency.
 
   The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of two
   numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
   """
-  matrix, matrix_1, matrix_2, matrix_3 = _dft()
+  matrix, matrix_1, matrix_2, matrix_3 = _front_end()
   largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
   exponent_BF1 = jax.lax.bitcast_convert_type(largest_BF1, jnp.int32) & 0x7F80_0000
   scale_BF1 = 2 * jax.lax.bitcast_convert_type(exponent_BF1, jnp.float32)  # a power of two: division rounds nothing
   x_1, x_2, x_3 = _slices(frames_BFN / scale_BF1, jnp)
   product = functools.partial(jnp.matmul, precision='highest')
   small = product(x_3, matrix) + product(x_1 + x_2, matrix_3) + product(x_2, matrix_2)
-  return (product(x_1, matrix_1) + (product(x_1, matrix_2) + product(x_2, matrix_1) + small)) * scale_BF1
+  return (product(x_1, matrix_1) + (product(x_1, matrix_2) + product(x_2, matrix_1) + small)) * (2 * scale_BF1)
 
 
 def log_mel(
@@ -160,11 +167,7 @@ def log_mel(
 ) -> Float[Array, 'B S N']:
   """Returns normalized log-mel frames, `stacked` side by side: N = stacked * num_mels; 0 where padding is seen."""
   frames_BFN = audio.frame(wave_BT * 2.0**15, WINDOW, MEL_HOP)
-  before_BFN = jnp.concatenate([frames_BFN[..., :1], frames_BFN[..., :-1]], axis=-1)
-  # (x - mean) - 0.97 (before - mean), in an order that rounds small numbers only: the upper bands of a voice are faint.
-  mean_BF1 = jnp.mean(frames_BFN, axis=-1, keepdims=True)
-  filtered_BFN = (frames_BFN - before_BFN) + 0.03 * (before_BFN - mean_BF1)
-  real_BFN, imaginary_BFN = jnp.split(_windowed_dft(filtered_BFN), 2, axis=-1)
+  real_BFN, imaginary_BFN = jnp.split(_spectrum(frames_BFN), 2, axis=-1)
   power_BFN = jnp.square(real_BFN) + jnp.square(imaginary_BFN)
   mels_BFM = jnp.matmul(power_BFN, _mel_filters(config.sample_rate, config.num_mels), precision='highest')
   log_BFM = jnp.log(jnp.maximum(mels_BFM, FLOOR))

@@ -5,8 +5,7 @@ one code per level, and a causal decoder makes the waveform from the sum of the 
 AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes, 6000 bit/s. Frame f depends on samples before (f + 1) *
 hop_length, and no sample depends on a later frame. Any leading number of levels decodes, by quantizer dropout.
 
-`encode` and `decode` take clips of whole frames, `encode_clip` and `decode_clip` clips of any length, `encode_step` and
-`decode_step` a chunk at a time of clips without end, with a latency of one frame.
+`encode` and `decode` take clips of whole frames; `audiolm_jax.streaming` clips of any length, and without end.
 
 Where the paper is silent or unclear, and where we leave it:
 - Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`), so that they do not
@@ -21,6 +20,8 @@ Where the paper is silent or unclear, and where we leave it:
 - `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar quantization
   (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid does not follow the embeddings,
   which are small at first: they may all round to 0 for some hundred steps.
+- `film` (default None) adds the denoising switch of its section III-F at the end of the encoder or the beginning of the
+  decoder. Training then needs noise beside the waveform; each example is denoised or not by chance.
 - `balance_decay` (default None, the paper: fixed weights) turns the weights of the terms that see the estimated
   waveform into shares of its gradient (EnCodec, arXiv 2210.13438, section 3.4, with decay 0.999; there the shares are
   1.1 spectral, 3 adversarial, 3 feature): no term takes over because its scale grew. It costs a second pass through the
@@ -35,13 +36,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import audio, losses
 from audiolm_jax.nn import quantizer
-from audiolm_jax.nn.conv import PAST
 from audiolm_jax.nn.discriminators import Discriminators
-from audiolm_jax.nn.seanet import Decoder, Encoder
+from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
 from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
 
 
@@ -53,10 +53,13 @@ class Config:
   stem_stride: int = 1  # of the first and the last convolution; above 1 no layer runs at the full rate (nn.seanet)
   encoder_channels: int = 32
   decoder_channels: int = 32
+  mel_encoder: bool = False  # the paper's ablation: a mel filterbank in place of the learned encoder
   embedding_dim: int = 256
   num_quantizers: int = 12
+  quantizer_dropout: bool = True  # each training example uses a random number of levels; without, always all
   codebook_size: int = 1024
   fsq_levels: tuple[int, ...] | None = None  # of each dimension of the embedding; None: residual vector quantization
+  film: str | None = None  # 'encoder' or 'decoder': where the switch that denoises acts (FiLM); None: there is none
   codebook_decay: float = 0.99
   dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
   spectral_channels: int = 32  # of the critic on the STFT
@@ -113,6 +116,7 @@ SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)  
 # MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480; the split is ours.
 MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
 
+Denoise = bool | Bool[Array, 'B']
 BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that see the estimated waveform
 
 
@@ -120,23 +124,30 @@ def make(config: Config) -> Stage:
   """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'.
 
   Raises ValueError when `crop_length` is no whole number of frames, or `fsq_levels` and the sizes disagree, or the
-  balance of the loss is impossible.
+  balance of the loss is impossible, or `film` names no place.
   """
-  _check_length(config, config.crop_length)
+  check_length(config, config.crop_length)
   _check_fsq(config)
   _check_balance(config)
+  if config.film not in (None, 'encoder', 'decoder'):
+    raise ValueError(f"film={config.film!r}: choose 'encoder', 'decoder', or None for no switch")
+  names = ('waveform',) if config.film is None else ('waveform', 'noise')
   return Stage(
-      batch={'waveform': Feature((config.crop_length,), jnp.float32, config.sample_rate)},
+      batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
       init=lambda key: _init(config, key),
-      loss=lambda params, state, batch, key: _loss(config, params, state, batch['waveform'], key),
+      loss=lambda params, state, batch, key: _loss(config, params, state, batch, key),
   )
 
 
-def _encoder(config: Config) -> Encoder:
+def encoder(config: Config) -> Encoder | MelEncoder:
+  """Returns the network wave_BT -> z_BFD."""
+  if config.mel_encoder:
+    return MelEncoder(config.embedding_dim, config.sample_rate, config.hop_length)
   return Encoder(config.encoder_channels, config.strides, config.embedding_dim, config.dtype, config.stem_stride)
 
 
-def _decoder(config: Config) -> Decoder:
+def decoder(config: Config) -> Decoder:
+  """Returns the network z_BFD -> wave_BT."""
   return Decoder(config.decoder_channels, config.strides, config.dtype, config.stem_stride)
 
 
@@ -157,11 +168,13 @@ def _init(config: Config, key: jax.Array) -> Variables:
   z_BFD = jnp.zeros((1, config.crop_length // config.hop_length, config.embedding_dim))
   params = {
       'generator': {
-          'encoder': _encoder(config).init(keys[0], wave_BT)['params'],
-          'decoder': _decoder(config).init(keys[1], z_BFD)['params'],
+          'encoder': encoder(config).init(keys[0], wave_BT).get('params', {}),
+          'decoder': decoder(config).init(keys[1], z_BFD)['params'],
       },
       'discriminator': _discriminators(config).init(keys[2], wave_BT)['params'],
   }
+  if config.film is not None:
+    params['generator']['film'] = FiLM().init(keys[0], z_BFD, jnp.zeros((1, 2)))['params']
   state = {'step': jnp.zeros((), jnp.int32)}
   if config.fsq_levels is None:
     state['codebooks'] = quantizer.init(
@@ -172,11 +185,17 @@ def _init(config: Config, key: jax.Array) -> Variables:
   return Variables(params, state)
 
 
-def _loss(config: Config, params, state, wave_BT, key):
-  generator = params['generator']
-  z_BFD = _encoder(config).apply({'params': generator['encoder']}, wave_BT)
-  quantized, next_state = _quantize(config, state, z_BFD, key)
-  estimate_BT = _decoder(config).apply({'params': generator['decoder']}, quantized.z_BFD)
+def _loss(config: Config, params, state, batch, key):
+  generator, wave_BT, input_BT, denoise_B = params['generator'], batch['waveform'], batch['waveform'], False
+  if config.film is not None:
+    denoise_key, key = (None, None) if key is None else jax.random.split(key)
+    denoise_B = _denoised(denoise_key, len(wave_BT))
+    input_BT = wave_BT + batch['noise']
+    wave_BT = jnp.where(denoise_B[:, None], wave_BT, input_BT)
+  z_BFD = encoder(config).apply({'params': generator['encoder']}, input_BT)
+  quantized, next_state = _quantize(config, state, _switched(config, generator, 'encoder', z_BFD, denoise_B), key)
+  z_BFD = _switched(config, generator, 'decoder', quantized.z_BFD, denoise_B)
+  estimate_BT = decoder(config).apply({'params': generator['decoder']}, z_BFD)
   waves = wave_BT, estimate_BT
   terms = _reconstruction_terms(config, *waves) | _critic_terms(config, params['discriminator'], state['step'], *waves)
   terms['commitment'] = quantized.commitment
@@ -194,6 +213,21 @@ def _loss(config: Config, params, state, wave_BT, key):
   return sum(weights[name] * term for name, term in terms.items()), Aux(next_state, metrics)
 
 
+def _denoised(key, batch_size: int):
+  """Returns which examples are to come out without their noise: half of them by chance, in evaluation all."""
+  if key is None:
+    return jnp.ones(batch_size, bool)
+  return jax.random.bernoulli(key, shape=(batch_size,))
+
+
+def _switched(config: Config, generator, place: str, z_BFD, denoise):
+  """Applies the denoising switch, where this is its place."""
+  if config.film != place:
+    return z_BFD
+  condition_B2 = jax.nn.one_hot(jnp.broadcast_to(denoise, len(z_BFD)).astype(jnp.int32), 2)
+  return FiLM().apply({'params': generator['film']}, z_BFD, condition_B2)
+
+
 def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
   return {
       'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=config.sample_rate),
@@ -206,9 +240,10 @@ def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
   absent = {name: jnp.zeros(()) for name in ('adversarial', 'feature', 'discriminator')}
   if config.adversarial_start is None:
     return absent
+  judge = lambda params, wave: _discriminators(config).apply({'params': params}, wave)
   return jax.lax.cond(
       step >= config.adversarial_start,
-      lambda *waves: _adversarial_terms(config, params, *waves),
+      lambda *waves: losses.adversarial_terms(judge, params, *waves),
       lambda *_: absent,
       wave_BT,
       estimate_BT,
@@ -236,7 +271,8 @@ def _quantize(config: Config, state, z_BFD, key):
     levels_B = jnp.full(batch_size, config.num_quantizers)
     return quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B), state
   dropout_key, fit_key, update_key = jax.random.split(key, 3)
-  levels_B = jax.random.randint(dropout_key, (batch_size,), 1, config.num_quantizers + 1)
+  fewest = 1 if config.quantizer_dropout else config.num_quantizers
+  levels_B = jax.random.randint(dropout_key, (batch_size,), fewest, config.num_quantizers + 1)
   frozen_BFD = jax.lax.stop_gradient(z_BFD)
   codebooks = jax.lax.cond(
       codebooks.fitted, lambda books: books, lambda books: quantizer.fit(books, frozen_BFD, fit_key), codebooks
@@ -252,26 +288,6 @@ def _quantize(config: Config, state, z_BFD, key):
   return quantized, {'codebooks': codebooks, 'step': state['step'] + 1}
 
 
-def _adversarial_terms(config: Config, params, wave_BT, estimate_BT):
-  """Returns the generator's terms, constant in `params`, and the critics' loss, constant in `estimate_BT`.
-
-  Both sides judge the estimate; the two forward passes are equal but for what is held constant, and XLA computes equal
-  expressions once.
-  """
-  judge = lambda params, wave: _discriminators(config).apply({'params': params}, wave)
-  stop = jax.lax.stop_gradient
-  real = judge(params, wave_BT)
-  fake = judge(params, stop(estimate_BT))
-  fake_to_generator = judge(stop(params), estimate_BT)
-  logits = lambda judgements: [j.logits_BN for j in judgements]
-  features = lambda judgements: [j.features for j in judgements]
-  return {
-      'adversarial': losses.hinge_generator(logits(fake_to_generator)),
-      'feature': losses.feature_matching(stop(features(real)), features(fake_to_generator)),
-      'discriminator': losses.hinge_discriminator(logits(real), logits(fake)),
-  }
-
-
 def critic_accuracy(
     config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> Float[Array, '']:
@@ -285,118 +301,72 @@ def critic_accuracy(
 
 
 def encode(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+    config: Config,
+    variables: Variables,
+    wave_BT: Float[Array, 'B T'],
+    num_quantizers: int | None = None,
+    *,
+    denoise: Denoise = False,
 ) -> Int[Array, 'B F Q']:
   """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T / hop_length.
 
-  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels.
+  denoise: leave out the noise, of all or of these examples; only for a codec with film='encoder'.
+
+  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels or the
+  switch.
   """
-  _check_length(config, wave_BT.shape[-1])
-  _check_num_quantizers(config, num_quantizers)
-  z_BFD = _encoder(config).apply({'params': variables.params['generator']['encoder']}, wave_BT)
-  return _codes(config, variables, z_BFD, num_quantizers)
+  check_length(config, wave_BT.shape[-1])
+  z_BFD = encoder(config).apply({'params': variables.params['generator']['encoder']}, wave_BT)
+  return codes(config, variables, z_BFD, num_quantizers, denoise)
 
 
-def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
+def decode(
+    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], *, denoise: Denoise = False
+) -> Float[Array, 'B T']:
   """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has.
+  denoise: as `encode`, for a codec with film='decoder'.
+
+  Raises ValueError when there are more levels than the codec has, or it has no switch.
   """
-  z_BFD = _embeddings(config, variables, codes_BFQ)
-  return _decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+  return decode_vectors(config, variables, vectors(config, variables, codes_BFQ, denoise))
 
 
-def encode_clip(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+def decode_vectors(config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']) -> Float[Array, 'B T']:
+  """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
+  return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+
+
+def codes(
+    config: Config, variables: Variables, z_BFD: Float[Array, 'B F D'], num_quantizers: int | None, denoise: Denoise
 ) -> Int[Array, 'B F Q']:
-  """As `encode`, of a waveform of any length T >= 1, which zeros fill up to whole frames, F = ceil(T / hop_length)."""
-  return encode(config, variables, audio.pad_to_multiple(wave_BT, config.hop_length), num_quantizers)
-
-
-def decode_clip(
-    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], num_samples: int
-) -> Float[Array, 'B T']:
-  """As `decode`, the T = `num_samples` samples that `encode_clip` was given.
-
-  Raises ValueError when waveforms of `num_samples` have another number of frames.
-  """
-  if -(-num_samples // config.hop_length) != codes_BFQ.shape[1] or num_samples < 1:
-    raise ValueError(
-        f'num_samples={num_samples:,} does not go with {codes_BFQ.shape[1]} frames of hop_length={config.hop_length}: '
-        'give the length of the waveform that was encoded'
-    )
-  return decode(config, variables, codes_BFQ)[:, :num_samples]
-
-
-def encoder_state(config: Config, batch_size: int) -> State:
-  """Returns what `encode_step` is to be given with the first chunk of `batch_size` clips: silence before it."""
-  return _silence(_encoder(config), jnp.zeros((batch_size, config.hop_length)))
-
-
-def decoder_state(config: Config, batch_size: int) -> State:
-  """Returns what `decode_step` is to be given with the first chunk of `batch_size` clips."""
-  return _silence(_decoder(config), jnp.zeros((batch_size, 1, config.embedding_dim)))
-
-
-def encode_step(
-    config: Config,
-    variables: Variables,
-    state: State,
-    wave_BT: Float[Array, 'B T'],
-    num_quantizers: int | None = None,
-) -> tuple[Int[Array, 'B F Q'], State]:
-  """As `encode`, of the next chunk of each clip, T = any positive multiple of hop_length; and the state after it.
-
-  Chunks of any sizes give the codes of the whole clip, but for a frame that lies, within the rounding of float32,
-  between two codes: the order in which a convolution adds up may change with the length.
-
-  Raises ValueError as `encode`, and when `state` is of another number of clips.
-  """
-  _check_length(config, wave_BT.shape[-1])
+  """Returns the codes of what the encoder made: the second half of `encode`."""
   _check_num_quantizers(config, num_quantizers)
-  z_BFD, state = _step(_encoder(config), variables.params['generator']['encoder'], state, wave_BT)
-  return _codes(config, variables, z_BFD, num_quantizers), state
-
-
-def decode_step(
-    config: Config, variables: Variables, state: State, codes_BFQ: Int[Array, 'B F Q']
-) -> tuple[Float[Array, 'B T'], State]:
-  """As `decode`, of the codes of the next F >= 1 frames of each clip; and the state after them."""
-  z_BFD = _embeddings(config, variables, codes_BFQ)
-  return _step(_decoder(config), variables.params['generator']['decoder'], state, z_BFD)
-
-
-def _codes(config: Config, variables: Variables, z_BFD, num_quantizers):
+  _check_switch(config, 'encoder', denoise)
+  z_BFD = _switched(config, variables.params['generator'], 'encoder', z_BFD, denoise)
   if config.fsq_levels is not None:
     return quantizer.fsq_encode(config.fsq_levels, z_BFD)
   return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
 
 
-def _embeddings(config: Config, variables: Variables, codes_BFQ):
+def vectors(
+    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
+) -> Float[Array, 'B F D']:
+  """Returns the embeddings that the decoder reads for the codes of the first levels; raises as `decode`."""
   if codes_BFQ.shape[-1] > config.num_quantizers:
     raise ValueError(
         f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
         'were they made by another codec?'
     )
+  _check_switch(config, 'decoder', denoise)
   if config.fsq_levels is not None:
-    return quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
-  return quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
+    z_BFD = quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
+  else:
+    z_BFD = quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
+  return _switched(config, variables.params['generator'], 'decoder', z_BFD, denoise)
 
 
-def _silence(module: Encoder | Decoder, example) -> State:
-  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))[PAST]
-  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def _step(module: Encoder | Decoder, params, state: State, inputs):
-  num_clips = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
-  if num_clips != {len(inputs)}:
-    raise ValueError(f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these')
-  outputs, updated = module.apply({'params': params, PAST: state}, inputs, mutable=[PAST])
-  return outputs, updated[PAST]
-
-
-def _check_length(config: Config, num_samples: int):
+def check_length(config: Config, num_samples: int):
   if num_samples == 0 or num_samples % config.hop_length:
     raise ValueError(
         f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
@@ -410,6 +380,11 @@ def _check_num_quantizers(config: Config, num_quantizers: int | None):
         f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
         'give a number of these, or None for all'
     )
+
+
+def _check_switch(config: Config, place: str, denoise: Denoise):
+  if denoise is not False and config.film != place:
+    raise ValueError(f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}')
 
 
 def _check_fsq(config: Config):

@@ -9,6 +9,7 @@ from audiolm_jax import generation
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import speaker, speech
 from experiments import judges, sources, workspace
+from experiments.evaluations import opinions
 from experiments.evaluations.continuation import ORIGINAL
 from experiments.recipe import Recipe
 
@@ -18,7 +19,8 @@ SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns voice, words and distance to the original of what the acoustic stages make after the prompt.
 
-  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too).
+  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*: the same
+    by a recognizer trained elsewhere, on people.
   similarity: of the speaker embedding of each second to the prompt's, mean.
   mel_distance: to the original through the codec, in nats: frames are aligned, since semantic tokens are.
   codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
@@ -54,15 +56,22 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
             [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
         ),
         'mel_distance': _mel_distance(waves[ORIGINAL], clips, start, rate),
+        **opinions.words(new, [_text(example, start, end) for example in examples], rate),
         **_code_accuracy(codes_BFQ, codes[label], start // hop),
     }
-  return {'rows': rows, 'prompts': len(examples), 'seconds': settings.seconds}
+  return {
+      'rows': rows, 'prompts': len(examples), 'seconds': settings.seconds, 'not_installed': opinions.missing(),
+  }
+
+
+def _text(example: dict, start: int, end: int) -> str:
+  """Returns the words whose middle lies between two samples."""
+  middles = [(word, (first + last) // 2) for word, first, last in example['words']]
+  return ' '.join(word for word, middle in middles if start <= middle < end)
 
 
 def _said(example: dict, start: int, end: int) -> list[int]:
-  """Returns the numbers whose middle lies between two samples."""
-  middles = [(word, (first + last) // 2) for word, first, last in example['words']]
-  return [speech.NUMBERS.index(word) for word, middle in middles if start <= middle < end]
+  return [speech.NUMBERS.index(word) for word in _text(example, start, end).split()]
 
 
 def _mel_distance(originals: list[np.ndarray], clips: list[np.ndarray], start: int, rate: int) -> float:

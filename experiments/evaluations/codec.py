@@ -1,7 +1,9 @@
-"""The codec: what is left of held-out speech at each number of levels."""
+"""The codec: what is left of held-out speech at each number of levels, beside Opus."""
 
 import functools
+import math
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,52 +11,97 @@ import numpy as np
 
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.metrics import perceptual
 from audiolm_jax.stages.base import Feature
 from experiments import sources, workspace
+from experiments.evaluations import opus
 from experiments.recipe import Recipe
 
-LEVELS = (1, 4, 12)
+LEVELS = (1, 3, 4, 6, 12)  # 3, 6 and 12 of 1024 codes at 50 frames/s are 1.5, 3 and 6 kbit/s; 4 are AudioLM's coarse ones
+OPUS_RATES = (6, 12)  # kbit/s
 CROP_SECONDS = 4.0
+BATCH_SIZE = 8
+PERCEPTUAL_CLIPS = 16  # the first ones: ViSQOL takes most of a second for each
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns SI-SDR (dB) and log-mel distance (nats) by the number of levels, and of an untrained codec and silence."""
+  """Returns what `row` measures by the number of levels, of Opus, of an untrained codec, and of silence.
+
+  PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
+  """
   config, variables = workspace.load_codec(workdir)
-  codec = config.codec()
+  wave_BT = held_out(recipe, workdir, config)
+  level_rate = math.log2(config.codebook_size) * config.frame_rate  # bit/s
+  codes_BFQ, decode = _coder(config, variables, wave_BT)
+  rows = {}
+  for n in (n for n in LEVELS if n <= config.num_quantizers):
+    rows[f'{n} levels'] = row(config, wave_BT, decode(codes_BFQ[..., :n]), level_rate * n)
+  if not opus.missing():
+    for rate in OPUS_RATES:
+      estimate_BT = np.stack([opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT])
+      rows[f'Opus {rate} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
+  untrained_BFQ, untrained_decode = _coder(config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT)
+  rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), level_rate * config.num_quantizers)
+  rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
+  perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
+  return {
+      'rows': rows,
+      'perplexity': [float(x) for x in perplexity_Q],
+      'codebook_size': config.codebook_size,
+      'visqol_mapper': perceptual.visqol_mapper(),
+      'not_installed': [*(set(perceptual.MODULES) - set(perceptual.available())), *opus.missing()],
+  }
+
+
+def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> np.ndarray:
+  """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter."""
   length = round(CROP_SECONDS * config.sample_rate) // config.hop_length * config.hop_length
-  batch_size = 8
   batches = pipeline.evaluation_batches(
       sources.corpus(recipe, 'test', workdir, config.sample_rate),
       {'waveform': Feature((length,), np.float32, config.sample_rate)},
-      batch_size=batch_size,
-      num_batches=-(-recipe.evaluation.num_clips // batch_size),
+      batch_size=BATCH_SIZE,
+      num_batches=-(-recipe.evaluation.num_clips // BATCH_SIZE),
       seed=recipe.evaluation.seed,
   )
-  levels = [n for n in LEVELS if n <= config.num_quantizers]
+  return np.concatenate([batch['waveform'] for batch in batches])
 
-  @functools.partial(jax.jit, static_argnums=2)
-  def round_trip(variables, wave_BT, num_quantizers):
-    codes_BFQ = codec.encode(variables, wave_BT, num_quantizers)
-    return *distances(wave_BT, codec.decode(variables, codes_BFQ)), codes_BFQ
 
-  def distances(wave_BT, estimate_BT):
-    return (
-        codec_metrics.si_sdr(wave_BT, estimate_BT),
-        codec_metrics.log_mel_distance(wave_BT, estimate_BT, config.sample_rate),
-    )
+def _coder(config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+  """Returns the codes [B, F, Q] of the clips, and the function that decodes any number of their levels."""
+  codec = config.codec()
+  encode, decode = jax.jit(lambda variables, wave_BT: codec.encode(variables, wave_BT, None)), jax.jit(codec.decode)
 
-  def row(results) -> dict:
-    si_sdr, mel = (np.concatenate([np.asarray(result[n]) for result in results]) for n in (0, 1))
-    return {'si_sdr': float(si_sdr.mean()), 'mel_distance': float(mel.mean()), 'clips': len(mel)}
+  def decode_all(codes_BFQ):
+    return _by_batches(lambda codes: decode(variables, codes), codes_BFQ)
 
-  waves = [batch['waveform'] for batch in batches]
-  rows, codes_BFQ = {}, None
-  for n in levels:
-    results = [round_trip(variables, wave_BT, n) for wave_BT in waves]
-    rows[f'{n} levels'] = row(results)
-    codes_BFQ = np.concatenate([np.asarray(result[2]) for result in results])
-  untrained = jax.jit(lambda key: config.make().init(key))(jax.random.key(1))
-  rows['untrained, all levels'] = row([round_trip(untrained, wave_BT, config.num_quantizers) for wave_BT in waves])
-  rows['silence'] = row([jax.jit(distances)(wave_BT, jnp.zeros_like(wave_BT)) for wave_BT in waves])
-  perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
-  return {'rows': rows, 'perplexity': [float(x) for x in perplexity_Q], 'codebook_size': config.codebook_size}
+  return _by_batches(lambda waves: encode(variables, waves), wave_BT), decode_all
+
+
+def _by_batches(function, *arrays: np.ndarray) -> np.ndarray:
+  starts = range(0, len(arrays[0]), BATCH_SIZE)
+  return np.concatenate([np.asarray(function(*(a[start : start + BATCH_SIZE] for a in arrays))) for start in starts])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _distances(sample_rate: int, wave_BT, estimate_BT):
+  return jnp.stack([
+      codec_metrics.si_sdr(wave_BT, estimate_BT),
+      codec_metrics.log_mel_distance(wave_BT, estimate_BT, sample_rate),
+      codec_metrics.multi_scale_stft_distance(wave_BT, estimate_BT),
+  ], axis=-1)  # fmt: skip
+
+
+def row(config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
+  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and the estimates of perceived quality.
+
+  Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and None is of no clip.
+  """
+  distances = _by_batches(functools.partial(_distances, config.sample_rate), wave_BT, estimate_BT)
+  si_sdr, mel, stft = (float(x) for x in distances.mean(axis=0))
+  result = {'kbit_s': bit_rate / 1000, 'si_sdr': si_sdr, 'mel_distance': mel, 'stft_distance': stft, 'clips': len(wave_BT)}
+  counts = []
+  for name in perceptual.available():
+    pairs = zip(wave_BT[:PERCEPTUAL_CLIPS], estimate_BT[:PERCEPTUAL_CLIPS])
+    result[name], count = perceptual.mean(getattr(perceptual, name)(*pair, config.sample_rate) for pair in pairs)
+    counts.append(count)
+  return result | ({'scored': min(counts)} if counts else {})

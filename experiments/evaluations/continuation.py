@@ -8,6 +8,7 @@ import numpy as np
 from audiolm_jax import generation
 from audiolm_jax.metrics import speaker, speech
 from experiments import judges, sources, workspace
+from experiments.evaluations import opinions
 from experiments.recipe import Recipe
 
 # Label of a row: the coarse stage that has to be there, and the acoustic path.
@@ -30,12 +31,14 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   judged = judges.load(workdir)
   labels = np.array([int(example['label']) for example in prompts])
   steps = [speech.counting_step(example['text'].split()) for example in prompts]
-  rows = {}
+  rows, heard = {}, [clip[:start] for clip in waves[ORIGINAL]]  # prompts, through the codec as the rest
   for label, clips in waves.items():
     new = [clip[start:] for clip in clips]
     rows[label] = {
         'speaker_accuracy': float(np.mean([judges.voice(judged, clip) for clip in new] == labels)),
         **speech.grammar_scores([judges.numbers(judged, clip) for clip in new], steps),
+        **opinions.voices(judged, heard, new, [clip[start:] for clip in waves[ORIGINAL]], labels),
+        **opinions.naturalnesses(new[: settings.num_naturalness_clips], rate),
     }
   return {
       'rows': rows,
@@ -45,6 +48,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       'recognizer_word_error_rate': recognizer_error_rate(recipe, workdir, judged),
       'prompts': len(prompts),
       'seconds': settings.seconds,
+      'not_installed': opinions.missing(),
   }
 
 

@@ -10,6 +10,7 @@ what lets a codec learn phase in minutes: 8 samples are one step, a waveform ter
 
 import dataclasses
 
+from audiolm_jax.training.bands import Band
 from audiolm_jax.training.rollback import RollbackConfig
 from experiments.recipes import tiny
 
@@ -29,6 +30,12 @@ CODEC = tiny.stage(
     8, NUM_STEPS, {group: tiny.adam(2e-3, NUM_STEPS, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
     ema_decay=0.995,
     rollback=RollbackConfig(),
+    # A fifth around one run (1.195, 1.055, 0.913): far outside, something is wrong.
+    bands=(
+        Band(metric='eval/loss', step=500, low=0.96, high=1.43),
+        Band(metric='eval/loss', step=1000, low=0.84, high=1.27),
+        Band(metric='eval/loss', step=2000, low=0.73, high=1.10),
+    ),
 )
 
 RECIPE = dataclasses.replace(

@@ -9,4 +9,11 @@ import dataclasses
 from experiments.corpora import Folder
 from experiments.recipes import small_codec
 
-RECIPE = dataclasses.replace(small_codec.RECIPE, corpus=Folder(root=''))
+CODEC = small_codec.RECIPE.soundstream
+
+RECIPE = dataclasses.replace(
+    small_codec.RECIPE,
+    corpus=Folder(root=''),
+    # What to expect depends on the recordings.
+    soundstream=dataclasses.replace(CODEC, train=dataclasses.replace(CODEC.train, bands=())),
+)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_jax import audio, codes_file
+from audiolm_jax import audio, codes_file, streaming
 from audiolm_jax.stages import soundstream
 from audiolm_jax.training import checkpoints, configs
 from experiments import chunks, codec, workspace
@@ -66,11 +66,11 @@ def test_a_folder_there_and_back(run, recordings, variables, tmp_path):
     header, codes_FQ = codes_file.load(tmp_path / f'codes/{stem}.alm')
     assert header == (RATE, 8, 3, 16, length, workspace.codec_fingerprint(variables))
     wave_BT = jnp.asarray(audio.load(recordings / name, RATE))[None]
-    want_BFQ = soundstream.encode_clip(CONFIG, variables, wave_BT)
+    want_BFQ = streaming.encode_clip(CONFIG, variables, wave_BT)
     assert np.mean(codes_FQ == want_BFQ[0]) > 0.999  # a tie may fall otherwise in 3,000 frames
     wave_T, rate = soundfile.read(tmp_path / f'out/{stem}.wav', dtype='float32')
     assert (len(wave_T), rate) == (length, RATE)
-    want_BT = soundstream.decode_clip(CONFIG, variables, jnp.asarray(codes_FQ)[None], length)
+    want_BT = streaming.decode_clip(CONFIG, variables, jnp.asarray(codes_FQ)[None], length)
     np.testing.assert_allclose(wave_T, np.clip(want_BT[0], -1, 1), atol=1e-4)  # of 16 bits
 
 

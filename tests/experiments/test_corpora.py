@@ -36,6 +36,15 @@ def test_more_files_or_another_root_move_no_file_across(tmp_path):
   assert before == {name for name in split_names(tmp_path / 'two', 'test') if not name.startswith('more/')}
 
 
+def test_held_out_files_may_have_a_folder_of_their_own(tmp_path):
+  fill(tmp_path, ['here/0.wav', 'here/1.wav', 'there/2.wav'])
+  folder = corpora.Folder(root=str(tmp_path / 'here'), test_root=str(tmp_path / 'there'))
+  found = {split: [part.path for part in folder.examples(split, None).parts] for split in ('train', 'test')}
+  assert found == {
+      'train': [str(tmp_path / 'here' / name) for name in ('0.wav', '1.wav')], 'test': [str(tmp_path / 'there' / '2.wav')]
+  }  # fmt: skip
+
+
 def test_a_split_without_files_is_explained(tmp_path):
   fill(tmp_path, ['0.wav'])
   with pytest.raises(ValueError, match="split 'test' with held_out=0.0"):

@@ -9,6 +9,7 @@ import pytest
 from flax.core import meta
 
 from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
 from audiolm_jax.stages import semantic, soundstream
 from audiolm_jax.stages.base import Variables
@@ -56,6 +57,36 @@ def test_codec_probe(variables):
   np.testing.assert_allclose(sound, estimate_BT[1], rtol=1e-3, atol=1e-4)
   picture = summary.images['spectrogram_0']
   assert rate == 8000 and picture.shape[0] == 2 * 64 + 2 and picture.min() >= 0 and picture.max() <= 1
+
+
+@pytest.mark.skipif('visqol' not in perceptual.available(), reason='the eval extra is not installed')
+@pytest.mark.parametrize('film', [None, 'encoder', 'decoder'])
+def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film):
+  config = dataclasses.replace(CONFIG, crop_length=1600, adversarial_start=None, film=film)
+  params = variables.params
+  if film is not None:
+    kernel = jax.random.normal(jax.random.key(3), (2, 2 * CONFIG.embedding_dim))
+    params = params | {'generator': params['generator'] | {'film': {'linear': {'kernel': kernel}}}}
+  time_BT = np.arange(8 * 1600).reshape(8, 1600) / 8000
+  wave_BT = jnp.asarray(0.3 * np.sin(2 * np.pi * 300 * time_BT * (1 + time_BT)), jnp.float32)
+  noise_BT = 0.03 * jax.random.normal(jax.random.key(4), wave_BT.shape)
+  probe = probes.for_stage(config)
+  means, samples = jax.jit(probe.measure)(params, variables.state, {'waveform': wave_BT, 'noise': noise_BT})
+  summary = probe.summarize(jax.device_get(means), jax.device_get(samples))
+  variables = Variables(params, variables.state)
+  estimate_BT = soundstream.decode(config, variables, soundstream.encode(config, variables, wave_BT))
+  want = perceptual.visqol(np.asarray(wave_BT).reshape(-1), np.asarray(estimate_BT).reshape(-1), 8000)
+  assert want.status == 'ok'
+  assert summary.scalars[f'visqol_{perceptual.visqol_mapper()}'] == pytest.approx(want.value, abs=0.05)
+  assert len(summary.audio) == 2 * probes.NUM_SAMPLES
+  if film is None:
+    assert 'si_sdr_noisy' not in summary.scalars
+    return
+  codes_BFQ = soundstream.encode(config, variables, wave_BT + noise_BT, denoise=film == 'encoder')
+  denoised_BT = soundstream.decode(config, variables, codes_BFQ, denoise=film == 'decoder')
+  for name, estimate_BT in (('denoised', denoised_BT), ('noisy', wave_BT + noise_BT)):
+    want = np.mean(codec_metrics.si_sdr(wave_BT, estimate_BT))
+    np.testing.assert_allclose(summary.scalars[f'si_sdr_{name}'], want, rtol=1e-3, atol=1e-2)
 
 
 def test_critics_cannot_tell_a_waveform_from_itself(variables):

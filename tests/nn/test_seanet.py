@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax.nn.seanet import Decoder, Encoder
+from audiolm_jax import audio
+from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
 
 HOP = 8
 STRIDES = {1: (2, 4), 4: (2,)}  # by stem_stride
@@ -53,3 +54,22 @@ def test_a_prefix_gives_the_prefix(encode, decode):
   z_BFD = encode(wave_BT)
   np.testing.assert_allclose(encode(wave_BT[:, : 3 * HOP]), z_BFD[:, :3], atol=1e-5)
   np.testing.assert_allclose(decode(z_BFD[:, :3]), decode(z_BFD)[:, : 3 * HOP], atol=1e-5)
+
+
+def test_mel_frames_are_of_the_last_four_hops():
+  wave_BT = np.random.default_rng(0).normal(size=(2, 2560)).astype(np.float32)
+  got_BFM = MelEncoder(num_mels=20, sample_rate=8000, hop_length=320).apply({}, wave_BT)
+  padded_BT = np.pad(wave_BT, ((0, 0), (960, 0)))
+  window_N = np.hanning(1281)[:-1]
+  for frame in range(8):
+    magnitude_BN = np.abs(np.fft.rfft(padded_BT[:, 320 * frame :][:, :1280] * window_N))
+    want_BM = np.log(np.maximum(magnitude_BN @ audio.mel_filterbank(8000, 1280, 20), audio.LOG_FLOOR))
+    np.testing.assert_allclose(got_BFM[:, frame], want_BM, rtol=1e-3, atol=1e-3)
+
+
+def test_film_scales_and_shifts_each_channel_by_its_condition():
+  kernel = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
+  x_BFD = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+  got_BFD = FiLM().apply({'params': {'linear': {'kernel': kernel}}}, x_BFD, np.eye(2, dtype=np.float32))
+  want_BFD = x_BFD * (1 + kernel[:, None, :3]) + kernel[:, None, 3:]
+  np.testing.assert_allclose(got_BFD, want_BFD, rtol=1e-5)

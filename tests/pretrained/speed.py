@@ -1,6 +1,8 @@
-"""Encoding and decoding beside `transformers`, both on one core, random weights at full width.
+"""Encoding, decoding and features beside `transformers`, both on one core, random weights at full width.
 
-  taskset -c 0 python -m tests.pretrained.speed dac encodec mimi
+  taskset -c 0 python -m tests.pretrained.speed dac encodec mimi hubert w2v_bert2
+
+w2v-BERT 2.0 with 3 of its 24 blocks, which are alike, and with the log-mel that it reads.
 
 Seconds are of the processor (other work on the machine counts little), the least of several runs.
 """
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 
+from audiolm_jax import kmeans
 from audiolm_jax.pretrained import hub
 
 REPEATS = 5
@@ -24,7 +27,10 @@ MODELS = {
     ),
     'encodec': lambda: transformers.EncodecModel(transformers.EncodecConfig()),
     'mimi': lambda: transformers.MimiModel(transformers.MimiConfig()),
+    'hubert': lambda: transformers.HubertModel(transformers.HubertConfig()),
+    'w2v_bert2': lambda: transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(num_hidden_layers=3)),
 }
+FEATURE_SECONDS = 4.0
 
 
 def seconds(function) -> float:
@@ -35,6 +41,24 @@ def seconds(function) -> float:
     function()
     taken.append(time.process_time() - start)
   return min(taken)
+
+
+def measure_features(name: str):
+  model = MODELS[name]().eval()
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    config, variables = hub.from_pretrained(folder)
+  wave_BT = np.random.default_rng(0).uniform(-0.5, 0.5, (1, round(FEATURE_SECONDS * 16_000))).astype(np.float32)
+  features = jax.jit(kmeans.SemanticEncoder(config=config, layer=config.num_layers).features)
+  extractor = transformers.SeamlessM4TFeatureExtractor(padding_value=1.0)
+  prepare = {
+      'hubert': lambda: {'input_values': torch.tensor(wave_BT)},
+      'w2v_bert2': lambda: extractor(list(wave_BT), sampling_rate=16_000, return_tensors='pt'),
+  }[name]
+  with torch.no_grad():
+    mine, other = seconds(lambda: features(variables, wave_BT).block_until_ready()), seconds(lambda: model(**prepare()))
+  print(f'{name} {FEATURE_SECONDS:.2f} s: {mine:.3f} s, transformers {other:.3f} s, {other / mine:.2f} times as fast',
+        flush=True)
 
 
 def measure(name: str, num_quantizers: int):
@@ -71,4 +95,7 @@ def measure(name: str, num_quantizers: int):
 if __name__ == '__main__':
   torch.set_num_threads(1)
   for name in sys.argv[1:]:
-    measure(name, {'dac': 12, 'encodec': 8, 'mimi': 8}[name])
+    if name in ('hubert', 'w2v_bert2'):
+      measure_features(name)
+    else:
+      measure(name, {'dac': 12, 'encodec': 8, 'mimi': 8}[name])

@@ -33,7 +33,7 @@ def test_a_row_of_a_batch_is_the_row_alone(model):
   features = jax.jit(lambda wave_BT, num_samples_B: module.features(config, variables, wave_BT, 2, num_samples_B))
   both = features(wave_BT, np.array([4_000, 2_345]))
   for row, length in enumerate((4_000, 2_345)):
-    alone = module.features(config, variables, jnp.asarray(wave_BT[row : row + 1, :length]), 2)
+    alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(wave_BT[row : row + 1, :length])
     assert alone.shape[1] == module.num_frames(config, length)
     np.testing.assert_allclose(both[row, : alone.shape[1]], alone[0], atol=1e-5)
   assert np.std(both) > 0.1
@@ -44,20 +44,17 @@ def test_tokens_have_their_place_in_time_whatever_pads_them(model):
   encoder = kmeans.SemanticEncoder(config=config, layer=2)
   halved = kmeans.SemanticEncoder(config=config, layer=2, frames_per_token=2)
   assert (halved.frame_rate, halved.hop_length) == (25.0, 640)
-  alone = module.features(config, variables, jnp.asarray(noise(2_345, 2_345)[None]), 2)[0]
+  alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(noise(2_345, 2_345)[None])[0]
   frames = len(alone)
   expected = np.concatenate([alone, np.repeat(alone[-1:], 8 - frames, axis=0)])  # 8 = ceil(2345 / 320)
-  for total in (2_345, 3_200, 4_801):
-    got = np.asarray(jax.jit(encoder.features)(variables, noise(2_345, total)[None]))[0]
-    assert len(got) == -(-total // 320)
-    np.testing.assert_allclose(got[:8], expected, atol=1e-5)
+  for total in (2_345, 4_801):
+    # The second row is shorter than a frame, as the empty rows of a last batch are: it harms no other.
+    got = np.asarray(jax.jit(encoder.features)(variables, np.stack([noise(2_345, total), noise(0, total)])))
+    assert got.shape[1] == -(-total // 320) and np.isfinite(got).all()
+    np.testing.assert_allclose(got[0, :8], expected, atol=1e-5)
     got = np.asarray(jax.jit(halved.features)(variables, noise(2_345, total)[None]))[0]
     assert len(got) == -(-total // 640)
     np.testing.assert_allclose(got[:4], expected.reshape(4, 2, -1).mean(axis=1), atol=1e-5)
-  # A row shorter than a frame, as the empty rows of a last batch, harms no other.
-  got = np.asarray(encoder.features(variables, jnp.asarray(np.stack([noise(0, 3_200), noise(2_345, 3_200)]))))
-  assert np.isfinite(got).all()
-  np.testing.assert_allclose(got[1, :8], expected, atol=1e-5)
   with pytest.raises(ValueError, match='at least one frame'):
     kmeans.SemanticEncoder(config=config, layer=2, frames_per_token=0)
   with pytest.raises(ValueError, match='this model has 0'):
@@ -109,8 +106,9 @@ def test_every_pair_of_frames_has_the_value_of_its_distance(length):
 def test_log_mel_ignores_padding():
   config = w2v_bert2.Config()
   wave_T = noise(3_000, 3_000)
-  alone = np.asarray(w2v_bert2.log_mel(config, jnp.asarray(wave_T[None])))[0]
-  padded = np.asarray(w2v_bert2.log_mel(config, jnp.asarray(np.pad(wave_T, (0, 2_000))[None]), jnp.array([3_000])))[0]
+  log_mel = jax.jit(lambda *args: w2v_bert2.log_mel(config, *args))
+  alone = np.asarray(log_mel(wave_T[None]))[0]
+  padded = np.asarray(log_mel(np.pad(wave_T, (0, 2_000))[None], np.array([3_000])))[0]
   assert alone.shape == (8, 160)
   np.testing.assert_allclose(padded[:8], alone, atol=1e-5)
   bands_FM = alone.reshape(16, 80)  # all but the last of 17 frames of 10 ms, over which mean and variance are taken

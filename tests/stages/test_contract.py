@@ -96,6 +96,11 @@ CASES = {
         {'waveform': voiced(1600)},
         CODEC_OPTIONS,
     ),
+    'soundstream_balanced_with_film': (
+        dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, film='decoder'),
+        {'waveform': voiced(1600), 'noise': 0.1 * voiced(1600)[::-1]},
+        CODEC_OPTIONS,
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +103,9 @@ def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batc
   wave_BT, codebooks = batch['waveform'], variables.state['codebooks']
 
   def estimate(generator):
-    z_BFD = soundstream._encoder(CONFIG).apply({'params': generator['encoder']}, wave_BT)
+    z_BFD = soundstream.encoder(CONFIG).apply({'params': generator['encoder']}, wave_BT)
     quantized = quantizer.quantize(codebooks.vectors_QKD, z_BFD, jnp.full(4, 3))
-    return soundstream._decoder(CONFIG).apply({'params': generator['decoder']}, quantized.z_BFD), quantized.commitment
+    return soundstream.decoder(CONFIG).apply({'params': generator['decoder']}, quantized.z_BFD), quantized.commitment
 
   judge = lambda params, wave: soundstream._discriminators(CONFIG).apply({'params': params}, wave)
 
@@ -165,9 +166,9 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
   @jax.jit
   def lengths(params, state, key):
     _, aux = config.make().loss(params, state, batch, key)
-    z_BFD = soundstream._encoder(config).apply({'params': params['generator']['encoder']}, wave_BT)
+    z_BFD = soundstream.encoder(config).apply({'params': params['generator']['encoder']}, wave_BT)
     quantized, _ = soundstream._quantize(config, state, z_BFD, key)
-    estimate_BT = soundstream._decoder(config).apply({'params': params['generator']['decoder']}, quantized.z_BFD)
+    estimate_BT = soundstream.decoder(config).apply({'params': params['generator']['decoder']}, quantized.z_BFD)
     judge = lambda wave: soundstream._discriminators(config).apply({'params': critics}, wave)
     terms = {
         'spectral': lambda e: losses.spectral_reconstruction(wave_BT, e, sample_rate=8000),
@@ -194,22 +195,25 @@ def test_an_impossible_balance_is_refused(changes):
     dataclasses.replace(CONFIG, **changes).make()
 
 
-def test_training_reconstructs_better_with_more_levels(variables, batch, gradients):
-  config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9)
+@functools.partial(jax.jit, static_argnums=0)
+def trained(config, variables, batch):
+  """Returns the variables after 200 steps on one batch."""
   optimizer = optax.adam(5e-3, b1=0.8)
   gradient = jax.grad(config.make().loss, has_aux=True)
 
-  @jax.jit
-  def train(variables):
-    def step(carry, key):
-      params, state, optimizer_state = carry
-      updates, aux = gradient(params, state, batch, key)
-      updates, optimizer_state = optimizer.update(updates, optimizer_state)
-      return (optax.apply_updates(params, updates), aux.state, optimizer_state), None
+  def step(carry, key):
+    params, state, optimizer_state = carry
+    updates, aux = gradient(params, state, batch, key)
+    updates, optimizer_state = optimizer.update(updates, optimizer_state)
+    return (optax.apply_updates(params, updates), aux.state, optimizer_state), None
 
-    keys = jax.random.split(jax.random.key(0), 200)
-    (params, state, _), _ = jax.lax.scan(step, (*variables, optimizer.init(variables.params)), keys)
-    return Variables(params, state)
+  keys = jax.random.split(jax.random.key(0), 200)
+  (params, state, _), _ = jax.lax.scan(step, (*variables, optimizer.init(variables.params)), keys)
+  return Variables(params, state)
+
+
+def test_training_reconstructs_better_with_more_levels(variables, batch):
+  config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9)
 
   @jax.jit
   def errors(variables):
@@ -218,9 +222,51 @@ def test_training_reconstructs_better_with_more_levels(variables, batch, gradien
     return [jnp.mean(jnp.abs(wave_BT - batch['waveform'])) for wave_BT in decoded]
 
   silence = float(jnp.mean(jnp.abs(batch['waveform'])))
-  (one, three), (_, untrained) = errors(train(variables)), errors(variables)
+  (one, three), (_, untrained) = errors(trained(config, variables, batch)), errors(variables)
   assert three < one < untrained
   assert three < 0.5 * silence
+
+
+@pytest.mark.parametrize('place', ['encoder', 'decoder'])
+def test_a_fresh_denoising_switch_changes_nothing(variables, batch, place):
+  """The other parameters are those of a codec without it, drawn from the same keys, and it begins as the identity."""
+  config = dataclasses.replace(CONFIG, film=place)
+  shapes, without = (jax.eval_shape(c.make().init, jax.random.key(0)).params for c in (config, CONFIG))
+  film = shapes['generator'].pop('film')
+  assert jax.tree.structure(shapes) == jax.tree.structure(without)
+  film = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), meta.unbox(film))
+  switched = Variables({**variables.params, 'generator': variables.params['generator'] | {'film': film}}, variables.state)
+
+  @functools.partial(jax.jit, static_argnums=(0, 2))
+  def codes_and_waveform(config, variables, place):
+    codes_BFQ = soundstream.encode(config, variables, batch['waveform'], denoise=place == 'encoder')
+    return codes_BFQ, soundstream.decode(config, variables, codes_BFQ, denoise=place == 'decoder')
+
+  codes_BFQ, wave_BT = codes_and_waveform(CONFIG, variables, None)
+  got_BFQ, got_BT = codes_and_waveform(config, switched, place)
+  np.testing.assert_array_equal(got_BFQ, codes_BFQ)
+  np.testing.assert_allclose(got_BT, wave_BT, rtol=1e-4, atol=1e-5)
+
+
+def test_the_switch_takes_noise_out_and_leaves_it_in(variables, batch):
+  """Tones and a hum: on, the estimate is nearer to the tones than off, and off nearer to the tones with the hum."""
+  config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9, film='decoder')
+  film = {'linear': {'kernel': jnp.zeros((2, 2 * config.embedding_dim))}}
+  before = Variables({**variables.params, 'generator': variables.params['generator'] | {'film': film}}, variables.state)
+  clean_BT = batch['waveform']
+  hum_BT = 0.3 * jnp.sin(2 * jnp.pi * 1500 * jnp.arange(512) / 8000)[None] * jnp.ones((4, 1))
+  after = trained(config, before, {'waveform': clean_BT, 'noise': hum_BT})
+
+  @jax.jit
+  def errors(variables, on_B):
+    codes_BFQ = soundstream.encode(config, variables, clean_BT + hum_BT)
+    estimate_BT = soundstream.decode(config, variables, codes_BFQ, denoise=on_B)
+    return [jnp.mean(jnp.square(estimate_BT - wave_BT)) for wave_BT in (clean_BT, clean_BT + hum_BT)]
+
+  (on_clean, on_noisy), (off_clean, off_noisy) = (errors(after, jnp.full(4, on)) for on in (True, False))
+  power = float(jnp.mean(jnp.square(hum_BT)))
+  assert on_clean < 0.7 * off_clean and on_clean < 0.7 * power, (on_clean, off_clean, power)
+  assert off_noisy < 0.7 * on_noisy, (off_noisy, on_noisy)
 
 
 def test_codes_of_a_prefix_are_the_prefix_of_the_codes(variables, batch):
@@ -240,6 +286,13 @@ def test_errors_name_the_remedy(variables):
     soundstream.Config(crop_length=1001).make()
   with pytest.raises(ValueError, match='4 levels.*num_quantizers=3'):
     soundstream.decode(CONFIG, variables, jnp.zeros((1, 2, 4), jnp.int32))
+  with pytest.raises(ValueError, match="film='bottleneck'"):
+    dataclasses.replace(CONFIG, film='bottleneck').make()
+  encoder_switch = dataclasses.replace(CONFIG, film='encoder')
+  with pytest.raises(ValueError, match="denoise is asked of the decoder.*film='encoder'"):
+    soundstream.decode(encoder_switch, variables, jnp.zeros((1, 2, 3), jnp.int32), denoise=True)
+  with pytest.raises(ValueError, match="denoise is asked of the encoder.*film=None"):
+    soundstream.encode(CONFIG, variables, jnp.zeros((1, 512)), denoise=True)
   for changes in ({'num_quantizers': 2}, {'codebook_size': 64}, {'embedding_dim': 4}):
     with pytest.raises(ValueError, match=r"makes .*'codebook_size': 60, .* set these three"):
       dataclasses.replace(FSQ, **changes).make()

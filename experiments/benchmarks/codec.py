@@ -1,0 +1,225 @@
+"""SoundStream beside EnCodec and DAC of `transformers` at matched sizes, and how much faster than real time it streams.
+
+  make benchmark-codec
+  python -m experiments.benchmark codec --channels=16 --seconds=2
+
+All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform. The train
+step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam.
+Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and drops levels. Timings
+take turns in one process on the same cores, and the fastest of each counts; compilation is left out. Without torch and
+transformers (tests/requirements-oracle.txt) ours is timed alone.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from audiolm_jax import audio, losses, streaming
+from audiolm_jax.stages import soundstream
+from audiolm_jax.training import optimizers, sharding
+from audiolm_jax.training import step as step_lib
+
+RATE = 16_000
+BANDWIDTH = 6.0  # kbit/s
+LEARNING_RATE = 3e-4
+CLIP_NORM = 10.0
+STREAMED_FRAMES = 50
+
+Operations = Mapping[str, Callable[[], None]]  # by name; each returns when its work is done
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  parser.add_argument('--channels', type=int, default=32, help='width of the layers next to the waveform (32)')
+  parser.add_argument('--seconds', type=float, default=4.0, help='of the clip to encode and decode (4)')
+  parser.add_argument('--batch', type=int, default=4, help='clips of one second in a train step (4)')
+  parser.add_argument('--repeats', type=int, default=5, help='turns; the fastest counts (5)')
+
+
+def run(args: argparse.Namespace) -> str:
+  if min(args.channels, args.batch, args.repeats) < 1 or args.seconds * RATE < 320:
+    raise ValueError('--channels, --batch and --repeats must be at least 1, and --seconds at least 0.02: a frame')
+  config = soundstream.Config(encoder_channels=args.channels, decoder_channels=args.channels, adversarial_start=None)
+  length = round(args.seconds * RATE) // config.hop_length * config.hop_length
+  random = np.random.default_rng(0)
+  wave_1T = 0.1 * random.normal(size=(1, length)).astype(np.float32)
+  wave_BT = 0.1 * random.normal(size=(args.batch, RATE)).astype(np.float32)
+  millions, operations = {}, {}
+  millions['SoundStream'], operations['SoundStream'] = ours(config, wave_1T, wave_BT)
+  lines = []
+  if importlib.util.find_spec('torch') and importlib.util.find_spec('transformers'):
+    for name in ('EnCodec', 'DAC'):
+      millions[name], operations[name] = theirs(name, args.channels, config, wave_1T, wave_BT)
+  else:
+    lines.append('torch and transformers are not installed: `make benchmark-codec` times EnCodec and DAC beside these')
+  seconds = fastest(operations, args.repeats)
+  cores = len(os.sched_getaffinity(0))
+  header = f'{cores} cores, {args.seconds:g} s to encode and decode, batch of {args.batch} x 1 s to train; seconds'
+  lines.append(f'{header}, in brackets: times as long as SoundStream')
+  lines.append(f'{"":<16}' + ''.join(f'{name:>22}' for name in operations))
+  lines.append(f'{"parameters, M":<16}' + ''.join(f'{millions[name]:>22.1f}' for name in operations))
+  for operation in ('encode', 'decode', 'train step'):
+    row = {name: seconds[name, operation] for name in operations}
+    cells = [f'{value:.3f} ({value / row["SoundStream"]:.2f})' for value in row.values()]
+    lines.append(f'{operation:<16}' + ''.join(f'{cell:>22}' for cell in cells))
+  for operation in ('encode_step', 'decode_step'):
+    frame = seconds['SoundStream', operation] / STREAMED_FRAMES
+    lines.append(f'{operation}: {1000 * frame:.2f} ms for a frame of {1000 / config.frame_rate:.0f} ms, real-time factor '
+                 f'{frame * config.frame_rate:.2f}')  # fmt: skip
+  return '\n'.join(lines)
+
+
+def fastest(operations: Mapping[str, Operations], repeats: int) -> dict[tuple[str, str], float]:
+  """Returns the seconds of the fastest of `repeats` turns, after one that is not counted, by (model, operation)."""
+  seconds = {}
+  for turn in range(repeats + 1):
+    for model, own in operations.items():
+      for name, operation in own.items():
+        start = time.perf_counter()
+        operation()
+        if turn:
+          seconds[model, name] = min(seconds.get((model, name), np.inf), time.perf_counter() - start)
+  return seconds
+
+
+def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -> tuple[float, Operations]:
+  """Returns the millions of parameters of the generator, and what is to be timed."""
+  variables = sharding.unbox(jax.jit(config.make().init)(jax.random.key(0)))
+  encode, decode, encode_step, decode_step = (
+      jax.jit(functools.partial(function, config))
+      for function in (soundstream.encode, soundstream.decode, streaming.encode_step, streaming.decode_step)
+  )
+  codes_1FQ = jax.block_until_ready(encode(variables, wave_1T))
+  frame_1T, codes_11Q = wave_1T[:, : config.hop_length], codes_1FQ[:, :1]
+
+  def stream(step, state, chunk):
+    state = jax.device_put(state, jax.devices()[0])
+    for _ in range(STREAMED_FRAMES):
+      out, state = step(variables, state, chunk)
+    jax.block_until_ready(out)
+
+  # The critics are left out of the train step, as their start says: their parameters stay where they are.
+  mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+  optimizer = optimizers.OptimizerConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
+  stage = dataclasses.replace(config, crop_length=wave_BT.shape[1]).make()
+  init, _, shardings = step_lib.make_init(stage, optimizer, mesh)
+  train_step = step_lib.make_train_step(stage, optimizer, mesh, shardings)
+  batch = sharding.global_batch({'waveform': wave_BT}, mesh)
+  held = {'state': init(jax.random.key(0)), 'step': 0}
+
+  def train():
+    held['state'], metrics = train_step(held['state'], batch, np.int32(held['step']))
+    held['step'] += 1
+    jax.block_until_ready((held['state'], metrics))
+
+  millions = sum(leaf.size for leaf in jax.tree.leaves(variables.params['generator'])) / 1e6
+  return millions, {
+      'encode': lambda: jax.block_until_ready(encode(variables, wave_1T)),
+      'decode': lambda: jax.block_until_ready(decode(variables, codes_1FQ)),
+      'train step': train,
+      'encode_step': lambda: stream(encode_step, streaming.encoder_state(config, 1), frame_1T),
+      'decode_step': lambda: stream(decode_step, streaming.decoder_state(config, 1), codes_11Q),
+  }
+
+
+def theirs(
+    name: str, channels: int, config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray
+) -> tuple[float, Operations]:
+  """As `ours`, of a model of `transformers`."""
+  import torch
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.manual_seed(0)
+  model, encode, decode, reconstruct = (_encodec if name == 'EnCodec' else _dac)(channels, config)
+  clip, batch = (torch.from_numpy(wave)[:, None] for wave in (wave_1T, wave_BT))
+  optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+  mel_loss = _torch_mel_loss(torch, batch[:, 0])
+
+  def train():
+    model.train()
+    optimizer.zero_grad()
+    estimate, commitment = reconstruct(batch)
+    (mel_loss(estimate[:, 0, : batch.shape[-1]]) + commitment).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+    optimizer.step()
+
+  def inference(function, *inputs):
+    model.eval()
+    with torch.inference_mode():
+      return function(*inputs)
+
+  codes = inference(encode, clip)
+  return sum(p.numel() for p in model.parameters()) / 1e6, {
+      'encode': lambda: inference(encode, clip),
+      'decode': lambda: inference(decode, codes),
+      'train step': train,
+  }
+
+
+def _encodec(channels: int, config: soundstream.Config):
+  from transformers import EncodecConfig, EncodecModel
+
+  model = EncodecModel(
+      EncodecConfig(
+          sampling_rate=config.sample_rate, num_filters=channels, upsampling_ratios=list(config.strides)[::-1],
+          hidden_size=config.embedding_dim, codebook_size=config.codebook_size, target_bandwidths=[BANDWIDTH],
+          chunk_length_s=None, normalize=False,
+      )
+  )  # fmt: skip
+  quantizer = model.quantizer
+
+  def reconstruct(wave):
+    z = model.encoder(wave)
+    quantized = quantizer.decode(quantizer.encode(z.detach(), BANDWIDTH))
+    commitment = (z - quantized).square().mean()
+    return model.decoder(z + (quantized - z).detach()), commitment
+
+  encode = lambda wave: quantizer.encode(model.encoder(wave), BANDWIDTH)
+  return model, encode, lambda codes: model.decoder(quantizer.decode(codes)), reconstruct
+
+
+def _dac(channels: int, config: soundstream.Config):
+  from transformers import DacConfig, DacModel
+
+  model = DacModel(
+      DacConfig(
+          sampling_rate=config.sample_rate, encoder_hidden_size=channels, downsampling_ratios=list(config.strides),
+          decoder_hidden_size=channels * 2 ** len(config.strides), n_codebooks=config.num_quantizers,
+          codebook_size=config.codebook_size,
+      )
+  )  # fmt: skip
+
+  def reconstruct(wave):
+    quantized, _, _, commitment, _ = model.quantizer(model.encoder(wave))
+    return model.decoder(quantized), commitment
+
+  encode = lambda wave: model.quantizer(model.encoder(wave))[1]
+  return model, encode, lambda codes: model.decoder(model.quantizer.from_codes(codes)[0]), reconstruct
+
+
+def _torch_mel_loss(torch, wave_BT):
+  """Returns `losses.spectral_reconstruction` against `wave_BT`, in PyTorch."""
+
+  def mels(wave_BT):
+    for window in losses.SPECTRAL_WINDOWS:
+      fft_length = max(window, 512)
+      frames_BFN = wave_BT.unfold(-1, window, window // 4) * torch.hann_window(window)
+      magnitude_BFN = torch.sqrt(torch.fft.rfft(frames_BFN, n=fft_length).abs().square() + 1e-12)
+      yield window, magnitude_BFN @ torch.from_numpy(audio.mel_filterbank(RATE, fft_length, 64))
+
+  targets = [mel for _, mel in mels(wave_BT)]
+
+  def loss(estimate_BT):
+    total = 0.0
+    for target, (window, estimate) in zip(targets, mels(estimate_BT), strict=True):
+      logs = [torch.log(mel.clamp_min(audio.LOG_FLOOR)) for mel in (target, estimate)]
+      distance_BF = torch.sqrt((logs[0] - logs[1]).square().mean(-1) + 1e-8)
+      total = total + (target - estimate).abs().mean() + (window / 2) ** 0.5 * distance_BF.mean()
+    return total / len(targets)
+
+  return loss

@@ -1,0 +1,21 @@
+"""The small codec (`small_codec`) with a switch that takes noise out, trained on speech in Gaussian noise.
+
+  python -m experiments.train --stage=soundstream --recipe=small_codec_denoise --workdir=runs/denoise
+  python -m experiments.codec encode noisy.wav --output=codes/ --workdir=runs/denoise
+  python -m experiments.codec decode codes/ --output=clean/ --denoise --workdir=runs/denoise
+
+For your own recordings: corpus=Noisy(speech=Folder(root='...'), noise=Folder(root='...')).
+"""
+
+import dataclasses
+
+from experiments.corpora import Noisy
+from experiments.recipes import small_codec
+
+CODEC = small_codec.RECIPE.soundstream
+
+RECIPE = dataclasses.replace(
+    small_codec.RECIPE,
+    corpus=Noisy(speech=small_codec.RECIPE.corpus),
+    soundstream=dataclasses.replace(CODEC, model=dataclasses.replace(CODEC.model, film='decoder')),
+)
