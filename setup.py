@@ -33,7 +33,7 @@ setup(
         'soundfile>=0.13',
         'soxr>=1.0',
         'jaxtyping>=0.3',
-        'safetensors>=0.5',
+        'safetensors>=0.8',
         'tensorboardX>=2.6',
         'tqdm',
     ],

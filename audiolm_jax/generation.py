@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax import audio, kmeans, tokens, windows
 from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
 from audiolm_jax.sampling import check as check_rule
-from audiolm_jax.stages import w2v_bert
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.tokens import PAD
 
@@ -38,11 +37,11 @@ UNKNOWN_DURATION = 2.0  # semantic frames of 40 ms that a deduplicated token las
 class Models(NamedTuple):
   """(config, variables) of every stage, variables unboxed; the acoustic ones that a pipeline does not use may be None.
 
-  fine is None, too, where the coarse levels are all (piano).
+  w2v_bert has a `kmeans.SemanticEncoder` for a config. fine is None, too, where the coarse levels are all (piano).
   """
 
   soundstream: tuple[Any, Variables]
-  w2v_bert: tuple[Any, Variables]
+  w2v_bert: tuple[kmeans.SemanticEncoder, Variables]
   semantic_quantizer: kmeans.SemanticQuantizer
   semantic: tuple[Any, Variables]
   coarse: tuple[Any, Variables] | None = None
@@ -399,5 +398,5 @@ def _decode(config, variables, codes_BFQ):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _semantic_tokens(config, variables, semantic_quantizer, wave_BT):
-  return kmeans.assign(semantic_quantizer, w2v_bert.features(config, variables, wave_BT))
+def _semantic_tokens(encoder, variables, semantic_quantizer, wave_BT):
+  return kmeans.assign(semantic_quantizer, encoder.features(variables, wave_BT))

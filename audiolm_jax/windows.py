@@ -154,3 +154,46 @@ def stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None 
   for b, row in enumerate(rows):
     stacked[b, : len(row)] = row
   return stacked
+
+
+def log_likelihoods(
+    model: language_model.LanguageModel,
+    params: Any,
+    rows: Sequence[np.ndarray],
+    *,
+    crop: int,
+    batch_size: int = 32,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> list[np.ndarray]:
+  """Returns the log-probability, in nats, of every code of every row [F, Q], without a prefix.
+
+  A code is predicted from all of its row before it where the row fits the crop. Of a longer row later codes are
+  predicted in windows that move on by half a crop: from at least that much of the past.
+  progress: told the number of windows after each batch.
+  """
+  spans = []  # (row, first frame, first scored frame, end)
+  for b, row in enumerate(rows):
+    spans.append((b, 0, 0, min(len(row), crop)))
+    while spans[-1][3] < len(row):
+      done = spans[-1][3]
+      end = min(len(row), done + max(1, crop // 2))
+      spans.append((b, end - crop, done, end))
+  spans.sort(key=lambda span: bucket(span[3] - span[1], crop))  # of one shape together
+  found = [np.zeros(row.shape, np.float32) for row in rows]
+  for at in range(0, len(spans), batch_size):
+    some = spans[at : at + batch_size]
+    length = bucket(max(end - first for _, first, _, end in some), crop)
+    codes_BFQ = stack([rows[b][first:end] for b, first, _, end in some], length, rows[0].shape[1], batch_size)
+    scores_BFQ = np.asarray(_code_log_probabilities(model, params, codes_BFQ))
+    for scores_FQ, (b, first, scored, end) in zip(scores_BFQ, some):
+      found[b][scored:end] = scores_FQ[scored - first : end - first]
+    progress(len(some))
+  return found
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _code_log_probabilities(model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']):
+  codes_BFQ = jnp.asarray(codes_BFQ)
+  no_prefix = jnp.zeros((len(codes_BFQ), 0, max(model.vocabulary.prefix_levels, 1)), jnp.int32)
+  log_probs_BFQK = jax.nn.log_softmax(language_model.target_logits(model, params, no_prefix, codes_BFQ, None))
+  return jnp.take_along_axis(log_probs_BFQK, jnp.maximum(codes_BFQ, 0)[..., None], axis=-1)[..., 0]

@@ -28,12 +28,14 @@ def main():
   recipe = recipe_lib.load(args.recipe, args.overrides)
   common = [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)]
   started = time.time()
+  workspace.require_imports(recipe, args.workdir)
+  codec = workspace.load_codec(args.workdir)[0] if 'soundstream' in recipe.imports else recipe.soundstream.model
+  rate = codec.sample_rate
   # Inherited by the programs: what one has compiled, another (or the next start) need not compile again.
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache'))
   if args.prompt is not None:  # a recording that cannot be read is said now, not in a quarter of an hour
-    own_T = audio.load(args.prompt, recipe.soundstream.model.sample_rate)
+    own_T = audio.load(args.prompt, rate)
   train_and_evaluate(recipe, args.workdir, common)
-  rate = recipe.soundstream.model.sample_rate
   whole_T = held_out_utterance(recipe, args.workdir) if args.prompt is None else own_T
   prompt_T = whole_T[: round(recipe.evaluation.prompt_seconds * rate)]
   audio.save(args.workdir / 'prompt.wav', prompt_T, rate, overwrite=True)

@@ -14,7 +14,6 @@ import numpy as np
 
 from audiolm_jax import audio, kmeans, tokens
 from audiolm_jax.data import token_shards
-from audiolm_jax.stages import w2v_bert
 from audiolm_jax.stages.base import Variables
 from experiments import sources, workspace
 from experiments import recipe as recipe_lib
@@ -26,53 +25,57 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 def main():
   args = workspace.parser(__doc__).parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
+  workspace.require_imports(recipe, args.workdir)
   codec_config, codec_variables = workspace.load_codec(args.workdir)
-  w2v_config, w2v_variables, _ = workspace.load_stage(args.workdir, 'w2v_bert')
-  tokens.frames_per_semantic(codec_config.frame_rate, w2v_config.frame_rate)  # or there is nothing to be aligned
   if not workspace.semantic_quantizer_path(args.workdir).is_file():
-    fit_semantic_tokens(recipe, args.workdir, w2v_config, w2v_variables)
-  quantizer, metadata = workspace.load_semantic_quantizer(args.workdir)
-  if metadata['w2v_bert'] != workspace.fingerprint(w2v_variables.params):
-    raise ValueError(
-        f'{workspace.semantic_quantizer_path(args.workdir)} was fitted on another w2v_bert: move it and '
-        f'{args.workdir}/tokens away, then encode again'
-    )
-  layer = int(metadata['layer'])
-  kinds = {
-      'frame_rate': codec_config.frame_rate, 'num_quantizers': codec_config.num_quantizers,
-      'codebook_size': codec_config.codebook_size, 'semantic_rate': w2v_config.frame_rate,
-      'num_clusters': len(quantizer.centroids_KD),
-  }
+    encoder, encoder_variables = workspace.load_semantic_encoder(args.workdir, recipe.semantic_tokens)
+    token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)  # or the clusters are for nothing
+    fit_semantic_tokens(recipe, args.workdir, encoder, encoder_variables)
+  encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(args.workdir)
+  kinds = token_kinds(recipe, codec_config, encoder, len(quantizer.centroids_KD))
   fingerprints = {
       'soundstream': workspace.codec_fingerprint(codec_variables),
       'semantic_tokens': metadata['digest'],
   }
 
   @jax.jit
-  def encode(codec_variables, w2v_variables, wave_BT, semantic_wave_BT):
-    features_BSD = w2v_bert.features(w2v_config, w2v_variables, semantic_wave_BT, layer)
+  def encode(codec_variables, encoder_variables, wave_BT, semantic_wave_BT):
+    features_BSD = encoder.features(encoder_variables, semantic_wave_BT)
     return codec_config.codec().encode(codec_variables, wave_BT, None), kmeans.assign(quantizer, features_BSD)
 
   def encode_batch(wave_BT):
-    semantic_wave_BT = audio.resample(wave_BT, codec_config.sample_rate, w2v_config.sample_rate)
-    return encode(codec_variables, w2v_variables, wave_BT, semantic_wave_BT)
+    semantic_wave_BT = audio.resample(wave_BT, codec_config.sample_rate, encoder.sample_rate)
+    return encode(codec_variables, encoder_variables, wave_BT, semantic_wave_BT)
 
   for split in ('train', 'test'):
     encode_split(recipe, args.workdir, split, encode_batch, codec_config, kinds, fingerprints)
 
 
+def token_kinds(recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.SemanticEncoder, num_clusters: int) -> dict:
+  """Returns rates and sizes of the tokens; ValueError where they cannot be aligned, or a stage is made for others."""
+  tokens.frames_per_semantic(codec_config.frame_rate, encoder.frame_rate)
+  kinds = {
+      'frame_rate': codec_config.frame_rate, 'num_quantizers': codec_config.num_quantizers,
+      'codebook_size': codec_config.codebook_size, 'semantic_rate': encoder.frame_rate, 'num_clusters': num_clusters,
+  }
+  for name in recipe.stages:
+    model = getattr(recipe, name).model
+    if 'waveform' not in model.make().batch:
+      sources.check_tokens(name, model, kinds)
+  return kinds
+
+
 def fit_semantic_tokens(
-    recipe: recipe_lib.Recipe, workdir: pathlib.Path, config: w2v_bert.Config, variables: Variables
+    recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, variables: Variables
 ):
   """Fits the k-means on features of a sample of the training split."""
   settings = recipe.semantic_tokens
   extract = functools.partial(
-      sources.map_frames, jax.jit(lambda wave_BT: w2v_bert.features(config, variables, wave_BT, settings.layer)),
-      hop_length=config.hop_length,
+      sources.map_frames, functools.partial(jax.jit(encoder.features), variables), hop_length=encoder.hop_length
   )
-  quantizer = sources.fit_clusters(extract, sources.corpus(recipe, 'train', workdir, config.sample_rate), config, settings)
+  quantizer = sources.fit_clusters(extract, sources.corpus(recipe, 'train', workdir, encoder.sample_rate), encoder, settings)
   path = workspace.semantic_quantizer_path(workdir)
-  workspace.save_semantic_quantizer(path, quantizer, settings.layer, workspace.fingerprint(variables.params))
+  workspace.save_semantic_quantizer(path, quantizer, encoder, workspace.fingerprint(variables.params))
   print(f'k-means: {settings.num_clusters} clusters; {path}')
 
 

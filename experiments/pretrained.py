@@ -6,7 +6,7 @@
 
 The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with config.json and
 model.safetensors. A codec in a workdir takes the place of a trained SoundStream: encoding, the acoustic stages,
-generation and `experiments.codec` use it. `training.checkpoints.load_variables` reads what is anywhere else.
+generation and `experiments.codec` use it. A model of features takes the place of w2v-BERT. `training.checkpoints.load_variables` reads what is anywhere else.
 """
 
 import argparse
@@ -37,6 +37,8 @@ def place(config) -> str:
   """Returns the stage whose place in a workdir an imported model takes."""
   if hasattr(config, 'codec'):
     return 'soundstream'
+  if hasattr(config, 'semantic_features'):
+    return 'w2v_bert'
   raise ValueError(f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir')
 
 

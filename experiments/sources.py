@@ -1,6 +1,7 @@
 """Which examples a stage learns from, and which are held out."""
 
 import functools
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import audio, kmeans
+from audiolm_jax.data import synthesized_benchmark
 from audiolm_jax.metrics import speech
 from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
@@ -131,6 +133,22 @@ def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers:
   return [{**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)]
 
 
+def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str] | None:
+  """Returns the folder of a benchmark in the layout of ZeroSpeech 2021 and the subset to take of it.
+
+  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None where there is neither.
+  Raises ValueError when the folder that the recipe names is not there.
+  """
+  settings = recipe.evaluation
+  if settings.data:
+    if not os.path.isdir(settings.data):
+      raise ValueError(f'{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light\'s item files')
+    return pathlib.Path(settings.data), settings.subset
+  if isinstance(recipe.corpus, corpora.Synthesized):
+    return synthesized_benchmark.folder(recipe.corpus.config, workdir / 'corpus'), synthesized_benchmark.SUBSET
+  return None
+
+
 def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = 8):
   """Yields function(wave_BT)[b, :T] for each example, where function keeps the length; see `padded_batches`."""
   for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
@@ -138,9 +156,11 @@ def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: 
     yield from (row_T[: len(example['waveform'])] for example, row_T in zip(batch, result_BT))
 
 
-def map_frames(function, examples, sample_rate: int, *, hop_length: int, batch_size: int = 8):
+def map_frames(
+    function, examples, sample_rate: int, *, hop_length: int, batch_size: int = 8, bucket_seconds: float = BUCKET_SECONDS
+):
   """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of `hop_length` samples."""
-  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
+  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size, bucket_seconds=bucket_seconds):
     result_BS = np.asarray(function(wave_BT))
     yield from (row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS))
 
@@ -163,12 +183,14 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
   return kmeans.fit(np.concatenate(collected), settings.num_clusters, settings.seed)
 
 
-def padded_batches(examples, sample_rate: int, batch_size: int = 8, silence: int = 0):
+def padded_batches(
+    examples, sample_rate: int, batch_size: int = 8, silence: int = 0, bucket_seconds: float = BUCKET_SECONDS
+):
   """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows.
 
   silence: samples of padding that there are at least.
   """
-  bucket = round(BUCKET_SECONDS * sample_rate)
+  bucket = round(bucket_seconds * sample_rate)
   for start in range(0, len(examples), batch_size):
     read = (examples[index] for index in range(start, min(start + batch_size, len(examples))))
     batch = [example for example in read if example is not None]  # what cannot be read is listed by its source

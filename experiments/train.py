@@ -38,6 +38,7 @@ def main():
   if args.stage == 'all' and args.init_from is not None:
     raise ValueError('--init_from is the checkpoint of one stage: name it with --stage, not all')
   if args.stage == 'all':
+    workspace.require_imports(recipe, args.workdir)
     train_all(recipe)
   else:
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)

@@ -1,7 +1,6 @@
 """The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it can be checked."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,9 @@ class Tokenizer:
 
   sample_rate: int = 200
   frame_rate: float = 25.0
+
+  def features(self, variables, wave_BT):
+    return wave_BT[:, :: 2 * HOP, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,8 @@ def parallel(models):
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-  features = lambda config, variables, wave_BT: wave_BT[:, :: 2 * HOP, None]
   assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
-  monkeypatch.setattr(generation, 'w2v_bert', SimpleNamespace(features=features))
-  monkeypatch.setattr(generation, 'kmeans', SimpleNamespace(assign=assign))
+  monkeypatch.setattr(generation.kmeans, 'assign', assign)
 
 
 def prompts():
@@ -260,3 +260,42 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
     go(parallel, sampling=SamplingConfig(soundstorm=ParallelRule(iterations=(16, 1, 1, 1))))
   with pytest.raises(ValueError, match='the codec has num_quantizers=2'):
     go(parallel._replace(soundstream=(Codec(num_quantizers=2), parallel.soundstream[1])))
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
+  """A codec of 75 frames/s that looks ahead: the alignment, the silence it sees, and a decoder that is held."""
+  seen = {}
+
+  class LooksAhead(Codec):
+    def codec(self):
+      functions = super().codec()
+
+      def decode(variables, codes_BFQ):
+        seen['frames'] = codes_BFQ.shape[1]
+        return functions.decode(variables, codes_BFQ)
+
+      return functions._replace(decode=decode)
+
+  codec = LooksAhead(sample_rate=300, context=5)
+  fitted = models if acoustic == 'autoregressive' else parallel
+  changed = {'soundstream': (codec, Variables({}, {}))}
+  for name in ('coarse', 'fine', 'soundstorm'):
+    if getattr(fitted, name) is not None:
+      changed[name] = with_variables(dataclasses.replace(getattr(fitted, name)[0], frame_rate=75.0), 5)
+  fitted = fitted._replace(**changed)
+  levels_F = np.arange(24) % 4 + 2  # 8 semantic frames of 3, far from where resampling would overshoot
+  wave_BT = (levels_F.repeat(HOP) / 8)[None].astype(np.float32)
+  semantic_BS, codes_BFQ = generation.tokenize(fitted, wave_BT[:, :-1])  # less than the last one
+  assert semantic_BS.shape == (1, 7) and codes_BFQ.shape == (1, 21, 3)
+  result = generation.continue_audio(
+      fitted, jax.random.key(0), wave_BT, seconds=0.2, carry_seconds=0.12, acoustic=acoustic
+  )
+  np.testing.assert_array_equal([result.num_frames_B, result.prompt_frames_B], [[39], [24]])
+  assert result.wave_BT.shape == (1, 39 * HOP) and seen['frames'] == 75
+  with pytest.raises(ValueError, match='the codec: 75.0 Hz, but the stage was made for 50.0 Hz'):
+    generation.generate_unconditional(
+        fitted._replace(**{name: getattr(models if name != 'soundstorm' else parallel, name)
+                           for name in changed if name != 'soundstream'}),
+        jax.random.key(0), 1, 0.2, carry_seconds=0.12, acoustic=acoustic,
+    )

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.quantizer import HIGHEST
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_levels, check_length
+from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_length, check_levels, squared_sine
 from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'dac'
@@ -103,7 +103,7 @@ class Snake(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     alpha_D = self.param('alpha', nn.initializers.ones, (x_BND.shape[-1],))
-    return x_BND + jnp.square(jnp.sin(alpha_D * x_BND)) / (alpha_D + 1e-9)
+    return x_BND + squared_sine(alpha_D * x_BND) * (1 / (alpha_D + 1e-9))
 
 
 class ResidualUnit(nn.Module):

@@ -118,15 +118,20 @@ def _levels(data: Mapping[str, Any], config: Config) -> int:
   return tensors.integer({'levels of target_bandwidths': levels}, 'levels of target_bandwidths', 1, tensors.MAX_LAYERS)
 
 
+def stored(config: Config) -> Any:
+  """Returns the tensors of a file as a tree of ShapeDtypeStruct, a codebook for each level."""
+  params = jax.eval_shape(config.make().init, jax.random.key(0)).params
+  vectors_KD = jax.ShapeDtypeStruct(params['codebooks'].shape[1:], jnp.float32)
+  levels = {f'layers_{level}': {'codebook': {'embed': vectors_KD}} for level in range(config.num_quantizers)}
+  return {'encoder': params['encoder'], 'decoder': params['decoder'], 'quantizer': levels}
+
+
 def load(folder: pathlib.Path, config: Config) -> Variables:
   """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
-  template = jax.eval_shape(config.make().init, jax.random.key(0)).params
-  vectors_KD = jax.ShapeDtypeStruct(template['codebooks'].shape[1:], jnp.float32)
-  named = {f'layers_{level}': {'codebook': {'embed': vectors_KD}} for level in range(config.num_quantizers)}
-  loaded = tensors.load(folder, {'encoder': template['encoder'], 'decoder': template['decoder'], 'quantizer': named}, UNUSED)
-  levels = loaded.pop('quantizer')
+  params = tensors.load(folder, stored(config), UNUSED)
+  levels = params.pop('quantizer')
   vectors = [levels[f'layers_{level}']['codebook']['embed'] for level in range(config.num_quantizers)]
-  return Variables(loaded | {'codebooks': jnp.stack(vectors)}, {})
+  return Variables(params | {'codebooks': jnp.stack(vectors)}, {})
 
 
 def _init(config: Config, key: jax.Array) -> Variables:

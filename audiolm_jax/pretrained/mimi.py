@@ -136,7 +136,7 @@ def _check(data: Mapping[str, Any], config: Config):
   if config.num_filters % config.compress:
     raise ValueError(f'num_filters={config.num_filters} is not a multiple of compress={config.compress}')
   if config.width == config.codebook_dim:
-    raise ValueError(f'codebook_dim={config.codebook_dim} is hidden_size: quantizers without projections are not implemented')
+    raise ValueError(f'codebook_dim={config.codebook_dim} is hidden_size: only quantizers with projections are implemented')
   expected = {
       'upsample_groups': config.width, 'num_key_value_heads': config.num_heads,
       'vector_quantization_hidden_dimension': config.codebook_dim,
@@ -147,20 +147,25 @@ def _check(data: Mapping[str, Any], config: Config):
       raise ValueError(f'{name}={str(data[name])[:80]}, only {value} is implemented')
 
 
+def stored(config: Config) -> Any:
+  """Returns the tensors of a file as a tree of ShapeDtypeStruct: sums and counts in the place of code vectors."""
+  params = jax.eval_shape(config.make().init, jax.random.key(0)).params
+  size, dim = config.codebook_size, config.codebook_dim
+  book = {
+      'embed_sum': jax.ShapeDtypeStruct((size, dim), jnp.float32), 'cluster_usage': jax.ShapeDtypeStruct((size,), jnp.float32)
+  }
+  levels = {}
+  for name, module in _quantizers(config).items():
+    levels[name] = {part: leaf for part, leaf in params['quantizer'][name].items() if part != 'vectors'}
+    levels[name] |= {f'layers_{level}': {'codebook': book} for level in range(module.num_quantizers)}
+  return params | {'quantizer': levels}
+
+
 def load(folder: pathlib.Path, config: Config) -> Variables:
   """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
-  template = jax.eval_shape(config.make().init, jax.random.key(0)).params
-  shape = template['quantizer'][QUANTIZERS[0]]['vectors'].shape[1:]
-  stored = {'embed_sum': jax.ShapeDtypeStruct(shape, jnp.float32), 'cluster_usage': jax.ShapeDtypeStruct(shape[:1], jnp.float32)}
-  counts = dict(zip(QUANTIZERS, (config.num_semantic, config.num_quantizers - config.num_semantic)))
-  named = {
-      name: {part: leaf for part, leaf in template['quantizer'][name].items() if part != 'vectors'}
-      | {f'layers_{level}': {'codebook': stored} for level in range(count)}
-      for name, count in counts.items()
-  }
-  params = tensors.load(folder, template | {'quantizer': named}, UNUSED)
-  for name, count in counts.items():
-    books = [params['quantizer'][name].pop(f'layers_{level}')['codebook'] for level in range(count)]
+  params = tensors.load(folder, stored(config), UNUSED)
+  for name, module in _quantizers(config).items():
+    books = [params['quantizer'][name].pop(f'layers_{level}')['codebook'] for level in range(module.num_quantizers)]
     vectors = [book['embed_sum'] / jnp.maximum(book['cluster_usage'], MIN_USAGE)[:, None] for book in books]
     params['quantizer'][name]['vectors'] = jnp.stack(vectors)
   return Variables(params, {})

@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kiloby
 MAX_HEADER_BYTES = 2**23  # of a safetensors file; w2v-BERT 2.0, the largest source, has 0.2 MB
 MAX_INTEGER = 2**20  # of a number in config.json: sizes and rates
 MAX_LAYERS = 256  # of layers and codebooks, which are made one by one
-DTYPES = ('F32', 'F16', 'F64')  # what numpy reads; bfloat16 it does not
+DTYPES = ('F32', 'BF16', 'F16', 'F64')  # all become float32: a model computes in the precision that it is tested in
 NORM_NAMES = (('parametrizations.weight.original0', 'parametrizations.weight.original1'), ('weight_g', 'weight_v'))
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
 

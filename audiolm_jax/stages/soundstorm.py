@@ -15,7 +15,9 @@ the same batch always gives the same numbers, and there is one for each level. T
 likelihood of the sequence.
 
 Open in the paper and chosen here: a prompt of t frames is frames 1 to t (as in its example of t = 0, nothing visible);
-dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py.
+dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py. Not in the paper, off by default:
+`level_skew` draws coarse levels more often than fine ones, for models that are trained too briefly to learn all alike;
+the voice is in the coarse ones.
 """
 
 import dataclasses

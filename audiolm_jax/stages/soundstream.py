@@ -302,8 +302,27 @@ def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'])
 
   Raises ValueError when there are more levels than the codec has.
   """
-  z_BFD = _embeddings(config, variables, codes_BFQ)
+  return decode_vectors(config, variables, vectors(config, variables, codes_BFQ))
+
+
+def decode_vectors(config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']) -> Float[Array, 'B T']:
+  """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
   return _decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+
+
+def vectors(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B F D']:
+  """Returns the embedding that the decoder reads for the codes of the first levels, as many as are given.
+
+  Raises ValueError when there are more levels than the codec has.
+  """
+  if codes_BFQ.shape[-1] > config.num_quantizers:
+    raise ValueError(
+        f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
+        'were they made by another codec?'
+    )
+  if config.fsq_levels is not None:
+    return quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
+  return quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
 
 
 def encode_clip(
@@ -362,7 +381,7 @@ def decode_step(
     config: Config, variables: Variables, state: State, codes_BFQ: Int[Array, 'B F Q']
 ) -> tuple[Float[Array, 'B T'], State]:
   """As `decode`, of the codes of the next F >= 1 frames of each clip; and the state after them."""
-  z_BFD = _embeddings(config, variables, codes_BFQ)
+  z_BFD = vectors(config, variables, codes_BFQ)
   return _step(_decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
 
@@ -370,17 +389,6 @@ def _codes(config: Config, variables: Variables, z_BFD, num_quantizers):
   if config.fsq_levels is not None:
     return quantizer.fsq_encode(config.fsq_levels, z_BFD)
   return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
-
-
-def _embeddings(config: Config, variables: Variables, codes_BFQ):
-  if codes_BFQ.shape[-1] > config.num_quantizers:
-    raise ValueError(
-        f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
-        'were they made by another codec?'
-    )
-  if config.fsq_levels is not None:
-    return quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
-  return quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
 
 
 def _silence(module: Encoder | Decoder, example) -> State:

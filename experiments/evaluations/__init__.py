@@ -1,12 +1,14 @@
 """The evaluation suites, a file each: what a trained workdir reaches on held-out voices and texts, beside baselines.
 
-A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, each with the same columns, and facts about them.
+A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, each with the same columns, and facts about them; a
+fact that has 'rows' of its own is a table too. The papers' numbers for a table are in `paper`.
 """
 
 import json
 import pathlib
+from collections.abc import Iterator
 
-from experiments.evaluations import acoustic, codec, continuation, detection, language, soundstorm, tokens
+from experiments.evaluations import acoustic, codec, continuation, detection, language, paper, soundstorm, tokens
 
 SUITES = {
     'codec': codec.measure,
@@ -29,13 +31,18 @@ def load(workdir: pathlib.Path) -> dict:
 
 
 def table(report: dict) -> str:
-  """Returns the report as plain text, one block a suite."""
+  """Returns the report as plain text: a block for each suite and each of its parts, with the paper's rows below ours."""
   lines = []
-  for suite, content in report.items():
+  for title, content in _parts(report):
     if not content['rows']:  # its stage was not trained
       continue
-    facts = ', '.join(f'{name} {_cell(value)}' for name, value in content.items() if not isinstance(value, (dict, list)))
-    lines += [f'\n{suite} ({facts})' if facts else f'\n{suite}', *_block(content['rows'])]
+    plain = {name: value for name, value in content.items() if not isinstance(value, (dict, list))}
+    facts = ', '.join(f'{name} {_cell(value)}' for name, value in plain.items())
+    known = paper.TABLES.get(title)
+    theirs = {} if known is None else {f'paper: {name}': row for name, row in known.rows.items()}
+    lines += [f'\n{title} ({facts})' if facts else f'\n{title}', *_block(content['rows'] | theirs)]
+    if known is not None:
+      lines += [f'paper: {known.source}']
     if 'perplexity' in content:
       lines += ['codebook perplexity by level: ' + ' '.join(f'{value:.0f}' for value in content['perplexity'])]
     if over_time := content.get('similarity_over_time'):
@@ -43,9 +50,17 @@ def table(report: dict) -> str:
   return '\n'.join(lines)
 
 
+def _parts(report: dict) -> Iterator[tuple[str, dict]]:
+  """Yields (title, content) of every suite, then of what it holds that has rows of its own."""
+  for suite, content in report.items():
+    if content['rows']:  # else its stage was not trained
+      yield suite, content
+    yield from ((f'{suite}, {name}', part) for name, part in content.items() if isinstance(part, dict) and part.get('rows'))
+
+
 def _block(rows: dict) -> list[str]:
-  """Returns a line of the columns' names, and one for each row; a row may have fewer columns than the longest."""
-  columns = list(max(rows.values(), key=len))
+  """Returns a line of the columns' names, and one for each row; a row may lack columns that another has."""
+  columns = list(dict.fromkeys(column for row in rows.values() for column in row))
   width = max(len(name) for name in rows) + 2
   cells = lambda row: ''.join(f'{_cell(row.get(column, "")):>18}' for column in columns)
   heading = ' ' * width + ''.join(f'{column:>18}' for column in columns)
@@ -57,4 +72,6 @@ def _seconds(values: list[float]) -> dict[str, float]:
 
 
 def _cell(value) -> str:
+  if value is None:
+    return '-'
   return f'{value:.3f}' if isinstance(value, float) else str(value)

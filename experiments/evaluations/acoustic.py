@@ -29,7 +29,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   examples = sources.counting_prompts(recipe, workdir)
   models = workspace.load_models(workdir)
   rate, hop = models.soundstream[0].sample_rate, models.soundstream[0].hop_length
-  start, end = (round(seconds * rate) for seconds in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
+  start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
   wave_BT, num_samples_B = workspace.stacked([example['waveform'][:end] for example in examples])
   semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, num_samples_B)
   prompt_BFQ = codes_BFQ[:, : start // hop]

@@ -25,7 +25,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   settings = recipe.evaluation
   prompts = sources.counting_prompts(recipe, workdir)
   rate = workspace.load_stage(workdir, 'soundstream')[0].sample_rate
-  start, end = (round(seconds * rate) for seconds in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
+  start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
   waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
   judged = judges.load(workdir)

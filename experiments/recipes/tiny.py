@@ -96,10 +96,11 @@ RECIPE = Recipe(
     soundstorm=stage(
         soundstorm.Config(
             crop_seconds=2.0, num_clusters=NUM_CLUSTERS, codebook_size=CODEBOOK_SIZE, num_layers=3, num_heads=2,
-            width=96, mlp_width=384, dropout=0.0, dtype='float32', remat=False,
+            width=96, mlp_width=192, dropout=0.0, dtype='float32', remat=False,
             random_length=False,  # the windows of a continuation are full
+            level_skew=1.0,  # a third of the rows learn the first level, where most of the voice is
         ),
-        16, 400, adam(8e-3, 400),
+        16, 1200, adam(5e-3, 1200),
     ),
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
     speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
@@ -107,5 +108,7 @@ RECIPE = Recipe(
     detector=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
     detector_control=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
     forgeries=Forgeries(num_train=48, num_validation=16, num_test=48, batch_size=48),
-    evaluation=Evaluation(num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
+    evaluation=Evaluation(
+        num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0, decoder_seconds=240.0
+    ),
 )

@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ('detect', ['missing.wav'], 'python -m experiments.train --stage=detector'),
         ('evaluate', ['--listening'], 'python -m experiments.forge'),
         ('evaluate', ['--listening_results=missing.csv'], 'listening_key.json'),
+        ('evaluate', ['--suite=language', '--data=nowhere'], "'nowhere' is not a folder"),
         ('codec', ['encode', 'missing.wav', '--output=out'], 'missing.wav'),
         ('generate', ['--acoustic=nonsense', '--output=out'], 'choose one of autoregressive, soundstorm'),
     ],

@@ -27,7 +27,8 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
   suites = {'codec', 'tokens', 'language', 'soundstorm', 'acoustic', 'continuation'}
   assert set(report) >= suites
   for suite in suites:
-    assert report[suite]['rows'] and all(np.isfinite(list(row.values())).all() for row in report[suite]['rows'].values()), report[suite]
+    rows = report[suite]['rows'].values()
+    assert rows and all(np.isfinite(list(row.values())).all() for row in rows), report[suite]
   over_time = report['continuation']['similarity_over_time']
   assert len(over_time) == len(report['continuation']['rows']) + 1  # and other voices
   assert all(len(values) == 1 and abs(values[0]) <= 1 for values in over_time.values())

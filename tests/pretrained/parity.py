@@ -20,6 +20,30 @@ def noise(num_samples: int, batch: int = 2) -> np.ndarray:
   return (0.3 * rng.standard_normal((batch, num_samples))).astype(np.float32)
 
 
+def padded(lengths) -> np.ndarray:
+  """Returns noise of these lengths as wave_BT, with zeros after it."""
+  wave_BT = np.zeros((len(lengths), max(lengths)), np.float32)
+  for row_T, length in zip(wave_BT, lengths):
+    row_T[:length] = noise(length, 1)[0]
+  return wave_BT
+
+
+def randomize_transformer(model):
+  """Draws weights that keep the output of every layer near unit size, norms and biases included."""
+  import torch
+
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if name.endswith('bias'):
+        parameter.normal_(0, 0.1)
+      elif 'layer_norm.weight' in name:
+        parameter.uniform_(0.5, 1.5)
+      elif parameter.ndim >= 2 and 'original0' not in name:
+        parameter.normal_(0, 1 / np.sqrt(parameter[0].numel()))
+  return model.eval()
+
+
 def randomize(model, seed: int):
   """Gives a SEANet codec of `transformers` weights that keep every part of it at work, buffers of codebooks included."""
   import torch
