@@ -1,6 +1,6 @@
 """Clips of any length through a codec, in pieces of one shape: few compilations, little memory.
 
-SoundStream streams. A codec that looks ahead is given each piece with `context` frames of its neighbours on either side,
+SoundStream streams. A codec that looks ahead is given each piece with `context` frames of its neighbours on both sides,
 and behind the clip silence (the encoder) or its last frame (the decoder): the result is that of the whole clip with
 these behind it. A causal codec whose state we do not carry over, imported ones, is given clips whole, filled up to a
 power of two seconds.
@@ -101,8 +101,8 @@ def _whole(codec: Codec, parts: Iterator[np.ndarray], unit: int, follow) -> np.n
     length += len(part)
     if length > MAX_WHOLE_SECONDS * second:
       raise ValueError(
-          f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that {type(codec.config).__module__} takes: cut it, or '
-          'use a codec that goes through in pieces (SoundStream, DAC)'
+          f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that {type(codec.config).__module__} takes: cut it, '
+          'or use a codec that goes through in pieces (SoundStream, DAC)'
       )
   rows = np.concatenate(taken)
   seconds = 1 << max(0, -(-len(rows) // second) - 1).bit_length()

@@ -6,8 +6,8 @@
   python -m experiments.codec decode codes/ --output=decoded/        makes decoded/x/y.wav, of exactly the same length
   python -m experiments.codec info codes/                            what the files hold, and whether they are whole
 
-Files may be hours long: they pass through the codec second by second (imported codecs other than DAC take two minutes at
-most, see experiments/chunks.py). Of folders, what is there already is kept, so
+Files may be hours long: they pass through the codec second by second (imported codecs other than DAC take two minutes
+at most, see experiments/chunks.py). Of folders, what is there already is kept, so
 that the same command goes on after a kill; a file that is named itself is not replaced without --overwrite.
 """
 

@@ -6,7 +6,8 @@
 
 The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with config.json and
 model.safetensors. A codec in a workdir takes the place of a trained SoundStream: encoding, the acoustic stages,
-generation and `experiments.codec` use it. A model of features takes the place of w2v-BERT. `training.checkpoints.load_variables` reads what is anywhere else.
+generation and `experiments.codec` use it. A model of features takes the place of w2v-BERT.
+`training.checkpoints.load_variables` reads what is anywhere else.
 """
 
 import argparse
@@ -63,7 +64,8 @@ def table() -> str:
   """Returns the catalogue, one line for each checkpoint."""
   rows = [('REPOSITORY', 'LICENCE', 'WHAT')]
   for entry in hub.CATALOGUE:
-    note = '' if hub.is_commercial(entry.licence) else ' (not known to allow commercial use: import with --allow-non-commercial)'
+    commercial = hub.is_commercial(entry.licence)
+    note = '' if commercial else ' (not known to allow commercial use: import with --allow-non-commercial)'
     rows.append((entry.repository, entry.licence, entry.description + note))
   widths = [max(len(row[column]) for row in rows) for column in range(2)]
   return '\n'.join(f'{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}' for row in rows)

@@ -60,11 +60,13 @@ def check_tokens(name: str, model: Any, metadata: dict):
   if levels > metadata.get('num_quantizers', levels):
     wrong.append(f'{levels} levels, the tokens have {metadata["num_quantizers"]}')
   if wrong:
-    raise ValueError(f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE')
+    raise ValueError(
+        f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE'
+    )
 
 
 def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int | None = None):
-  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: at the corpus's own)."""
+  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: the corpus's own)."""
   source = recipe.corpus.examples(split, workdir / 'corpus')
   return source if sample_rate in (None, source.sample_rate) else Resampled(source, sample_rate)
 
@@ -82,8 +84,8 @@ class Resampled:
     example = self._source[index]
     if example is None:
       return None
-    wave_BT = audio.resample(np.asarray(example['waveform'], np.float32)[None], self._source.sample_rate, self.sample_rate)
-    return {**example, 'waveform': wave_BT[0]}
+    wave_BT = np.asarray(example['waveform'], np.float32)[None]
+    return {**example, 'waveform': audio.resample(wave_BT, self._source.sample_rate, self.sample_rate)[0]}
 
 
 def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:

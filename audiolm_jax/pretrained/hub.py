@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from audiolm_jax.pretrained import dac, encodec, hubert, mimi, tensors, w2v_bert2
 from audiolm_jax.stages.base import Variables
 
-SOURCES = {source.MODEL_TYPE: source for source in (dac, encodec, hubert, mimi, w2v_bert2)}  # by `model_type` of config.json
+# By `model_type` of config.json.
+SOURCES = {source.MODEL_TYPE: source for source in (dac, encodec, hubert, mimi, w2v_bert2)}
 FILES = [tensors.CONFIG, tensors.INDEX, '*.safetensors']
 COMMERCIAL_LICENCES = ('MIT', 'Apache-2.0', 'BSD-3-Clause', 'CC0-1.0', 'CC-BY-4.0')
 

@@ -1,6 +1,6 @@
 """SEANet as EnCodec and Mimi have it: causal convolutions between residual units, ELU before each.
 
-A module is called as its tensors are: `layers_3` is the fourth entry of the original's list, in which activations count.
+A module has the name of its tensors: `layers_3` is the fourth entry of the original's list, in which activations count.
 """
 
 import dataclasses

@@ -76,7 +76,9 @@ def measure(name: str, num_quantizers: int):
   codes = torch.tensor(np.asarray(codes_BFQ)).swapaxes(1, 2)
   theirs = {
       'dac': (lambda: model.encode(tensor, n_quantizers=num_quantizers), lambda: model.decode(audio_codes=codes)),
-      'encodec': (lambda: model.encode(tensor, bandwidth=num_quantizers * 0.75), lambda: model.decode(codes[None], [None])),
+      'encodec': (
+          lambda: model.encode(tensor, bandwidth=num_quantizers * 0.75), lambda: model.decode(codes[None], [None])
+      ),
       'mimi': (lambda: model.encode(tensor, num_quantizers=num_quantizers), lambda: model.decode(codes)),
   }[name]
   ours = (

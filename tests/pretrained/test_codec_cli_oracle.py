@@ -15,7 +15,9 @@ from tests.pretrained.test_mimi_oracle import SHRUNK
 pytestmark = pytest.mark.oracle
 MODELS = {
     'dac': lambda: random_model(published_config('16khz', encoder_hidden_size=8, decoder_hidden_size=32)),
-    'encodec': lambda: randomize(transformers.EncodecModel(transformers.EncodecConfig(num_filters=4, hidden_size=16)), 0),
+    'encodec': lambda: randomize(
+        transformers.EncodecModel(transformers.EncodecConfig(num_filters=4, hidden_size=16)), 0
+    ),
     'mimi': lambda: randomize(transformers.MimiModel(transformers.MimiConfig(num_hidden_layers=2, **SHRUNK)), 0),
 }
 

@@ -39,8 +39,13 @@ def compare(name, trio, num_samples, bandwidth):
   model, config, variables = trio
   wave_BT = noise(num_samples)
   want_BFD, want_BFQ, want_BT = theirs(model, wave_BT, bandwidth)
-  got_BFD = encodec.Encoder(config.seanet).apply({'params': variables.params['encoder']}, wave_BT)
-  got_BFQ = jax.jit(encodec.encode, static_argnums=(0, 3))(config, variables, wave_BT, want_BFQ.shape[-1])
+
+  @jax.jit
+  def encode(variables, wave_BT):
+    z_BFD = encodec.Encoder(config.seanet).apply({'params': variables.params['encoder']}, wave_BT)
+    return z_BFD, encodec.encode(config, variables, wave_BT, want_BFQ.shape[-1])
+
+  got_BFD, got_BFQ = encode(variables, wave_BT)
   got_BT = np.asarray(jax.jit(encodec.decode, static_argnums=0)(config, variables, got_BFQ))
   errors = np.abs(got_BFD - want_BFD).max(), np.abs(got_BT - want_BT).max()
   report(f'{name} embeddings / audio, {want_BFQ.shape[-1]} levels, codes identical, T={num_samples}', *errors)
@@ -63,7 +68,7 @@ def test_codes_and_audio(pair, bandwidth):
   assert codes_BFQ.shape[-1] == round(bandwidth / 0.75) and len(np.unique(codes_BFQ)) > 50
 
 
-@pytest.mark.parametrize('num_samples', [1, 319, 321, 3 * 320 + 7, 5 * 320])
+@pytest.mark.parametrize('num_samples', [1, 319, 3 * 320 + 7])
 def test_odd_lengths_are_padded_as_the_source_pads_them(pair, num_samples):
   compare('encodec', pair, num_samples, 6.0)
 
@@ -77,9 +82,10 @@ def test_every_hidden_state(pair):
     model.encoder(torch.tensor(wave_BT)[:, None])
   for hook in hooks:
     hook.remove()
-  _, state = encodec.Encoder(config.seanet).apply(
-      {'params': variables.params['encoder']}, wave_BT, capture_intermediates=lambda module, _: '_' in (module.name or '')
-  )
+  capture = lambda params, wave_BT: encodec.Encoder(config.seanet).apply(
+      {'params': params}, wave_BT, capture_intermediates=lambda module, _: '_' in (module.name or '')
+  )[1]
+  state = jax.jit(capture)(variables.params['encoder'], wave_BT)
   found = {name: value['__call__'][0] for name, value in state['intermediates'].items() if name.startswith('layers_')}
   got = [found[name] for name in sorted(found, key=lambda name: int(name.split('_')[1]))]
   assert len(got) == len(recorded) == 11

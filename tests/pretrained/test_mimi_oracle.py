@@ -26,7 +26,7 @@ def saved(folder, seed=0, **changes):
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
-  return saved(tmp_path_factory.mktemp('mimi'), **SHRUNK)
+  return saved(tmp_path_factory.mktemp('mimi'), num_hidden_layers=2, **SHRUNK)
 
 
 def compare(name, trio, num_samples, num_quantizers):
@@ -37,8 +37,12 @@ def compare(name, trio, num_samples, num_quantizers):
     codes = model.encode(torch.tensor(wave_BT)[:, None], num_quantizers=num_quantizers).audio_codes
     want_BT = model.decode(codes).audio_values.numpy()[:, 0]
   want_BFQ = codes.numpy().swapaxes(1, 2)
-  got_BFD = jax.jit(mimi.embeddings, static_argnums=0)(config, variables, wave_BT)
-  got_BFQ = jax.jit(mimi.encode, static_argnums=(0, 3))(config, variables, wave_BT, num_quantizers)
+
+  @jax.jit
+  def encode(variables, wave_BT):
+    return mimi.embeddings(config, variables, wave_BT), mimi.encode(config, variables, wave_BT, num_quantizers)
+
+  got_BFD, got_BFQ = encode(variables, wave_BT)
   got_BT = np.asarray(jax.jit(mimi.decode, static_argnums=0)(config, variables, got_BFQ))
   errors = np.abs(got_BFD - want_BFD).max(), np.abs(got_BT - want_BT).max()
   report(f'{name} embeddings / audio, {want_BFQ.shape[-1]} levels, codes identical, T={num_samples}', *errors)
@@ -60,7 +64,7 @@ def test_codes_and_audio(pair, num_quantizers):
   assert codes_BFQ.shape[-1] == (num_quantizers or 32) and len(np.unique(codes_BFQ)) > 10
 
 
-@pytest.mark.parametrize('num_samples', [1, 959, 1921, 3 * 1920 + 7])
+@pytest.mark.parametrize('num_samples', [1, 959, 3 * 1920 + 7])
 def test_odd_lengths_are_padded_as_the_source_pads_them(pair, num_samples):
   compare('mimi', pair, num_samples, 8)
 
@@ -71,14 +75,15 @@ def test_the_transformer_forgets(tmp_path):
                                   **SHRUNK), 12 * 1920, 4)
 
 
-def test_every_hidden_state(pair):
-  model, config, variables = pair
+def test_every_hidden_state(tmp_path):
+  model, config, variables = saved(tmp_path, **SHRUNK)
   wave_BT = noise(8 * 1920)
   with torch.no_grad():
     want = model.encoder(torch.tensor(wave_BT)[:, None], output_hidden_states=True).hidden_states
   apply = lambda module, name, x, **options: module.apply({'params': variables.params[name]}, x, **options)
-  x_BSD = apply(mimi.Encoder(config.seanet), 'encoder', wave_BT)
-  _, state = apply(mimi.Transformer(config), 'encoder_transformer', x_BSD, capture_intermediates=True)
+  x_BSD = jax.jit(lambda wave_BT: apply(mimi.Encoder(config.seanet), 'encoder', wave_BT))(wave_BT)
+  transform = lambda x_BSD: apply(mimi.Transformer(config), 'encoder_transformer', x_BSD, capture_intermediates=True)[1]
+  state = jax.jit(transform)(x_BSD)
   got = [x_BSD] + [state['intermediates'][f'layers_{n}']['__call__'][0] for n in range(config.num_layers)]
   errors = [np.abs(one - other.numpy()).max() for one, other in zip(got, want, strict=True)]
   report(f'mimi encoder, {len(errors)} hidden states', max(errors))
