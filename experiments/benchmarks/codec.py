@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+
 from audiolm_jax import audio, losses, streaming
 from audiolm_jax.stages import soundstream
 from audiolm_jax.training import optimizers, sharding
