@@ -6,20 +6,31 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
+ABX_VENV := .venv-abx
+ABX_INSTALLED := $(ABX_VENV)/.installed
 
-.PHONY: demo test test-slow test-oracle benchmark-codec
+.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not oracle" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not oracle and not browser" -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
+test-browser: $(TEST_INSTALLED)
+	$(VENV)/bin/python -m pytest -m browser
+
 test-oracle: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m pytest -m oracle tests/pretrained tests/experiments/test_benchmark_codec.py
+	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and not slow" tests/pretrained tests/experiments/test_benchmark_codec.py
+
+test-oracle-slow: $(ORACLE_INSTALLED)
+	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and slow" tests/pretrained
+
+test-abx: $(ABX_INSTALLED)
+	$(ABX_VENV)/bin/python -m pytest -m oracle tests/metrics
 
 benchmark-codec: $(ORACLE_INSTALLED)
 	$(ORACLE_VENV)/bin/python -m experiments.benchmark codec
@@ -38,4 +49,10 @@ $(ORACLE_INSTALLED): requirements.txt tests/requirements-oracle.txt
 	$(PYTHON) -m venv $(ORACLE_VENV)
 	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-oracle.txt
+	touch $@
+
+$(ABX_INSTALLED): requirements.txt tests/requirements-abx.txt
+	$(PYTHON) -m venv $(ABX_VENV)
+	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-abx.txt
 	touch $@

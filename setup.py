@@ -19,6 +19,7 @@ setup(
     description='AudioLM and its family in JAX/Flax, for TPUs',
     python_requires='>=3.11',
     packages=find_packages(include=['audiolm_jax*', 'experiments*']),
+    package_data={'experiments': ['evaluations/*.html']},
     install_requires=[
         'jax>=0.10',
         'flax>=0.12',
@@ -32,7 +33,7 @@ setup(
         'soundfile>=0.13',
         'soxr>=1.0',
         'jaxtyping>=0.3',
-        'safetensors>=0.5',
+        'safetensors>=0.8',
         'tensorboardX>=2.6',
         'tqdm',
     ],

@@ -278,6 +278,13 @@ def log_mel_spectrogram(wave_BT: Float[Array, 'B T'], **options) -> Float[Array,
   return jnp.log(jnp.maximum(mel_spectrogram(wave_BT, **options), LOG_FLOOR))
 
 
+def resample(wave_BT: Float[np.ndarray, 'B T'], sample_rate: int, wanted_rate: int) -> Float[np.ndarray, 'B T2']:
+  """Returns waveforms at another rate (numpy), T2 = T * wanted_rate / sample_rate, rounded; the same rate: as given."""
+  if sample_rate == wanted_rate:
+    return wave_BT
+  return np.ascontiguousarray(soxr.resample(wave_BT.T, sample_rate, wanted_rate).T)
+
+
 def pad_to_multiple(wave_BT: Float[Array, 'B T'], multiple: int) -> Float[Array, 'B T2']:
   """Appends zeros until the length is a multiple of `multiple` samples."""
   return jnp.pad(wave_BT, ((0, 0), (0, -wave_BT.shape[-1] % multiple)))

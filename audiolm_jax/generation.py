@@ -24,10 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import kmeans, tokens, windows
+from audiolm_jax import audio, kmeans, tokens, windows
 from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
 from audiolm_jax.sampling import check as check_rule
-from audiolm_jax.stages import soundstream, w2v_bert
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.tokens import PAD
 
@@ -38,11 +37,11 @@ UNKNOWN_DURATION = 2.0  # semantic frames of 40 ms that a deduplicated token las
 class Models(NamedTuple):
   """(config, variables) of every stage, variables unboxed; the acoustic ones that a pipeline does not use may be None.
 
-  fine is None, too, where the coarse levels are all (piano).
+  w2v_bert has a `kmeans.SemanticEncoder` for a config. fine is None, too, where the coarse levels are all (piano).
   """
 
   soundstream: tuple[Any, Variables]
-  w2v_bert: tuple[Any, Variables]
+  w2v_bert: tuple[kmeans.SemanticEncoder, Variables]
   semantic_quantizer: kmeans.SemanticQuantizer
   semantic: tuple[Any, Variables]
   coarse: tuple[Any, Variables] | None = None
@@ -83,27 +82,33 @@ class Timed(NamedTuple):
 def tokenize(
     models: Models, wave_BT: Float[Array | np.ndarray, 'B T'], num_samples_B: Int[Array | np.ndarray, 'B'] | None = None
 ) -> tuple[Int[np.ndarray, 'B S'], Int[np.ndarray, 'B F Q']]:
-  """Returns frame-aligned semantic tokens and codec codes, F = 2 S, of the whole semantic frames of each waveform.
+  """Returns frame-aligned semantic tokens and codec codes, F = r S, of the whole semantic frames of each waveform.
 
-  num_samples_B: samples of each row, the rest is padding; None: all. What lies beyond is PAD.
+  r: codec frames that last as long as a semantic frame. wave_BT: at the rate of the codec. num_samples_B: samples of
+  each row, the rest is padding; None: all. What lies beyond is PAD.
   """
-  codec = models.soundstream[0]
-  hop = 2 * codec.hop_length
+  codec, ratio = models.soundstream[0], _frames_per_semantic(models)
+  hop = ratio * codec.hop_length
   lengths_B = np.full(len(wave_BT), wave_BT.shape[1]) if num_samples_B is None else np.asarray(num_samples_B)
   if lengths_B.max(initial=0) > wave_BT.shape[1]:
     raise ValueError(f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}')
   frames_B = lengths_B // hop
   if frames_B.min() < 1:
     raise ValueError(f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one')
-  second = max(1, round(codec.frame_rate / 2)) * hop
-  wave_BT = np.asarray(wave_BT, np.float32) * (np.arange(wave_BT.shape[1]) < lengths_B[:, None])
-  wave_BT = np.pad(wave_BT[:, : frames_B.max() * hop], ((0, 0), (0, -(frames_B.max() * hop) % second)))
-  semantic_BS = np.asarray(_semantic_tokens(models.w2v_bert[0], models.w2v_bert[1], models.semantic_quantizer, wave_BT))
+  second, silence = max(1, round(codec.frame_rate / ratio)) * hop, codec.codec().context * codec.hop_length
+  wave_BT = np.asarray(wave_BT, np.float32) * (np.arange(wave_BT.shape[1]) < frames_B[:, None] * hop)
+  padding = silence + -(frames_B.max() * hop + silence) % second
+  wave_BT = np.pad(wave_BT[:, : frames_B.max() * hop], ((0, 0), (0, padding)))
+  semantic_BS = _semantic_tokens(
+      *models.w2v_bert, models.semantic_quantizer,
+      audio.resample(wave_BT, codec.sample_rate, models.w2v_bert[0].sample_rate),
+  )
+  semantic_BS = np.asarray(semantic_BS)
   codes_BFQ = np.asarray(_encode(codec, models.soundstream[1], wave_BT))
   inside_BS = np.arange(frames_B.max()) < frames_B[:, None]
   semantic_BS = np.where(inside_BS, semantic_BS[:, : frames_B.max()], PAD)
-  inside_BF = np.repeat(inside_BS, 2, axis=1)
-  return semantic_BS, np.where(inside_BF[..., None], codes_BFQ[:, : 2 * frames_B.max()], PAD)
+  inside_BF = np.repeat(inside_BS, ratio, axis=1)
+  return semantic_BS, np.where(inside_BF[..., None], codes_BFQ[:, : ratio * frames_B.max()], PAD)
 
 
 def continue_audio(
@@ -129,27 +134,47 @@ def continue_audio(
   if _reads_semantic(models, acoustic):
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, sampling)
   prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
-  return _acoustics(models, key, timed, prompts, [2 * num_new] * len(prompts), sampling, carry_seconds, acoustic)
+  new_frames = _codec_frames(models, [num_new] * len(prompts))
+  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
 
 def generate_acoustics(
     models: Models,
     key: jax.Array,
     semantic_BS: Int[Array | np.ndarray, 'B S'],
+    prompt_BFQ: Int[Array | np.ndarray, 'B F Q'] | None = None,
     *,
     sampling: SamplingConfig = SamplingConfig(),
     carry_seconds: float = 3.0,
     acoustic: str = 'autoregressive',
 ) -> Continuation:
-  """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice, the same words."""
+  """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice, the same words.
+
+  prompt_BFQ: codes of the first frames, PAD on the right, which are kept and whose voice goes on; None: of no frame.
+  """
   _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
   tokens.check_range(semantic_BS, _acoustic_model(models, acoustic)[0].num_clusters)
-  lengths = (semantic_BS != PAD).sum(axis=1)
+  prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.soundstream[0])
+  whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
+  new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
+  if min(new_frames, default=0) < 0:
+    raise ValueError(f'a prompt has {-min(new_frames)} frames more than its semantic tokens: cut it')
   deduplicate = models.semantic[0].deduplicate and acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
-  prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * len(timed)
-  return _acoustics(models, key, timed, prompts, [2 * int(n) for n in lengths], sampling, carry_seconds, acoustic)
+  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
+
+
+def _prompt_rows(prompt_BFQ, batch_size, codec) -> list[np.ndarray]:
+  if prompt_BFQ is None:
+    return [np.zeros((0, codec.num_quantizers), np.int32)] * batch_size
+  prompt_BFQ = np.asarray(prompt_BFQ)
+  if prompt_BFQ.ndim != 3 or prompt_BFQ.shape[::2] != (batch_size, codec.num_quantizers):
+    raise ValueError(
+        f'prompt_BFQ has shape {prompt_BFQ.shape}: it needs {batch_size} rows, as the semantic tokens have, of all '
+        f'{codec.num_quantizers} levels'
+    )
+  return [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in prompt_BFQ]
 
 
 def generate_unconditional(
@@ -169,8 +194,9 @@ def generate_unconditional(
   if _reads_semantic(models, acoustic):
     empty = np.zeros(batch_size, int)
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling)
-  prompts = [np.zeros((0, models.soundstream[0].num_quantizers), np.int32)] * batch_size
-  return _acoustics(models, key, timed, prompts, [2 * num_new] * batch_size, sampling, carry_seconds, acoustic)
+  prompts = _prompt_rows(None, batch_size, models.soundstream[0])
+  new_frames = _codec_frames(models, [num_new] * batch_size)
+  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
 
 def _check(models, rules, acoustic, semantic_given=False):
@@ -194,8 +220,22 @@ def _check(models, rules, acoustic, semantic_given=False):
       )
   else:
     levels = _check_autoregressive(models)
+  _check_rates(models, stage[0])
   if levels > total:
     raise ValueError(f'the stages make {levels} levels, the codec has num_quantizers={total}')
+
+
+def _check_rates(models, acoustic_config):
+  """Raises ValueError where the stages were made for other rates than those of the codec and the semantic tokens."""
+  codec, own = models.soundstream[0], models.w2v_bert[0].frame_rate
+  found = {
+      'the codec': (codec.frame_rate, acoustic_config.frame_rate),
+      'the semantic tokens': (own, acoustic_config.semantic_rate),
+      'the tokens of the semantic model': (own, models.semantic[0].semantic_rate),
+  }
+  if wrong := {name: rates for name, rates in found.items() if rates[0] != rates[1]}:
+    texts = [f'{name}: {rates[0]} Hz, but the stage was made for {rates[1]} Hz' for name, rates in wrong.items()]
+    raise ValueError(f'{"; ".join(texts)}: train the stage for these models')
 
 
 def _check_autoregressive(models) -> int:
@@ -226,6 +266,14 @@ def _whole_frames(models, seconds):
   if frames < 1:
     raise ValueError(f'seconds={seconds} is less than one semantic frame: ask for more')
   return frames
+
+
+def _frames_per_semantic(models) -> int:
+  return tokens.frames_per_semantic(models.soundstream[0].frame_rate, models.w2v_bert[0].frame_rate)
+
+
+def _codec_frames(models, semantic_frames) -> list[int]:
+  return [_frames_per_semantic(models) * int(frames) for frames in semantic_frames]
 
 
 def _timed(semantic_S, deduplicate):
@@ -260,8 +308,8 @@ def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int
 def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic) -> Continuation:
   """Makes the codes that follow the prompts' own and decodes all of it."""
   config = _acoustic_model(models, acoustic)[0]
-  carry = 2 * round(carry_seconds * config.semantic_rate)
-  if not 0 <= carry < 2 * config.num_semantic:
+  carry = config.frames_per_semantic * round(carry_seconds * config.semantic_rate)
+  if not 0 <= carry < config.num_frames:
     raise ValueError(f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s')
   if acoustic == 'soundstorm':
     levels = config.num_quantizers
@@ -273,7 +321,7 @@ def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, ac
     rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry)
   codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
   num_frames_B = np.array([len(row) for row in rows])
-  wave_BT = _decode_rows(models, codes_BFQ, num_frames_B)
+  wave_BT = decode_codes(models, codes_BFQ, num_frames_B)
   token_rows = [row.token_N[:, None] for row in timed]
   semantic_BS = windows.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
   return Continuation(wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts]))
@@ -282,18 +330,19 @@ def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, ac
 def _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry) -> tuple[list[np.ndarray], int]:
   """Samples coarse and fine codes after the prompts' own; returns the rows and their levels."""
   config, variables = models.coarse
+  ratio = config.frames_per_semantic
 
   def prefix(b, start, stop):
     row, stop = timed[b], min(stop, len(prompts[b]) + new_frames[b])
     ends_N = np.append(row.start_N[1:], np.inf)
-    token_N = row.token_N[(row.start_N < stop / 2) & (ends_N > start / 2)]
+    token_N = row.token_N[(row.start_N < stop / ratio) & (ends_N > start / ratio)]
     if config.deduplicate:
       token_N = token_N[tokens.first_of_run(token_N[None])[0]]
     return token_N[:, None]
 
   rows = windows.extend(
       config.language_model, variables.params, jax.random.fold_in(key, 1),
-      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=2 * config.num_semantic,
+      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=config.num_frames,
       carry=carry,
       prefix=prefix if config.condition_on_semantic else lambda b, start, stop: np.zeros((0, 1), np.int32),
       prefix_crop=config.num_semantic if config.condition_on_semantic else 0, rule=rules.coarse,
@@ -322,26 +371,32 @@ def _add_fine(models, key, rows, prompts, rule):
   return [np.concatenate(parts) for parts in full]
 
 
-def _decode_rows(models, codes_BFQ, num_frames_B):
-  """Returns the waveforms; the codec is causal, so that what pads a row changes nothing before it."""
+def decode_codes(
+    models: Models, codes_BFQ: Int[np.ndarray, 'B F Q'], num_frames_B: Int[np.ndarray, 'B']
+) -> Float[np.ndarray, 'B T']:
+  """Returns the waveforms of rows of num_frames_B frames each, 0 after them; in shapes of whole seconds.
+
+  The last frame of a row is held behind its end, where a codec that looks ahead looks.
+  """
   config, variables = models.soundstream
-  frames = codes_BFQ.shape[1]
-  second = max(1, round(config.frame_rate))
-  padded_BFQ = np.pad(np.maximum(codes_BFQ, 0), ((0, 0), (0, -frames % second), (0, 0)))
+  frames, second, context = codes_BFQ.shape[1], max(1, round(config.frame_rate)), config.codec().context
+  padded_F = np.arange(frames + context + -(frames + context) % second)
+  read_BF = np.minimum(padded_F, num_frames_B[:, None] - 1)
+  padded_BFQ = np.take_along_axis(codes_BFQ, read_BF[..., None], axis=1)
   wave_BT = np.asarray(_decode(config, variables, padded_BFQ))[:, : frames * config.hop_length]
   return wave_BT * (np.arange(wave_BT.shape[1]) < num_frames_B[:, None] * config.hop_length)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(config, variables, wave_BT):
-  return soundstream.encode(config, variables, wave_BT)
+  return config.codec().encode(variables, wave_BT, None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(config, variables, codes_BFQ):
-  return soundstream.decode(config, variables, codes_BFQ)
+  return config.codec().decode(variables, codes_BFQ)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _semantic_tokens(config, variables, semantic_quantizer, wave_BT):
-  return kmeans.assign(semantic_quantizer, w2v_bert.features(config, variables, wave_BT))
+def _semantic_tokens(encoder, variables, semantic_quantizer, wave_BT):
+  return kmeans.assign(semantic_quantizer, encoder.features(variables, wave_BT))

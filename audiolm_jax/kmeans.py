@@ -1,14 +1,59 @@
-"""K-means over features, normalized per dimension: what turns w2v-BERT frames into semantic tokens.
+"""K-means over features, normalized per dimension: what turns the frames of w2v-BERT, or of others, into semantic tokens.
 
 Source: AudioLM (arXiv 2209.03143), section III-B: normalizing each dimension to zero mean and unit variance before
 clustering improves the phonetic discrimination of the tokens.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticEncoder:
+  """Which features of which model are clustered.
+
+  config: of a model, ours or imported, that has `sample_rate`, `hop_length`, `frame_rate` and `semantic_features`:
+    (variables, wave_BT, layer) -> features_BSD, S = ceil(T / hop_length), where zeros at the end of a waveform are taken
+    for padding and have no influence on the rest.
+  layer: of the model, as its module counts.
+  frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with 2.
+  """
+
+  config: Any
+  layer: int
+  frames_per_token: int = 1
+
+  def __post_init__(self):
+    if self.frames_per_token < 1:
+      raise ValueError(f'frames_per_token={self.frames_per_token}: a token is made of at least one frame')
+
+  @property
+  def sample_rate(self) -> int:
+    return self.config.sample_rate
+
+  @property
+  def hop_length(self) -> int:
+    """Samples per token."""
+    return self.config.hop_length * self.frames_per_token
+
+  @property
+  def frame_rate(self) -> float:
+    """Tokens per second."""
+    return self.config.frame_rate / self.frames_per_token
+
+  def features(self, variables: Any, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B S D']:
+    """Returns what is clustered, S = ceil(T / hop_length)."""
+    features_BSD = self.config.semantic_features(variables, wave_BT, self.layer)
+    batch, frames, width = features_BSD.shape
+    if self.frames_per_token == 1 or not frames:
+      return features_BSD
+    missing = -frames % self.frames_per_token
+    features_BSD = jnp.pad(features_BSD, ((0, 0), (0, missing), (0, 0)), mode='edge')
+    return features_BSD.reshape(batch, -1, self.frames_per_token, width).mean(axis=2)
 
 
 class SemanticQuantizer(NamedTuple):

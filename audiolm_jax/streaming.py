@@ -83,7 +83,7 @@ def decode_step(
     config: Config, variables: Variables, state: State, codes_BFQ: Int[Array, 'B F Q'], *, denoise: Denoise = False
 ) -> tuple[Float[Array, 'B T'], State]:
   """As `soundstream.decode`, of the codes of the next F >= 1 frames of each clip; and the state after them."""
-  z_BFD = soundstream.embeddings(config, variables, codes_BFQ, denoise)
+  z_BFD = soundstream.vectors(config, variables, codes_BFQ, denoise)
   return _step(soundstream.decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
 

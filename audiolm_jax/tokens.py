@@ -123,13 +123,24 @@ def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[
   return jnp.take_along_axis(ids_BL, order_BL, axis=1), jnp.take_along_axis(times_BL, order_BL, axis=1)
 
 
+def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
+  """Returns how many codec frames last as long as a semantic frame; ValueError where that is no whole number."""
+  frames = round(frame_rate / semantic_rate)
+  if frames < 1 or frames * semantic_rate != frame_rate:
+    raise ValueError(
+        f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: codec frames and '
+        'semantic frames cannot be aligned otherwise; take another codec or another semantic model, or make a token of several '
+        'features (frames_per_token)'
+    )
+  return frames
+
+
 def semantic_frames(crop_seconds: float, semantic_rate: float, frame_rate: float) -> int:
   """Returns the number of semantic frames of a crop.
 
-  Raises ValueError when a semantic frame is not two codec frames or the crop is no whole number of them.
+  Raises ValueError when a semantic frame is no whole number of codec frames or the crop no whole number of them.
   """
-  if 2 * semantic_rate != frame_rate:
-    raise ValueError(f'semantic_rate={semantic_rate} must be half of frame_rate={frame_rate}: change one')
+  frames_per_semantic(frame_rate, semantic_rate)
   frames = round(crop_seconds * semantic_rate)
   if frames < 1 or abs(frames - crop_seconds * semantic_rate) > 1e-6:
     raise ValueError(f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the crop')

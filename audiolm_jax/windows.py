@@ -90,22 +90,22 @@ def fill(
     carry: int,
     how: ParallelRule,
 ) -> list[np.ndarray]:
-  """Appends decoded frames to every row [F, Q] of codes until it has two for each semantic token of its own [S].
+  """Appends decoded frames to every row [F, Q] of codes until all semantic tokens of its own [S] have theirs.
 
   A row that ends within the crop is decoded in one window. A longer one takes several, which begin at least `carry`
-  frames (an even number) before what is new; a row that is done takes part in no further window.
+  frames (of whole semantic frames) before what is new; a row that is done takes part in no further window.
   """
-  rows, crop, number = list(rows), 2 * config.num_semantic, 0
-  ends = [2 * len(semantic_S) for semantic_S in semantic]
+  rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
+  ends = [ratio * len(semantic_S) for semantic_S in semantic]
   while unfinished := [b for b, row in enumerate(rows) if len(row) < ends[b]]:
     firsts = [max(0, min(len(rows[b]) - carry, ends[b] - crop)) for b in unfinished]
     stops = [min(ends[b], first + crop) for b, first in zip(unfinished, firsts, strict=True)]
     spans = list(zip(unfinished, firsts, stops, strict=True))
     size = row_bucket(len(spans))
-    length = bucket(max(stop - first for _, first, stop in spans) // 2, config.num_semantic)
-    read = [semantic[b][first // 2 : stop // 2, None] for b, first, stop in spans]
+    length = bucket(max(stop - first for _, first, stop in spans) // ratio, config.num_semantic)
+    read = [semantic[b][first // ratio : stop // ratio, None] for b, first, stop in spans]
     semantic_BS = stack(read, length, 1, size)[..., 0]
-    codes_BFQ = stack([rows[b][first:] for b, first, _ in spans], 2 * length, config.num_quantizers, size)
+    codes_BFQ = stack([rows[b][first:] for b, first, _ in spans], ratio * length, config.num_quantizers, size)
     filled_BFQ = np.asarray(
         fill_window(
             config, params, jax.random.fold_in(key, number), semantic_BS, codes_BFQ, how.rule, how.noise,
@@ -132,7 +132,7 @@ def fill_window(
 ) -> Int[Array, 'B F Q']:
   """Returns the codes with every PAD filled in where the frame has a semantic token, the known ones untouched."""
   semantic_BS = jnp.asarray(semantic_BS)
-  valid_BF = jnp.repeat(semantic_BS != PAD, 2, axis=1)
+  valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
   logits = lambda codes_BFQ, level: soundstorm.logits(config, params, semantic_BS, codes_BFQ, level)
   return decode_masked(logits, jnp.asarray(codes_BFQ), valid_BF, key, rule, noise=noise, iterations=iterations)
 
@@ -154,3 +154,46 @@ def stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None 
   for b, row in enumerate(rows):
     stacked[b, : len(row)] = row
   return stacked
+
+
+def log_likelihoods(
+    model: language_model.LanguageModel,
+    params: Any,
+    rows: Sequence[np.ndarray],
+    *,
+    crop: int,
+    batch_size: int = 32,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> list[np.ndarray]:
+  """Returns the log-probability, in nats, of every code of every row [F, Q], without a prefix.
+
+  A code is predicted from all of its row before it where the row fits the crop. Of a longer row later codes are
+  predicted in windows that move on by half a crop: from at least that much of the past.
+  progress: told the number of windows after each batch.
+  """
+  spans = []  # (row, first frame, first scored frame, end)
+  for b, row in enumerate(rows):
+    spans.append((b, 0, 0, min(len(row), crop)))
+    while spans[-1][3] < len(row):
+      done = spans[-1][3]
+      end = min(len(row), done + max(1, crop // 2))
+      spans.append((b, end - crop, done, end))
+  spans.sort(key=lambda span: bucket(span[3] - span[1], crop))  # of one shape together
+  found = [np.zeros(row.shape, np.float32) for row in rows]
+  for at in range(0, len(spans), batch_size):
+    some = spans[at : at + batch_size]
+    length = bucket(max(end - first for _, first, _, end in some), crop)
+    codes_BFQ = stack([rows[b][first:end] for b, first, _, end in some], length, rows[0].shape[1], batch_size)
+    scores_BFQ = np.asarray(_code_log_probabilities(model, params, codes_BFQ))
+    for scores_FQ, (b, first, scored, end) in zip(scores_BFQ, some):
+      found[b][scored:end] = scores_FQ[scored - first : end - first]
+    progress(len(some))
+  return found
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _code_log_probabilities(model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']):
+  codes_BFQ = jnp.asarray(codes_BFQ)
+  no_prefix = jnp.zeros((len(codes_BFQ), 0, max(model.vocabulary.prefix_levels, 1)), jnp.int32)
+  log_probs_BFQK = jax.nn.log_softmax(language_model.target_logits(model, params, no_prefix, codes_BFQ, None))
+  return jnp.take_along_axis(log_probs_BFQK, jnp.maximum(codes_BFQ, 0)[..., None], axis=-1)[..., 0]

@@ -1,14 +1,15 @@
 """Times what this project does beside what it is an alternative to, in one run on one machine.
 
+  python -m experiments.benchmark acoustic        AudioLM's coarse and fine stages, and SoundStorm in their place
   python -m experiments.benchmark codec           SoundStream beside EnCodec and DAC of `transformers`
 """
 
 import argparse
 
 from experiments import workspace
-from experiments.benchmarks import codec
+from experiments.benchmarks import acoustic, codec
 
-BENCHMARKS = {'codec': codec}
+BENCHMARKS = {'acoustic': acoustic, 'codec': codec}
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Turns audio into small .alm files with the trained codec of a workdir, and back.
+"""Turns audio into small .alm files with the codec of a workdir, trained or imported, and back.
 
   python -m experiments.codec encode voice.wav --output=codes/       makes codes/voice.alm
   python -m experiments.codec encode recordings/ --output=codes/     makes codes/x/y.alm of recordings/x/y.flac
@@ -6,46 +6,25 @@
   python -m experiments.codec decode codes/ --output=decoded/        makes decoded/x/y.wav, of exactly the same length
   python -m experiments.codec info codes/                            what the files hold, and whether they are whole
 
-Files may be hours long: they pass through the codec second by second. Of folders, what is there already is kept, so
+Files may be hours long: they pass through the codec second by second (imported codecs other than DAC take two minutes
+at most, see experiments/chunks.py). Of folders, what is there already is kept, so
 that the same command goes on after a kill; a file that is named itself is not replaced without --overwrite.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from audiolm_jax import audio, codes_file, streaming
+from audiolm_jax import audio, codes_file
 from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
-from audiolm_jax.stages import soundstream
-from audiolm_jax.stages.base import State, Variables
-from experiments import workspace
+from experiments import chunks, workspace
+from experiments.chunks import Codec
 
 COMMANDS = ('encode', 'decode', 'info')
-CHUNK_SECONDS = 1.0  # every file goes through in chunks of this length: one compilation for all of them
 MAX_SECONDS = 24 * 3600.0  # of one audio file
-
-
-class Codec(NamedTuple):
-  config: soundstream.Config
-  variables: Variables
-  fingerprint: str
-  num_quantizers: int | None  # levels to write, or to read of what a file has; None: all
-  denoise: bool
-  first_state: State  # of the encoder or the decoder, at the beginning of every file
-
-  @property
-  def chunk_frames(self) -> int:
-    return max(1, round(CHUNK_SECONDS * self.config.frame_rate))
-
-  def header(self, num_samples: int, num_quantizers: int) -> Header:
-    config = self.config
-    sizes = (config.sample_rate, config.hop_length, num_quantizers, config.codebook_size, num_samples)
-    return Header(*sizes, self.fingerprint)
 
 
 class Job(NamedTuple):
@@ -74,16 +53,13 @@ def main():
   jobs = find_jobs(args.command, args.paths, args.output)
   if present := [str(job.target) for job in jobs if job.target.exists() and not job.in_folder and not args.overwrite]:
     raise ValueError(f'{", ".join(present)} exists: choose another --output, or pass --overwrite')
-  config, variables, _ = workspace.load_stage(args.workdir, 'soundstream')
+  config, variables = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
     raise ValueError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
-  place = 'encoder' if args.command == 'encode' else 'decoder'
-  if args.denoise and config.film != place:
-    raise ValueError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {config.film!r}')
-  first_state = (streaming.encoder_state if args.command == 'encode' else streaming.decoder_state)(config, 1)
-  # Where it is left to JAX, and not beside the variables, the second chunk compiles again.
-  first_state = jax.device_put(first_state, jax.tree.leaves(variables.params)[0].sharding)
-  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise, first_state)
+  place, own = 'encoder' if args.command == 'encode' else 'decoder', getattr(config, 'film', None)
+  if args.denoise and own != place:
+    raise ValueError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}')
+  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise)
   run_jobs(args.command, codec, jobs, args.overwrite)
 
 
@@ -144,81 +120,87 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
 
 def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], None]):
   """Writes the codes of an audio file."""
-  config, length = codec.config, codec.chunk_frames * codec.config.hop_length
-  state, codes, num_samples = codec.first_state, [], 0
-  for block_T in audio.blocks(job.source, config.sample_rate, length, max_seconds=MAX_SECONDS):
-    chunk_BT = np.pad(block_T, (0, length - len(block_T)))[None]  # of the last one, the codec is causal
-    codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers, codec.denoise)
-    codes.append(np.asarray(codes_BFQ)[0])
-    num_samples += len(block_T)
-    advance(len(block_T) / config.sample_rate)
+  rate, num_samples = codec.config.sample_rate, 0
+
+  def blocks():
+    nonlocal num_samples
+    length = codec.chunk_frames * codec.config.hop_length
+    for block_T in audio.blocks(job.source, rate, length, max_seconds=MAX_SECONDS):
+      num_samples += len(block_T)
+      yield block_T
+      advance(len(block_T) / rate)
+
+  codes = list(chunks.encode(codec, blocks()))
   if not num_samples:
-    raise ValueError(f'{job.source}: too short, no sample is left of it at {config.sample_rate} Hz')
-  header = codec.header(num_samples, codes[0].shape[1])
-  codes_file.save(job.target, header, np.concatenate(codes)[: header.num_frames], overwrite=overwrite)
+    raise ValueError(f'{job.source}: too short, no sample is left of it at {rate} Hz')
+  wanted = header(codec, num_samples, codes[0].shape[1])
+  codes_file.save(job.target, wanted, np.concatenate(codes)[: wanted.num_frames], overwrite=overwrite)
+
+
+def header(codec: Codec, num_samples: int, num_quantizers: int) -> Header:
+  config = codec.config
+  sizes = (config.sample_rate, config.hop_length, num_quantizers, config.codebook_size, num_samples)
+  return Header(*sizes, codec.fingerprint)
 
 
 def seconds_of_audio(codec: Codec, source: pathlib.Path) -> float:
-  header = audio.info(source)
-  return header.num_samples / header.sample_rate
+  found_info = audio.info(source)
+  return found_info.num_samples / found_info.sample_rate
 
 
 def is_encoded(codec: Codec, job: Job) -> bool:
   """Returns True for a whole file of this codec. Raises ValueError for any other that is there."""
   try:
-    header, _ = codes_file.load(job.target)
+    found_header, _ = codes_file.load(job.target)
   except ValueError as error:
     raise ValueError(f'{error}, or pass --overwrite') from error
-  wanted = codec.header(header.num_samples, codec.num_quantizers or codec.config.num_quantizers)
-  if header != wanted:
+  wanted = header(codec, found_header.num_samples, codec.num_quantizers or codec.config.num_quantizers)
+  if found_header != wanted:
     raise ValueError(
-        f'{job.target} is there, of {header}, not of {wanted}: choose another --output, or pass --overwrite'
+        f'{job.target} is there, of {found_header}, not of {wanted}: choose another --output, or pass --overwrite'
     )
   return True
 
 
 def decode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], None]):
   """Writes the audio of a file of codes."""
-  header, codes_FQ = codes_file.load(job.source)
+  stored, codes_FQ = codes_file.load(job.source)
   audio.save_blocks(
-      job.target, decoded_blocks(codec, header, codes_FQ, advance), header.sample_rate, overwrite=overwrite
+      job.target, decoded_blocks(codec, stored, codes_FQ, advance), stored.sample_rate, overwrite=overwrite
   )
 
 
-def decoded_blocks(codec: Codec, header: Header, codes_FQ, advance) -> Iterator[np.ndarray]:
-  """Yields the waveform, `header.num_samples` in all."""
-  state, frames, left = codec.first_state, codec.chunk_frames, header.num_samples
-  for start in range(0, header.num_frames, frames):
-    chunk_FQ = codes_FQ[start : start + frames, : codec.num_quantizers]
-    chunk_BFQ = np.pad(chunk_FQ, ((0, frames - len(chunk_FQ)), (0, 0)))[None]
-    wave_BT, state = _decode_step(codec.config, codec.variables, state, chunk_BFQ, codec.denoise)
-    block_T = np.asarray(wave_BT)[0, :left]
-    yield block_T
-    left -= len(block_T)
-    advance(len(block_T) / header.sample_rate)
+def decoded_blocks(codec: Codec, stored: Header, codes_FQ, advance) -> Iterator[np.ndarray]:
+  """Yields the waveform, `stored.num_samples` in all."""
+  frames, left = codec.chunk_frames, stored.num_samples
+  parts = (codes_FQ[start : start + frames, : codec.num_quantizers] for start in range(0, stored.num_frames, frames))
+  for wave_T in chunks.decode(codec, parts):
+    yield wave_T[:left]
+    advance(min(left, len(wave_T)) / stored.sample_rate)
+    left -= min(left, len(wave_T))
 
 
 def seconds_of_codes(codec: Codec, source: pathlib.Path) -> float:
   """Returns the length of a file of codes. Raises ValueError when it was made by another codec."""
-  header = codes_file.info(source)
-  if header.fingerprint != codec.fingerprint:
+  stored = codes_file.info(source)
+  if stored.fingerprint != codec.fingerprint:
     raise ValueError(
-        f'{source} was made by codec {header.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
+        f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
     )
-  if header != codec.header(header.num_samples, min(header.num_quantizers, codec.config.num_quantizers)):
-    raise ValueError(f'{source} tells of {header}, which its codec does not make: encode it again')
-  if (codec.num_quantizers or 1) > header.num_quantizers:
-    raise ValueError(f'{source} has {header.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}')
-  return header.seconds
+  if stored != header(codec, stored.num_samples, min(stored.num_quantizers, codec.config.num_quantizers)):
+    raise ValueError(f'{source} tells of {stored}, which its codec does not make: encode it again')
+  if (codec.num_quantizers or 1) > stored.num_quantizers:
+    raise ValueError(f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}')
+  return stored.seconds
 
 
 def is_decoded(codec: Codec, job: Job) -> bool:
   """Returns True for audio of the right length. Raises ValueError for any other that is there."""
-  header, found_info = codes_file.info(job.source), audio.info(job.target)
-  if (found_info.sample_rate, found_info.num_samples) != (header.sample_rate, header.num_samples):
+  stored, found_info = codes_file.info(job.source), audio.info(job.target)
+  if (found_info.sample_rate, found_info.num_samples) != (stored.sample_rate, stored.num_samples):
     raise ValueError(
         f'{job.target} is there, of {found_info.num_samples:,} samples at {found_info.sample_rate} Hz, not of '
-        f'{header.num_samples:,} at {header.sample_rate}: choose another --output, or pass --overwrite'
+        f'{stored.num_samples:,} at {stored.sample_rate}: choose another --output, or pass --overwrite'
     )
   return True
 
@@ -229,29 +211,19 @@ OPERATIONS = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _encode_step(config, variables, state, wave_BT, num_quantizers, denoise):
-  return streaming.encode_step(config, variables, state, wave_BT, num_quantizers, denoise=denoise)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _decode_step(config, variables, state, codes_BFQ, denoise):
-  return streaming.decode_step(config, variables, state, codes_BFQ, denoise=denoise)
-
-
 def info(paths: list[pathlib.Path]):
   """Prints a line for each file. Raises ValueError, at the end, naming those that are damaged."""
   failures = []
   for path in (file for path in paths for file in found(path, (codes_file.EXTENSION,))):
     try:
-      header, _ = codes_file.load(path)
+      stored, _ = codes_file.load(path)
     except ValueError as error:
       failures.append(str(error))
       continue
     print(
-        f'{path}: {header.seconds:.2f} s ({header.num_samples:,} samples at {header.sample_rate} Hz), '
-        f'{header.num_quantizers} levels of {header.codebook_size} codes, {header.bit_rate:.0f} bit/s, '
-        f'{header.num_bytes:,} bytes, codec {header.fingerprint}'
+        f'{path}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at {stored.sample_rate} Hz), '
+        f'{stored.num_quantizers} levels of {stored.codebook_size} codes, {stored.bit_rate:.0f} bit/s, '
+        f'{stored.num_bytes:,} bytes, codec {stored.fingerprint}'
     )
   if failures:
     raise ValueError('; '.join(failures))

@@ -3,8 +3,9 @@
   python -m experiments.demo
   python -m experiments.demo --prompt=my.wav
 
-Writes into WORKDIR: prompt.wav, continuation.wav, reconstruction.wav (the codec alone), spectrograms.png, curves.png and
-report.json. Killed and started again, it goes on where it was.
+Writes into WORKDIR: prompt.wav; continuation.wav (by the coarse and fine language models) and
+continuation_soundstorm.wav (SoundStorm in their place, the same semantic tokens); reconstruction.wav (the codec alone),
+spectrograms.png, curves.png and report.json. Killed and started again, it goes on where it was.
 """
 
 import json
@@ -27,39 +28,31 @@ def main():
   recipe = recipe_lib.load(args.recipe, args.overrides)
   common = [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)]
   started = time.time()
+  workspace.require_imports(recipe, args.workdir)
+  codec = workspace.load_codec(args.workdir)[0] if 'soundstream' in recipe.imports else recipe.soundstream.model
+  rate = codec.sample_rate
   # Inherited by the programs: what one has compiled, another (or the next start) need not compile again.
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache'))
   if args.prompt is not None:  # a recording that cannot be read is said now, not in a quarter of an hour
-    own_T = audio.load(args.prompt, recipe.soundstream.model.sample_rate)
+    own_T = audio.load(args.prompt, rate)
   train_and_evaluate(recipe, args.workdir, common)
-  rate = recipe.soundstream.model.sample_rate
   whole_T = held_out_utterance(recipe, args.workdir) if args.prompt is None else own_T
   prompt_T = whole_T[: round(recipe.evaluation.prompt_seconds * rate)]
-  paths = {name: args.workdir / f'{name}.wav' for name in ('prompt', 'continuation', 'reconstruction')}
-  audio.save(paths['prompt'], prompt_T, rate, overwrite=True)
-  lanes.run([(
-      'generate', *common, f'--prompt={paths["prompt"]}', f'--seconds={recipe.evaluation.seconds}',
-      f'--output={args.workdir}', '--overwrite',
-  )])
-  os.replace(args.workdir / 'prompt_continuation.wav', paths['continuation'])
+  audio.save(args.workdir / 'prompt.wav', prompt_T, rate, overwrite=True)
+  continuations = continue_prompt(recipe, args.workdir, common)
   [reconstruction] = sources.reconstructions([{'waveform': whole_T}], args.workdir)
-  audio.save(paths['reconstruction'], reconstruction['waveform'], rate, overwrite=True)
-  seconds = len(prompt_T) / rate
-  waves = {
-      'original': whole_T,
-      'codec reconstruction': reconstruction['waveform'],
-      'continuation, from the line on': audio.load(paths['continuation'], rate),
-  }
+  audio.save(args.workdir / 'reconstruction.wav', reconstruction['waveform'], rate, overwrite=True)
+  waves = {'original': whole_T, 'codec reconstruction': reconstruction['waveform']}
+  waves |= {f'{title}, from the line on': audio.load(path, rate) for title, path in continuations.items()}
   longest = max(len(wave_T) for wave_T in waves.values())
+  marks = {title: len(prompt_T) / rate for title in waves if title.endswith('from the line on')}
   waves = {name: np.pad(wave_T, (0, longest - len(wave_T))) for name, wave_T in waves.items()}
-  pictures.save_spectrograms(
-      args.workdir / 'spectrograms.png', waves, rate, marks={'continuation, from the line on': seconds}
-  )
+  pictures.save_spectrograms(args.workdir / 'spectrograms.png', waves, rate, marks=marks)
   pictures.save_training_curves(
       args.workdir / 'curves.png',
       {name: args.workdir / name / 'metrics.jsonl' for name in recipe.stages if (args.workdir / name).is_dir()},
   )
-  finish(args.workdir, started)
+  finish(args.workdir, started, continuations)
 
 
 def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]):
@@ -71,9 +64,23 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
   lanes.run(train('soundstream', 'w2v_bert'))
   lanes.run([('encode', *common)])
   # The longest first; the rest shares the other lane.
-  rest = train('coarse', 'semantic', 'fine', 'acoustic_only', 'speaker', 'numbers')
+  rest = train('coarse', 'soundstorm', 'semantic', 'fine', 'acoustic_only', 'speaker', 'numbers')
   lanes.run(rest + evaluate('codec', 'tokens'))
-  lanes.run(evaluate('continuation', 'language'))
+  lanes.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
+
+
+def continue_prompt(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]) -> dict[str, pathlib.Path]:
+  """Continues WORKDIR/prompt.wav by every acoustic path that the recipe has; returns the files by title."""
+  paths = {'continuation': ('autoregressive', workdir / 'continuation.wav')}
+  if recipe.soundstorm is not None:
+    paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
+  for acoustic, path in paths.values():
+    lanes.run([(
+        'generate', *common, f'--acoustic={acoustic}', f'--prompt={workdir / "prompt.wav"}',
+        f'--seconds={recipe.evaluation.seconds}', f'--output={workdir}', '--overwrite',
+    )])
+    os.replace(workdir / 'prompt_continuation.wav', path)
+  return {title: path for title, (_, path) in paths.items()}
 
 
 def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.ndarray:
@@ -82,13 +89,14 @@ def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.n
   return next(example['waveform'] for example in judged if example.get('kind', 'counting') == 'counting')
 
 
-def finish(workdir: pathlib.Path, started: float):
+def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathlib.Path]):
   """Writes report.json, prints the table and where things are."""
   report = evaluations.load(workdir)
   seconds = round(time.time() - started)
   workspace.write_text(workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1))
   print(evaluations.table(report))
-  print(f'\n{seconds} s. In {workdir}: prompt.wav, continuation.wav, reconstruction.wav,')
+  names = ['prompt.wav', *(path.name for path in continuations.values()), 'reconstruction.wav']
+  print(f'\n{seconds} s. In {workdir}: {", ".join(names)},')
   print('spectrograms.png, curves.png, report.json')
 
 

@@ -2,21 +2,46 @@
 
   python -m experiments.evaluate --workdir=runs/tiny
   python -m experiments.evaluate --suite=codec
+  python -m experiments.evaluate --suite=tokens --data=zerospeech2021/ --subset=dev
+  python -m experiments.evaluate --listening                          a listening test, as a static web page
+  python -m experiments.evaluate --listening_results=answers.csv      what its answers tell
 
-Writes WORKDIR/evaluation/SUITE.json and prints a table of all suites that are there.
+Writes WORKDIR/evaluation/SUITE.json, and SUITE.png where a picture tells something, and prints a table of all suites that
+are there, the papers' numbers below ours. ABX, sWUGGY and sBLIMP are measured on a synthesized twin of ZeroSpeech 2021
+unless --data names the real one (or a folder with Libri-Light's .item files and LibriSpeech).
 """
 
+import dataclasses
+import importlib.util
 import json
+import pathlib
 
-from experiments import evaluations, workspace
+from experiments import evaluations, sources, workspace
 from experiments import recipe as recipe_lib
+from experiments.evaluations import listening, paper
 
 
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)')
+  parser.add_argument('--data', default='', metavar='FOLDER', help='of ZeroSpeech 2021, or of Libri-Light (the twin)')
+  parser.add_argument('--subset', default='dev', help='of --data: dev or test, or as dev-clean for item files alone (dev)')
+  parser.add_argument(
+      '--listening', nargs='?', const='', metavar='FOLDER', help='write a listening test instead (WORKDIR/listening)'
+  )
+  parser.add_argument(
+      '--listening_results', action='append', default=[], type=pathlib.Path, metavar='FILE',
+      help='a CSV file that the page of the listening test saved; may be repeated',
+  )
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
+  if args.listening is not None or args.listening_results:
+    listen(recipe, args)
+    return
+  if args.data:
+    settings = dataclasses.replace(recipe.evaluation, data=args.data, subset=args.subset)
+    recipe = dataclasses.replace(recipe, evaluation=settings)
+    sources.benchmark(recipe, args.workdir)  # a folder that is not there is said before anything is measured
   if args.suite not in ('all', *evaluations.SUITES):
     raise ValueError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
   names = list(evaluations.SUITES) if args.suite == 'all' else [args.suite]
@@ -24,9 +49,36 @@ def main():
     for name in names:
       result = evaluations.SUITES[name](recipe, args.workdir)
       workspace.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
+      draw(result, evaluations.path(args.workdir, name).with_suffix('.png'))
       bar.update()
   print(evaluations.table(evaluations.load(args.workdir)))
   print(f'written to {args.workdir}/evaluation')
+
+
+def draw(result: dict, path: pathlib.Path):
+  """Draws what a picture tells better than a table; without matplotlib says so."""
+  if 'trade_off' not in result:
+    return
+  if importlib.util.find_spec('matplotlib') is None:
+    print(f'{path} is not drawn: pip install audiolm_jax[plot]')
+    return
+  from experiments import pictures  # matplotlib is an extra
+
+  pictures.save_trade_off(path, result['trade_off']['rows'], paper.TABLES['tokens, trade_off'].rows)
+
+
+def listen(recipe: recipe_lib.Recipe, args):
+  """Makes a listening test, or measures the answers to one."""
+  if args.listening is not None:
+    folder = pathlib.Path(args.listening or args.workdir / 'listening')
+    key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
+    print(f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it')
+  if args.listening_results:
+    result = listening.analyse(args.workdir, args.listening_results)
+    path = evaluations.path(args.workdir, 'listening')
+    workspace.write_text(path, json.dumps(result, indent=1))
+    print(evaluations.table({'listening': result}))
+    print(f'written to {path}')
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from audiolm_jax import audio
+from audiolm_jax.metrics import detection
 
 
 def save_spectrograms(path: pathlib.Path, waves: Mapping[str, np.ndarray], sample_rate: int, marks: Mapping[str, float]):
@@ -41,6 +42,43 @@ def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
       axis.plot(list(points), list(points.values()), label=label)
     axis.set(title=stage, xlabel='step', ylabel='loss')
     axis.legend()
+  _save(figure, path)
+
+
+def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapping[str, Mapping]):
+  """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound; up and to the left is better.
+
+  Ours has the log-mel distance for the sound (the axis is upside down), the paper ViSQOL.
+  """
+  figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
+  for axis, title, rows, column in (
+      (axes[0], 'ours', ours, 'mel_distance'), (axes[1], 'AudioLM, Table I', papers, 'visqol')
+  ):
+    for name, row in rows.items():
+      if row['abx_across'] is not None and row[column] is not None:
+        axis.scatter(row['abx_across'], row[column], color='tab:blue')
+        axis.annotate(
+            f'{name}\n{row["bits_per_second"]:.0f} bit/s', (row['abx_across'], row[column]), fontsize=8,
+            xytext=(5, 3), textcoords='offset points',
+        )
+    axis.set(title=title, xlabel='ABX error across speakers, %', ylabel={'visqol': 'ViSQOL'}.get(column, 'log-mel distance, nats'))
+    axis.margins(0.25)
+  axes[0].invert_yaxis()
+  _save(figure, path)
+
+
+def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
+  """Draws receiver operating characteristics and the diagonal of chance; the legend has the area under each."""
+  figure, axis = plt.subplots(figsize=(4.5, 4.5), layout='constrained')
+  axis.plot([0, 1], [0, 1], color='grey', linestyle=':', label='chance')
+  for title, curve in curves.items():
+    area = np.trapezoid(curve.true_positive_N, curve.false_positive_N)
+    axis.plot(curve.false_positive_N, curve.true_positive_N, label=f'{title} (area {area:.3f})')
+  axis.set(
+      title='generated against original', xlabel='originals called generated', ylabel='generated called generated',
+      xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect='equal',
+  )
+  axis.legend(loc='lower right')
   _save(figure, path)
 
 

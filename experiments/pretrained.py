@@ -1,11 +1,13 @@
 """Weights that others trained: lists those we know, and imports them as checkpoints.
 
   python -m experiments.pretrained list
-  python -m experiments.pretrained import descript/dac_16khz --output=runs/dac
-  python -m experiments.pretrained import my_folder --licence=MIT --output=runs/mine
+  python -m experiments.pretrained import descript/dac_16khz --workdir=runs/mine     as the codec of a workdir
+  python -m experiments.pretrained import my_folder --licence=MIT --output=runs/dac  anywhere else
 
 The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with config.json and
-model.safetensors. `training.checkpoints.load_variables(OUTPUT)` reads the result, `audiolm_jax.pretrained` uses it.
+model.safetensors. A codec in a workdir takes the place of a trained SoundStream: encoding, the acoustic stages,
+generation and `experiments.codec` use it. A model of features takes the place of w2v-BERT.
+`training.checkpoints.load_variables` reads what is anywhere else.
 """
 
 import argparse
@@ -26,9 +28,19 @@ def main(arguments: list[str] | None = None):
     return
   licence = licence_of(args.source, args.licence, args.allow_non_commercial)
   config, variables = hub.from_pretrained(args.source, revision=args.revision)
-  save(args.output, config, variables, {'source': args.source, 'revision': args.revision, 'licence': licence})
+  output = args.output or args.workdir / place(config)
+  save(output, config, variables, {'source': args.source, 'revision': args.revision, 'licence': licence})
   size = sum(leaf.size for leaf in jax.tree.leaves(variables))
-  print(f'{args.source} ({licence}): {size / 1e6:.1f} M parameters; {args.output}')
+  print(f'{args.source} ({licence}): {size / 1e6:.1f} M parameters; {output}')
+
+
+def place(config) -> str:
+  """Returns the stage whose place in a workdir an imported model takes."""
+  if hasattr(config, 'codec'):
+    return 'soundstream'
+  if hasattr(config, 'semantic_features'):
+    return 'w2v_bert'
+  raise ValueError(f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
   commands.add_parser('list', help='what we know, with the licence of the weights')
   importing = commands.add_parser('import', help='write a checkpoint')
   importing.add_argument('source', help='a repository (owner/name) or a folder')
-  importing.add_argument('--output', type=pathlib.Path, required=True, help='a new folder')
+  target = importing.add_mutually_exclusive_group(required=True)
+  target.add_argument('--workdir', type=pathlib.Path, help='of a run: the model takes its place there')
+  target.add_argument('--output', type=pathlib.Path, help='a new folder')
   importing.add_argument('--revision', help='commit, tag or branch of the repository; a commit is reproducible')
   importing.add_argument('--licence', help='of the weights, where the list does not have them: what their card says')
   importing.add_argument(
@@ -50,7 +64,8 @@ def table() -> str:
   """Returns the catalogue, one line for each checkpoint."""
   rows = [('REPOSITORY', 'LICENCE', 'WHAT')]
   for entry in hub.CATALOGUE:
-    note = '' if hub.is_commercial(entry.licence) else ' (non-commercial: import with --allow-non-commercial)'
+    commercial = hub.is_commercial(entry.licence)
+    note = '' if commercial else ' (not known to allow commercial use: import with --allow-non-commercial)'
     rows.append((entry.repository, entry.licence, entry.description + note))
   widths = [max(len(row[column]) for row in rows) for column in range(2)]
   return '\n'.join(f'{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}' for row in rows)

@@ -27,10 +27,19 @@ class StageRecipe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SemanticTokens:
-  """How w2v-BERT features become semantic tokens (AudioLM, section III-B)."""
+class Imported:
+  """A model that others trained, in the place of a stage: `python -m experiments.pretrained import` puts it there."""
 
-  layer: int = 7  # of the MLM module, counted from 1
+  source: str  # a repository of the Hugging Face hub
+  revision: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SemanticTokens:
+  """How features of w2v-BERT (AudioLM, section III-B), or of an imported encoder, become semantic tokens."""
+
+  layer: int = 7  # of w2v-BERT's MLM module, or of the imported encoder, counted from 1
+  frames_per_token: int = 1  # features whose mean makes a token: 2 for 25 tokens/s of an encoder of 50 frames/s
   num_clusters: int = 1024
   sample_seconds: float = 36_000.0  # audio that the clusters are fitted on
   seed: int = 0
@@ -42,9 +51,24 @@ class Evaluation:
 
   num_clips: int = 64  # held-out utterances for the codec and token numbers
   num_prompts: int = 64  # prompts continued in one batch
+  num_naturalness_clips: int = 0  # of each row that DNSMOS rates, at 5 s of computing each
   prompt_seconds: float = 3.0
   seconds: float = 7.0  # of continuation
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
+  data: str = ''  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized twin
+  subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
+  decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgeries:
+  """What the detector learns from and is judged by: utterances, and continuations of their beginnings."""
+
+  num_train: int = 2000  # utterances of training voices; of each there is one original and one continuation
+  num_validation: int = 200  # of training voices that the detector does not hear: its scores are calibrated on them
+  num_test: int = 200  # of held-out voices
+  batch_size: int = 32  # continued at once, and in one shard
   seed: int = 0
 
 
@@ -53,8 +77,8 @@ class Recipe:
   """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in training order."""
 
   corpus: Any  # the `Config` of a source in audiolm_jax.data: where audio comes from
-  soundstream: StageRecipe
-  w2v_bert: StageRecipe
+  soundstream: StageRecipe | Imported
+  w2v_bert: StageRecipe | Imported
   semantic_tokens: SemanticTokens
   semantic: StageRecipe
   coarse: StageRecipe
@@ -63,6 +87,9 @@ class Recipe:
   acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
+  detector: StageRecipe | None = None  # of generated speech; learns from what experiments.forge makes
+  detector_control: StageRecipe | None = None  # the same between originals, by lot: must be at chance
+  forgeries: Forgeries = Forgeries()
   sampling: SamplingConfig = SamplingConfig()
   evaluation: Evaluation = Evaluation()
 
@@ -70,6 +97,12 @@ class Recipe:
   def stages(self) -> tuple[str, ...]:
     """Names of the trainable stages, in the order they depend on one another."""
     return tuple(f.name for f in dataclasses.fields(self) if isinstance(getattr(self, f.name), StageRecipe))
+
+  @property
+  def imports(self) -> dict[str, Imported]:
+    """Models that others trained, by the stage whose place they take."""
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return {name: value for name, value in fields.items() if isinstance(value, Imported)}
 
 
 def names() -> list[str]:

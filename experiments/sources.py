@@ -1,16 +1,17 @@
 """Which examples a stage learns from, and which are held out."""
 
 import functools
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from audiolm_jax import kmeans
+from audiolm_jax import audio, kmeans
+from audiolm_jax.data import synthesized_benchmark
 from audiolm_jax.metrics import speech
-from audiolm_jax.stages import soundstream
-from experiments import corpora, workspace
+from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
 BUCKET_SECONDS = 3.2  # utterances are padded to a multiple of this (whole semantic frames): few compilations
@@ -25,22 +26,66 @@ class Sources(NamedTuple):
 def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   """Returns the sources of a stage. Raises ValueError, naming the command to run, when its inputs are missing."""
   if name in ('speaker', 'numbers'):
-    _, variables, _ = workspace.load_stage(workdir, 'soundstream')
+    _, variables = workspace.load_codec(workdir)
     sides = held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
     sides = [reconstructions(side, workdir) for side in sides]
     if name == 'numbers':
       config = recipe.numbers.model
       sides = [labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides]
     return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
-  if 'waveform' in getattr(recipe, name).model.make().batch:
-    return Sources(corpus(recipe, 'train', workdir), corpus(recipe, 'test', workdir), {})
+  if name in ('detector', 'detector_control'):
+    return forged(workdir, by_lot=name == 'detector_control')
+  model = getattr(recipe, name).model
+  if 'waveform' in model.make().batch:
+    return Sources(*(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {})
   training, held_out = (workspace.token_source(workdir, split) for split in ('train', 'test'))
+  check_tokens(name, model, training.metadata)
   return Sources(training, held_out, training.metadata['fingerprints'])
 
 
-def corpus(recipe: Recipe, split: str, workdir: pathlib.Path):
-  """Returns the recipe's audio examples of a split, 'train' or 'test'."""
-  return recipe.corpus.examples(split, workdir / 'corpus')
+def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
+  """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of validation voices."""
+  training, held_out = (forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2])
+  return Sources(training, held_out, training.fingerprints)
+
+
+def check_tokens(name: str, model: Any, metadata: dict):
+  """Raises ValueError where a stage was made for other tokens than those encoded: their rates, levels and sizes."""
+  wrong = [
+      f'{field}={getattr(model, field)}, the tokens have {metadata[field]}'
+      for field in ('frame_rate', 'semantic_rate', 'codebook_size', 'num_clusters')
+      if hasattr(model, field) and metadata.get(field, getattr(model, field)) != getattr(model, field)
+  ]
+  levels = max(getattr(model, field, 0) for field in ('num_quantizers', 'total_quantizers'))
+  if levels > metadata.get('num_quantizers', levels):
+    wrong.append(f'{levels} levels, the tokens have {metadata["num_quantizers"]}')
+  if wrong:
+    raise ValueError(
+        f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE'
+    )
+
+
+def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int | None = None):
+  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: the corpus's own)."""
+  source = recipe.corpus.examples(split, workdir / 'corpus')
+  return source if sample_rate in (None, source.sample_rate) else Resampled(source, sample_rate)
+
+
+class Resampled:
+  """A source whose waveforms are brought to another rate when they are read."""
+
+  def __init__(self, source, sample_rate: int):
+    self._source, self.sample_rate = source, sample_rate
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int):
+    example = self._source[index]
+    if example is None:
+      return None
+    wave_BT = np.asarray(example['waveform'], np.float32)[None]
+    return {**example, 'waveform': audio.resample(wave_BT, self._source.sample_rate, self.sample_rate)[0]}
 
 
 def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
@@ -58,6 +103,13 @@ def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
   return sides
 
 
+def counting_prompts(recipe: Recipe, workdir: pathlib.Path) -> list[dict]:
+  """Returns `evaluation.num_prompts` counting utterances of held-out voices; few of them: one after the other again."""
+  _, judged = held_out_voices(recipe, workdir)
+  counting = [example for example in judged if example['kind'] == 'counting']
+  return [counting[index % len(counting)] for index in range(recipe.evaluation.num_prompts)]
+
+
 def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
   """Returns the counting utterances of the training voices and of the held-out voices."""
   splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))
@@ -72,14 +124,31 @@ def labelled_windows(examples: list[dict], length: int) -> list[dict]:
 
 def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None) -> list[dict]:
   """Returns the examples with their waveforms passed through the codec, so that codec artefacts give nothing away."""
-  config, variables, _ = workspace.load_stage(workdir, 'soundstream')
+  config, variables = workspace.load_codec(workdir)
+  codec = config.codec()
 
   @jax.jit
   def reconstruct(variables, wave_BT):
-    return soundstream.decode(config, variables, soundstream.encode(config, variables, wave_BT, num_quantizers))
+    return codec.decode(variables, codec.encode(variables, wave_BT, num_quantizers))
 
   decoded = map_waveforms(functools.partial(reconstruct, variables), examples, config.sample_rate)
   return [{**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)]
+
+
+def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str] | None:
+  """Returns the folder of a benchmark in the layout of ZeroSpeech 2021 and the subset to take of it.
+
+  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None where there is neither.
+  Raises ValueError when the folder that the recipe names is not there.
+  """
+  settings = recipe.evaluation
+  if settings.data:
+    if not os.path.isdir(settings.data):
+      raise ValueError(f'{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light\'s item files')
+    return pathlib.Path(settings.data), settings.subset
+  if isinstance(recipe.corpus, corpora.Synthesized):
+    return synthesized_benchmark.folder(recipe.corpus.config, workdir / 'corpus'), synthesized_benchmark.SUBSET
+  return None
 
 
 def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = 8):
@@ -89,9 +158,11 @@ def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: 
     yield from (row_T[: len(example['waveform'])] for example, row_T in zip(batch, result_BT))
 
 
-def map_frames(function, examples, sample_rate: int, *, hop_length: int, batch_size: int = 8):
+def map_frames(
+    function, examples, sample_rate: int, *, hop_length: int, batch_size: int = 8, bucket_seconds: float = BUCKET_SECONDS
+):
   """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of `hop_length` samples."""
-  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
+  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size, bucket_seconds=bucket_seconds):
     result_BS = np.asarray(function(wave_BT))
     yield from (row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS))
 
@@ -114,15 +185,20 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
   return kmeans.fit(np.concatenate(collected), settings.num_clusters, settings.seed)
 
 
-def padded_batches(examples, sample_rate: int, batch_size: int = 8):
-  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows."""
-  bucket = round(BUCKET_SECONDS * sample_rate)
+def padded_batches(
+    examples, sample_rate: int, batch_size: int = 8, silence: int = 0, bucket_seconds: float = BUCKET_SECONDS
+):
+  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows.
+
+  silence: samples of padding that there are at least.
+  """
+  bucket = round(bucket_seconds * sample_rate)
   for start in range(0, len(examples), batch_size):
     read = (examples[index] for index in range(start, min(start + batch_size, len(examples))))
     batch = [example for example in read if example is not None]  # what cannot be read is listed by its source
     if not batch:
       continue
-    longest = max(len(example['waveform']) for example in batch)
+    longest = max(len(example['waveform']) for example in batch) + silence
     wave_BT = np.zeros((batch_size, -(-longest // bucket) * bucket), np.float32)
     for row, example in enumerate(batch):
       wave_BT[row, : len(example['waveform'])] = example['waveform']

@@ -38,16 +38,20 @@ def main():
   if args.stage == 'all' and args.init_from is not None:
     raise ValueError('--init_from is the checkpoint of one stage: name it with --stage, not all')
   if args.stage == 'all':
+    workspace.require_imports(recipe, args.workdir)
     train_all(recipe)
   else:
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 
 def train_all(recipe: recipe_lib.Recipe):
-  """Runs one process for each stage, so that each begins with all the memory; encoding comes before the first LM."""
+  """Runs one process for each stage, so that each begins with all the memory; before some, what makes their inputs."""
   arguments = [argument for argument in sys.argv[1:] if argument not in ('--stage=all', '--stage', 'all')]
-  commands = [['train', f'--stage={stage}'] for stage in recipe.stages]
-  commands.insert(recipe.stages.index('semantic'), ['encode'])
+  makers, commands = {'semantic': 'encode', 'detector': 'forge'}, []
+  for stage in recipe.stages:
+    if stage in makers:
+      commands.append([makers[stage]])
+    commands.append(['train', f'--stage={stage}'])
   for program, *options in commands:
     code = subprocess.call([sys.executable, '-m', f'experiments.{program}', *options, *arguments])
     if code:

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -21,6 +22,7 @@ from audiolm_jax.training import checkpoints
 from experiments import recipe as recipe_lib
 
 DEFAULT_WORKDIR = pathlib.Path('runs/tiny')
+IMPORTABLE = ('soundstream', 'w2v_bert')  # stages whose place a model that others trained can take
 
 
 def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
@@ -57,10 +59,61 @@ def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]
   """Returns (config, variables, metadata) of a trained stage; ValueError naming the command that trains it."""
   directory = workdir / stage
   if not directory.is_dir():
+    other = f', or `python -m experiments.pretrained import SOURCE --workdir={workdir}`,' if stage in IMPORTABLE else ''
     raise ValueError(
-        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}` first'
+        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}`{other} first'
     )
   return checkpoints.load_variables(directory)
+
+
+def load_codec(workdir: pathlib.Path) -> tuple[Any, Variables]:
+  """Returns (config, variables) of the workdir's codec, trained or imported; its functions are `config.codec()`."""
+  config, variables, _ = load_stage(workdir, 'soundstream')
+  if not hasattr(config, 'codec'):
+    raise ValueError(f'{workdir}/soundstream holds {type(config).__module__}, which is no codec: import one there')
+  return config, variables
+
+
+def load_semantic_encoder(
+    workdir: pathlib.Path, settings: recipe_lib.SemanticTokens
+) -> tuple[kmeans.SemanticEncoder, Variables]:
+  """Returns the workdir's model of features, trained or imported, with its variables, to be clustered as `settings` say."""
+  config, variables, _ = load_stage(workdir, 'w2v_bert')
+  if not hasattr(config, 'semantic_features'):
+    raise ValueError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another there')
+  encoder = kmeans.SemanticEncoder(config=config, layer=settings.layer, frames_per_token=settings.frames_per_token)
+  return encoder, variables
+
+
+def load_semantic_tokenizer(
+    workdir: pathlib.Path,
+) -> tuple[kmeans.SemanticEncoder, Variables, kmeans.SemanticQuantizer, dict[str, str]]:
+  """Returns the model of features as it was clustered, its variables, the clusters and their metadata.
+
+  Raises ValueError where one of them is missing, or the clusters belong to another model.
+  """
+  quantizer, metadata = load_semantic_quantizer(workdir)
+  settings = recipe_lib.SemanticTokens(
+      layer=int(metadata['layer']), frames_per_token=int(metadata.get('frames_per_token', 1))
+  )
+  encoder, variables = load_semantic_encoder(workdir, settings)
+  if metadata['w2v_bert'] != fingerprint(variables.params):
+    raise ValueError(
+        f'the semantic tokens in {workdir} were fitted on another w2v_bert: move {workdir}/semantic_tokens and '
+        f'{workdir}/tokens away, run experiments.encode, and train the language models again'
+    )
+  return encoder, variables, quantizer, metadata
+
+
+def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
+  """Raises ValueError, naming the commands, where the workdir lacks models that the recipe takes from others."""
+  commands = [
+      f'python -m experiments.pretrained import {model.source} --workdir={workdir}'
+      + (f' --revision={model.revision}' if model.revision else '')
+      for name, model in recipe.imports.items() if not (workdir / name).is_dir()
+  ]
+  if commands:
+    raise ValueError('this recipe takes models of others, which are not there yet: run\n  ' + '\n  '.join(commands))
 
 
 def fingerprint(arrays: Any) -> str:
@@ -74,25 +127,30 @@ def fingerprint(arrays: Any) -> str:
 
 def codec_fingerprint(variables: Variables) -> str:
   """Returns the fingerprint of what encodes and decodes: not the discriminators; codebooks where there are any."""
-  return fingerprint((variables.params['generator'], variables.state.get('codebooks')))
+  return fingerprint((variables.params.get('generator', variables.params), variables.state.get('codebooks')))
 
 
 def semantic_quantizer_path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / 'semantic_tokens' / 'kmeans.safetensors'
 
 
-def save_semantic_quantizer(path: pathlib.Path, quantizer: kmeans.SemanticQuantizer, layer: int, w2v_bert: str):
-  """Writes the clusters with the layer and the fingerprint of the model that they belong to; atomic."""
+def save_semantic_quantizer(
+    path: pathlib.Path, quantizer: kmeans.SemanticQuantizer, encoder: kmeans.SemanticEncoder, w2v_bert: str
+):
+  """Writes the clusters with what they are clusters of: layer, frames, the fingerprint of the model; atomic."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
   arrays = {name: np.asarray(array) for name, array in quantizer._asdict().items()}
-  metadata = {'layer': str(layer), 'w2v_bert': w2v_bert, 'digest': fingerprint(arrays)}
+  metadata = {
+      'layer': str(encoder.layer), 'frames_per_token': str(encoder.frames_per_token), 'w2v_bert': w2v_bert,
+      'digest': fingerprint(arrays),
+  }
   save_file(arrays, partial, metadata)
   os.replace(partial, path)
 
 
 def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuantizer, dict[str, str]]:
-  """Returns the clusters and their metadata (layer, w2v_bert); ValueError where missing or damaged."""
+  """Returns the clusters and their metadata (layer, frames_per_token, w2v_bert); ValueError where missing or damaged."""
   path = semantic_quantizer_path(workdir)
   if not path.is_file():
     raise ValueError(f'{path} does not exist: run `python -m experiments.encode --workdir={workdir}` first')
@@ -104,13 +162,27 @@ def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuant
   return kmeans.SemanticQuantizer(**{name: jax.numpy.asarray(array) for name, array in arrays.items()}), metadata
 
 
-def token_source(workdir: pathlib.Path, split: str):
-  """Returns the encoded examples of a split; ValueError naming the command that makes them."""
-  if not (workdir / 'tokens' / f'{split}.json').is_file():
+def token_source(workdir: pathlib.Path, split: str, *, folder: str = 'tokens', program: str = 'encode'):
+  """Returns the examples of a split that `program` left in a folder; ValueError naming the command that makes them."""
+  if not (workdir / folder / f'{split}.json').is_file():
     raise ValueError(
-        f'{workdir}/tokens/{split} is not complete: run `python -m experiments.encode --workdir={workdir}` first'
+        f'{workdir}/{folder}/{split} is not complete: run `python -m experiments.{program} --workdir={workdir}` first'
     )
-  return token_shards.TokenShards(workdir / 'tokens', split)
+  return token_shards.TokenShards(workdir / folder, split)
+
+
+def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
+  """Marks the folder as holding what these models make; ValueError where it holds that of others."""
+  path = folder / 'made_by.json'
+  if path.is_file():
+    made_by = json.loads(path.read_text())
+    if made_by != fingerprints:
+      raise ValueError(f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first')
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(f'.{os.getpid()}.partial')
+  partial.write_text(json.dumps(fingerprints))
+  os.replace(partial, path)
 
 
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
@@ -119,21 +191,16 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
   Of the acoustic stages those that are there; ValueError, naming the command, where there is neither `coarse` nor
   soundstorm.
   """
-  names = ['soundstream', 'w2v_bert', 'semantic']
+  names = ['soundstream', 'semantic']
   acoustic = [name for name in (coarse, 'fine', 'soundstorm') if (workdir / name).is_dir()]
   if not {coarse, 'soundstorm'} & set(acoustic):
     names.append(coarse)
   loaded = {name: load_stage(workdir, name) for name in (*names, *acoustic)}
-  quantizer, quantizer_metadata = load_semantic_quantizer(workdir)
+  encoder, encoder_variables, quantizer, quantizer_metadata = load_semantic_tokenizer(workdir)
   own = {
       'soundstream': codec_fingerprint(loaded['soundstream'][1]),
       'semantic_tokens': quantizer_metadata['digest'],
   }
-  if quantizer_metadata['w2v_bert'] != fingerprint(loaded['w2v_bert'][1].params):
-    raise ValueError(
-        f'the semantic tokens in {workdir} were fitted on another w2v_bert: delete {workdir}/semantic_tokens and '
-        f'{workdir}/tokens, run experiments.encode, and train the language models again'
-    )
   for name in {'semantic', coarse, 'fine', 'soundstorm'} & set(loaded):
     for model, expected in own.items():
       found = loaded[name][2]['fingerprints'].get(model)
@@ -144,7 +211,7 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
         )
   models = {name: loaded[name][:2] for name in loaded}
   return generation.Models(
-      soundstream=models['soundstream'], w2v_bert=models['w2v_bert'], semantic_quantizer=quantizer,
+      soundstream=models['soundstream'], w2v_bert=(encoder, encoder_variables), semantic_quantizer=quantizer,
       semantic=models['semantic'], coarse=models.get(coarse), fine=models.get('fine'),
       soundstorm=models.get('soundstorm'),
   )

@@ -1,7 +1,6 @@
 """The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it can be checked."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from audiolm_jax import generation, windows
 from audiolm_jax.generation import Models, SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import coarse, fine, semantic, soundstorm
+from audiolm_jax.stages import base, coarse, fine, semantic, soundstorm
 from audiolm_jax.stages.base import Variables
 
 HOP, K = 4, 8
@@ -22,10 +21,36 @@ GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0), ParallelRule(Rule(0.0),
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A frame's semantic token is 8 times its first sample."""
+
+  sample_rate: int = 200
+  frame_rate: float = 25.0
+
+  def features(self, variables, wave_BT):
+    return wave_BT[:, :: 2 * HOP, None]
+
+
+@dataclasses.dataclass(frozen=True)
 class Codec:
+  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the codes."""
+
+  sample_rate: int = 200
   hop_length: int = HOP
-  frame_rate: float = 50.0
   num_quantizers: int = 3
+  context: int = 0
+
+  @property
+  def frame_rate(self):
+    return self.sample_rate / self.hop_length
+
+  def codec(self):
+    def encode(variables, wave_BT, num_quantizers):
+      codes_BF = jnp.round(wave_BT[:, :: self.hop_length] * 8).astype(jnp.int32)
+      return jnp.repeat(codes_BF[..., None], 3, axis=2)
+
+    decode = lambda variables, codes_BFQ: jnp.repeat(codes_BFQ.sum(-1) / 8.0, self.hop_length, axis=1)
+    return base.Codec(encode, decode, self.context)
 
 
 def with_variables(config, seed):
@@ -37,7 +62,7 @@ def models():
   shared = dict(num_clusters=K, transformer=TINY)
   return Models(
       soundstream=(Codec(), Variables({}, {})),
-      w2v_bert=(Codec(), Variables({}, {})),
+      w2v_bert=(Tokenizer(), Variables({}, {})),
       semantic_quantizer=None,
       semantic=with_variables(semantic.Config(crop_seconds=0.8, **shared), 0),
       coarse=with_variables(
@@ -64,18 +89,8 @@ def parallel(models):
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
-  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the codes."""
-
-  def encode(config, variables, wave_BT):
-    codes_BF = jnp.round(wave_BT[:, ::HOP] * 8).astype(jnp.int32)
-    return jnp.repeat(codes_BF[..., None], 3, axis=2)
-
-  decode = lambda config, variables, codes_BFQ: jnp.repeat(codes_BFQ.sum(-1) / 8.0, HOP, axis=1)
-  features = lambda config, variables, wave_BT: wave_BT[:, :: 2 * HOP, None]
   assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
-  monkeypatch.setattr(generation, 'soundstream', SimpleNamespace(encode=encode, decode=decode))
-  monkeypatch.setattr(generation, 'w2v_bert', SimpleNamespace(features=features))
-  monkeypatch.setattr(generation, 'kmeans', SimpleNamespace(assign=assign))
+  monkeypatch.setattr(generation.kmeans, 'assign', assign)
 
 
 def prompts():
@@ -196,6 +211,22 @@ def test_both_paths_share_the_semantic_tokens(models, parallel):
   assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
 
 
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(models, parallel, acoustic):
+  both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
+  wave_BT, lengths_B = prompts()
+  options = dict(carry_seconds=0.12, acoustic=acoustic)
+  whole = generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options)
+  own = generation.tokenize(both, wave_BT, lengths_B)[1]
+  again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
+  for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
+    np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+  with pytest.raises(ValueError, match='a prompt has 16 frames more than its semantic tokens'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS[:, :2], own, **options)
+  with pytest.raises(ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'):
+    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options)
+
+
 def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):
   semantic_BS = np.array([[1, 1, 2, 3, 3], [4, 4, 5, -1, -1]], np.int32)
   deduplicated = parallel._replace(semantic=models.semantic)  # which is not asked: the tokens are given
@@ -229,3 +260,42 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
     go(parallel, sampling=SamplingConfig(soundstorm=ParallelRule(iterations=(16, 1, 1, 1))))
   with pytest.raises(ValueError, match='the codec has num_quantizers=2'):
     go(parallel._replace(soundstream=(Codec(num_quantizers=2), parallel.soundstream[1])))
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
+  """A codec of 75 frames/s that looks ahead: the alignment, the silence it sees, and a decoder that is held."""
+  seen = {}
+
+  class LooksAhead(Codec):
+    def codec(self):
+      functions = super().codec()
+
+      def decode(variables, codes_BFQ):
+        seen['frames'] = codes_BFQ.shape[1]
+        return functions.decode(variables, codes_BFQ)
+
+      return functions._replace(decode=decode)
+
+  codec = LooksAhead(sample_rate=300, context=5)
+  fitted = models if acoustic == 'autoregressive' else parallel
+  changed = {'soundstream': (codec, Variables({}, {}))}
+  for name in ('coarse', 'fine', 'soundstorm'):
+    if getattr(fitted, name) is not None:
+      changed[name] = with_variables(dataclasses.replace(getattr(fitted, name)[0], frame_rate=75.0), 5)
+  fitted = fitted._replace(**changed)
+  levels_F = np.arange(24) % 4 + 2  # 8 semantic frames of 3, far from where resampling would overshoot
+  wave_BT = (levels_F.repeat(HOP) / 8)[None].astype(np.float32)
+  semantic_BS, codes_BFQ = generation.tokenize(fitted, wave_BT[:, :-1])  # less than the last one
+  assert semantic_BS.shape == (1, 7) and codes_BFQ.shape == (1, 21, 3)
+  result = generation.continue_audio(
+      fitted, jax.random.key(0), wave_BT, seconds=0.2, carry_seconds=0.12, acoustic=acoustic
+  )
+  np.testing.assert_array_equal([result.num_frames_B, result.prompt_frames_B], [[39], [24]])
+  assert result.wave_BT.shape == (1, 39 * HOP) and seen['frames'] == 75
+  with pytest.raises(ValueError, match='the codec: 75.0 Hz, but the stage was made for 50.0 Hz'):
+    generation.generate_unconditional(
+        fitted._replace(**{name: getattr(models if name != 'soundstorm' else parallel, name)
+                           for name in changed if name != 'soundstream'}),
+        jax.random.key(0), 1, 0.2, carry_seconds=0.12, acoustic=acoustic,
+    )

@@ -64,7 +64,10 @@ def test_errors_name_the_value():
     tokens.unflatten(np.array([[0, 3]]), 2, 4)  # 3 belongs to level 0
   with pytest.raises(ValueError, match='no whole number of frames'):
     tokens.unflatten(jnp.zeros((1, 5), jnp.int32), 2, 4)
-  with pytest.raises(ValueError, match='half of frame_rate'):
-    tokens.semantic_frames(1.0, 50.0, 50.0)
+  with pytest.raises(ValueError, match='must be a multiple of semantic_rate=25.0'):
+    tokens.semantic_frames(1.0, 25.0, 12.5)
+  with pytest.raises(ValueError, match='must be a multiple'):
+    tokens.frames_per_semantic(44_100 / 512, 25.0)
+  assert [tokens.frames_per_semantic(rate, 25.0) for rate in (25.0, 50.0, 75.0)] == [1, 2, 3]
   with pytest.raises(ValueError, match='no whole number'):
     tokens.semantic_frames(1.01, 25.0, 50.0)

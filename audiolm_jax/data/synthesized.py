@@ -115,7 +115,8 @@ def voices(config: Config) -> list[Voice]:
   return made
 
 
-def _count(random: np.random.Generator, config: Config, split: str, num_words: int) -> str:
+def counting_text(random: np.random.Generator, config: Config, split: str, num_words: int) -> str:
+  """Returns `num_words` numbers that count, drawn from the starts and steps of the split."""
   period = config.highest_number + 1
   keys = [(start, step) for start in range(period) for step in config.steps]
   order = np.random.default_rng([config.seed, 2]).permutation(len(keys))
@@ -125,7 +126,8 @@ def _count(random: np.random.Generator, config: Config, split: str, num_words: i
   return ' '.join(NUMBERS[(start + step * i) % period] for i in range(num_words))
 
 
-def _sentences(random: np.random.Generator, split: str, num_words: int) -> str:
+def sentences_text(random: np.random.Generator, split: str, num_words: int) -> str:
+  """Returns sentences of the split, each followed by a full stop, of at least `num_words` words in all."""
   said = []
   while sum(len(sentence.split()) for sentence in said) < num_words:
     sentence = ' '.join(words[random.integers(len(words))] for words in (_SUBJECTS, _VERBS, _OBJECTS, _PLACES))
@@ -154,9 +156,9 @@ def requests(config: Config, split: str) -> list[dict]:
     counting = (place * 0.618034 + turn * 0.381966 + 0.5 / count) % 1.0 < config.counting_share
     # Seconds a word measured at 170 words a minute: 0.40 and a gap of 0.08 when counting, 0.34 in sentences.
     if counting:
-      text = _count(random, config, split, max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08))))
+      text = counting_text(random, config, split, max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08))))
     else:
-      text = _sentences(random, split, max(2, round(config.utterance_seconds / (0.34 * 170 / voice.rate))))
+      text = sentences_text(random, split, max(2, round(config.utterance_seconds / (0.34 * 170 / voice.rate))))
     made.append(
         {
             'speaker': speaker,
@@ -222,7 +224,7 @@ def examples(config: Config, split: str, *, cache_dir: str | None = None, num_wo
         return Examples(config.sample_rate, json.loads(stored['utterances'].tobytes()), stored['samples'])
   utterances, waves = [], []
   for request, (header, wave_T) in zip(wanted := requests(config, split), speak(wanted, num_workers), strict=True):
-    wave_T = _level(soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate))
+    wave_T = level(soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate))
     scale = config.sample_rate / header['rate']
     utterances.append(
         {
@@ -278,20 +280,20 @@ def _parse(output: bytes, count: int) -> list[tuple[dict, np.ndarray]]:
   return spoken
 
 
-def _level(wave_T: np.ndarray) -> np.ndarray:
+def level(wave_T: np.ndarray) -> np.ndarray:
   """Brings every voice to one loudness (root mean square 0.08), unless a peak would pass 0.95."""
   gain = min(0.08 / max(np.sqrt(np.mean(wave_T**2)), 1e-4), 0.95 / max(np.abs(wave_T).max(), 1e-4))
   return wave_T * np.float32(gain)
 
 
-def _plain(name: str) -> str:
+def plain_phone(name: str) -> str:
   """Drops stress marks and the length of pauses."""
   return '_' if name.startswith('_') else name.lstrip("',%=") or '_'
 
 
 def _words(text: str, header: dict, scale: float, num_samples: int) -> list[list]:
   """Returns [[word, first sample, end sample]]; a word lasts until the next pause, or until the next word."""
-  pauses = [sample for sample, name in header['phones'] if _plain(name) == '_'] + [header['num_samples']]
+  pauses = [sample for sample, name in header['phones'] if plain_phone(name) == '_'] + [header['num_samples']]
   starts = header['words'] + [header['num_samples']]
   words = []
   for word, start, following in zip(text.replace('.', '').split(), header['words'], starts[1:], strict=True):
@@ -303,7 +305,7 @@ def _words(text: str, header: dict, scale: float, num_samples: int) -> list[list
 def _frame_phones(phones: list, num_samples: int, sample_rate: int) -> np.ndarray:
   hop = sample_rate / PHONE_RATE
   onsets = np.array([sample for sample, _ in phones])
-  ids = np.array([0, *(_phone_ids().get(_plain(name), 1) for _, name in phones)], np.int32)
+  ids = np.array([0, *(_phone_ids().get(plain_phone(name), 1) for _, name in phones)], np.int32)
   centres_S = (np.arange(int(np.ceil(num_samples / hop))) + 0.5) * hop
   return ids[np.searchsorted(onsets, centres_S, side='right')]  # 0, a pause, before the first onset
 

@@ -19,7 +19,7 @@ class Examples:
   def __init__(self, source: Any, sample_rate: int, stored_sample_rate: int, audio_name: str, label_name: str | None):
     self.bad: dict[int, str] = {}
     self._source = source
-    self._rates = (stored_sample_rate, sample_rate)
+    self.sample_rate, self._rates = sample_rate, (stored_sample_rate, sample_rate)
     self._audio_name, self._label_name = audio_name, label_name
 
   def __len__(self) -> int:

@@ -1,5 +1,10 @@
-"""What counting achieves: unigram and bigram baselines in nats per token, on the tokens that an LM predicts."""
+"""What a language model knows: what counting achieves in its place, and which of two recordings it holds for likelier.
 
+Counting: unigram and bigram baselines in nats per token. Preference: sWUGGY and sBLIMP of ZeroSpeech 2021 (arXiv
+2011.11588), pairs of a right and a wrong recording that a model should tell apart by their likelihood.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,16 +45,67 @@ def unigram_nats(counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], smoothing:
 def bigram_nats(
     counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], concentration: float = 10.0, smoothing: float = 1.0
 ) -> float:
-  """Returns nats per token of held-out codes under the bigram, backed off to the unigram (Dirichlet prior).
+  """Returns nats per token of held-out codes under `bigram_log_probabilities`."""
+  return -float(bigram_log_probabilities(counts, codes_BFQ, concentration, smoothing)[codes_BFQ != PAD].mean())
 
-  p(v | u) = (count(u, v) + concentration * unigram(v)) / (count(u) + concentration).
+
+def bigram_log_probabilities(
+    counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], concentration: float = 10.0, smoothing: float = 1.0
+) -> Float[np.ndarray, 'B F Q']:
+  """Returns the log-probability of every code, in nats, under the bigram backed off to the unigram (Dirichlet prior).
+
+  p(v | u) = (count(u, v) + concentration * unigram(v)) / (count(u) + concentration). 0 at PAD.
   """
-  probability_QV = _unigram(counts, smoothing)
-  here = codes_BFQ != PAD
-  level = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)[here]
-  before, code = _before(codes_BFQ, counts.unigram_QV.shape[1])[here], codes_BFQ[here]
-  pair = counts.bigram_QUV[level, before, code] + concentration * probability_QV[level, code]
-  return float(-np.log(pair / (counts.bigram_QUV.sum(axis=-1)[level, before] + concentration)).mean())
+  level_BFQ = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)
+  before_BFQ, code_BFQ = _before(codes_BFQ, counts.unigram_QV.shape[1]), np.maximum(codes_BFQ, 0)
+  pair = counts.bigram_QUV[level_BFQ, before_BFQ, code_BFQ]
+  pair = pair + concentration * _unigram(counts, smoothing)[level_BFQ, code_BFQ]
+  probability_BFQ = pair / (counts.bigram_QUV.sum(axis=-1)[level_BFQ, before_BFQ] + concentration)
+  return np.where(codes_BFQ == PAD, 0, np.log(probability_BFQ))
+
+
+class Recording(NamedTuple):
+  """One of two recordings with the same `pair` and `voice`, of which the `correct` one should be likelier."""
+
+  pair: str
+  voice: str
+  correct: bool
+  kind: str  # what results are also given by: that of the correct recording counts
+
+
+class Preference(NamedTuple):
+  """accuracy: over pairs, of the mean over voices; by_kind: the same for each kind; pairs: their number."""
+
+  accuracy: float
+  by_kind: dict[str, float]
+  pairs: int
+
+
+def preference(recordings: Sequence[Recording], scores: Sequence[float]) -> Preference:
+  """Returns how often the correct recording of a pair has the higher score; equal scores count half.
+
+  Source: the lexical and syntactic tasks of ZeroSpeech 2021: the mean over the voices of a pair, then over pairs.
+  Raises ValueError for a recording without its counterpart, or more than one of it, and for a score that is no number.
+  """
+  if len(recordings) != len(scores) or not recordings:
+    raise ValueError(f'{len(recordings)} recordings and {len(scores)} scores: give one for each')
+  found: dict[tuple[str, str], dict[bool, tuple[float, str]]] = {}
+  for recording, score in zip(recordings, scores, strict=True):
+    sides = found.setdefault((recording.pair, recording.voice), {})
+    if recording.correct in sides or not np.isfinite(score):
+      raise ValueError(f'{recording} is there twice, or its score {score} is not finite')
+    sides[recording.correct] = (float(score), recording.kind)
+  by_pair: dict[tuple[str, str], list[float]] = {}
+  for (pair, voice), sides in found.items():
+    if len(sides) != 2:
+      raise ValueError(f'pair {pair}, voice {voice} has no {"wrong" if True in sides else "correct"} recording')
+    (right, kind), (wrong, _) = sides[True], sides[False]
+    by_pair.setdefault((kind, pair), []).append(1.0 * (right > wrong) + 0.5 * (right == wrong))
+  kinds: dict[str, list[float]] = {}
+  for (kind, _), won in by_pair.items():
+    kinds.setdefault(kind, []).append(float(np.mean(won)))
+  accuracy = float(np.mean([value for values in kinds.values() for value in values]))
+  return Preference(accuracy, {kind: float(np.mean(values)) for kind, values in kinds.items()}, len(by_pair))
 
 
 def _unigram(counts, smoothing):

@@ -2,12 +2,16 @@
 
 The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and NO_NUMBER for windows whose
 middle lies between words. It is trained on codec audio of the training voices; how often it errs on held-out voices is
-reported beside every score.
+reported beside every score. Other recognizers are functions from waveform [T] and rate (Hz) to text, see `error_rates`.
 """
 
-from collections.abc import Sequence
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import soxr
 from jaxtyping import Float
 
 NUMBERS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -87,6 +91,67 @@ def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict
 def word_error_rate(heard: Sequence[Sequence[int]], said: Sequence[Sequence[int]]) -> float:
   """Returns insertions, deletions and substitutions per number said, over all clips."""
   return sum(map(_edits, heard, said)) / max(1, sum(map(len, said)))
+
+
+class ErrorRates(NamedTuple):
+  """Insertions, deletions and substitutions per word and per character said, over all clips (may exceed 1)."""
+
+  words: float
+  characters: float
+
+
+def error_rates(
+    recognize: Callable[[np.ndarray, int], str], waves: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int
+) -> ErrorRates:
+  """Returns how far what `recognize` hears in the waveforms is from their texts; case and punctuation do not count.
+
+  Raises ValueError when a clip has no text, or jiwer is not installed.
+  """
+  jiwer = _module('jiwer')
+  if len(waves) != len(texts):
+    raise ValueError(f'{len(waves)} clips and {len(texts)} texts: give one text for each clip')
+  said = [_plain(text) for text in texts]
+  if silent := [number for number, text in enumerate(said) if not text]:
+    raise ValueError(f'clips {silent} have no text: there is nothing to be wrong about, leave them out')
+  heard = [_plain(recognize(wave_T, sample_rate)) for wave_T in waves]
+  return ErrorRates(float(jiwer.wer(said, heard)), float(jiwer.cer(said, heard)))
+
+
+def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
+  """Returns a recognizer of strings of the ten NUMBERS: pocketsphinx with its own English model, which it brings along.
+
+  Another opinion than that of a network trained here, of models that are small and old: it errs a lot on voices that
+  are not human. Raises ValueError when pocketsphinx is not installed.
+  """
+  sphinx = _module('pocketsphinx')
+  rate = 16_000  # of its model
+  # cmn: the loudness of each clip by itself, or what is heard would depend on the clips before.
+  decoder = sphinx.Decoder(samprate=rate, cmn='batch', lm=None, loglevel='FATAL')
+  decoder.add_jsgf_string('numbers', f'#JSGF V1.0; grammar g; public <numbers> = ({" | ".join(NUMBERS)})+;')
+  decoder.activate_search('numbers')
+
+  def recognize(wave_T: np.ndarray, sample_rate: int) -> str:
+    if sample_rate != rate:
+      wave_T = soxr.resample(np.asarray(wave_T, np.float32), sample_rate, rate)
+    decoder.start_utt()
+    decoder.process_raw(np.round(np.clip(wave_T, -1, 1) * 32767).astype('<i2').tobytes(), no_search=False, full_utt=True)
+    decoder.end_utt()
+    found = decoder.hyp()
+    return '' if found is None else found.hypstr
+
+  return recognize
+
+
+def _plain(text: str) -> str:
+  """Returns lower-case words and one space between them."""
+  return ' '.join(re.findall(r"[\w']+", text.lower()))
+
+
+def _module(name: str):
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise ValueError(f"{name} is not installed: pip install 'audiolm_jax[eval]' ({error})") from error
 
 
 def _edits(one: Sequence[int], other: Sequence[int]) -> int:

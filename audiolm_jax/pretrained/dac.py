@@ -8,6 +8,7 @@ them at 16 kHz); `decode` appends zeros. A module has the name of its tensors (`
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.quantizer import HIGHEST
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_levels, check_length
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_length, check_levels, squared_sine
+from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'dac'
+DILATIONS = (1, 3, 9)  # of the residual units at every rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,22 @@ class Config:
   def embedding_dim(self) -> int:
     return self.encoder_channels * 2 ** len(self.strides)
 
+  @property
+  def context(self) -> int:
+    """Frames on either side of its own that a frame depends on, in the encoder or the decoder; rounded up."""
+    ends, units = 3, sum(3 * dilation for dilation in DILATIONS)
+    encoder, decoder, step = ends, ends * self.hop_length, 1  # samples; of one step at the present rate
+    for stride in self.strides:
+      encoder += step * (units + 2 * stride)
+      decoder += step * (units + stride)
+      step *= stride
+    return -(-max(encoder + step, decoder + ends) // self.hop_length)
+
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
+
+  def codec(self) -> Codec:
+    return Codec(functools.partial(encode, self), functools.partial(decode, self), self.context)
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
@@ -87,7 +103,7 @@ class Snake(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     alpha_D = self.param('alpha', nn.initializers.ones, (x_BND.shape[-1],))
-    return x_BND + jnp.square(jnp.sin(alpha_D * x_BND)) / (alpha_D + 1e-9)
+    return x_BND + squared_sine(alpha_D * x_BND) * (1 / (alpha_D + 1e-9))
 
 
 class ResidualUnit(nn.Module):
@@ -104,7 +120,7 @@ class ResidualUnit(nn.Module):
 
 
 def _residual_units(x_BND):
-  for number, dilation in enumerate((1, 3, 9), start=1):
+  for number, dilation in enumerate(DILATIONS, start=1):
     x_BND = ResidualUnit(dilation, name=f'res_unit{number}')(x_BND)
   return x_BND
 

@@ -4,16 +4,17 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from audiolm_jax.pretrained import dac, hubert, tensors
+from audiolm_jax.pretrained import dac, encodec, hubert, mimi, tensors, w2v_bert2
 from audiolm_jax.stages.base import Variables
 
-SOURCES = {source.MODEL_TYPE: source for source in (dac, hubert)}  # by `model_type` of config.json
+# By `model_type` of config.json.
+SOURCES = {source.MODEL_TYPE: source for source in (dac, encodec, hubert, mimi, w2v_bert2)}
 FILES = [tensors.CONFIG, tensors.INDEX, '*.safetensors']
 COMMERCIAL_LICENCES = ('MIT', 'Apache-2.0', 'BSD-3-Clause', 'CC0-1.0', 'CC-BY-4.0')
 
 
 class Published(NamedTuple):
-  """A checkpoint that we know: its repository and the licence of its weights as its authors state it."""
+  """A checkpoint that we know: its repository and the licence of its weights as its authors state it, or 'unstated'."""
 
   repository: str
   model_type: str
@@ -25,7 +26,10 @@ CATALOGUE = (
     Published('descript/dac_16khz', 'dac', 'MIT', 'codec, 16 kHz, 50 frames/s, 12 x 1024: the tokens of AudioLM'),
     Published('descript/dac_24khz', 'dac', 'MIT', 'codec, 24 kHz, 75 frames/s, 32 x 1024'),
     Published('descript/dac_44khz', 'dac', 'MIT', 'codec, 44.1 kHz, 86 frames/s, 9 x 1024'),
+    Published('kyutai/mimi', 'mimi', 'CC-BY-4.0', 'codec, 24 kHz, 12.5 frames/s, 32 x 2048, the first one semantic'),
+    Published('facebook/encodec_24khz', 'encodec', 'unstated', 'codec, 24 kHz, 75 frames/s, 32 x 1024'),
     Published('facebook/hubert-base-ls960', 'hubert', 'Apache-2.0', 'features, 16 kHz, 50 frames/s, 12 layers of 768'),
+    Published('facebook/w2v-bert-2.0', 'wav2vec2-bert', 'MIT', 'features, 16 kHz, 50 frames/s, 24 layers of 1024'),
     Published('utter-project/mHuBERT-147', 'hubert', 'CC-BY-NC-SA-4.0', 'features, 147 languages, else as HuBERT base'),
 )
 

@@ -4,8 +4,8 @@
 Frame s sees samples from s * hop_length on, `frame_length` of them, before the Transformer mixes all frames. The
 waveform needs no normalization: the first convolution has no bias, and each of its channels is normalized over time.
 
-Padding counts in that normalization, as in the original: features of a padded waveform are near those without the
-padding, not equal. The Transformer never looks at it.
+Padding has no influence on the rest where `num_samples_B` tells of it: rows of a batch are as they would be alone. (The
+original normalizes over the padding, too, so that its rows depend on the longest.)
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Conv, Model
+from audiolm_jax.pretrained.layers import Model, aligned, check_frame, check_layer
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'hubert'
@@ -62,6 +62,11 @@ class Config:
       length = (length - 1) * stride + kernel
     return length
 
+  def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
+    """Returns `features` of ceil(T / hop_length) frames; see `layers.aligned`."""
+    extract = lambda wave_BT, num_samples_B: features(self, variables, wave_BT, layer, num_samples_B)
+    return aligned(extract, num_frames, self, wave_BT)
+
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
 
@@ -76,9 +81,6 @@ def config_from(data: Mapping[str, Any]) -> Config:
       },
   )  # fmt: skip
   default = Config()
-  epsilon = data.get('layer_norm_eps', default.epsilon)
-  if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-    raise ValueError(f'layer_norm_eps={epsilon!r}; expected a number between 0 and 1')
   config = Config(
       conv_channels=tensors.integers(data, 'conv_dim', default.conv_channels),
       conv_kernels=tensors.integers(data, 'conv_kernel', default.conv_kernels),
@@ -89,7 +91,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
       width=tensors.integer(data, 'hidden_size', default.width),
       num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
       mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
-      epsilon=epsilon,
+      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   if not len(config.conv_channels) == len(config.conv_kernels) == len(config.conv_strides):
     raise ValueError('conv_dim, conv_kernel and conv_stride have different lengths')
@@ -116,25 +118,63 @@ class ConvLayer(nn.Module):
   normalized: bool
 
   @nn.compact
-  def __call__(self, x_BND):
-    x_BND = Conv(self.features, self.kernel_size, stride=self.stride, use_bias=False, name='conv')(x_BND)
+  def __call__(self, x_BND, length_B):
+    """Returns the outputs; the normalization is over the first of them, those that see `length_B` inputs alone."""
+    x_BND = StridedConv(self.features, self.kernel_size, self.stride, name='conv')(x_BND)
     if self.normalized:
-      # The original's epsilon here does not follow the config.
-      x_BND = nn.GroupNorm(num_groups=self.features, epsilon=1e-5, use_fast_variance=False, name='layer_norm')(x_BND)
+      x_BND = OverTimeNorm(name='layer_norm')(x_BND, (length_B - self.kernel_size) // self.stride + 1)
     return nn.gelu(x_BND, approximate=False)
 
 
+class StridedConv(nn.Module):
+  """A convolution as matrix products, one for each `stride` taps: on a CPU several times faster than XLA's own."""
+
+  features: int
+  kernel_size: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x_BND):
+    batch, length, width = x_BND.shape
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, width, self.features))
+    outputs, step = (length - self.kernel_size) // self.stride + 1, self.stride
+    padded_BND = jnp.pad(x_BND, ((0, 0), (0, step), (0, 0)))
+
+    def product(first):
+      taps = min(step, self.kernel_size - first)
+      groups = padded_BND[:, first : first + outputs * step].reshape(batch, outputs, step, width)
+      return groups[:, :, :taps].reshape(batch, outputs, -1) @ kernel[first : first + taps].reshape(-1, self.features)
+
+    return sum(product(first) for first in range(0, self.kernel_size, step))
+
+
+class OverTimeNorm(nn.Module):
+  """Zero mean and unit variance of each channel over the first `length_B` steps, then scale and bias."""
+
+  @nn.compact
+  def __call__(self, x_BND, length_B):
+    scale_D = self.param('scale', nn.initializers.ones, (x_BND.shape[-1],))
+    bias_D = self.param('bias', nn.initializers.zeros, (x_BND.shape[-1],))
+    inside_BN1 = (jnp.arange(x_BND.shape[1]) < length_B[:, None])[..., None]
+    count_B11 = jnp.maximum(length_B, 1)[:, None, None]
+    mean = lambda y_BND: jnp.sum(y_BND, axis=1, keepdims=True, where=inside_BN1) / count_B11
+    mean_B1D = mean(x_BND)
+    variance_B1D = mean(jnp.square(x_BND - mean_B1D))
+    # The original's epsilon here does not follow the config.
+    return (x_BND - mean_B1D) * (jax.lax.rsqrt(variance_B1D + 1e-5) * scale_D) + bias_D
+
+
 class FeatureExtractor(nn.Module):
-  """Waveform [B, T] -> [B, S, conv_channels[-1]]."""
+  """Waveform [B, T], of which `num_samples_B` are no padding -> [B, S, conv_channels[-1]]."""
 
   config: Config
 
   @nn.compact
-  def __call__(self, wave_BT):
+  def __call__(self, wave_BT, num_samples_B):
     x_BND = wave_BT[..., None]
     shapes = zip(self.config.conv_channels, self.config.conv_kernels, self.config.conv_strides)
     for level, shape in enumerate(shapes):
-      x_BND = ConvLayer(*shape, normalized=level == 0, name=f'conv_layers_{level}')(x_BND)
+      x_BND = ConvLayer(*shape, normalized=level == 0, name=f'conv_layers_{level}')(x_BND, num_samples_B)
     return x_BND
 
 
@@ -153,13 +193,36 @@ class PositionalConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    before = self.config.position_kernel // 2
-    padding = ((before, self.config.position_kernel - 1 - before),)
-    conv = nn.Conv(
-        self.config.width, (self.config.position_kernel,), padding=padding,
-        feature_group_count=self.config.position_groups, name='conv',
-    )  # fmt: skip
+    conv = GroupedConv(self.config.position_kernel, self.config.position_groups, name='conv')
     return nn.gelu(conv(x_BSD), approximate=False)
+
+
+class GroupedConv(nn.Module):
+  """A centred convolution within groups of channels, as matrix products of some taps at a time: see `StridedConv`."""
+
+  kernel_size: int
+  groups: int
+  taps: int = 16  # at a time: fewer make small products, more take memory
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    batch, length, width = x_BSD.shape
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, width // self.groups, width))
+    bias_D = self.param('bias', nn.initializers.zeros, (width,))
+    before = self.kernel_size // 2
+    padded_BND = jnp.pad(x_BSD, ((0, 0), (before, self.kernel_size - 1 - before), (0, 0)))
+    x_GBNI = jnp.moveaxis(padded_BND.reshape(batch, -1, self.groups, width // self.groups), 2, 0)
+    kernel_GNIO = jnp.moveaxis(kernel.reshape(self.kernel_size, width // self.groups, self.groups, -1), 2, 0)
+
+    def product(first):
+      taps = range(first, min(first + self.taps, self.kernel_size))
+      windows_GBSN = jnp.concatenate([x_GBNI[:, :, tap : tap + length] for tap in taps], axis=-1)
+      return windows_GBSN.reshape(self.groups, batch * length, -1) @ kernel_GNIO[:, taps.start : taps.stop].reshape(
+          self.groups, len(taps) * (width // self.groups), -1
+      )
+
+    y_GNO = sum(product(first) for first in range(0, self.kernel_size, self.taps))
+    return jnp.moveaxis(y_GNO, 0, 1).reshape(batch, length, width) + bias_D
 
 
 class Attention(nn.Module):
@@ -222,7 +285,9 @@ def _init(config: Config, key: jax.Array) -> Variables:
   projected = jnp.zeros((1, 2, config.width))
   return Variables(
       {
-          'feature_extractor': FeatureExtractor(config).init(keys[0], jnp.zeros((1, config.frame_length)))['params'],
+          'feature_extractor': FeatureExtractor(config).init(
+              keys[0], jnp.zeros((1, config.frame_length)), jnp.full(1, config.frame_length)
+          )['params'],
           'feature_projection': FeatureProjection(config).init(keys[1], channels)['params'],
           'encoder': Encoder(config).init(keys[2], projected, jnp.ones((1, 2), bool), config.num_layers)['params'],
       },
@@ -246,24 +311,20 @@ def hidden_states(
 
   Args:
     wave_BT: at `sample_rate`; T of at least `frame_length`.
-    num_samples_B: samples before the padding; frames made of padding are not attended to, and mean nothing.
+    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no influence.
 
   Raises:
     ValueError: T is too short, or the model does not have so many layers.
   """
   num_layers = config.num_layers if num_layers is None else num_layers
-  if not 0 <= num_layers <= config.num_layers:
-    raise ValueError(f'layer {num_layers}: this model has 0 (before the first) to {config.num_layers}')
-  if wave_BT.shape[-1] < config.frame_length:
-    raise ValueError(
-        f'waveform has {wave_BT.shape[-1]:,} samples; one frame takes {config.frame_length}: pad it with zeros'
-    )
+  check_layer(config.num_layers, num_layers)
+  check_frame(config.frame_length, wave_BT.shape[-1])
   apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
-  x_BSD = apply(FeatureExtractor(config), 'feature_extractor', wave_BT)
+  num_samples_B = jnp.full(*wave_BT.shape) if num_samples_B is None else num_samples_B
+  x_BSD = apply(FeatureExtractor(config), 'feature_extractor', wave_BT, num_samples_B)
   x_BSD = apply(FeatureProjection(config), 'feature_projection', x_BSD)
-  batch, length, _ = x_BSD.shape
-  frames_B = jnp.full(batch, length) if num_samples_B is None else num_frames(config, num_samples_B)
-  return apply(Encoder(config), 'encoder', x_BSD, jnp.arange(length) < frames_B[:, None], num_layers)
+  mask_BS = jnp.arange(x_BSD.shape[1]) < num_frames(config, num_samples_B)[:, None]
+  return apply(Encoder(config), 'encoder', x_BSD, mask_BS, num_layers)
 
 
 def features(

@@ -1,11 +1,15 @@
 """Convolutions with the parameters and the padding of the sources, written for speed on a CPU as well as a TPU."""
 
+import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 from audiolm_jax.stages.base import Key, Variables
 
@@ -14,6 +18,25 @@ class Model(NamedTuple):
   """What the config of an imported model makes: its variables' structure. It has no loss; a `base.Stage` has."""
 
   init: Callable[[Key], Variables]
+
+
+# pi as a sum whose first two terms are short: their products with an integer of a few thousand are exact in float32.
+PI = (3.140625, 0.0009675025939941406, 1.5099580252808664e-07)
+# sin(r)^2 / r^2 as a polynomial of r^2, |r| <= pi / 2: interpolated at Chebyshev's points, to 2e-8.
+SQUARED_SINE = (1.0, -0.3333330750465393, 0.04444318264722824, -0.0031724045984447002, 0.00013935226888861507,
+                -3.6315584566182224e-06)  # fmt: skip
+
+
+def squared_sine(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
+  """Returns sin(x)^2 to within 3e-7 for |x| up to 10^4: on a CPU ten times faster than XLA's sine, squared.
+
+  It has the period pi, so that one polynomial on [-pi / 2, pi / 2] is all of it.
+  """
+  periods = jnp.round(x * (1 / math.pi))
+  for part in PI:
+    x -= periods * part
+  x_squared = jnp.square(x)
+  return x_squared * functools.reduce(lambda y, factor: y * x_squared + factor, SQUARED_SINE[::-1])
 
 
 class Conv(nn.Module):
@@ -35,6 +58,44 @@ class Conv(nn.Module):
         dimension_numbers=('NWC', 'WIO', 'NWC'),
     )  # fmt: skip
     return y_BND + self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else y_BND
+
+
+class CausalConv(nn.Module):
+  """Convolution [B, N, D] -> [B, ceil(N / stride), features], padded as EnCodec and Mimi pad.
+
+  All padding is on the left, but for what a last, incomplete group of `stride` inputs lacks. mode: of `jnp.pad`; where
+  an input is too short to be reflected, zeros follow it.
+  """
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  mode: str = 'constant'
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x_BND):
+    length = x_BND.shape[1]
+    left, right = (self.kernel_size - 1) * self.dilation + 1 - self.stride, -length % self.stride
+    zeros = max(0, max(left, right) - length + 1) if self.mode == 'reflect' else 0
+    x_BND = jnp.pad(x_BND, ((0, 0), (0, zeros), (0, 0)))
+    x_BND = jnp.pad(x_BND, ((0, 0), (left, right), (0, 0)), mode=self.mode)[:, : left + length + right]
+    conv = Conv(
+        self.features, self.kernel_size, stride=self.stride, dilation=self.dilation, use_bias=self.use_bias, name='conv'
+    )
+    return conv(x_BND)
+
+
+class CausalConvTranspose(nn.Module):
+  """Transposed convolution [B, N, D] -> [B, N * stride, features], kernel 2 * stride, trimmed on the right."""
+
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x_BND):
+    return OverlapAdd(self.features, self.stride, trim_start=0, trim_end=self.stride, name='conv')(x_BND)
 
 
 class OverlapAdd(nn.Module):
@@ -69,6 +130,45 @@ def check_length(name: str, hop_length: int, num_samples: int):
         f'waveform has {num_samples:,} samples; {name} needs a positive multiple of hop_length={hop_length}: '
         'pad with audio.pad_to_multiple'
     )
+
+
+def aligned(extract: Callable, num_frames: Callable, config: Any, wave_BT: Array) -> Array:
+  """Returns features_BSD of S = ceil(T / hop_length) frames: frame s begins where frame s of a codec of that hop does.
+
+  Zeros at the end of a waveform are taken for padding. Frames that would see them get the features of the last frame
+  that does not.
+
+  Args:
+    extract: (wave_BT, num_samples_B) -> features_BSD of the frames that fit into T samples.
+    num_frames: (config, num_samples_B) -> how many frames these are.
+    config: has hop_length and frame_length.
+  """
+  num_samples = wave_BT.shape[-1]
+  length_B = jnp.max(jnp.where(wave_BT != 0, np.arange(1, num_samples + 1), 0), axis=-1)
+  length_B = jnp.maximum(length_B, config.frame_length)
+  wanted = -(-num_samples // config.hop_length)
+  missing = max(0, (wanted - 1) * config.hop_length + config.frame_length - num_samples)
+  features_BSD = extract(jnp.pad(wave_BT, ((0, 0), (0, missing))), length_B)
+  read_BS = jnp.minimum(np.arange(wanted), num_frames(config, length_B)[:, None] - 1)
+  return jnp.take_along_axis(features_BSD, read_BS[..., None], axis=1)
+
+
+def check_layer(available: int, asked: int):
+  """Raises ValueError where an encoder does not have the layer that is asked for."""
+  if not 0 <= asked <= available:
+    raise ValueError(f'layer {asked}: this model has 0 (before the first) to {available}')
+
+
+def check_frame(frame_length: int, num_samples: int):
+  """Raises ValueError where a waveform is shorter than one frame of an encoder."""
+  if num_samples < frame_length:
+    raise ValueError(f'waveform has {num_samples:,} samples; one frame takes {frame_length}: pad it with zeros')
+
+
+def check_not_empty(num_samples: int):
+  """Raises ValueError where a waveform has no samples."""
+  if num_samples == 0:
+    raise ValueError('waveform has no samples: give at least one')
 
 
 def check_levels(available: int, asked: int | None):

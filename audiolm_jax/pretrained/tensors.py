@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kiloby
 MAX_HEADER_BYTES = 2**23  # of a safetensors file; w2v-BERT 2.0, the largest source, has 0.2 MB
 MAX_INTEGER = 2**20  # of a number in config.json: sizes and rates
 MAX_LAYERS = 256  # of layers and codebooks, which are made one by one
-DTYPES = ('F32', 'F16', 'F64')  # what numpy reads; bfloat16 it does not
+DTYPES = ('F32', 'BF16', 'F16', 'F64')  # all become float32: a model computes in the precision that it is tested in
 NORM_NAMES = (('parametrizations.weight.original0', 'parametrizations.weight.original1'), ('weight_g', 'weight_v'))
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
 
@@ -54,6 +54,8 @@ LAYOUTS = {
     'taps': Layout('weight', lambda shape: (shape[1], shape[3], 2 * shape[2]), _split_taps),
     'scale': Layout('weight', lambda shape: shape, lambda x: x),
     'embedding': Layout('weight', lambda shape: shape, lambda x: x),
+    'depthwise': Layout('weight', lambda shape: (shape[1], 1, shape[0]), lambda x: x[:, 0].T),
+    'factors': Layout('scale', lambda shape: shape, lambda x: x),
     'alpha': Layout('alpha', lambda shape: (1, *shape, 1), lambda x: x.reshape(-1)),
 }
 
@@ -92,6 +94,14 @@ def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tu
   if not isinstance(values, list) or not 1 <= len(values) <= 16:
     raise ValueError(f'{CONFIG}: {name}={str(values)[:80]}; expected a list of 1 to 16 integers')
   return tuple(integer({name: value}, name, 1) for value in values)
+
+
+def positive(data: Mapping[str, Any], name: str, default: float, high: float) -> float:
+  """Returns the number `name`, above 0 and below `high`, of a config.json, or `default` where it is absent."""
+  value = data.get(name, default)
+  if type(value) not in (int, float) or not 0 < value < high:
+    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and {high:g}')
+  return float(value)
 
 
 def bounded(name: str, value: int) -> int:

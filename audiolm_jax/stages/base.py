@@ -59,6 +59,22 @@ class Stage(NamedTuple):
   loss: Callable[[Params, State, Batch, Key | None], tuple[jax.Array, Aux]]
 
 
+class Codec(NamedTuple):
+  """What AudioLM needs of a codec, ours or imported: a record of pure functions, made by `Config.codec()`.
+
+  encode: (variables, wave_BT, num_quantizers or None for all) -> codes_BFQ, T = F * hop_length.
+  decode: (variables, codes_BFQ of the first levels) -> wave_BT.
+  context: frames after its own that the codes or the audio of a frame depend on, and as many before it; 0: a causal
+    codec, which depends on what came before alone.
+
+  The config has `sample_rate`, `hop_length`, `frame_rate`, `num_quantizers` and `codebook_size`.
+  """
+
+  encode: Callable[[Variables, jax.Array, int | None], jax.Array]
+  decode: Callable[[Variables, jax.Array], jax.Array]
+  context: int = 0
+
+
 def empty_batch(stage: Stage, batch_size: int) -> dict[str, np.ndarray]:
   """Returns a batch of zeros with the shapes and dtypes that `stage` asks for."""
   return {name: np.zeros((batch_size, *f.shape), f.dtype) for name, f in stage.batch.items()}

@@ -50,6 +50,16 @@ class Config:
     return round(self.crop_seconds * self.semantic_rate)
 
   @property
+  def frames_per_semantic(self) -> int:
+    """Codec frames that last as long as a semantic frame."""
+    return tokens.frames_per_semantic(self.frame_rate, self.semantic_rate)
+
+  @property
+  def num_frames(self) -> int:
+    """Codec frames of a crop."""
+    return self.frames_per_semantic * self.num_semantic
+
+  @property
   def language_model(self) -> LanguageModel:
     vocabulary = tokens.Vocabulary(
         prefix_levels=int(self.condition_on_semantic),
@@ -80,7 +90,7 @@ class Config:
 
 
 def make(config: Config) -> Stage:
-  codes = Feature((2 * config.num_semantic, config.num_quantizers), jnp.int32, config.frame_rate)
+  codes = Feature((config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate)
   features = {'codes': codes}
   if config.condition_on_semantic:
     features['semantic'] = Feature((config.num_semantic,), jnp.int32, config.semantic_rate)

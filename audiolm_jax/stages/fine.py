@@ -31,7 +31,7 @@ class Config:
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
-    tokens.semantic_frames(self.crop_seconds, self.frame_rate / 2, self.frame_rate)
+    tokens.semantic_frames(self.crop_seconds, self.frame_rate, self.frame_rate)
     if not 1 <= self.num_coarse < self.total_quantizers:
       raise ValueError(f'num_coarse={self.num_coarse} leaves no fine level of total_quantizers={self.total_quantizers}')
 

@@ -33,7 +33,7 @@ class Config:
   def __post_init__(self):
     if self.time_embedding and self.deduplicate:
       raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
-    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, 2 * self.semantic_rate)
+    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.semantic_rate)
 
   @property
   def num_semantic(self) -> int:

@@ -15,7 +15,9 @@ the same batch always gives the same numbers, and there is one for each level. T
 likelihood of the sequence.
 
 Open in the paper and chosen here: a prompt of t frames is frames 1 to t (as in its example of t = 0, nothing visible);
-dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py.
+dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py. Not in the paper, off by default:
+`level_skew` draws coarse levels more often than fine ones, for models that are trained too briefly to learn all alike;
+the voice is in the coarse ones.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
@@ -40,6 +43,7 @@ class Config:
 
   crop_seconds: float = 30.0
   random_length: bool = True  # train on windows from one semantic frame to the whole crop
+  level_skew: float = 0.0  # P(q) ~ q ** -level_skew, q = 1 to Q; 0: all levels alike, as in the paper
   semantic_rate: float = 25.0  # Hz
   frame_rate: float = 50.0  # Hz
   num_clusters: int = 1024
@@ -66,6 +70,8 @@ class Config:
       )
     if self.kernel_size % 2 == 0:
       raise ValueError(f'kernel_size={self.kernel_size} has no centre: make it odd')
+    if self.level_skew < 0:
+      raise ValueError(f'level_skew={self.level_skew} would favour the finest levels: use 0 (all alike) or more')
     if not 0 <= self.dropout < 1:
       raise ValueError(f'dropout={self.dropout} is no probability below 1')
 
@@ -74,20 +80,29 @@ class Config:
     """Semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)
 
+  @property
+  def frames_per_semantic(self) -> int:
+    """Codec frames that last as long as a semantic frame."""
+    return tokens.frames_per_semantic(self.frame_rate, self.semantic_rate)
+
+  @property
+  def num_frames(self) -> int:
+    """Codec frames of a crop."""
+    return self.frames_per_semantic * self.num_semantic
+
   def make(self) -> Stage:
     return make(self)
 
 
 def make(config: Config) -> Stage:
   def init(key: Key) -> Variables:
-    semantic_BS, codes_BFQ = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, config.num_quantizers), jnp.int32)
+    semantic_BS, codes_BFQ = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
     return Variables(SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {})
 
-  frames = 2 * config.num_semantic
   return Stage(
       batch={
           'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate),
-          'codes': Feature((frames, config.num_quantizers), jnp.int32, config.frame_rate),
+          'codes': Feature((config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate),
       },
       init=init,
       loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
@@ -109,7 +124,7 @@ class SoundStorm(nn.Module):
     semantic_KD = self.param('semantic', partitioned(init, VOCAB, EMBED), (c.num_clusters, c.width))
     codes_QKD = self.param('codes', partitioned(init, None, VOCAB, EMBED), (levels, c.codebook_size, c.width))
     masked_QD = self.param('masked', partitioned(init, None, EMBED), (levels, c.width))
-    semantic_BF = jnp.repeat(semantic_BS, 2, axis=1)
+    semantic_BF = jnp.repeat(semantic_BS, c.frames_per_semantic, axis=1)
     x_BFD = semantic_KD[jnp.maximum(semantic_BF, 0)]
     for q in range(levels):  # one after the other: [B, F, Q, D] would be the largest array of all
       code_BF1 = codes_BFQ[..., q, None]
@@ -148,6 +163,12 @@ def draw_masking(key: Key, valid_BF: Bool[Array, 'B F'], level_B: Int[Array, 'B'
   return Masking(hidden_BFQ, target_BF)
 
 
+def draw_levels(key: Key, batch_size: int, num_levels: int, skew: float) -> Int[Array, 'B']:
+  """Returns the level, from 0, that each row learns from: P(q) ~ (q + 1) ** -skew."""
+  weight_Q = -skew * np.log(np.arange(1, num_levels + 1, dtype=np.float32))
+  return jax.random.categorical(key, jnp.asarray(weight_Q), shape=(batch_size,))
+
+
 def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
   """Returns the beginning of each row, of uniform random length from 1 to all of it; PAD fills the rest."""
   length_B = (semantic_BS != PAD).sum(axis=1)
@@ -161,7 +182,7 @@ def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | 
   length_key, level_key, mask_key, dropout_key = jax.random.split(jax.random.key(0) if key is None else key, 4)
   if config.random_length:
     semantic_BS = shorten(length_key, semantic_BS)
-  valid_BF = (jnp.repeat(semantic_BS, 2, axis=1) != PAD) & (codes_BFQ[..., 0] != PAD)
+  valid_BF = (jnp.repeat(semantic_BS, config.frames_per_semantic, axis=1) != PAD) & (codes_BFQ[..., 0] != PAD)
   model, rngs = SoundStorm(config), {} if key is None else {'dropout': dropout_key}
 
   def masked_nats(level_B, mask_key):
@@ -176,7 +197,7 @@ def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | 
 
   batch_size, levels = len(codes_BFQ), config.num_quantizers
   if key is not None:
-    level_B = jax.random.randint(level_key, (batch_size,), 0, levels)
+    level_B = draw_levels(level_key, batch_size, levels, config.level_skew)
     nats, hit, target = masked_nats(level_B, mask_key)
   else:
     each = lambda q: masked_nats(jnp.full(batch_size, q), jax.random.fold_in(mask_key, q))

@@ -29,6 +29,7 @@ Where the paper is silent or unclear, and where we leave it:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,7 @@ from audiolm_jax import audio, losses
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
-from audiolm_jax.stages.base import Aux, Feature, Stage, State, Variables
+from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,9 @@ class Config:
 
   def make(self) -> Stage:
     return make(self)
+
+  def codec(self) -> Codec:
+    return Codec(functools.partial(encode, self), functools.partial(decode, self))
 
 
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
@@ -325,7 +329,11 @@ def decode(
 
   Raises ValueError when there are more levels than the codec has, or it has no switch.
   """
-  z_BFD = embeddings(config, variables, codes_BFQ, denoise)
+  return decode_vectors(config, variables, vectors(config, variables, codes_BFQ, denoise))
+
+
+def decode_vectors(config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']) -> Float[Array, 'B T']:
+  """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
   return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
 
 
@@ -341,10 +349,10 @@ def codes(
   return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
 
 
-def embeddings(
-    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise
+def vectors(
+    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
 ) -> Float[Array, 'B F D']:
-  """Returns what the decoder is given for codes: the first half of `decode`."""
+  """Returns the embeddings that the decoder reads for the codes of the first levels; raises as `decode`."""
   if codes_BFQ.shape[-1] > config.num_quantizers:
     raise ValueError(
         f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '

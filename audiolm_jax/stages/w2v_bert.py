@@ -90,6 +90,9 @@ class Config:
     """Output frames per second."""
     return self.sample_rate / self.hop_length
 
+  def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
+    return features(self, variables, wave_BT, layer)
+
   def make(self) -> Stage:
     num_samples = round(self.crop_seconds * self.sample_rate)
 

@@ -9,6 +9,7 @@ Every part is stored as a flat {path: array}: empty containers and NamedTuples o
 change of structure is reported as a difference of paths.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import pathlib
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,17 +45,20 @@ class Restored(NamedTuple):
 class Checkpointer:
   """Saves and restores the parts of a train state in `directory`, which this process must hold (training.workdir).
 
-  At most `max_to_keep` steps stay once a newer one is whole. Temporary directories of killed saves are deleted, in
-  directories that a Checkpointer made. Under several processes every one makes the same calls.
+  The newest `max_to_keep` steps stay, and all multiples of `keep_every`; the others go once a newer one is whole.
+  Temporary directories of killed saves are deleted, in directories that a Checkpointer made. Under several processes
+  every one makes the same calls.
 
   Raises ValueError where `directory` holds something but was not made by a Checkpointer.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, max_to_keep: int = 3):
+  def __init__(self, directory: str | pathlib.Path, *, max_to_keep: int = 3, keep_every: int | None = None):
     if max_to_keep < 1:
       raise ValueError(f'max_to_keep={max_to_keep}: at least one checkpoint must stay')
+    if keep_every is not None and keep_every < 1:
+      raise ValueError(f'keep_every={keep_every}: a number of steps, or None')
     self._directory = pathlib.Path(directory).absolute()
-    self._max_to_keep = max_to_keep
+    self._max_to_keep, self._keep_every = max_to_keep, keep_every
     self._saving: int | None = None
     if jax.process_index() == 0:
       _claim(self._directory)
@@ -87,26 +91,36 @@ class Checkpointer:
     except TypeError as error:
       raise ValueError(f'metadata and data position of step {step} must be JSON: {error}') from error
     items = {name: ocp.args.StandardSave(leaves) for name, leaves in flat.items() if leaves}
-    self._saving = step
-    with _clear_errors(self._directory, step):
+    self._saving = step  # read by _write_digest
+    with self._in_save():
       self._orbax.save(
           self._directory / str(step), args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(described)})
       )
 
-  def wait(self) -> None:
-    """Waits until the save in progress is whole, then deletes steps beyond `max_to_keep`."""
+  def check(self) -> None:
+    """Raises OSError when the save in progress is known to have failed; waits for nothing otherwise."""
+    if self._saving is not None:
+      with self._in_save():
+        self._orbax.check_for_errors()
+
+  def wait(self) -> bool:
+    """Waits until the save in progress is whole, then deletes the steps that need not stay; False: there was none.
+
+    Raises OSError when the save failed.
+    """
     if self._saving is None:
-      return
-    try:
-      with _clear_errors(self._directory, self._saving):
-        self._orbax.wait_until_finished()
-    finally:
-      self._saving = None
+      return False
+    with self._in_save():
+      self._orbax.wait_until_finished()
+    self._saving = None
     if jax.process_index() == 0:
       for old in steps(self._directory)[: -self._max_to_keep]:
+        if self._keep_every is not None and old % self._keep_every == 0:
+          continue
         pruned = self._directory / f'{old}.pruned'  # a name that is no step: a kill in between leaves no half step
         (self._directory / str(old)).rename(pruned)
         shutil.rmtree(pruned)
+    return True
 
   def close(self) -> None:
     self.wait()
@@ -130,6 +144,21 @@ class Checkpointer:
       )
     parts = _restore_parts(self._directory / str(step), targets, metadata)
     return Restored(step, parts, metadata['data_position'], metadata)
+
+  @contextlib.contextmanager
+  def _in_save(self) -> Iterator[None]:
+    """Turns what Orbax raises when storage fails into an OSError that names the directory and what is left."""
+    try:
+      yield
+    except Exception as error:
+      step, self._saving = self._saving, None
+      if jax.process_index() == 0:  # every failed attempt leaves its files: the disk would stay full
+        for path in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+          shutil.rmtree(path, ignore_errors=True)
+      raise OSError(
+          f'checkpoint {step} could not be written to {self._directory} ({error}); whole steps there: '
+          f'{steps(self._directory)}'
+      ) from error
 
   def _newest_good(self) -> int | None:
     step, error = None, ''
@@ -336,26 +365,6 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
 def _sha256(path: pathlib.Path) -> str:
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-class _clear_errors:
-  """Turns what Orbax raises when storage fails into an OSError that names the directory and what is left."""
-
-  def __init__(self, directory, step):
-    self._directory, self._step = directory, step
-
-  def __enter__(self):
-    pass
-
-  def __exit__(self, kind, error, traceback):
-    if error is not None and isinstance(error, Exception):
-      if jax.process_index() == 0:  # every failed attempt leaves its files: the disk would stay full
-        for path in self._directory.glob(f'{self._step}.orbax-checkpoint-tmp*'):
-          shutil.rmtree(path, ignore_errors=True)
-      raise OSError(
-          f'checkpoint {self._step} could not be written to {self._directory} ({error}); whole steps there: '
-          f'{steps(self._directory)}'
-      ) from error
 
 
 def _sync(name: str) -> None:

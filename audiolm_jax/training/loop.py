@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from audiolm_jax.stages import base
 from audiolm_jax.training import bands as bands_lib
-from audiolm_jax.training import checkpoints, configs, metrics_writer, optimizers, sharding
+from audiolm_jax.training import checkpoints, configs, errors, metrics_writer, optimizers, preemption, saver, sharding
 from audiolm_jax.training import rollback as rollback_lib
 from audiolm_jax.training import step as step_lib
+from audiolm_jax.training import watch as watch_lib
 from audiolm_jax.training import workdir as workdir_lib
 
 
@@ -38,10 +37,18 @@ class TrainConfig:
   eval_batches: int = 8
   save_every: int = 1000  # steps; the last one is always saved
   save_every_seconds: float | None = None  # besides; one process only, whose clock decides
-  max_to_keep: int = 3
+  max_to_keep: int = 3  # newest checkpoints
+  keep_every: int | None = None  # steps; multiples of it are kept for good, besides
+  max_failed_saves: int = 3  # in a row (a full disk, storage that errs) that a run survives
   rollback: rollback_lib.RollbackConfig | None = None  # on divergence; None: a number that is not finite stops the run
+  max_skipped_batches: int = 0  # in a row that are left out, because the step was not finite, before what comes next
+  slow_seconds: float | None = 300.0  # a step, or a wait for data, that takes longer is a warning
+  timeout_seconds: float | None = 3600.0  # and one that takes this long ends the run: data or another host hangs
   bands: tuple[bands_lib.Band, ...] = ()  # what to expect; a run outside says so and goes on
   tensorboard: bool = True
+
+
+_COMPILE_SECONDS = 3600.0  # more for the first step, which compiles
 
 
 class TrainResult(NamedTuple):
@@ -49,6 +56,7 @@ class TrainResult(NamedTuple):
   preempted: bool  # a signal stopped it: run again to go on
   metrics: dict[str, float]  # the last ones logged, 'eval/...' included; {} when there was nothing left to do
   variables: base.Variables  # plain arrays on the mesh; the averaged parameters where they are kept
+  goodput: float  # share of the wall time of this call that went into steps; goodput.jsonl says where the rest went
 
 
 class Summary(NamedTuple):
@@ -68,14 +76,6 @@ class Probe(NamedTuple):
 
   measure: Callable[[base.Params, base.State, base.Batch], tuple[Any, Any]]
   summarize: Callable[[Any, Any], Summary]
-
-
-class DivergedError(FloatingPointError):
-  """A loss or gradient exploded or was not finite, and no rollback is left."""
-
-
-class NonFiniteError(DivergedError):
-  """A loss or gradient was not finite; the state before it is saved."""
 
 
 def train(
@@ -103,7 +103,7 @@ def train(
     make_batches: returns the iterator of this process's rows of every global batch. `get_state()` is JSON and the same
       on every process (a global position), `set_state(position)` goes there.
     make_eval_batches: returns a fresh iterator of evaluation batches, of the same sizes.
-    workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/` and a lock.
+    workdir: gets `checkpoints/`, `metrics.jsonl`, `goodput.jsonl`, `tensorboard/` and a lock.
     fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every checkpoint.
     probe: what to measure at every evaluation besides.
     init_from: the workdir or checkpoint directory of a run whose params and state to begin with, where `workdir` has
@@ -111,13 +111,16 @@ def train(
     init_optimizer: take over that run's optimizer state too, and with it the place in the learning-rate schedule.
     report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at every log, and without the speed at
       every evaluation, whose metrics are named 'eval/...'; with a 'message' for the user besides at a
-      rollback and outside of a band.
+      rollback, an explosion, a batch that is left out, and outside of a band.
 
   Raises:
-    NonFiniteError: a loss or gradient was not finite; the last good state is saved.
-    DivergedError: a loss or gradient exploded after the last rollback that `train_config` allows.
+    errors.NonFiniteError: a loss or gradient was not finite; the last good state is saved.
+    errors.DivergedError: a loss or gradient exploded after the last rollback that `train_config` allows.
+    errors.OutOfMemoryError: the step does not fit.
+    errors.PeerError: another process of the run is gone.
+    watch.StalledError: data, a step or another process hangs; end the process without waiting for its threads.
     ValueError: settings that do not fit together or the checkpoint, or a workdir in use.
-    OSError: a workdir that cannot be written.
+    OSError: a workdir that cannot be written, or more failed saves than `train_config` allows.
   """
   if init_optimizer and init_from is None:
     raise ValueError('init_optimizer needs init_from: name the run whose optimizer state to take over')
@@ -125,7 +128,7 @@ def train(
       stage, config, train_config, pathlib.Path(workdir), dict(fingerprints or {}), probe, init_from, init_optimizer,
       report,
   )
-  with run.open(), _stop_signal() as stop:
+  with run.open(), preemption.stop_signal() as stop:
     return run.go(make_batches(), make_eval_batches, stop)
 
 
@@ -136,6 +139,7 @@ class _Run:
     if train_config.save_every_seconds is not None and jax.process_count() > 1:
       raise ValueError('save_every_seconds needs a single process (clocks differ): use save_every')
     self.train_config, self.directory, self._report = train_config, directory, report
+    self.watch = watch_lib.Watch(train_config.slow_seconds, train_config.timeout_seconds)
     self.init_from, self.init_optimizer = init_from, init_optimizer
     self.mesh = sharding.make_mesh(train_config.mesh)
     sharding.check_batch_size(train_config.batch_size, self.mesh)
@@ -156,8 +160,9 @@ class _Run:
     self.eval_step = step_lib.make_eval_step(stage, self.mesh)
     self.probe = probe or Probe(lambda *_: ((), ()), lambda *_: Summary({}))
     self.measure = jax.jit(self.probe.measure, out_shardings=sharding.replicated(self.mesh))
-    self.guard = rollback_lib.Guard(c.rollback)
+    self.guard = rollback_lib.Guard(c.rollback, c.max_skipped_batches)
     self.last_metrics: dict[str, float] = {}
+    self.lost_steps = 0  # that were done before, and after the checkpoint that this run goes on from
 
   @contextlib.contextmanager
   def open(self):
@@ -168,14 +173,21 @@ class _Run:
         workdir_lib.probe(self.directory)
         stack.enter_context(workdir_lib.locked(self.directory))
       self.checkpoints = checkpoints.Checkpointer(
-          self.directory / 'checkpoints', max_to_keep=self.train_config.max_to_keep
+          self.directory / 'checkpoints', max_to_keep=self.train_config.max_to_keep,
+          keep_every=self.train_config.keep_every,
       )
-      stack.callback(self.checkpoints.close)
+      stack.push(self._close_checkpoints)
+      self.saver = saver.Saver(self.checkpoints, self.train_config.max_failed_saves)
       self.writer = None
       if primary:
         self.writer = metrics_writer.MetricsWriter(self.directory, tensorboard=self.train_config.tensorboard)
         stack.callback(self.writer.close)
       yield
+
+  def _close_checkpoints(self, kind, error, traceback) -> None:
+    """Waits for the save in progress, unless it waits for a process that is gone."""
+    if jax.process_count() == 1 or not isinstance(error, (errors.PeerError, watch_lib.StalledError)):
+      self.checkpoints.close()
 
   def go(self, batches, make_eval_batches, stop) -> TrainResult:
     """Restores and runs the loop, and after each rollback does so again.
@@ -185,14 +197,21 @@ class _Run:
     """
     message, position = None, None
     while True:
-      train_state, start = self._restore(batches)
+      with self.watch.phase('init'):
+        train_state, start = self._restore(batches)
       if message is not None:
         batches.set_state(position)
         self._publish(start, self.guard.metrics(), None, message=f'{message}, back to step {start}')
       try:
         return self._loop(train_state, start, batches, make_eval_batches, stop)
+      except jax.errors.JaxRuntimeError as error:
+        raise errors.explained(
+            error, self.shapes, self.shardings, self.mesh, self.train_config.batch_size
+        ) from error
       except rollback_lib.Diverged as diverged:  # ends with this block, and with it the state that went wrong
-        self.checkpoints.wait()
+        del train_state
+        with self.watch.phase('checkpoint'):
+          self.saver.wait_once()
         message, position = f'{diverged}: {self.guard.roll_back()}', diverged.after
 
   def _loop(self, train_state, start: int, batches, make_eval_batches, stop) -> TrainResult:
@@ -202,40 +221,63 @@ class _Run:
     that the data position belongs to the state; the previous step's metrics are logged after this one's dispatch so
     that the device never waits for the host.
     """
-    c = self.train_config
+    c, watch = self.train_config, self.watch
     pending = None  # (step, metrics, data positions before and after it) of the step that may still be running
     saved_at = time.monotonic()
     self._timer = (time.monotonic(), start)
-    preempted = False
-    for step in range(start, c.num_steps + 1):
+    step, compiling = start, True
+    while True:
       evaluate = make_eval_batches is not None and (
           step == c.num_steps or (c.eval_every is not None and step % c.eval_every == 0)
       )
       last = step == c.num_steps
       preempted = not last and stop(step)
       late = c.save_every_seconds is not None and time.monotonic() - saved_at >= c.save_every_seconds
-      save = step > start and (last or preempted or late or step % c.save_every == 0)
-      if evaluate or save or last:  # what is evaluated or saved must be known to be good
-        pending = self._log(pending, train_state)
-      if evaluate and step > start:
-        self._evaluate(step, train_state, make_eval_batches())
-      if save:
-        self._save(step, train_state, batches.get_state())
-        saved_at = time.monotonic()
-      if last or preempted:
-        break
-      before = batches.get_state()
-      batch = next(batches, None)
-      if batch is None:
-        raise ValueError(f'make_batches has no batch for step {step} of {c.num_steps}: repeat the data')
-      batch = sharding.global_batch(batch, self.mesh)
-      after = batches.get_state()
-      train_state, metrics = self.train_step(train_state, batch, np.int32(step), np.float32(self.guard.rate_scale))
-      self._log(pending, train_state)
-      pending = (step, metrics, before, after)
-    self.checkpoints.wait()
+      save = step > start and (last or preempted or late or self.saver.due() or step % c.save_every == 0)
+      try:
+        if evaluate or save or last:  # what is evaluated or saved must be known to be good
+          pending = self._log(pending, train_state)
+        if evaluate and step > start:
+          with watch.phase('evaluation'):
+            self._evaluate(step, train_state, make_eval_batches())
+        if save:
+          self._save(step, train_state, batches.get_state(), whole=last or preempted)
+          saved_at = time.monotonic()
+        if last or preempted:
+          break
+        before = batches.get_state()
+        batch = self._next_batch(step, batches, before, pending, train_state)
+        after = batches.get_state()
+        advance = functools.partial(
+            self.train_step, train_state, batch, np.int32(step), np.float32(self.guard.rate_scale)
+        )
+        train_state, metrics = watch.bounded(
+            'compile' if compiling else 'step', step, advance, _COMPILE_SECONDS if compiling else 0.0
+        )
+        self._log(pending, train_state)
+        pending, compiling = (step, metrics, before, after), False
+        step += 1
+      except rollback_lib.Skipped as skipped:  # the state is that before the skipped step: on with the batch behind it
+        batches.set_state(skipped.after)
+        step, pending = skipped.step, None
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
-    return TrainResult(step, preempted, self.last_metrics, base.Variables(params, train_state.state))
+    variables = base.Variables(params, train_state.state)
+    return TrainResult(step, preempted, self.last_metrics, variables, watch.summary()['goodput'])
+
+  def _next_batch(self, step: int, batches, position, pending, train_state) -> dict[str, jax.Array]:
+    """Returns the next global batch; where none comes in time, a run of one process saves before it gives up."""
+    try:
+      batch = self.watch.bounded('data', step, lambda: next(batches, None))
+    except watch_lib.StalledError:
+      if jax.process_count() == 1:
+        self._log(pending, train_state)
+        self._save(step, train_state, position, whole=True)
+      raise
+    if batch is None:
+      raise ValueError(
+          f'make_batches has no batch for step {step} of {self.train_config.num_steps}: repeat the data'
+      )
+    return sharding.global_batch(batch, self.mesh)
 
   def _restore(self, batches) -> tuple[step_lib.TrainState, int]:
     targets = jax.tree.map(
@@ -251,8 +293,12 @@ class _Run:
           'use the same codec and k-means, or another workdir'
       )
     batches.set_state(restored.data_position)
+    self.lost_steps += max(self._last_logged() - restored.step, 0)
     step = jax.device_put(np.int32(restored.step), self.shardings.step)
     return step_lib.TrainState(step=step, **restored.parts), restored.step
+
+  def _last_logged(self) -> int:
+    return max(metrics_writer.read(self.directory), default=0) if self.writer is not None else 0
 
   def _begin(self, targets: step_lib.TrainState) -> step_lib.TrainState:
     """Returns the state before step 0: drawn from the seed, but for what another run brings."""
@@ -265,22 +311,33 @@ class _Run:
       parts['ema_params'] = jax.tree.map(jnp.copy, parts['params'])
     return train_state._replace(**parts)
 
-  def _save(self, step: int, train_state: step_lib.TrainState, data_position) -> None:
+  def _save(self, step: int, train_state: step_lib.TrainState, data_position, *, whole: bool = False) -> None:
+    """Starts a save; `whole`: returns when one is."""
     metadata = self.metadata | {'guard': self.guard.get_state()}
-    self.checkpoints.save(step, _parts(train_state), data_position, metadata)
+    save = functools.partial(self.saver.save, step, _parts(train_state), data_position, metadata)
+    self.watch.bounded('checkpoint', step, lambda: (save(), self.saver.settle(save) if whole else None))
+    if self.writer is not None:
+      self.watch.write(self.directory, step=step, lost_steps=self.lost_steps)
 
   def _log(self, pending, train_state) -> None:
     """Fetches a step's metrics; raises Diverged, or stops the run, when they are wrong; logs them when it is time."""
     if pending is None:
       return
     step, metrics, before, after = pending
-    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    metrics = self.watch.bounded('step', step, lambda: jax.device_get(metrics))
+    metrics = {name: float(value) for name, value in metrics.items()}
     applied = bool(metrics.pop('applied'))
     fault = self.guard.fault(metrics, applied)
+    if fault and not applied and (skip := self.guard.skip()):
+      self._publish(step, self.guard.metrics(), None, message=f'step {step}, batch at {before}: {fault}: {skip}')
+      raise rollback_lib.Skipped(step, after)
     if fault and self.guard.rollbacks_left:
       raise rollback_lib.Diverged(step, fault, after)
-    if fault:
+    if fault and (self.train_config.rollback is not None or not applied):
       self._give_up(step, train_state, before, fault, applied)
+    if fault:
+      self.guard.accept(metrics)
+      self._publish(step + 1, metrics, None, message=f'step {step}, batch at {before}: {fault}')
     done = step + 1
     if done % self.train_config.log_every == 0 or done == self.train_config.num_steps:
       now, (since, since_step) = time.monotonic(), self._timer
@@ -293,12 +350,11 @@ class _Run:
     if self.guard.rollbacks:
       fault += f', after {self.guard.rollbacks} rollbacks'
     if applied:
-      self.checkpoints.wait()
-      raise DivergedError(f'step {step}: {fault}; {self.directory} keeps the checkpoints before. {advice}')
+      self.saver.wait_once()
+      raise errors.DivergedError(f'step {step}: {fault}; {self.directory} keeps the checkpoints before. {advice}')
     # The step left the state as it was, and so did every later one: save it with the data position before the step.
-    self._save(step, train_state, data_position)
-    self.checkpoints.wait()
-    raise NonFiniteError(
+    self._save(step, train_state, data_position, whole=True)
+    raise errors.NonFiniteError(
         f'step {step}: {fault}; the state before it is saved as step {step} in {self.directory}. {advice}'
     )
 
@@ -341,35 +397,9 @@ class _Run:
     self._report({'step': step, 'metrics': metrics, **speed} | ({'message': '\n'.join(lines)} if lines else {}))
 
 
+_PARTS = tuple(name for name in step_lib.TrainState._fields if name != 'step')
+
+
 def _parts(train_state: step_lib.TrainState) -> dict[str, Any]:
   """Returns what a checkpoint holds of a train state: all but the step, which is the checkpoint's name."""
-  return {name: part for name, part in train_state._asdict().items() if name != 'step'}
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Yields step -> whether to save and leave at this step.
-
-  One process: the first SIGTERM or SIGINT asks for it, the second ends the process at once. Several processes: JAX's
-  own handler agrees on one step for all of them.
-  """
-  if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  received = threading.Event()
-  if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
-    yield lambda step: False
-    return
-  signals = (signal.SIGTERM, signal.SIGINT)
-
-  def on_signal(number, frame):
-    received.set()
-    for each in signals:
-      signal.signal(each, signal.SIG_DFL)
-
-  previous = {each: signal.signal(each, on_signal) for each in signals}
-  try:
-    yield lambda step: received.is_set()
-  finally:
-    for each, handler in previous.items():
-      signal.signal(each, handler)
+  return {name: getattr(train_state, name) for name in _PARTS}

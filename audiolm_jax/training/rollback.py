@@ -41,15 +41,28 @@ class Diverged(Exception):
     self.after = after
 
 
-class Guard:
-  """Knows the last losses and gradient norms, and how often the run went back; every checkpoint holds its state.
+class Skipped(Exception):
+  """Step `step` was not finite and left the state as it was; `after` is the data position behind its batch."""
 
-  Without a config nothing but a number that is not finite is wrong, and there is no way back.
+  def __init__(self, step: int, after: Any):
+    super().__init__(f'step {step}')
+    self.step, self.after = step, after
+
+
+class Guard:
+  """Knows the last losses and gradient norms, and how often the run went back or skipped a batch; every checkpoint
+  holds its state.
+
+  Without a config there is no way back: an explosion is told of, and a number that is not finite is wrong but for the
+  first `max_skipped` batches in a row, which are left out.
   """
 
-  def __init__(self, config: RollbackConfig | None):
-    self._config = config
+  def __init__(self, config: RollbackConfig | None, max_skipped: int = 0):
+    if max_skipped < 0:
+      raise ValueError(f'max_skipped_batches={max_skipped}: must be 0 (the first stops the run) or more')
+    self._config, self._limits, self._max_skipped = config, config or RollbackConfig(), max_skipped
     self.rollbacks, self.rate_scale = 0, 1.0
+    self.skipped, self._in_a_row = 0, 0
     self._past: dict[str, collections.deque] = {}
 
   @property
@@ -61,18 +74,30 @@ class Guard:
     if not applied:
       bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
       return f'{bad} not finite'
-    if self._config is None:
-      return None
-    limits = {'loss': self._config.explosion}
-    limits |= {name: self._config.gradient_explosion for name in metrics if name.startswith('grad_norm/')}
+    limits = {'loss': self._limits.explosion}
+    limits |= {name: self._limits.gradient_explosion for name in metrics if name.startswith('grad_norm/')}
     for name, limit in limits.items():
-      past = self._past.setdefault(name, collections.deque(maxlen=self._config.window))
-      median = float(np.median(past)) if len(past) == self._config.window else 0.0
+      past = self._past.setdefault(name, collections.deque(maxlen=self._limits.window))
+      median = float(np.median(past)) if len(past) == self._limits.window else 0.0
       if median > 0 and metrics[name] > limit * median:  # of a median of 0 nothing is a multiple: critics that wait
         return f'{name} {metrics[name]:.4g} is above {limit:g} times its median {median:.4g}'
-    for name in limits:
-      self._past[name].append(metrics[name])
+    self.accept(metrics)
     return None
+
+  def accept(self, metrics: Mapping[str, float]) -> None:
+    """Remembers the metrics of a step that stays, an explosion that nothing is done about included."""
+    self._in_a_row = 0
+    for name in metrics:
+      if name == 'loss' or name.startswith('grad_norm/'):
+        self._past.setdefault(name, collections.deque(maxlen=self._limits.window)).append(metrics[name])
+
+  def skip(self) -> str | None:
+    """Counts one batch left out and says which; None when there were too many in a row."""
+    if self._in_a_row >= self._max_skipped:
+      return None
+    self._in_a_row += 1
+    self.skipped += 1
+    return f'batch left out, {self._in_a_row} of at most {self._max_skipped} in a row, {self.skipped} in all'
 
   def roll_back(self) -> str:
     """Counts one rollback and says which; the past comes back with `set_state`."""
@@ -81,17 +106,20 @@ class Guard:
     return f'rollback {self.rollbacks} of {self._config.max_rollbacks}, learning rates x {self.rate_scale:.4g}'
 
   def metrics(self) -> dict[str, float]:
-    """Returns what to log: nothing where rollback is off."""
-    return {} if self._config is None else {'rollbacks': float(self.rollbacks), 'rate_scale': self.rate_scale}
+    """Returns what to log: nothing of what is off."""
+    rollbacks = {} if self._config is None else {'rollbacks': float(self.rollbacks), 'rate_scale': self.rate_scale}
+    return rollbacks | ({'skipped_batches': float(self.skipped)} if self._max_skipped else {})
 
   def get_state(self) -> dict[str, Any]:
     past = {name: list(values) for name, values in self._past.items()}
-    return {'count': self.rollbacks, 'rate_scale': self.rate_scale, 'past': past}
+    skipped = {'skipped': self.skipped, 'in_a_row': self._in_a_row}
+    return {'count': self.rollbacks, 'rate_scale': self.rate_scale, 'past': past} | skipped
 
   def set_state(self, state: Mapping[str, Any] | None) -> None:
     """Goes back to what a checkpoint knew (None: nothing), but for the rollbacks since: those are not forgotten."""
     state = state or Guard(None).get_state()
     self.rollbacks = max(self.rollbacks, state['count'])
     self.rate_scale = min(self.rate_scale, state['rate_scale'])
-    window = 1 if self._config is None else self._config.window
+    self.skipped, self._in_a_row = state.get('skipped', 0), state.get('in_a_row', 0)
+    window = self._limits.window
     self._past = {name: collections.deque(values, maxlen=window) for name, values in state['past'].items()}

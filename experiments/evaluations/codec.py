@@ -1,6 +1,7 @@
 """The codec: what is left of held-out speech at each number of levels, beside Opus."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -11,7 +12,6 @@ import numpy as np
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
-from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Feature
 from experiments import sources, workspace
 from experiments.evaluations import opus
@@ -29,18 +29,19 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 
   PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
   """
-  config, variables, _ = workspace.load_stage(workdir, 'soundstream')
+  config, variables = workspace.load_codec(workdir)
   wave_BT = held_out(recipe, workdir, config)
+  level_rate = math.log2(config.codebook_size) * config.frame_rate  # bit/s
   codes_BFQ, decode = _coder(config, variables, wave_BT)
   rows = {}
   for n in (n for n in LEVELS if n <= config.num_quantizers):
-    rows[f'{n} levels'] = row(config, wave_BT, decode(codes_BFQ[..., :n]), config.bit_rate * n / config.num_quantizers)
+    rows[f'{n} levels'] = row(config, wave_BT, decode(codes_BFQ[..., :n]), level_rate * n)
   if not opus.missing():
     for rate in OPUS_RATES:
       estimate_BT = np.stack([opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT])
       rows[f'Opus {rate} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
   untrained_BFQ, untrained_decode = _coder(config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT)
-  rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), config.bit_rate)
+  rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), level_rate * config.num_quantizers)
   rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
@@ -52,11 +53,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   }
 
 
-def held_out(recipe: Recipe, workdir: pathlib.Path, config: soundstream.Config) -> np.ndarray:
+def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> np.ndarray:
   """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter."""
   length = round(CROP_SECONDS * config.sample_rate) // config.hop_length * config.hop_length
   batches = pipeline.evaluation_batches(
-      sources.corpus(recipe, 'test', workdir),
+      sources.corpus(recipe, 'test', workdir, config.sample_rate),
       {'waveform': Feature((length,), np.float32, config.sample_rate)},
       batch_size=BATCH_SIZE,
       num_batches=-(-recipe.evaluation.num_clips // BATCH_SIZE),
@@ -65,10 +66,10 @@ def held_out(recipe: Recipe, workdir: pathlib.Path, config: soundstream.Config) 
   return np.concatenate([batch['waveform'] for batch in batches])
 
 
-def _coder(config: soundstream.Config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+def _coder(config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
   """Returns the codes [B, F, Q] of the clips, and the function that decodes any number of their levels."""
-  encode = jax.jit(functools.partial(soundstream.encode, config))
-  decode = jax.jit(functools.partial(soundstream.decode, config))
+  codec = config.codec()
+  encode, decode = jax.jit(lambda variables, wave_BT: codec.encode(variables, wave_BT, None)), jax.jit(codec.decode)
 
   def decode_all(codes_BFQ):
     return _by_batches(lambda codes: decode(variables, codes), codes_BFQ)
@@ -90,7 +91,7 @@ def _distances(sample_rate: int, wave_BT, estimate_BT):
   ], axis=-1)  # fmt: skip
 
 
-def row(config: soundstream.Config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
+def row(config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
   """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and the estimates of perceived quality.
 
   Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and None is of no clip.

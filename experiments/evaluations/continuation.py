@@ -1,81 +1,91 @@
-"""Continuations: whose voice they are in, and whether they count on."""
+"""Continuations: whose voice they are in, whether it stays, and whether they count on."""
 
-import functools
 import pathlib
 
 import jax
 import numpy as np
 
 from audiolm_jax import generation
-from audiolm_jax.metrics import speech
-from audiolm_jax.stages import classifier
-from audiolm_jax.stages.base import Variables
-from experiments import sources, workspace
+from audiolm_jax.metrics import speaker, speech
+from experiments import judges, sources, workspace
+from experiments.evaluations import opinions
 from experiments.recipe import Recipe
+
+# Label of a row: the coarse stage that has to be there, and the acoustic path.
+SYSTEMS = {
+    'continuation': ('coarse', 'autoregressive'),
+    'SoundStorm continuation': ('soundstorm', 'soundstorm'),
+    'acoustic-only continuation': ('acoustic_only', 'autoregressive'),
+}
+ORIGINAL = 'original, through the codec'
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns who speaks in continuations of held-out voices, and whether what they say obeys the number grammar."""
   settings = recipe.evaluation
-  _, judged = sources.held_out_voices(recipe, workdir)
-  counting = [example for example in judged if example['kind'] == 'counting']
-  prompts = [counting[index % len(counting)] for index in range(settings.num_prompts)]
+  prompts = sources.counting_prompts(recipe, workdir)
   rate = workspace.load_stage(workdir, 'soundstream')[0].sample_rate
-  start, end = (round(seconds * rate) for seconds in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
-  prompt_BT, num_samples_B = workspace.stacked([example['waveform'][:start] for example in prompts])
-  waves = {'original, through the codec': [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
-  for label, coarse in (('continuation', 'coarse'), ('acoustic-only continuation', 'acoustic_only')):
-    if not (workdir / coarse).is_dir():
-      continue
-    models = workspace.load_models(workdir, coarse=coarse)
-    result = generation.continue_audio(
-        models, jax.random.key(settings.seed), prompt_BT, num_samples_B, seconds=settings.seconds,
-        sampling=recipe.sampling, carry_seconds=settings.carry_seconds,
-    )
-    waves[label] = list(np.asarray(result.wave_BT)[:, :end])
-  speakers, numbers = (workspace.load_stage(workdir, name)[:2] for name in ('speaker', 'numbers'))
+  start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
+  waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
+  waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
+  judged = judges.load(workdir)
   labels = np.array([int(example['label']) for example in prompts])
   steps = [speech.counting_step(example['text'].split()) for example in prompts]
-  rows = {}
+  rows, heard = {}, [clip[:start] for clip in waves[ORIGINAL]]  # prompts, through the codec as the rest
   for label, clips in waves.items():
     new = [clip[start:] for clip in clips]
     rows[label] = {
-        'speaker_accuracy': float(np.mean([_speaker(*speakers, clip) for clip in new] == labels)),
-        **speech.grammar_scores([_numbers(*numbers, clip) for clip in new], steps),
+        'speaker_accuracy': float(np.mean([judges.voice(judged, clip) for clip in new] == labels)),
+        **speech.grammar_scores([judges.numbers(judged, clip) for clip in new], steps),
+        **opinions.voices(judged, heard, new, [clip[start:] for clip in waves[ORIGINAL]], labels),
+        **opinions.naturalnesses(new[: settings.num_naturalness_clips], rate),
     }
-  whole = sources.reconstructions(counting, workdir)
-  said = [[speech.NUMBERS.index(word) for word in example['text'].split()] for example in whole]
-  error_rate = speech.word_error_rate([_numbers(*numbers, example['waveform']) for example in whole], said)
   return {
       'rows': rows,
-      'chance_speaker': 1 / speakers[0].num_classes,
+      'similarity_over_time': similarity_over_time(judged, waves, labels, start),
+      'chance_speaker': 1 / judged.speaker[0].num_classes,
       'chance_step': 1 / len(speech.NUMBERS),
-      'recognizer_word_error_rate': error_rate,
+      'recognizer_word_error_rate': recognizer_error_rate(recipe, workdir, judged),
       'prompts': len(prompts),
       'seconds': settings.seconds,
+      'not_installed': opinions.missing(),
   }
 
 
-def _speaker(config: classifier.Config, variables: Variables, clip_T: np.ndarray) -> int:
-  """Returns the voice of a clip: the largest mean log-probability over its crops."""
-  length = round(config.crop_seconds * config.sample_rate)
-  crops = np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
-  return int(_log_probabilities(config, variables, crops).mean(axis=0).argmax())
+def continuations(recipe: Recipe, workdir: pathlib.Path, prompts: list[np.ndarray], end: int) -> dict:
+  """Returns prompts and what follows them, up to sample `end`, by each system whose stages are there."""
+  settings, (prompt_BT, num_samples_B) = recipe.evaluation, workspace.stacked(prompts)
+  waves = {}
+  for label, (stage, acoustic) in SYSTEMS.items():
+    if not (workdir / stage).is_dir():
+      continue
+    models = workspace.load_models(workdir, coarse=stage if acoustic == 'autoregressive' else 'coarse')
+    result = generation.continue_audio(
+        models, jax.random.key(settings.seed), prompt_BT, num_samples_B, seconds=settings.seconds,
+        sampling=recipe.sampling, carry_seconds=settings.carry_seconds, acoustic=acoustic,
+    )
+    waves[label] = list(np.asarray(result.wave_BT)[:, :end])
+  return waves
 
 
-def _numbers(config: classifier.Config, variables: Variables, clip_T: np.ndarray) -> list[int]:
-  """Returns the numbers heard in a clip."""
-  windows = speech.windows(clip_T, round(config.crop_seconds * config.sample_rate), round(0.05 * config.sample_rate))
-  return speech.decode_numbers(_log_probabilities(config, variables, windows))
+def similarity_over_time(judged: judges.Judges, waves: dict, labels: np.ndarray, start: int) -> dict[str, list[float]]:
+  """Returns, for each system, how similar each second after sample `start` is to the prompt (metrics.speaker.drift).
+
+  The prompt is heard through the codec, as the rest. The last entry is the floor: the originals of other voices.
+  """
+  clips = {label: [judges.embeddings(judged, clip[start:]) for clip in rows] for label, rows in waves.items()}
+  prompts = [judges.embeddings(judged, clip[:start]).mean(axis=0) for clip in waves[ORIGINAL]]
+  result = {label: speaker.drift(prompts, rows).tolist() for label, rows in clips.items()}
+  pairs = [(b, c) for b in range(len(labels)) for c in range(len(labels)) if labels[b] != labels[c]]
+  if pairs:
+    others = speaker.drift([prompts[b] for b, _ in pairs], [clips[ORIGINAL][c] for _, c in pairs])
+    result['other voices, through the codec'] = others.tolist()
+  return result
 
 
-def _log_probabilities(config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
-  bucket = 64  # windows at a time: one compilation for clips of any length
-  padded_NT = np.pad(crops_NT, ((0, -len(crops_NT) % bucket), (0, 0)))
-  parts = [_classify(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)]
-  return np.concatenate([np.asarray(part) for part in parts])[: len(crops_NT)]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _classify(config, variables, wave_BT):
-  return jax.nn.log_softmax(classifier.logits(config, variables, wave_BT))
+def recognizer_error_rate(recipe: Recipe, workdir: pathlib.Path, judged: judges.Judges) -> float:
+  """Returns the word error rate of the number recognizer on whole held-out utterances, through the codec."""
+  _, utterances = sources.held_out_voices(recipe, workdir)
+  whole = sources.reconstructions([example for example in utterances if example['kind'] == 'counting'], workdir)
+  said = [[speech.NUMBERS.index(word) for word in example['text'].split()] for example in whole]
+  return speech.word_error_rate([judges.numbers(judged, example['waveform']) for example in whole], said)

@@ -1,4 +1,4 @@
-"""The language models: what they know of held-out tokens."""
+"""The language models: what they know of held-out tokens, and which of two recordings they prefer."""
 
 import functools
 import pathlib
@@ -9,6 +9,7 @@ import numpy as np
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import language
 from experiments import workspace
+from experiments.evaluations import preference
 from experiments.recipe import Recipe
 
 MODELS = ('semantic', 'coarse', 'fine', 'acoustic_only')
@@ -38,4 +39,4 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
         'bigram': language.bigram_nats(counts, test),
         'tokens': int((test >= 0).sum()),
     }
-  return {'rows': rows}
+  return {'rows': rows, 'preference': preference.measure(recipe, workdir)}

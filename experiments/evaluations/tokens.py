@@ -1,4 +1,4 @@
-"""Semantic tokens: what they tell of phones and of speakers."""
+"""Semantic tokens: what they tell of phones and of speakers; and Table I, in which all tokens are compared."""
 
 import functools
 import pathlib
@@ -11,19 +11,31 @@ from audiolm_jax import audio, kmeans
 from audiolm_jax.metrics import tokens as token_metrics
 from audiolm_jax.stages import w2v_bert
 from experiments import corpora, sources, workspace
+from experiments.evaluations import trade_off
 from experiments.recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
+  """Returns what tokens tell of phones, frame by frame (where the corpus knows its phones), and Table I."""
+  return {**_purity(recipe, workdir), 'trade_off': trade_off.measure(recipe, workdir)}
+
+
+def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns how well semantic tokens follow phones, beside k-means (same K) on the log-mel that w2v-BERT reads."""
-  config, variables, _ = workspace.load_stage(workdir, 'w2v_bert')
-  quantizer, metadata = workspace.load_semantic_quantizer(workdir)
-  num_clusters = len(quantizer.centroids_KD)
+  encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
   training, test = (sources.corpus(recipe, split, workdir) for split in ('train', 'test'))
   test = corpora.Subset(test, recipe.evaluation.num_clips, seed=recipe.evaluation.seed)
-  layer = int(metadata['layer'])
+  if 'phones' not in (test[0] or {}):
+    return {'rows': {}}
+  config = encoder.config if isinstance(encoder.config, w2v_bert.Config) else w2v_bert.Config()
+  if (encoder.frame_rate, encoder.sample_rate) != (config.frame_rate, config.sample_rate):
+    raise ValueError(
+        f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be compared with phones and '
+        f'log-mel of {config.frame_rate} Hz from {config.sample_rate} Hz'
+    )
+  num_clusters = len(quantizer.centroids_KD)
   extractors = {
-      'w2v-BERT': lambda wave_BT: w2v_bert.features(config, variables, wave_BT, layer),
+      'w2v-BERT': functools.partial(encoder.features, variables),
       'raw log-mel, averaged': functools.partial(_log_mel_features, config, stack=False, normalize=False),
       'raw log-mel, stacked': functools.partial(_log_mel_features, config, stack=True, normalize=False),
       'normalized log-mel, stacked': functools.partial(_log_mel_features, config, stack=True, normalize=True),

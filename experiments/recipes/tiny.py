@@ -12,13 +12,13 @@ term, and no discriminators, which would take most of its time.
 
 from audiolm_jax.data import synthesized
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.rollback import RollbackConfig
 from experiments.corpora import Synthesized
-from experiments.recipe import Evaluation, Recipe, SemanticTokens, StageRecipe
+from experiments.recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 64
 CODEBOOK_SIZE = 128
@@ -96,13 +96,19 @@ RECIPE = Recipe(
     soundstorm=stage(
         soundstorm.Config(
             crop_seconds=2.0, num_clusters=NUM_CLUSTERS, codebook_size=CODEBOOK_SIZE, num_layers=3, num_heads=2,
-            width=96, mlp_width=384, dropout=0.0, dtype='float32', remat=False,
+            width=96, mlp_width=192, dropout=0.0, dtype='float32', remat=False,
             random_length=False,  # the windows of a continuation are full
+            level_skew=1.0,  # a third of the rows learn the first level, where most of the voice is
         ),
-        16, 400, adam(8e-3, 400),
+        16, 1200, adam(5e-3, 1200),
     ),
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
     speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
     numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),
-    evaluation=Evaluation(num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0),
+    detector=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
+    detector_control=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
+    forgeries=Forgeries(num_train=48, num_validation=16, num_test=48, batch_size=48),
+    evaluation=Evaluation(
+        num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0, decoder_seconds=240.0
+    ),
 )

@@ -10,7 +10,7 @@ import soundfile
 from audiolm_jax import audio, codes_file, streaming
 from audiolm_jax.stages import soundstream
 from audiolm_jax.training import checkpoints, configs
-from experiments import codec, workspace
+from experiments import chunks, codec, workspace
 from tests.stages.test_soundstream import CONFIG, random_variables
 
 RATE = CONFIG.sample_rate
@@ -75,11 +75,11 @@ def test_a_folder_there_and_back(run, recordings, variables, tmp_path):
 
 
 def test_lengths_share_one_compilation(run, recordings, tmp_path):
-  for step in (codec._encode_step, codec._decode_step):
+  for step in (chunks._encode_step, chunks._decode_step):
     step.clear_cache()
   run('encode', recordings, f'--output={tmp_path}/codes')
   run('decode', tmp_path / 'codes', f'--output={tmp_path}/out')
-  assert codec._encode_step._cache_size() == codec._decode_step._cache_size() == 1
+  assert chunks._encode_step._cache_size() == chunks._decode_step._cache_size() == 1
 
 
 def test_other_rates_and_channels_are_taken(run, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import soundfile
 
-STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'acoustic_only', 'speaker', 'numbers')
+STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm', 'acoustic_only', 'speaker', 'numbers')
 SIZES = {
     'corpus.config.train_minutes': 1,
     'corpus.config.test_minutes': 2.7,
@@ -24,14 +24,22 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   report = json.loads((tmp_path / 'report.json').read_text())
-  assert set(report) >= {'codec', 'tokens', 'language', 'continuation'}
-  for suite in ('codec', 'tokens', 'language', 'continuation'):
+  suites = {'codec', 'tokens', 'language', 'soundstorm', 'acoustic', 'continuation'}
+  assert set(report) >= suites
+  for suite in suites:
     values = [value for row in report[suite]['rows'].values() for value in row.values()]
-    assert np.isfinite([value for value in values if value is not None]).all(), report[suite]  # None: not to be scored
+    assert values and np.isfinite([value for value in values if value is not None]).all(), report[suite]  # None: not scored
+  over_time = report['continuation']['similarity_over_time']
+  assert len(over_time) == len(report['continuation']['rows']) + 1  # and other voices
+  assert all(len(values) == 1 and abs(values[0]) <= 1 for values in over_time.values())
+  # What is given back, and no less, is the original itself.
+  original = report['acoustic']['rows']['original, through the codec']
+  assert (original['mel_distance'], original['codes']) == (0, 1)
   prompt, rate = soundfile.read(tmp_path / 'prompt.wav')
-  continuation, _ = soundfile.read(tmp_path / 'continuation.wav')
   assert rate == 16_000 and len(prompt) == 3 * rate
-  assert abs(len(continuation) - 4 * rate) <= 1280  # whole frames of 40 ms
+  continuations = [soundfile.read(tmp_path / f'continuation{path}.wav')[0] for path in ('', '_soundstorm')]
+  assert all(abs(len(wave_T) - 4 * rate) <= 1280 for wave_T in continuations)  # whole frames of 40 ms
+  assert (continuations[0] != continuations[1]).any()
   for name in ('reconstruction.wav', 'spectrograms.png', 'curves.png'):
     assert (tmp_path / name).stat().st_size > 1000
   for stage in STAGES:

@@ -9,7 +9,7 @@ from experiments import recipe as recipe_lib
 @pytest.mark.parametrize('name', recipe_lib.names())
 def test_every_stage_of_every_recipe_can_be_made(name):
   recipe = recipe_lib.load(name)
-  assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= set(recipe.stages)
+  assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= {*recipe.stages, *recipe.imports}
   for stage in recipe.stages:
     made = getattr(recipe, stage).model.make()
     assert isinstance(made, Stage) and made.batch
@@ -18,7 +18,7 @@ def test_every_stage_of_every_recipe_can_be_made(name):
 @pytest.mark.parametrize('name', recipe_lib.names())
 def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
   recipe = recipe_lib.load(name)
-  assert recipe.soundstream.train.rollback is not None
+  assert 'soundstream' in recipe.imports or recipe.soundstream.train.rollback is not None
   trains = [getattr(recipe, stage).train for stage in recipe.stages]
   assert all(band.step <= train.num_steps for train in trains for band in train.bands)
 

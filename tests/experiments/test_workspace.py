@@ -5,15 +5,19 @@ import numpy as np
 import pytest
 
 from audiolm_jax import kmeans
+from audiolm_jax.pretrained import hubert
 from audiolm_jax.stages.base import Variables
+from experiments import recipe as recipe_lib
 from experiments import workspace
 
+ENCODER = kmeans.SemanticEncoder(config=None, layer=7, frames_per_token=2)
 
-def save_clusters(workdir):
+
+def save_clusters(workdir, w2v_bert='abc'):
   random = np.random.default_rng(0)
   arrays = (random.normal(size=shape).astype(np.float32) for shape in ((8,), (8,), (16, 8)))
   quantizer = kmeans.SemanticQuantizer(*(jnp.asarray(array) for array in arrays))
-  workspace.save_semantic_quantizer(workspace.semantic_quantizer_path(workdir), quantizer, 7, 'abc')
+  workspace.save_semantic_quantizer(workspace.semantic_quantizer_path(workdir), quantizer, ENCODER, w2v_bert)
   return quantizer
 
 
@@ -30,7 +34,7 @@ def test_clusters_come_back(tmp_path):
   got, metadata = workspace.load_semantic_quantizer(tmp_path)
   for one, other in zip(got, quantizer, strict=True):
     np.testing.assert_array_equal(one, other)
-  assert (metadata['layer'], metadata['w2v_bert']) == ('7', 'abc')
+  assert [metadata[name] for name in ('layer', 'frames_per_token', 'w2v_bert')] == ['7', '2', 'abc']
   assert [path.name for path in workspace.semantic_quantizer_path(tmp_path).parent.iterdir()] == ['kmeans.safetensors']
 
 
@@ -41,18 +45,19 @@ def test_models_hold_the_acoustic_stages_that_are_there(tmp_path, monkeypatch):
   others = {}
 
   def load_stage(workdir, name):
-    if name not in ('soundstream', 'w2v_bert', 'semantic') and not (workdir / name).is_dir():
+    if name not in ('soundstream', 'semantic') and not (workdir / name).is_dir():
       raise ValueError(f'{name} is not there')
     return name, codec, {'fingerprints': made_by | others.get(name, {})}
 
-  metadata = {'digest': 'digest', 'w2v_bert': workspace.fingerprint(codec.params)}
+  tokenizer = ('encoder', codec, None, {'digest': 'digest'})
   monkeypatch.setattr(workspace, 'load_stage', load_stage)
-  monkeypatch.setattr(workspace, 'load_semantic_quantizer', lambda workdir: (None, metadata))
+  monkeypatch.setattr(workspace, 'load_semantic_tokenizer', lambda workdir: tokenizer)
   with pytest.raises(ValueError, match='coarse is not there'):
     workspace.load_models(tmp_path)
   (tmp_path / 'soundstorm').mkdir()
   models = workspace.load_models(tmp_path)
   assert (models.coarse, models.fine, models.soundstorm) == (None, None, ('soundstorm', codec))
+  assert models.w2v_bert == ('encoder', codec)
   others['soundstorm'] = {'soundstream': 'another'}
   with pytest.raises(ValueError, match='stage soundstorm was trained on tokens of soundstream another'):
     workspace.load_models(tmp_path)
@@ -61,6 +66,28 @@ def test_models_hold_the_acoustic_stages_that_are_there(tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
   models = workspace.load_models(tmp_path)
   assert [stage[0] for stage in (models.coarse, models.fine, models.soundstorm)] == ['coarse', 'fine', 'soundstorm']
+
+
+def test_clusters_of_another_encoder_are_refused(tmp_path, monkeypatch):
+  config = hubert.Config(conv_channels=(4,), conv_kernels=(4,), conv_strides=(2,))
+  variables = Variables({'weight': np.zeros(1)}, {})
+  monkeypatch.setattr(workspace, 'load_stage', lambda workdir, name: (config, variables, {}))
+  save_clusters(tmp_path, workspace.fingerprint(variables.params))
+  encoder, found, quantizer, metadata = workspace.load_semantic_tokenizer(tmp_path)
+  assert encoder == kmeans.SemanticEncoder(config=config, layer=7, frames_per_token=2) and found is variables
+  assert encoder.frame_rate == config.frame_rate / 2 and encoder.hop_length == 2 * config.hop_length
+  variables.params['weight'][:] = 1
+  with pytest.raises(ValueError, match='fitted on another w2v_bert: move .* away'):
+    workspace.load_semantic_tokenizer(tmp_path)
+
+
+def test_imports_that_are_missing_name_their_commands(tmp_path):
+  recipe = recipe_lib.load('librispeech_pretrained')
+  (tmp_path / 'soundstream').mkdir()
+  with pytest.raises(ValueError, match=f'run\n  python -m experiments.pretrained import .*hubert.* --workdir={tmp_path}$'):
+    workspace.require_imports(recipe, tmp_path)
+  (tmp_path / 'w2v_bert').mkdir()
+  workspace.require_imports(recipe, tmp_path)
 
 
 def test_a_flipped_byte_is_refused(tmp_path):

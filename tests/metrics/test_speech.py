@@ -1,8 +1,11 @@
+import functools
 import itertools
+import sys
 
 import numpy as np
 import pytest
 
+from audiolm_jax.data import synthesized
 from audiolm_jax.metrics import speech
 
 
@@ -42,3 +45,49 @@ def test_step_of_a_prompt():
 
 def test_word_error_rate_counts_edits():
   assert speech.word_error_rate([[1, 2, 3], [4]], [[1, 3], [5, 4]]) == pytest.approx(2 / 4)
+
+
+def test_error_rates_are_edit_distances_over_all_clips():
+  """Against the classic recursion, by words and by characters."""
+  texts = ['One, two three.', 'nine eight', "It's six"]
+  heard = iter(['one too three four', '', "it's six"])
+  found = speech.error_rates(lambda wave_T, rate: next(heard), [np.zeros(1)] * 3, texts, 16_000)
+  assert found.words == pytest.approx((2 + 2 + 0) / 7)
+
+  @functools.cache
+  def edits(a, b):
+    if not a or not b:
+      return len(a) + len(b)
+    return min(edits(a[1:], b) + 1, edits(a, b[1:]) + 1, edits(a[1:], b[1:]) + (a[0] != b[0]))
+
+  characters = edits('one two three', 'one too three four') + len('nine eight')
+  assert found.characters == pytest.approx(characters / len('one two three' 'nine eight' "it's six"))
+
+
+def test_error_rates_say_what_is_missing(monkeypatch):
+  recognize = lambda wave_T, rate: 'one'
+  with pytest.raises(ValueError, match='2 clips and 1 texts'):
+    speech.error_rates(recognize, [np.zeros(1)] * 2, ['one'], 16_000)
+  with pytest.raises(ValueError, match=r'clips \[1\] have no text'):
+    speech.error_rates(recognize, [np.zeros(1)] * 2, ['one', ' . '], 16_000)
+  monkeypatch.setitem(sys.modules, 'jiwer', None)
+  with pytest.raises(ValueError, match=r'jiwer is not installed: pip install .audiolm_jax\[eval\]'):
+    speech.error_rates(recognize, [np.zeros(1)], ['one'], 16_000)
+
+
+def test_pocketsphinx_hears_numbers_and_less_of_them_in_noise():
+  config = synthesized.Config(num_train_voices=2, num_test_voices=1, train_minutes=1.0, counting_share=1.0, highest_number=9)
+  requests = synthesized.requests(config, 'train')[:2]
+  spoken = synthesized.speak([{**r, 'voice': 'en-us+m3', 'pitch': 40, 'rate': 140, 'gap': 15} for r in requests], 1)
+  rate, texts = spoken[0][0]['rate'], [r['text'] for r in requests]
+  clean = [wave_T / 32768 for _, wave_T in spoken]
+  random = np.random.default_rng(0)
+  recognize = speech.pocketsphinx_numbers()
+  errors = [
+      speech.error_rates(recognize, [wave_T + noise * random.normal(size=len(wave_T)) for wave_T in clean], texts, rate)
+      for noise in (0.02, 0.1, 0.2)  # digital silence between words is foreign to its model
+  ]
+  words, characters = [e.words for e in errors], [e.characters for e in errors]
+  assert words[0] < 0.3 and words == sorted(words) and words[2] > words[0] + 0.2, words
+  assert characters == sorted(characters), characters
+  assert recognize(clean[0], rate) == recognize(clean[0], rate)  # whatever was heard before

@@ -40,3 +40,29 @@ def test_unaligned_or_empty_sequences_are_refused():
     tokens.phone_purity(TOKENS, PHONES[1:])
   with pytest.raises(ValueError, match='none of the 2 frames'):
     tokens.cluster_purity(np.array([-1, 0]), np.array([0, -1]))
+
+
+def test_linear_decoder_finds_the_map_that_made_its_targets():
+  random = np.random.default_rng(0)
+  inputs = [random.normal(size=(length, 3)) for length in (200, 50, 1)]
+  weights_CED, constant_D = random.normal(size=(3, 3, 2)), random.normal(size=2)
+
+  def made(frames_SE):
+    padded = np.pad(frames_SE, ((1, 1), (0, 0)))
+    return np.stack([sum(padded[s + c] @ weights_CED[c] for c in range(3)) + constant_D for s in range(len(frames_SE))])
+
+  decoder = tokens.fit_linear_decoder(inputs, [made(one) for one in inputs], context=1, ridge=1e-6)
+  unseen = random.normal(size=(20, 3))
+  np.testing.assert_allclose(tokens.decode_linearly(decoder, unseen), made(unseen), atol=1e-4)
+  # Without the neighbours it can not: they hold most of the variance.
+  alone = tokens.fit_linear_decoder(inputs, [made(one) for one in inputs], context=0, ridge=1e-6)
+  assert np.square(tokens.decode_linearly(alone, unseen) - made(unseen)).mean() > 0.5
+
+
+def test_ridge_regression_by_its_closed_form():
+  one_SE, target_SD = np.array([[1.0], [2.0]]), np.array([[1.0], [1.0]])
+  decoder = tokens.fit_linear_decoder([one_SE], [target_SD], context=0, ridge=1.0)
+  # (X'X + I) w = X'y with X = [[1, 1], [2, 1]]: [[6, 3], [3, 3]] w = [3, 2].
+  np.testing.assert_allclose(decoder.weight_ID, [[1 / 3], [1 / 3]], rtol=1e-6)
+  with pytest.raises(ValueError, match='targets of'):
+    tokens.fit_linear_decoder([one_SE], [target_SD[:1]], context=0)

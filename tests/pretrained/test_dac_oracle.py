@@ -142,3 +142,24 @@ def test_weight_normalized_checkpoint(tmp_path):
   model.save_pretrained(tmp_path)
   config, variables = hub.from_pretrained(tmp_path)
   np.testing.assert_array_equal(dac.encode(config, variables, jnp.asarray(wave_BT)), want_BFQ)
+
+
+@pytest.mark.slow
+def test_full_width(tmp_path):
+  model = random_model(published_config('16khz'))
+  model.save_pretrained(tmp_path)
+  config, variables = hub.from_pretrained(tmp_path)
+  wave_BT = wave(16_000, batch=1)
+  with torch.no_grad():
+    want_BFD = model.encoder(torch.tensor(wave_BT)[:, None]).numpy().swapaxes(1, 2)
+    codes = model.encode(torch.tensor(wave_BT)[:, None]).audio_codes
+    want_BT = model.decode(audio_codes=codes).audio_values.numpy()
+  got_BFD = jax.jit(lambda params, wave_BT: dac.Encoder(config).apply({'params': params}, wave_BT))(
+      variables.params['encoder'], wave_BT
+  )
+  got_BFQ = jax.jit(dac.encode, static_argnums=0)(config, variables, wave_BT)
+  np.testing.assert_array_equal(got_BFQ, codes.numpy().swapaxes(1, 2))
+  got_BT = jax.jit(dac.decode, static_argnums=0)(config, variables, got_BFQ)
+  errors = np.abs(got_BFD - want_BFD).max(), np.abs(np.asarray(got_BT)[:, : want_BT.shape[1]] - want_BT).max()
+  report('dac 16khz, full width, embeddings / audio, codes identical', *errors)
+  assert max(errors) < TOLERANCE and np.std(want_BT) > 0.05

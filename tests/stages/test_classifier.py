@@ -65,6 +65,15 @@ def test_loss_is_the_cross_entropy_of_the_known_labels(variables):
   np.testing.assert_allclose(aux.metrics['accuracy'], correct[[0, 1, 3]].mean(), rtol=1e-6)
 
 
+def test_logits_are_a_linear_function_of_the_embedding(variables):
+  wave_BT = tones(jax.random.key(3), 3)['waveform']
+  embedding_BD = np.asarray(classifier.embedding(CONFIG, variables, wave_BT))
+  assert embedding_BD.shape == (3, 16)
+  layer = variables.params['logits']
+  got = classifier.logits(CONFIG, variables, wave_BT)
+  np.testing.assert_allclose(got, embedding_BD @ np.asarray(layer['kernel']) + layer['bias'], atol=1e-5)
+
+
 def test_logits_take_any_length_and_do_not_mix_examples(variables):
   wave_BT = tones(jax.random.key(2), 3)['waveform'][:, :3333]
   together = classifier.logits(CONFIG, variables, wave_BT)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import classifier, coarse, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.optimizers import OptimizerConfig
 from tests import contract
 
@@ -76,6 +76,11 @@ CASES = {
         classifier.Config(num_classes=BATCH, channels=(4, 8), num_mels=16, crop_seconds=0.2),
         {'waveform': voiced(3200), 'label': np.arange(BATCH, dtype=np.int32)},
         {},
+    ),
+    'detector': (
+        detector.Config(channels=(4, 8), num_mels=16, crop_seconds=0.2),
+        {'waveform': voiced(3200), 'label': np.array([0, 1, 1, 0], np.int32)},
+        dict(num_steps=100),
     ),
     'w2v_bert': (
         w2v_bert.Config(**W2V_BERT), {'waveform': voiced(12_800)}, dict(loss_name='mlm', factor=0.8, rtol=1e-4)

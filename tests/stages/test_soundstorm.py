@@ -56,6 +56,12 @@ def test_masks_follow_the_papers_law():
   np.testing.assert_allclose((ratio > 0.5).mean(), 2 / np.pi * np.arccos(0.53), atol=0.05)
 
 
+def test_levels_are_drawn_by_their_law():
+  for skew, expected in ((0.0, [1 / 4] * 4), (1.0, [12 / 25, 6 / 25, 4 / 25, 3 / 25])):
+    level_B = np.asarray(soundstorm.draw_levels(jax.random.key(0), 40_000, 4, skew))
+    np.testing.assert_allclose(np.bincount(level_B, minlength=4) / 40_000, expected, atol=0.01)
+
+
 def test_windows_have_any_length_and_all_alike():
   semantic_BS = np.full((20_000, 10), 3, np.int32)
   semantic_BS[::2, 6:] = -1
@@ -203,6 +209,7 @@ def most_frequent(given_BF, code_BF) -> float:
         (dict(width=48, num_heads=16), 'even width'),
         (dict(kernel_size=4), 'odd'),
         (dict(dropout=1.0), 'probability'),
+        (dict(level_skew=-1.0), 'favour the finest'),
     ],
 )
 def test_bad_configs(options, message):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from audiolm_jax.training import checkpoints, loop, metrics_writer
+from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, preemption
 from tests import contract
 from tests.training import toy, toy_pod, toy_run
 
@@ -103,7 +103,7 @@ def test_exact_resume_through_kills_and_signals(reference, tmp_path):
 
 def test_second_signal_leaves_at_once():
   before = signal.getsignal(signal.SIGINT)
-  with loop._stop_signal() as stop:
+  with preemption.stop_signal() as stop:
     assert not stop(0)
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop(1)
@@ -112,7 +112,7 @@ def test_second_signal_leaves_at_once():
 
 
 def test_non_finite_step_stops_with_the_state_before_it(reference, tmp_path):
-  with pytest.raises(loop.NonFiniteError, match=r"step 18: .*'loss': nan.*saved as step 18"):
+  with pytest.raises(errors.NonFiniteError, match=r"step 18: .*'loss': nan.*saved as step 18"):
     toy_run.train(tmp_path, lambda: toy.Batches(poison=18))
   assert checkpoints.steps(tmp_path / 'checkpoints')[-1] == 18
   assert max(metrics_writer.read(tmp_path)) == 18
@@ -120,7 +120,7 @@ def test_non_finite_step_stops_with_the_state_before_it(reference, tmp_path):
 
 
 def test_non_finite_step_just_before_a_save(tmp_path):
-  with pytest.raises(loop.NonFiniteError, match='step 11: '):
+  with pytest.raises(errors.NonFiniteError, match='step 11: '):
     toy_run.train(tmp_path, lambda: toy.Batches(poison=11))
   assert checkpoints.steps(tmp_path / 'checkpoints') == [6, 11]
 

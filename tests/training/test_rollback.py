@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from audiolm_jax.training import checkpoints, loop, metrics_writer, rollback, sharding
+from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, rollback, sharding
 from audiolm_jax.training import step as step_lib
 from tests import contract
 from tests.training import toy, toy_run
@@ -126,10 +126,10 @@ def test_before_the_first_save_it_goes_back_to_the_start(tmp_path):
 
 def test_rollbacks_are_bounded(tmp_path):
   """Batches 20 and 30 are forgiven, 40 is not; the checkpoint before it stays, and the count with it."""
-  with pytest.raises(loop.DivergedError, match=r'step \d+: loss .* times its median .*, after 2 rollbacks; .* keeps'):
+  with pytest.raises(errors.DivergedError, match=r'step \d+: loss .* times its median .*, after 2 rollbacks; .* keeps'):
     toy_run.train(tmp_path, wild(20, 30, 40))
   before = checkpoints.steps(tmp_path / 'checkpoints')
-  with pytest.raises(loop.NonFiniteError, match='after 2 rollbacks; the state before it is saved'):
+  with pytest.raises(errors.NonFiniteError, match='after 2 rollbacks; the state before it is saved'):
     toy_run.train(tmp_path, lambda: toy.Batches(poison=40))
   assert checkpoints.steps(tmp_path / 'checkpoints')[-1] > before[-1]
 

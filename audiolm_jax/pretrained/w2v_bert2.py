@@ -1,0 +1,360 @@
+"""w2v-BERT 2.0 (SeamlessM4T, Meta, 2023, arXiv 2312.05187) from Hugging Face's `Wav2Vec2BertModel`: wave -> features.
+
+`facebook/w2v-bert-2.0` makes 50 frames/s of width 1024 from 16 kHz, trained on 4.5 million hours in 143 languages. Its
+input is Kaldi's log-mel (25 ms windows each 10 ms, 80 bands), zero mean and unit variance per band over the utterance,
+two frames side by side: `log_mel` does what `SeamlessM4TFeatureExtractor` does. Frame s sees `frame_length` samples
+from s * hop_length on, before the blocks mix the frames.
+
+A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance of two frames, up to
+64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are as they would be alone.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from audiolm_jax import audio
+from audiolm_jax.nn.attention import attend
+from audiolm_jax.nn.conformer import convolve_depthwise
+from audiolm_jax.pretrained import tensors
+from audiolm_jax.pretrained.layers import Model, aligned, check_frame, check_layer
+from audiolm_jax.stages.base import Variables
+
+MODEL_TYPE = 'wav2vec2-bert'
+UNUSED = r'masked_spec_embed'  # stands for masked frames in training
+WINDOW, MEL_HOP, FFT = 400, 160, 512  # samples
+LOWEST, HIGHEST = 20.0, 8000.0  # Hz, of the mel bands
+FLOOR = 2.0**-23  # of a mel band's power before the logarithm, on the scale of 16-bit samples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Defaults: `facebook/w2v-bert-2.0`."""
+
+  sample_rate: int = 16_000  # Hz; config.json does not say, the mel bands are made for it
+  stacked: int = 2  # log-mel frames of 10 ms in one frame
+  num_mels: int = 80
+  num_layers: int = 24
+  width: int = 1024
+  num_heads: int = 16
+  mlp_width: int = 4096
+  kernel_size: int = 31  # of the depthwise convolution, in frames
+  farthest_left: int = 64  # frames; beyond, distances are taken for this
+  farthest_right: int = 8
+  epsilon: float = 1e-5  # of the layer norms
+
+  @property
+  def hop_length(self) -> int:
+    """Samples from one frame to the next."""
+    return self.stacked * MEL_HOP
+
+  @property
+  def frame_rate(self) -> float:
+    """Frames per second."""
+    return self.sample_rate / self.hop_length
+
+  @property
+  def frame_length(self) -> int:
+    """Samples that one frame is made of, before the blocks."""
+    return WINDOW + (self.stacked - 1) * MEL_HOP
+
+  def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
+    """Returns `features` of ceil(T / hop_length) frames; see `layers.aligned`."""
+    extract = lambda wave_BT, num_samples_B: features(self, variables, wave_BT, layer, num_samples_B)
+    return aligned(extract, num_frames, self, wave_BT)
+
+  def make(self) -> Model:
+    return Model(lambda key: _init(self, key))
+
+
+def config_from(data: Mapping[str, Any]) -> Config:
+  """Returns the config that a `Wav2Vec2BertModel`'s config.json describes; ValueError for what we do not implement."""
+  tensors.require(
+      data,
+      {
+          'hidden_act': 'swish', 'position_embeddings_type': 'relative_key', 'add_adapter': False,
+          'use_intermediate_ffn_before_adapter': False,
+      },
+  )  # fmt: skip
+  default = Config()
+  inputs = tensors.integer(data, 'feature_projection_input_dim', default.stacked * default.num_mels)
+  if inputs % default.stacked:
+    raise ValueError(f'feature_projection_input_dim={inputs}; expected {default.stacked} log-mel frames side by side')
+  config = Config(
+      num_mels=inputs // default.stacked,
+      num_layers=tensors.integer(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
+      width=tensors.integer(data, 'hidden_size', default.width),
+      num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
+      mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
+      kernel_size=tensors.integer(data, 'conv_depthwise_kernel_size', default.kernel_size, high=1023),
+      farthest_left=tensors.integer(data, 'left_max_position_embeddings', default.farthest_left),
+      farthest_right=tensors.integer(data, 'right_max_position_embeddings', default.farthest_right),
+      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
+  )
+  if config.width % config.num_heads:
+    raise ValueError(f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}')
+  if config.kernel_size % 2 == 0:
+    raise ValueError(f'conv_depthwise_kernel_size={config.kernel_size}; expected an odd number')
+  return config
+
+
+def load(folder: pathlib.Path, config: Config) -> Variables:
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
+  template = jax.eval_shape(config.make().init, jax.random.key(0)).params
+  return Variables(tensors.load(folder, template, UNUSED), {})
+
+
+@functools.cache
+def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
+  """Returns Kaldi's filters [FFT // 2 + 1, num_mels]: triangles over the mel scale, each of height 1."""
+  mel = lambda hertz: 1127 * np.log1p(hertz / 700)
+  edges_N = np.linspace(mel(LOWEST), mel(HIGHEST), num_mels + 2)
+  bins_N1 = mel(np.arange(FFT // 2 + 1) * sample_rate / FFT)[:, None]
+  low, centre, high = edges_N[:-2], edges_N[1:-1], edges_N[2:]
+  triangles = np.minimum((bins_N1 - low) / (centre - low), (high - bins_N1) / (high - centre))
+  return np.maximum(triangles, 0).astype(np.float32)
+
+
+@functools.cache
+def _front_end() -> tuple[np.ndarray, ...]:
+  """Returns what makes a spectrum of a frame, halved, [WINDOW, 2 (FFT / 2 + 1)] real and imaginary, and its `_slices`.
+
+  All of it is linear: the mean is taken away, each sample loses 0.97 of the one before, Povey's window, the transform.
+  """
+  centre_NN = np.eye(WINDOW) - 1 / WINDOW
+  filter_NN = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=1)
+  filter_NN[0, 0] = 0.03
+  window_N = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))) ** 0.85
+  angle_NN = 2 * np.pi / FFT * np.arange(WINDOW)[:, None] * np.arange(FFT // 2 + 1)
+  transform = window_N[:, None] * np.concatenate([np.cos(angle_NN), np.sin(angle_NN)], axis=1)
+  matrix = centre_NN @ filter_NN @ transform / 2  # within [-1, 1]
+  return tuple(part.astype(np.float32) for part in (matrix, *_slices(matrix, np)))
+
+
+def _slices(x, numpy):
+  """Returns x, of numbers in [-1, 1], as a sum: two numbers of 8 bits, each on a grid of its own, and the rest."""
+  first = numpy.round(x * 2**7) / 2**7
+  second = numpy.round((x - first) * 2**15) / 2**15
+  return first, second, x - first - second
+
+
+def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
+  """Returns real and imaginary parts, accurate far below float32's rounding of the strongest frequency.
+
+  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of two
+  numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
+  """
+  matrix, matrix_1, matrix_2, matrix_3 = _front_end()
+  largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
+  exponent_BF1 = jax.lax.bitcast_convert_type(largest_BF1, jnp.int32) & 0x7F80_0000
+  scale_BF1 = 2 * jax.lax.bitcast_convert_type(exponent_BF1, jnp.float32)  # a power of two: division rounds nothing
+  x_1, x_2, x_3 = _slices(frames_BFN / scale_BF1, jnp)
+  product = functools.partial(jnp.matmul, precision='highest')
+  small = product(x_3, matrix) + product(x_1 + x_2, matrix_3) + product(x_2, matrix_2)
+  return (product(x_1, matrix_1) + (product(x_1, matrix_2) + product(x_2, matrix_1) + small)) * (2 * scale_BF1)
+
+
+def log_mel(
+    config: Config, wave_BT: Float[Array, 'B T'], num_samples_B: Int[Array, 'B'] | None = None
+) -> Float[Array, 'B S N']:
+  """Returns normalized log-mel frames, `stacked` side by side: N = stacked * num_mels; 0 where padding is seen."""
+  frames_BFN = audio.frame(wave_BT * 2.0**15, WINDOW, MEL_HOP)
+  real_BFN, imaginary_BFN = jnp.split(_spectrum(frames_BFN), 2, axis=-1)
+  power_BFN = jnp.square(real_BFN) + jnp.square(imaginary_BFN)
+  mels_BFM = jnp.matmul(power_BFN, _mel_filters(config.sample_rate, config.num_mels), precision='highest')
+  log_BFM = jnp.log(jnp.maximum(mels_BFM, FLOOR))
+
+  batch, length, _ = log_BFM.shape
+  num_samples_B = jnp.full(*wave_BT.shape) if num_samples_B is None else num_samples_B
+  num_B = (num_samples_B - WINDOW) // MEL_HOP + 1
+  inside_BF1 = (jnp.arange(length) < num_B[:, None])[..., None]
+  moment = lambda x_BFM, count_B: jnp.sum(x_BFM, axis=1, keepdims=True, where=inside_BF1) / count_B[:, None, None]
+  log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
+  log_BFM *= jax.lax.rsqrt(moment(jnp.square(log_BFM), jnp.maximum(num_B - 1, 1)) + 1e-7)
+  log_BFM = jnp.where(inside_BF1, log_BFM, 0)
+  whole = length // config.stacked
+  return log_BFM[:, : whole * config.stacked].reshape(batch, whole, -1)
+
+
+class FeatureProjection(nn.Module):
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSN):
+    return nn.Dense(self.config.width, name='projection')(_layer_norm(self.config, 'layer_norm')(x_BSN))
+
+
+class FeedForward(nn.Module):
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    hidden = nn.silu(nn.Dense(self.config.mlp_width, name='intermediate_dense')(x_BSD))
+    return nn.Dense(self.config.width, name='output_dense')(hidden)
+
+
+class Attention(nn.Module):
+  """Self-attention with a term q_l . e(n - l) for the distance from frame l to frame n."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask):
+    c = self.config
+    heads = (*x_BSD.shape[:-1], c.num_heads, -1)
+    query, key, value = (
+        nn.Dense(c.width, name=name)(x_BSD).reshape(heads) for name in ('linear_q', 'linear_k', 'linear_v')
+    )
+    size = c.width // c.num_heads
+    distances = nn.Embed(c.farthest_left + c.farthest_right + 1, size, name='distance_embedding').embedding
+    by_distance_BHSN = jnp.einsum('bshd,nd->bhsn', query * size**-0.5, distances)
+    bias_BHSS = spread(by_distance_BHSN, c.farthest_left)
+    mixed_BSD = attend(query, key, value, bias=bias_BHSS, mask=mask).reshape(x_BSD.shape)
+    return nn.Dense(c.width, name='linear_out')(mixed_BSD)
+
+
+def spread(by_distance_BHLN: Float[Array, 'B H L N'], left: int) -> Float[Array, 'B H L L']:
+  """Returns result[l, m] = by_distance[l, clip(m - l, -left, N - 1 - left) + left].
+
+  By padding, and by reading rows of one more than their length: a gather, or embeddings for every pair, take longer.
+  """
+  *batch, length, size = by_distance_BHLN.shape
+  right = size - 1 - left
+  first, last = max(0, left - (length - 1)), size - max(0, right - (length - 1))
+  before, after = max(0, length - 1 - left), max(0, length - 1 - right)
+  padding = [(0, 0)] * (len(batch) + 1) + [(before, after)]
+  rows = jnp.pad(by_distance_BHLN[..., first:last], padding, mode='edge')  # [L, 2 L - 1]: distances -(L-1) to L-1
+  flat = jnp.pad(rows.reshape(*batch, -1), [(0, 0)] * len(batch) + [(0, 1)])[..., length - 1 :]
+  flat = flat[..., : length * (2 * length - 2)] if length > 1 else flat[..., :1]
+  return flat.reshape(*batch, length, -1)[..., :length]
+
+
+class PointwiseConv(nn.Module):
+  features: int
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (1, x_BSD.shape[-1], self.features))
+    return x_BSD @ kernel[0]
+
+
+class DepthwiseConv(nn.Module):
+  """Frame s sees frames s - kernel_size + 1 to s of its own channel."""
+
+  kernel_size: int
+
+  @nn.compact
+  def __call__(self, x_BSD):
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, 1, x_BSD.shape[-1]))
+    # A centred convolution of what comes half a kernel later.
+    delayed = jnp.pad(x_BSD, ((0, 0), (self.kernel_size // 2, 0), (0, 0)))
+    return convolve_depthwise(delayed, kernel[:, 0])[:, : x_BSD.shape[1]]
+
+
+class ConvolutionModule(nn.Module):
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask_BS):
+    c = self.config
+    x_BSD = jnp.where(mask_BS[..., None], _layer_norm(c, 'layer_norm')(x_BSD), 0)
+    value, gate = jnp.split(PointwiseConv(2 * c.width, name='pointwise_conv1')(x_BSD), 2, axis=-1)
+    x_BSD = DepthwiseConv(c.kernel_size, name='depthwise_conv')(value * jax.nn.sigmoid(gate))
+    x_BSD = nn.silu(_layer_norm(c, 'depthwise_layer_norm')(x_BSD))
+    return PointwiseConv(c.width, name='pointwise_conv2')(x_BSD)
+
+
+class Layer(nn.Module):
+  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but the last."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask_BS):
+    norm = lambda name: _layer_norm(self.config, name)
+    x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn1')(norm('ffn1_layer_norm')(x_BSD))
+    x_BSD = x_BSD + Attention(self.config, name='self_attn')(norm('self_attn_layer_norm')(x_BSD), mask_BS[:, None, None])
+    x_BSD = x_BSD + ConvolutionModule(self.config, name='conv_module')(x_BSD, mask_BS)
+    x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn2')(norm('ffn2_layer_norm')(x_BSD))
+    return norm('final_layer_norm')(x_BSD)
+
+
+class Encoder(nn.Module):
+  """[B, S, D] -> the input of the first layer and the outputs of the first `num_layers` layers."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BSD, mask_BS, num_layers):
+    states = [jnp.where(mask_BS[..., None], x_BSD, 0)]
+    for number in range(num_layers):
+      states.append(Layer(self.config, name=f'layers_{number}')(states[-1], mask_BS))
+    return states
+
+
+def _layer_norm(config: Config, name: str) -> nn.LayerNorm:
+  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
+  return nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False, name=name)
+
+
+def _init(config: Config, key: jax.Array) -> Variables:
+  keys = jax.random.split(key)
+  stacked = jnp.zeros((1, 2, config.stacked * config.num_mels))
+  projected = jnp.zeros((1, 2, config.width))
+  return Variables(
+      {
+          'feature_projection': FeatureProjection(config).init(keys[0], stacked)['params'],
+          'encoder': Encoder(config).init(keys[1], projected, jnp.ones((1, 2), bool), config.num_layers)['params'],
+      },
+      {},
+  )
+
+
+def num_frames(config: Config, num_samples: Any) -> Any:
+  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where too few for one."""
+  return jnp.maximum(0, (num_samples - WINDOW) // MEL_HOP + 1) // config.stacked
+
+
+def hidden_states(
+    config: Config,
+    variables: Variables,
+    wave_BT: Float[Array, 'B T'],
+    num_layers: int | None = None,
+    num_samples_B: Int[Array, 'B'] | None = None,
+) -> list[Float[Array, 'B S D']]:
+  """Returns the input of the first block and the outputs of the first `num_layers` (None: all).
+
+  Args:
+    wave_BT: at `sample_rate`; T of at least `frame_length`.
+    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no influence.
+
+  Raises:
+    ValueError: T is too short, or the model does not have so many layers.
+  """
+  num_layers = config.num_layers if num_layers is None else num_layers
+  check_layer(config.num_layers, num_layers)
+  check_frame(config.frame_length, wave_BT.shape[-1])
+  apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
+  num_samples_B = jnp.full(*wave_BT.shape) if num_samples_B is None else num_samples_B
+  x_BSD = apply(FeatureProjection(config), 'feature_projection', log_mel(config, wave_BT, num_samples_B))
+  mask_BS = jnp.arange(x_BSD.shape[1]) < num_frames(config, num_samples_B)[:, None]
+  return apply(Encoder(config), 'encoder', x_BSD, mask_BS, num_layers)
+
+
+def features(
+    config: Config,
+    variables: Variables,
+    wave_BT: Float[Array, 'B T'],
+    layer: int,
+    num_samples_B: Int[Array, 'B'] | None = None,
+) -> Float[Array, 'B S D']:
+  """Returns the output of block `layer`, from 1 (0: what the first is given); see `hidden_states`."""
+  return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]

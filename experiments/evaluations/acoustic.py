@@ -1,0 +1,89 @@
+"""The acoustic stages alone: given true semantic tokens and the first seconds of codes, as in SoundStorm's table 1."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from audiolm_jax import generation
+from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.metrics import speaker, speech
+from experiments import judges, sources, workspace
+from experiments.evaluations import opinions
+from experiments.evaluations.continuation import ORIGINAL
+from experiments.recipe import Recipe
+
+SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
+
+
+def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
+  """Returns voice, words and distance to the original of what the acoustic stages make after the prompt.
+
+  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*: the same
+    by a recognizer trained elsewhere, on people.
+  similarity: of the speaker embedding of each second to the prompt's, mean.
+  mel_distance: to the original through the codec, in nats: frames are aligned, since semantic tokens are.
+  codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
+  """
+  settings = recipe.evaluation
+  examples = sources.counting_prompts(recipe, workdir)
+  models = workspace.load_models(workdir)
+  rate, hop = models.soundstream[0].sample_rate, models.soundstream[0].hop_length
+  start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
+  wave_BT, num_samples_B = workspace.stacked([example['waveform'][:end] for example in examples])
+  semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, num_samples_B)
+  prompt_BFQ = codes_BFQ[:, : start // hop]
+  waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(examples, workdir)]}
+  codes = {ORIGINAL: codes_BFQ}
+  for label, acoustic in SYSTEMS.items():
+    if (models.soundstorm if acoustic == 'soundstorm' else models.coarse) is None:
+      continue
+    result = generation.generate_acoustics(
+        models, jax.random.key(settings.seed), semantic_BS, prompt_BFQ, sampling=recipe.sampling,
+        carry_seconds=settings.carry_seconds, acoustic=acoustic,
+    )
+    waves[label] = [row_T[: frames * hop] for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)]
+    codes[label] = result.codes_BFQ
+  judged = judges.load(workdir)
+  prompts = [judges.embeddings(judged, clip_T[:start]).mean(axis=0) for clip_T in waves[ORIGINAL]]
+  rows = {}
+  for label, clips in waves.items():
+    new = [clip_T[start:] for clip_T in clips]
+    rows[label] = {
+        'speaker_accuracy': float(np.mean([judges.voice(judged, n) == e['label'] for n, e in zip(new, examples)])),
+        'similarity': float(speaker.drift(prompts, [judges.embeddings(judged, clip_T) for clip_T in new]).mean()),
+        'word_error_rate': speech.word_error_rate(
+            [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
+        ),
+        'mel_distance': _mel_distance(waves[ORIGINAL], clips, start, rate),
+        **opinions.words(new, [_text(example, start, end) for example in examples], rate),
+        **_code_accuracy(codes_BFQ, codes[label], start // hop),
+    }
+  return {
+      'rows': rows, 'prompts': len(examples), 'seconds': settings.seconds, 'not_installed': opinions.missing(),
+  }
+
+
+def _text(example: dict, start: int, end: int) -> str:
+  """Returns the words whose middle lies between two samples."""
+  middles = [(word, (first + last) // 2) for word, first, last in example['words']]
+  return ' '.join(word for word, middle in middles if start <= middle < end)
+
+
+def _said(example: dict, start: int, end: int) -> list[int]:
+  return [speech.NUMBERS.index(word) for word in _text(example, start, end).split()]
+
+
+def _mel_distance(originals: list[np.ndarray], clips: list[np.ndarray], start: int, rate: int) -> float:
+  distances = []
+  for original_T, clip_T in zip(originals, clips, strict=True):
+    end = min(len(original_T), len(clip_T))
+    distances.append(codec_metrics.log_mel_distance(original_T[None, start:end], clip_T[None, start:end], rate))
+  return float(np.mean(distances))
+
+
+def _code_accuracy(true_BFQ: np.ndarray, codes_BFQ: np.ndarray, first: int) -> dict[str, float]:
+  levels = min(true_BFQ.shape[-1], codes_BFQ.shape[-1])
+  true_BFQ, codes_BFQ = true_BFQ[:, first:, :levels], codes_BFQ[:, first:, :levels]
+  hit_NQ = (true_BFQ == codes_BFQ)[true_BFQ[..., 0] >= 0]
+  return {'codes_level_1': float(hit_NQ[:, 0].mean()), 'codes': float(hit_NQ.mean())}

@@ -1,0 +1,59 @@
+"""SoundStorm's masked prediction by level, beside what counting knows from one token of the same frame."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from audiolm_jax.data import pipeline
+from audiolm_jax.metrics import conditional
+from experiments import workspace
+from experiments.recipe import Recipe
+
+
+def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
+  """Returns nats and accuracy of each level's masked codes on held-out tokens, in the masking of training.
+
+  The baselines see the semantic token of the frame, or the code of the level before (which is never masked); the model
+  sees all unmasked frames too.
+  """
+  if not (workdir / 'soundstorm').is_dir():
+    return {'rows': {}}
+  config, variables, _ = workspace.load_stage(workdir, 'soundstorm')
+  stage = config.make()
+  make = functools.partial(
+      pipeline.evaluation_batches, features=stage.batch, batch_size=8, seed=recipe.evaluation.seed
+  )
+  source = workspace.token_source(workdir, 'train')
+  # Twice round the training tokens in random crops: the baselines see what the model saw.
+  training, held_out = make(source, num_batches=max(1, 2 * len(source) // 8)), make(
+      workspace.token_source(workdir, 'test'), num_batches=16
+  )
+  evaluate = jax.jit(lambda params, batch: stage.loss(params, variables.state, batch, None)[1].metrics)
+  results = [jax.device_get(evaluate(variables.params, batch)) for batch in held_out]
+  rows = {}
+  for q in range(config.num_quantizers):
+    row = {name: float(np.mean([result[f'{name}_level_{q}'] for result in results])) for name in ('nats', 'accuracy')}
+    givens = {'semantic': config.num_clusters} | ({'coarser': config.codebook_size} if q else {})
+    scores = [_counting(training, held_out, given, size, q, config.codebook_size) for given, size in givens.items()]
+    row['counting_nats'] = min(nats for nats, _ in scores)
+    row['counting_accuracy'] = max(accuracy for _, accuracy in scores)
+    rows[f'level {q + 1}'] = row
+  return {'rows': rows}
+
+
+def _counting(training, held_out, given: str, num_given: int, level: int, codebook_size: int) -> tuple[float, float]:
+  counts_GV = conditional.fit(*_pairs(training, given, level), num_given, codebook_size)
+  return conditional.scores(conditional.probabilities(counts_GV), *_pairs(held_out, given, level))
+
+
+def _pairs(batches, given: str, level: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what is given and the code of the level, of all frames of all batches."""
+  codes_BFQ = np.concatenate([batch['codes'] for batch in batches])
+  if given == 'semantic':
+    given_BF = np.concatenate([batch['semantic'] for batch in batches]).repeat(2, axis=1)
+  else:
+    given_BF = codes_BFQ[..., level - 1]
+  here_BF = (codes_BFQ[..., level] >= 0) & (given_BF >= 0)
+  return given_BF[here_BF], codes_BFQ[here_BF, level]

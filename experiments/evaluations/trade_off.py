@@ -1,0 +1,238 @@
+"""AudioLM's Table I: what each kind of token tells of phones (ABX), and what is left of the sound it came from.
+
+Phones in context come from a benchmark (`sources.benchmark`). The paper trains a SoundStream decoder on each kind of
+token; here a linear map from semantic tokens and their neighbours to the codec's embeddings, fitted in closed form,
+takes its place: it bounds from below what can be reconstructed.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiolm_jax.data import zerospeech
+from audiolm_jax.metrics import abx
+from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.metrics import tokens as token_metrics
+from audiolm_jax.nn import quantizer as vector_quantizer
+from audiolm_jax.stages import soundstream, w2v_bert
+from experiments import corpora, sources, workspace
+from experiments.evaluations.codec import CROP_SECONDS, LEVELS
+from experiments.recipe import Recipe
+
+CONTEXT = 2  # frames on either side that the linear decoder reads
+BUCKET_SECONDS = 12.8  # all audio is padded to a multiple of this (whole semantic frames): one compilation for most
+
+
+class Kind(NamedTuple):
+  """Tokens, or features for comparison: how they are made of the frames that `extract` makes, and what they cost.
+
+  read: frames [N, ...] of `source` -> what distances are taken of, [N, D].
+  """
+
+  source: str  # 'log-mel', 'semantic' or 'codec'
+  read: Callable[[np.ndarray], np.ndarray]
+  bits_per_second: float | None = None
+  distance: str = 'angular'
+
+
+def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
+  """Returns ABX errors in percent and distances of reconstructions, by kind of token; cells that do not apply are None."""
+  models = _Models(recipe, workdir)
+  kinds, rows = models.kinds(), {}
+  found = sources.benchmark(recipe, workdir)
+  scores, facts = {}, {}
+  if found is not None:
+    path = zerospeech.item_file(*found)
+    scores, facts = _abx(kinds, models, path, found[0]), {'items': path.name}
+  reconstructions = models.reconstructions(kinds)
+  for name, kind in kinds.items():
+    rows[name] = {
+        'bits_per_second': kind.bits_per_second,
+        **scores.get(name, {'abx_within': None, 'abx_across': None}),
+        **reconstructions.get(name, {'si_sdr': None, 'mel_distance': None}),
+    }
+  return {'rows': rows, **facts}
+
+
+def _abx(kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path) -> dict[str, dict[str, float]]:
+  """Returns ABX within and across speakers, in percent, of the items in `path`, whose audio is below `root`."""
+  items = zerospeech.read_items(path)
+  segments = {source: models.segments(source, items, root) for source in {kind.source for kind in kinds.values()}}
+  labels = [[getattr(item, field) for item in items] for field in ('phone', 'context', 'speaker')]
+  rows = {}
+  with workspace.progress(len(abx.SPEAKERS) * len(kinds), f'ABX, {path.stem}', 'score') as bar:
+    for name, kind in kinds.items():
+      cut, rows[name] = _framewise(kind.read, segments[kind.source]), {}
+      for speaker in abx.SPEAKERS:
+        rows[name][f'abx_{speaker}'] = 100 * abx.score(cut, *labels, speaker=speaker, distance=kind.distance).error
+        bar.update()
+  return rows
+
+
+def _framewise(read, segments: list[np.ndarray]) -> list[np.ndarray]:
+  """Applies a function of frames to stretches, all of them at once."""
+  ends = np.cumsum([len(segment) for segment in segments])[:-1]
+  return np.split(read(np.concatenate(segments)), ends)
+
+
+class _Models:
+  """The trained models of a workdir, as makers of frames."""
+
+  def __init__(self, recipe: Recipe, workdir: pathlib.Path):
+    self.recipe, self.workdir = recipe, workdir
+    self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
+    self.codec_config, self.codec_variables = workspace.load_codec(workdir)
+    self._mel_config = self.encoder.config if isinstance(self.encoder.config, w2v_bert.Config) else w2v_bert.Config()
+    codec = self.codec_config.codec()
+    encode = lambda variables, wave_BT: codec.encode(variables, wave_BT, None)
+    self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
+        'log-mel': (jax.jit(self._log_mel), self._mel_config),
+        'semantic': (functools.partial(jax.jit(self._features), self.encoder_variables), self.encoder),
+        'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
+    }
+
+  def _features(self, variables, wave_BT):
+    features_BSD = self.encoder.features(variables, wave_BT)
+    return (features_BSD - self.quantizer.mean_D) / self.quantizer.scale_D  # as they are clustered
+
+  def _log_mel(self, wave_BT):
+    log_mel_BFM, _ = w2v_bert.normalized_log_mel(self._mel_config, wave_BT)
+    return log_mel_BFM.reshape(len(log_mel_BFM), -1, w2v_bert.SUBSAMPLING, log_mel_BFM.shape[-1]).mean(axis=2)
+
+  def frames(self, source: str, examples) -> list[np.ndarray]:
+    """Returns the frames of `source` for every example."""
+    function, config = self._extractors[source]
+    options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
+    return list(sources.map_frames(function, examples, config.sample_rate, **options))
+
+  def segments(self, source: str, items: list[zerospeech.Item], root: pathlib.Path) -> list[np.ndarray]:
+    """Returns the frames of every item."""
+    function, config = self._extractors[source]
+    recordings = zerospeech.Recordings(root, (item.file for item in items), config.sample_rate)
+    of_file = {name: [] for name in recordings.names}
+    for n, item in enumerate(items):
+      of_file[item.file].append(n)
+    segments, seconds = [None] * len(items), {}
+    options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
+    frames = sources.map_frames(function, recordings, config.sample_rate, **options)
+    for name, frames_SD in zip(recordings.names, frames, strict=True):
+      seconds[name] = len(frames_SD) / config.frame_rate
+      for n in of_file[name]:
+        segments[n] = abx.cut(frames_SD, items[n].onset, items[n].offset, config.frame_rate).copy()
+    zerospeech.check_times(items, seconds)
+    return segments
+
+  def kinds(self) -> dict[str, Kind]:
+    """Returns what Table I compares, and what it is compared with."""
+    config = self.codec_config
+    semantic = math.log2(len(self.quantizer.centroids_KD)) * self.encoder.frame_rate
+    acoustic = math.log2(config.codebook_size) * config.frame_rate
+    levels = max(1, round(acoustic * config.num_quantizers / semantic))
+    kinds = {
+        'log-mel': Kind('log-mel', lambda frames_ND: frames_ND),
+        'semantic features': Kind('semantic', lambda frames_ND: frames_ND),
+        'semantic tokens, equal or not': Kind('semantic', self._tokens, semantic, 'identity'),
+        'semantic tokens': Kind('semantic', self._centroids, semantic),
+        f'semantic tokens, {levels} levels': Kind('semantic', self._residual(levels), semantic * levels),
+    }
+    for n in (n for n in LEVELS if n <= config.num_quantizers):
+      name = f'acoustic tokens, {n} levels'
+      if isinstance(config, soundstream.Config):
+        kinds[name] = Kind('codec', functools.partial(self._code_vectors, n), acoustic * n)
+      else:  # an imported codec need not have one vector for a code
+        kinds[name] = Kind('codec', lambda codes_NQ, n=n: codes_NQ[:, :n], acoustic * n, 'identity')
+    return kinds
+
+  def _tokens(self, frames_ND: np.ndarray) -> np.ndarray:
+    return np.asarray(vector_quantizer.nearest(self.quantizer.centroids_KD, jnp.asarray(frames_ND)))[:, None]
+
+  def _centroids(self, frames_ND: np.ndarray) -> np.ndarray:
+    return np.asarray(self.quantizer.centroids_KD)[self._tokens(frames_ND)[:, 0]]
+
+  def _residual(self, levels: int):
+    """Returns a residual quantizer of features with as many bits as the codec has, fitted on training audio."""
+    frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')])
+    num_codes, width = self.quantizer.centroids_KD.shape
+    empty = vector_quantizer.init(jax.random.key(0), levels, num_codes, width)
+    books = jax.jit(vector_quantizer.fit)(empty, frames_ND[None], jax.random.key(self.recipe.evaluation.seed))
+    encode = jax.jit(lambda x_ND: vector_quantizer.encode(books.vectors_QKD, x_ND[None])[0])
+    decode = jax.jit(lambda codes_BFQ: vector_quantizer.decode(books.vectors_QKD, codes_BFQ)[0])
+    return lambda frames_ND: np.asarray(decode(encode(jnp.asarray(frames_ND))))
+
+  def _code_vectors(self, levels: int, codes_NQ: np.ndarray) -> np.ndarray:
+    codes_BFQ = jnp.asarray(codes_NQ)[None, :, :levels]
+    return np.asarray(soundstream.vectors(self.codec_config, self.codec_variables, codes_BFQ)[0])
+
+  @functools.cached_property
+  def _training(self):
+    settings = self.recipe.evaluation
+    corpus = sources.corpus(self.recipe, 'train', self.workdir, self.encoder.sample_rate)
+    chosen, seconds = [], 0.0
+    for example in corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True):
+      if seconds >= settings.decoder_seconds:
+        break
+      if example is not None:
+        chosen.append(example)
+        seconds += len(example['waveform']) / self.encoder.sample_rate
+    return chosen
+
+  @functools.cache
+  def training_frames(self, source: str) -> list[np.ndarray]:
+    return self.frames(source, self._training)
+
+  def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
+    """Returns SI-SDR (dB) and log-mel distance (nats) of held-out clips, by kind; SoundStream alone is a decoder here."""
+    config, variables = self.codec_config, self.codec_variables
+    rates = [(model.sample_rate, model.frame_rate / ratio) for model, ratio in ((config, 2), (self.encoder, 1))]
+    if not isinstance(config, soundstream.Config) or rates[0] != rates[1]:
+      return {}
+    length = round(CROP_SECONDS * config.sample_rate)
+    corpus = sources.corpus(self.recipe, 'test', self.workdir, config.sample_rate)
+    corpus = corpora.Subset(corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed)
+    clips = [{'waveform': example['waveform'][:length]} for example in corpus if example is not None]
+    held_out = {source: self.frames(source, clips) for source in ('semantic', 'codec')}
+    every_level = functools.partial(self._code_vectors, config.num_quantizers)
+    targets = [_pairs(vectors_FD) for vectors_FD in _framewise(every_level, self.training_frames('codec'))]
+
+    @jax.jit
+    def compare(variables, wave_T, num_samples, z_FD):
+      estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
+      estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
+      distances = codec_metrics.si_sdr, functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate)
+      return [distance(wave_T[None], estimate_BT)[0] for distance in distances]
+
+    rows = {}
+    for name, kind in kinds.items():
+      if kind.bits_per_second is None or kind.distance == 'identity':
+        continue
+      if kind.source == 'codec':
+        vectors = _framewise(kind.read, held_out['codec'])
+      else:
+        inputs = _framewise(kind.read, self.training_frames(kind.source))
+        decoder = token_metrics.fit_linear_decoder(inputs, targets, CONTEXT)
+        predicted = [token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])]
+        vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
+      results = np.array([compare(variables, *padded, z_FD) for padded, z_FD in _padded(clips, vectors, length, config.hop_length)])
+      rows[name] = dict(zip(('si_sdr', 'mel_distance'), results.mean(axis=0).tolist(), strict=True))
+    return rows
+
+
+def _pairs(vectors_FD: np.ndarray) -> np.ndarray:
+  """Returns codec frames two by two, as wide as a semantic frame is long; an odd last one is repeated."""
+  vectors_FD = np.concatenate([vectors_FD, vectors_FD[-1:]]) if len(vectors_FD) % 2 else vectors_FD
+  return vectors_FD.reshape(len(vectors_FD) // 2, -1)
+
+
+def _padded(clips: list[dict], vectors: list[np.ndarray], length: int, hop_length: int):
+  """Yields ((waveform of `length` samples, samples that are there), frames for all of them) of each clip."""
+  num_frames = -(-length // hop_length)
+  for clip, vectors_FD in zip(clips, vectors, strict=True):
+    num_samples = len(clip['waveform'])
+    vectors_FD = np.pad(vectors_FD, ((0, max(0, num_frames - len(vectors_FD))), (0, 0)), mode='edge')[:num_frames]
+    yield (np.pad(clip['waveform'], (0, length - num_samples)), num_samples), vectors_FD

@@ -1,0 +1,112 @@
+"""Makes what the detector of generated speech learns from, with the models of a workdir.
+
+  python -m experiments.forge --recipe=tiny --workdir=runs/tiny
+
+Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on after the prompt. Both are
+codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
+Writes WORKDIR/forgeries/SPLIT for train and validation (training voices, of which the detector hears the former) and
+test (held-out voices). Finished shards are kept, so that the same command goes on after a kill.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from audiolm_jax import generation
+from audiolm_jax.data import token_shards
+from audiolm_jax.stages import detector
+from experiments import forgeries, sources, workspace
+from experiments import recipe as recipe_lib
+
+VALIDATION_SHARE = 8  # one in so many training voices
+
+
+def main():
+  args = workspace.parser(__doc__).parse_args()
+  recipe = recipe_lib.load(args.recipe, args.overrides)
+  models = workspace.load_models(args.workdir)
+  folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
+  workspace.claim(folder, fingerprints)
+  for split in forgeries.SPLITS:
+    forge_split(recipe, args.workdir, split, models, fingerprints)
+
+
+def model_fingerprints(models: generation.Models) -> dict[str, str]:
+  """Returns what the clips depend on: the codec, and every model that they are sampled from."""
+  names = [name for name in ('semantic', 'coarse', 'fine') if getattr(models, name) is not None]
+  own = {name: workspace.fingerprint(getattr(models, name)[1].params) for name in names}
+  return {'soundstream': workspace.codec_fingerprint(models.soundstream[1]), **own}
+
+
+def forge_split(recipe: recipe_lib.Recipe, workdir, split: str, models: generation.Models, fingerprints):
+  """Writes the shards of a split that are not there yet, then the manifest."""
+  folder, settings = workdir / 'forgeries', recipe.forgeries
+  if (folder / f'{split}.json').is_file():
+    print(f'{split}: already there; {folder}')
+    return
+  rate = models.soundstream[0].sample_rate
+  seconds = recipe.evaluation.prompt_seconds, recipe.evaluation.prompt_seconds + recipe.evaluation.seconds
+  start, end = (round(s * rate) for s in seconds)
+  corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir, rate)
+  chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
+  num_shards = -(-len(chosen) // settings.batch_size)
+  split_key = jax.random.fold_in(jax.random.key(settings.seed), forgeries.SPLITS.index(split))
+  with workspace.progress(len(chosen), f'forge {split}', 'clip') as bar:
+    for shard in range(num_shards):
+      indices = chosen[shard * settings.batch_size : (shard + 1) * settings.batch_size]
+      if not os.path.exists(token_shards.shard_path(folder, split, shard, num_shards)):
+        key, examples = jax.random.fold_in(split_key, shard), [corpus[index] for index in indices]
+        pairs = forged(recipe, models, key, examples, start, end)
+        token_shards.write_shard(folder, split, shard, num_shards, pairs)
+      bar.update(len(indices))
+  token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, 'sample_rate': rate})
+  print(f'{split}: {len(chosen)} originals and as many continuations of {(end - start) / rate:g} s; {folder}')
+
+
+def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[int]:
+  """Returns `count` random examples of at least `num_samples` samples, of the voices that belong to the split.
+
+  A corpus that knows no speakers takes every example for a voice of its own. Raises ValueError where there are too few.
+  """
+  chosen = []
+  for index in np.random.default_rng(seed).permutation(len(corpus)):
+    example = corpus[int(index)]
+    if example is None or len(example['waveform']) < num_samples:
+      continue
+    voice = int(example.get('speaker', index))
+    validation = split != 'test' and zlib.crc32(str(voice).encode()) % VALIDATION_SHARE == 0
+    if validation == (split == 'validation'):
+      chosen.append(int(index))
+    if len(chosen) == count:
+      return chosen
+  raise ValueError(
+      f'the recipe asks for {count} utterances of at least {num_samples} samples for {split}, there are {len(chosen)}: '
+      f'--set forgeries.num_{split}={len(chosen)}, or shorten evaluation.prompt_seconds or evaluation.seconds'
+  )
+
+
+def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> Iterator[dict]:
+  """Yields the original and the continuation, up to sample `end`, of every example; the prompt ends at `start`."""
+  wave_BT = np.stack([example['waveform'][:end] for example in examples])
+  _, original_BFQ = generation.tokenize(models, wave_BT)
+  sampled_BFQ = generation.continue_audio(
+      models, key, wave_BT[:, :start], seconds=recipe.evaluation.seconds, sampling=recipe.sampling,
+      carry_seconds=recipe.evaluation.carry_seconds,
+  ).codes_BFQ
+  frames, levels = min(original_BFQ.shape[1], sampled_BFQ.shape[1]), sampled_BFQ.shape[2]
+  num_frames_B = np.full(len(examples), frames)
+  both = [
+      generation.decode_codes(models, codes_BFQ[:, :frames, :levels], num_frames_B)[:, :end]
+      for codes_BFQ in (original_BFQ, sampled_BFQ)
+  ]
+  for example, original_T, sampled_T in zip(examples, *both, strict=True):
+    speaker = int(example.get('speaker', -1))
+    yield forgeries.record(original_T, start, detector.ORIGINAL, speaker)
+    yield forgeries.record(sampled_T, start, detector.GENERATED, speaker)
+
+
+if __name__ == '__main__':
+  workspace.run(main)

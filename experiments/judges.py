@@ -1,0 +1,84 @@
+"""Who speaks and what is said, by classifiers that were trained on the codec's audio of other utterances."""
+
+import functools
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from audiolm_jax.metrics import speech
+from audiolm_jax.stages import classifier
+from audiolm_jax.stages.base import Variables
+from experiments import workspace
+
+
+class Judges(NamedTuple):
+  """(config, variables) of the classifier of held-out voices and of the recognizer of numbers."""
+
+  speaker: tuple[classifier.Config, Variables]
+  numbers: tuple[classifier.Config, Variables]
+
+
+def load(workdir: pathlib.Path) -> Judges:
+  """Returns the judges of a workdir; ValueError naming the command that trains a missing one."""
+  return Judges(*(workspace.load_stage(workdir, name)[:2] for name in Judges._fields))
+
+
+def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
+  """Returns the log-probabilities [N, voices] of each whole second (the classifier's crop) of a clip."""
+  return _log_probabilities(*judges.speaker, _seconds(judges.speaker[0], clip_T))
+
+
+def features(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
+  """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole second of a clip."""
+  return _in_buckets(_embed, *judges.speaker, _seconds(judges.speaker[0], clip_T))
+
+
+def voice(judges: Judges, clip_T: np.ndarray) -> int:
+  """Returns the voice of a clip: the largest mean log-probability over its seconds."""
+  return int(voices(judges, clip_T).mean(axis=0).argmax())
+
+
+def embeddings(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
+  """Returns a speaker embedding [voices] of each whole second: the classifier's logits about their mean.
+
+  A projection of its features that tells these voices apart; two of eight equally different voices have -1/7.
+  """
+  log_probs_NC = voices(judges, clip_T)
+  return log_probs_NC - log_probs_NC.mean(axis=1, keepdims=True)
+
+
+def numbers(judges: Judges, clip_T: np.ndarray) -> list[int]:
+  """Returns the numbers heard in a clip."""
+  config, variables = judges.numbers
+  windows_NT = speech.windows(clip_T, round(config.crop_seconds * config.sample_rate), round(0.05 * config.sample_rate))
+  return speech.decode_numbers(_log_probabilities(config, variables, windows_NT))
+
+
+def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
+  length = config.crop_length
+  if len(clip_T) < length:
+    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short')
+  return np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
+
+
+def _log_probabilities(config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
+  return _in_buckets(_classify, config, variables, crops_NT)
+
+
+def _in_buckets(function, config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
+  bucket = 64  # windows at a time: one compilation for clips of any length
+  padded_NT = np.pad(crops_NT, ((0, -len(crops_NT) % bucket), (0, 0)))
+  parts = [function(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)]
+  return np.concatenate([np.asarray(part) for part in parts])[: len(crops_NT)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(config, variables, wave_BT):
+  return jax.nn.log_softmax(classifier.logits(config, variables, wave_BT))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(config, variables, wave_BT):
+  return classifier.embedding(config, variables, wave_BT)

@@ -1,0 +1,179 @@
+"""The kit in a headless Chromium, and what is made of its answers."""
+
+import csv
+import html.parser
+import json
+import wave
+
+import numpy as np
+import pytest
+
+from audiolm_jax.data import token_shards
+from audiolm_jax.stages import detector
+from experiments import forgeries
+from experiments.evaluations import listening
+from tests import browser
+
+RATE = 16_000
+
+
+def forge(workdir, pairs=6, seconds=0.4):
+  """Tones of a pitch for each utterance; a continuation has twice the pitch after the prompt."""
+  time_T = np.arange(round(seconds * RATE)) / RATE
+  start = len(time_T) // 2
+  records = []
+  for n in range(pairs):
+    pitch = 200 + 20 * n
+    original_T = 0.3 * np.sin(2 * np.pi * pitch * time_T)
+    sampled_T = np.where(np.arange(len(time_T)) < start, original_T, 0.3 * np.sin(4 * np.pi * pitch * time_T))
+    records.append(forgeries.record(original_T, start, detector.ORIGINAL, n))
+    records.append(forgeries.record(sampled_T, start, detector.GENERATED, n))
+  folder = workdir / 'forgeries'
+  token_shards.write_shard(folder, 'test', 0, 1, records)
+  token_shards.write_manifest(folder, 'test', 1, {'sample_rate': RATE, 'fingerprints': {}})
+
+
+@pytest.fixture
+def kit(tmp_path):
+  forge(tmp_path)
+  return tmp_path, listening.build(tmp_path, tmp_path / 'page', num_clips=4, seed=3)
+
+
+def test_the_page_is_blind_balanced_and_fair(kit):
+  workdir, key = kit
+  assert sorted(key['clips'].values()) == ['generated'] * 2 + ['original'] * 2
+  files = {path.relative_to(workdir / 'page').as_posix() for path in (workdir / 'page').rglob('*') if path.is_file()}
+  assert files == {'index.html', *(f'clips/{n}.wav' for n in range(1, 5))}  # the key is elsewhere
+  prompts = set()
+  for name, kind in key['clips'].items():
+    with wave.open(str(workdir / 'page' / 'clips' / name)) as file:
+      samples_T = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    assert len(samples_T) == round(0.4 * RATE)
+    crossings = [np.sum(np.diff(np.sign(half_T)) != 0) for half_T in np.split(samples_T.astype(int), 2)]
+    assert (crossings[1] > 1.5 * crossings[0]) == (kind == 'generated')
+    prompts.add(samples_T[: len(samples_T) // 2].tobytes())
+  assert len(prompts) == 4  # of four utterances
+
+  class Scripts(html.parser.HTMLParser):
+    kit, outside, inside = '', [], False
+
+    def handle_starttag(self, tag, attributes):
+      attributes = dict(attributes)
+      self.inside = attributes.get('type') == 'application/json'
+      self.outside += [attributes[name] for name in ('src', 'href') if name in attributes]
+
+    def handle_data(self, data):
+      self.kit += data if self.inside else ''
+
+  scripts = Scripts()
+  scripts.feed((workdir / 'page' / 'index.html').read_text())
+  assert not scripts.outside  # nothing is fetched
+  page = json.loads(scripts.kit)
+  assert set(page) == {'kit', 'prompt_seconds', 'seconds', 'clips'}  # and no answers
+  assert (page['prompt_seconds'], page['seconds'], page['kit']) == (0.2, 0.4, key['kit'])
+
+
+def test_same_seed_same_page_and_nothing_is_overwritten(kit, tmp_path_factory):
+  workdir, key = kit
+  with pytest.raises(ValueError, match='is not empty'):
+    listening.build(workdir, workdir / 'page', num_clips=4, seed=3)
+  with pytest.raises(ValueError, match='key of an earlier test'):
+    listening.build(workdir, workdir / 'other', num_clips=4, seed=3)
+  with pytest.raises(ValueError, match='a test of 7 clips: .* 2 to 6'):
+    listening.build(workdir, workdir / 'other', num_clips=7, seed=3)
+  again = tmp_path_factory.mktemp('again')
+  forge(again)
+  assert listening.build(again, again / 'page', num_clips=4, seed=3) == key
+  (again / listening.KEY).unlink()
+  assert listening.build(again, again / 'next', num_clips=4, seed=4) != key
+
+
+def write(path, key, right, rater='ann', columns=listening.COLUMNS):
+  """Answers every clip, the first `right` of them rightly."""
+  other = {'original': 'generated', 'generated': 'original'}
+  with path.open('w', newline='') as file:
+    lines = csv.writer(file)
+    lines.writerow(columns)
+    for n, (clip, kind) in enumerate(key['clips'].items()):
+      lines.writerow([key['kit'], rater, clip, kind if n < right else other[kind], 1])
+  return path
+
+
+def test_analysis_is_the_exact_binomial_test(tmp_path):
+  key = {'kit': 'abc', 'clips': {f'{n:02d}.wav': listening.ANSWERS[n % 2] for n in range(10)}}
+  (tmp_path / listening.KEY).write_text(json.dumps(key))
+  paths = [write(tmp_path / 'a.csv', key, 9), write(tmp_path / 'b.csv', key, 4, rater='bob, "jr"')]
+  found = listening.analyse(tmp_path, paths)['rows']
+  # Two-sided: 9 or 10 of 10 right, or 0 or 1.
+  assert found['ann']['p_value'] == pytest.approx(2 * (10 + 1) / 2**10)
+  assert found['ann']['correct'] == 0.9 and found['ann']['caught'] == 0.8 and found['ann']['false_alarms'] == 0
+  assert found['bob, "jr"']['correct'] == 0.4
+  assert found['all']['correct'] == 13 / 20 and found['all']['ratings'] == 20
+  assert found['all']['low'] < 0.5 < 13 / 20 < found['all']['high']
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda text: '', 'is empty'),
+    (lambda text: text.splitlines()[0], 'holds no answers'),
+    (lambda text: text.replace('kit,', 'test,', 1), 'has the columns test, rater, clip, answer, plays'),
+    (lambda text: text.replace('abc', 'xyz'), "line 2: answers the test 'xyz', the key is that of 'abc'"),
+    (lambda text: text.replace('1.wav', '7.wav'), "line 3: the test has no clip '7.wav'"),
+    (lambda text: text.replace('original', 'both', 1), "line 2: the answer is 'both'"),
+    (lambda text: text.replace(',1\n', '\n', 1), 'line 2: 4 columns, not 5'),
+    (lambda text: text + text.splitlines()[1] + '\n', "'ann' answers 0.wav twice"),
+])  # fmt: skip
+def test_files_that_are_no_answers_are_named(spoil, message, tmp_path):
+  key = {'kit': 'abc', 'clips': {'0.wav': 'original', '1.wav': 'generated'}}
+  (tmp_path / listening.KEY).write_text(json.dumps(key))
+  path = write(tmp_path / 'a.csv', key, 2)
+  path.write_text(spoil(path.read_text()), newline='')
+  with pytest.raises(ValueError, match=message):
+    listening.analyse(tmp_path, [path])
+
+
+@pytest.mark.browser
+def test_a_listener_gets_through_by_keyboard_and_saves_the_answers(kit, tmp_path):
+  assert browser.executable(), f'none of {", ".join(browser.NAMES)} is installed'
+  workdir, key = kit
+  with browser.page(tmp_path / 'profile') as page:
+    page.call('Browser.setDownloadBehavior', behavior='allow', downloadPath=str(tmp_path))
+    page.open((workdir / 'page' / 'index.html').as_uri())
+    assert '4 clips' in page.run('document.getElementById("welcome").innerText')
+    page.run('document.getElementById("rater").focus()')
+    page.call('Input.insertText', text='Zoë, "Z"')
+    page.press('Enter')
+    visible = lambda name: page.run(f'!document.getElementById("{name}").hidden')
+    assert visible('trial') and not visible('welcome')
+    page.press('o')  # before it was heard, an answer does not count
+    assert page.run('answered()') == 0 and page.run('element("original").disabled')
+    for n, kind in enumerate(key['clips'].values(), 1):
+      assert page.run('element("trial-title").textContent') == f'Clip {n} of 4'
+      page.press(' ', 'Space')
+      page.wait('state.clips[state.at].heard')
+      page.press('ArrowLeft')  # and back, where there is one before
+      page.run(f'go({n - 1})')
+      page.press(kind[0] if n != 2 else {'o': 'g', 'g': 'o'}[kind[0]])
+    assert visible('done')
+    page.run('location.reload()')  # answers outlive the page
+    page.wait('document.readyState === "complete" && answered() === 4')
+    page.run('show("done"); element("save").focus()')
+    page.press('Enter')
+    path = tmp_path / f'listening-{key["kit"]}-Zo_Z_.csv'
+    for _ in range(200):
+      if path.exists() and path.read_text():
+        break
+      page.run('new Promise(done => setTimeout(done, 50))')
+  found = listening.analyse(workdir, [path])['rows']
+  assert list(found) == ['all', 'Zoë, "Z"'] and found['all']['correct'] == 3 / 4
+
+
+@pytest.mark.browser
+def test_a_missing_clip_is_said_on_the_page(kit, tmp_path):
+  assert browser.executable(), f'none of {", ".join(browser.NAMES)} is installed'
+  workdir, _ = kit
+  (workdir / 'page' / 'clips' / '1.wav').unlink()
+  with browser.page(tmp_path / 'profile') as page:
+    page.open((workdir / 'page' / 'index.html').as_uri())
+    page.run('element("begin").click()')
+    page.wait('!element("failure").hidden')
+    assert '1.wav cannot be played' in page.run('element("failure").innerText')

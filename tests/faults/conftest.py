@@ -1,0 +1,41 @@
+"""The fault battery: every test here is marked `faults`, and what it measured becomes a row of the table at the end."""
+
+import pathlib
+import warnings
+
+import pytest
+
+from audiolm_jax.training import metrics_writer
+from tests.training import toy_run
+
+HERE = pathlib.Path(__file__).parent
+_outcomes: dict[str, list[str]] = {}
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if HERE in pathlib.Path(item.fspath).parents:
+      item.add_marker('faults')
+
+
+@pytest.fixture
+def outcome():
+  """Returns (row of the fault matrix, what was measured) -> None."""
+  return lambda row, text: _outcomes.setdefault(row, []).append(text)
+
+
+def pytest_terminal_summary(terminalreporter):
+  if _outcomes:
+    terminalreporter.section('faults')
+    for row in sorted(_outcomes, key=lambda row: int(row[1:])):
+      terminalreporter.write_line(f'| {row} | {"; ".join(_outcomes[row])} |')
+
+
+@pytest.fixture(scope='session')
+def reference(tmp_path_factory):
+  """An uninterrupted run of the toy: (its result, its metrics by step)."""
+  directory = tmp_path_factory.mktemp('reference')
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')  # nothing is wrong with it
+    result = toy_run.train(directory)
+  return result, metrics_writer.read(directory)

@@ -1,0 +1,127 @@
+"""F1 to F3: kills at any moment, at the worst moments, and signals."""
+
+import os
+import random
+import signal
+import time
+
+import jax
+import pytest
+
+from audiolm_jax.training import checkpoints
+from tests.faults import runs
+from tests.stages import test_contract
+from tests.training import toy_run
+
+NUM_KILLS = 20
+
+
+def test_f1_kills_at_random_moments(reference, tmp_path, outcome):
+  """After every kill the same command goes on, from a whole step; at the end it is bitwise the undisturbed run."""
+  moments, log = random.Random(1), tmp_path / 'log'
+  workdir = tmp_path / 'run'
+  starts, resumed_from = [], []
+  seconds = None  # of one start up to its end, once known
+  for _ in range(NUM_KILLS):
+    resumed_from.append(runs.newest(workdir) if workdir.exists() else 0)
+    if resumed_from[-1] == 48:  # done already: the rest of the kills hit a run from the start
+      workdir, resumed_from[-1] = tmp_path / f'run{len(starts)}', 0
+    process = runs.start(runs.slow_toy, workdir, log=log)
+    if seconds is None:
+      began = time.monotonic()
+      runs.wait_for_step(process, workdir, 1)
+      seconds = time.monotonic() - began
+    time.sleep(moments.uniform(0, 1.2 * seconds))
+    process.kill()
+    process.join()
+    starts.append(process.exitcode)
+    assert not workdir.exists() or runs.newest(workdir) >= resumed_from[-1]  # nothing whole is lost
+  result = toy_run.train(workdir)
+  compared = runs.assert_same_run(workdir, result, reference)
+  killed = starts.count(runs.KILLED)
+  assert killed >= NUM_KILLS - 2, starts  # the others had ended
+  outcome('F1', f'{killed} kills, resumed from steps {resumed_from}; {compared} logged numbers and the state bitwise')
+
+
+@pytest.mark.parametrize('moment', ['data', 'digest', 'prune'])
+def test_f2_kills_within_a_save(moment, reference, tmp_path, outcome):
+  log = tmp_path / 'log'
+  process = runs.start(runs.slow_toy, tmp_path / 'run', moment, log=log)
+  runs.finish(process, log, runs.KILLED)
+  left = sorted(path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir())
+  whole = checkpoints.steps(tmp_path / 'run' / 'checkpoints')
+  assert whole and len(left) > len(whole) + 1  # at least one step is whole, and half a one lies there
+  result = toy_run.train(tmp_path / 'run')
+  runs.assert_same_run(tmp_path / 'run', result, reference)
+  outcome('F2', f'{moment}: resumed from {whole[-1]}, bitwise')
+
+
+def test_f3_signals_save_and_the_second_leaves(reference, tmp_path, outcome):
+  log = tmp_path / 'log'
+  for number in (signal.SIGTERM, signal.SIGINT):
+    process = runs.start(runs.slow_toy, tmp_path / 'run', log=log)
+    at = runs.newest(tmp_path / 'run') + 8 if (tmp_path / 'run').exists() else 8
+    runs.wait_for_step(process, tmp_path / 'run', at)
+    os.kill(process.pid, number)
+    name, step, preempted = runs.finish(process, log).split()[-3:]
+    assert preempted == 'True' and runs.newest(tmp_path / 'run') == int(step)
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    assert f'"step": {step},' in lines[-1]  # what was logged last is what was saved: no step is lost
+  result = toy_run.train(tmp_path / 'run')
+  runs.assert_same_run(tmp_path / 'run', result, reference)
+
+  process = runs.start(hang_in_save, tmp_path / 'second', log=log)
+  runs.wait_for_step(process, tmp_path / 'second', 2)
+  os.kill(process.pid, signal.SIGTERM)
+  time.sleep(0.5)
+  assert process.is_alive()
+  began = time.monotonic()
+  os.kill(process.pid, signal.SIGTERM)
+  process.join(10)
+  assert process.exitcode == -signal.SIGTERM
+  outcome('F3', f'SIGTERM and SIGINT: saved the step they found, bitwise; a second ends it in {time.monotonic() - began:.2f} s')
+
+
+def hang_in_save(workdir):
+  checkpoints.Checkpointer.save = lambda *unused: time.sleep(60)
+  runs.slow_toy(workdir)
+
+
+@pytest.mark.parametrize('name', ['soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm'])
+def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
+  """A run of every stage, cut and resumed, is bitwise the uncut one."""
+  from audiolm_jax.training import loop, optimizers, sharding
+  from tests import contract
+
+  config, batch, _ = test_contract.CASES[name]
+  train_config = loop.TrainConfig(
+      batch_size=4, num_steps=6, log_every=1, save_every=2, tensorboard=False,
+      optimizer=optimizers.OptimizerConfig(learning_rate=1e-3), mesh=sharding.MeshConfig(data=2, fsdp=2, tensor=2),
+  )
+
+  class Batches:
+    index, cut = 0, None
+
+    def __next__(self):
+      if self.index == self.cut:
+        raise runs.Cut
+      self.index += 1
+      return {key: value[[(row + self.index) % 4 for row in range(4)]] for key, value in batch.items()}
+
+    def get_state(self):
+      return self.index
+
+    def set_state(self, state):
+      self.index = state
+
+  def train(workdir, cut=None):
+    Batches.cut = cut
+    return loop.train(config.make(), config, train_config, make_batches=Batches, workdir=workdir)
+
+  whole = train(tmp_path / 'whole')
+  with pytest.raises(runs.Cut):
+    train(tmp_path / 'cut', 5)
+  assert runs.newest(tmp_path / 'cut') == 4
+  resumed = train(tmp_path / 'cut')
+  contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
+  outcome('F1', f'{name} cut at 5, bitwise')
