@@ -91,8 +91,7 @@ def write_shard(
       writer.close()
     os.unlink(temporary)
     raise
-  for left in glob.glob(f'{glob.escape(path)}.*.tmp'):  # by one that was killed while it wrote this shard
-    os.unlink(left)
+  _clear(path)
   return path
 
 
@@ -114,6 +113,13 @@ def write_manifest(folder: str | os.PathLike, name: str, num_shards: int, metada
   with open(temporary, 'w', encoding='utf-8') as file:
     json.dump({'metadata': dict(metadata), 'shards': shards}, file, indent=2)
   os.replace(temporary, path)
+  _clear(path)
+
+
+def _clear(path: str):
+  """Deletes what those left that were killed while they wrote this file."""
+  for left in glob.glob(f'{glob.escape(path)}.*.tmp'):
+    os.unlink(left)
 
 
 class TokenShards:

@@ -37,6 +37,16 @@ def test_what_was_written_is_read(folder):
   ]  # fmt: skip
 
 
+def test_what_a_killed_writer_left_goes_with_the_whole_file(folder):
+  left = [folder / 'train-00000-of-00002.array_record.there.1.tmp', folder / 'train.json.here.2.tmp']
+  other = folder / 'test.json.here.2.tmp'
+  for path in (*left, other):
+    path.touch()
+  token_shards.write_shard(folder, 'train', 0, 2, [example(0)])
+  token_shards.write_manifest(folder, 'train', 2, METADATA)
+  assert not any(path.exists() for path in left) and other.exists()
+
+
 def test_batches_of_tokens(folder):
   features = {'codes': Feature((10, 2), np.int32, 50.0), 'semantic': Feature((5,), np.int32, 25.0)}
   batch = next(pipeline.batches(token_shards.TokenShards(folder, 'train'), features, batch_size=3, seed=0))
