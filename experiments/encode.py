@@ -32,6 +32,7 @@ def main():
     token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)  # or the clusters are for nothing
     fit_semantic_tokens(recipe, args.workdir, encoder, encoder_variables)
   encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(args.workdir)
+  check_settings(args.workdir, encoder, recipe.semantic_tokens)
   kinds = token_kinds(recipe, codec_config, encoder, len(quantizer.centroids_KD))
   fingerprints = {
       'soundstream': workspace.codec_fingerprint(codec_variables),
@@ -49,6 +50,17 @@ def main():
 
   for split in ('train', 'test'):
     encode_split(recipe, args.workdir, split, encode_batch, codec_config, kinds, fingerprints)
+
+
+def check_settings(workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, settings: recipe_lib.SemanticTokens):
+  """Raises ValueError where clusters that are there already are of other features than the recipe asks for."""
+  for name in ('layer', 'frames_per_token'):
+    there, wanted = getattr(encoder, name), getattr(settings, name)
+    if there != wanted:
+      raise ValueError(
+          f'{workdir}/semantic_tokens holds clusters of {name}={there}, the recipe has {wanted}: move it and '
+          f'{workdir}/tokens away, or keep them with --set semantic_tokens.{name}={there}'
+      )
 
 
 def token_kinds(recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.SemanticEncoder, num_clusters: int) -> dict:
@@ -73,7 +85,8 @@ def fit_semantic_tokens(
   extract = functools.partial(
       sources.map_frames, functools.partial(jax.jit(encoder.features), variables), hop_length=encoder.hop_length
   )
-  quantizer = sources.fit_clusters(extract, sources.corpus(recipe, 'train', workdir, encoder.sample_rate), encoder, settings)
+  corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
+  quantizer = sources.fit_clusters(extract, corpus, encoder, settings)
   path = workspace.semantic_quantizer_path(workdir)
   workspace.save_semantic_quantizer(path, quantizer, encoder, workspace.fingerprint(variables.params))
   print(f'k-means: {settings.num_clusters} clusters; {path}')

@@ -61,7 +61,8 @@ def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]
   if not directory.is_dir():
     other = f', or `python -m experiments.pretrained import SOURCE --workdir={workdir}`,' if stage in IMPORTABLE else ''
     raise ValueError(
-        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}`{other} first'
+        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}`{other} '
+        'first'
     )
   return checkpoints.load_variables(directory)
 
@@ -77,10 +78,10 @@ def load_codec(workdir: pathlib.Path) -> tuple[Any, Variables]:
 def load_semantic_encoder(
     workdir: pathlib.Path, settings: recipe_lib.SemanticTokens
 ) -> tuple[kmeans.SemanticEncoder, Variables]:
-  """Returns the workdir's model of features, trained or imported, with its variables, to be clustered as `settings` say."""
+  """Returns the workdir's model of features, trained or imported, and its variables; `settings`: what is clustered."""
   config, variables, _ = load_stage(workdir, 'w2v_bert')
   if not hasattr(config, 'semantic_features'):
-    raise ValueError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another there')
+    raise ValueError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another')
   encoder = kmeans.SemanticEncoder(config=config, layer=settings.layer, frames_per_token=settings.frames_per_token)
   return encoder, variables
 
