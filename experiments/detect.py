@@ -42,7 +42,7 @@ def main():
   results = {}
   for path, seconds_N in zip(args.files, detection.log_odds(config, variables, waves), strict=True):
     results[str(path)] = {
-        'generated': float(detection_metrics.probability(calibrations['clip'], seconds_N.mean())),
+        'generated': float(detection_metrics.probability(calibrations['clip'], seconds_N.mean(keepdims=True))[0]),
         'seconds': detection_metrics.probability(calibrations['second'], seconds_N).tolist(),
     }
   width = max(len(name) for name in results)

@@ -59,7 +59,7 @@ def numbers(judges: Judges, clip_T: np.ndarray) -> list[int]:
 def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
   length = config.crop_length
   if len(clip_T) < length:
-    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: make it longer')
+    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short')
   return np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
 
 

@@ -46,39 +46,26 @@ def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
 
 
 def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapping[str, Mapping]):
-  """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound; up and to the left is better.
+  """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound (ViSQOL); up and to the left is better.
 
-  Ours has the log-mel distance for the sound (the axis is upside down), the paper ViSQOL.
+  Where ours has no ViSQOL, its log-mel distance takes the place, on an axis that is upside down.
   """
   figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
-  for axis, title, rows, column in (
-      (axes[0], 'ours', ours, 'mel_distance'), (axes[1], 'AudioLM, Table I', papers, 'visqol')
-  ):
+  heard = any(row.get('visqol') is not None for row in ours.values())
+  column = 'visqol' if heard else 'mel_distance'
+  for axis, title, rows, column in ((axes[0], 'ours', ours, column), (axes[1], 'AudioLM, Table I', papers, 'visqol')):
     for name, row in rows.items():
-      if row['abx_across'] is not None and row[column] is not None:
-        axis.scatter(row['abx_across'], row[column], color='tab:blue')
-        axis.annotate(
-            f'{name}\n{row["bits_per_second"]:.0f} bit/s', (row['abx_across'], row[column]), fontsize=8,
-            xytext=(5, 3), textcoords='offset points',
-        )
-    axis.set(title=title, xlabel='ABX error across speakers, %', ylabel={'visqol': 'ViSQOL'}.get(column, 'log-mel distance, nats'))
+      if row['abx_across'] is None or row.get(column) is None:
+        continue
+      at = row['abx_across'], row[column]
+      axis.scatter(*at, color='tab:blue')
+      label = f'{name}\n{row["bits_per_second"]:.0f} bit/s'
+      axis.annotate(label, at, fontsize=8, xytext=(5, 3), textcoords='offset points')
+    sound = 'ViSQOL' if column == 'visqol' else 'log-mel distance, nats'
+    axis.set(title=title, xlabel='ABX error across speakers, %', ylabel=sound)
     axis.margins(0.25)
-  axes[0].invert_yaxis()
-  _save(figure, path)
-
-
-def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
-  """Draws receiver operating characteristics and the diagonal of chance; the legend has the area under each."""
-  figure, axis = plt.subplots(figsize=(4.5, 4.5), layout='constrained')
-  axis.plot([0, 1], [0, 1], color='grey', linestyle=':', label='chance')
-  for title, curve in curves.items():
-    area = np.trapezoid(curve.true_positive_N, curve.false_positive_N)
-    axis.plot(curve.false_positive_N, curve.true_positive_N, label=f'{title} (area {area:.3f})')
-  axis.set(
-      title='generated against original', xlabel='originals called generated', ylabel='generated called generated',
-      xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect='equal',
-  )
-  axis.legend(loc='lower right')
+  if not heard:
+    axes[0].invert_yaxis()
   _save(figure, path)
 
 

@@ -104,7 +104,8 @@ def check_devices(case: Case, rtol: float = 1e-5) -> None:
   (one_loss, _), one_grads = case.one_device
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
   variables = jax.device_put(case.variables, sharding.tree_shardings(case.boxed, mesh))
-  (loss, _), grads = _loss_and_grads(case.stage, variables, sharding.global_batch(case.batch, mesh))
+  with sharding.activations(mesh):
+    (loss, _), grads = _loss_and_grads(case.stage, variables, sharding.global_batch(case.batch, mesh))
   np.testing.assert_allclose(loss, one_loss, rtol=rtol)
   total = float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(one_grads))))
   for (path, one), many in zip(jax.tree.flatten_with_path(one_grads)[0], jax.tree.leaves(grads)):

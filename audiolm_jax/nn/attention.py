@@ -8,8 +8,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from audiolm_jax.nn import block_attention, placement
+
 # Logical axis names of parameters; `training.sharding` maps them to mesh axes.
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
+
+# What a layer that recomputes its activations keeps: its matrix products with weights, and the attention kernel's result.
+REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(block_attention.SAVED),
+)
 
 
 def partitioned(init: jax.nn.initializers.Initializer, *axes: str | None):
@@ -44,21 +52,50 @@ def attend(
     key_BNHD: Float[Array, 'B N H D'],
     value_BNHD: Float[Array, 'B N H D'],
     *,
-    bias: Float[Array, '#B #H #L N'] | None = None,
+    bias: Float[Array, 'P #H #L N'] | None = None,
     mask: Bool[Array, '#B #H #L N'] | None = None,
 ) -> Float[Array, 'B L H D']:
   """Returns softmax(q k / sqrt(D) + bias) v; positions where `mask` is False are never looked at.
 
+  bias: one for each of P equal parts of the batch (see `placement.each_part`).
   The softmax is in float32: bfloat16 has 8 bits, too few for the tail of a long row.
   """
   scale = query_BLHD.shape[-1] ** -0.5
   scores_BHLN = jnp.einsum('blhd,bnhd->bhln', query_BLHD * scale, key_BNHD, preferred_element_type=jnp.float32)
   if bias is not None:
-    scores_BHLN += bias
+    parts = scores_BHLN.reshape(bias.shape[0], -1, *scores_BHLN.shape[1:])
+    scores_BHLN = (parts + bias[:, None]).reshape(scores_BHLN.shape)
   if mask is not None:
     scores_BHLN = jnp.where(mask, scores_BHLN, jnp.finfo(jnp.float32).min)
   weights_BHLN = jax.nn.softmax(scores_BHLN, axis=-1).astype(value_BNHD.dtype)
   return jnp.einsum('bhln,bnhd->blhd', weights_BHLN, value_BNHD)
+
+
+class Tiles(NamedTuple):
+  """A causal relative bias as `block_attention` takes it, a copy for each part of the batch."""
+
+  tiles_PHTKQ: Array
+
+
+def attend_in_blocks(
+    query_BLHD: Float[Array, 'B L H D'],
+    key_BLHD: Float[Array, 'B L H D'],
+    value_BLHD: Float[Array, 'B L H D'],
+    valid_BL: Bool[Array, 'B L'],
+    bias: Tiles | None = None,
+    *,
+    interpret: bool = False,
+) -> Float[Array, 'B L H D']:
+  """As `attend` over valid keys, causal where there is a bias, by the kernel for TPUs, on each device its own part."""
+
+  def function(query, key, value, valid, *tiles):
+    one = tiles[0][0] if tiles else None
+    return block_attention.attend(query, key, value, valid, one, interpret=interpret)
+
+  activation = (placement.BATCH, None, placement.HEADS, None)
+  inputs = [activation] * 3 + [(placement.BATCH,)] + [(placement.BATCH, placement.HEADS)] * (bias is not None)
+  call = placement.per_device(function, inputs, activation)
+  return call(query_BLHD, key_BLHD, value_BLHD, valid_BL, *(bias or ()))
 
 
 class LayerCache(NamedTuple):
@@ -72,7 +109,8 @@ class SelfAttention(nn.Module):
   """Self-attention over [B, L, D] with `num_heads` heads of width D / num_heads.
 
   With a `cache`, the keys and values of x_BLD are written at column `index` and x_BLD attends to all N columns of the
-  cache (`bias` and `mask` are then over [L, N]); returns the output and the new cache.
+  cache (`bias` and `mask` are then over [L, N]); returns the output and the new cache. With `Tiles`, which
+  are causal, `mask` is over keys alone, [B, L].
   """
 
   num_heads: int
@@ -91,6 +129,9 @@ class SelfAttention(nn.Module):
       # One buffer a layer and a scalar index: XLA updates it in place.
       key = jax.lax.dynamic_update_slice(cache.key_BNHD, key, (0, index, 0, 0))
       value = jax.lax.dynamic_update_slice(cache.value_BNHD, value, (0, index, 0, 0))
-    mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
+    if isinstance(bias, Tiles):
+      mixed_BLHD = attend_in_blocks(query, key, value, mask, bias)
+    else:
+      mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
     output_BLD = dense(width, (HEADS, HEAD_DIM, EMBED), axis=(-2, -1), dtype=self.dtype, name='output')(mixed_BLHD)
     return output_BLD if cache is None else (output_BLD, LayerCache(key, value))

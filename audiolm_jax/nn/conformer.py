@@ -15,7 +15,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from audiolm_jax.nn.attention import EMBED, HEAD_DIM, HEADS, LAYERS, MLP, attend, dense, partitioned
+from audiolm_jax.nn import placement
+from audiolm_jax.nn.attention import (
+    EMBED, HEAD_DIM, HEADS, LAYERS, MLP, REMAT_POLICY, attend, attend_in_blocks, dense, partitioned,
+)  # fmt: skip
 
 
 def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[Array, 'B L H D']:
@@ -70,6 +73,7 @@ class ConformerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, mask_BL=None):
+    x_BLD = placement.by_batch(x_BLD)
     x_BLD = x_BLD + 0.5 * self._feed_forward(x_BLD, 'feed_forward_1')
     x_BLD = x_BLD + self._attention(x_BLD, mask_BL)
     x_BLD = x_BLD + self._convolution(x_BLD, mask_BL)
@@ -98,8 +102,12 @@ class ConformerBlock(nn.Module):
     query, key, value = (
         self._dense(shape, (EMBED, HEADS, HEAD_DIM), name)(x_BLD) for name in ('query', 'key', 'value')
     )
-    mask = None if mask_BL is None else mask_BL[:, None, None, :]
-    mixed_BLHD = attend(rotate(query), rotate(key), value, mask=mask)
+    if placement.on_tpu():
+      valid_BL = jnp.ones(x_BLD.shape[:2], bool) if mask_BL is None else mask_BL
+      mixed_BLHD = attend_in_blocks(rotate(query), rotate(key), value, valid_BL)
+    else:
+      mask = None if mask_BL is None else mask_BL[:, None, None, :]
+      mixed_BLHD = attend(rotate(query), rotate(key), value, mask=mask)
     return self._drop(self._dense(width, (HEADS, HEAD_DIM, EMBED), 'output', axis=(-2, -1))(mixed_BLHD))
 
   def _convolution(self, x_BLD, mask_BL):
@@ -138,8 +146,7 @@ class Conformer(nn.Module):
   ) -> tuple[Float[Array, 'B L D'], Float[Array, 'N B L D']]:
     block = ConformerBlock
     if self.remat:
-      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-      block = nn.remat(block, prevent_cse=False, policy=policy)
+      block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICY)
     layers = nn.scan(
         block,
         variable_axes={'params': 0},

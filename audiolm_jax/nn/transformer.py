@@ -14,8 +14,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import tokens
-from audiolm_jax.nn import attention
-from audiolm_jax.nn.attention import EMBED, HEADS, LAYERS, MLP, VOCAB, LayerCache, dense, partitioned
+from audiolm_jax.nn import attention, block_attention, placement
+from audiolm_jax.nn.attention import EMBED, HEADS, LAYERS, MLP, VOCAB, LayerCache, Tiles, dense, partitioned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD, bias, mask, cache: LayerCache | None = None, index=None):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
+    x_BLD = placement.by_batch(x_BLD)
     drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
     attend = attention.SelfAttention(config.num_heads, dtype, name='attention')
     mixed_BLD = attend(norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index)
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
     embedding_VD = self.param('embedding', table, (self.vocabulary.num_ids, width))
     out_table = partitioned(nn.initializers.normal(width**-0.5), VOCAB, EMBED)
     output_VD = self.param('output', out_table, (self.vocabulary.num_targets, width))
-    x_BLD = embedding_VD[jnp.maximum(ids_BL, 0)]
+    x_BLD = placement.whole(embedding_VD)[jnp.maximum(ids_BL, 0)]
     if self.time_embedding:
       x_BLD += dense(width, (None, EMBED), name='time')(sinusoids(times_BL, width))
     drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
@@ -144,7 +145,7 @@ class Transformer(nn.Module):
   def _layers(self, x_BLD, valid_BL, bias_table, cache):
     config, length = self.config, x_BLD.shape[1]
     if cache is None:
-      bias, mask = whole_bias(config, bias_table, length), causal_mask(0, valid_BL, length)
+      bias, mask = sequence_bias(config, bias_table, valid_BL)
     else:
       valid_BL = jax.lax.dynamic_update_slice(cache.valid_BN, valid_BL, (0, cache.index))
       mask = causal_mask(cache.index, valid_BL, length)
@@ -159,8 +160,7 @@ class Transformer(nn.Module):
       return x_BLD, None if cache is None else KVCache(tuple(layers), valid_BL, cache.index + length)
     block = Block
     if config.remat:
-      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-      block = nn.remat(Block, policy=policy, prevent_cse=False)
+      block = nn.remat(Block, policy=attention.REMAT_POLICY, prevent_cse=False)
     scan = nn.scan(
         block,
         variable_axes={'params': 0},
@@ -190,8 +190,17 @@ def step_bias(config, bias_table, index, length, num_columns):
   return bias_table[buckets_LN].transpose(2, 0, 1)[None]
 
 
+def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
+  """Returns bias and mask of a whole sequence; on a TPU in the form of its kernel."""
+  if placement.on_tpu() and block_attention.fits(config.max_distance):
+    bucket = lambda distance: relative_buckets(distance, config.num_buckets, config.max_distance)
+    return Tiles(placement.each_part(block_attention.bias_tiles(bias_table, bucket))), valid_BL
+  length = valid_BL.shape[1]
+  return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(0, valid_BL, length)
+
+
 def whole_bias(config, bias_table, length):
-  """Returns the bias [1, H, L, L] of a whole sequence as a Toeplitz matrix made by tiling.
+  """Returns the bias [H, L, L] of a whole sequence as a Toeplitz matrix made by tiling.
 
   A gather from the table would need, in the backward pass, a scatter over L * L entries: slow everywhere.
   """
@@ -201,4 +210,4 @@ def whole_bias(config, bias_table, length):
   buckets = relative_buckets(distance, config.num_buckets, config.max_distance)
   vector_HN = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias_table.dtype) @ bias_table
   tiled = jnp.tile(vector_HN.T, (1, length))[:, : length * (period - 1)]
-  return tiled.reshape(config.num_heads, length, period - 1)[None, :, :, :length]
+  return tiled.reshape(config.num_heads, length, period - 1)[..., :length]

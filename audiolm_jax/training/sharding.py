@@ -6,8 +6,11 @@ The rules, in the order they apply to one parameter [d_0, d_1, ...] boxed with o
 2. A mesh axis is used once per array: where two dimensions ask for it, the first gets it.
 3. A dimension that the mesh axis does not divide evenly is replicated: small models run on any mesh.
 4. Arrays without a box, or whose rank is not the box's (adafactor's row and column statistics), are replicated.
+
+Activations are cut along their batch wherever a layer says so (nn/placement.py), within `activations(mesh)`.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax.core import meta
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from audiolm_jax.nn import placement
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 RULES = {
@@ -39,9 +45,9 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns the mesh over `devices` (all of them when None).
+  """Returns the mesh over `devices` (all of them when None); several slices of a TPU lie along `data`.
 
-  Raises ValueError when the sizes do not multiply to the number of devices.
+  Raises ValueError when the sizes do not multiply to the number of devices, or the slices do not divide `data`.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [config.data, config.fsdp, config.tensor]
@@ -56,7 +62,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     raise ValueError(
         f'{config} takes {math.prod(sizes)} devices but there are {len(devices)}: set one of the sizes to -1'
     )
-  return jax.make_mesh(sizes, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3, devices=devices)
+  names, kinds = (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(sizes, names, axis_types=kinds, devices=devices)
+  if sizes[0] % slices:
+    raise ValueError(f'data={sizes[0]} is not a multiple of the {slices} slices: change fsdp or tensor')
+  # The network between slices is slow: only the gradients of whole copies of the model are to cross it.
+  arranged = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+  )
+  return Mesh(arranged, names, axis_types=kinds)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -98,9 +114,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
+def activations(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
+  """While a loss is traced: what layers say of their activations holds on `mesh`."""
+  return placement.on(mesh, {placement.BATCH: (DATA, FSDP), placement.HEADS: (TENSOR,)})
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises ValueError unless the global batch can be cut over this mesh and fed by its processes."""
-  parts, processes = mesh.shape[DATA] * mesh.shape[FSDP], jax.process_count()
+  parts, processes = mesh.shape[DATA] * mesh.shape[FSDP], len({device.process_index for device in mesh.devices.flat})
   if batch_size % parts:
     raise ValueError(
         f'batch_size={batch_size} is not a multiple of data * fsdp = {parts} of the mesh: change batch_size or the mesh'

@@ -60,7 +60,8 @@ def make_train_step(
   def train_step(train_state, batch, number, rate_scale=1.0):
     step, params, state, opt_state, ema_params = train_state
     key = jax.random.fold_in(jax.random.key(seed), step)
-    (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, state, batch, key)
+    with sharding.activations(mesh):
+      (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, state, batch, key)
     norms = optimizers.group_norms(grads)
     finite = jnp.isfinite(jnp.stack([loss.astype(jnp.float32), *norms.values()])).all()
     applied = finite & (step == number)
@@ -90,7 +91,8 @@ def make_eval_step(
   """Returns (params, state, batch) -> metrics with 'loss', without a key: no dropout, no change of state."""
 
   def eval_step(params, state, batch):
-    loss, aux = stage.loss(params, state, batch, None)
+    with sharding.activations(mesh):
+      loss, aux = stage.loss(params, state, batch, None)
     return dict(aux.metrics) | {'loss': loss}
 
   return jax.jit(eval_step, out_shardings=sharding.replicated(mesh))

@@ -17,7 +17,7 @@ from audiolm_jax import audio
 from audiolm_jax.metrics import detection
 from experiments import forgeries, workspace
 
-PAPER = {'correct': 0.512, 'p_value': 0.23, 'clips': 100, 'ratings': 1000}  # AudioLM, section IV-G
+MOST_CLIPS = 100  # as in the paper
 ANSWERS = ('original', 'generated')  # by label (stages.detector)
 COLUMNS = ('kit', 'rater', 'clip', 'answer', 'plays')
 KEY = 'listening_key.json'
@@ -33,7 +33,7 @@ def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: 
   """
   records = forgeries.load(workdir, 'test')
   num_pairs = len(records) // 2
-  num_clips = min(num_pairs, PAPER['clips']) if num_clips is None else num_clips
+  num_clips = min(num_pairs, MOST_CLIPS) if num_clips is None else num_clips
   if not 2 <= num_clips <= num_pairs:
     raise ValueError(f'a test of {num_clips} clips: {workdir}/forgeries has test utterances for 2 to {num_pairs}')
   if folder.exists() and any(folder.iterdir()):
@@ -85,7 +85,7 @@ def analyse(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict:
   rows = {'all': summary(ratings, key)}
   for rater in sorted({rater for rater, _, _ in ratings}):
     rows[rater or '(no name)'] = summary([rating for rating in ratings if rating[0] == rater], key)
-  return {'rows': rows, 'kit': key['kit'], **{f'paper_{name}': value for name, value in PAPER.items()}}
+  return {'rows': rows, 'kit': key['kit']}
 
 
 def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:

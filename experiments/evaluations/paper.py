@@ -56,4 +56,12 @@ TABLES = {
             'SoundStorm, after a prompt': {'word_error_rate': 0.0243, 'character_error_rate': 0.0081},
         },
     ),
+    'detection': Table(
+        'AudioLM, section IV-I: continuations of LibriSpeech; SoundStorm, section 4.4',
+        {'AudioLM': {'accuracy': 0.986}, 'SoundStorm': {'accuracy': 0.985}},
+    ),
+    'listening': Table(
+        'AudioLM, section IV-G: 100 clips of 10 s, 10 raters',
+        {'AudioLM': {'correct': 0.512, 'p_value': 0.23, 'ratings': 1000}},
+    ),
 }

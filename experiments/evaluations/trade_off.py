@@ -16,16 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.data import zerospeech
-from audiolm_jax.metrics import abx
+from audiolm_jax.metrics import abx, perceptual
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import tokens as token_metrics
 from audiolm_jax.nn import quantizer as vector_quantizer
 from audiolm_jax.stages import soundstream, w2v_bert
 from experiments import corpora, sources, workspace
-from experiments.evaluations.codec import CROP_SECONDS, LEVELS
+from experiments.evaluations.codec import CROP_SECONDS
 from experiments.recipe import Recipe
 
+LEVELS = (1, 4, 12)  # of acoustic tokens; the paper has 4 and 12
 CONTEXT = 2  # frames on either side that the linear decoder reads
+FRAMES_PER_CODE = 40  # that the residual quantizer of features is fitted on
+VISQOL_CLIPS = 4  # ViSQOL takes most of a second for each
 BUCKET_SECONDS = 12.8  # all audio is padded to a multiple of this (whole semantic frames): one compilation for most
 
 
@@ -42,7 +45,10 @@ class Kind(NamedTuple):
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns ABX errors in percent and distances of reconstructions, by kind of token; cells that do not apply are None."""
+  """Returns ABX errors in percent and how near reconstructions are, by kind of token.
+
+  Cells that do not apply are None; so is ViSQOL without the `eval` extra.
+  """
   models = _Models(recipe, workdir)
   kinds, rows = models.kinds(), {}
   found = sources.benchmark(recipe, workdir)
@@ -55,9 +61,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     rows[name] = {
         'bits_per_second': kind.bits_per_second,
         **scores.get(name, {'abx_within': None, 'abx_across': None}),
-        **reconstructions.get(name, {'si_sdr': None, 'mel_distance': None}),
+        **reconstructions.get(name, {'si_sdr': None, 'mel_distance': None, 'visqol': None}),
     }
-  return {'rows': rows, **facts}
+  return {'rows': rows, **facts, 'visqol_mapper': perceptual.visqol_mapper(), 'visqol_clips': VISQOL_CLIPS}
 
 
 def _abx(kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path) -> dict[str, dict[str, float]]:
@@ -159,6 +165,7 @@ class _Models:
     """Returns a residual quantizer of features with as many bits as the codec has, fitted on training audio."""
     frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')])
     num_codes, width = self.quantizer.centroids_KD.shape
+    frames_ND = frames_ND[:: max(1, len(frames_ND) // (FRAMES_PER_CODE * num_codes))]
     empty = vector_quantizer.init(jax.random.key(0), levels, num_codes, width)
     books = jax.jit(vector_quantizer.fit)(empty, frames_ND[None], jax.random.key(self.recipe.evaluation.seed))
     encode = jax.jit(lambda x_ND: vector_quantizer.encode(books.vectors_QKD, x_ND[None])[0])
@@ -187,7 +194,10 @@ class _Models:
     return self.frames(source, self._training)
 
   def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
-    """Returns SI-SDR (dB) and log-mel distance (nats) of held-out clips, by kind; SoundStream alone is a decoder here."""
+    """Returns SI-SDR (dB), log-mel distance (nats) and ViSQOL of held-out clips, by kind of token.
+
+    Empty unless the codec is SoundStream with two frames for a semantic token: no other decodes vectors.
+    """
     config, variables = self.codec_config, self.codec_variables
     rates = [(model.sample_rate, model.frame_rate / ratio) for model, ratio in ((config, 2), (self.encoder, 1))]
     if not isinstance(config, soundstream.Config) or rates[0] != rates[1]:
@@ -205,7 +215,7 @@ class _Models:
       estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
       estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
       distances = codec_metrics.si_sdr, functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate)
-      return [distance(wave_T[None], estimate_BT)[0] for distance in distances]
+      return [distance(wave_T[None], estimate_BT)[0] for distance in distances], estimate_BT[0]
 
     rows = {}
     for name, kind in kinds.items():
@@ -218,8 +228,14 @@ class _Models:
         decoder = token_metrics.fit_linear_decoder(inputs, targets, CONTEXT)
         predicted = [token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])]
         vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
-      results = np.array([compare(variables, *padded, z_FD) for padded, z_FD in _padded(clips, vectors, length, config.hop_length)])
-      rows[name] = dict(zip(('si_sdr', 'mel_distance'), results.mean(axis=0).tolist(), strict=True))
+      pairs = list(_padded(clips, vectors, length, config.hop_length))
+      distances, estimates = zip(*(compare(variables, *clip, z_FD) for clip, z_FD in pairs), strict=True)
+      rows[name] = dict(zip(('si_sdr', 'mel_distance'), np.array(distances).mean(axis=0).tolist(), strict=True))
+      rows[name]['visqol'] = None
+      if 'visqol' in perceptual.available():
+        heard = zip([wave_T for (wave_T, _), _ in pairs[:VISQOL_CLIPS]], estimates)
+        scores = (perceptual.visqol(wave_T, np.asarray(estimate_T), config.sample_rate) for wave_T, estimate_T in heard)
+        rows[name]['visqol'] = perceptual.mean(scores).value
     return rows
 
 

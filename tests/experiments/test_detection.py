@@ -1,5 +1,6 @@
 """From forged clips to a table, a picture and scores of files; networks are untrained or made by hand."""
 
+import dataclasses
 import json
 import sys
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from audiolm_jax import audio
+from audiolm_jax import audio, generation
 from audiolm_jax.data import token_shards
-from audiolm_jax.stages import detector
+from audiolm_jax.stages import detector, soundstream
 from audiolm_jax.stages.base import Variables
 from experiments import detect, forge, forgeries, sources, workspace
 from experiments.evaluations import detection
+from experiments.recipe import Forgeries
 from experiments.recipes import tiny
 
 RATE = 16_000
@@ -68,6 +70,51 @@ def test_every_voice_belongs_to_one_side():
   assert forge.choose(corpus, 'train', 20, 11, 1) != forge.choose(corpus, 'train', 20, 11, 0)
   with pytest.raises(ValueError, match='there are 133: --set forgeries.num_test=133'):
     forge.choose(corpus, 'test', 200, 12, 0)
+
+
+def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys):
+  """Models are stubs: a code is its frame of 320 samples, held; what is sampled is negative."""
+  frames = lambda wave_BT: np.round(wave_BT[:, ::320, None] * 1000).astype(np.int32)
+  asked = []
+
+  def continue_audio(models, key, prompt_BT, *, seconds, sampling, carry_seconds):
+    asked.append(len(prompt_BT))
+    codes_BFQ = np.concatenate([frames(prompt_BT), np.full((len(prompt_BT), round(50 * seconds), 1), -100)], axis=1)
+    return generation.Continuation(None, None, codes_BFQ, None, None)
+
+  monkeypatch.setattr(generation, 'tokenize', lambda models, wave_BT: (None, np.repeat(frames(wave_BT), 2, axis=2)))
+  monkeypatch.setattr(generation, 'continue_audio', continue_audio)
+  monkeypatch.setattr(
+      generation, 'decode_codes', lambda models, codes_BFQ, _: np.repeat(codes_BFQ.mean(axis=2) / 1000, 320, axis=1)
+  )
+  corpus = [{'waveform': np.full(RATE + n, 0.1 + n / 100), 'speaker': np.int32(n)} for n in range(10)]
+  monkeypatch.setattr(sources, 'corpus', lambda recipe, split, workdir, rate: corpus)
+  recipe = dataclasses.replace(
+      tiny.RECIPE,
+      evaluation=dataclasses.replace(tiny.RECIPE.evaluation, prompt_seconds=0.4, seconds=0.4, carry_seconds=0.0),
+      forgeries=Forgeries(num_test=6, batch_size=4),
+  )
+  models = generation.Models((soundstream.Config(), None), None, None, None)
+  make = lambda workdir: forge.forge_split(recipe, workdir, 'test', models, PRINTS)
+  make(tmp_path)
+  records = forgeries.load(tmp_path, 'test')
+  assert len(records) == 12 and asked == [4, 2]
+  for n in range(0, 12, 2):
+    original, sampled = records[n], records[n + 1]
+    voice = int(original['speaker'])
+    assert (int(original['label']), int(sampled['label']), int(sampled['speaker'])) == (0, 1, voice)
+    assert int(original['start']) == int(sampled['start']) == 6400
+    np.testing.assert_allclose(forgeries.whole(original), np.full(12_800, 0.1 + voice / 100), atol=1e-3)
+    np.testing.assert_allclose(forgeries.whole(sampled)[:6400], forgeries.whole(original)[:6400])  # the prompt
+    np.testing.assert_allclose(forgeries.whole(sampled)[6400:], -0.1, atol=1e-3)
+  assert len({int(records[n]['speaker']) for n in range(12)}) == 6
+  make(tmp_path)  # what is there is left alone
+  assert len(asked) == 2 and 'already there' in capsys.readouterr().out
+  (tmp_path / 'forgeries' / 'test.json').unlink()  # stopped before the end
+  next((tmp_path / 'forgeries').glob('test-00001*')).unlink()
+  before = next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes()
+  make(tmp_path)
+  assert asked == [4, 2, 2] and next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes() == before
 
 
 def test_seconds_are_scored_alone_and_the_last_one_ends_with_the_clip(variables):

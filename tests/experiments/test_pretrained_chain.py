@@ -9,6 +9,7 @@ import pytest
 
 from audiolm_jax import audio, generation
 from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.training.sharding import MeshConfig
 from experiments import encode, generate, pretrained, train, workspace
 from experiments import recipe as recipe_lib
 from experiments.corpora import Folder
@@ -23,7 +24,9 @@ def shrunk(recipe: recipe_lib.Recipe, root) -> recipe_lib.Recipe:
   """Returns the recipe with its rates, levels and imports, and small in all else."""
   def stage(name, **fields):
     own = getattr(recipe, name)
-    schedule = dataclasses.replace(own.train, batch_size=2, num_steps=2, eval_batches=1, save_every=2, eval_every=2)
+    schedule = dataclasses.replace(
+        own.train, batch_size=8, num_steps=2, eval_batches=1, save_every=2, eval_every=2, mesh=MeshConfig()
+    )
     return dataclasses.replace(own, model=dataclasses.replace(own.model, **fields), train=schedule)
 
   return dataclasses.replace(
@@ -50,6 +53,7 @@ def run(monkeypatch, program, *arguments):
   program.main()
 
 
+@pytest.mark.slow  # a minute of compilation each
 @pytest.mark.parametrize('name, features', [
     ('librispeech_pretrained', random_weights.HUBERT), ('librilight_pretrained', random_weights.W2V_BERT2)
 ])  # fmt: skip

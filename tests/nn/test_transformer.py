@@ -56,7 +56,7 @@ def test_buckets_are_t5s():
 def test_tiled_bias_is_the_gathered_bias():
   table = jax.random.normal(jax.random.key(0), (8, 2))
   whole = transformer.whole_bias(TINY, table, 30)
-  gathered = transformer.step_bias(TINY, table, 0, 30, 30)
+  gathered = transformer.step_bias(TINY, table, 0, 30, 30)[0]
   causal = np.tril(np.ones((30, 30), bool))
   np.testing.assert_array_equal(np.asarray(whole)[..., causal], np.asarray(gathered)[..., causal])
 

@@ -1,0 +1,241 @@
+"""Attention whose scores never leave the chip: a pair of Pallas kernels for TPUs, causal with T5's bias or without either.
+
+As FlashAttention (arXiv 2205.14135, 2307.08691) in blocks of queries and keys, transposed, so that positions fill the
+lanes of the vector unit and what is kept of a row (maximum, sum) is a row there too.
+
+T5's bias needs no [H, L, L]: it is the same for all distances from `max_distance` on. The softmax doesn't see what is
+added to a whole row, so this constant is taken off everywhere, and what is left is two tiles for each head: that of
+the diagonal blocks, the causal mask included, and that of the blocks below.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Bool, Float, Int
+
+BLOCK = 256  # queries, and keys, of a block
+SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
+_MASKED = -1e30  # not infinite: infinity less infinity is no number
+_VALIDITY = 16  # extra channels of queries and keys; the first says which keys are valid, at no cost on the matrix unit
+
+
+def fits(max_distance: int) -> bool:
+  """Whether a bias that is constant from `max_distance` on fits the two tiles."""
+  return max_distance <= BLOCK
+
+
+def bias_tiles(
+    table_NH: Float[Array, 'N H'], bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']]
+) -> Float[Array, 'H 2 K Q']:
+  """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], whose last entry is for all
+  distances from some `max_distance` on that `fits`. The first tile is for diagonal blocks, the second for those below.
+  """
+  apart_KQ = jnp.arange(BLOCK) - jnp.arange(BLOCK)[:, None]
+  buckets_TKQ = jnp.stack([bucket(apart_KQ), bucket(apart_KQ + BLOCK)])
+  # A product, not a gather, whose gradient would be a scatter: slow on TPUs.
+  chosen_TKQN = jax.nn.one_hot(buckets_TKQ, len(table_NH))
+  tiles = jnp.einsum('tkqn,nh->htkq', chosen_TKQN, table_NH - table_NH[-1], precision=jax.lax.Precision.HIGHEST)
+  future_TKQ = jnp.stack([apart_KQ < 0, jnp.zeros_like(apart_KQ, bool)])
+  return jnp.where(future_TKQ, _MASKED, tiles)
+
+
+def attend(
+    query_BLHD: Float[Array, 'B L H D'],
+    key_BLHD: Float[Array, 'B L H D'],
+    value_BLHD: Float[Array, 'B L H D'],
+    valid_BL: Bool[Array, 'B L'],
+    tiles_HTKQ: Float[Array, 'H 2 K Q'] | None = None,
+    *,
+    interpret: bool = False,
+) -> Float[Array, 'B L H D']:
+  """Returns softmax(q k / sqrt(D) + bias) v over the valid keys; with tiles, over those at and before each query.
+
+  A query that sees no valid key gets a finite value that means nothing.
+  """
+  length, width = query_BLHD.shape[1], query_BLHD.shape[3]
+  padding = -length % BLOCK
+
+  def columns(x_BLHD, first_BL=None):
+    x_BHDL = x_BLHD.transpose(0, 2, 3, 1)
+    if first_BL is not None:
+      extra = jnp.broadcast_to(first_BL[:, None, None], (*x_BHDL.shape[:2], 1, length)).astype(x_BHDL.dtype)
+      extra = jnp.pad(extra, ((0, 0), (0, 0), (0, _VALIDITY - 1), (0, 0)))
+      x_BHDL = jnp.concatenate([x_BHDL, extra], axis=2)
+    return jnp.pad(x_BHDL, ((0, 0), (0, 0), (0, 0), (0, padding)))
+
+  query = columns(query_BLHD * width**-0.5, jnp.ones_like(valid_BL))
+  key = columns(key_BLHD, jnp.where(valid_BL, 0.0, _MASKED))
+  key = key.at[:, :, width, length:].set(_MASKED)
+  mixed_BHDL = _attention(query, key, columns(value_BLHD), tiles_HTKQ, interpret)
+  return mixed_BHDL[..., :length].transpose(0, 3, 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(query, key, value, tiles, interpret):
+  return _forward(query, key, value, tiles, interpret)[0]
+
+
+def _attention_forward(query, key, value, tiles, interpret):
+  mixed, lse = _forward(query, key, value, tiles, interpret)
+  mixed, lse = checkpoint_name(mixed, SAVED), checkpoint_name(lse, SAVED)
+  return mixed, (query, key, value, tiles, mixed, lse)
+
+
+def _attention_backward(interpret, saved, grad):
+  query, key, value, tiles, mixed, lse = saved
+  delta = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=2, keepdims=True)
+  return _backward(query, key, value, tiles, lse, grad, delta, interpret)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+_dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+_AB, _ATB, _ABT = (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+
+
+def _block(index):
+  return pl.ds(pl.multiple_of(index * BLOCK, BLOCK), BLOCK)
+
+
+def _biased(score_KQ, tiles_ref, blocks_below):
+  """Adds the tile of a block; what lies further below the diagonal has none."""
+  if tiles_ref is None:
+    return score_KQ
+  near = (blocks_below < 2).astype(jnp.float32)
+  return score_KQ + near * tiles_ref[jnp.minimum(blocks_below, 1)]
+
+
+def _forward_kernel(query_ref, key_ref, value_ref, *refs):
+  *tiles, mixed_ref, lse_ref = refs
+  tiles_ref = tiles[0] if tiles else None
+  i, query_CQ = pl.program_id(2), query_ref[...]
+
+  def body(j, carry):
+    top_1Q, total_1Q, sum_DQ = carry
+    score_KQ = _biased(_dot(key_ref[:, _block(j)], query_CQ, _ATB), tiles_ref, i - j)
+    new_top_1Q = jnp.maximum(top_1Q, score_KQ.max(axis=0, keepdims=True))
+    weight_KQ = jnp.exp(score_KQ - new_top_1Q)
+    shrink_1Q = jnp.exp(top_1Q - new_top_1Q)
+    total_1Q = shrink_1Q * total_1Q + weight_KQ.sum(axis=0, keepdims=True)
+    value_DK = value_ref[:, _block(j)]
+    sum_DQ = shrink_1Q * sum_DQ + _dot(value_DK, weight_KQ.astype(value_DK.dtype), _AB)
+    return new_top_1Q, total_1Q, sum_DQ
+
+  row_1Q = jnp.zeros((1, BLOCK), jnp.float32)
+  start = (row_1Q + 4 * _MASKED, row_1Q, jnp.zeros(mixed_ref.shape, jnp.float32))
+  stop = key_ref.shape[1] // BLOCK if tiles_ref is None else i + 1
+  top_1Q, total_1Q, sum_DQ = jax.lax.fori_loop(0, stop, body, start)
+  mixed_ref[...] = (sum_DQ / total_1Q).astype(mixed_ref.dtype)
+  lse_ref[...] = top_1Q + jnp.log(total_1Q)
+
+
+def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref, *refs):
+  tiles_ref = grad_tiles_ref = None
+  if len(refs) == 5:
+    tiles_ref, *refs, grad_tiles_ref = refs
+  grad_query_ref, grad_key_ref, grad_value_ref = refs
+  b, j = pl.program_id(1), pl.program_id(2)
+  key_CK, value_DK = key_ref[...], value_ref[...]
+
+  @pl.when(j == 0)
+  def _():
+    grad_query_ref[...] = jnp.zeros_like(grad_query_ref)
+
+  if tiles_ref is not None:
+
+    @pl.when((j == 0) & (b == 0))
+    def _():
+      grad_tiles_ref[...] = jnp.zeros_like(grad_tiles_ref)
+
+  def body(i, carry):
+    grad_key_CK, grad_value_DK = carry
+    rows = _block(i)
+    query_CQ, grad_DQ = query_ref[:, rows], grad_ref[:, rows]
+    score_KQ = _biased(_dot(key_CK, query_CQ, _ATB), tiles_ref, i - j)
+    weight_KQ = jnp.exp(score_KQ - lse_ref[:, rows])
+    grad_value_DK += _dot(grad_DQ, weight_KQ.astype(grad_DQ.dtype), _ABT)
+    grad_score_KQ = weight_KQ * (_dot(value_DK, grad_DQ, _ATB) - delta_ref[:, rows])
+    if tiles_ref is not None:
+
+      @pl.when(i - j < 2)
+      def _():
+        grad_tiles_ref[i - j] += grad_score_KQ
+
+    grad_score_KQ = grad_score_KQ.astype(query_CQ.dtype)
+    grad_key_CK += _dot(query_CQ, grad_score_KQ, _ABT)
+    grad_query_ref[:, rows] += _dot(key_CK, grad_score_KQ, _AB)
+    return grad_key_CK, grad_value_DK
+
+  start = (jnp.zeros(key_CK.shape, jnp.float32), jnp.zeros(value_DK.shape, jnp.float32))
+  num_blocks = query_ref.shape[1] // BLOCK
+  grad_key_CK, grad_value_DK = jax.lax.fori_loop(0 if tiles_ref is None else j, num_blocks, body, start)
+  grad_key_ref[...] = grad_key_CK.astype(grad_key_ref.dtype)
+  grad_value_ref[...] = grad_value_DK.astype(grad_value_ref.dtype)
+
+
+# Grid: heads (outermost, so that a head's tiles stay in place), rows of the batch, blocks.
+def _whole(channels, length):
+  return pl.BlockSpec((None, None, channels, length), lambda h, b, i: (b, h, 0, 0))
+
+
+def _cut(channels):
+  return pl.BlockSpec((None, None, channels, BLOCK), lambda h, b, i: (b, h, 0, i))
+
+
+_TILES = pl.BlockSpec((None, 2, BLOCK, BLOCK), lambda h, b, i: (h, 0, 0, 0))
+
+
+def _cost(query, value, tiles, products: int) -> pl.CostEstimate:
+  """Of `products` matrix products over all blocks, or over those at and below the diagonal."""
+  batch, heads, channels, length = query.shape
+  pairs = batch * heads * length * (length if tiles is None else (length + BLOCK) // 2)
+  size = batch * heads * length * (2 * channels + 2 * value.shape[2]) * query.dtype.itemsize
+  return pl.CostEstimate(
+      flops=2 * products * pairs * value.shape[2], transcendentals=pairs, bytes_accessed=size * products // 2
+  )
+
+
+def _forward(query, key, value, tiles, interpret):
+  batch, heads, channels, length = query.shape
+  width, biases = value.shape[2], [] if tiles is None else [tiles]
+  return pl.pallas_call(
+      _forward_kernel,
+      grid=(heads, batch, length // BLOCK),
+      in_specs=[_cut(channels), _whole(channels, length), _whole(width, length), *[_TILES] * len(biases)],
+      out_specs=[_cut(width), _cut(1)],
+      out_shape=[
+          jax.ShapeDtypeStruct(value.shape, value.dtype),
+          jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
+      ],
+      cost_estimate=_cost(query, value, tiles, 2),
+      interpret=interpret,
+      name='attention',
+  )(query, key, value, *biases)
+
+
+def _backward(query, key, value, tiles, lse, grad, delta, interpret):
+  batch, heads, channels, length = query.shape
+  width, biases = value.shape[2], [] if tiles is None else [tiles]
+  like = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
+  grad_query, *grads = pl.pallas_call(
+      _backward_kernel,
+      grid=(heads, batch, length // BLOCK),
+      in_specs=[
+          _whole(channels, length), _cut(channels), _cut(width), _whole(1, length), _whole(width, length),
+          _whole(1, length), *[_TILES] * len(biases),
+      ],
+      out_specs=[_whole(channels, length), _cut(channels), _cut(width), *[_TILES] * len(biases)],
+      out_shape=[
+          like(query, jnp.float32), like(key, key.dtype), like(value, value.dtype),
+          *[like(tiles, jnp.float32) for tiles in biases],
+      ],
+      cost_estimate=_cost(query, value, tiles, 5),
+      metadata={'recomputed_products': '1', 'products': '5'},  # of which training.flops counts four
+      interpret=interpret,
+      name='attention_backward',
+  )(query, key, value, lse, grad, delta, *biases)  # fmt: skip
+  return grad_query.astype(query.dtype), *grads, *([None] if tiles is None else [])

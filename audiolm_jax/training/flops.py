@@ -1,0 +1,88 @@
+"""Floating-point operations of the matrix products and convolutions in a traced function.
+
+Counted in the jaxpr, so that loops count as often as they run, on any machine and without compiling. All else
+(normalization, softmax, activations) is left out, as is usual where utilization is told: it does not run on the
+matrix unit.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def count(function: Callable[..., Any], *args: Any) -> int:
+  """Returns the operations of `function(*args)` over all devices, a multiply-add being two; `args` may be shapes.
+
+  A conditional counts as its dearest branch, a kernel as its own cost estimate says, less what it recomputes.
+
+  Raises ValueError where a matrix product lies in a loop without a fixed number of rounds.
+  """
+  return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def count_jaxpr(jaxpr: Any) -> int:
+  """As `count`, of a jaxpr."""
+  return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def _equation(equation) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name == 'dot_general':
+    return _dot(equation)
+  if name == 'conv_general_dilated':
+    return _convolution(equation)
+  if name == 'pallas_call':
+    return _kernel(params)
+  if name == 'cond':
+    return max(count_jaxpr(branch.jaxpr) for branch in params['branches'])
+  inner = sum(count_jaxpr(jaxpr) for jaxpr in _inside(params))
+  if name == 'scan':
+    return params['length'] * inner
+  if name == 'while' and inner:
+    raise ValueError('a matrix product lies in a while loop, whose rounds nobody knows: count one round instead')
+  if name == 'shard_map':
+    return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes']) * inner
+  return inner
+
+
+def _kernel(params) -> int:
+  if params['cost_estimate'] is None:
+    raise ValueError(f'the kernel {params["name"]!r} has no cost estimate: give pallas_call one')
+  metadata = {name: params['metadata'][name] for name in params['metadata'] or ()}
+  products = int(metadata.get('products', 1))
+  return params['cost_estimate'].flops * (products - int(metadata.get('recomputed_products', 0))) // products
+
+
+def _inside(params) -> Iterator[Any]:
+  """Yields the jaxprs among the parameters of an equation."""
+  for value in params.values():
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      item = getattr(item, 'jaxpr', item)
+      if hasattr(item, 'eqns'):
+        yield item
+
+
+def _dot(equation) -> int:
+  (contracted, _), _ = equation.params['dimension_numbers']
+  left = equation.invars[0].aval.shape
+  return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation) -> int:
+  """Counts the products with what is neither padding nor a hole of dilation: backward passes have many of both."""
+  params, out = equation.params, equation.outvars[0].aval
+  left, right = (variable.aval for variable in equation.invars[:2])
+  numbers = params['dimension_numbers']
+  taps = 1
+  for i, (low, _) in enumerate(params['padding']):
+    size, window = left.shape[numbers.lhs_spec[2 + i]], right.shape[numbers.rhs_spec[2 + i]]
+    starts = np.arange(out.shape[numbers.out_spec[2 + i]]) * params['window_strides'][i] - low
+    position = starts[:, None] + np.arange(window) * params['rhs_dilation'][i]
+    hole = params['lhs_dilation'][i]
+    taps *= int(((position >= 0) & (position <= (size - 1) * hole) & (position % hole == 0)).sum())
+  channels = right.shape[numbers.rhs_spec[1]]  # inputs of one group
+  rows, outputs = out.shape[numbers.out_spec[0]], out.shape[numbers.out_spec[1]]
+  return 2 * rows * outputs * channels * taps

@@ -1,0 +1,292 @@
+"""What a compiled program does, read from its text: rounds of its loops, products, memory traffic, collectives.
+
+XLA's own `cost_analysis` counts the body of a loop once, and a model whose layers are scanned is all loops.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute')
+_BYTES = {'pred': 1, 'bf16': 2, 'token': 0, 'opaque': 0}  # others carry their bits in the name
+# Opcodes that move nothing.
+_FREE = {
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
+    'while', 'conditional', 'call', 'copy-done', 'slice-done', 'async-done', 'async-update', 'opt-barrier', 'iota',
+    'all-gather-done', 'all-reduce-done', 'collective-permute-done', 'send', 'send-done', 'recv', 'recv-done',
+    'domain', 'add-dependency',
+}  # fmt: skip
+
+
+class Shape(NamedTuple):
+  """One array of a program: `text` as the compiler writes it, its bytes, and whether it lies in HBM (not in VMEM)."""
+
+  text: str
+  size: int
+  in_hbm: bool
+
+
+class Instruction(NamedTuple):
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]  # of the result; a tuple has several
+  operands: tuple[str, ...]
+  arguments: str  # as written: the operands, or a parameter's number
+  attributes: str
+
+
+class Collective(NamedTuple):
+  """One collective: its kind, the largest array it takes or gives, the devices of one group, rounds in a step."""
+
+  kind: str
+  shape: str
+  size: int  # bytes of the whole: gathered, or before it is scattered
+  group: tuple[int, ...]  # the first of its groups
+  rounds: int
+  asynchronous: bool
+  source: str  # the operation it comes from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """Instructions of each computation, and how often a step runs it. Computations inside fusions are no part of `rounds`."""
+
+  computations: Mapping[str, Mapping[str, Instruction]]
+  rounds: Mapping[str, int]
+  unknown_loops: int  # whose number of rounds the compiler doesn't know: counted once
+
+  def instructions(self) -> Iterator[tuple[Instruction, int]]:
+    """Yields every instruction outside fusions, and its rounds."""
+    for name, rounds in self.rounds.items():
+      for instruction in self.computations[name].values():
+        yield instruction, rounds
+
+
+def parse(text: str) -> Program:
+  """Returns the program of `compiled.as_text()`; ValueError where the text has no entry."""
+  computations, entry, current = {}, None, None
+  for line in text.splitlines():
+    if head := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line):
+      current = computations.setdefault(head[2], {})
+      entry = head[2] if head[1] else entry
+    elif line.startswith('}'):
+      current = None
+    elif current is not None and ' = ' in line:
+      instruction = _instruction(line)
+      current[instruction.name] = instruction
+  if entry is None:
+    raise ValueError('no ENTRY computation: this is not the text of a compiled program')
+  rounds, unknown = {}, 0
+
+  def visit(name, times):
+    nonlocal unknown
+    rounds[name] = rounds.get(name, 0) + times
+    for instruction in computations[name].values():
+      inner, attributes = times, instruction.attributes
+      if instruction.opcode == 'while':
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes)
+        unknown += known is None
+        inner *= int(known[1]) if known else 1
+      elif instruction.opcode not in ('conditional', 'call') and not instruction.opcode.startswith('async'):
+        continue
+      for called in _called(attributes):
+        visit(called, inner)
+
+  visit(entry, 1)
+  return Program(computations=computations, rounds=rounds, unknown_loops=unknown)
+
+
+def _instruction(line: str) -> Instruction:
+  name, rest = line.strip().removeprefix('ROOT ').split(' = ', 1)
+  end = _closing(rest, 0) if rest.startswith('(') else rest.index(' ')
+  kind, rest = rest[:end], rest[end:].lstrip()
+  opcode, arguments = rest.split('(', 1)
+  end = _closing('(' + arguments, 0) - 1
+  inside, attributes = arguments[: end - 1], arguments[end:]
+  operands = tuple(re.findall(r'%([\w.\-]+)', inside))
+  return Instruction(name.lstrip('%'), opcode, _shapes(kind), operands, inside, attributes)
+
+
+def _closing(text: str, start: int) -> int:
+  """Returns the index after the bracket that closes the one at `start`."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] == '(') - (text[i] == ')')
+    if not depth:
+      return i + 1
+  raise ValueError(f'a bracket does not close: {text[:80]}')
+
+
+def _shapes(kind: str) -> tuple[Shape, ...]:
+  shapes = []
+  for match in re.finditer(r'([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?', kind):
+    dtype, sizes, layout = match[1], match[2], match[3] or ''
+    bits = re.search(r'\d+', dtype)
+    size = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 4)
+    count = math.prod(int(n) for n in sizes.split(',')) if sizes else 1
+    shapes.append(Shape(f'{dtype}[{sizes}]', math.ceil(count * size), 'S(' not in layout))
+  return tuple(shapes)
+
+
+def _called(attributes: str) -> list[str]:
+  called = re.findall(r'(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)', attributes)
+  for branches in re.findall(r'branch_computations=\{([^}]*)\}', attributes):
+    called += re.findall(r'%?([\w.\-]+)', branches)
+  return called
+
+
+def collectives(program: Program, num_devices: int) -> list[Collective]:
+  """Returns the collectives of a step."""
+  found = []
+  for instruction, rounds in program.instructions():
+    kind = instruction.opcode.removesuffix('-start')
+    if kind not in COLLECTIVES:
+      continue
+    shapes = [*instruction.shapes]
+    for operand in instruction.operands:
+      shapes += _operand(program, instruction, operand)
+    largest = max(shapes, key=lambda shape: shape.size)
+    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    found.append(
+        Collective(
+            kind, largest.text, _payload(kind, instruction, largest), _group(instruction.attributes, num_devices), rounds,
+            instruction.opcode.endswith('-start') or 'async' in instruction.attributes, source[1] if source else '',
+        )
+    )
+  return found
+
+
+def _payload(kind: str, instruction: Instruction, largest: Shape) -> int:
+  """Returns the bytes of the whole; a combined all-reduce has many arrays."""
+  if kind in ('all-reduce', 'collective-permute') and not instruction.opcode.endswith('-start'):
+    return sum(shape.size for shape in instruction.shapes)
+  return largest.size
+
+
+def _operand(program: Program, instruction: Instruction, operand: str) -> tuple[Shape, ...]:
+  for computation in program.computations.values():
+    if instruction.name in computation and operand in computation:
+      return computation[operand].shapes
+  return ()
+
+
+def _group(attributes: str, num_devices: int) -> tuple[int, ...]:
+  """Returns the first group of devices; the text has four ways to write them, the last being all."""
+  if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
+    return _numbers(listed[1])
+  if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', attributes):
+    return tuple(_iota(iota[3]).reshape(int(iota[1]), int(iota[2]))[0].tolist())
+  if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes):
+    names = re.findall(r"'([^']+)'=(\d+)", meshed[1])
+    sizes, chosen = [int(size) for _, size in names], re.findall(r"'([^']+)'", meshed[3])
+    if ':' in meshed[3]:
+      raise ValueError(f'a collective runs over a part of a mesh axis, which is not understood: {meshed[0]}')
+    devices = _iota(meshed[2] or f'[{math.prod(sizes)}]').reshape(sizes)
+    return tuple(devices[tuple(slice(None) if name in chosen else 0 for name, _ in names)].ravel().tolist())
+  if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes):
+    return (int(pairs[1]), int(pairs[2]))
+  if 'replica_groups=' in attributes and 'replica_groups={}' not in attributes:
+    raise ValueError(f'these groups of devices are not understood: {attributes[:200]}')
+  return tuple(range(num_devices))
+
+
+def _iota(text: str) -> np.ndarray:
+  """Returns what `[4,2]T(1,0)` stands for: 0, 1, ... in this shape, transposed; a plain list of numbers is itself."""
+  if not text.startswith('['):
+    return np.array(_numbers(text))
+  shape = _numbers(text[1 : text.index(']')])
+  order = re.search(r'T\(([\d,]+)\)', text)
+  array = np.arange(math.prod(shape)).reshape(shape)
+  return array.transpose(_numbers(order[1])) if order else array
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(number) for number in text.split(','))
+
+
+class Kernel(NamedTuple):
+  """One of our kernels in a program, by its cost estimate."""
+
+  name: str
+  flops: int
+  transcendentals: int
+  rounds: int
+
+
+def kernels(program: Program) -> list[Kernel]:
+  """Returns the Pallas kernels of a step, of which the compiler estimates no cycles."""
+  found = []
+  for instruction, rounds in program.instructions():
+    if instruction.opcode == 'custom-call' and '"tpu_custom_call"' in instruction.attributes:
+      number = lambda name, text=instruction.attributes: int((re.search(rf'"{name}":"?(\d+)', text) or [0, 0])[1])
+      found.append(Kernel(instruction.name, number('flops'), number('transcendentals'), rounds))
+  return found
+
+
+def cycles(program: Program) -> int:
+  """Returns the compiler's own estimate of a step's cycles on the cores of one chip (TPU programs only).
+
+  Collectives and the asynchronous copies between HBM and VMEM, which run beside the cores, are left out.
+  """
+  total = 0
+  for instruction, rounds in program.instructions():
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    kind = instruction.opcode.removesuffix('-start').removesuffix('-done')
+    if estimate and kind not in (*COLLECTIVES, 'copy', 'slice', 'async') or estimate and instruction.opcode == 'copy':
+      total += rounds * int(estimate[1])
+  return total
+
+
+def hbm_bytes(program: Program) -> int:
+  """Returns the bytes that a step reads from and writes to HBM, each operand and result of each fusion once.
+
+  What is sliced, or updated in place, counts as the slice.
+  """
+  total = 0
+  for name, rounds in program.rounds.items():
+    computation = program.computations[name]
+    for instruction in computation.values():
+      if instruction.opcode not in _FREE:
+        total += rounds * _traffic(program, computation, instruction)
+  return total
+
+
+def _traffic(program: Program, computation: Mapping[str, Instruction], instruction: Instruction) -> int:
+  shapes_of = lambda operand: computation[operand].shapes if operand in computation else ()
+  inner, opcode = {}, instruction.opcode
+  if opcode == 'fusion':
+    inner = program.computations[_called(instruction.attributes)[0]]
+  elif opcode == 'slice-start':  # ((whole), slice, context)
+    return instruction.shapes[1].size * (instruction.shapes[0].in_hbm + instruction.shapes[1].in_hbm)
+  elif opcode.endswith('-start'):  # the result holds the operand too
+    return _in_hbm(instruction.shapes)
+  elif opcode in ('dynamic-slice', 'slice'):
+    return 2 * _in_hbm(instruction.shapes)
+  elif opcode == 'dynamic-update-slice':
+    return 2 * _in_hbm(shapes_of(instruction.operands[1]))
+  parameters = {int(one.arguments): one.name for one in inner.values() if one.opcode == 'parameter'}
+  total, updated = 0, []
+  for number, operand in enumerate(instruction.operands):
+    users = [one for one in inner.values() if parameters.get(number) in one.operands]
+    if users and all(one.opcode == 'dynamic-slice' for one in users):
+      total += min(_in_hbm(shapes_of(operand)), sum(shape.size for one in users for shape in one.shapes))
+    elif users and all(
+        one.opcode == 'dynamic-update-slice' and one.operands[0] == parameters[number] for one in users
+    ):
+      slices = sum(shape.size for one in users for shape in inner[one.operands[1]].shapes)
+      updated.append((_in_hbm(shapes_of(operand)), slices))
+    else:
+      total += _in_hbm(shapes_of(operand))
+  results = _in_hbm(instruction.shapes)
+  for whole, part in updated:
+    if whole:
+      results += part - min(whole, results)
+  return total + results
+
+
+def _in_hbm(shapes: tuple[Shape, ...]) -> int:
+  return sum(shape.size for shape in shapes if shape.in_hbm)

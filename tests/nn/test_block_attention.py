@@ -1,0 +1,75 @@
+"""The TPU kernels, run by Pallas' interpreter, against the plain attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiolm_jax.nn import attention, block_attention, placement
+from audiolm_jax.nn.transformer import relative_buckets
+from audiolm_jax.training import sharding
+
+BATCH, HEADS, WIDTH = 2, 2, 8
+LENGTH = 2 * block_attention.BLOCK + 50  # three blocks, of which the last is mostly padding
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_outputs_and_gradients_are_those_of_plain_attention(causal):
+  keys = jax.random.split(jax.random.key(0), 5)
+  query, key, value, weight = (jax.random.normal(k, (BATCH, LENGTH, HEADS, WIDTH)) for k in keys[:4])
+  table_NH = jax.random.normal(keys[4], (16, HEADS))
+  # One row begins with more padding than a block, the other has holes.
+  position_L = jnp.arange(LENGTH)
+  valid_BL = jnp.stack([position_L >= block_attention.BLOCK + 9, position_L % 7 != 3])
+  weight *= valid_BL[..., None, None]  # what padding attends to means nothing
+  bucket = lambda distance: relative_buckets(distance, 16, 100)
+
+  def plain(query, key, value, table_NH):
+    distance_LN = position_L[:, None] - position_L
+    if not causal:
+      return attention.attend(query, key, value, mask=valid_BL[:, None, None])
+    mask = (distance_LN >= 0) & valid_BL[:, None, None]
+    return attention.attend(query, key, value, bias=table_NH[bucket(distance_LN)].transpose(2, 0, 1)[None], mask=mask)
+
+  def blocks(query, key, value, table_NH):
+    tiles = block_attention.bias_tiles(table_NH, bucket) if causal else None
+    return block_attention.attend(query, key, value, valid_BL, tiles, interpret=True)
+
+  def outputs(function):
+    total = lambda *args: (function(*args) * weight).sum()
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(query, key, value, table_NH)
+
+  (want, want_grads), (got, got_grads) = outputs(plain), outputs(blocks)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  for one, other in zip(got_grads, want_grads, strict=True):
+    np.testing.assert_allclose(one, other, atol=2e-5 * max(1, np.abs(other).max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('heads, tensor', [(2, 2), (3, 2)])
+def test_eight_devices_give_what_one_does(heads, tensor):
+  mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2, tensor=tensor))
+  keys = jax.random.split(jax.random.key(1), 5)
+  length = block_attention.BLOCK
+  query, key, value, weight = (jax.random.normal(k, (4, length, heads, WIDTH)) for k in keys[:4])
+  tiles = block_attention.bias_tiles(jax.random.normal(keys[4], (16, heads)), lambda d: relative_buckets(d, 16, 100))
+  valid_BL = jnp.arange(length) >= jnp.array([0, 3, 100, 1])[:, None]
+  weight *= valid_BL[..., None, None]
+
+  def total(query, key, value, tiles):
+    bias = attention.Tiles(placement.each_part(tiles))
+    return (attention.attend_in_blocks(query, key, value, valid_BL, bias, interpret=True) * weight).sum()
+
+  def outputs():
+    return jax.jit(lambda *args: jax.value_and_grad(total, argnums=(0, 1, 2, 3))(*args))(query, key, value, tiles)
+
+  want, want_grads = outputs()
+  with sharding.activations(mesh):
+    got, got_grads = outputs()
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  for one, other in zip(got_grads, want_grads, strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+def test_which_biases_fit():
+  assert block_attention.fits(block_attention.BLOCK) and not block_attention.fits(block_attention.BLOCK + 1)
