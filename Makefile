@@ -6,19 +6,27 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
+BEAM_VENV := .venv-beam
+BEAM_INSTALLED := $(BEAM_VENV)/.installed
 ABX_VENV := .venv-abx
 ABX_INSTALLED := $(ABX_VENV)/.installed
 
-.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx benchmark-codec
+.PHONY: demo test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow test-abx benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not oracle and not browser" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser" -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
+
+test-faults: $(TEST_INSTALLED)
+	$(VENV)/bin/python -m pytest -m faults tests/faults
+
+test-beam: $(BEAM_INSTALLED)
+	$(BEAM_VENV)/bin/python -m pytest -m beam tests/data
 
 test-browser: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m browser
@@ -49,6 +57,12 @@ $(ORACLE_INSTALLED): requirements.txt tests/requirements-oracle.txt
 	$(PYTHON) -m venv $(ORACLE_VENV)
 	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-oracle.txt
+	touch $@
+
+$(BEAM_INSTALLED): requirements.txt tests/requirements-beam.txt
+	$(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-beam.txt
 	touch $@
 
 $(ABX_INSTALLED): requirements.txt tests/requirements-abx.txt

@@ -12,6 +12,7 @@ EVAL = [
     'pocketsphinx>=5.1',
 ]
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']  # etils, which it reads files by, imports the second
+BEAM = [*TFDS, 'apache-beam>=2.70']  # data sets prepared on many hosts
 
 setup(
     name='audiolm_jax',
@@ -41,6 +42,7 @@ setup(
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
         'tfds': TFDS,
+        'beam': BEAM,
         'synth': SYNTH,
         'plot': PLOT,
         'eval': EVAL,

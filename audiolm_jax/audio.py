@@ -203,7 +203,10 @@ def save(path: str | os.PathLike, wave_T: Float[np.ndarray, 'T'], sample_rate: i
 
 
 def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_rate: int, *, overwrite: bool = False):
-  """As `save`, of a waveform that comes in blocks: only one of them is held at a time."""
+  """As `save`, of a waveform that comes in blocks: only one of them is held at a time.
+
+  Raises OSError, besides, when the disk is full.
+  """
   path = os.fspath(path)
   kind = os.path.splitext(path)[1][1:].upper()
   if kind not in ('WAV', 'FLAC', 'OGG'):
@@ -216,7 +219,10 @@ def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_ra
       for block_T in blocks:
         if not np.isfinite(block_T).all():
           raise ValueError(f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was written')
-        sound.write(np.clip(block_T, -1, 1))
+        try:
+          sound.write(np.clip(block_T, -1, 1))
+        except AssertionError as error:  # soundfile's way to say that not all samples were written
+          raise OSError(f'{path}: could not be written to the end: is the disk full?') from error
     os.replace(file.name, path)
   except BaseException:
     os.unlink(file.name)

@@ -1,4 +1,4 @@
-"""K-means over features, normalized per dimension: what turns the frames of w2v-BERT, or of others, into semantic tokens.
+"""K-means over features, normalized per dimension: what turns frames of w2v-BERT, or of others, into semantic tokens.
 
 Source: AudioLM (arXiv 2209.03143), section III-B: normalizing each dimension to zero mean and unit variance before
 clustering improves the phonetic discrimination of the tokens.
@@ -17,8 +17,8 @@ class SemanticEncoder:
   """Which features of which model are clustered.
 
   config: of a model, ours or imported, that has `sample_rate`, `hop_length`, `frame_rate` and `semantic_features`:
-    (variables, wave_BT, layer) -> features_BSD, S = ceil(T / hop_length), where zeros at the end of a waveform are taken
-    for padding and have no influence on the rest.
+    (variables, wave_BT, layer) -> features_BSD, S = ceil(T / hop_length), where zeros at the end of a waveform are
+    taken for padding and have no influence on the rest.
   layer: of the model, as its module counts.
   frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with 2.
   """

@@ -1,15 +1,17 @@
-"""Times what this project does beside what it is an alternative to, in one run on one machine.
+"""Times what this project does beside what it is an alternative to, or has to keep up with, in one run on one machine.
 
   python -m experiments.benchmark acoustic        AudioLM's coarse and fine stages, and SoundStorm in their place
   python -m experiments.benchmark codec           SoundStream beside EnCodec and DAC of `transformers`
+  python -m experiments.benchmark input           what one core reads, beside what a TPU consumes
 """
 
 import argparse
 
 from experiments import workspace
 from experiments.benchmarks import acoustic, codec
+from experiments.benchmarks import input as input_benchmark
 
-BENCHMARKS = {'acoustic': acoustic, 'codec': codec}
+BENCHMARKS = {'acoustic': acoustic, 'codec': codec, 'input': input_benchmark}
 
 
 def main():

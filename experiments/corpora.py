@@ -50,10 +50,11 @@ class LibriLight:
   root: str
   splits: tuple[str, ...] = ('unlab-600', 'unlab-6k', 'unlab-60k')
   held_out: float = 0.005  # share of the speakers
+  part_seconds: float = 60.0  # chapters are read in parts of about this
 
   def examples(self, split: str, cache_dir):
     del cache_dir
-    found = librilight.examples(_given(self.root), splits=self.splits)
+    found = librilight.examples(_given(self.root), splits=self.splits, part_seconds=self.part_seconds)
     return _split(found, split, self.held_out, lambda part: str(part.speaker))
 
 

@@ -2,7 +2,9 @@
 
   python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
-Finished shards are kept, so that the same command goes on after a kill; several processes (a pod) share the shards.
+Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every host: the hosts share
+the sample for the k-means and the shards among themselves, through the workdir, which all of them must see; each uses
+all of its own devices and waits for no other but at the end of the k-means and of each split.
 """
 
 import functools
@@ -11,6 +13,7 @@ import pathlib
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audiolm_jax import audio, kmeans, tokens
 from audiolm_jax.data import token_shards
@@ -24,6 +27,7 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 
 def main():
   args = workspace.parser(__doc__).parse_args()
+  workspace.join_pod()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   workspace.require_imports(recipe, args.workdir)
   codec_config, codec_variables = workspace.load_codec(args.workdir)
@@ -32,23 +36,42 @@ def main():
     token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)  # or the clusters are for nothing
     fit_semantic_tokens(recipe, args.workdir, encoder, encoder_variables)
   encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(args.workdir)
+  check_settings(args.workdir, encoder, recipe.semantic_tokens)
   kinds = token_kinds(recipe, codec_config, encoder, len(quantizer.centroids_KD))
   fingerprints = {
       'soundstream': workspace.codec_fingerprint(codec_variables),
       'semantic_tokens': metadata['digest'],
   }
 
+  mesh = Mesh(np.array(jax.local_devices()), ('rows',))
+  rows = NamedSharding(mesh, PartitionSpec('rows'))
+  codec_variables, encoder_variables, quantizer = jax.device_put(
+      (codec_variables, encoder_variables, quantizer), NamedSharding(mesh, PartitionSpec())
+  )
+
   @jax.jit
-  def encode(codec_variables, encoder_variables, wave_BT, semantic_wave_BT):
+  def encode(codec_variables, encoder_variables, quantizer, wave_BT, semantic_wave_BT):
     features_BSD = encoder.features(encoder_variables, semantic_wave_BT)
     return codec_config.codec().encode(codec_variables, wave_BT, None), kmeans.assign(quantizer, features_BSD)
 
   def encode_batch(wave_BT):
     semantic_wave_BT = audio.resample(wave_BT, codec_config.sample_rate, encoder.sample_rate)
-    return encode(codec_variables, encoder_variables, wave_BT, semantic_wave_BT)
+    waves = jax.device_put((wave_BT, semantic_wave_BT), rows)
+    return encode(codec_variables, encoder_variables, quantizer, *waves)
 
   for split in ('train', 'test'):
     encode_split(recipe, args.workdir, split, encode_batch, codec_config, kinds, fingerprints)
+
+
+def check_settings(workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, settings: recipe_lib.SemanticTokens):
+  """Raises ValueError where clusters that are there already are of other features than the recipe asks for."""
+  for name in ('layer', 'frames_per_token'):
+    there, wanted = getattr(encoder, name), getattr(settings, name)
+    if there != wanted:
+      raise ValueError(
+          f'{workdir}/semantic_tokens holds clusters of {name}={there}, the recipe has {wanted}: move it and '
+          f'{workdir}/tokens away, or keep them with --set semantic_tokens.{name}={there}'
+      )
 
 
 def token_kinds(recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.SemanticEncoder, num_clusters: int) -> dict:
@@ -68,39 +91,79 @@ def token_kinds(recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.Semanti
 def fit_semantic_tokens(
     recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, variables: Variables
 ):
-  """Fits the k-means on features of a sample of the training split."""
-  settings = recipe.semantic_tokens
+  """Fits the k-means on features of a sample of the training split.
+
+  Every process extracts its share of the sample into a file; process 0 joins them in the order in which one process
+  alone would have drawn them, so that the number of processes changes nothing but where the sample ends.
+  """
+  settings, path = recipe.semantic_tokens, workspace.semantic_quantizer_path(workdir)
   extract = functools.partial(
       sources.map_frames, functools.partial(jax.jit(encoder.features), variables), hop_length=encoder.hop_length
   )
-  quantizer = sources.fit_clusters(extract, sources.corpus(recipe, 'train', workdir, encoder.sample_rate), encoder, settings)
-  path = workspace.semantic_quantizer_path(workdir)
-  workspace.save_semantic_quantizer(path, quantizer, encoder, workspace.fingerprint(variables.params))
-  print(f'k-means: {settings.num_clusters} clusters; {path}')
+  corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
+  model = workspace.fingerprint(variables.params)
+  count, wanted = jax.process_count(), sources.num_sample_frames(encoder, settings)
+  sample = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token, of {model}'
+  parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
+  mine = parts[jax.process_index()]
+  if not _is_sample(mine, sample):
+    share = sources.sample_frames(extract, corpus, encoder, settings, jax.process_index(), count)
+    frames_ND = np.concatenate([frames_SD for batch in share for frames_SD in batch])
+    lengths = [sum(map(len, batch)) for batch in share]
+    with workspace.atomically(mine) as partial, open(partial, 'wb') as file:
+      np.savez(file, frames=frames_ND, lengths=lengths, sample=sample)
+  if jax.process_index() == 0:
+    workspace.wait_for(
+        'the samples of other hosts', lambda: [str(part) for part in parts if not _is_sample(part, sample)]
+    )
+    frames_ND = sources.interleaved([_read_sample(part) for part in parts], wanted)
+    quantizer = kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
+    workspace.save_semantic_quantizer(path, quantizer, encoder, model)
+    for part in path.parent.glob('sample-*.npz'):
+      part.unlink()
+    print(f'k-means: {settings.num_clusters} clusters of {len(frames_ND)} frames; {path}')
+  workspace.wait_for('the k-means, which process 0 fits', lambda: [] if path.is_file() else [str(path)])
+
+
+def _is_sample(path: pathlib.Path, sample: str) -> bool:
+  """Returns whether a process has finished its share of this sample; that of another model is none."""
+  if not path.is_file():
+    return False
+  with np.load(path, allow_pickle=False) as stored:
+    return str(stored['sample']) == sample
+
+
+def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
+  with np.load(path, allow_pickle=False) as stored:
+    return [[frames_ND] for frames_ND in np.split(stored['frames'], np.cumsum(stored['lengths'])[:-1])]
 
 
 def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprints):
-  """Writes the shards of a split that are not there yet, then the manifest.
+  """Writes the shards of a split that are not there yet, and at the end, on process 0, the manifest.
 
   config: of the codec; kinds: rates and sizes of the tokens, by which stages know theirs.
   """
   folder = workdir / 'tokens'
   workspace.claim(folder, fingerprints)
-  if (folder / f'{split}.json').is_file():
+  manifest = folder / f'{split}.json'
+  if manifest.is_file():
     print(f'{split}: already encoded; {folder}')
     return
   corpus = sources.corpus(recipe, split, workdir, config.sample_rate)
   ratio = tokens.frames_per_semantic(kinds['frame_rate'], kinds['semantic_rate'])
   num_shards = -(-len(corpus) // SHARD_EXAMPLES)
-  mine = range(jax.process_index(), num_shards, jax.process_count())
+  paths = [token_shards.shard_path(folder, split, shard, num_shards) for shard in range(num_shards)]
   with workspace.progress(len(corpus), f'encode {split}', 'clip') as bar:
-    for shard in mine:
+    for shard in range(jax.process_index(), num_shards, jax.process_count()):
       indices = range(shard * SHARD_EXAMPLES, min((shard + 1) * SHARD_EXAMPLES, len(corpus)))
-      if not os.path.exists(token_shards.shard_path(folder, split, shard, num_shards)):
+      if not os.path.exists(paths[shard]):
         token_shards.write_shard(folder, split, shard, num_shards, encoded(corpus, indices, encode_batch, config, ratio))
       bar.update(len(indices))
+  # Not an error of this process when another is late, or has to be started again: it waits, and says for what.
+  workspace.wait_for('shards of other hosts', lambda: [path for path in paths if not os.path.exists(path)])
   if jax.process_index() == 0:
     token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **kinds})
+  workspace.wait_for('the manifest, which process 0 writes', lambda: [] if manifest.is_file() else [str(manifest)])
   print(f'{split}: {len(corpus)} clips in {num_shards} shards; {folder}')
 
 
@@ -110,7 +173,8 @@ def encoded(corpus, indices, encode_batch, config, ratio: int):
   config: of the codec; ratio: codec frames for each semantic frame. A codec that looks ahead sees silence after a clip.
   """
   examples, silence = [corpus[index] for index in indices], config.codec().context * config.hop_length
-  for batch, wave_BT in sources.padded_batches(examples, config.sample_rate, silence=silence):
+  batch_size = sources.BATCH_SIZE * jax.local_device_count()
+  for batch, wave_BT in sources.padded_batches(examples, config.sample_rate, batch_size, silence=silence):
     codes_BFQ, semantic_BS = (np.asarray(array) for array in encode_batch(wave_BT))
     for example, codes_FQ, semantic_S in zip(batch, codes_BFQ, semantic_BS):
       num_samples = len(example['waveform'])

@@ -87,6 +87,7 @@ class Recipe:
   acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
+  max_bad_tokens: float = 0.0  # share of damaged token records that is skipped and counted; one more stops the run
   detector: StageRecipe | None = None  # of generated speech; learns from what experiments.forge makes
   detector_control: StageRecipe | None = None  # the same between originals, by lot: must be at chance
   forgeries: Forgeries = Forgeries()

@@ -1,6 +1,7 @@
 """Which examples a stage learns from, and which are held out."""
 
 import functools
+import itertools
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
 BUCKET_SECONDS = 3.2  # utterances are padded to a multiple of this (whole semantic frames): few compilations
+BATCH_SIZE = 8  # examples
 
 
 class Sources(NamedTuple):
@@ -38,7 +40,9 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   model = getattr(recipe, name).model
   if 'waveform' in model.make().batch:
     return Sources(*(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {})
-  training, held_out = (workspace.token_source(workdir, split) for split in ('train', 'test'))
+  training, held_out = (
+      workspace.token_source(workdir, split, max_bad_fraction=recipe.max_bad_tokens) for split in ('train', 'test')
+  )
   check_tokens(name, model, training.metadata)
   return Sources(training, held_out, training.metadata['fingerprints'])
 
@@ -151,7 +155,7 @@ def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str]
   return None
 
 
-def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = 8):
+def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = BATCH_SIZE):
   """Yields function(wave_BT)[b, :T] for each example, where function keeps the length; see `padded_batches`."""
   for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
     result_BT = np.asarray(function(wave_BT))
@@ -159,7 +163,8 @@ def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: 
 
 
 def map_frames(
-    function, examples, sample_rate: int, *, hop_length: int, batch_size: int = 8, bucket_seconds: float = BUCKET_SECONDS
+    function, examples, sample_rate: int, *, hop_length: int, batch_size: int = BATCH_SIZE,
+    bucket_seconds: float = BUCKET_SECONDS,
 ):
   """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of `hop_length` samples."""
   for batch, wave_BT in padded_batches(examples, sample_rate, batch_size, bucket_seconds=bucket_seconds):
@@ -172,21 +177,44 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
 
   extract: (examples, sample rate) -> iterator of frames_SD; config: of the frames, for their rates.
   """
-  sample = corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True)
-  wanted = min(round(settings.sample_seconds * config.frame_rate), 10**9)
+  wanted = num_sample_frames(config, settings)
+  frames_ND = interleaved([sample_frames(extract, corpus, config, settings)], wanted)
+  return kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
+
+
+def num_sample_frames(config, settings: SemanticTokens) -> int:
+  return min(round(settings.sample_seconds * config.frame_rate), 10**9)
+
+
+def sample_frames(
+    extract, corpus, config, settings: SemanticTokens, process_index: int = 0, process_count: int = 1
+) -> list[list[np.ndarray]]:
+  """Returns one process's share of the sample: of the batches of the corpus in random order every `process_count`th,
+  until they make up its part; for each batch frames_SD of those of its examples that could be read.
+  """
+  order = corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True)
+  wanted = -(-num_sample_frames(config, settings) // process_count)
   collected, count = [], 0
   with workspace.progress(wanted, 'frames for k-means', 'frame') as bar:
-    for frames_SD in extract(sample, config.sample_rate):
-      collected.append(frames_SD[: wanted - count])
-      count += len(collected[-1])
-      bar.update(len(collected[-1]))
+    for start in range(BATCH_SIZE * process_index, len(order), BATCH_SIZE * process_count):
+      batch = [order[index] for index in range(start, min(start + BATCH_SIZE, len(order)))]
+      collected.append(list(extract(batch, config.sample_rate)))
+      found = sum(map(len, collected[-1]))
+      count += found
+      bar.update(found)
       if count >= wanted:
         break
-  return kmeans.fit(np.concatenate(collected), settings.num_clusters, settings.seed)
+  return collected
+
+
+def interleaved(shares: list[list[list[np.ndarray]]], wanted: int) -> np.ndarray:
+  """Returns the first `wanted` frames of the shares of all processes, in the order of one process that has them all."""
+  turns = itertools.zip_longest(*shares, fillvalue=())
+  return np.concatenate([frames_SD for turn in turns for batch in turn for frames_SD in batch])[:wanted]
 
 
 def padded_batches(
-    examples, sample_rate: int, batch_size: int = 8, silence: int = 0, bucket_seconds: float = BUCKET_SECONDS
+    examples, sample_rate: int, batch_size: int = BATCH_SIZE, silence: int = 0, bucket_seconds: float = BUCKET_SECONDS
 ):
   """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows.
 

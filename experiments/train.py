@@ -9,7 +9,7 @@ Killed and started again, it goes on where it was. On a TPU pod run the same com
 """
 
 import functools
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +31,11 @@ def main():
   parser.add_argument(
       '--init_optimizer', action='store_true', help='and with its optimizer state, the place in its schedule included'
   )
+  parser.add_argument(
+      '--compilation_cache', metavar='DIRECTORY', help='keep what is compiled there, for the next start'
+  )
   args = parser.parse_args()
+  workspace.keep_compiled(args.compilation_cache)
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.stage not in (*recipe.stages, 'all'):
     raise ValueError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
@@ -39,21 +43,25 @@ def main():
     raise ValueError('--init_from is the checkpoint of one stage: name it with --stage, not all')
   if args.stage == 'all':
     workspace.require_imports(recipe, args.workdir)
-    train_all(recipe)
+    train_all(recipe, [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)])
   else:
+    workspace.join_pod()
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 
-def train_all(recipe: recipe_lib.Recipe):
+def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
   """Runs one process for each stage, so that each begins with all the memory; before some, what makes their inputs."""
-  arguments = [argument for argument in sys.argv[1:] if argument not in ('--stage=all', '--stage', 'all')]
   makers, commands = {'semantic': 'encode', 'detector': 'forge'}, []
   for stage in recipe.stages:
     if stage in makers:
       commands.append([makers[stage]])
     commands.append(['train', f'--stage={stage}'])
   for program, *options in commands:
-    code = subprocess.call([sys.executable, '-m', f'experiments.{program}', *options, *arguments])
+    process = subprocess.Popen([sys.executable, '-m', f'experiments.{program}', *options, *arguments])
+    # The child saves and leaves; an interrupt reaches it from the terminal, a signal to this process through here.
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    signal.signal(signal.SIGINT, lambda *_: None)
+    code = process.wait()
     if code:
       sys.exit(code)
 
@@ -70,7 +78,8 @@ def train_stage(recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, i
   )
   make_eval_batches = functools.partial(
       pipeline.evaluation_batches, held_out, stage.batch, batch_size=train.batch_size,
-      num_batches=train.eval_batches, seed=train.seed,
+      num_batches=train.eval_batches, seed=train.seed, process_index=jax.process_index(),
+      process_count=jax.process_count(),
   )
   started = time.time()
   with workspace.progress(train.num_steps, name, 'step') as bar:
@@ -88,14 +97,13 @@ def train_stage(recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, i
         fingerprints=fingerprints, probe=probes.for_stage(config), init_from=init_from, init_optimizer=init_optimizer,
         report=report,
     )
-  where = f'{workdir / name} (metrics.jsonl, checkpoints, TensorBoard events)'
+  where = f'{workdir / name} (metrics.jsonl, goodput.jsonl, checkpoints, TensorBoard events)'
   if result.preempted:
     print(f'{name}: interrupted, saved at step {result.step}; the same command goes on. {where}', file=sys.stderr)
     sys.exit(143)
-  print(f'{name}: step {result.step} of {train.num_steps} after {time.time() - started:.0f} s; {where}', flush=True)
+  seconds = f'{time.time() - started:.0f} s, {result.goodput:.0%} of it in steps'
+  print(f'{name}: step {result.step} of {train.num_steps} after {seconds}; {where}', flush=True)
 
 
 if __name__ == '__main__':
-  if 'TPU_WORKER_HOSTNAMES' in os.environ and ',' in os.environ['TPU_WORKER_HOSTNAMES']:
-    jax.distributed.initialize()  # one process per host of a pod; before anything touches a device
   workspace.run(main)

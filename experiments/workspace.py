@@ -1,24 +1,29 @@
 """Where a run keeps its things (docs/architecture.md, "The workdir"), and how the programs read them back."""
 
 import argparse
+import contextlib
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import re
+import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from audiolm_jax import generation, kmeans
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages.base import Variables
-from audiolm_jax.training import checkpoints
+from audiolm_jax.training import checkpoints, errors, watch
 from experiments import recipe as recipe_lib
 
 DEFAULT_WORKDIR = pathlib.Path('runs/tiny')
@@ -42,7 +47,10 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
 
 def _folder(text: str) -> pathlib.Path:
   if '://' in text:
-    raise argparse.ArgumentTypeError(f'{text} is no folder of this machine: mount the bucket (gcsfuse) and give its path')
+    raise argparse.ArgumentTypeError(
+        f'{text} is no folder: runs lock, append to and rename files, which buckets do not have; give a path on a disk '
+        'that all hosts see (NFS, as Filestore)'
+    )
   return pathlib.Path(text)
 
 
@@ -50,9 +58,38 @@ def run(main: Callable[[], None]):
   """Runs a program; what the user can repair is one line on stderr and exit status 1, not a traceback."""
   try:
     main()
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (watch.StalledError, errors.PeerError) as error:  # at its end Python would wait for what hangs
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    os._exit(1)
+  except (ValueError, OSError, FloatingPointError, MemoryError) as error:
     sys.exit(f'error: {error}') if os.environ.get('AUDIOLM_TRACEBACK') is None else None
     raise
+
+
+def join_pod():
+  """Finds the other processes of a pod, before anything touches a device; nothing to do where there is one alone.
+
+  AUDIOLM_DISTRIBUTED=1 (tpu_scripts set it) or several TPU hosts: JAX asks the machine. ADDRESS:PORT,COUNT,INDEX: of
+  process 0, and how many there are and which this is, where JAX cannot know (CPU).
+  """
+  text = os.environ.get('AUDIOLM_DISTRIBUTED', '1' if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') else '')
+  if text in ('', '0'):
+    return
+  if text == '1':
+    jax.distributed.initialize()
+    return
+  match = re.fullmatch(r'(.+:\d+),(\d+),(\d+)', text)
+  if match is None:
+    raise ValueError(f'AUDIOLM_DISTRIBUTED={text}: set it to 1, or to ADDRESS:PORT,COUNT,INDEX')
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+
+
+def keep_compiled(directory: str | None):
+  """Keeps what XLA compiles in `directory`, for the next start, other hosts, and the programs that this one starts."""
+  if directory is not None:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = directory
+    jax.config.update('jax_compilation_cache_dir', directory)
 
 
 def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]:
@@ -61,7 +98,8 @@ def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]
   if not directory.is_dir():
     other = f', or `python -m experiments.pretrained import SOURCE --workdir={workdir}`,' if stage in IMPORTABLE else ''
     raise ValueError(
-        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}`{other} first'
+        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}`{other} '
+        'first'
     )
   return checkpoints.load_variables(directory)
 
@@ -77,10 +115,10 @@ def load_codec(workdir: pathlib.Path) -> tuple[Any, Variables]:
 def load_semantic_encoder(
     workdir: pathlib.Path, settings: recipe_lib.SemanticTokens
 ) -> tuple[kmeans.SemanticEncoder, Variables]:
-  """Returns the workdir's model of features, trained or imported, with its variables, to be clustered as `settings` say."""
+  """Returns the workdir's model of features, trained or imported, and its variables; `settings`: what is clustered."""
   config, variables, _ = load_stage(workdir, 'w2v_bert')
   if not hasattr(config, 'semantic_features'):
-    raise ValueError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another there')
+    raise ValueError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another')
   encoder = kmeans.SemanticEncoder(config=config, layer=settings.layer, frames_per_token=settings.frames_per_token)
   return encoder, variables
 
@@ -138,15 +176,13 @@ def save_semantic_quantizer(
     path: pathlib.Path, quantizer: kmeans.SemanticQuantizer, encoder: kmeans.SemanticEncoder, w2v_bert: str
 ):
   """Writes the clusters with what they are clusters of: layer, frames, the fingerprint of the model; atomic."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
   arrays = {name: np.asarray(array) for name, array in quantizer._asdict().items()}
   metadata = {
       'layer': str(encoder.layer), 'frames_per_token': str(encoder.frames_per_token), 'w2v_bert': w2v_bert,
       'digest': fingerprint(arrays),
   }
-  save_file(arrays, partial, metadata)
-  os.replace(partial, path)
+  with atomically(path) as partial:
+    save_file(arrays, partial, metadata | {'check': _check(metadata)})
 
 
 def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuantizer, dict[str, str]]:
@@ -154,21 +190,33 @@ def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuant
   path = semantic_quantizer_path(workdir)
   if not path.is_file():
     raise ValueError(f'{path} does not exist: run `python -m experiments.encode --workdir={workdir}` first')
-  with safe_open(path, 'numpy') as file:
-    metadata = file.metadata()
-    arrays = {name: file.get_tensor(name) for name in kmeans.SemanticQuantizer._fields}
-  if fingerprint(arrays) != metadata['digest']:
+  try:
+    with safe_open(path, 'numpy') as file:
+      metadata = file.metadata()
+      arrays = {name: file.get_tensor(name) for name in kmeans.SemanticQuantizer._fields}
+    whole = fingerprint(arrays) == metadata['digest'] and metadata.get('check', _check(metadata)) == _check(metadata)
+  except (SafetensorError, KeyError, TypeError) as error:
+    raise ValueError(f'{path} is damaged ({error!r}): delete it and run experiments.encode again') from error
+  if not whole:
     raise ValueError(f'{path} is damaged (its digest differs): delete it and run experiments.encode again')
   return kmeans.SemanticQuantizer(**{name: jax.numpy.asarray(array) for name, array in arrays.items()}), metadata
 
 
-def token_source(workdir: pathlib.Path, split: str, *, folder: str = 'tokens', program: str = 'encode'):
+def _check(metadata: dict[str, str]) -> str:
+  """Returns the digest of the text beside the clusters."""
+  text = sorted(item for item in metadata.items() if item[0] != 'check')
+  return hashlib.sha256(json.dumps(text).encode()).hexdigest()
+
+
+def token_source(
+    workdir: pathlib.Path, split: str, *, folder: str = 'tokens', program: str = 'encode', max_bad_fraction: float = 0.0
+):
   """Returns the examples of a split that `program` left in a folder; ValueError naming the command that makes them."""
   if not (workdir / folder / f'{split}.json').is_file():
     raise ValueError(
         f'{workdir}/{folder}/{split} is not complete: run `python -m experiments.{program} --workdir={workdir}` first'
     )
-  return token_shards.TokenShards(workdir / folder, split)
+  return token_shards.TokenShards(workdir / folder, split, max_bad_fraction=max_bad_fraction)
 
 
 def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
@@ -179,10 +227,7 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
     if made_by != fingerprints:
       raise ValueError(f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first')
     return
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f'.{os.getpid()}.partial')
-  partial.write_text(json.dumps(fingerprints))
-  os.replace(partial, path)
+  write_text(path, json.dumps(fingerprints))
 
 
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
@@ -219,10 +264,43 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
 
 def write_text(path: pathlib.Path, text: str):
   """Writes a file, and its folder where missing; what was there stays whole until the new text is."""
+  with atomically(path) as partial:
+    partial.write_text(text)
+
+
+@contextlib.contextmanager
+def atomically(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields where to write a file that takes its name once it is whole; makes its folder where missing."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(text)
-  os.replace(partial, path)
+  partial = path.with_name(f'{path.name}.{socket.gethostname()}.{os.getpid()}.partial')
+  try:
+    yield partial
+    os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+  for left in path.parent.glob(f'{glob.escape(path.name)}.{socket.gethostname()}.*.partial'):
+    if not os.path.exists(f'/proc/{left.name.split(".")[-2]}'):  # by a process that was killed while it wrote this
+      left.unlink(missing_ok=True)
+
+
+def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: float = 3600.0):
+  """Returns when `missing()`, files that other processes make, is empty.
+
+  Raises ValueError, naming some, when none of them has come for `patience_seconds`.
+  """
+  left, since = missing(), time.monotonic()
+  while left:
+    time.sleep(0.2)
+    now_left = missing()
+    if len(now_left) < len(left):
+      since = time.monotonic()
+    left = now_left
+    if time.monotonic() - since > patience_seconds:
+      raise ValueError(
+          f'process {jax.process_index()} of {jax.process_count()} has waited {patience_seconds:g} s for {what}: '
+          f'{", ".join(left[:3])} ({len(left)} in all): look at the others, and start all again'
+      )
 
 
 def stacked(waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

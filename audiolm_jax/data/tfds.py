@@ -13,14 +13,23 @@ from audiolm_jax import audio
 class Examples:
   """A random access source: {'waveform' [T] float32, 'label' [] int32 where there is one}; None where unreadable.
 
-  The reasons are in `bad`, by index.
+  The reasons are in `bad`, by index. Raises ValueError, when reading, once more than `max_bad_fraction` are.
   """
 
-  def __init__(self, source: Any, sample_rate: int, stored_sample_rate: int, audio_name: str, label_name: str | None):
+  def __init__(
+      self,
+      source: Any,
+      sample_rate: int,
+      stored_sample_rate: int,
+      audio_name: str,
+      label_name: str | None,
+      max_bad_fraction: float = 0.05,
+  ):
     self.bad: dict[int, str] = {}
     self._source = source
     self.sample_rate, self._rates = sample_rate, (stored_sample_rate, sample_rate)
     self._audio_name, self._label_name = audio_name, label_name
+    self._max_bad_fraction = max_bad_fraction
 
   def __len__(self) -> int:
     return len(self._source)
@@ -32,6 +41,11 @@ class Examples:
       example = {'waveform': self._waveform(record[self._audio_name], i)}
     except ValueError as error:
       self.bad[i] = str(error)
+      if len(self.bad) > self._max_bad_fraction * len(self):
+        raise ValueError(
+            f'{len(self.bad)} of {len(self)} records cannot be read, more than max_bad_fraction='
+            f'{self._max_bad_fraction}; the last: {error}'
+        ) from error
       return None
     if self._label_name is not None:
       example['label'] = np.int32(record[self._label_name])
@@ -60,6 +74,7 @@ def examples(
     audio_name: str = 'audio',
     label_name: str | None = None,
     stored_sample_rate: int | None = None,
+    max_bad_fraction: float = 0.05,
 ) -> Examples:
   """Returns a split of the data set prepared in `folder` (the one with dataset_info.json).
 
@@ -79,4 +94,6 @@ def examples(
     if name is not None and name not in builder.info.features:
       raise ValueError(f'{folder}: feature {name!r} is asked for; there are {sorted(builder.info.features)}')
   source = builder.as_data_source(split)
-  return Examples(source, sample_rate, stored_sample_rate or sample_rate, audio_name, label_name)
+  return Examples(
+      source, sample_rate, stored_sample_rate or sample_rate, audio_name, label_name, max_bad_fraction
+  )

@@ -3,14 +3,16 @@
 A record is the length of a JSON header (4 bytes), the header {name: [type, shape]} and the arrays, little-endian, in
 the header's order; nothing in it can be executed. Integers that fit are kept in 16 bits and come back as int32.
 
-Each shard is a file of its own, so that many processes (or one that was stopped) can write them in any order:
-`write_shard` for every shard, then `write_manifest` once. No manifest, no data set.
+Each shard is a file of its own, so that many processes (or one that was stopped) can write them in any order, a shard
+being one process's: `write_shard` for every shard, then `write_manifest` once. No manifest, no data set.
 """
 
+import glob
 import hashlib
 import json
 import math
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,7 +79,7 @@ def write_shard(
 
   path = shard_path(folder, name, shard, num_shards)
   os.makedirs(folder, exist_ok=True)
-  temporary = f'{path}.{os.getpid()}.tmp'
+  temporary = f'{path}.{socket.gethostname()}.{os.getpid()}.tmp'
   writer = array_record_module.ArrayRecordWriter(temporary, 'group_size:1')
   try:
     for example in examples:
@@ -89,6 +91,8 @@ def write_shard(
       writer.close()
     os.unlink(temporary)
     raise
+  for left in glob.glob(f'{glob.escape(path)}.*.tmp'):  # by one that was killed while it wrote this shard
+    os.unlink(left)
   return path
 
 
@@ -106,19 +110,22 @@ def write_manifest(folder: str | os.PathLike, name: str, num_shards: int, metada
     entry = {'file': os.path.basename(path), 'num_examples': num_examples, 'num_bytes': os.path.getsize(path)}
     shards.append({**entry, 'sha256': _sha256(path)})
   path = os.path.join(folder, f'{name}.json')
-  with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
+  temporary = f'{path}.{socket.gethostname()}.{os.getpid()}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as file:
     json.dump({'metadata': dict(metadata), 'shards': shards}, file, indent=2)
-  os.replace(f'{path}.tmp', path)
+  os.replace(temporary, path)
 
 
 class TokenShards:
-  """A random access source of what was encoded; None where a record is damaged (the reason is in `bad`, by index).
+  """A random access source of what was encoded.
 
+  A damaged record is an error, or, up to `max_bad_fraction` of the records, None; the reasons are in `bad`, by index.
   `metadata` is the manifest's. With `expected`, each of its entries must be in the metadata with the same value: a
   model must not read tokens of another codec.
 
   Raises ValueError, before anything is read, when a shard is missing, of another size or (with `verify`) of other
-  content than the manifest says, or when the metadata are not as expected.
+  content than the manifest says, or when the metadata are not as expected; when reading, naming the record, once more
+  than `max_bad_fraction` turned out damaged.
   """
 
   def __init__(
@@ -128,6 +135,7 @@ class TokenShards:
       *,
       expected: Mapping[str, Any] | None = None,
       verify: bool = False,
+      max_bad_fraction: float = 0.0,
   ):
     path = os.path.join(folder, f'{name}.json')
     if not os.path.exists(path):
@@ -136,6 +144,7 @@ class TokenShards:
       manifest = json.load(file)
     self.metadata = manifest['metadata']
     self.bad: dict[int, str] = {}
+    self._path, self._max_bad_fraction = path, max_bad_fraction
     for key, value in (expected or {}).items():
       if self.metadata.get(key) != value:
         raise ValueError(f'{path}: {key} is {self.metadata.get(key)!r}, this run has {value!r}: encode the data again')
@@ -154,6 +163,11 @@ class TokenShards:
       return decode(self._source[i])
     except (ValueError, RuntimeError) as error:  # RuntimeError: ArrayRecord's own checksum
       self.bad[i] = str(error)
+      if len(self.bad) > self._max_bad_fraction * len(self):
+        raise ValueError(
+            f'record {i} of {self._path} is damaged ({error}); with it {len(self.bad)} of {len(self)} are, more than '
+            f'max_bad_fraction={self._max_bad_fraction}: encode or copy the shards again'
+        ) from error
       return None
 
 

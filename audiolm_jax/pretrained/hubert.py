@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Model, aligned, check_frame, check_layer
+from audiolm_jax.pretrained.layers import Conv, Model, aligned, check_frame, check_layer
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'hubert'
@@ -120,32 +120,10 @@ class ConvLayer(nn.Module):
   @nn.compact
   def __call__(self, x_BND, length_B):
     """Returns the outputs; the normalization is over the first of them, those that see `length_B` inputs alone."""
-    x_BND = StridedConv(self.features, self.kernel_size, self.stride, name='conv')(x_BND)
+    x_BND = Conv(self.features, self.kernel_size, stride=self.stride, use_bias=False, name='conv')(x_BND)
     if self.normalized:
       x_BND = OverTimeNorm(name='layer_norm')(x_BND, (length_B - self.kernel_size) // self.stride + 1)
     return nn.gelu(x_BND, approximate=False)
-
-
-class StridedConv(nn.Module):
-  """A convolution as matrix products, one for each `stride` taps: on a CPU several times faster than XLA's own."""
-
-  features: int
-  kernel_size: int
-  stride: int
-
-  @nn.compact
-  def __call__(self, x_BND):
-    batch, length, width = x_BND.shape
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, width, self.features))
-    outputs, step = (length - self.kernel_size) // self.stride + 1, self.stride
-    padded_BND = jnp.pad(x_BND, ((0, 0), (0, step), (0, 0)))
-
-    def product(first):
-      taps = min(step, self.kernel_size - first)
-      groups = padded_BND[:, first : first + outputs * step].reshape(batch, outputs, step, width)
-      return groups[:, :, :taps].reshape(batch, outputs, -1) @ kernel[first : first + taps].reshape(-1, self.features)
-
-    return sum(product(first) for first in range(0, self.kernel_size, step))
 
 
 class OverTimeNorm(nn.Module):
@@ -193,36 +171,13 @@ class PositionalConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    conv = GroupedConv(self.config.position_kernel, self.config.position_groups, name='conv')
+    before = self.config.position_kernel // 2
+    padding = ((before, self.config.position_kernel - 1 - before),)
+    conv = nn.Conv(
+        self.config.width, (self.config.position_kernel,), padding=padding,
+        feature_group_count=self.config.position_groups, name='conv',
+    )  # fmt: skip
     return nn.gelu(conv(x_BSD), approximate=False)
-
-
-class GroupedConv(nn.Module):
-  """A centred convolution within groups of channels, as matrix products of some taps at a time: see `StridedConv`."""
-
-  kernel_size: int
-  groups: int
-  taps: int = 16  # at a time: fewer make small products, more take memory
-
-  @nn.compact
-  def __call__(self, x_BSD):
-    batch, length, width = x_BSD.shape
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, width // self.groups, width))
-    bias_D = self.param('bias', nn.initializers.zeros, (width,))
-    before = self.kernel_size // 2
-    padded_BND = jnp.pad(x_BSD, ((0, 0), (before, self.kernel_size - 1 - before), (0, 0)))
-    x_GBNI = jnp.moveaxis(padded_BND.reshape(batch, -1, self.groups, width // self.groups), 2, 0)
-    kernel_GNIO = jnp.moveaxis(kernel.reshape(self.kernel_size, width // self.groups, self.groups, -1), 2, 0)
-
-    def product(first):
-      taps = range(first, min(first + self.taps, self.kernel_size))
-      windows_GBSN = jnp.concatenate([x_GBNI[:, :, tap : tap + length] for tap in taps], axis=-1)
-      return windows_GBSN.reshape(self.groups, batch * length, -1) @ kernel_GNIO[:, taps.start : taps.stop].reshape(
-          self.groups, len(taps) * (width // self.groups), -1
-      )
-
-    y_GNO = sum(product(first) for first in range(0, self.kernel_size, self.taps))
-    return jnp.moveaxis(y_GNO, 0, 1).reshape(batch, length, width) + bias_D
 
 
 class Attention(nn.Module):

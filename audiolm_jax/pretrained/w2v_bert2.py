@@ -5,8 +5,8 @@ input is Kaldi's log-mel (25 ms windows each 10 ms, 80 bands), zero mean and uni
 two frames side by side: `log_mel` does what `SeamlessM4TFeatureExtractor` does. Frame s sees `frame_length` samples
 from s * hop_length on, before the blocks mix the frames.
 
-A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance of two frames, up to
-64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are as they would be alone.
+A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance of two frames, up
+to 64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are as they would be alone.
 """
 
 import dataclasses
@@ -149,8 +149,8 @@ def _slices(x, numpy):
 def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
   """Returns real and imaginary parts, accurate far below float32's rounding of the strongest frequency.
 
-  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of two
-  numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
+  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of
+  two numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
   """
   matrix, matrix_1, matrix_2, matrix_3 = _front_end()
   largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
@@ -177,7 +177,8 @@ def log_mel(
   num_B = (num_samples_B - WINDOW) // MEL_HOP + 1
   inside_BF1 = (jnp.arange(length) < num_B[:, None])[..., None]
   moment = lambda x_BFM, count_B: jnp.sum(x_BFM, axis=1, keepdims=True, where=inside_BF1) / count_B[:, None, None]
-  log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
+  for _ in range(2):  # the first mean, of large numbers, is rounded
+    log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
   log_BFM *= jax.lax.rsqrt(moment(jnp.square(log_BFM), jnp.maximum(num_B - 1, 1)) + 1e-7)
   log_BFM = jnp.where(inside_BF1, log_BFM, 0)
   whole = length // config.stacked
@@ -222,19 +223,10 @@ class Attention(nn.Module):
 
 
 def spread(by_distance_BHLN: Float[Array, 'B H L N'], left: int) -> Float[Array, 'B H L L']:
-  """Returns result[l, m] = by_distance[l, clip(m - l, -left, N - 1 - left) + left].
-
-  By padding, and by reading rows of one more than their length: a gather, or embeddings for every pair, take longer.
-  """
-  *batch, length, size = by_distance_BHLN.shape
-  right = size - 1 - left
-  first, last = max(0, left - (length - 1)), size - max(0, right - (length - 1))
-  before, after = max(0, length - 1 - left), max(0, length - 1 - right)
-  padding = [(0, 0)] * (len(batch) + 1) + [(before, after)]
-  rows = jnp.pad(by_distance_BHLN[..., first:last], padding, mode='edge')  # [L, 2 L - 1]: distances -(L-1) to L-1
-  flat = jnp.pad(rows.reshape(*batch, -1), [(0, 0)] * len(batch) + [(0, 1)])[..., length - 1 :]
-  flat = flat[..., : length * (2 * length - 2)] if length > 1 else flat[..., :1]
-  return flat.reshape(*batch, length, -1)[..., :length]
+  """Returns result[l, m] = by_distance[l, clip(m - l, -left, N - 1 - left) + left]."""
+  place_L, size = np.arange(by_distance_BHLN.shape[2]), by_distance_BHLN.shape[3]
+  distance_LL = np.clip(place_L - place_L[:, None], -left, size - 1 - left)
+  return jnp.take_along_axis(by_distance_BHLN, (distance_LL + left)[None, None], axis=-1)
 
 
 class PointwiseConv(nn.Module):
@@ -243,7 +235,7 @@ class PointwiseConv(nn.Module):
   @nn.compact
   def __call__(self, x_BSD):
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (1, x_BSD.shape[-1], self.features))
-    return x_BSD @ kernel[0]
+    return x_BSD @ kernel.reshape(-1, self.features)
 
 
 class DepthwiseConv(nn.Module):
@@ -281,7 +273,8 @@ class Layer(nn.Module):
   def __call__(self, x_BSD, mask_BS):
     norm = lambda name: _layer_norm(self.config, name)
     x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn1')(norm('ffn1_layer_norm')(x_BSD))
-    x_BSD = x_BSD + Attention(self.config, name='self_attn')(norm('self_attn_layer_norm')(x_BSD), mask_BS[:, None, None])
+    attention = Attention(self.config, name='self_attn')
+    x_BSD = x_BSD + attention(norm('self_attn_layer_norm')(x_BSD), mask_BS[:, None, None])
     x_BSD = x_BSD + ConvolutionModule(self.config, name='conv_module')(x_BSD, mask_BS)
     x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn2')(norm('ffn2_layer_norm')(x_BSD))
     return norm('final_layer_norm')(x_BSD)

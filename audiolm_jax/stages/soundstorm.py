@@ -96,7 +96,8 @@ class Config:
 
 def make(config: Config) -> Stage:
   def init(key: Key) -> Variables:
-    semantic_BS, codes_BFQ = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
+    semantic_BS = jnp.zeros((1, 1), jnp.int32)
+    codes_BFQ = jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
     return Variables(SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {})
 
   return Stage(

@@ -91,6 +91,8 @@ class Checkpointer:
     except TypeError as error:
       raise ValueError(f'metadata and data position of step {step} must be JSON: {error}') from error
     items = {name: ocp.args.StandardSave(leaves) for name, leaves in flat.items() if leaves}
+    if jax.process_index() == 0:
+      _clear(self._directory)  # of saves that failed: what some of their threads wrote after the failure
     self._saving = step  # read by _write_digest
     with self._in_save():
       self._orbax.save(
@@ -278,9 +280,14 @@ def _claim(directory: pathlib.Path) -> None:
     temporary = marker.with_suffix('.tmp')
     temporary.write_text(json.dumps({'format': FORMAT}))
     temporary.rename(marker)
+  _clear(directory)
+
+
+def _clear(directory: pathlib.Path) -> None:
+  """Deletes what killed or failed saves left."""
   for path in directory.iterdir():
     if _TEMPORARY.match(path.name):
-      shutil.rmtree(path)
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def _reject_bad(directory: pathlib.Path) -> int | None:

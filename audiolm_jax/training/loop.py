@@ -48,7 +48,7 @@ class TrainConfig:
   tensorboard: bool = True
 
 
-_COMPILE_SECONDS = 3600.0  # more for the first step, which compiles
+_COMPILE_SECONDS = 3600.0  # more for the first two steps: one compiles, the next may wait for hosts that still do
 
 
 class TrainResult(NamedTuple):
@@ -185,8 +185,8 @@ class _Run:
       yield
 
   def _close_checkpoints(self, kind, error, traceback) -> None:
-    """Waits for the save in progress, unless it waits for a process that is gone."""
-    if jax.process_count() == 1 or not isinstance(error, (errors.PeerError, watch_lib.StalledError)):
+    """Waits for the save in progress, unless something hangs: what a process waits for may then never come."""
+    if not isinstance(error, (errors.PeerError, watch_lib.StalledError)):
       self.checkpoints.close()
 
   def go(self, batches, make_eval_batches, stop) -> TrainResult:
@@ -224,8 +224,8 @@ class _Run:
     c, watch = self.train_config, self.watch
     pending = None  # (step, metrics, data positions before and after it) of the step that may still be running
     saved_at = time.monotonic()
-    self._timer = (time.monotonic(), start)
-    step, compiling = start, True
+    self._timer, self._start = (time.monotonic(), start), start
+    step = start
     while True:
       evaluate = make_eval_batches is not None and (
           step == c.num_steps or (c.eval_every is not None and step % c.eval_every == 0)
@@ -251,11 +251,10 @@ class _Run:
         advance = functools.partial(
             self.train_step, train_state, batch, np.int32(step), np.float32(self.guard.rate_scale)
         )
-        train_state, metrics = watch.bounded(
-            'compile' if compiling else 'step', step, advance, _COMPILE_SECONDS if compiling else 0.0
-        )
+        phase = 'compile' if step == start and pending is None else watch_lib.PRODUCTIVE
+        train_state, metrics = watch.bounded(phase, step, advance, self._allowance(step))
         self._log(pending, train_state)
-        pending, compiling = (step, metrics, before, after), False
+        pending = (step, metrics, before, after)
         step += 1
       except rollback_lib.Skipped as skipped:  # the state is that before the skipped step: on with the batch behind it
         batches.set_state(skipped.after)
@@ -319,12 +318,17 @@ class _Run:
     if self.writer is not None:
       self.watch.write(self.directory, step=step, lost_steps=self.lost_steps)
 
+  def _allowance(self, step: int) -> float:
+    return _COMPILE_SECONDS if step - self._start < 2 else 0.0
+
   def _log(self, pending, train_state) -> None:
     """Fetches a step's metrics; raises Diverged, or stops the run, when they are wrong; logs them when it is time."""
     if pending is None:
       return
     step, metrics, before, after = pending
-    metrics = self.watch.bounded('step', step, lambda: jax.device_get(metrics))
+    metrics = self.watch.bounded(
+        watch_lib.PRODUCTIVE, step, lambda: jax.device_get(metrics), self._allowance(step)
+    )
     metrics = {name: float(value) for name, value in metrics.items()}
     applied = bool(metrics.pop('applied'))
     fault = self.guard.fault(metrics, applied)

@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> str:
   semantic_frames = round(args.seconds * coarse.semantic_rate)
   parts = {
       'coarse': time_coarse(coarse, semantic_frames, recipe.evaluation.carry_seconds, args.steps),
-      'fine': time_fine(fine, semantic_frames, args.steps),
+      'fine': time_fine(fine, coarse.frames_per_semantic * semantic_frames, args.steps),
       'SoundStorm': time_soundstorm(parallel, semantic_frames, recipe.sampling.soundstorm, args.passes),
-      'codec decoder': time_decoder(recipe.soundstream.model, 2 * semantic_frames),
+      'codec decoder': time_decoder(recipe.soundstream.model, coarse.frames_per_semantic * semantic_frames),
   }
   return table(parts, args.seconds, f'{args.recipe}, {dtype or "dtype of the recipe"}, {jax.devices()[0].device_kind}')
 
@@ -95,16 +95,16 @@ def time_coarse(config, semantic_frames: int, carry_seconds: float, steps: int) 
 
   The prompts, which make the later windows' caches longer, are left out: in favour of the language models.
   """
-  frames, crop, carry = 2 * semantic_frames, 2 * config.num_semantic, 2 * round(carry_seconds * config.semantic_rate)
+  ratio, crop = config.frames_per_semantic, config.num_frames
+  frames, carry = ratio * semantic_frames, ratio * round(carry_seconds * config.semantic_rate)
   new = min(frames, crop)
   num_windows = 1 + -(-(frames - new) // (crop - carry))
-  prefix_BPN = np.zeros((1, new // 2, 1), np.int32)
+  prefix_BPN = np.zeros((1, new // ratio, 1), np.int32)
   return _time_language_model(config, prefix_BPN, new, frames, num_windows, steps)
 
 
-def time_fine(config, semantic_frames: int, steps: int) -> Timing:
+def time_fine(config, frames: int, steps: int) -> Timing:
   """Times the fine model: chunks of its crop, all in one batch."""
-  frames = 2 * semantic_frames
   new = min(frames, config.num_frames)
   rows = windows.row_bucket(-(-frames // new))
   return _time_language_model(config, np.zeros((rows, new, config.num_coarse), np.int32), new, new, 1, steps)
@@ -133,7 +133,7 @@ def time_soundstorm(config, semantic_frames: int, how: ParallelRule, passes: int
   params, frames = _random_params(config), min(semantic_frames, config.num_semantic)
   num_windows = -(-semantic_frames // frames)
   semantic_BS = np.zeros((1, frames), np.int32)
-  codes_BFQ = np.full((1, 2 * frames, config.num_quantizers), PAD, np.int32)
+  codes_BFQ = np.full((1, config.frames_per_semantic * frames, config.num_quantizers), PAD, np.int32)
   total = sum(how.iterations) + how.iterations[-1] * (config.num_quantizers - len(how.iterations))
   if passes == 0:
     arguments = (params, jax.random.key(0), semantic_BS, codes_BFQ, how.rule, how.noise)

@@ -24,6 +24,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   similarity: of the speaker embedding of each second to the prompt's, mean.
   mel_distance: to the original through the codec, in nats: frames are aligned, since semantic tokens are.
   codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
+  perplexity: of the codes, mean over levels: far below the original's, a system says the same few everywhere.
   """
   settings = recipe.evaluation
   examples = sources.counting_prompts(recipe, workdir)
@@ -57,7 +58,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
         ),
         'mel_distance': _mel_distance(waves[ORIGINAL], clips, start, rate),
         **opinions.words(new, [_text(example, start, end) for example in examples], rate),
-        **_code_accuracy(codes_BFQ, codes[label], start // hop),
+        **_codes(codes_BFQ, codes[label], start // hop),
     }
   return {
       'rows': rows, 'prompts': len(examples), 'seconds': settings.seconds, 'not_installed': opinions.missing(),
@@ -82,8 +83,14 @@ def _mel_distance(originals: list[np.ndarray], clips: list[np.ndarray], start: i
   return float(np.mean(distances))
 
 
-def _code_accuracy(true_BFQ: np.ndarray, codes_BFQ: np.ndarray, first: int) -> dict[str, float]:
+def _codes(true_BFQ: np.ndarray, codes_BFQ: np.ndarray, first: int) -> dict[str, float]:
   levels = min(true_BFQ.shape[-1], codes_BFQ.shape[-1])
-  true_BFQ, codes_BFQ = true_BFQ[:, first:, :levels], codes_BFQ[:, first:, :levels]
-  hit_NQ = (true_BFQ == codes_BFQ)[true_BFQ[..., 0] >= 0]
-  return {'codes_level_1': float(hit_NQ[:, 0].mean()), 'codes': float(hit_NQ.mean())}
+  here_BF = true_BFQ[:, first:, 0] >= 0
+  true_NQ, codes_NQ = true_BFQ[:, first:, :levels][here_BF], codes_BFQ[:, first:, :levels][here_BF]
+  hit_NQ = true_NQ == codes_NQ
+  use = [codec_metrics.codebook_perplexity(codes_N1[None], 1 + int(codes_N1.max())) for codes_N1 in codes_NQ.T[..., None]]
+  return {
+      'codes_level_1': float(hit_NQ[:, 0].mean()),
+      'codes': float(hit_NQ.mean()),
+      'perplexity': float(np.mean(use)),
+  }

@@ -36,23 +36,23 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   for q in range(config.num_quantizers):
     row = {name: float(np.mean([result[f'{name}_level_{q}'] for result in results])) for name in ('nats', 'accuracy')}
     givens = {'semantic': config.num_clusters} | ({'coarser': config.codebook_size} if q else {})
-    scores = [_counting(training, held_out, given, size, q, config.codebook_size) for given, size in givens.items()]
+    scores = [_counting(config, training, held_out, given, size, q) for given, size in givens.items()]
     row['counting_nats'] = min(nats for nats, _ in scores)
     row['counting_accuracy'] = max(accuracy for _, accuracy in scores)
     rows[f'level {q + 1}'] = row
   return {'rows': rows}
 
 
-def _counting(training, held_out, given: str, num_given: int, level: int, codebook_size: int) -> tuple[float, float]:
-  counts_GV = conditional.fit(*_pairs(training, given, level), num_given, codebook_size)
-  return conditional.scores(conditional.probabilities(counts_GV), *_pairs(held_out, given, level))
+def _counting(config, training, held_out, given: str, num_given: int, level: int) -> tuple[float, float]:
+  counts_GV = conditional.fit(*_pairs(config, training, given, level), num_given, config.codebook_size)
+  return conditional.scores(conditional.probabilities(counts_GV), *_pairs(config, held_out, given, level))
 
 
-def _pairs(batches, given: str, level: int) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(config, batches, given: str, level: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns what is given and the code of the level, of all frames of all batches."""
   codes_BFQ = np.concatenate([batch['codes'] for batch in batches])
   if given == 'semantic':
-    given_BF = np.concatenate([batch['semantic'] for batch in batches]).repeat(2, axis=1)
+    given_BF = np.concatenate([batch['semantic'] for batch in batches]).repeat(config.frames_per_semantic, axis=1)
   else:
     given_BF = codes_BFQ[..., level - 1]
   here_BF = (codes_BFQ[..., level] >= 0) & (given_BF >= 0)

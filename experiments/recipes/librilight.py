@@ -1,6 +1,6 @@
 """AudioLM on Libri-Light at the paper's sizes (arXiv 2209.03143, section IV): what a TPU pod runs.
 
-  python -m experiments.train --stage=semantic --recipe=librilight --workdir=gs://... --set corpus.root=/data/libri-light
+  python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run --set corpus.root=/data/libri-light
 
 Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers and
 schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).

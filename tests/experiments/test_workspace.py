@@ -1,5 +1,12 @@
 """What the programs read back from a workdir, and what they refuse."""
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +17,7 @@ from audiolm_jax.stages.base import Variables
 from experiments import recipe as recipe_lib
 from experiments import workspace
 
+ROOT = pathlib.Path(__file__).parents[2]
 ENCODER = kmeans.SemanticEncoder(config=None, layer=7, frames_per_token=2)
 
 
@@ -111,3 +119,58 @@ def test_stacked_pads_with_zeros_at_the_end():
   np.testing.assert_array_equal(wave_BT, [[1, 1, 0], [2, 2, 2]])
   np.testing.assert_array_equal(num_samples_B, [2, 3])
   assert (wave_BT.dtype, num_samples_B.dtype) == (np.float32, np.int32)
+
+
+def test_files_take_their_name_when_they_are_whole(tmp_path):
+  path = tmp_path / 'new' / 'a.json'
+  workspace.write_text(path, 'one')
+  with pytest.raises(RuntimeError):
+    with workspace.atomically(path) as partial:
+      partial.write_text('two')
+      raise RuntimeError
+  assert path.read_text() == 'one'
+  dead = subprocess.run(['sh', '-c', 'echo $$'], capture_output=True, text=True, check=True).stdout.strip()
+  for owner in (f'{socket.gethostname()}.{dead}', f'{socket.gethostname()}.1', f'elsewhere.{dead}'):
+    (path.parent / f'a.json.{owner}.partial').touch()
+  workspace.write_text(path, 'three')  # clears what a dead process left here, and nothing else
+  assert path.read_text() == 'three'
+  assert sorted(file.name.split('.', 2)[2] for file in path.parent.glob('*.partial')) == sorted(
+      [f'{socket.gethostname()}.1.partial', f'elsewhere.{dead}.partial']
+  )
+
+
+def test_waiting_for_others_ends(tmp_path):
+  files = [tmp_path / 'a', tmp_path / 'b']
+  missing = lambda: [str(file) for file in files if not file.exists()]
+  for delay, file in enumerate(files, 1):
+    threading.Timer(0.3 * delay, file.touch).start()
+  workspace.wait_for('files', missing, patience_seconds=5.0)  # of each, not of both
+  files.append(tmp_path / 'c')
+  with pytest.raises(ValueError, match=r'process 0 of 1 has waited 0.3 s for files: .*/c \(1 in all\)'):
+    workspace.wait_for('files', missing, patience_seconds=0.3)
+
+
+def test_the_address_of_a_pod_is_checked(monkeypatch):
+  monkeypatch.setenv('AUDIOLM_DISTRIBUTED', '0')
+  workspace.join_pod()  # alone
+  monkeypatch.setenv('AUDIOLM_DISTRIBUTED', 'here,2')
+  with pytest.raises(ValueError, match='AUDIOLM_DISTRIBUTED=here,2: set it to 1, or to ADDRESS:PORT,COUNT,INDEX'):
+    workspace.join_pod()
+
+
+def test_what_was_compiled_is_found_again(tmp_path):
+  """In processes of their own: the first fills the cache that is cold, the second takes from it."""
+  program = (
+      'import sys, jax, jax.monitoring; from experiments import workspace; seen = []\n'
+      'jax.monitoring.register_event_listener(lambda name, **more: seen.append(name))\n'
+      'workspace.keep_compiled(sys.argv[1]); jax.jit(lambda x: x * 3 + 1)(2.0)\n'
+      'print(*(sum(name.endswith(kind) for name in seen) for kind in ("/cache_hits", "/cache_misses")))'
+  )
+  environment = os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  counts = []
+  for _ in range(2):
+    command = [sys.executable, '-c', program, str(tmp_path / 'cache')]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
+    counts.append([int(number) for number in done.stdout.split()])
+  (cold_hits, cold_misses), (warm_hits, warm_misses) = counts
+  assert cold_hits == 0 and cold_misses > 0 and warm_hits == cold_misses and warm_misses == 0

@@ -1,11 +1,14 @@
 """The fault battery: every test here is marked `faults`, and what it measured becomes a row of the table at the end."""
 
 import pathlib
+import shutil
 import warnings
 
+import jax
 import pytest
 
 from audiolm_jax.training import metrics_writer
+from tests.faults import runs
 from tests.training import toy_run
 
 HERE = pathlib.Path(__file__).parent
@@ -16,6 +19,14 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if HERE in pathlib.Path(item.fspath).parents:
       item.add_marker('faults')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _compiled_once():
+  runs.keep_compiled()
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)
+  shutil.rmtree(runs.CACHE, ignore_errors=True)
 
 
 @pytest.fixture

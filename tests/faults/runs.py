@@ -6,6 +6,7 @@ import pathlib
 import signal
 import socket
 import sys
+import tempfile
 import time
 
 import jax
@@ -15,6 +16,7 @@ from audiolm_jax.training import checkpoints, metrics_writer
 from tests import contract
 from tests.training import toy, toy_run
 
+CACHE = os.path.join(tempfile.gettempdir(), f'audiolm_faults_{os.getpid()}')  # what one start compiles the next need not
 _TIMES = {'time', 'steps_per_second'}
 
 # A server that has imported everything and touched no device: a start then costs what training costs.
@@ -24,12 +26,18 @@ _context.set_forkserver_preload(['tests.faults.runs'])
 
 def start(function, *arguments, log: pathlib.Path) -> multiprocessing.Process:
   """Runs function(*arguments), of a module, in a process of its own; what it prints goes to the file `log`."""
-  process = _context.Process(target=_child, args=(function, arguments, str(log)))
+  process = _context.Process(target=_child, args=(function, arguments, str(log), CACHE))
   process.start()
   return process
 
 
-def _child(function, arguments, log):
+def keep_compiled(directory: str = CACHE) -> None:
+  jax.config.update('jax_compilation_cache_dir', directory)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def _child(function, arguments, log, cache):
+  keep_compiled(cache)
   file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
   os.dup2(file, 1)
   os.dup2(file, 2)
@@ -37,15 +45,16 @@ def _child(function, arguments, log):
   function(*arguments)
 
 
-def finish(process: multiprocessing.Process, log: pathlib.Path, code: int = 0, seconds: float = 300) -> str:
-  """Waits until the process ends with `code`, and returns what it printed."""
+def finish(process: multiprocessing.Process, log: pathlib.Path, code: int | tuple = 0, seconds: float = 300) -> str:
+  """Waits until the process ends with `code` (or one of them), and returns what it printed."""
   process.join(seconds)
   hung = process.exitcode is None
   if hung:
     process.kill()
     process.join()
   output = log.read_text()
-  assert not hung and process.exitcode == code, f'exit code {process.exitcode}, hung: {hung}\n{output[-3000:]}'
+  codes = code if isinstance(code, tuple) else (code,)
+  assert not hung and process.exitcode in codes, f'exit code {process.exitcode}, hung: {hung}\n{output[-3000:]}'
   return output
 
 
@@ -132,3 +141,30 @@ def cut_at(index: int, base=toy.Batches):
 
 
 KILLED = -signal.SIGKILL
+
+
+def start_pod(function, *arguments, count: int, devices: int, logs: pathlib.Path) -> list[multiprocessing.Process]:
+  """Starts `count` processes of `devices` CPU devices each that run function(*arguments) under jax.distributed."""
+  logs.mkdir(exist_ok=True)
+  port = free_port()
+  return [
+      start(_join, function, arguments, port, index, count, devices, log=logs / f'{index}') for index in range(count)
+  ]
+
+
+def finish_pod(pod, logs: pathlib.Path, code: int | tuple = 0, seconds: float = 300) -> list[str]:
+  return [finish(process, logs / f'{index}', code, seconds) for index, process in enumerate(pod)]
+
+
+def _join(function, arguments, port, index, count, devices):
+  from experiments import workspace
+
+  jax.config.update('jax_num_cpu_devices', devices)
+  if count > 1:
+    os.environ['AUDIOLM_DISTRIBUTED'] = f'127.0.0.1:{port},{count},{index}'
+
+  def main():
+    workspace.join_pod()
+    function(*arguments)
+
+  workspace.run(main)

@@ -1,8 +1,11 @@
 """F1 to F3: kills at any moment, at the worst moments, and signals."""
 
 import os
+import pathlib
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -14,6 +17,7 @@ from tests.stages import test_contract
 from tests.training import toy_run
 
 NUM_KILLS = 20
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_f1_kills_at_random_moments(reference, tmp_path, outcome):
@@ -125,3 +129,28 @@ def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
   resumed = train(tmp_path / 'cut')
   contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
   outcome('F1', f'{name} cut at 5, bitwise')
+
+
+STAGES_IN_A_ROW = """
+import sys
+from experiments import recipe, train
+sys.executable = sys.argv[1]
+train.train_all(recipe.load('tiny'), ['--workdir=w'])
+"""
+
+
+def test_f3_a_signal_to_all_stages_reaches_the_one_that_trains(tmp_path, outcome):
+  """SIGTERM to `train --stage=all`: the stage in training gets it, saves (here: writes a file), and nothing follows."""
+  program, saved = tmp_path / 'python', tmp_path / 'saved'
+  program.write_text(
+      f'#!/bin/sh\ntrap "sleep 1; echo $* >>{saved}; exit 143" TERM\ntouch {tmp_path}/ready\nwhile :; do sleep 0.1; done\n'
+  )
+  program.chmod(0o755)
+  process = subprocess.Popen([sys.executable, '-c', STAGES_IN_A_ROW, str(program)], cwd=ROOT)
+  while not (tmp_path / 'ready').exists():
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.terminate()
+  assert process.wait(60) == 143
+  assert saved.read_text() == '-m experiments.train --stage=soundstream --workdir=w\n'
+  outcome('F3', '--stage=all hands the signal on to the stage in training, and waits for it')

@@ -28,8 +28,8 @@ def padded(lengths) -> np.ndarray:
   return wave_BT
 
 
-def randomize_transformer(model):
-  """Draws weights that keep the output of every layer near unit size, norms and biases included."""
+def randomize_transformer(model, gain: float = 1.0):
+  """Draws weights, norms and biases included; with a gain of 1 every linear layer keeps the size of its input."""
   import torch
 
   torch.manual_seed(0)
@@ -40,7 +40,7 @@ def randomize_transformer(model):
       elif 'layer_norm.weight' in name:
         parameter.uniform_(0.5, 1.5)
       elif parameter.ndim >= 2 and 'original0' not in name:
-        parameter.normal_(0, 1 / np.sqrt(parameter[0].numel()))
+        parameter.normal_(0, gain / np.sqrt(parameter[0].numel()))
   return model.eval()
 
 

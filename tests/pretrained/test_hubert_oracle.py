@@ -1,4 +1,4 @@
-"""HuBERT beside `transformers.HubertModel`: random weights at the real configuration, shrunk in width and at full width."""
+"""HuBERT beside `transformers.HubertModel`: random weights at the real configuration, narrow and at full width."""
 
 import jax
 import jax.numpy as jnp

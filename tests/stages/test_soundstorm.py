@@ -203,7 +203,7 @@ def most_frequent(given_BF, code_BF) -> float:
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(semantic_rate=50.0), 'half of frame_rate'),
+        (dict(semantic_rate=30.0), 'must be a multiple of semantic_rate'),
         (dict(crop_seconds=0.01), 'whole number'),
         (dict(num_quantizers=0), 'num_quantizers=0'),
         (dict(width=48, num_heads=16), 'even width'),

@@ -181,6 +181,16 @@ def test_old_steps_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
   assert checkpoints.steps(tmp_path / 'c') == [2]
 
 
+def test_some_steps_are_kept_for_good(tmp_path):
+  checkpointer = checkpoints.Checkpointer(tmp_path / 'c', max_to_keep=2, keep_every=4)
+  for step in range(1, 11):
+    checkpointer.save(step, {'params': {'w': jnp.arange(4.0)}, 'state': {}}, None, _metadata())
+  checkpointer.close()
+  assert checkpoints.steps(tmp_path / 'c') == [4, 8, 9, 10]
+  with pytest.raises(ValueError, match='keep_every=0'):
+    checkpoints.Checkpointer(tmp_path / 'd', keep_every=0)
+
+
 def test_load_variables_rebuilds_config_and_weights(toy_is_a_stage, tmp_path):
   parts, _ = _parts_on(sharding.MeshConfig(), jax.devices()[:1])
   parts['ema_params'] = jax.tree.map(lambda x: x * 2, parts['params'])

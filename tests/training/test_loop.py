@@ -1,4 +1,4 @@
-"""The loop: exact resume under kills and signals, non-finite steps, several processes."""
+"""The loop: exact resume under kills and signals, non-finite steps."""
 
 import dataclasses
 import json
@@ -6,18 +6,16 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import jax
-import numpy as np
 import pytest
 
-from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, preemption
+from audiolm_jax.training import checkpoints, errors, metrics_writer, preemption
 from tests import contract
-from tests.training import toy, toy_pod, toy_run
+from tests.training import toy, toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -143,39 +141,3 @@ def test_data_that_ends_early_is_explained(tmp_path):
 
   with pytest.raises(ValueError, match='no batch for step 2'):
     toy_run.train(tmp_path, Short)
-
-
-def _start_pod(directory, num_steps):
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  command = [sys.executable, '-m', 'tests.training.toy_pod', str(directory), str(port)]
-  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-  return [
-      subprocess.Popen([*command, str(index), str(num_steps)], cwd=ROOT, **pipes) for index in range(toy_pod.PROCESSES)
-  ]
-
-
-def _finish(pod):
-  outputs = [process.communicate(timeout=120) for process in pod]
-  assert [process.returncode for process in pod] == [0, 0], outputs
-  return [output.split()[-2:] for output, _ in outputs]
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one_also_after_preemption(tmp_path):
-  """SIGTERM to the second of two gloo processes: both save the same step; resumed, they train like one process."""
-  pod = _start_pod(tmp_path / 'pod', 400)
-  _wait_for_step(pod[0], tmp_path / 'pod', 6)
-  pod[1].terminate()
-  [(step, preempted), other] = _finish(pod)
-  assert preempted == 'True' and other == [step, preempted]
-  assert checkpoints.steps(tmp_path / 'pod' / 'checkpoints')[-1] == int(step) < 400
-  num_steps = int(step) + 10
-  assert _finish(_start_pod(tmp_path / 'pod', num_steps)) == 2 * [[str(num_steps), 'False']]
-  toy_pod.train(tmp_path / 'one', num_steps)
-  pod_metrics, one_metrics = (metrics_writer.read(tmp_path / name) for name in ('pod', 'one'))
-  assert list(pod_metrics) == list(one_metrics) == list(range(1, num_steps + 1))
-  for name in ('loss', 'grad_norm/hidden', 'grad_norm/output'):
-    pod_values, one_values = ([m[name] for m in metrics.values()] for metrics in (pod_metrics, one_metrics))
-    np.testing.assert_allclose(pod_values, one_values, rtol=1e-5)

@@ -59,7 +59,9 @@ class Batches:
   """Batch `index` is a function of `index` alone; `poison` is the index of a batch with a NaN."""
 
   def __init__(self, batch_size=8, width=16, process=0, processes=1, poison=None):
-    self._size, self._width, self._rows, self._poison = batch_size, width, slice(process, None, processes), poison
+    share = batch_size // processes
+    self._size, self._width, self._poison = batch_size, width, poison
+    self._rows = slice(process * share, (process + 1) * share)
     self._index = 0
 
   def __iter__(self):

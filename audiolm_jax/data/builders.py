@@ -1,0 +1,167 @@
+"""TFDS data sets of encoded audio, prepared on Apache Beam: Libri-Light, MAESTRO, or a folder of files.
+
+For corpora that outgrow one host: `prepare` runs the builder on any Beam runner, without TensorFlow, and writes
+ArrayRecord shards that `data.tfds` reads. An example is the bytes of a FLAC (a part of a file), or those of the file
+itself, with its id, speaker (-1: unknown), number of samples, rate, and the SHA-256 of the bytes.
+
+Imported only where data sets are prepared: it needs the extra `beam`.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import soundfile
+import tensorflow_datasets as tfds
+
+from audiolm_jax import audio
+from audiolm_jax.data import folders, librilight
+
+_COUNTERS = 'audiolm_jax'
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A builder of the audio below `root`; subclasses say which parts belong to which split."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'Give the folder that holds the audio as root.'
+
+  def __init__(self, *, root: str | os.PathLike, **options):
+    self._root = os.fspath(root)
+    super().__init__(file_format='array_record', **options)
+
+  def _parts(self) -> Mapping[str, Sequence[folders.Part]]:
+    """Returns {split: parts}."""
+    raise NotImplementedError
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    text = lambda: tfds.features.Tensor(shape=(), dtype=np.object_)  # tfds.features.Text and Audio want TensorFlow
+    features = {
+        'audio': text(),
+        'id': text(),
+        'sha256': text(),
+        'speaker': tfds.features.Scalar(np.int32),
+        'num_samples': tfds.features.Scalar(np.int64),
+        'sample_rate': tfds.features.Scalar(np.int32),
+    }
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {split: self._generate_examples(parts) for split, parts in self._parts().items() if parts}
+
+  def _generate_examples(self, parts: Sequence[folders.Part]) -> beam.PTransform:
+    root = self._root
+    # Files are told apart by names, and shuffled before they are read: neighbours in a list are of one book.
+    return beam.Create(list(parts)) | beam.Reshuffle() | beam.FlatMap(lambda part: _examples(part, root))
+
+
+class LibriLight(_Builder):
+  """Libri-Light's unlab splits as downloaded (`data.librilight`); `held_out` is a share of the speakers."""
+
+  def __init__(
+      self, *, root, splits: Sequence[str] = ('unlab-600', 'unlab-6k', 'unlab-60k'), held_out: float = 0.005, **options
+  ):
+    self._subsets, self._held_out = tuple(splits), held_out
+    super().__init__(root=root, **options)
+
+  def _parts(self):
+    parts = librilight.examples(self._root, splits=self._subsets).parts
+    return _held_out(parts, self._held_out, lambda part: str(part.speaker))
+
+
+class Maestro(_Builder):
+  """MAESTRO v3 as unpacked; its table (maestro-v3.0.0.csv) says which recording is of which split."""
+
+  def _parts(self):
+    [table] = _tables(self._root)
+    parts = {'train': [], 'validation': [], 'test': []}
+    with open(table, encoding='utf-8', newline='') as file:
+      for row in csv.DictReader(file):
+        if row['split'] not in parts:
+          raise ValueError(f'{table}: split {row["split"]!r} of {row["audio_filename"]} is not one of {sorted(parts)}')
+        parts[row['split']].append(folders.Part(os.path.join(self._root, row['audio_filename'])))
+    return parts
+
+
+class AudioFolder(_Builder):
+  """A folder of WAV, FLAC, OGG or MP3 files; every file's path decides whether it is held out."""
+
+  def __init__(self, *, root, held_out: float = 0.05, speaker_folders: bool = False, **options):
+    self._held_out, self._speaker_folders = held_out, speaker_folders
+    super().__init__(root=root, **options)
+
+  def _parts(self):
+    parts = folders.examples(self._root, 16_000, speaker_folders=self._speaker_folders).parts
+    return _held_out(parts, self._held_out, lambda part: os.path.relpath(part.path, self._root))
+
+
+def prepare(
+    builder: tfds.core.GeneratorBasedBuilder, beam_options: Sequence[str] = (), *, num_shards: int | None = None
+) -> dict[str, int]:
+  """Prepares the data set and returns how many examples each split has; what is prepared already is left alone.
+
+  beam_options: flags of Beam, as in ['--runner=DirectRunner', '--direct_num_workers=8'].
+  """
+  config = tfds.download.DownloadConfig(
+      manual_dir=builder._root,
+      beam_options=beam.options.pipeline_options.PipelineOptions(list(beam_options)),
+      try_download_gcs=False,
+      num_shards=num_shards,
+  )
+  builder.download_and_prepare(download_config=config)
+  return {name: split.num_examples for name, split in builder.info.splits.items()}
+
+
+def _tables(root: str) -> list[str]:
+  found = sorted(name for name in os.listdir(root) if name.startswith('maestro-') and name.endswith('.csv'))
+  if len(found) != 1:
+    raise ValueError(f'{root}: holds {found or "no maestro-*.csv"}: give the folder into which MAESTRO was unpacked')
+  return [os.path.join(root, found[0])]
+
+
+def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, list[folders.Part]]:
+  """Splits by the checksum of a name, as the corpora of the recipes do: the same files are held out."""
+  splits = {'train': [], 'test': []}
+  for part in parts:
+    is_test = zlib.crc32(name(part).encode()) % 10_000 < share * 10_000
+    splits['test' if is_test else 'train'].append(part)
+  return splits
+
+
+def _examples(part: folders.Part, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the one example of a part; none, and counts it, where it cannot be read."""
+  try:
+    content, num_samples, sample_rate = _encoded(part)
+  except (ValueError, OSError):
+    beam.metrics.Metrics.counter(_COUNTERS, 'unreadable').inc()
+    return
+  beam.metrics.Metrics.counter(_COUNTERS, 'examples').inc()
+  name = os.path.relpath(part.path, root)
+  key = name if part.num_seconds is None else f'{name}@{part.start_seconds:.3f}'
+  yield key, {
+      'audio': content,
+      'id': key.encode(),
+      'sha256': hashlib.sha256(content).hexdigest().encode(),
+      'speaker': -1 if part.speaker is None else part.speaker,
+      'num_samples': num_samples,
+      'sample_rate': sample_rate,
+  }
+
+
+def _encoded(part: folders.Part) -> tuple[bytes, int, int]:
+  """Returns (bytes, samples, rate): a whole file as it is, once it could be decoded; a part of one as FLAC."""
+  rate = audio.info(part.path).sample_rate
+  wave_T = audio.load(part.path, rate, start_seconds=part.start_seconds, num_seconds=part.num_seconds)
+  if part.num_seconds is None and not part.start_seconds:
+    with open(part.path, 'rb') as file:
+      return file.read(), len(wave_T), rate
+  flac = io.BytesIO()
+  soundfile.write(flac, wave_T, rate, format='FLAC', subtype='PCM_16')
+  return flac.getvalue(), len(wave_T), rate

@@ -1,0 +1,157 @@
+"""What one core reads in a second of its time, and how many cores a step of a TPU slice keeps busy.
+
+  python -m experiments.benchmark input
+  python -m experiments.benchmark input --recipe=librilight --chips=16 --mfu=0.5
+
+Token shards and audio files are written to a temporary folder and read through the pipeline of the training.
+Seconds are CPU seconds of this process with one reading thread, so that a busy machine changes little. What the chips
+consume follows from the model's arithmetic (6 FLOPs for each parameter and token; for the codec, three times the
+multiplications and additions of its loss) at the share `mfu` of their peak: the faster the step, the more is read.
+"""
+
+import argparse
+import math
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import soundfile
+
+from audiolm_jax import audio
+from audiolm_jax.data import folders, pipeline, token_shards
+from audiolm_jax.training import sharding
+from experiments import recipe as recipe_lib
+
+V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4  # bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
+SECONDS = 60.0  # of every recording
+FILES = {  # (rate, channels, name of the file)
+    'FLAC 16 kHz mono': (16_000, 1, 'wave.flac'),
+    'FLAC 44.1 kHz stereo': (44_100, 2, 'wave.flac'),
+    'FLAC 48 kHz mono': (48_000, 1, 'wave.flac'),
+    'MP3 44.1 kHz stereo': (44_100, 2, 'wave.mp3'),
+    'WAV 44.1 kHz stereo': (44_100, 2, 'wave.wav'),
+}
+STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm')
+
+
+class Row(NamedTuple):
+  """One stage: examples that a core reads per second, examples that the chips consume, audio seconds of one."""
+
+  read: float
+  consumed: float
+  seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  parser.add_argument('--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)')
+  parser.add_argument('--chips', type=int, default=16, help='of TPU v5e (16)')
+  parser.add_argument('--mfu', type=float, default=0.5, help='share of their peak that is reached (0.5)')
+  parser.add_argument('--examples', type=int, default=512, help='to read for each timing (512)')
+
+
+def run(args: argparse.Namespace) -> str:
+  if args.chips < 1 or not 0 < args.mfu <= 1 or args.examples < 1:
+    raise ValueError(f'--chips={args.chips} --mfu={args.mfu} --examples={args.examples}: give what there can be')
+  recipe = recipe_lib.load(args.recipe)
+  with tempfile.TemporaryDirectory() as folder:
+    decoded = decoding_speeds(pathlib.Path(folder))
+    sources = _sources(pathlib.Path(folder), recipe)
+    rows = {
+        name: _row(getattr(recipe, name).model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS)
+        for name in STAGES if getattr(recipe, name) is not None
+    }
+  return table(decoded, rows, args)
+
+
+def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namespace) -> str:
+  """Returns the report as text."""
+  lines = ['decoding to 16 kHz mono: audio seconds for each second of one core']
+  lines += [f'  {name:22}{speed:8.0f}' for name, speed in decoded.items()]
+  hosts = max(args.chips // CHIPS_PER_HOST, 1)
+  lines += [
+      f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts',
+      f'  {"stage":12}{"read by a core":>16}{"consumed":>12}{"cores a host":>14}{"audio s":>9}',
+      f'  {"":12}{"examples/s":>16}{"examples/s":>12}{"busy reading":>14}{"each":>9}',
+  ]
+  for name, row in rows.items():
+    busy = row.consumed / row.read / hosts
+    lines.append(f'  {name:12}{row.read:16.0f}{row.consumed:12.0f}{busy:14.3f}{row.seconds:9.2f}')
+  return '\n'.join(lines)
+
+
+def decoding_speeds(folder: pathlib.Path) -> dict[str, float]:
+  """Returns audio seconds decoded and resampled to 16 kHz for each CPU second, by kind of file."""
+  speeds = {}
+  for name, (rate, channels, file) in FILES.items():
+    path = folder / f'{rate}-{channels}-{file}'
+    soundfile.write(path, _music(rate, channels), rate)
+    audio.load(path, 16_000)  # the first reads the file into memory
+    started = time.process_time()
+    audio.load(path, 16_000)
+    speeds[name] = SECONDS / (time.process_time() - started)
+  return speeds
+
+
+def _music(rate: int, channels: int) -> np.ndarray:
+  """Returns gliding tones in noise: silence would be decoded faster, noise alone slower than what people record."""
+  seconds_T = np.arange(round(SECONDS * rate)) / rate
+  tones_T = sum(np.sin(2 * np.pi * pitch * seconds_T * (1 + 0.01 * np.sin(seconds_T))) / 8 for pitch in (110, 221, 443))
+  noise_TC = 0.02 * np.random.default_rng(0).normal(size=(len(seconds_T), channels))
+  return (tones_T[:, None] + noise_TC).astype(np.float32)
+
+
+def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
+  """Returns what stages read: {'waveform': FLAC files of 60 s, as Libri-Light's parts; 'tokens': their token shards}."""
+  random = np.random.default_rng(0)
+  for index in range(8):
+    soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
+  model = recipe.soundstream.model
+  frames = round(SECONDS * model.frame_rate)
+  examples = (
+      {
+          'semantic': random.integers(0, recipe.semantic.model.num_clusters, frames // 2),
+          'codes': random.integers(0, model.codebook_size, (frames, model.num_quantizers)),
+      }
+      for _ in range(64)
+  )
+  token_shards.write_shard(folder, 'train', 0, 1, examples)
+  token_shards.write_manifest(folder, 'train', 1, {})
+  parts = [folders.Part(str(folder / f'part{index}.flac')) for index in range(8)]
+  return {'waveform': folders.AudioFiles(parts, 16_000), 'tokens': token_shards.TokenShards(folder, 'train')}
+
+
+def _row(config: Any, sources: dict[str, Any], examples: int, flops_per_second: float) -> Row:
+  stage = config.make()
+  has_waveform = 'waveform' in stage.batch
+  source = sources['waveform' if has_waveform else 'tokens']
+  count = max(examples // 8, 16) if has_waveform else examples
+  batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0, num_threads=1)
+  seconds = max(feature.shape[0] / feature.rate for feature in stage.batch.values() if feature.rate)
+  return Row(_read_per_second(batches, count), flops_per_second / _flops(config, stage), seconds)
+
+
+def _read_per_second(batches: Iterator, count: int) -> float:
+  next(batches)
+  started, read = time.process_time(), 0
+  while read < count:
+    read += len(next(iter(next(batches).values())))
+  return read / (time.process_time() - started)
+
+
+def _flops(config: Any, stage: Any) -> float:
+  """Returns the FLOPs of a training step for one example."""
+  variables = jax.eval_shape(stage.init, jax.random.key(0))
+  if type(config).__module__.endswith('.soundstream'):
+    batch = {name: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for name, f in stage.batch.items()}
+    lowered = jax.jit(stage.loss).lower(*sharding.unbox(variables), batch, None)
+    return 3 * lowered.cost_analysis()['flops']
+  num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.params))
+  if 'waveform' in stage.batch:
+    tokens = stage.batch['waveform'].shape[0] / config.hop_length
+  else:
+    tokens = sum(math.prod(feature.shape) for feature in stage.batch.values())
+  return 6 * num_params * tokens

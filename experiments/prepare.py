@@ -1,0 +1,39 @@
+"""Packs a corpus into a TFDS data set, on Apache Beam: many hosts read it faster than millions of files.
+
+  python -m experiments.prepare folder --root=recordings/ --output=data/
+  python -m experiments.prepare librilight --root=/data/libri-light --output=/data/tfds -- --direct_num_workers=8
+  python -m experiments.prepare maestro --root=/data/maestro-v3.0.0 --output=/data/tfds
+
+What follows -- is for Beam (--runner=DataflowRunner, ...). Train on the result with a recipe whose corpus is `Tfds`.
+Needs `pip install audiolm_jax[beam]`.
+"""
+
+import argparse
+import os
+import pathlib
+
+from experiments import workspace
+
+
+def main(arguments: list[str] | None = None):
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('corpus', choices=('folder', 'librilight', 'maestro'))
+  parser.add_argument('--root', type=pathlib.Path, required=True, help='where the audio is')
+  parser.add_argument('--output', type=pathlib.Path, required=True, help='where the data set goes')
+  parser.add_argument('--num_shards', type=int, help='of each split (by size)')
+  parser.add_argument('beam_options', nargs='*', metavar='-- BEAM_FLAGS')
+  args = parser.parse_args(arguments)
+  if not args.root.is_dir():
+    raise ValueError(f'--root={args.root} is not a folder')
+  try:
+    from audiolm_jax.data import builders
+  except ImportError as error:
+    raise ValueError(f'{error}: pip install audiolm_jax[beam]') from error
+  kind = {'folder': builders.AudioFolder, 'librilight': builders.LibriLight, 'maestro': builders.Maestro}[args.corpus]
+  builder = kind(root=args.root.absolute(), data_dir=os.fspath(args.output))
+  sizes = builders.prepare(builder, args.beam_options, num_shards=args.num_shards)
+  print(f'{", ".join(f"{name}: {size} examples" for name, size in sizes.items())}; {builder.data_dir}')
+
+
+if __name__ == '__main__':
+  workspace.run(main)

@@ -1,0 +1,188 @@
+"""F22: kills while a corpus is made, the k-means fitted, tokens written; and the same job on several processes."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from safetensors import safe_open
+
+from audiolm_jax.data import synthesized, token_shards
+from audiolm_jax.stages import w2v_bert
+from audiolm_jax.training import checkpoints, configs, sharding
+from experiments import encode
+from tests.faults import runs
+from tests.stages import test_contract
+from tests.training import toy_run
+
+CODEC = dataclasses.replace(test_contract.SOUNDSTREAM, strides=(8, 40))  # 50 frames a second
+NUM_CLIPS = 40
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Untrained models in a workdir, and clips of 1 to 3 s, of which one cannot be read."""
+  root = tmp_path_factory.mktemp('clips')
+  draws = np.random.default_rng(22)
+  for i in range(NUM_CLIPS):
+    soundfile.write(root / f'{i:02d}.wav', 0.1 * draws.normal(size=16_000 * (1 + i % 3)), 16_000)
+  (root / '05.wav').write_bytes(b'RIFF')
+  workdir = tmp_path_factory.mktemp('models')
+  for name, config in (('soundstream', CODEC), ('w2v_bert', w2v_bert.Config(**test_contract.W2V_BERT))):
+    variables = jax.jit(lambda key: sharding.unbox(config.make().init(key)))(jax.random.key(0))
+    checkpointer = checkpoints.Checkpointer(workdir / name / 'checkpoints')
+    metadata = {'config': configs.describe(config), 'fingerprints': {}}
+    checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
+    checkpointer.close()
+  return root, workdir
+
+
+def encode_corpus(models, workdir, root, moment=None):
+  """Runs the program in a workdir of its own; `moment` names where the last process kills itself."""
+  pathlib.Path(workdir).mkdir(exist_ok=True)
+  for name in ('soundstream', 'w2v_bert'):
+    target = pathlib.Path(workdir) / name
+    if not target.exists():
+      try:
+        target.symlink_to(pathlib.Path(models) / name)
+      except FileExistsError:  # the other process was faster
+        pass
+  encode.SHARD_EXAMPLES = 4
+  if moment is not None and jax.process_index() == jax.process_count() - 1:
+    _arm(moment)
+  sys.argv = [
+      'encode', '--recipe=folder', f'--workdir={workdir}', f'--set=corpus.root={root}', '--set=corpus.held_out=0.2',
+      '--set=semantic_tokens.layer=1', '--set=semantic_tokens.num_clusters=8', '--set=semantic_tokens.sample_seconds=40',
+      # What the stages would have to be to learn from these tokens.
+      '--set=coarse.model.num_quantizers=1', '--set=fine.model.num_coarse=1',
+      *(f'--set={stage}.model.num_clusters=8' for stage in ('semantic', 'coarse')),
+      *(f'--set={stage}.model.codebook_size=8' for stage in ('coarse', 'fine')),
+      *(f'--set={stage}.model.total_quantizers=2' for stage in ('coarse', 'fine')),
+  ]
+  encode.main()
+
+
+def _arm(moment):
+  module, name, call = {
+      'sample': (np, 'savez', 1),
+      'clusters': (encode.workspace, 'save_file', 1),
+      'shard': (token_shards, 'encode', 10),
+      'rename': (token_shards.os, 'replace', 3),
+      'manifest': (token_shards.json, 'dump', 1),
+  }[moment]
+  original, calls = getattr(module, name), []
+
+  def killing(*arguments, **options):
+    calls.append(0)
+    if len(calls) == call:
+      toy_run._kill()
+    return original(*arguments, **options)
+
+  setattr(module, name, killing)
+
+
+def _hashes(workdir) -> dict[str, str]:
+  """Returns the SHA-256 of everything that the job made; of the clusters' file, whose header has no order, what it says."""
+  folders = [pathlib.Path(workdir) / 'tokens', pathlib.Path(workdir) / 'semantic_tokens']
+  hashes = {}
+  for path in (path for folder in folders for path in sorted(folder.iterdir())):
+    content = path.read_bytes()
+    if path.suffix == '.safetensors':
+      with safe_open(path, 'numpy') as file:
+        content = repr(sorted(file.metadata().items())).encode()
+        content += b''.join(file.get_tensor(name).tobytes() for name in sorted(file.keys()))
+    hashes[path.name] = hashlib.sha256(content).hexdigest()
+  return hashes
+
+
+@pytest.fixture(scope='module')
+def undisturbed(made, tmp_path_factory):
+  root, models = made
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  logs = tmp_path_factory.mktemp('logs')
+  runs.finish_pod(runs.start_pod(encode_corpus, models, workdir, root, count=1, devices=1, logs=logs), logs)
+  hashes = _hashes(workdir)
+  assert len(hashes) == 10 + 2 + 2 and 'kmeans.safetensors' in hashes  # shards, manifests, and what made them
+  num_examples = sum(
+      shard['num_examples'] for split in ('train', 'test')
+      for shard in json.loads((workdir / 'tokens' / f'{split}.json').read_text())['shards']
+  )
+  assert num_examples == NUM_CLIPS - 1
+  return hashes
+
+
+@pytest.mark.parametrize('moment', ['sample', 'clusters', 'shard', 'rename', 'manifest'])
+def test_f22_a_job_killed_anywhere_goes_on(moment, made, undisturbed, tmp_path, outcome):
+  root, models = made
+  workdir, log = tmp_path / 'run', tmp_path / 'log'
+  process = runs.start(encode_corpus, models, workdir, root, moment, log=log)
+  runs.finish(process, log, runs.KILLED)
+  runs.finish(runs.start(encode_corpus, models, workdir, root, log=log), log)
+  assert _hashes(workdir) == undisturbed
+  outcome('F22', f'encode killed at {moment}: all {len(undisturbed)} files bitwise')
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path, outcome):
+  """Also where all of them are killed on the way, at random, and started again in another number."""
+  root, models = made
+  logs = tmp_path / 'logs'
+  began = time.monotonic()
+  runs.finish_pod(
+      runs.start_pod(encode_corpus, models, tmp_path / 'whole', root, count=count, devices=1, logs=logs), logs
+  )
+  seconds = time.monotonic() - began
+  whole = _hashes(tmp_path / 'whole')
+  same = whole['kmeans.safetensors'] == undisturbed['kmeans.safetensors']
+  assert same and whole == undisturbed
+  moments, killed = random.Random(count), 0
+  for attempt in range(3):
+    pod = runs.start_pod(
+        encode_corpus, models, tmp_path / 'killed', root, count=max(count - attempt, 1), devices=1, logs=logs
+    )
+    time.sleep(moments.uniform(0.3, 0.9) * seconds)
+    for process in pod:
+      process.kill()
+      process.join()
+      killed += process.exitcode == runs.KILLED
+  runs.finish_pod(
+      runs.start_pod(encode_corpus, models, tmp_path / 'killed', root, count=count, devices=1, logs=logs), logs
+  )
+  assert _hashes(tmp_path / 'killed') == undisturbed
+  outcome('F22', f'{count} processes: clusters and shards bitwise those of one; {killed} processes killed, then the same')
+
+
+def make_corpus(config, cache, die):
+  if die:
+    original = synthesized.np.savez
+
+    def half(file, **arrays):
+      original(file, **{name: array[: len(array) // 2] for name, array in arrays.items()})
+      file.flush()
+      toy_run._kill()
+
+    synthesized.np.savez = half
+  synthesized.examples(config, 'train', cache_dir=str(cache))
+
+
+def test_f22_a_corpus_killed_while_written_is_made_anew(tmp_path, outcome):
+  pytest.importorskip('espeakng_loader')
+  config = synthesized.Config(num_train_voices=2, num_test_voices=1, train_minutes=0.2, utterance_seconds=4.0)
+  log = tmp_path / 'log'
+  runs.finish(runs.start(make_corpus, config, tmp_path / 'killed', True, log=log), log, runs.KILLED)
+  for name in ('killed', 'whole'):
+    runs.finish(runs.start(make_corpus, config, tmp_path / name, False, log=log), log)
+  killed, whole = (
+      [path for path in (tmp_path / name).iterdir() if path.suffix == '.npz'] for name in ('killed', 'whole')
+  )
+  with np.load(killed[0], allow_pickle=False) as one, np.load(whole[0], allow_pickle=False) as other:
+    for name in other.files:
+      np.testing.assert_array_equal(one[name], other[name])
+  outcome('F22', 'synthesized corpus killed while it was written: made anew, bitwise')
