@@ -28,7 +28,7 @@ SQUARED_SINE = (1.0, -0.3333330750465393, 0.04444318264722824, -0.00317240459844
 
 
 def squared_sine(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
-  """Returns sin(x)^2 to within 3e-7 for |x| up to 10^4: on a CPU ten times faster than XLA's sine, squared.
+  """Returns sin(x)^2 to within 3e-7 for |x| up to 10^4: on a CPU nine times as fast as XLA's sine, squared.
 
   It has the period pi, so that one polynomial on [-pi / 2, pi / 2] is all of it.
   """

@@ -52,7 +52,7 @@ def compare(name, trio, num_samples, bandwidth):
   np.testing.assert_array_equal(got_BFQ, want_BFQ)
   assert got_BFQ.shape[1] == -(-num_samples // config.hop_length)
   assert max(errors) < TOLERANCE
-  assert np.std(want_BFD) > 0.05 and np.std(want_BT) > 0.05
+  assert np.std(want_BFD) > 0.01 and np.std(want_BT) > 0.01  # of a single sample, where T=1
   return got_BFQ
 
 
