@@ -8,14 +8,16 @@ ORACLE_VENV := .venv-oracle
 ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
 ABX_VENV := .venv-abx
 ABX_INSTALLED := $(ABX_VENV)/.installed
+TPU_VENV := .venv-tpu
+TPU_INSTALLED := $(TPU_VENV)/.installed
 
-.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx
+.PHONY: demo test test-slow test-browser test-oracle test-oracle-slow test-abx test-tpu
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not oracle and not browser" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not oracle and not browser and not tpu" -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
@@ -31,6 +33,9 @@ test-oracle-slow: $(ORACLE_INSTALLED)
 
 test-abx: $(ABX_INSTALLED)
 	$(ABX_VENV)/bin/python -m pytest -m oracle tests/metrics
+
+test-tpu: $(TPU_INSTALLED)
+	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu tests/experiments/test_compile.py
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -52,4 +57,10 @@ $(ABX_INSTALLED): requirements.txt tests/requirements-abx.txt
 	$(PYTHON) -m venv $(ABX_VENV)
 	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-abx.txt
+	touch $@
+
+$(TPU_INSTALLED): requirements.txt tests/requirements-tpu.txt
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-tpu.txt
 	touch $@
