@@ -10,14 +10,17 @@ BEAM_VENV := .venv-beam
 BEAM_INSTALLED := $(BEAM_VENV)/.installed
 ABX_VENV := .venv-abx
 ABX_INSTALLED := $(ABX_VENV)/.installed
+TPU_VENV := .venv-tpu
+TPU_INSTALLED := $(TPU_VENV)/.installed
 
-.PHONY: demo test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow test-abx benchmark-codec
+.PHONY: demo test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow test-abx test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser" -n 2 --dist=loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser and not tpu" \
+	  -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
@@ -42,6 +45,9 @@ test-abx: $(ABX_INSTALLED)
 
 benchmark-codec: $(ORACLE_INSTALLED)
 	$(ORACLE_VENV)/bin/python -m experiments.benchmark codec
+
+test-tpu: $(TPU_INSTALLED)
+	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu tests/experiments/test_compile.py
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -69,4 +75,10 @@ $(ABX_INSTALLED): requirements.txt tests/requirements-abx.txt
 	$(PYTHON) -m venv $(ABX_VENV)
 	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-abx.txt
+	touch $@
+
+$(TPU_INSTALLED): requirements.txt tests/requirements-tpu.txt
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-tpu.txt
 	touch $@

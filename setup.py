@@ -40,6 +40,7 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]'],
+        'compile': ['libtpu>=0.0.52'],  # compiles for TPUs on any Linux machine
         'cuda': ['jax[cuda13]'],
         'tfds': TFDS,
         'beam': BEAM,

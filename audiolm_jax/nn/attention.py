@@ -94,7 +94,7 @@ def attend_in_blocks(
 
   activation = (placement.BATCH, None, placement.HEADS, None)
   inputs = [activation] * 3 + [(placement.BATCH,)] + [(placement.BATCH, placement.HEADS)] * (bias is not None)
-  call = placement.per_device(function, inputs, activation)
+  call = placement.per_device(function, inputs)
   return call(query_BLHD, key_BLHD, value_BLHD, valid_BL, *(bias or ()))
 
 

@@ -58,30 +58,26 @@ def whole(table: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
   return _constrained(table, ())
 
 
-def each_part(x: Shaped[Array, '*dims']) -> Shaped[Array, 'P *dims']:
-  """Gives each part of the batch a copy of its own, so that the copies' gradients are summed over devices once.
+def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
+  """Gives each part of the batch a copy of what is per head, so that the copies' gradients are summed over devices once.
 
   What every layer uses would otherwise have its gradient summed over all devices in every layer.
   """
-  return by_batch(jnp.broadcast_to(x, (batch_parts(), *x.shape)))
+  return _constrained(jnp.broadcast_to(x_H, (batch_parts(), *x_H.shape)), (BATCH, HEADS))
 
 
-def per_device(function: Callable[..., Any], inputs: Sequence[Sequence[str | None]], output: Sequence[str | None]):
+def per_device(function: Callable[..., Array], inputs: Sequence[Sequence[str | None]]) -> Callable[..., Array]:
   """Returns `function` run by every device on its own part of arrays with these logical axes: for kernels, which XLA
-  cannot cut. Heads that the mesh does not divide evenly stay together.
+  cannot cut. The result has the shape and the axes of the first input.
   """
   placement = _PLACEMENT.get()
   if placement is None:
     return function
 
   def call(*args):
-    heads = {arg.shape[axes.index(HEADS)] for axes, arg in zip(inputs, args, strict=True) if HEADS in axes}
-    parts = math.prod(placement.mesh.shape[axis] for axis in placement.rules[HEADS])
-    rules = placement.rules if all(size % parts == 0 for size in heads) else {**placement.rules, HEADS: ()}
-    local = placement._replace(rules=rules)
+    specs = tuple(_spec(placement, axes, arg.shape) for axes, arg in zip(inputs, args, strict=True))
     return jax.shard_map(
-        function, mesh=placement.mesh, in_specs=tuple(_spec(local, axes) for axes in inputs),
-        out_specs=_spec(local, output), check_vma=False,
+        function, mesh=placement.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
     )(*args)
 
   return call
@@ -91,8 +87,11 @@ def _constrained(x, axes):
   placement = _PLACEMENT.get()
   if placement is None:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, _spec(placement, axes)))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, _spec(placement, axes, x.shape)))
 
 
-def _spec(placement: _Placement, axes: Sequence[str | None]) -> PartitionSpec:
-  return PartitionSpec(*(None if axis is None else placement.rules[axis] for axis in axes))
+def _spec(placement: _Placement, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+  """Heads that the mesh does not divide evenly stay together, as parameters do; a batch must divide."""
+  parts = lambda axis: math.prod(placement.mesh.shape[name] for name in placement.rules[axis])
+  kept = [None if axis == HEADS and size % parts(axis) else axis for axis, size in zip(axes, shape)]
+  return PartitionSpec(*(None if axis is None else placement.rules[axis] for axis in kept))

@@ -69,11 +69,11 @@ class Program:
 def parse(text: str) -> Program:
   """Returns the program of `compiled.as_text()`; ValueError where the text has no entry."""
   computations, entry, current = {}, None, None
-  for line in text.splitlines():
+  for line in _lines(text):
     if head := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line):
       current = computations.setdefault(head[2], {})
       entry = head[2] if head[1] else entry
-    elif line.startswith('}'):
+    elif line == '}':
       current = None
     elif current is not None and ' = ' in line:
       instruction = _instruction(line)
@@ -88,9 +88,9 @@ def parse(text: str) -> Program:
     for instruction in computations[name].values():
       inner, attributes = times, instruction.attributes
       if instruction.opcode == 'while':
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes)
+        known = _trip_count(computations, attributes)
         unknown += known is None
-        inner *= int(known[1]) if known else 1
+        inner *= known or 1
       elif instruction.opcode not in ('conditional', 'call') and not instruction.opcode.startswith('async'):
         continue
       for called in _called(attributes):
@@ -98,6 +98,29 @@ def parse(text: str) -> Program:
 
   visit(entry, 1)
   return Program(computations=computations, rounds=rounds, unknown_loops=unknown)
+
+
+def _lines(text: str) -> Iterator[str]:
+  """Yields the lines, with an instruction on one: the metadata of a kernel is written on several."""
+  begins = re.compile(r'  (ROOT )?%?[\w.\-]+ = |ENTRY |%?[\w.\-]+ \(|HloModule|\}$|$')
+  line = ''
+  for part in text.splitlines():
+    if begins.match(part):
+      yield line
+      line = part.rstrip()
+    else:
+      line += part
+  yield line
+
+
+def _trip_count(computations, attributes: str) -> int | None:
+  """Returns the rounds of a while loop, as the compiler notes them or from a condition `counter < constant`."""
+  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes):
+    return int(known[1])
+  condition = computations.get(re.search(r'condition=%?([\w.\-]+)', attributes)[1], {}).values()
+  constants = [one.arguments for one in condition if one.opcode == 'constant' and one.arguments.isdigit()]
+  counts = any(one.opcode == 'compare' and 'direction=LT' in one.attributes for one in condition)
+  return int(constants[0]) if counts and len(constants) == 1 else None
 
 
 def _instruction(line: str) -> Instruction:
@@ -140,23 +163,31 @@ def _called(attributes: str) -> list[str]:
 
 
 def collectives(program: Program, num_devices: int) -> list[Collective]:
-  """Returns the collectives of a step."""
-  found = []
+  """Returns the collectives of a step.
+
+  TPU programs hide some in fusions: a reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as
+  several fusions that do a part of it beside something else, all with one channel.
+  """
+  found, channels = [], set()
   for instruction, rounds in program.instructions():
-    kind = instruction.opcode.removesuffix('-start')
-    if kind not in COLLECTIVES:
-      continue
-    shapes = [*instruction.shapes]
-    for operand in instruction.operands:
-      shapes += _operand(program, instruction, operand)
-    largest = max(shapes, key=lambda shape: shape.size)
-    source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    found.append(
-        Collective(
-            kind, largest.text, _payload(kind, instruction, largest), _group(instruction.attributes, num_devices), rounds,
-            instruction.opcode.endswith('-start') or 'async' in instruction.attributes, source[1] if source else '',
-        )
-    )
+    called = _called(instruction.attributes)[:1] if instruction.opcode == 'fusion' else []
+    inner = [one for name in called for one in program.computations.get(name, {}).values()]
+    for one in inner or [instruction]:
+      kind = one.opcode.removesuffix('-start')
+      channel = re.search(r'channel_id=(\d+)', one.attributes)
+      if kind not in COLLECTIVES or (channel and channel[1] in channels):
+        continue
+      channels |= {channel[1]} if channel else set()
+      shapes = [*one.shapes]
+      for operand in one.operands:
+        shapes += _operand(program, one, operand)
+      largest = max(shapes, key=lambda shape: shape.size)
+      source = re.search(r'op_name="([^"]*)"', one.attributes)
+      hidden = one.opcode.endswith('-start') or any('async_collective' in name for name in called)
+      size = _payload(kind, one, largest)
+      kind = 'reduce-scatter' if any('all-reduce-scatter' in name for name in called) else kind
+      group = _group(one.attributes, num_devices)
+      found.append(Collective(kind, largest.text, size, group, rounds, hidden, source[1] if source else ''))
   return found
 
 

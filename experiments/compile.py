@@ -1,0 +1,273 @@
+"""Compiles the train step of a stage for a TPU topology, without a TPU, and predicts how it will run.
+
+  python -m experiments.compile --stage=coarse --recipe=librilight --topology=v5e:16x16
+  python -m experiments.compile --stage=all --recipe=librilight --topology=v5e:4x4 --json=out.json
+  python -m experiments.compile --stage=soundstorm --recipe=librilight --topology=v5e:4x4 --decode
+  python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
+
+Needs libtpu: pip install 'audiolm_jax[compile]'. The topology is the shape of one slice, in chips. With --decode the
+program is the one that generates, on one chip: a step of a language model's decoding, or SoundStorm's whole window.
+What the numbers mean and assume: audiolm_jax/training/roofline.py.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from audiolm_jax import windows
+from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.stages import soundstorm
+from audiolm_jax.training import flops, hlo, roofline, sharding
+from audiolm_jax.training import step as step_lib
+from experiments import recipe as recipe_lib
+from experiments import workspace
+
+
+def main():
+  parser = workspace.parser(__doc__)
+  parser.add_argument('--stage', required=True, help='a stage of the recipe, or all')
+  parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE', help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...')
+  parser.add_argument('--slices', type=int, default=1, help='of that topology (1)')
+  parser.add_argument('--decode', action='store_true', help='the program that generates, instead of the train step')
+  parser.add_argument('--rows', type=int, default=1, help='decoded at once on each chip (1)')
+  parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers there too')
+  parser.add_argument('--hlo', type=pathlib.Path, metavar='FILE', help="write the compiled program's text there")
+  args = parser.parse_args()
+  recipe = recipe_lib.load(args.recipe, args.overrides)
+  if args.stage not in (*recipe.stages, 'all'):
+    raise ValueError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+  for path in (args.json, args.hlo):
+    if path is not None and path.exists():
+      raise ValueError(f'{path} exists: choose another name')
+  chip, devices = load_topology(args.topology, args.slices)
+  names = recipe.stages if args.stage == 'all' else (args.stage,)
+  reports = []
+  for name in names:
+    print(f'{name}: compiling for {args.slices} x {args.topology}; takes minutes', file=sys.stderr, flush=True)
+    stage_recipe = getattr(recipe, name)
+    started = time.monotonic()
+    if args.decode:
+      program = lower_decode(stage_recipe.model, devices, args.rows, recipe.sampling.soundstorm)
+    else:
+      program = lower_train_step(stage_recipe, devices)
+    compiled = compile_for(program.lowered, chip)
+    report = {'stage': name, 'recipe': args.recipe, 'program': 'decode' if args.decode else 'train step'}
+    report |= {'topology': args.topology, 'slices': args.slices, **describe(program, compiled, chip, args.slices)}
+    report['compile_seconds'] = time.monotonic() - started
+    reports.append(report)
+    print(table(report), flush=True)
+    if args.hlo is not None:
+      args.hlo.write_text(compiled.as_text())
+    if args.json is not None:
+      args.json.write_text(json.dumps(reports, indent=2) + '\n')
+
+
+def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[jax.Device]]:
+  """Returns the chip and the devices, which can be compiled for and nothing else; ValueError for an unknown one."""
+  kind = name.split(':')[0]
+  if kind not in roofline.CHIPS or not re.fullmatch(r'\w+:\d+(x\d+)+', name):
+    raise ValueError(f'--topology={name}: write a chip ({", ".join(roofline.CHIPS)}) and a shape, as in v5e:4x4')
+  chip = roofline.CHIPS[kind]
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask,
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to keep for oneself
+  try:
+    options = dict(chip.topology_options) | ({'num_slices': num_slices} if num_slices > 1 else {})
+    return chip, list(topologies.get_topology_desc(name, 'tpu', **options).devices)
+  except RuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(
+        f"--topology={name}: libtpu does not know it, or is not there (pip install 'audiolm_jax[compile]'): {reason}"
+    ) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowered:
+  """A program before the compiler, and what is known of it without one."""
+
+  lowered: Any
+  num_devices: int
+  num_parameters: int
+  model_flops: int  # of one run over all devices, without what is recomputed
+  batch_size: int
+  mesh: dict[str, int]
+
+
+def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Device]) -> Lowered:
+  """Traces the train step that `experiments.train` runs."""
+  config, train = stage_recipe.model, stage_recipe.train
+  mesh = sharding.make_mesh(train.mesh, devices)
+  sharding.check_batch_size(train.batch_size, mesh)
+  stage = config.make()
+  _, shapes, shardings = step_lib.make_init(
+      stage, train.optimizer, mesh, accumulate_steps=train.accumulate_steps, keep_ema=train.ema_decay is not None
+  )
+  step = step_lib.make_train_step(
+      stage, train.optimizer, mesh, shardings,
+      seed=train.seed, accumulate_steps=train.accumulate_steps, ema_decay=train.ema_decay,
+  )
+  place = lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+  state = jax.tree.map(place, shapes, shardings)
+  batch = {
+      name: jax.ShapeDtypeStruct(
+          (train.batch_size, *feature.shape), feature.dtype, sharding=sharding.batch_sharding(mesh)
+      )
+      for name, feature in stage.batch.items()
+  }
+  number = place(jax.ShapeDtypeStruct((), jnp.int32), sharding.replicated(mesh))
+  rate = place(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(mesh))
+  plain = without_remat(config).make()
+
+  def loss(params, rest, batch):
+    with sharding.activations(mesh):
+      return jax.value_and_grad(plain.loss, has_aux=True)(params, rest, batch, jax.random.key(0))
+
+  return Lowered(
+      lowered=step.lower(state, batch, number, rate),
+      num_devices=len(devices),
+      num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)),
+      model_flops=flops.count(loss, shapes.params, shapes.state, batch),
+      batch_size=train.batch_size,
+      mesh=dict(mesh.shape),
+  )
+
+
+def without_remat(config: Any) -> Any:
+  """Returns the config of the same model that keeps its activations: what it recomputes is no work of the model's."""
+  if hasattr(config, 'transformer'):
+    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat=False))
+  return dataclasses.replace(config, remat=False) if hasattr(config, 'remat') else config
+
+
+def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowered:
+  """Traces, for one chip, a decoding step of a language model at a full cache, or SoundStorm's window of a crop."""
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1])
+  where = NamedSharding(mesh, PartitionSpec())
+  place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
+  params = sharding.unbox(jax.eval_shape(lambda: config.make().init(jax.random.key(0)))).params
+  if isinstance(config, soundstorm.Config):
+    function = lambda params, key, semantic, codes: windows.fill_window(
+        config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    frames = 2 * config.num_semantic
+    arguments = (key, ints(rows, config.num_semantic), ints(rows, frames, config.num_quantizers))
+    donated = ()
+  elif hasattr(config, 'language_model'):
+    model = config.language_model
+    batch = {name: ints(rows, *feature.shape) for name, feature in config.make().batch.items()}
+    prefix, target = jax.eval_shape(config.prefix_and_target, batch)
+    columns = math.prod(prefix.shape[1:]) + math.prod(target.shape[1:])
+    cache = jax.eval_shape(lambda: transformer.empty_cache(model.transformer, rows, columns))
+    params = jax.eval_shape(lambda params: transformer.unstack(model.transformer, params), params)
+    function = lambda params, *rest: language_model.step(model, params, *rest)
+    arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
+  else:
+    raise ValueError(f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm')
+  params, arguments = place(params), place(arguments)
+  jitted = jax.jit(function, donate_argnums=donated, out_shardings=where)
+  return Lowered(
+      lowered=jitted.lower(params, *arguments),
+      num_devices=1,
+      num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+      model_flops=flops.count(function, params, *arguments),
+      batch_size=rows,
+      mesh=dict(mesh.shape),
+  )
+
+
+def compile_for(lowered: Any, chip: roofline.Chip) -> Any:
+  """Returns the compiled program; ValueError where it doesn't fit, naming the largest buffer and what helps."""
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise ValueError(does_not_fit(str(error), chip)) from error
+
+
+def does_not_fit(message: str, chip: roofline.Chip) -> str:
+  """Returns what a user needs of the compiler's report of too little memory."""
+  used = re.search(r'Used ([\d.]+\w) of ([\d.]+\w)', message)
+  need = f'needs {used[1]} of {used[2]}' if used else f'needs more than the {chip.hbm_bytes / 2**30:.0f} GiB'
+  largest = re.search(r'1\. Size: ([\d.]+\w)(?:.*\n)*?\s*Shape: (\S+)', message)
+  source = re.search(r'1\. Size: .*\n\s*Operator: op_name="([^"]*)"', message)
+  buffer = f'; the largest buffer is {largest[2]}, {largest[1]}' if largest else ''
+  buffer += f' ({source[1]})' if source else ''
+  return (
+      f'does not fit: {need} of memory on each chip{buffer}. Recompute more (remat=True), cut parameters and optimizer '
+      'over more chips (train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
+  )
+
+
+def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int) -> dict[str, Any]:
+  """Returns all numbers of a compiled program, per device unless the name says otherwise."""
+  parsed = hlo.parse(compiled.as_text())
+  found = hlo.collectives(parsed, program.num_devices)
+  traffic = {}
+  for one in found:
+    traffic[one.kind] = traffic.get(one.kind, 0) + one.rounds * one.size
+  memory = compiled.memory_analysis()
+  hbm = (
+      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+  )  # fmt: skip
+  per_device = program.model_flops / program.num_devices
+  predicted = roofline.predict(
+      chip, product_flops=per_device, hbm_bytes=hlo.hbm_bytes(parsed), cycles=hlo.cycles(parsed),
+      kernels=hlo.kernels(parsed), collectives=found, devices_per_slice=program.num_devices // num_slices,
+  )
+  return {
+      'devices': program.num_devices,
+      'mesh': program.mesh,
+      'batch_size': program.batch_size,
+      'parameters': program.num_parameters,
+      'model_flops': per_device,
+      'hbm_bytes': hbm,
+      'hbm_capacity': chip.hbm_bytes,
+      'hbm_traffic': hlo.hbm_bytes(parsed),
+      'collective_bytes': traffic,
+      'unknown_loops': parsed.unknown_loops,
+      **dataclasses.asdict(predicted),
+      'step_seconds': predicted.step_seconds,
+      'mfu': predicted.utilization,
+      'bound': predicted.bound,
+  }
+
+
+def table(report: dict[str, Any]) -> str:
+  """Returns the report for people."""
+  mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
+  traffic = ', '.join(f'{kind} {size / 2**20:,.0f} MiB' for kind, size in sorted(report['collective_bytes'].items()))
+  milliseconds = lambda name: f'{1e3 * report[name]:,.2f} ms'
+  rows = {
+      'program': f'{report["program"]} of {report["stage"]} ({report["recipe"]}), {report["batch_size"]} examples',
+      'devices': f'{report["devices"]} on {report["slices"]} x {report["topology"]}: {mesh}',
+      'parameters': f'{report["parameters"] / 1e6:,.1f} M',
+      'FLOPs': f'{report["model_flops"] / 1e12:,.3f} T per device, {milliseconds("product_seconds")} at the peak',
+      'HBM': f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device',
+      'HBM traffic': f'{report["hbm_traffic"] / 2**30:,.1f} GiB, {milliseconds("hbm_seconds")}',
+      "compiler's estimate": f'{milliseconds("compiler_seconds")}, and attention kernels {milliseconds("kernel_seconds")}',
+      'collectives': traffic or 'none',
+      '  hidden, exposed': f'{milliseconds("hidden_collective_seconds")}, {milliseconds("exposed_collective_seconds")}',
+      'predicted': f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}',
+  }
+  if report['unknown_loops']:
+    rows['note'] = f'{report["unknown_loops"]} loops of unknown length count as one round'
+  width = max(map(len, rows))
+  return '\n'.join(f'{name:<{width}}  {value}' for name, value in rows.items())
+
+
+if __name__ == '__main__':
+  workspace.run(main)

@@ -1,0 +1,154 @@
+"""What is compiled ahead of time: on eight fake CPU devices always, for TPUs where libtpu is (`make test-tpu`)."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.sampling import ParallelRule
+from audiolm_jax.stages import coarse, soundstorm, soundstream
+from audiolm_jax.training import hlo, roofline, sharding
+from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.optimizers import OptimizerConfig
+from experiments import compile as compile_program
+from experiments import recipe as recipe_lib
+
+# Activations of a device, 4 x 60 x 32, are larger than any parameter: what is larger than these is no parameter.
+TRANSFORMER = TransformerConfig(num_layers=3, num_heads=4, width=32, mlp_width=64, max_distance=32)
+COARSE = coarse.Config(crop_seconds=0.48, num_clusters=30, num_quantizers=2, codebook_size=32, transformer=TRANSFORMER)
+STORM = soundstorm.Config(
+    crop_seconds=1.2, num_clusters=30, num_quantizers=2, codebook_size=32, num_layers=3, num_heads=4, width=32, mlp_width=64
+)
+LARGEST_PARAMETER = 3 * 32 * 64
+
+
+def stage_recipe(model, mesh: sharding.MeshConfig, batch_size: int = 32) -> recipe_lib.StageRecipe:
+  optimizer = OptimizerConfig(name='adafactor', clip_norm=1.0)
+  return recipe_lib.StageRecipe(
+      model=model, train=TrainConfig(batch_size=batch_size, num_steps=1, optimizer=optimizer, mesh=mesh)
+  )
+
+
+def elements(shape: str) -> int:
+  return math.prod(int(n) for n in shape[shape.index('[') + 1 : -1].split(',') if n)
+
+
+def check_collectives(program: compile_program.Lowered, text: str, tensor: int):
+  """In the layers nothing as large as an activation moves but what tensor parallelism sums."""
+  found = hlo.collectives(hlo.parse(text), program.num_devices)
+  large = [one for one in found if elements(one.shape) > LARGEST_PARAMETER and len(one.group) > 1]
+  if tensor == 1:
+    # Once a step: the gradient of the relative bias, which has L x L entries where there is no TPU kernel.
+    assert all(one.shape == 'f32[4,60,60]' and one.rounds == 1 and one.kind == 'all-reduce' for one in large), large
+  layers = [one for one in large if one.rounds > 1]
+  assert all(one.kind == 'all-reduce' and len(one.group) == tensor for one in layers), layers
+  # Inside the scan each layer's parameters are gathered once forward and once or twice backward, and so are the tables.
+  gathered = sum(one.rounds * one.size for one in found if one.kind == 'all-gather')
+  assert 0 < gathered <= 3 * 4 * program.num_parameters / tensor * 1.2
+
+
+@pytest.mark.parametrize('model, tensor', [(COARSE, 1), (COARSE, 2), (STORM, 1)])
+def test_activations_are_not_gathered(model, tensor):
+  program = compile_program.lower_train_step(
+      stage_recipe(model, sharding.MeshConfig(fsdp=4, tensor=tensor)), jax.devices()[:8]
+  )
+  compiled = program.lowered.compile()
+  check_collectives(program, compiled.as_text(), tensor)
+  if model is COARSE and tensor == 1:
+    check_report(program, compiled)
+
+
+def check_report(program, compiled):
+  report = compile_program.describe(program, compiled, roofline.CHIPS['v5e'], 1)
+  layers = 3 * (4 * 32**2 + 2 * 32 * 64)
+  tokens_predicted, length = 48, 12 + 48
+  forward = 32 * (2 * length * layers + 3 * 4 * length**2 * 32 + 2 * tokens_predicted * 32 * 32)
+  bias = 2 * 2 * (2 * length) * 32 * 4
+  assert report['model_flops'] * 8 == 3 * forward + bias
+  assert report['hbm_bytes'] > 0 and report['hbm_traffic'] > 0 and report['collective_bytes']['all-gather'] > 0
+  report |= {'stage': 'coarse', 'recipe': 'test', 'program': 'train step', 'topology': 'v5e:2x4', 'slices': 1}
+  assert 'MFU' in compile_program.table(report)
+
+
+def test_decoding_programs():
+  devices = jax.devices()[:1]
+  step = compile_program.lower_decode(COARSE, devices, 2, ParallelRule())
+  layer = 4 * 32**2 + 2 * 32 * 64
+  # One token a row reads the whole cache of 12 + 48 columns.
+  assert step.model_flops == 2 * (2 * (3 * layer + 32 * 32) + 3 * 4 * 60 * 32)
+  storm = compile_program.lower_decode(STORM, devices, 1, ParallelRule(iterations=(4, 1)))
+  once = compile_program.lower_decode(STORM, devices, 1, ParallelRule(iterations=(1, 1)))
+  assert storm.model_flops * 2 == once.model_flops * 5  # passes
+  with pytest.raises(ValueError, match='does not decode'):
+    compile_program.lower_decode(soundstream.Config(), devices, 1, ParallelRule())
+
+
+def test_errors_name_the_remedy():
+  for name in ('v5e', 'v9:4x4', 'v5e:4'):
+    with pytest.raises(ValueError, match='v5e:4x4'):
+      compile_program.load_topology(name)
+  message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.11G of 15.75G hbm.
+  Largest program allocations in hbm:
+
+  1. Size: 4.50G
+     Operator: op_name="jit(train_step)/scores"
+     Shape: f32[16,16,2250,2250]{3,2,1,0:T(8,128)}
+     Unpadded size: 4.44G
+"""
+  text = compile_program.does_not_fit(message, roofline.CHIPS['v5e'])
+  for part in ('20.11G of 15.75G', 'f32[16,16,2250,2250]', '4.50G', 'jit(train_step)/scores', 'remat', 'fsdp', 'batch_size'):
+    assert part in text, text
+
+
+# What follows needs libtpu.
+
+
+@pytest.fixture(scope='module')
+def paper():
+  return recipe_lib.load('librilight').coarse
+
+
+def small(paper, batch_size, **mesh):
+  """The paper's layers, two of them, so that a compile takes seconds."""
+  model = dataclasses.replace(paper.model, transformer=dataclasses.replace(paper.model.transformer, num_layers=2))
+  train = dataclasses.replace(paper.train, batch_size=batch_size, mesh=sharding.MeshConfig(**mesh))
+  return recipe_lib.StageRecipe(model=model, train=train)
+
+
+@pytest.mark.tpu
+def test_tpu_weak_scaling_and_no_gathered_activations(paper):
+  counts = {}
+  for topology, devices in (('v5e:2x4', 8), ('v5e:16x16', 256)):
+    chip, found = compile_program.load_topology(topology)
+    assert len(found) == devices
+    program = compile_program.lower_train_step(small(paper, devices, fsdp=4), found)
+    compiled = compile_program.compile_for(program.lowered, chip)
+    parsed = hlo.parse(compiled.as_text())
+    assert len(hlo.kernels(parsed)) >= 2, 'attention is not in blocks'
+    large = [one for one in hlo.collectives(parsed, devices) if elements(one.shape) >= 2250 * 1024 and one.rounds > 1]
+    parameters = [one for one in large if elements(one.shape) in (1024 * 4096, 16 * 2 * 256 * 256)]
+    assert large == parameters, large
+    counts[devices] = (compiled.cost_analysis()['flops'], hlo.cycles(parsed))
+  np.testing.assert_allclose(counts[256], counts[8], rtol=0.02)
+
+
+@pytest.mark.tpu
+def test_tpu_program_that_does_not_fit(paper):
+  chip, devices = compile_program.load_topology('v5e:2x2')
+  program = compile_program.lower_train_step(small(paper, 4 * 128, fsdp=1), devices)
+  with pytest.raises(ValueError, match=r'does not fit: needs .*largest buffer .*remat'):
+    compile_program.compile_for(program.lowered, chip)
+
+
+@pytest.mark.tpu
+def test_tpu_slices_talk_of_gradients_only(paper):
+  chip, devices = compile_program.load_topology('v5e:2x4', num_slices=2)
+  program = compile_program.lower_train_step(small(paper, 16, fsdp=4), devices)
+  found = hlo.collectives(hlo.parse(compile_program.compile_for(program.lowered, chip).as_text()), 16)
+  across = [one for one in found if len({device // 8 for device in one.group}) > 1]
+  assert across
+  size = sum(one.rounds * one.size for one in across)
+  assert size <= 2 * 4 * program.num_parameters, across
