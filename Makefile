@@ -23,7 +23,7 @@ test: $(TEST_INSTALLED)
 	  -n 2 --dist=loadfile
 
 test-slow: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m "slow and not oracle"
 
 test-faults: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m faults tests/faults
