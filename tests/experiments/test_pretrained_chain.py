@@ -33,6 +33,7 @@ def shrunk(recipe: recipe_lib.Recipe, root) -> recipe_lib.Recipe:
       recipe,
       corpus=dataclasses.replace(recipe.corpus, root=str(root), held_out=0.4),
       semantic_tokens=dataclasses.replace(recipe.semantic_tokens, layer=2, num_clusters=8, sample_seconds=5.0),
+      evaluation=dataclasses.replace(recipe.evaluation, carry_seconds=0.2),
       semantic=stage('semantic', crop_seconds=0.8, **SIZES),
       coarse=stage('coarse', **SIZES, **CODES),
       fine=stage('fine', transformer=TRANSFORMER, **CODES),
