@@ -9,7 +9,8 @@ Dimension letters, used in every signature and as suffix of array names (`codes_
   D  width                      H  attention heads
   M  mel bins                   N  any other count
 
-Import what you need from where it lives: `audiolm_jax.stages.soundstream.encode`, `audiolm_jax.generation.continue_speech`.
+Import what you need from where it lives: `audiolm_jax.stages.soundstream.encode`,
+`audiolm_jax.generation.continue_audio`.
 """
 
 __version__ = '0.1.0'
