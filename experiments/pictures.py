@@ -69,6 +69,21 @@ def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapp
   _save(figure, path)
 
 
+def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
+  """Draws receiver operating characteristics and the diagonal of chance; the legend has the area under each."""
+  figure, axis = plt.subplots(figsize=(4.5, 4.5), layout='constrained')
+  axis.plot([0, 1], [0, 1], color='grey', linestyle=':', label='chance')
+  for title, curve in curves.items():
+    area = np.trapezoid(curve.true_positive_N, curve.false_positive_N)
+    axis.plot(curve.false_positive_N, curve.true_positive_N, label=f'{title} (area {area:.3f})')
+  axis.set(
+      title='generated against original', xlabel='originals called generated', ylabel='generated called generated',
+      xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect='equal',
+  )
+  axis.legend(loc='lower right')
+  _save(figure, path)
+
+
 def _save(figure, path: pathlib.Path):
   partial = path.with_suffix('.partial.png')
   figure.savefig(partial, dpi=100)
