@@ -42,7 +42,8 @@ def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec
   models.recipe, models.workdir = types.SimpleNamespace(evaluation=Evaluation(num_clips=3)), None
   models.encoder = types.SimpleNamespace(sample_rate=16_000, frame_rate=25.0)
   models.codec_config, models.codec_variables = CODEC, variables()
-  models.quantizer = kmeans.SemanticQuantizer(np.zeros(12), np.ones(12), random.normal(size=(8, 12)))
+  arrays = np.zeros(12), np.ones(12), random.normal(size=(8, 12))
+  models.quantizer = kmeans.SemanticQuantizer(*(jnp.asarray(array, jnp.float32) for array in arrays))
   codes = lambda examples: [random_codes(len(e['waveform'])) for e in examples]
   random_codes = lambda length: np.random.default_rng(length).integers(0, 8, (-(-length // 320), 4))
   whole = lambda codes_FQ: trade_off._pairs(models._code_vectors(4, codes_FQ))
