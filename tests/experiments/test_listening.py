@@ -154,8 +154,8 @@ def test_a_listener_gets_through_by_keyboard_and_saves_the_answers(kit, tmp_path
       page.run(f'go({n - 1})')
       page.press(kind[0] if n != 2 else {'o': 'g', 'g': 'o'}[kind[0]])
     assert visible('done')
-    page.run('window.before = true; location.reload()')  # answers outlive the page
-    page.wait('!window.before && document.readyState === "complete" && answered() === 4')
+    page.run('window.leaving = true; location.reload()')  # answers outlive the page
+    page.wait('!window.leaving && document.readyState === "complete" && answered() === 4')
     page.run('show("done"); element("save").focus()')
     page.press('Enter')
     path = tmp_path / f'listening-{key["kit"]}-Zo_Z_.csv'
