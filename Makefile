@@ -4,14 +4,6 @@ VENV := .venv
 WORKDIR ?= runs/demo
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
-ORACLE_VENV := .venv-oracle
-ORACLE_INSTALLED := $(ORACLE_VENV)/.installed
-BEAM_VENV := .venv-beam
-BEAM_INSTALLED := $(BEAM_VENV)/.installed
-ABX_VENV := .venv-abx
-ABX_INSTALLED := $(ABX_VENV)/.installed
-TPU_VENV := .venv-tpu
-TPU_INSTALLED := $(TPU_VENV)/.installed
 
 .PHONY: demo test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow test-abx test-tpu benchmark-codec
 
@@ -28,26 +20,26 @@ test-slow: $(TEST_INSTALLED)
 test-faults: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m faults tests/faults
 
-test-beam: $(BEAM_INSTALLED)
-	$(BEAM_VENV)/bin/python -m pytest -m beam tests/data
+test-beam: .venv-beam/.installed
+	.venv-beam/bin/python -m pytest -m beam tests/data
 
 test-browser: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m browser
 
-test-oracle: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and not slow" tests/pretrained tests/experiments/test_benchmark_codec.py
+test-oracle: .venv-oracle/.installed
+	.venv-oracle/bin/python -m pytest -m "oracle and not slow" tests/pretrained tests/experiments/test_benchmark_codec.py
 
-test-oracle-slow: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m pytest -m "oracle and slow" tests/pretrained
+test-oracle-slow: .venv-oracle/.installed
+	.venv-oracle/bin/python -m pytest -m "oracle and slow" tests/pretrained
 
-test-abx: $(ABX_INSTALLED)
-	$(ABX_VENV)/bin/python -m pytest -m oracle tests/metrics
+test-abx: .venv-abx/.installed
+	.venv-abx/bin/python -m pytest -m oracle tests/metrics
 
-benchmark-codec: $(ORACLE_INSTALLED)
-	$(ORACLE_VENV)/bin/python -m experiments.benchmark codec
+benchmark-codec: .venv-oracle/.installed
+	.venv-oracle/bin/python -m experiments.benchmark codec
 
-test-tpu: $(TPU_INSTALLED)
-	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -m tpu tests/experiments/test_compile.py
+test-tpu: .venv-tpu/.installed
+	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -m tpu tests/experiments/test_compile.py
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -59,26 +51,9 @@ $(TEST_INSTALLED): $(INSTALLED) tests/requirements-eval.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-eval.txt
 	touch $@
 
-$(ORACLE_INSTALLED): requirements.txt tests/requirements-oracle.txt
-	$(PYTHON) -m venv $(ORACLE_VENV)
-	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(ORACLE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-oracle.txt
-	touch $@
-
-$(BEAM_INSTALLED): requirements.txt tests/requirements-beam.txt
-	$(PYTHON) -m venv $(BEAM_VENV)
-	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BEAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-beam.txt
-	touch $@
-
-$(ABX_INSTALLED): requirements.txt tests/requirements-abx.txt
-	$(PYTHON) -m venv $(ABX_VENV)
-	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(ABX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-abx.txt
-	touch $@
-
-$(TPU_INSTALLED): requirements.txt tests/requirements-tpu.txt
-	$(PYTHON) -m venv $(TPU_VENV)
-	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-tpu.txt
+# An environment of its own for each kind of original or tool that tests compare with.
+.venv-%/.installed: requirements.txt tests/requirements-%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-$*.txt
 	touch $@

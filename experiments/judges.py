@@ -32,7 +32,7 @@ def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
 
 def features(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
   """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole second of a clip."""
-  return _in_buckets(_embed, *judges.speaker, _seconds(judges.speaker[0], clip_T))
+  return in_buckets(_embed, *judges.speaker, _seconds(judges.speaker[0], clip_T))
 
 
 def voice(judges: Judges, clip_T: np.ndarray) -> int:
@@ -64,10 +64,11 @@ def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
 
 
 def _log_probabilities(config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
-  return _in_buckets(_classify, config, variables, crops_NT)
+  return in_buckets(_classify, config, variables, crops_NT)
 
 
-def _in_buckets(function, config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
+def in_buckets(function, config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
+  """Returns function(config, variables, wave_BT) of all crops, a fixed number at a time."""
   bucket = 64  # windows at a time: one compilation for clips of any length
   padded_NT = np.pad(crops_NT, ((0, -len(crops_NT) % bucket), (0, 0)))
   parts = [function(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)]

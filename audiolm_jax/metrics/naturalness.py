@@ -4,15 +4,16 @@ By `speechmos` (the extra `eval`), which brings its weights along. It was traine
 it says little of the voices of synthesizers, and nothing of what is said.
 """
 
-import importlib
 from typing import NamedTuple
 
 import numpy as np
-import soxr
 from jaxtyping import Float
 
+from audiolm_jax import audio
+from audiolm_jax.metrics import extras
+from audiolm_jax.metrics.perceptual import SILENCE
+
 RATE = 16_000  # Hz, what DNSMOS hears
-SILENCE = 1e-4  # root mean square, -80 dB of full scale
 SHORTEST = 0.5  # seconds; DNSMOS hears 9 s and repeats what is shorter until it is as long
 
 
@@ -26,7 +27,7 @@ class Dnsmos(NamedTuple):
 
 def dnsmos(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> Dnsmos:
   """Returns DNSMOS of one clip. Raises ValueError when speechmos is not installed."""
-  module = _module()
+  module = extras.load('speechmos.dnsmos', 'speechmos')
   if not np.isfinite(wave_T).all():
     return Dnsmos(None, None, 'not finite')
   if len(wave_T) < SHORTEST * sample_rate:
@@ -34,14 +35,6 @@ def dnsmos(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> Dnsmos:
   wave_T = np.asarray(wave_T, np.float32)
   if np.sqrt(np.mean(np.square(wave_T))) < SILENCE:
     return Dnsmos(None, None, 'silent')
-  if sample_rate != RATE:
-    wave_T = soxr.resample(wave_T, sample_rate, RATE)
+  [wave_T] = audio.resample(wave_T[None], sample_rate, RATE)
   found = module.run(np.clip(wave_T, -1, 1), sr=RATE)
   return Dnsmos(float(found['ovrl_mos']), float(found['p808_mos']), 'ok')
-
-
-def _module():
-  try:
-    return importlib.import_module('speechmos.dnsmos')
-  except ImportError as error:
-    raise ValueError(f"speechmos is not installed: pip install 'audiolm_jax[eval]' ({error})") from error

@@ -5,7 +5,6 @@ NaN, or make up a number near 0. Here every call ends in a `Score` whose status 
 """
 
 import functools
-import importlib
 import importlib.util
 import math
 import warnings
@@ -13,8 +12,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import soxr
 from jaxtyping import Float
+
+from audiolm_jax import audio
+from audiolm_jax.metrics import extras
 
 RATE = 16_000  # Hz; wide-band PESQ and ViSQOL's speech mode are defined at this rate, and STOI goes below it
 SILENCE = 1e-4  # root mean square, -80 dB of full scale
@@ -51,7 +52,7 @@ def pesq(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T']
 
   Raises ValueError, as the other two do, when the lengths differ or the measure is not installed.
   """
-  module = _module('pesq')
+  module = extras.load(MODULES['pesq'], 'pesq')
 
   def measure(reference_T, estimate_T):
     try:
@@ -66,7 +67,7 @@ def pesq(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T']
 
 def stoi(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int) -> Score:
   """Returns STOI (Taal et al., 2011), a correlation: up to 1. 'too short' where pauses leave less than 30 frames."""
-  module = _module('stoi')
+  module = extras.load(MODULES['stoi'], 'stoi')
 
   def measure(reference_T, estimate_T):
     with warnings.catch_warnings(record=True) as caught:
@@ -103,17 +104,10 @@ def visqol_mapper() -> str:
 
 @functools.cache
 def _visqol():
-  module = _module('visqol')
+  module = extras.load(MODULES['visqol'], 'visqol')
   api = module.VisqolApi()
   api.create(mode='speech', use_lattice_model=visqol_mapper() == 'lattice')
   return api
-
-
-def _module(name: str):
-  try:
-    return importlib.import_module(MODULES[name])
-  except ImportError as error:
-    raise ValueError(f"{name} is not installed: pip install 'audiolm_jax[eval]' ({error})") from error
 
 
 def _guarded(measure, reference_T, estimate_T, sample_rate: int) -> Score:
@@ -127,9 +121,7 @@ def _guarded(measure, reference_T, estimate_T, sample_rate: int) -> Score:
   waves = [np.asarray(wave_T, np.float32) for wave_T in (reference_T, estimate_T)]
   if min(math.sqrt(np.mean(np.square(wave_T))) for wave_T in waves) < SILENCE:
     return Score(None, 'silent')
-  if sample_rate != RATE:
-    waves = [soxr.resample(wave_T, sample_rate, RATE) for wave_T in waves]
-  score = measure(*waves)
+  score = measure(*audio.resample(np.stack(waves), sample_rate, RATE))
   if score.status == 'ok' and not math.isfinite(score.value):
     return Score(None, 'not finite')
   return score

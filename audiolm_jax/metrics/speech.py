@@ -5,14 +5,15 @@ middle lies between words. It is trained on codec audio of the training voices; 
 reported beside every score. Other recognizers are functions from waveform [T] and rate (Hz) to text, see `error_rates`.
 """
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import soxr
 from jaxtyping import Float
+
+from audiolm_jax import audio
+from audiolm_jax.metrics import extras
 
 NUMBERS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 NO_NUMBER = len(NUMBERS)
@@ -107,7 +108,7 @@ def error_rates(
 
   Raises ValueError when a clip has no text, or jiwer is not installed.
   """
-  jiwer = _module('jiwer')
+  jiwer = extras.load('jiwer')
   if len(waves) != len(texts):
     raise ValueError(f'{len(waves)} clips and {len(texts)} texts: give one text for each clip')
   said = [_plain(text) for text in texts]
@@ -123,7 +124,7 @@ def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
   Another opinion than that of a network trained here, of models that are small and old: it errs a lot on voices that
   are not human. Raises ValueError when pocketsphinx is not installed.
   """
-  sphinx = _module('pocketsphinx')
+  sphinx = extras.load('pocketsphinx')
   rate = 16_000  # of its model
   # cmn: the loudness of each clip by itself, or what is heard would depend on the clips before.
   decoder = sphinx.Decoder(samprate=rate, cmn='batch', lm=None, loglevel='FATAL')
@@ -131,8 +132,7 @@ def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
   decoder.activate_search('numbers')
 
   def recognize(wave_T: np.ndarray, sample_rate: int) -> str:
-    if sample_rate != rate:
-      wave_T = soxr.resample(np.asarray(wave_T, np.float32), sample_rate, rate)
+    [wave_T] = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, rate)
     decoder.start_utt()
     decoder.process_raw(np.round(np.clip(wave_T, -1, 1) * 32767).astype('<i2').tobytes(), no_search=False, full_utt=True)
     decoder.end_utt()
@@ -145,13 +145,6 @@ def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
 def _plain(text: str) -> str:
   """Returns lower-case words and one space between them."""
   return ' '.join(re.findall(r"[\w']+", text.lower()))
-
-
-def _module(name: str):
-  try:
-    return importlib.import_module(name)
-  except ImportError as error:
-    raise ValueError(f"{name} is not installed: pip install 'audiolm_jax[eval]' ({error})") from error
 
 
 def _edits(one: Sequence[int], other: Sequence[int]) -> int:

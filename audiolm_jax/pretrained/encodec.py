@@ -59,9 +59,7 @@ class Config:
 
   @property
   def seanet(self) -> SeanetConfig:
-    shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(SeanetConfig)
-              if hasattr(self, field.name)}
-    return SeanetConfig(width=self.embedding_dim, mode='reflect', **shared)
+    return SeanetConfig.of(self, width=self.embedding_dim, mode='reflect')
 
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))

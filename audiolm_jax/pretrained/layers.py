@@ -153,16 +153,20 @@ def aligned(extract: Callable, num_frames: Callable, config: Any, wave_BT: Array
   return jnp.take_along_axis(features_BSD, read_BS[..., None], axis=1)
 
 
-def check_layer(available: int, asked: int):
-  """Raises ValueError where an encoder does not have the layer that is asked for."""
-  if not 0 <= asked <= available:
-    raise ValueError(f'layer {asked}: this model has 0 (before the first) to {available}')
+def encoder_inputs(
+    config: Any, wave_BT: Array, num_layers: int | None, num_samples_B: Array | None
+) -> tuple[int, Array]:
+  """Returns how many layers an encoder is to run and the samples of each row before its padding; None: all of them.
 
-
-def check_frame(frame_length: int, num_samples: int):
-  """Raises ValueError where a waveform is shorter than one frame of an encoder."""
-  if num_samples < frame_length:
-    raise ValueError(f'waveform has {num_samples:,} samples; one frame takes {frame_length}: pad it with zeros')
+  Raises ValueError where it does not have so many layers, or a waveform is shorter than one frame.
+  """
+  num_layers = config.num_layers if num_layers is None else num_layers
+  if not 0 <= num_layers <= config.num_layers:
+    raise ValueError(f'layer {num_layers}: this model has 0 (before the first) to {config.num_layers}')
+  batch, num_samples = wave_BT.shape
+  if num_samples < config.frame_length:
+    raise ValueError(f'waveform has {num_samples:,} samples; one frame takes {config.frame_length}: pad it with zeros')
+  return num_layers, jnp.full(batch, num_samples) if num_samples_B is None else num_samples_B
 
 
 def check_not_empty(num_samples: int):

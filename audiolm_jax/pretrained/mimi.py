@@ -69,9 +69,7 @@ class Config:
 
   @property
   def seanet(self) -> SeanetConfig:
-    shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(SeanetConfig)
-              if hasattr(self, field.name)}
-    return SeanetConfig(mode='constant', num_lstm_layers=0, **shared)
+    return SeanetConfig.of(self, mode='constant', num_lstm_layers=0)
 
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))

@@ -4,6 +4,7 @@ A module has the name of its tensors: `layers_3` is the fourth entry of the orig
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -26,6 +27,12 @@ class SeanetConfig:
   mode: str  # of the padding
   conv_shortcut: bool
   num_lstm_layers: int  # between the convolutions and the embeddings; 0: none
+
+  @classmethod
+  def of(cls, config: Any, **own) -> 'SeanetConfig':
+    """Returns the fields that a codec's config has by the same names, and `own`."""
+    names = [field.name for field in dataclasses.fields(cls) if hasattr(config, field.name)]
+    return cls(**{name: getattr(config, name) for name in names}, **own)
 
   def conv(self, features: int, kernel_size: int, name: str, **options) -> CausalConv:
     return CausalConv(features, kernel_size, mode=self.mode, name=name, **options)

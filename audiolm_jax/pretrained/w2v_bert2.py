@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from audiolm_jax import audio
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.nn.conformer import convolve_depthwise
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Model, aligned, check_frame, check_layer
+from audiolm_jax.pretrained.layers import Model, aligned, encoder_inputs
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'wav2vec2-bert'
@@ -332,11 +332,8 @@ def hidden_states(
   Raises:
     ValueError: T is too short, or the model does not have so many layers.
   """
-  num_layers = config.num_layers if num_layers is None else num_layers
-  check_layer(config.num_layers, num_layers)
-  check_frame(config.frame_length, wave_BT.shape[-1])
+  num_layers, num_samples_B = encoder_inputs(config, wave_BT, num_layers, num_samples_B)
   apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
-  num_samples_B = jnp.full(*wave_BT.shape) if num_samples_B is None else num_samples_B
   x_BSD = apply(FeatureProjection(config), 'feature_projection', log_mel(config, wave_BT, num_samples_B))
   mask_BS = jnp.arange(x_BSD.shape[1]) < num_frames(config, num_samples_B)[:, None]
   return apply(Encoder(config), 'encoder', x_BSD, mask_BS, num_layers)

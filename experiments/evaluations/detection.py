@@ -16,10 +16,8 @@ import numpy as np
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
-from experiments import forgeries, workspace
+from experiments import forgeries, judges, workspace
 from experiments.recipe import Recipe
-
-BUCKET = 64  # crops at a time: one compilation for clips of any length
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
@@ -93,12 +91,8 @@ def log_odds(config: detector.Config, variables: Variables, waves: Sequence[np.n
     raise ValueError(f'a clip has {short[0]} samples, the detector hears {length} at a time: give a longer one')
   starts = [[*range(0, len(wave_T) - length, length), len(wave_T) - length] for wave_T in waves]
   crops = [wave_T[start : start + length] for wave_T, own in zip(waves, starts) for start in own]
-  scores = []
-  for first in range(0, len(crops), BUCKET):
-    crops_NT = np.stack(crops[first : first + BUCKET])
-    padded_NT = np.pad(crops_NT, ((0, BUCKET - len(crops_NT)), (0, 0)))
-    scores.append(np.asarray(_score(config, variables, padded_NT), np.float64)[: len(crops_NT)])
-  return np.split(np.concatenate(scores), np.cumsum([len(own) for own in starts])[:-1])
+  scores_N = judges.in_buckets(_score, config, variables, np.stack(crops)).astype(np.float64)
+  return np.split(scores_N, np.cumsum([len(own) for own in starts])[:-1])
 
 
 def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, detection.Calibration]:

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax import audio, kmeans
+from audiolm_jax import kmeans
 from audiolm_jax.metrics import tokens as token_metrics
-from audiolm_jax.stages import w2v_bert
 from experiments import corpora, sources, workspace
-from experiments.evaluations import trade_off
+from experiments.evaluations import log_mel, trade_off
 from experiments.recipe import Recipe
 
 
@@ -27,7 +26,7 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
   test = corpora.Subset(test, recipe.evaluation.num_clips, seed=recipe.evaluation.seed)
   if 'phones' not in (test[0] or {}):
     return {'rows': {}}
-  config = encoder.config if isinstance(encoder.config, w2v_bert.Config) else w2v_bert.Config()
+  config = log_mel.config_of(encoder)
   if (encoder.frame_rate, encoder.sample_rate) != (config.frame_rate, config.sample_rate):
     raise ValueError(
         f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be compared with phones and '
@@ -36,9 +35,9 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
   num_clusters = len(quantizer.centroids_KD)
   extractors = {
       'w2v-BERT': functools.partial(encoder.features, variables),
-      'raw log-mel, averaged': functools.partial(_log_mel_features, config, stack=False, normalize=False),
-      'raw log-mel, stacked': functools.partial(_log_mel_features, config, stack=True, normalize=False),
-      'normalized log-mel, stacked': functools.partial(_log_mel_features, config, stack=True, normalize=True),
+      'raw log-mel, averaged': functools.partial(log_mel.features, config, stack=False, normalize=False),
+      'raw log-mel, stacked': functools.partial(log_mel.features, config, stack=True, normalize=False),
+      'normalized log-mel, stacked': functools.partial(log_mel.features, config, stack=True, normalize=True),
   }
   rows = {}
   phones_N = np.concatenate([example['phones'] for example in test])
@@ -56,18 +55,3 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
         'speaker_nmi': token_metrics.normalized_mutual_information(tokens_N, speakers_N),
     }
   return {'rows': rows, 'num_clusters': num_clusters, 'frames': len(phones_N)}
-
-
-def _log_mel_features(config: w2v_bert.Config, wave_BT, *, stack: bool, normalize: bool):
-  """Returns log-mel frames at the rate of the tokens: the frames of 10 ms in each 40 ms averaged, or side by side."""
-  if normalize:  # over the utterance, as w2v-BERT reads them
-    log_mel_BFM, _ = w2v_bert.normalized_log_mel(config, wave_BT)
-  else:
-    log_mel_BFM = audio.log_mel_spectrogram(
-        jnp.pad(wave_BT, ((0, 0), (0, config.window_length - config.mel_hop_length))),
-        sample_rate=config.sample_rate, window_length=config.window_length, hop_length=config.mel_hop_length,
-        num_mels=config.num_mels, fft_length=512,
-    )
-  batch, frames, bands = log_mel_BFM.shape
-  groups_BSNM = log_mel_BFM.reshape(batch, -1, w2v_bert.SUBSAMPLING, bands)
-  return groups_BSNM.reshape(batch, groups_BSNM.shape[1], -1) if stack else groups_BSNM.mean(axis=2)

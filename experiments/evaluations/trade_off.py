@@ -20,8 +20,9 @@ from audiolm_jax.metrics import abx, perceptual
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import tokens as token_metrics
 from audiolm_jax.nn import quantizer as vector_quantizer
-from audiolm_jax.stages import soundstream, w2v_bert
+from audiolm_jax.stages import soundstream
 from experiments import corpora, sources, workspace
+from experiments.evaluations import log_mel
 from experiments.evaluations.codec import CROP_SECONDS
 from experiments.recipe import Recipe
 
@@ -94,11 +95,12 @@ class _Models:
     self.recipe, self.workdir = recipe, workdir
     self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
     self.codec_config, self.codec_variables = workspace.load_codec(workdir)
-    self._mel_config = self.encoder.config if isinstance(self.encoder.config, w2v_bert.Config) else w2v_bert.Config()
+    mel_config = log_mel.config_of(self.encoder)
+    mel = functools.partial(log_mel.features, mel_config, stack=False, normalize=True)
     codec = self.codec_config.codec()
     encode = lambda variables, wave_BT: codec.encode(variables, wave_BT, None)
     self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
-        'log-mel': (jax.jit(self._log_mel), self._mel_config),
+        'log-mel': (jax.jit(mel), mel_config),
         'semantic': (functools.partial(jax.jit(self._features), self.encoder_variables), self.encoder),
         'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
     }
@@ -106,10 +108,6 @@ class _Models:
   def _features(self, variables, wave_BT):
     features_BSD = self.encoder.features(variables, wave_BT)
     return (features_BSD - self.quantizer.mean_D) / self.quantizer.scale_D  # as they are clustered
-
-  def _log_mel(self, wave_BT):
-    log_mel_BFM, _ = w2v_bert.normalized_log_mel(self._mel_config, wave_BT)
-    return log_mel_BFM.reshape(len(log_mel_BFM), -1, w2v_bert.SUBSAMPLING, log_mel_BFM.shape[-1]).mean(axis=2)
 
   def frames(self, source: str, examples) -> list[np.ndarray]:
     """Returns the frames of `source` for every example."""

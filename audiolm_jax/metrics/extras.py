@@ -1,0 +1,12 @@
+"""Packages of the `eval` extra, which nothing needs but the measures that are theirs."""
+
+import importlib
+import types
+
+
+def load(module: str, name: str | None = None) -> types.ModuleType:
+  """Returns a module; ValueError naming the extra where it cannot be imported. name: what the error calls it."""
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(f"{name or module} is not installed: pip install 'audiolm_jax[eval]' ({error})") from error
