@@ -30,7 +30,7 @@ class TrainConfig:
   optimizer: optimizers.Optimizer = optimizers.OptimizerConfig()
   seed: int = 0
   accumulate_steps: int = 1  # micro-batches averaged into one update
-  ema_decay: float | None = None  # of the parameters, per update; None: no average is kept
+  ema_decay: float | None = None  # of the parameters, per update; at first (1 + n) / (10 + n); None: no average
   mesh: sharding.MeshConfig = sharding.MeshConfig()
   log_every: int = 10  # steps
   eval_every: int | None = None  # steps; None: only at the end

@@ -70,8 +70,11 @@ def make_train_step(
     updates = jax.tree.map(lambda update: (rate_scale * update).astype(update.dtype), updates)
     params = optax.apply_updates(params, updates)
     if ema_params is not None:
-      # Between two updates of an accumulation the parameters rest, and so does their average.
-      step_size = jnp.where((step + 1) % accumulate_steps == 0, 1 - ema_decay, 0.0)
+      # Between two updates of an accumulation the parameters rest, and so does their average. It begins short, as
+      # long as a tenth of the updates so far, or runs of some hundred steps are judged by where they began (docs/log.md).
+      updates_before = step // accumulate_steps
+      decay = jnp.minimum(ema_decay, (1 + updates_before) / (10 + updates_before))
+      step_size = jnp.where((step + 1) % accumulate_steps == 0, 1 - decay, 0.0)
       ema_params = optax.incremental_update(params, ema_params, step_size)
     advanced = TrainState(step + 1, params, aux.state, opt_state, ema_params)
     advanced = jax.tree.map(lambda new, old: jnp.where(applied, new, old), advanced, train_state)
