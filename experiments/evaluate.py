@@ -3,6 +3,7 @@
   python -m experiments.evaluate --workdir=runs/tiny
   python -m experiments.evaluate --suite=codec
   python -m experiments.evaluate --suite=tokens --data=zerospeech2021/ --subset=dev
+  python -m experiments.evaluate --suite=acoustic --recognizer=wav2vec2-base-960h/
   python -m experiments.evaluate --listening                          a listening test, as a static web page
   python -m experiments.evaluate --listening_results=answers.csv      what its answers tell
 
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import pathlib
 
+from audiolm_jax.pretrained import ctc
 from experiments import evaluations, sources, workspace
 from experiments import recipe as recipe_lib
 from experiments.evaluations import listening, paper
@@ -26,6 +28,7 @@ def main():
   parser.add_argument('--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)')
   parser.add_argument('--data', default='', metavar='FOLDER', help='of ZeroSpeech 2021, or of Libri-Light (the twin)')
   parser.add_argument('--subset', default='dev', help='of --data: dev or test, or as dev-clean for item files alone (dev)')
+  parser.add_argument('--recognizer', default='', metavar='FOLDER', help='of a CTC model that judges words, too (none)')
   parser.add_argument(
       '--listening', nargs='?', const='', metavar='FOLDER', help='write a listening test instead (WORKDIR/listening)'
   )
@@ -41,7 +44,11 @@ def main():
   if args.data:
     settings = dataclasses.replace(recipe.evaluation, data=args.data, subset=args.subset)
     recipe = dataclasses.replace(recipe, evaluation=settings)
-    sources.benchmark(recipe, args.workdir)  # a folder that is not there is said before anything is measured
+    sources.benchmark(recipe, args.workdir)  # a folder that is not there is said before anything is measured,
+  if args.recognizer:
+    ctc.from_folder(args.recognizer)  # nor one that is none
+    settings = dataclasses.replace(recipe.evaluation, recognizer=args.recognizer)
+    recipe = dataclasses.replace(recipe, evaluation=settings)
   if args.suite not in ('all', *evaluations.SUITES):
     raise ValueError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
   names = list(evaluations.SUITES) if args.suite == 'all' else [args.suite]

@@ -19,8 +19,8 @@ SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns voice, words and distance to the original of what the acoustic stages make after the prompt.
 
-  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*: the same
-    by a recognizer trained elsewhere, on people.
+  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*, ctc_*: the
+    same by recognizers trained elsewhere, on people (the second where the settings name one).
   similarity: of the speaker embedding of each second to the prompt's, mean.
   mel_distance: to the original through the codec, in nats: frames are aligned, since semantic tokens are.
   codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
@@ -57,7 +57,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
             [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
         ),
         'mel_distance': _mel_distance(waves[ORIGINAL], clips, start, rate),
-        **opinions.words(new, [_text(example, start, end) for example in examples], rate),
+        **opinions.words(new, [_text(e, start, end) for e in examples], rate, settings.recognizer),
         **_codes(codes_BFQ, codes[label], start // hop),
     }
   return {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from audiolm_jax.metrics import frechet, naturalness, speaker, speech
+from audiolm_jax.pretrained import ctc
 from experiments import judges
 
 PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
@@ -42,15 +43,23 @@ def voices(
   return {**found, 'frechet_distance': frechet.distance(*gaussians)}
 
 
-def words(clips: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int) -> dict[str, float]:
-  """Returns the error rates of pocketsphinx on clips that say the texts, number words all of them."""
-  if {'jiwer', 'pocketsphinx'} & set(missing()):
-    return {}
+def words(
+    clips: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int, recognizer: str = ''
+) -> dict[str, float]:
+  """Returns the error rates of pocketsphinx on clips that say the texts, number words all of them.
+
+  recognizer: folder of a CTC model of people's speech (`pretrained.ctc`), whose error rates stand beside; '': none.
+  """
   pairs = [(clip_T, text) for clip_T, text in zip(clips, texts, strict=True) if text]
-  if not pairs:
+  if not pairs or 'jiwer' in missing():
     return {}
-  found = speech.error_rates(speech.pocketsphinx_numbers(), *map(list, zip(*pairs)), sample_rate)
-  return {'sphinx_word_errors': found.words, 'sphinx_character_errors': found.characters}
+  recognizers = {} if 'pocketsphinx' in missing() else {'sphinx': speech.pocketsphinx_numbers()}
+  recognizers |= {'ctc': ctc.recognizer(recognizer)} if recognizer else {}
+  columns = {}
+  for name, recognize in recognizers.items():
+    found = speech.error_rates(recognize, *map(list, zip(*pairs)), sample_rate)
+    columns |= {f'{name}_word_errors': found.words, f'{name}_character_errors': found.characters}
+  return columns
 
 
 def naturalnesses(clips: Sequence[np.ndarray], sample_rate: int) -> dict[str, float | int]:
