@@ -113,8 +113,8 @@ def slices(path, length, rate=RATE, **options):
 @pytest.mark.parametrize('part', [{}, {'start_seconds': 0.30001, 'num_seconds': 2.2}])
 @pytest.mark.parametrize(
     'name, subtype',
-    [('a.flac', 'PCM_16'), ('a.flac', 'PCM_24'), ('a.wav', 'PCM_16'), ('a.wav', 'PCM_U8'), ('a.wav', 'FLOAT'), ('a.wav', 'ULAW'),
-     ('a.wav', 'IMA_ADPCM'), ('a.ogg', 'VORBIS'), ('a.ogg', 'OPUS'), ('a.mp3', 'MPEG_LAYER_III')],
+    [('a.flac', 'PCM_16'), ('a.flac', 'PCM_24'), ('a.wav', 'PCM_16'), ('a.wav', 'PCM_U8'), ('a.wav', 'FLOAT'),
+     ('a.wav', 'ULAW'), ('a.wav', 'IMA_ADPCM'), ('a.ogg', 'VORBIS'), ('a.ogg', 'OPUS'), ('a.mp3', 'MPEG_LAYER_III')],
 )  # fmt: skip
 def test_a_slice_is_that_of_the_whole(tmp_path, name, subtype, part, length):
   path = written(tmp_path / name, np.stack([NOISE_T, NOISE_T[::-1]], axis=1), subtype=subtype)
@@ -126,7 +126,8 @@ def test_a_slice_is_that_of_the_whole(tmp_path, name, subtype, part, length):
 @pytest.mark.parametrize('wanted', [RATE, 24_000, 44_100])
 @pytest.mark.parametrize('rate', [8000, 11_025, 22_050, 37_800, 44_100, 48_000, 192_000])
 def test_a_resampled_slice_is_that_of_the_whole(tmp_path, rate, wanted, part):
-  path = written(tmp_path / 'a.flac', np.random.default_rng(0).uniform(-0.9, 0.9, size=rate + 11), rate, subtype='PCM_24')
+  noise_T = np.random.default_rng(0).uniform(-0.9, 0.9, size=rate + 11)
+  path = written(tmp_path / 'a.flac', noise_T, rate, subtype='PCM_24')
   for got_T, expected_T in slices(path, 4000, wanted, **part):
     np.testing.assert_allclose(got_T, expected_T, rtol=0, atol=5e-6)
 

@@ -54,9 +54,9 @@ class AudioFiles:
     return self._example(i, audio.load)
 
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
-    """Returns `files[i]` with `waveform[first:stop]` alone, `first, stop = choose(len(waveform))`: see `audio.load_slice`.
+    """Returns `files[i]` with `waveform[first:stop]` alone, where `first, stop = choose(len(waveform))`.
 
-    Of what is wrong with a file only that is noticed which its header or the slice shows.
+    Only that is decoded where `audio.load_slice` can; what is wrong with the rest of the file may not be noticed.
     """
     return self._example(i, functools.partial(audio.load_slice, choose=choose))
 

@@ -1,9 +1,11 @@
 """From a source of examples to batches: shuffled, cropped at one instant, shared among processes, resumable.
 
-A *source* has `len(source)` and `source[i]`, a dict of arrays, or None when example i cannot be read. A source that can
-seek also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]` alone, where
-`first, stop = choose(len(waveform))`; it is asked where the waveform is the only time series wanted (noise, made of a
-whole waveform, needs the whole). What a batch holds is said by a stage's `Feature`s, and nothing here knows a stage.
+A *source* has `len(source)` and `source[i]`, a dict of arrays, or None when example i cannot be read. What a batch
+holds is said by a stage's `Feature`s, and nothing here knows a stage.
+
+A source that can seek also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]` alone, where
+`first, stop = choose(len(waveform))`. It is used where the waveform is the only time series that is wanted. Sources
+made of others need not have it: all of an example is read then, as noise must be, whose gain is that of the whole.
 
   order: every epoch is one permutation of the whole source, a new one each time. Each example gives one crop an epoch,
     however long it is; a source that wants long recordings to count for more cuts them into several examples.
