@@ -5,9 +5,11 @@ Waveforms are float32 in [-1, 1]; rates are in Hz, lengths in samples unless a n
 
 import functools
 import io
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ LOG_FLOOR = 1e-5  # below this a magnitude counts as silence before a logarithm 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000  # Hz, of files
 MAX_CHANNELS = 8
 _BLOCK = 1 << 16  # samples decoded at a time, so that a false header cannot claim memory
+# Decoders that give the same samples after a seek as without one. Vorbis (at the end of a file), Opus and MP3 do not.
+_SEEKS_EXACTLY = ('PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW')  # FLAC's are PCM
+# soxr's filter reaches 102 samples of the lower rate to either side (beyond is less than 1e-7 of its peak); so much and
+# a little more is decoded around a slice. Its phase is exact for ratios of small numbers; for others it drifts.
+_MARGIN, _EXACT_RATIO = 128, 1024
 _FORMATS = {b'RIFF': 'WAV', b'RF64': 'WAV', b'fLaC': 'FLAC', b'OggS': 'OGG', b'ID3': 'MP3'}
 
 
@@ -65,6 +72,39 @@ def load(
     )
 
 
+def load_slice(
+    path: str | os.PathLike,
+    sample_rate: int,
+    choose: Callable[[int], tuple[int, int]],
+    *,
+    start_seconds: float = 0.0,
+    num_seconds: float | None = None,
+    max_seconds: float = 3600.0,
+) -> Float[np.ndarray, 'T']:
+  """Returns `load(...)[first:stop]` where `first, stop = choose(length)`, without decoding the rest where it can.
+
+  `length` is that of what `load` returns. From FLAC and WAV the slice alone is decoded: its samples are those of `load`
+  bit by bit, or within 1e-4 where it is resampled. All is decoded, as by `load`, where the decoder is not exact after a
+  seek or the length is not known without it (OGG, MP3, compressed WAV), and for a ratio of rates such as 44101 / 16000.
+
+  Raises ValueError as `load`; damage outside of the slice may not be noticed.
+  """
+  with _file(path) as file, _open(file, str(path)) as sound:
+    start, count = _span(sound, str(path), start_seconds, num_seconds, max_seconds)
+    up, down = Fraction(sample_rate, sound.samplerate).as_integer_ratio()
+    if sound.subtype not in _SEEKS_EXACTLY or not sound.seekable() or max(up, down) > _EXACT_RATIO:
+      wave_T = _whole(_resampled(sound, str(path), start, count, sample_rate))
+      return wave_T[slice(*choose(len(wave_T)))]
+    first, stop = choose((2 * count * up + down) // (2 * down))  # rounded as soxr does
+    margin = 0 if up == down else _MARGIN * math.ceil(up / down)
+    # From a multiple of `down` samples on, the filter has the phase that it has there in the whole.
+    begin = max(0, first - margin) // up * down
+    end = min(count, -(-(stop + margin) * down // up))
+    wave_T = _whole(_resampled(sound, str(path), start + begin, end - begin, sample_rate))
+    skipped = begin // down * up
+    return wave_T[first - skipped : stop - skipped]
+
+
 def decode(
     file: io.BufferedIOBase,
     sample_rate: int,
@@ -75,7 +115,7 @@ def decode(
     max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
   """As `load`, from an open binary file (or io.BytesIO); `name` is what errors call it."""
-  return np.concatenate(list(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds)))
+  return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds))
 
 
 def blocks(
@@ -99,26 +139,41 @@ def blocks(
 def _decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds) -> Iterator[np.ndarray]:
   """Yields the waveform that `decode` returns, in parts of any lengths."""
   with _open(file, name) as sound:
-    start = round(start_seconds * sound.samplerate)
-    wanted = sound.frames - start if num_seconds is None else round(num_seconds * sound.samplerate)
-    if wanted > max_seconds * sound.samplerate:
-      raise ValueError(
-          f'{name}: {wanted / sound.samplerate:.0f} s are to be decoded, more than max_seconds={max_seconds:g}: '
-          'cut the file, or raise max_seconds'
-      )
-    if start + wanted > sound.frames or wanted <= 0:
-      raise ValueError(
-          f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
-          'short; leave it out'
-      )
-    parts = _read(sound, name, start, wanted)
-    if sound.samplerate == sample_rate:
-      yield from parts
-      return
-    resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype='float32')
-    for part_T in parts:
-      yield resampler.resample_chunk(part_T)
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    yield from _resampled(sound, name, *_span(sound, name, start_seconds, num_seconds, max_seconds), sample_rate)
+
+
+def _span(sound: soundfile.SoundFile, name: str, start_seconds, num_seconds, max_seconds) -> tuple[int, int]:
+  """Returns the first sample and the number of those that are asked for, at the file's rate."""
+  start = round(start_seconds * sound.samplerate)
+  wanted = sound.frames - start if num_seconds is None else round(num_seconds * sound.samplerate)
+  if wanted > max_seconds * sound.samplerate:
+    raise ValueError(
+        f'{name}: {wanted / sound.samplerate:.0f} s are to be decoded, more than max_seconds={max_seconds:g}: '
+        'cut the file, or raise max_seconds'
+    )
+  if start + wanted > sound.frames or wanted <= 0:
+    raise ValueError(
+        f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
+        'short; leave it out'
+    )
+  return start, wanted
+
+
+def _resampled(
+    sound: soundfile.SoundFile, name: str, start: int, wanted: int, sample_rate: int
+) -> Iterator[np.ndarray]:
+  parts = _read(sound, name, start, wanted)
+  if sound.samplerate == sample_rate:
+    yield from parts
+    return
+  resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype='float32')
+  for part_T in parts:
+    yield resampler.resample_chunk(part_T)
+  yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _whole(parts: Iterable[np.ndarray]) -> np.ndarray:
+  return np.concatenate([np.zeros(0, np.float32), *parts])
 
 
 def _file(path: str | os.PathLike) -> io.BufferedIOBase:
@@ -143,7 +198,7 @@ def _read(sound: soundfile.SoundFile, name: str, start: int, wanted: int) -> Ite
     raise ValueError(f'{name}: damaged, {error}; leave it out or get it anew') from error
   # The length that an MP3's header gives is an estimate.
   if count < wanted and not (sound.format == 'MP3' and count):
-    raise ValueError(f'{name}: {count} samples could be decoded of the {wanted} in its header: get it anew')
+    raise ValueError(f'{name}: {count} samples could be decoded of the {wanted} that its header promises: get it anew')
 
 
 def _open(file: io.BufferedIOBase, name: str) -> soundfile.SoundFile:

@@ -93,6 +93,75 @@ def test_mp3(tmp_path):
   assert abs(len(audio.load(written(tmp_path / 'a.mp3'), RATE)) - len(TONE_T)) < 2500
 
 
+NOISE_T = np.random.default_rng(0).normal(size=3 * RATE + 7).clip(-3, 3) / 4
+
+
+def slices(path, length, rate=RATE, **options):
+  """Yields (a slice of the file as it is read alone, the same slice of the whole) at both ends and between."""
+  whole_T = audio.load(path, rate, **options)
+  last = len(whole_T) - length
+  for first in [0, 1, last - 1, last, *np.random.default_rng(1).integers(last, size=6)]:
+
+    def choose(found, first=int(first)):
+      assert found == len(whole_T)
+      return first, first + length
+
+    yield audio.load_slice(path, rate, choose, **options), whole_T[first : first + length]
+
+
+@pytest.mark.parametrize('length', [1, 4000])
+@pytest.mark.parametrize('part', [{}, {'start_seconds': 0.30001, 'num_seconds': 2.2}])
+@pytest.mark.parametrize(
+    'name, subtype',
+    [('a.flac', 'PCM_16'), ('a.flac', 'PCM_24'), ('a.wav', 'PCM_16'), ('a.wav', 'PCM_U8'), ('a.wav', 'FLOAT'),
+     ('a.wav', 'ULAW'), ('a.wav', 'IMA_ADPCM'), ('a.ogg', 'VORBIS'), ('a.ogg', 'OPUS'), ('a.mp3', 'MPEG_LAYER_III')],
+)  # fmt: skip
+def test_a_slice_is_that_of_the_whole(tmp_path, name, subtype, part, length):
+  path = written(tmp_path / name, np.stack([NOISE_T, NOISE_T[::-1]], axis=1), subtype=subtype)
+  for got_T, expected_T in slices(path, length, **part):
+    np.testing.assert_array_equal(got_T, expected_T)
+
+
+@pytest.mark.parametrize('part', [{}, {'start_seconds': 0.30001, 'num_seconds': 0.6}])
+@pytest.mark.parametrize('wanted', [RATE, 24_000, 44_100])
+@pytest.mark.parametrize('rate', [8000, 11_025, 22_050, 37_800, 44_100, 48_000, 192_000])
+def test_a_resampled_slice_is_that_of_the_whole(tmp_path, rate, wanted, part):
+  noise_T = np.random.default_rng(0).uniform(-0.9, 0.9, size=rate + 11)
+  path = written(tmp_path / 'a.flac', noise_T, rate, subtype='PCM_24')
+  for got_T, expected_T in slices(path, 4000, wanted, **part):
+    np.testing.assert_allclose(got_T, expected_T, rtol=0, atol=5e-6)
+
+
+def test_where_the_resamplers_phase_drifts_the_whole_is_decoded(tmp_path):
+  path = written(tmp_path / 'a.wav', NOISE_T, 44_101)
+  for got_T, expected_T in slices(path, 4000):
+    np.testing.assert_array_equal(got_T, expected_T)
+
+
+def test_a_slice_of_a_damaged_file_is_right_or_refused(tmp_path):
+  path = written(tmp_path / 'a.flac', NOISE_T)
+  data, whole_T, random = path.read_bytes(), audio.load(path, RATE), np.random.default_rng(0)
+  outcomes = {'right': 0, 'refused': 0}
+  for kind in ('flipped', 'zeros', 'cut') * 30:
+    at = int(random.integers(100, len(data) - 600))
+    changed = {
+        'flipped': data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :],
+        'zeros': data[:at] + bytes(600) + data[at + 600 :],
+        'cut': data[:at],
+    }
+    path.write_bytes(changed[kind])
+    first = int(random.integers(len(whole_T) - 8000))
+    try:
+      got_T = audio.load_slice(path, RATE, lambda _, first=first: (first, first + 8000))
+    except ValueError as error:
+      assert 'a.flac' in str(error)
+      outcomes['refused'] += 1
+      continue
+    np.testing.assert_array_equal(got_T, whole_T[first : first + 8000])
+    outcomes['right'] += 1
+  assert min(outcomes.values()) > 20
+
+
 @pytest.mark.parametrize('extension', ['wav', 'flac', 'ogg'])
 @pytest.mark.parametrize('share', [0.97, 0.5, 0.01])
 def test_truncated_files_are_refused(tmp_path, extension, share):

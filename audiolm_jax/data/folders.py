@@ -1,8 +1,9 @@
 """Audio files as a source: a folder of them, or any list of (parts of) files."""
 
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,10 +51,20 @@ class AudioFiles:
     return len(self.parts)
 
   def __getitem__(self, i: int) -> dict | None:
+    return self._example(i, audio.load)
+
+  def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
+    """Returns `files[i]` with `waveform[first:stop]` alone, where `first, stop = choose(len(waveform))`.
+
+    Only that is decoded where `audio.load_slice` can; what is wrong with the rest of the file may not be noticed.
+    """
+    return self._example(i, functools.partial(audio.load_slice, choose=choose))
+
+  def _example(self, i: int, load: Callable[..., np.ndarray]) -> dict | None:
     i = range(len(self))[i]
     part = self.parts[i]
     try:
-      wave_T = audio.load(
+      wave_T = load(
           part.path,
           self.sample_rate,
           start_seconds=part.start_seconds,

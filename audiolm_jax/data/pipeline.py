@@ -3,6 +3,10 @@
 A *source* has `len(source)` and `source[i]`, a dict of arrays, or None when example i cannot be read. What a batch
 holds is said by a stage's `Feature`s, and nothing here knows a stage.
 
+A source that can seek also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]` alone, where
+`first, stop = choose(len(waveform))`. It is used where the waveform is the only time series that is wanted. Sources
+made of others need not have it: all of an example is read then, as noise must be, whose gain is that of the whole.
+
   order: every epoch is one permutation of the whole source, a new one each time. Each example gives one crop an epoch,
     however long it is; a source that wants long recordings to count for more cuts them into several examples.
   crop: one start time, drawn on the finest grid where every feature's index is whole (40 ms for 25 Hz).
@@ -11,8 +15,9 @@ holds is said by a stage's `Feature`s, and nothing here knows a stage.
   bad examples: the next readable one stands in, so that every process still agrees on what comes when.
 """
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -108,9 +113,9 @@ def batches(
     raise ValueError(
         f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower batch_size'
     )
-  crop(_read(source, 0), features)  # what is missing is said now, not inside a thread
+  _crop_of(source, 0, features)  # what is missing is said now, not inside a thread
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(num_epochs)
-  dataset = dataset.random_map(lambda i, random: crop(_read(source, i), features, random))
+  dataset = dataset.random_map(lambda i, random: _crop_of(source, i, features, random))
   if num_epochs is not None:
     dataset = dataset[: num_epochs * len(source) // batch_size * batch_size]
   dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
@@ -161,9 +166,12 @@ def crop(
       for name, feature in features.items()
       if feature.rate is not None
   ]
-  last = max(0, min(starts, default=0))
-  start = int(random.integers(last + 1)) if random is not None else 0
+  start = _draw(min(starts, default=0), random)
   return {name: _cut(arrays[name], feature, start, grid) for name, feature in features.items()}
+
+
+def _draw(last: int, random: np.random.Generator | None) -> int:
+  return int(random.integers(max(0, last) + 1)) if random is not None else 0
 
 
 def grid_rate(rates: Iterable[float | int]) -> Fraction:
@@ -195,10 +203,27 @@ def _cut(array: np.ndarray, feature: Feature, start: int, grid: Fraction) -> np.
   return np.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1), constant_values=padding)
 
 
-def _read(source: Any, i: int) -> Mapping[str, Any]:
-  attempts = min(len(source), _MOST_BAD_IN_A_ROW)
+def _crop_of(
+    source: Any, i: int, features: Mapping[str, Feature], random: np.random.Generator | None = None
+) -> dict[str, np.ndarray]:
+  """Returns the crop of example i, which is read alone where the source can seek; the same crop either way."""
+  timed = [name for name, feature in features.items() if feature.rate is not None]
+  if timed != ['waveform'] or not hasattr(source, 'crop'):
+    return crop(_read(source.__getitem__, len(source), i), features, random)
+  wanted = features['waveform'].shape[0]
+
+  def choose(length: int) -> tuple[int, int]:
+    # From a copy: where another example stands in for a damaged one, its start is the first draw, not the second.
+    start = _draw(length - wanted, copy.deepcopy(random))  # the grid of one rate is that rate
+    return start, min(length, start + wanted)
+
+  return crop(_read(lambda at: source.crop(at, choose), len(source), i), features)
+
+
+def _read(read: Callable[[int], Mapping[str, Any] | None], num_examples: int, i: int) -> Mapping[str, Any]:
+  attempts = min(num_examples, _MOST_BAD_IN_A_ROW)
   for offset in range(attempts):
-    example = source[(i + offset) % len(source)]
+    example = read((i + offset) % num_examples)
     if example is not None:
       return example
   raise ValueError(f'{attempts} examples from example {i} on could not be read: see the records of the source')

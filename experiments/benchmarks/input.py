@@ -3,7 +3,8 @@
   python -m experiments.benchmark input
   python -m experiments.benchmark input --recipe=librilight --chips=16 --mfu=0.5
 
-Token shards and audio files are written to a temporary folder and read through the pipeline of the training.
+Token shards and audio files are written to a temporary folder and read through the pipeline of the training: of the
+audio, FLAC files at the codec's rate, crops alone are decoded.
 Seconds are CPU seconds of this process with one reading thread, so that a busy machine changes little. What the chips
 consume follows from the model's arithmetic (6 FLOPs for each parameter and token; for the codec, three times the
 multiplications and additions of its loss) at the share `mfu` of their peak: the faster the step, the more is read.
@@ -28,6 +29,7 @@ from experiments import recipe as recipe_lib
 
 V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4  # bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
 SECONDS = 60.0  # of every recording
+EXAMPLES = 4096  # in a source, by naming a few again and again: of 8, Grain's shuffle takes 3 ms to choose one
 FILES = {  # (rate, channels, name of the file)
     'FLAC 16 kHz mono': (16_000, 1, 'wave.flac'),
     'FLAC 44.1 kHz stereo': (44_100, 2, 'wave.flac'),
@@ -120,18 +122,30 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
   )
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})
-  parts = [folders.Part(str(folder / f'part{index}.flac')) for index in range(8)]
-  return {'waveform': folders.AudioFiles(parts, 16_000), 'tokens': token_shards.TokenShards(folder, 'train')}
+  parts = [folders.Part(str(folder / f'part{index % 8}.flac')) for index in range(EXAMPLES)]
+  return {
+      'waveform': folders.AudioFiles(parts, 16_000),
+      'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
+  }
+
+
+class _Repeated:
+  def __init__(self, source: Any):
+    self._source = source
+
+  def __len__(self) -> int:
+    return EXAMPLES
+
+  def __getitem__(self, i: int) -> Any:
+    return self._source[i % len(self._source)]
 
 
 def _row(config: Any, sources: dict[str, Any], examples: int, flops_per_second: float) -> Row:
   stage = config.make()
-  has_waveform = 'waveform' in stage.batch
-  source = sources['waveform' if has_waveform else 'tokens']
-  count = max(examples // 8, 16) if has_waveform else examples
+  source = sources['waveform' if 'waveform' in stage.batch else 'tokens']
   batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0, num_threads=1)
   seconds = max(feature.shape[0] / feature.rate for feature in stage.batch.values() if feature.rate)
-  return Row(_read_per_second(batches, count), flops_per_second / _flops(config, stage), seconds)
+  return Row(_read_per_second(batches, examples), flops_per_second / _flops(config, stage), seconds)
 
 
 def _read_per_second(batches: Iterator, count: int) -> float:

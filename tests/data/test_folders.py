@@ -40,6 +40,28 @@ def test_bad_files_are_counted_and_too_many_stop(tmp_path):
     strict[5]
 
 
+def test_a_crop_that_is_damaged_is_recorded_as_a_file_is(tmp_path):
+  for i in range(3):
+    noise_T = np.random.default_rng(i).uniform(-0.5, 0.5, 4 * RATE)
+    audio.save(tmp_path / f'{i}.flac', noise_T, RATE)
+  data = (tmp_path / '1.flac').read_bytes()
+  (tmp_path / '1.flac').write_bytes(data[: len(data) // 2])  # the header still says 4 s
+  record = tmp_path / 'quarantine.jsonl'
+  source = folders.examples(tmp_path, RATE, max_bad_fraction=0.5, quarantine=str(record), speaker_folders=True)
+  lengths = []
+
+  def choose(length, first=3 * RATE):
+    lengths.append(length)
+    return first, first + 100
+
+  crops = [source.crop(i, choose) for i in range(3)]
+  assert crops[1] is None and source[1] is None and lengths == [4 * RATE] * 3
+  np.testing.assert_array_equal(crops[2]['waveform'], source[2]['waveform'][3 * RATE : 3 * RATE + 100])
+  assert crops[2]['label'] == source[2]['label'] and source.crop(-1, choose)['waveform'].shape == (100,)
+  [line] = [json.loads(line) for line in record.read_text().splitlines()]
+  assert line == {'path': str(tmp_path / '1.flac'), 'reason': source.bad[1]} and '1.flac: ' in line['reason']
+
+
 def test_links_to_the_outside_are_left_out(tmp_path):
   fill(tmp_path, ['in/1.wav', 'out/2.wav'])
   (tmp_path / 'in/3.wav').symlink_to(tmp_path / 'out/2.wav')

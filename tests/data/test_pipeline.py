@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from audiolm_jax.data import pipeline
+from audiolm_jax import audio
+from audiolm_jax.data import folders, pipeline
 from audiolm_jax.stages.base import Feature
 
 RATE, SEMANTIC, CODEC = 16_000, 25.0, 50.0
@@ -154,6 +155,63 @@ def test_evaluation_is_the_same_every_time():
   assert len(one) == 3
   for first, second in zip(one, other, strict=True):
     assert_same(first, second)
+
+
+class WithoutSeeking:
+  def __init__(self, source):
+    self.source = source
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i):
+    return self.source[i]
+
+
+class SeekingOnly(folders.AudioFiles):
+  def __getitem__(self, i):
+    raise AssertionError('the whole example is read')
+
+
+@pytest.fixture(scope='module')
+def recordings(tmp_path_factory):
+  """Parts of FLAC and WAV files: some shorter than a crop, one no audio, one with damage in every frame."""
+  root = tmp_path_factory.mktemp('recordings')
+  parts = []
+  for i, seconds in enumerate([2.0, 0.9, 0.1, 3.3, 0.2, 1.7, 0.7]):
+    path = str(root / f'{i}.{"wav" if i == 1 else "flac"}')
+    audio.save(path, np.random.default_rng(i).uniform(-0.5, 0.5, round(seconds * RATE)), RATE)
+    parts.append(folders.Part(path, i))
+  parts += [folders.Part(parts[3].path, 7, 0.50003, 1.1), folders.Part(parts[0].path, 8, 1.95)]
+  (root / '6.flac').write_text('not audio')
+  data = bytearray((root / '5.flac').read_bytes())
+  data[200::500] = bytes(byte ^ 1 for byte in data[200::500])
+  (root / '5.flac').write_bytes(data)
+  return parts
+
+
+def test_seeking_changes_no_batch(recordings):
+  features = {name: FEATURES[name] for name in ('waveform', 'label')}
+  options = {'batch_size': 4, 'seed': 3, 'num_threads': 1}
+  seeking = SeekingOnly(recordings, RATE, max_bad_fraction=0.5)
+  whole = folders.AudioFiles(recordings, RATE, max_bad_fraction=0.5)
+  one = pipeline.batches(seeking, features, **options)
+  other = pipeline.batches(WithoutSeeking(whole), features, **options)
+  for _ in range(20):
+    assert_same(next(one), next(other))
+  assert seeking.bad.keys() == whole.bad.keys() == {5, 6}  # the next one stood in, and its start was the same
+  resumed = pipeline.batches(seeking, features, process_index=1, process_count=2, **options)
+  resumed.set_state(other.get_state())
+  assert_same(next(resumed), {name: rows[2:] for name, rows in next(other).items()})
+
+
+def test_a_crop_beside_another_time_series_is_cut_from_the_whole(recordings):
+  features = {'waveform': FEATURES['waveform'], 'noise': FEATURES['waveform']}
+  source = folders.AudioFiles(recordings[:4], RATE)
+  with pytest.raises(ValueError, match="'noise'; the source has .'label', 'waveform'"):
+    pipeline.batches(source, features, batch_size=2, seed=0)
+  with pytest.raises(AssertionError, match='whole example'):
+    pipeline.batches(SeekingOnly(recordings, RATE), features, batch_size=2, seed=0)
 
 
 def test_mistakes_are_named_before_the_first_step():
