@@ -183,8 +183,11 @@ def _file(path: str | os.PathLike) -> io.BufferedIOBase:
 def _read(sound: soundfile.SoundFile, name: str, start: int, wanted: int) -> Iterator[np.ndarray]:
   count = 0
   try:
-    if start:
+    if sound.subtype in _SEEKS_EXACTLY and sound.seekable():
       sound.seek(start)
+    else:
+      for skipped in range(0, start, _BLOCK):
+        sound.read(min(_BLOCK, start - skipped))
     while count < wanted:
       block = sound.read(min(_BLOCK, wanted - count), dtype='float32', always_2d=True)
       if not len(block):

@@ -122,6 +122,15 @@ def test_a_slice_is_that_of_the_whole(tmp_path, name, subtype, part, length):
     np.testing.assert_array_equal(got_T, expected_T)
 
 
+@pytest.mark.parametrize('name, subtype', [('a.flac', 'PCM_16'), ('a.ogg', 'VORBIS'), ('a.wav', 'IMA_ADPCM')])
+def test_a_part_is_that_of_the_whole_up_to_the_end(tmp_path, name, subtype):
+  path = written(tmp_path / name, NOISE_T, subtype=subtype)
+  whole_T = audio.load(path, RATE)
+  for before_end in (500, 3000, 20_000):  # samples; where Vorbis' own seeking misses
+    start_seconds = (len(whole_T) - before_end) / RATE
+    np.testing.assert_array_equal(audio.load(path, RATE, start_seconds=start_seconds), whole_T[-before_end:])
+
+
 @pytest.mark.parametrize('part', [{}, {'start_seconds': 0.30001, 'num_seconds': 0.6}])
 @pytest.mark.parametrize('wanted', [RATE, 24_000, 44_100])
 @pytest.mark.parametrize('rate', [8000, 11_025, 22_050, 37_800, 44_100, 48_000, 192_000])
