@@ -2,8 +2,11 @@
 
 import os
 
-# Compiling takes most of the tests' time, running little of it. In the environment, so that subprocesses agree bitwise.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+# Compiling takes most of the tests' time, running little of it. Eight devices on a busy core wait long for one another, and
+# XLA would abort the process after 40 s. In the environment, so that subprocesses agree bitwise.
+os.environ.setdefault(
+    'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600'
+)
 
 import jax
 from jaxtyping import install_import_hook

@@ -58,6 +58,28 @@ def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
   )
 
 
+class GatedDense(nn.Module):
+  """Gated linear unit [B, L, D] -> [B, L, features]: (x W + b) * sigmoid(x V + c), with W and V side by side in one kernel.
+
+  The kernel is cut in two, not what it makes: the axis may lie over devices, and activations are what should stay there.
+  """
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BLD):
+    shape = (x_BLD.shape[-1], 2 * self.features)
+    kernel = self.param('kernel', partitioned(nn.initializers.lecun_normal(), EMBED, MLP), shape)
+    bias = self.param('bias', partitioned(nn.initializers.zeros, MLP), shape[1:])
+    x_BLD = x_BLD.astype(self.dtype)
+    value, gate = (
+        x_BLD @ half_DE.astype(self.dtype) + half_E.astype(self.dtype)
+        for half_DE, half_E in zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2))
+    )
+    return value * jax.nn.sigmoid(gate)
+
+
 class ConformerBlock(nn.Module):
   """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but the last.
 
@@ -113,8 +135,7 @@ class ConformerBlock(nn.Module):
   def _convolution(self, x_BLD, mask_BL):
     width = x_BLD.shape[-1]
     x_BLD = layer_norm(self.dtype, 'convolution_norm')(x_BLD)
-    value, gate = jnp.split(self._dense(2 * width, (EMBED, MLP), 'convolution_in')(x_BLD), 2, axis=-1)
-    x_BLD = value * jax.nn.sigmoid(gate)
+    x_BLD = GatedDense(width, dtype=self.dtype, name='convolution_in')(x_BLD)
     if mask_BL is not None:
       x_BLD = jnp.where(mask_BL[..., None], x_BLD, 0)
     init = partitioned(nn.initializers.normal(self.kernel_size**-0.5), None, EMBED)

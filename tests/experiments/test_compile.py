@@ -45,12 +45,13 @@ def check_collectives(program: compile_program.Lowered, text: str, tensor: int):
     assert all(one.shape == 'f32[4,60,60]' and one.rounds == 1 and one.kind == 'all-reduce' for one in large), large
   layers = [one for one in large if one.rounds > 1]
   assert all(one.kind == 'all-reduce' and len(one.group) == tensor for one in layers), layers
-  # Inside the scan each layer's parameters are gathered once forward and once or twice backward, and so are the tables.
+  # Inside the scan each layer's parameters are gathered once forward and once or twice backward, and so are the tables;
+  # the halves of a gated layer's kernel over `tensor`, too.
   gathered = sum(one.rounds * one.size for one in found if one.kind == 'all-gather')
-  assert 0 < gathered <= 3 * 4 * program.num_parameters / tensor * 1.2
+  assert 0 < gathered <= 3 * 4 * program.num_parameters / tensor * 1.25
 
 
-@pytest.mark.parametrize('model, tensor', [(COARSE, 1), (COARSE, 2), (STORM, 1)])
+@pytest.mark.parametrize('model, tensor', [(COARSE, 1), (COARSE, 2), (STORM, 1), (STORM, 2)])
 def test_activations_are_not_gathered(model, tensor):
   program = compile_program.lower_train_step(
       stage_recipe(model, sharding.MeshConfig(fsdp=4, tensor=tensor)), jax.devices()[:8]
