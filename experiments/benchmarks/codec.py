@@ -150,7 +150,9 @@ def theirs(
     model.train()
     optimizer.zero_grad()
     estimate, commitment = reconstruct(batch)
-    (mel_loss(estimate[:, 0, : batch.shape[-1]]) + commitment).backward()
+    # DAC's decoder ends some samples early.
+    estimate = torch.nn.functional.pad(estimate[:, 0], (0, max(0, batch.shape[-1] - estimate.shape[-1])))
+    (mel_loss(estimate[:, : batch.shape[-1]]) + commitment).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()
 
