@@ -1,4 +1,4 @@
-"""A clip's or a text's unit vector to a few tokens: what MusicLM conditions on (arXiv 2301.11325, sections 3.1 and 3.2).
+"""The unit vector of a clip or a text to a few tokens: what MusicLM conditions on (arXiv 2301.11325).
 
 A residual quantizer of 12 levels of 1024 is fitted to vectors of audio (`pretrained.clap.audio_embeddings`); a music
 model is trained on tokens of audio and asked with tokens of texts, through the same quantizer, since both lie in one
@@ -53,7 +53,7 @@ def assign(vectors_QKD: Float[Array, 'Q K D'], embeddings_BD: Float[Array, 'B N'
   """
   if embeddings_BD.shape[-1] != vectors_QKD.shape[-1]:
     raise ValueError(
-        f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: were they fitted to '
-        'those of another model?'
+        f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: were they fitted '
+        'to those of another model?'
     )
   return quantizer.encode(vectors_QKD, embeddings_BD[:, None])[0][:, 0]

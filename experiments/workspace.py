@@ -197,16 +197,16 @@ def save_embedding_quantizer(path: pathlib.Path, vectors_QKD: Any, model: str):
 def load_embedding_quantizer(path: pathlib.Path, model: str) -> jax.Array:
   """Returns the code vectors [Q, K, D].
 
-  Raises ValueError where they are missing or damaged, or were fitted to embeddings of another model than the one of that
-  fingerprint.
+  Raises ValueError where they are missing or damaged, or were fitted to embeddings of another model than the one of
+  that fingerprint.
   """
   if not path.is_file():
     raise ValueError(f'{path} does not exist: save there what embedding_tokens.fit returns')
   arrays, metadata = _load_arrays(path, ('vectors',), 'fit the quantizer again')
   if metadata['model'] != model:
     raise ValueError(
-        f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train again '
-        'what was trained on its tokens'
+        f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train '
+        'again what was trained on its tokens'
     )
   return arrays['vectors']
 

@@ -18,6 +18,7 @@ from audiolm_jax.pretrained import tensors
 FILES = VOCABULARY, MERGES = ('vocab.json', 'merges.txt')
 FIRST, PADDING, LAST = '<s>', '<pad>', '</s>'
 MAX_MERGES_BYTES = 2**23  # RoBERTa's have half a megabyte
+MAX_CHARACTERS = 2**13  # of a text: joining takes the square of a word's length
 SUFFIXES = re.compile("'(?:s|t|re|ve|m|ll|d)")
 # Over the kinds of characters, see `_kind`; a space belongs to the word behind it.
 WORDS = re.compile(r' ?L+| ?N+| ?O+|[ S]+(?![LNO])|[ S]+')
@@ -48,9 +49,10 @@ def load(folder: pathlib.Path, vocab_size: int, padding: int) -> BytePairs:
   ids = tensors.read_json(folder / VOCABULARY)
   bad = [token for token, number in ids.items() if type(number) is not int or not 0 <= number < vocab_size]
   if bad:
-    raise ValueError(f'{folder / VOCABULARY}: {bad[0]!r} has the id {str(ids[bad[0]])[:80]}; the model has {vocab_size:,}')
+    number = str(ids[bad[0]])[:80]
+    raise ValueError(f'{folder / VOCABULARY}: {bad[0]!r} has the id {number}; the model has {vocab_size:,}')
   if missing := [token for token in (FIRST, PADDING, LAST, *_visible()) if token not in ids]:
-    raise ValueError(f'{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs as RoBERTa has it')
+    raise ValueError(f'{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs like RoBERTa\'s')
   if ids[PADDING] != padding:
     raise ValueError(f'{folder / VOCABULARY}: {PADDING} has the id {ids[PADDING]}, in the model {padding}')
   ranks = {}
@@ -119,10 +121,13 @@ def encode(pairs: BytePairs, text: str) -> list[int]:
 def encode_all(pairs: BytePairs, texts: Sequence[str], max_tokens: int, multiple: int = 1) -> np.ndarray:
   """Returns the ids of texts as int32 [B, L], filled up with padding to the longest, and to a `multiple`.
 
-  Raises ValueError for no texts, and for a text of more than `max_tokens`.
+  Raises ValueError for no texts, and for a text of more than `max_tokens` or MAX_CHARACTERS.
   """
   if not texts:
     raise ValueError('no texts: give at least one')
+  for text in texts:
+    if len(text) > MAX_CHARACTERS:
+      raise ValueError(f'{text[:40]!r}... has {len(text):,} characters, more than {MAX_CHARACTERS:,}: shorten the text')
   rows = [encode(pairs, text) for text in texts]
   longest = max(rows, key=len)
   if len(longest) > max_tokens:

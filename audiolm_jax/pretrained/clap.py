@@ -1,12 +1,13 @@
-"""CLAP (Wu et al., 2023, arXiv 2211.06687) from Hugging Face's `ClapModel`: audio and texts to unit vectors of one space.
+"""CLAP (Wu et al., 2023, arXiv 2211.06687) from Hugging Face's `ClapModel`: audio and texts to one space.
 
-It stands in for MuLan, which was never published: `audio_embeddings` is what a music model is trained on, and
-`text_embeddings` what it is asked with (`embedding_tokens` makes 12 tokens of either). Checkpoints that are not fused:
-`laion/clap-htsat-unfused`, `laion/larger_clap_music`, `..._general`, `..._music_and_speech`.
+It stands in for MuLan, which was never published: a music model is trained on unit vectors of audio
+(`audio_embeddings`) and asked with those of texts (`text_embeddings`); `embedding_tokens` makes 12 tokens of either.
+Checkpoints that are not fused: `laion/clap-htsat-unfused`, `laion/larger_clap_music`, `..._general`,
+`..._music_and_speech`.
 
 What is the vector of a clip of any length? The original takes ten seconds at random from a longer clip, so that it is
 another one each time. Here it is always the same: ten seconds from every second on (while they fit), and the mean of
-their unit vectors, as a unit vector: the windows and the stride of MusicLM (arXiv 2301.11325, section 4.1). A shorter
+their unit vectors, as a unit vector: the windows and the stride of MusicLM (arXiv 2301.11325). A shorter
 clip is repeated as often as it fits into ten seconds as a whole, then zeros follow, as in the original.
 """
 
@@ -27,7 +28,8 @@ from audiolm_jax.pretrained.layers import Model, check_not_empty
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'clap'
-UNUSED = r'(.*\.)?(position_ids|token_type_ids|relative_position_index|num_batches_tracked)'  # counted here, or in training
+# What follows from the shapes, or is of use in training alone.
+UNUSED = r'(.*\.)?(position_ids|token_type_ids|relative_position_index|num_batches_tracked)'
 STRIDE = SAMPLE_RATE  # samples from one window of a long clip to the next
 
 
@@ -81,8 +83,8 @@ def load(folder: pathlib.Path, config: Config) -> Variables:
 def tokenizer(config: Config, folder: pathlib.Path) -> byte_pairs.BytePairs:
   """Returns what cuts texts into this model's tokens, from the vocab.json and merges.txt in `folder`.
 
-  It may be the folder of the publisher or the one that `experiments.pretrained import` made. Raises ValueError where the
-  files are missing or damaged, or are those of another model.
+  It may be the folder of the publisher or the one that `experiments.pretrained import` made. Raises ValueError where
+  the files are missing or damaged, or are those of another model.
   """
   return byte_pairs.load(folder, config.text.vocab_size, config.text.padding)
 

@@ -1,9 +1,12 @@
 """CLAP's ears: HTSAT (Chen et al., 2022, arXiv 2202.00874), a Swin Transformer over a folded log-mel spectrogram.
 
-Ten seconds at 48 kHz make 1001 frames of 64 mel bands, in decibels: `log_mel` does what `ClapFeatureExtractor` does. They
-are stretched to 1024 frames, cut into 4 pieces of time that are laid over one another (256 x 256, the lowest band of the
-first piece on top), and cut into patches of 4 x 4. Attention is within windows of 8 x 8 patches, every second time moved
-by half a window; between the stages, 2 x 2 patches become one of twice the width. The output is the mean of all patches.
+Ten seconds at 48 kHz make 1001 frames of 64 mel bands, in decibels: `log_mel` does what `ClapFeatureExtractor` does,
+but for an FFT in float32, which shows where a band is 100 dB below another (0.04 dB beside a tone alone).
+
+They are stretched to 1024 frames, cut into 4 pieces of time that are laid over one another (256 x 256, the lowest band
+of the first piece on top), and cut into patches of 4 x 4. Attention is within windows of 8 x 8 patches, every second
+time moved by half a window; between the stages, 2 x 2 patches become one of twice the width. The output is the mean of
+all patches.
 """
 
 import dataclasses
@@ -23,7 +26,7 @@ from audiolm_jax.pretrained import tensors
 SAMPLE_RATE, CLIP = 48_000, 480_000  # Hz; samples: what every published CLAP hears at a time
 WINDOW, MEL_HOP = 1024, 480  # samples
 FRAMES = 1 + CLIP // MEL_HOP
-LOWEST, HIGHEST = 50.0, 14_000.0  # Hz, of the mel bands; of the published preprocessor_config.json, config.json has none
+LOWEST, HIGHEST = 50.0, 14_000.0  # Hz, of the mel bands: what every published preprocessor_config.json has
 FLOOR = 1e-10  # of a mel band's power before the logarithm
 EPSILON = 1e-5  # of the norms that do not follow the config
 FAR = -100.0  # added to the scores of patches that the moved window joins, but the picture does not
@@ -57,8 +60,8 @@ def config_from(data: Mapping[str, Any]) -> Config:
   """Returns the config that `audio_config` of a config.json describes; ValueError for what we do not implement."""
   if data.get('enable_fusion', False):
     raise ValueError(
-        'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not implemented; take one '
-        'that is not fused, such as laion/clap-htsat-unfused or laion/larger_clap_music'
+        'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not implemented; take '
+        'one that is not fused, such as laion/clap-htsat-unfused or laion/larger_clap_music'
     )
   default = Config()
   config = Config(
@@ -91,8 +94,8 @@ def config_from(data: Mapping[str, Any]) -> Config:
     )
   if config.size % (config.patch * config.window * 2 ** (stages - 1)):
     raise ValueError(
-        f'spec_size={config.size} in patches of {config.patch} is no multiple of window_size={config.window} in each of '
-        f'{stages} stages'
+        f'spec_size={config.size} in patches of {config.patch} is no multiple of window_size={config.window} in each '
+        f'of {stages} stages'
     )
   for stage, heads in enumerate(config.num_heads):
     if config.width * 2**stage % heads:

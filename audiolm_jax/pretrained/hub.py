@@ -46,8 +46,8 @@ CATALOGUE = (
     ),
     Published(
         'OpenMuQ/MuQ-MuLan-large', 'muq_mulan', 'CC-BY-NC-4.0', 'audio and text to one space of 512, 24 kHz',
-        'its weights forbid commercial use, and neither its towers (MuQ and XLM-RoBERTa) nor its format, which names no '
-        'model_type, are implemented: laion/larger_clap_music stands in for MuLan',
+        'its weights forbid commercial use, and neither its towers (MuQ and XLM-RoBERTa) nor its format, which names '
+        'no model_type, are implemented: laion/larger_clap_music stands in for MuLan',
     ),
 )
 
@@ -61,7 +61,8 @@ def from_pretrained(name_or_path: str | pathlib.Path, *, revision: str | None = 
     revision: commit, tag or branch of the repository; a commit makes the result reproducible.
 
   Raises:
-    ValueError: no such folder or repository, a source that we do not know or do not read, or files that `tensors.load` refuses.
+    ValueError: no such folder or repository, a source that we do not know or do not read, or files that `tensors.load`
+      refuses.
   """
   folder = fetch(name_or_path, revision=revision)
   data = tensors.read_json(folder / tensors.CONFIG)
@@ -78,7 +79,7 @@ def from_pretrained(name_or_path: str | pathlib.Path, *, revision: str | None = 
 
 
 def fetch(name_or_path: str | pathlib.Path, *, revision: str | None = None) -> pathlib.Path:
-  """Returns the folder that `from_pretrained` reads, after downloading it where it is a repository; raises as that does."""
+  """Returns the folder that `from_pretrained` reads, after downloading a repository; raises as that does."""
   folder = pathlib.Path(name_or_path)
   if folder.is_dir():
     if revision is not None:
@@ -117,6 +118,12 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
         f'{tensors.CONFIG} and {tensors.WEIGHTS} by hand and give their folder'
     )
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+    folder = pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
   except Exception as error:  # its HTTP, offline and cache errors have no base class of their own
     raise ValueError(f'{name} could not be downloaded: {error}') from error
+  if not any(folder.glob('*.safetensors')):
+    raise ValueError(
+        f'{name} has no safetensors at revision {revision or "main"}; for most such repositories a bot of the hub has '
+        'made them in a pull request (under "Community"): give it as the revision, such as refs/pr/1'
+    )
+  return folder

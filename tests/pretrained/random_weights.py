@@ -57,7 +57,8 @@ def arrays(data, seed=0) -> dict[str, np.ndarray]:
     near_one = name in ('scale', 'alpha', 'cluster_usage', 'running_var')
     centre, deviation = (1.0, 0.1) if near_one else (0.0, max(np.prod(shape[1:]), 4) ** -0.5)
     stem = tensors.re.sub(r'_(\d+)(?=\.|$)', r'.\1', stem)
-    result[f'{stem}.{layout.name}'.lstrip('.')] = np.asarray(centre + deviation * rng.standard_normal(shape), np.float32)
+    array = np.asarray(centre + deviation * rng.standard_normal(shape), np.float32)
+    result[f'{stem}.{layout.name}'.lstrip('.')] = array
   return result
 
 

@@ -63,6 +63,8 @@ def test_texts_are_filled_up(pairs):
   assert byte_pairs.encode_all(pairs, ['x' * 18], max_tokens=20, multiple=16).shape == (1, 20)
   with pytest.raises(ValueError, match="'xxx.*makes 21 tokens, the model reads 20"):
     byte_pairs.encode_all(pairs, ['calm', 'x' * 19], max_tokens=20)
+  with pytest.raises(ValueError, match='has 8,193 characters, more than 8,192'):
+    byte_pairs.encode_all(pairs, ['calm', 'x' * 8193], max_tokens=20)
   with pytest.raises(ValueError, match='no texts'):
     byte_pairs.encode_all(pairs, [], max_tokens=20)
 

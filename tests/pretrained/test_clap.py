@@ -1,4 +1,4 @@
-"""CLAP without its original: what a clip's and a text's vector depend on, and what is refused. See test_clap_oracle.py."""
+"""CLAP without its original: what a vector of a clip or a text depends on, what is refused. See test_clap_oracle.py."""
 
 import jax
 import jax.numpy as jnp
@@ -234,7 +234,8 @@ def test_an_import_has_its_vocabulary_and_no_place_in_a_workdir(tmp_path, folder
     clap.tokenizer(config, tmp_path)
 
 
-def test_the_vocabulary_is_downloaded_with_the_weights(folder, monkeypatch):
+def test_the_vocabulary_is_downloaded_with_the_weights(tmp_path, monkeypatch):
+  folder = vocabulary.write(random_weights.folder(tmp_path, random_weights.CLAP))
   asked = {}
 
   class Hub:
@@ -245,4 +246,7 @@ def test_the_vocabulary_is_downloaded_with_the_weights(folder, monkeypatch):
 
   monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', Hub)
   assert clap.tokenizer(clap.config_from(random_weights.CLAP), hub.fetch('laion/larger_clap_music')).ids['<pad>'] == 1
+  (folder / 'model.safetensors').rename(folder / 'elsewhere')
+  with pytest.raises(ValueError, match='no safetensors at revision main.*refs/pr/1'):
+    hub.fetch('laion/larger_clap_music')
   assert {'vocab.json', 'merges.txt', '*.safetensors', 'config.json'} <= set(asked['allow_patterns'])
