@@ -313,11 +313,17 @@ def stft(
 
 
 @functools.cache
-def mel_filterbank(sample_rate: int, fft_length: int, num_mels: int, low_hz: float = 0.0) -> np.ndarray:
-  """Returns the triangular mel filters (Slaney area norm) as an array [fft_length // 2 + 1, num_mels]."""
+def mel_filterbank(
+    sample_rate: int, fft_length: int, num_mels: int, low_hz: float = 0.0, high_hz: float | None = None
+) -> np.ndarray:
+  """Returns the triangular mel filters (Slaney area norm) as an array [fft_length // 2 + 1, num_mels].
+
+  high_hz: where the last one ends; None: at half the sample rate.
+  """
   import librosa  # slow to import, and wanted only here
 
-  return librosa.filters.mel(sr=sample_rate, n_fft=fft_length, n_mels=num_mels, fmin=low_hz).T.astype(np.float32)
+  filters = librosa.filters.mel(sr=sample_rate, n_fft=fft_length, n_mels=num_mels, fmin=low_hz, fmax=high_hz)
+  return filters.T.astype(np.float32)
 
 
 def mel_spectrogram(

@@ -7,11 +7,12 @@
 The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with config.json and
 model.safetensors. A codec in a workdir takes the place of a trained SoundStream: encoding, the acoustic stages,
 generation and `experiments.codec` use it. A model of features takes the place of w2v-BERT.
-`training.checkpoints.load_variables` reads what is anywhere else.
+`training.checkpoints.load_variables` reads what is anywhere else, as CLAP, whose vocabulary is copied beside it.
 """
 
 import argparse
 import pathlib
+import shutil
 
 import jax
 
@@ -26,10 +27,15 @@ def main(arguments: list[str] | None = None):
   if args.command == 'list':
     print(table())
     return
+  hub.refuse_unread(args.source)
   licence = licence_of(args.source, args.licence, args.allow_non_commercial)
-  config, variables = hub.from_pretrained(args.source, revision=args.revision)
+  folder = hub.fetch(args.source, revision=args.revision)
+  config, variables = hub.from_pretrained(folder)
   output = args.output or args.workdir / place(config)
   save(output, config, variables, {'source': args.source, 'revision': args.revision, 'licence': licence})
+  for name in getattr(config, 'files', ()):
+    if (folder / name).is_file():  # audio needs no vocabulary; whoever reads texts is told that it is missing
+      shutil.copyfile(folder / name, output / name)
   size = sum(leaf.size for leaf in jax.tree.leaves(variables))
   print(f'{args.source} ({licence}): {size / 1e6:.1f} M parameters; {output}')
 
@@ -64,8 +70,12 @@ def table() -> str:
   """Returns the catalogue, one line for each checkpoint."""
   rows = [('REPOSITORY', 'LICENCE', 'WHAT')]
   for entry in hub.CATALOGUE:
-    commercial = hub.is_commercial(entry.licence)
-    note = '' if commercial else ' (not known to allow commercial use: import with --allow-non-commercial)'
+    if entry.not_read:
+      note = f' (not read: {entry.not_read})'
+    elif hub.is_commercial(entry.licence):
+      note = ''
+    else:
+      note = ' (not known to allow commercial use: import with --allow-non-commercial)'
     rows.append((entry.repository, entry.licence, entry.description + note))
   widths = [max(len(row[column]) for row in rows) for column in range(2)]
   return '\n'.join(f'{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}' for row in rows)

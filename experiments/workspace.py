@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -176,13 +176,8 @@ def save_semantic_quantizer(
     path: pathlib.Path, quantizer: kmeans.SemanticQuantizer, encoder: kmeans.SemanticEncoder, w2v_bert: str
 ):
   """Writes the clusters with what they are clusters of: layer, frames, the fingerprint of the model; atomic."""
-  arrays = {name: np.asarray(array) for name, array in quantizer._asdict().items()}
-  metadata = {
-      'layer': str(encoder.layer), 'frames_per_token': str(encoder.frames_per_token), 'w2v_bert': w2v_bert,
-      'digest': fingerprint(arrays),
-  }
-  with atomically(path) as partial:
-    save_file(arrays, partial, metadata | {'check': _check(metadata)})
+  metadata = {'layer': str(encoder.layer), 'frames_per_token': str(encoder.frames_per_token), 'w2v_bert': w2v_bert}
+  _save_arrays(path, quantizer._asdict(), metadata)
 
 
 def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuantizer, dict[str, str]]:
@@ -190,20 +185,56 @@ def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuant
   path = semantic_quantizer_path(workdir)
   if not path.is_file():
     raise ValueError(f'{path} does not exist: run `python -m experiments.encode --workdir={workdir}` first')
+  arrays, metadata = _load_arrays(path, kmeans.SemanticQuantizer._fields, 'run experiments.encode again')
+  return kmeans.SemanticQuantizer(**arrays), metadata
+
+
+def save_embedding_quantizer(path: pathlib.Path, vectors_QKD: Any, model: str):
+  """Writes what `embedding_tokens.fit` returned, with the fingerprint of the model of the embeddings; atomic."""
+  _save_arrays(path, {'vectors': vectors_QKD}, {'model': model})
+
+
+def load_embedding_quantizer(path: pathlib.Path, model: str) -> jax.Array:
+  """Returns the code vectors [Q, K, D].
+
+  Raises ValueError where they are missing or damaged, or were fitted to embeddings of another model than the one of
+  that fingerprint.
+  """
+  if not path.is_file():
+    raise ValueError(f'{path} does not exist: save there what embedding_tokens.fit returns')
+  arrays, metadata = _load_arrays(path, ('vectors',), 'fit the quantizer again')
+  if metadata['model'] != model:
+    raise ValueError(
+        f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train '
+        'again what was trained on its tokens'
+    )
+  return arrays['vectors']
+
+
+def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: dict[str, str]):
+  """Writes arrays and text about them with the digests of both."""
+  arrays = {name: np.asarray(array) for name, array in arrays.items()}
+  metadata = metadata | {'digest': fingerprint(arrays)}
+  with atomically(path) as partial:
+    save_file(arrays, partial, metadata | {'check': _check(metadata)})
+
+
+def _load_arrays(path: pathlib.Path, names: Iterable[str], remedy: str) -> tuple[dict[str, jax.Array], dict[str, str]]:
+  """Returns what `_save_arrays` wrote; ValueError where it is damaged."""
   try:
     with safe_open(path, 'numpy') as file:
       metadata = file.metadata()
-      arrays = {name: file.get_tensor(name) for name in kmeans.SemanticQuantizer._fields}
+      arrays = {name: file.get_tensor(name) for name in names}
     whole = fingerprint(arrays) == metadata['digest'] and metadata.get('check', _check(metadata)) == _check(metadata)
   except (SafetensorError, KeyError, TypeError) as error:
-    raise ValueError(f'{path} is damaged ({error!r}): delete it and run experiments.encode again') from error
+    raise ValueError(f'{path} is damaged ({error!r}): delete it and {remedy}') from error
   if not whole:
-    raise ValueError(f'{path} is damaged (its digest differs): delete it and run experiments.encode again')
-  return kmeans.SemanticQuantizer(**{name: jax.numpy.asarray(array) for name, array in arrays.items()}), metadata
+    raise ValueError(f'{path} is damaged (its digest differs): delete it and {remedy}')
+  return {name: jax.numpy.asarray(array) for name, array in arrays.items()}, metadata
 
 
 def _check(metadata: dict[str, str]) -> str:
-  """Returns the digest of the text beside the clusters."""
+  """Returns the digest of the text beside the arrays."""
   text = sorted(item for item in metadata.items() if item[0] != 'check')
   return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {'audio', 'codes_file', 'tokens', 'kmeans', 'losses'}
 ROOMS = ['nn', 'stages', 'middle', 'windows', 'streaming', 'generation', 'experiments']  # leaves come before all of them
-MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained'}
+MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {
     'grain': ('audiolm_jax/data/',),

@@ -4,22 +4,27 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from audiolm_jax.pretrained import dac, encodec, hubert, mimi, tensors, w2v_bert2
+from audiolm_jax.pretrained import byte_pairs, clap, dac, encodec, hubert, mimi, tensors, w2v_bert2
 from audiolm_jax.stages.base import Variables
 
 # By `model_type` of config.json.
-SOURCES = {source.MODEL_TYPE: source for source in (dac, encodec, hubert, mimi, w2v_bert2)}
-FILES = [tensors.CONFIG, tensors.INDEX, '*.safetensors']
+SOURCES = {source.MODEL_TYPE: source for source in (clap, dac, encodec, hubert, mimi, w2v_bert2)}
+FILES = [tensors.CONFIG, tensors.INDEX, '*.safetensors', *byte_pairs.FILES]
 COMMERCIAL_LICENCES = ('MIT', 'Apache-2.0', 'BSD-3-Clause', 'CC0-1.0', 'CC-BY-4.0')
 
 
 class Published(NamedTuple):
-  """A checkpoint that we know: its repository and the licence of its weights as its authors state it, or 'unstated'."""
+  """A checkpoint that we know.
+
+  licence: of its weights, as its authors state it, or 'unstated'.
+  not_read: why `from_pretrained` refuses it; empty where it does not.
+  """
 
   repository: str
   model_type: str
   licence: str
   description: str
+  not_read: str = ''
 
 
 CATALOGUE = (
@@ -31,6 +36,19 @@ CATALOGUE = (
     Published('facebook/hubert-base-ls960', 'hubert', 'Apache-2.0', 'features, 16 kHz, 50 frames/s, 12 layers of 768'),
     Published('facebook/w2v-bert-2.0', 'wav2vec2-bert', 'MIT', 'features, 16 kHz, 50 frames/s, 24 layers of 1024'),
     Published('utter-project/mHuBERT-147', 'hubert', 'CC-BY-NC-SA-4.0', 'features, 147 languages, else as HuBERT base'),
+    Published('laion/larger_clap_music', 'clap', 'Apache-2.0', 'audio and text to one space of 512, 48 kHz: for MuLan'),
+    Published('laion/larger_clap_general', 'clap', 'Apache-2.0', 'as larger_clap_music, of sounds and speech, too'),
+    Published('laion/larger_clap_music_and_speech', 'clap', 'Apache-2.0', 'as larger_clap_music, of speech, too'),
+    Published('laion/clap-htsat-unfused', 'clap', 'Apache-2.0', 'audio and text to one space of 512, smaller'),
+    Published(
+        'laion/clap-htsat-fused', 'clap', 'Apache-2.0', 'as clap-htsat-unfused, and random crops of long clips',
+        'its fusion of a shrunken clip and random crops is not implemented: take laion/clap-htsat-unfused',
+    ),
+    Published(
+        'OpenMuQ/MuQ-MuLan-large', 'muq_mulan', 'CC-BY-NC-4.0', 'audio and text to one space of 512, 24 kHz',
+        'its weights forbid commercial use, and neither its towers (MuQ and XLM-RoBERTa) nor its format, which names '
+        'no model_type, are implemented: laion/larger_clap_music stands in for MuLan',
+    ),
 )
 
 
@@ -43,13 +61,10 @@ def from_pretrained(name_or_path: str | pathlib.Path, *, revision: str | None = 
     revision: commit, tag or branch of the repository; a commit makes the result reproducible.
 
   Raises:
-    ValueError: no such folder or repository, a source that we do not know, or files that `tensors.load` refuses.
+    ValueError: no such folder or repository, a source that we do not know or do not read, or files that `tensors.load`
+      refuses.
   """
-  folder = pathlib.Path(name_or_path)
-  if not folder.is_dir():
-    folder = _download(str(name_or_path), revision)
-  elif revision is not None:
-    raise ValueError(f'revision={revision!r} is for repositories; {folder} is a folder')
+  folder = fetch(name_or_path, revision=revision)
   data = tensors.read_json(folder / tensors.CONFIG)
   source = SOURCES.get(str(data.get('model_type')))
   if source is None:
@@ -61,6 +76,24 @@ def from_pretrained(name_or_path: str | pathlib.Path, *, revision: str | None = 
   except ValueError as error:
     raise ValueError(f'{folder}: {error}') from error
   return config, source.load(folder, config)
+
+
+def fetch(name_or_path: str | pathlib.Path, *, revision: str | None = None) -> pathlib.Path:
+  """Returns the folder that `from_pretrained` reads, after downloading a repository; raises as that does."""
+  folder = pathlib.Path(name_or_path)
+  if folder.is_dir():
+    if revision is not None:
+      raise ValueError(f'revision={revision!r} is for repositories; {folder} is a folder')
+    return folder
+  refuse_unread(str(name_or_path))
+  return _download(str(name_or_path), revision)
+
+
+def refuse_unread(name: str):
+  """Raises ValueError with the reason where `name` is a checkpoint that we know and do not read."""
+  known = published(name)
+  if known is not None and known.not_read:
+    raise ValueError(f'{name} ({known.licence}) is not read: {known.not_read}')
 
 
 def is_commercial(licence: str) -> bool:
@@ -85,6 +118,12 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
         f'{tensors.CONFIG} and {tensors.WEIGHTS} by hand and give their folder'
     )
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+    folder = pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
   except Exception as error:  # its HTTP, offline and cache errors have no base class of their own
     raise ValueError(f'{name} could not be downloaded: {error}') from error
+  if not any(folder.glob('*.safetensors')):
+    raise ValueError(
+        f'{name} has no safetensors at revision {revision or "main"}; for most such repositories a bot of the hub has '
+        'made them in a pull request (under "Community"): give it as the revision, such as refs/pr/1'
+    )
+  return folder

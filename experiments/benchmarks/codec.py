@@ -152,7 +152,7 @@ def theirs(
     estimate, commitment = reconstruct(batch)
     # DAC's decoder ends some samples early.
     estimate = torch.nn.functional.pad(estimate[:, 0], (0, max(0, batch.shape[-1] - estimate.shape[-1])))
-    (mel_loss(estimate[:, : batch.shape[-1]]) + commitment).backward()
+    (mel_loss(estimate[:, : batch.shape[-1]]) + commitment.mean()).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()
 

@@ -108,6 +108,22 @@ def test_a_flipped_byte_is_refused(tmp_path):
     workspace.load_semantic_quantizer(tmp_path)
 
 
+def test_code_vectors_of_embeddings_come_back_for_their_model_alone(tmp_path):
+  path = tmp_path / 'text_tokens' / 'quantizer.safetensors'
+  with pytest.raises(ValueError, match='does not exist.*embedding_tokens.fit'):
+    workspace.load_embedding_quantizer(path, 'abc')
+  vectors_QKD = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+  workspace.save_embedding_quantizer(path, jnp.asarray(vectors_QKD), 'abc')
+  np.testing.assert_array_equal(workspace.load_embedding_quantizer(path, 'abc'), vectors_QKD)
+  with pytest.raises(ValueError, match='embeddings of the model abc, not of xyz: fit it again'):
+    workspace.load_embedding_quantizer(path, 'xyz')
+  content = path.read_bytes()
+  for damaged in (content[:-5], content[:-1] + bytes([content[-1] ^ 1]), content.replace(b'"abc"', b'"xyz"')):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match='is damaged .*fit the quantizer again'):
+      workspace.load_embedding_quantizer(path, 'xyz')
+
+
 def test_fingerprints_see_values_names_and_types():
   trees = [{'a': np.zeros(2)}, {'a': np.ones(2)}, {'b': np.zeros(2)}, {'a': np.zeros(2, np.float32)}]
   prints = [workspace.fingerprint(tree) for tree in trees]

@@ -30,6 +30,17 @@ W2V_BERT2 = {
     'intermediate_size': 12, 'conv_depthwise_kernel_size': 7, 'left_max_position_embeddings': 4,
     'right_max_position_embeddings': 2,
 }  # fmt: skip
+CLAP = {
+    'model_type': 'clap', 'projection_dim': 6,
+    'audio_config': {
+        'spec_size': 128, 'num_mel_bins': 16, 'window_size': 4, 'patch_embeds_hidden_size': 4, 'hidden_size': 16,
+        'depths': [1, 2, 1], 'num_attention_heads': [1, 2, 2],
+    },
+    'text_config': {
+        'vocab_size': 300, 'hidden_size': 8, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 12,
+        'max_position_embeddings': 40,
+    },
+}  # fmt: skip
 
 
 def arrays(data, seed=0) -> dict[str, np.ndarray]:
@@ -43,9 +54,11 @@ def arrays(data, seed=0) -> dict[str, np.ndarray]:
     stem, _, name = jax.tree_util.keystr(path, simple=True, separator='.').rpartition('.')
     layout = tensors.LAYOUTS[name] if name in tensors.LAYOUTS else tensors.Layout(name, lambda shape: shape, None)
     shape = layout.shape(tuple(leaf.shape))
-    centre, deviation = (1.0, 0.1) if name in ('scale', 'alpha', 'cluster_usage') else (0.0, max(np.prod(shape[1:]), 4) ** -0.5)
+    near_one = name in ('scale', 'alpha', 'cluster_usage', 'running_var')
+    centre, deviation = (1.0, 0.1) if near_one else (0.0, max(np.prod(shape[1:]), 4) ** -0.5)
     stem = tensors.re.sub(r'_(\d+)(?=\.|$)', r'.\1', stem)
-    result[f'{stem}.{layout.name}'] = (centre + deviation * rng.standard_normal(shape)).astype(np.float32)
+    array = np.asarray(centre + deviation * rng.standard_normal(shape), np.float32)
+    result[f'{stem}.{layout.name}'.lstrip('.')] = array
   return result
 
 

@@ -1,8 +1,8 @@
 """Encoding, decoding and features beside `transformers`, both on one core, random weights at full width.
 
-  taskset -c 0 python -m tests.pretrained.speed dac encodec mimi hubert w2v_bert2
+  taskset -c 0 python -m tests.pretrained.speed dac encodec mimi hubert w2v_bert2 clap larger_clap
 
-w2v-BERT 2.0 with 3 of its 24 blocks, which are alike, and with the log-mel that it reads.
+w2v-BERT 2.0 with 3 of its 24 blocks, which are alike, and with the log-mel that it reads; CLAP with its log-mel, too.
 
 Seconds are of the processor (other work on the machine counts little), the least of several runs.
 """
@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from audiolm_jax import kmeans
-from audiolm_jax.pretrained import hub
+from audiolm_jax.pretrained import clap, clap_audio, hub
 
 REPEATS = 5
 SECONDS = 1.0
@@ -29,8 +29,15 @@ MODELS = {
     'mimi': lambda: transformers.MimiModel(transformers.MimiConfig()),
     'hubert': lambda: transformers.HubertModel(transformers.HubertConfig()),
     'w2v_bert2': lambda: transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(num_hidden_layers=3)),
+    'clap': lambda: transformers.ClapModel(transformers.ClapConfig(audio_config={}, text_config={})),
+    'larger_clap': lambda: transformers.ClapModel(
+        transformers.ClapConfig(
+            audio_config={'patch_embeds_hidden_size': 128, 'hidden_size': 1024, 'depths': [2, 2, 12, 2]}, text_config={}
+        )
+    ),
 }
 FEATURE_SECONDS = 4.0
+TEXT_TOKENS = 32
 
 
 def seconds(function) -> float:
@@ -59,6 +66,35 @@ def measure_features(name: str):
     mine, other = seconds(lambda: features(variables, wave_BT).block_until_ready()), seconds(lambda: model(**prepare()))
   print(f'{name} {FEATURE_SECONDS:.2f} s: {mine:.3f} s, transformers {other:.3f} s, {other / mine:.2f} times as fast',
         flush=True)
+
+
+def measure_embeddings(name: str):
+  model = MODELS[name]().eval()
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    config, variables = hub.from_pretrained(folder)
+  rng = np.random.default_rng(0)
+  wave_BT = rng.uniform(-0.5, 0.5, (1, clap_audio.CLIP)).astype(np.float32)
+  tokens_BL = rng.integers(4, config.text.vocab_size, (1, TEXT_TOKENS)).astype(np.int32)
+  embed_audio = jax.jit(lambda variables, wave_BT: clap.audio_embeddings(config, variables, wave_BT))
+  embed_text = jax.jit(lambda variables, tokens_BL: clap.text_embeddings(config, variables, tokens_BL))
+  extractor = transformers.ClapFeatureExtractor(truncation='rand_trunc', frequency_min=50)
+  prepare = lambda: extractor(list(wave_BT), sampling_rate=config.sample_rate, return_tensors='pt')['input_features']
+  ids, mask = torch.tensor(tokens_BL).long(), torch.ones(tokens_BL.shape).long()
+  pairs = {
+      'audio of 10 s': (
+          lambda: embed_audio(variables, wave_BT).block_until_ready(),
+          lambda: model.get_audio_features(prepare().float()),
+      ),
+      f'text of {TEXT_TOKENS} tokens': (
+          lambda: embed_text(variables, tokens_BL).block_until_ready(),
+          lambda: model.get_text_features(ids, attention_mask=mask),
+      ),
+  }
+  with torch.no_grad():
+    for what, (our, their) in pairs.items():
+      mine, other = seconds(our), seconds(their)
+      print(f'{name} {what}: {mine:.3f} s, transformers {other:.3f} s, {other / mine:.2f} times as fast', flush=True)
 
 
 def measure(name: str, num_quantizers: int):
@@ -97,5 +133,7 @@ if __name__ == '__main__':
   for name in sys.argv[1:]:
     if name in ('hubert', 'w2v_bert2'):
       measure_features(name)
+    elif name in ('clap', 'larger_clap'):
+      measure_embeddings(name)
     else:
       measure(name, {'dac': 12, 'encodec': 8, 'mimi': 8}[name])

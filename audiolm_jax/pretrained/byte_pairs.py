@@ -1,0 +1,137 @@
+"""Texts to token ids by byte pairs, as GPT-2 and RoBERTa have them (Sennrich et al., 2016; Radford et al., 2019).
+
+A text is cut into words, a word into its UTF-8 bytes, each written as a visible character, and neighbours are joined in
+the order of `merges.txt`. Nothing in a text is a special token: `<s>` is the three characters.
+"""
+
+import functools
+import pathlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from audiolm_jax.pretrained import tensors
+
+FILES = VOCABULARY, MERGES = ('vocab.json', 'merges.txt')
+FIRST, PADDING, LAST = '<s>', '<pad>', '</s>'
+MAX_MERGES_BYTES = 2**23  # RoBERTa's have half a megabyte
+MAX_CHARACTERS = 2**13  # of a text: joining takes the square of a word's length
+SUFFIXES = re.compile("'(?:s|t|re|ve|m|ll|d)")
+# Over the kinds of characters, see `_kind`; a space belongs to the word behind it.
+WORDS = re.compile(r' ?L+| ?N+| ?O+|[ S]+(?![LNO])|[ S]+')
+
+
+class BytePairs(NamedTuple):
+  """ids: by token. ranks: by the pair that is joined, the lowest first."""
+
+  ids: dict[str, int]
+  ranks: dict[tuple[str, str], int]
+
+
+@functools.cache
+def _visible() -> tuple[str, ...]:
+  """Returns the character that stands for each byte: itself where it is visible in Latin-1, else one from 256 on."""
+  shown = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+  others = [byte for byte in range(256) if byte not in shown]
+  return tuple(chr(byte) if byte in shown else chr(256 + others.index(byte)) for byte in range(256))
+
+
+def load(folder: pathlib.Path, vocab_size: int, padding: int) -> BytePairs:
+  """Returns what is in `folder`.
+
+  Raises ValueError: a file is missing or damaged; a token that every text needs is not among them (the three special
+  ones, the 256 bytes); ids beyond `vocab_size`, another id of padding than `padding`.
+  """
+  folder = pathlib.Path(folder)
+  ids = tensors.read_json(folder / VOCABULARY)
+  bad = [token for token, number in ids.items() if type(number) is not int or not 0 <= number < vocab_size]
+  if bad:
+    number = str(ids[bad[0]])[:80]
+    raise ValueError(f'{folder / VOCABULARY}: {bad[0]!r} has the id {number}; the model has {vocab_size:,}')
+  if missing := [token for token in (FIRST, PADDING, LAST, *_visible()) if token not in ids]:
+    raise ValueError(f'{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs like RoBERTa\'s')
+  if ids[PADDING] != padding:
+    raise ValueError(f'{folder / VOCABULARY}: {PADDING} has the id {ids[PADDING]}, in the model {padding}')
+  ranks = {}
+  for line in _lines(folder / MERGES):
+    pair = tuple(line.split(' '))
+    if len(pair) != 2 or ''.join(pair) not in ids:
+      raise ValueError(f'{folder / MERGES}: {line[:80]!r} joins no two tokens to one of {VOCABULARY}: fetch both again')
+    ranks.setdefault(pair, len(ranks))
+  return BytePairs(ids, ranks)
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  try:
+    with path.open('rb') as file:
+      data = file.read(MAX_MERGES_BYTES + 1)
+    text = data.decode()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} cannot be read: {error}; texts need {VOCABULARY} and {MERGES}') from error
+  if len(data) > MAX_MERGES_BYTES:
+    raise ValueError(f'{path} has more than {MAX_MERGES_BYTES:,} bytes: this is no list of byte pairs')
+  first, *lines = text.split('\n')
+  return [line.rstrip('\r') for line in ([] if first.startswith('#version') else [first]) + lines if line.strip()]
+
+
+def _kind(character: str) -> str:
+  """Returns L for letters, N for numbers, S for white space but ' ', O for others, the space as it is."""
+  if character == ' ':
+    return ' '
+  if character.isspace() and not '\x1c' <= character <= '\x1f':  # Unicode does not count those four
+    return 'S'
+  category = unicodedata.category(character)[0]
+  return category if category in 'LN' else 'O'
+
+
+def words(text: str) -> list[str]:
+  """Returns the parts of a text that are tokenized one by one: together they are the text."""
+  kinds, result, at = ''.join(map(_kind, text)), [], 0
+  while at < len(text):
+    match = SUFFIXES.match(text, at) or WORDS.match(kinds, at)
+    result.append(text[at : match.end()])
+    at = match.end()
+  return result
+
+
+def _join(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+  """Joins the neighbours of the lowest rank, wherever they are, until none are left."""
+  while len(symbols) > 1:
+    pair = min(zip(symbols, symbols[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
+    if pair not in ranks:
+      break
+    joined, at = [], 0
+    while at < len(symbols):
+      size = 2 if tuple(symbols[at : at + 2]) == pair else 1
+      joined.append(''.join(symbols[at : at + size]))
+      at += size
+    symbols = joined
+  return symbols
+
+
+def encode(pairs: BytePairs, text: str) -> list[int]:
+  """Returns the ids of a text, those that say that it begins and ends included."""
+  parts = [_join([_visible()[byte] for byte in word.encode()], pairs.ranks) for word in words(text)]
+  return [pairs.ids[token] for token in (FIRST, *(token for part in parts for token in part), LAST)]
+
+
+def encode_all(pairs: BytePairs, texts: Sequence[str], max_tokens: int, multiple: int = 1) -> np.ndarray:
+  """Returns the ids of texts as int32 [B, L], filled up with padding to the longest, and to a `multiple`.
+
+  Raises ValueError for no texts, and for a text of more than `max_tokens` or MAX_CHARACTERS.
+  """
+  if not texts:
+    raise ValueError('no texts: give at least one')
+  for text in texts:
+    if len(text) > MAX_CHARACTERS:
+      raise ValueError(f'{text[:40]!r}... has {len(text):,} characters, more than {MAX_CHARACTERS:,}: shorten the text')
+  rows = [encode(pairs, text) for text in texts]
+  longest = max(rows, key=len)
+  if len(longest) > max_tokens:
+    text = texts[rows.index(longest)]
+    raise ValueError(f'{text[:40]!r}... makes {len(longest)} tokens, the model reads {max_tokens}: shorten the text')
+  length = min(max_tokens, -(-len(longest) // multiple) * multiple)
+  return np.array([row + [pairs.ids[PADDING]] * (length - len(row)) for row in rows], np.int32)
