@@ -8,7 +8,8 @@ The models of the recipe (librilight: the papers' sizes) with random weights, ba
 to a cache of fixed size, and a pass to a window of fixed size, so that all take the same time. As in generation.py, the
 coarse model goes in windows, and the fine model's chunks are one batch.
 
-Beside wall time stands the time that the processors spent, which says more where others use the machine too.
+Beside wall time stands the time that the processors spent, which says more where others use the machine too. nan: the
+machine was too busy for so few --steps.
 """
 
 import argparse
@@ -123,7 +124,8 @@ def _time_language_model(config, prefix_BPN, new: int, frames: int, num_windows:
   draw(1)
   few, many = 1, new * levels if steps == 0 else min(new * levels, 1 + steps)
   begun, whole = draw(few), draw(many)
-  one_step = lambda started, ended: (ended - started) / (many - few)
+  # On a busy machine a few steps may seem to take longer than many: no number then, rather than a wrong one.
+  one_step = lambda started, ended: (ended - started) / (many - few) if ended > started else np.nan
   everything = lambda started, ended: (
       num_windows * max(started - few * one_step(started, ended), 0) + frames * levels * one_step(started, ended)
   )

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from experiments import benchmark
@@ -37,3 +38,6 @@ def test_the_language_models_time_is_windows_and_steps(monkeypatch):
     timing = acoustic.time_coarse(config, semantic_frames=100, carry_seconds=1.0, steps=steps)
     # 2 s, then 1 s after 1 s twice: three windows, and 400 steps in all.
     assert timing.seconds == pytest.approx((3 * 2 + 400 * 0.25, 3 * 3 + 400))
+  monkeypatch.setattr(acoustic, '_seconds', lambda function: acoustic.Seconds(9 - function(), function()))
+  wall, processors = acoustic.time_coarse(config, semantic_frames=100, carry_seconds=1.0, steps=8).seconds
+  assert np.isnan(wall) and processors == 400  # disturbed: no number, rather than a wrong one
