@@ -61,7 +61,7 @@ def main():
       program = lower_decode(stage_recipe.model, devices, args.rows, recipe.sampling.soundstorm)
     else:
       program = lower_train_step(stage_recipe, devices)
-    compiled = compile_for(program.lowered, chip)
+    compiled = compile_for(program, chip)
     report = {'stage': name, 'recipe': args.recipe, 'program': 'decode' if args.decode else 'train step'}
     report |= {'topology': args.topology, 'slices': args.slices, **describe(program, compiled, chip, args.slices)}
     report['compile_seconds'] = time.monotonic() - started
@@ -96,6 +96,7 @@ class Lowered:
   """A program before the compiler, and what is known of it without one."""
 
   lowered: Any
+  largest_array: jax.core.ShapedArray  # that it makes, over all devices
   num_devices: int
   num_parameters: int
   model_flops: int  # of one run over all devices, without what is recomputed
@@ -132,8 +133,10 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
     with sharding.activations(mesh):
       return jax.value_and_grad(plain.loss, has_aux=True)(params, rest, batch, jax.random.key(0))
 
+  traced = step.trace(state, batch, number, rate)
   return Lowered(
-      lowered=step.lower(state, batch, number, rate),
+      lowered=traced.lower(),
+      largest_array=flops.largest_array(traced.jaxpr),
       num_devices=len(devices),
       num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)),
       model_flops=flops.count(loss, shapes.params, shapes.state, batch),
@@ -176,9 +179,10 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   else:
     raise ValueError(f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm')
   params, arguments = place(params), place(arguments)
-  jitted = jax.jit(function, donate_argnums=donated, out_shardings=where)
+  traced = jax.jit(function, donate_argnums=donated, out_shardings=where).trace(params, *arguments)
   return Lowered(
-      lowered=jitted.lower(params, *arguments),
+      lowered=traced.lower(),
+      largest_array=flops.largest_array(traced.jaxpr),
       num_devices=1,
       num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
       model_flops=flops.count(function, params, *arguments),
@@ -187,27 +191,26 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   )
 
 
-def compile_for(lowered: Any, chip: roofline.Chip) -> Any:
-  """Returns the compiled program; ValueError where it doesn't fit, naming the largest buffer and what helps."""
+def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
+  """Returns the compiled program; ValueError where it doesn't fit, naming the largest array and what helps."""
   try:
-    return lowered.compile()
+    return program.lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    raise ValueError(does_not_fit(str(error), chip)) from error
+    raise ValueError(does_not_fit(str(error), program, chip)) from error
 
 
-def does_not_fit(message: str, chip: roofline.Chip) -> str:
+def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
   """Returns what a user needs of the compiler's report of too little memory."""
-  used = re.search(r'Used ([\d.]+\w) of ([\d.]+\w)', message)
-  need = f'needs {used[1]} of {used[2]}' if used else f'needs more than the {chip.hbm_bytes / 2**30:.0f} GiB'
-  largest = re.search(r'1\. Size: ([\d.]+\w)(?:.*\n)*?\s*Shape: (\S+)', message)
-  source = re.search(r'1\. Size: .*\n\s*Operator: op_name="([^"]*)"', message)
-  buffer = f'; the largest buffer is {largest[2]}, {largest[1]}' if largest else ''
-  buffer += f' ({source[1]})' if source else ''
+  sizes = re.search(r'\(([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)\)', message)
+  need = f'needs {sizes[1]} of {sizes[2]}' if sizes else f'needs more than the {chip.hbm_bytes / 2**30:.0f} GiB'
+  largest = program.largest_array
+  size = largest.size * largest.dtype.itemsize / 2**30
   return (
-      f'does not fit: {need} of memory on each chip{buffer}. Recompute more (remat=True), cut parameters and optimizer '
-      'over more chips (train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
+      f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, {size:.2f} GiB over all '
+      f'{program.num_devices} chips. Recompute more (remat=True), cut parameters and optimizer over more chips '
+      '(train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
   )
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of the matrix products and convolutions in a traced function.
+"""Floating-point operations of the matrix products and convolutions in a traced function, and its largest array.
 
 Counted in the jaxpr, so that loops count as often as they run, on any machine and without compiling. All else
 (normalization, softmax, activations) is left out, as is usual where utilization is told: it does not run on the
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -26,6 +27,17 @@ def count(function: Callable[..., Any], *args: Any) -> int:
 def count_jaxpr(jaxpr: Any) -> int:
   """As `count`, of a jaxpr."""
   return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def largest_array(jaxpr: Any) -> jax.core.ShapedArray:
+  """Returns shape and dtype of the largest array that a jaxpr makes, over all devices; it must make one.
+
+  Those in loops and calls are among them; whether the compiler fuses one away is not known here.
+  """
+  made = [variable.aval for equation in jaxpr.eqns for variable in equation.outvars]
+  made += [largest_array(inner) for equation in jaxpr.eqns for inner in _inside(equation.params) if inner.eqns]
+  numbers = [aval for aval in made if jnp.issubdtype(aval.dtype, jnp.number)]
+  return max(numbers or made, key=lambda aval: aval.size * aval.dtype.itemsize)
 
 
 def _equation(equation) -> int:

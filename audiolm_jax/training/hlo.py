@@ -40,7 +40,10 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """One collective: its kind, the largest array it takes or gives, the devices of one group, rounds in a step."""
+  """One collective: its kind, the largest array it takes or gives, the devices of one group, rounds in a step.
+
+  Between slices all devices are one group, and `size` is the part that each device gives to its host to exchange.
+  """
 
   kind: str
   shape: str
@@ -165,11 +168,16 @@ def _called(attributes: str) -> list[str]:
 def collectives(program: Program, num_devices: int) -> list[Collective]:
   """Returns the collectives of a step.
 
-  TPU programs hide some in fusions: a reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as
+  Between slices TPU programs hand arrays to the hosts, by a send of each. Some collectives they hide in fusions: a reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as
   several fusions that do a part of it beside something else, all with one channel.
   """
   found, channels = [], set()
   for instruction, rounds in program.instructions():
+    between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if between and instruction.opcode == 'send':
+      kind, sent = between[1].lower().replace('_', '-'), instruction.shapes[0]
+      found.append(Collective(kind, sent.text, sent.size, tuple(range(num_devices)), rounds, True, ''))
+      continue
     called = _called(instruction.attributes)[:1] if instruction.opcode == 'fusion' else []
     inner = [one for name in called for one in program.computations.get(name, {}).values()]
     for one in inner or [instruction]:

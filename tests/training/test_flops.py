@@ -29,6 +29,12 @@ def test_loops_and_conditionals():
     flops.count(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, product, x), shape(8, 8))
 
 
+def test_the_largest_array_may_be_in_a_loop():
+  outer = lambda x: jax.lax.scan(lambda total, row: (total + jnp.outer(row, row).sum(), None), 0.0, x)[0]
+  largest = flops.largest_array(jax.make_jaxpr(outer)(shape(3, 50)).jaxpr)
+  assert (largest.shape, largest.dtype) == ((50, 50), jnp.float32)
+
+
 def test_language_model_is_the_closed_form():
   """Forward: 2 a weight and token, and 4 L D of attention a token; backward twice as much. The bias is small print."""
   batch, frames, length = 2, 24, 48

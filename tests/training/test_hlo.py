@@ -89,6 +89,22 @@ def test_a_text_without_entry_is_an_error():
     hlo.parse('HloModule nothing')
 
 
+def test_what_slices_exchange_goes_through_the_hosts():
+  handler = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"'
+  send = f'send(%g, %after), channel_id=3, is_host_transfer=true, frontend_attributes={{{handler}}}'
+  text = f"""HloModule jit_step
+
+ENTRY %main (g: bf16[4,8,128]) -> token[] {{
+  %g = bf16[4,8,128]{{2,1,0:T(8,128)(2,1)}} parameter(0)
+  %after = token[] after-all()
+  %send = (bf16[4,8,128]{{2,1,0:T(8,128)(2,1)}}, u32[], token[]) {send}
+  ROOT %done = token[] send-done(%send), channel_id=3, is_host_transfer=true
+}}
+"""
+  [exchange] = hlo.collectives(hlo.parse(text), 16)
+  assert exchange == ('all-reduce', 'bf16[4,8,128]', 2 * 4 * 8 * 128, tuple(range(16)), 1, True, '')
+
+
 def test_loops_of_a_compiled_program_count_their_collectives():
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))
   place = lambda *spec: NamedSharding(mesh, P(*spec))
