@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 BLOCK = 256  # queries, and keys, of a block
 SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
@@ -43,6 +43,11 @@ def bias_tiles(
   return jnp.where(future_TKQ, _MASKED, tiles)
 
 
+def whole_blocks(x_BL: Shaped[Array, 'B L *dims']) -> Shaped[Array, 'B M *dims']:
+  """Pads the sequence on its right, with zeros, to whole blocks."""
+  return jnp.pad(x_BL, ((0, 0), (0, -x_BL.shape[1] % BLOCK), *((0, 0),) * (x_BL.ndim - 2)))
+
+
 def attend(
     query_BLHD: Float[Array, 'B L H D'],
     key_BLHD: Float[Array, 'B L H D'],
@@ -57,21 +62,20 @@ def attend(
   A query that sees no valid key gets a finite value that means nothing.
   """
   length, width = query_BLHD.shape[1], query_BLHD.shape[3]
-  padding = -length % BLOCK
+  query_BLHD, key_BLHD, value_BLHD, valid_BL = map(whole_blocks, (query_BLHD, key_BLHD, value_BLHD, valid_BL))
 
   def columns(x_BLHD, first_BL=None):
     x_BHDL = x_BLHD.transpose(0, 2, 3, 1)
     if first_BL is not None:
-      extra = jnp.broadcast_to(first_BL[:, None, None], (*x_BHDL.shape[:2], 1, length)).astype(x_BHDL.dtype)
-      extra = jnp.pad(extra, ((0, 0), (0, 0), (0, _VALIDITY - 1), (0, 0)))
-      x_BHDL = jnp.concatenate([x_BHDL, extra], axis=2)
-    return jnp.pad(x_BHDL, ((0, 0), (0, 0), (0, 0), (0, padding)))
+      first_B11L = first_BL[:, None, None].astype(x_BHDL.dtype)
+      extra = jnp.where(jnp.arange(_VALIDITY)[:, None] == 0, first_B11L, 0)
+      x_BHDL = jnp.concatenate([x_BHDL, jnp.broadcast_to(extra, (*x_BHDL.shape[:2], *extra.shape[2:]))], axis=2)
+    return checkpoint_name(x_BHDL, SAVED)  # the products that it is made of need then not be kept
 
   query = columns(query_BLHD * width**-0.5, jnp.ones_like(valid_BL))
   key = columns(key_BLHD, jnp.where(valid_BL, 0.0, _MASKED))
-  key = key.at[:, :, width, length:].set(_MASKED)
   mixed_BHDL = _attention(query, key, columns(value_BLHD), tiles_HTKQ, interpret)
-  return mixed_BHDL[..., :length].transpose(0, 3, 1, 2)
+  return mixed_BHDL.transpose(0, 3, 1, 2)[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

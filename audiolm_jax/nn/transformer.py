@@ -139,8 +139,11 @@ class Transformer(nn.Module):
     bias_table = self.param(
         'relative_bias', partitioned(nn.initializers.normal(0.1), None, HEADS), (config.num_buckets, config.num_heads)
     )
-    x_BLD, cache = self._layers(x_BLD, ids_BL != tokens.PAD, bias_table, cache)
-    return norm(config.dtype, 'final_norm')(x_BLD), output_VD, cache
+    valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
+    if cache is None and placement.on_tpu():  # once here, where the kernel would pad every array of every layer
+      x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
+    x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache)
+    return norm(config.dtype, 'final_norm')(x_BLD[:, :length]), output_VD, cache
 
   def _layers(self, x_BLD, valid_BL, bias_table, cache):
     config, length = self.config, x_BLD.shape[1]
