@@ -23,6 +23,8 @@ class LanguageModel:
   prefix_rate, target_rate: frames per second of the two parts, for the time embedding.
   time_embedding: adds sinusoids of the time in seconds, through a learned linear map, to each token's embedding; a
     prefix token has its own time, START and targets have the time of the token they predict.
+  code_dropout: share of the target codes that are left out of the input while training (and predicted all the same), so
+    that the prefix is needed.
   """
 
   transformer: TransformerConfig
@@ -30,6 +32,7 @@ class LanguageModel:
   prefix_rate: float = 25.0
   target_rate: float = 50.0
   time_embedding: bool = False
+  code_dropout: float = 0.0
 
   def module(self, **options) -> Transformer:
     return Transformer(self.transformer, self.vocabulary, self.time_embedding, **options)
@@ -80,6 +83,10 @@ def target_logits(
   """
   batch, frames, levels = codes_BFQ.shape
   ids_BL, times_BL = sequence(model, prefix_BPN, codes_BFQ)
+  if key is not None and model.code_dropout:
+    key, code_key = jax.random.split(key)
+    kept_BN = jax.random.bernoulli(code_key, 1 - model.code_dropout, (batch, frames * levels))
+    ids_BL = ids_BL.at[:, -frames * levels :].set(jnp.where(kept_BN, ids_BL[:, -frames * levels :], tokens.PAD))
   module = model.module(deterministic=key is None)
   rngs = {} if key is None else {'dropout': key}
   hidden_BLD, output_VD, _ = module.apply({'params': params}, ids_BL[:, :-1], times_BL[:, :-1], rngs=rngs)

@@ -5,8 +5,9 @@ Inputs: semantic_BS at 25 Hz, frame-aligned (repeats are removed here), and code
 (section IV-I): num_quantizers=3, codebook_size=2**14, and no stage 3.
 
 Deviation: the softmax of a position runs over its own level only, so an illegal code has probability 0 from the
-start. Not in the paper, off by default: `time_embedding` (needs deduplicate=False), for tiny models, which cannot
-afford to learn which semantic token belongs to a frame by counting.
+start. Not in the paper, off by default, for tiny models: `time_embedding` (needs deduplicate=False), since they cannot
+afford to learn which semantic token belongs to a frame by counting, and `code_dropout`, since they learn to go on from
+the codes before long before they learn to read the semantic tokens.
 """
 
 import dataclasses
@@ -35,12 +36,15 @@ class Config:
   condition_on_semantic: bool = True  # False: the acoustic-only ablation
   deduplicate: bool = True
   time_embedding: bool = False
+  code_dropout: float = 0.0  # share of the codes that training leaves out of the input
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if not 1 <= self.num_quantizers <= self.total_quantizers:
       raise ValueError(f'num_quantizers={self.num_quantizers} is not in 1..total_quantizers={self.total_quantizers}')
+    if not 0 <= self.code_dropout < 1:
+      raise ValueError(f'code_dropout={self.code_dropout} is no share below 1')
     if self.time_embedding and self.condition_on_semantic and self.deduplicate:
       raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
 
@@ -73,6 +77,7 @@ class Config:
         prefix_rate=self.semantic_rate,
         target_rate=self.frame_rate,
         time_embedding=self.time_embedding,
+        code_dropout=self.code_dropout,
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B S 1'], Int[Array, 'B F Q']]:

@@ -13,7 +13,7 @@ term, and no discriminators, which would take most of its time.
 from audiolm_jax.data import synthesized
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.sampling import ParallelRule
+from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
@@ -108,7 +108,7 @@ RECIPE = Recipe(
         16, 2000, adam(3e-3, 2000, warmup_steps=100),
     ),
     # A model that is not sure must draw at every level: one greedy pass gives all frames the most frequent code.
-    sampling=SamplingConfig(soundstorm=ParallelRule(iterations=(16, 16, 16, 8))),
+    sampling=SamplingConfig(soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))),
     acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
     speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
     numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),

@@ -69,6 +69,22 @@ def test_a_later_token_changes_no_earlier_logits(params, logits_of, example):
   assert (np.abs(before[:, 10:] - after[:, 10:]).max(axis=-1) > 1e-6).all()
 
 
+def test_codes_that_are_left_out_in_training_say_nothing_and_are_predicted(params, example):
+  prefix, codes = example
+  other = (codes + 1) % 5
+  logits = lambda share, codes, key: language_model.target_logits(
+      dataclasses.replace(MODEL, code_dropout=share), params, prefix, codes, key
+  )
+  key = jax.random.key(0)
+  none_left = [np.asarray(logits(1 - 1e-6, c, key)) for c in (codes, other)]
+  np.testing.assert_array_equal(*none_left)
+  assert none_left[0].shape == (2, 8, 2, 5)
+  some_left = [np.asarray(logits(0.5, c, key)) for c in (codes, other)]
+  assert np.abs(some_left[0] - some_left[1]).max() > 1e-3
+  assert np.abs(some_left[0] - logits(0.5, codes, jax.random.key(1))).max() > 1e-3
+  np.testing.assert_array_equal(logits(0.5, codes, None), logits(0.0, codes, None))  # evaluation leaves out nothing
+
+
 def test_cached_steps_in_a_padded_batch_equal_the_whole_row_alone(params, logits_of, example):
   prefix, codes = example
   whole = np.asarray(logits_of(params, prefix, codes)).reshape(2, 16, 5)
