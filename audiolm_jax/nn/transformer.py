@@ -140,7 +140,9 @@ class Transformer(nn.Module):
         'relative_bias', partitioned(nn.initializers.normal(0.1), None, HEADS), (config.num_buckets, config.num_heads)
     )
     valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
-    if cache is None and placement.on_tpu():  # once here, where the kernel would pad every array of every layer
+    padding = -length % block_attention.BLOCK
+    if cache is None and placement.on_tpu() and 32 * padding <= length:
+      # Once here, where the kernel would pad every array of every layer, if that is cheaper than the products with it.
       x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
     x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache)
     return norm(config.dtype, 'final_norm')(x_BLD[:, :length]), output_VD, cache
