@@ -6,8 +6,9 @@
 What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of a few hundred
 thousand parameters learn anything in some hundred steps: semantic tokens stay frame-aligned (`deduplicate=False`) and
 tokens carry their time (`time_embedding=True`), so that the coarse model need not learn by counting which semantic token
-belongs to a frame; w2v-BERT predicts clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform
-term, and no discriminators, which would take most of its time.
+belongs to a frame; three in ten codes are left out of its input (`code_dropout`); SoundStorm makes 4 of 12 levels;
+w2v-BERT predicts clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform term, and no
+discriminators, which would take most of its time.
 """
 
 from audiolm_jax.data import synthesized
@@ -94,7 +95,8 @@ RECIPE = Recipe(
         ),
         16, 400,
     ),
-    coarse=language_model(coarse.Config(**COARSE), 8, 2000),
+    # Without it the model goes on from the codes before, and hardly reads the semantic tokens.
+    coarse=language_model(coarse.Config(code_dropout=0.3, **COARSE), 8, 2000),
     fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
     soundstorm=stage(
         soundstorm.Config(
