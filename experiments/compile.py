@@ -216,16 +216,23 @@ def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
 
 def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int) -> dict[str, Any]:
   """Returns all numbers of a compiled program, per device unless the name says otherwise."""
-  parsed = hlo.parse(compiled.as_text())
-  found = hlo.collectives(parsed, program.num_devices)
-  traffic = {}
-  for one in found:
-    traffic[one.kind] = traffic.get(one.kind, 0) + one.rounds * one.size
   memory = compiled.memory_analysis()
   hbm = (
       memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
       + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
   )  # fmt: skip
+  try:
+    parsed = hlo.parse(compiled.as_text())
+  except jax.errors.JaxRuntimeError as error:  # jaxlib reads what libtpu wrote: v6e's programs it may not
+    reason = str(error).splitlines()[0][:200]
+    raise ValueError(
+        f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this jaxlib '
+        f'cannot read it, so there is no prediction ({reason}): try another version of libtpu'
+    ) from error
+  found = hlo.collectives(parsed, program.num_devices)
+  traffic = {}
+  for one in found:
+    traffic[one.kind] = traffic.get(one.kind, 0) + one.rounds * one.size
   per_device = program.model_flops / program.num_devices
   predicted = roofline.predict(
       chip, product_flops=per_device, hbm_bytes=hlo.hbm_bytes(parsed), cycles=hlo.cycles(parsed),

@@ -139,7 +139,7 @@ def test_tpu_weak_scaling_and_no_gathered_activations(paper):
 def test_tpu_program_that_does_not_fit(paper):
   chip, devices = compile_program.load_topology('v5e:2x2')
   program = compile_program.lower_train_step(small(paper, 4 * 128, fsdp=1), devices)
-  with pytest.raises(ValueError, match=r'needs 20.*G of .*largest array is .*remat'):
+  with pytest.raises(ValueError, match=r'needs 2\d.*G of 15.*G .*largest array is .*remat'):
     compile_program.compile_for(program, chip)
 
 
