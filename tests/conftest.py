@@ -13,3 +13,8 @@ from jaxtyping import install_import_hook
 
 jax.config.update('jax_num_cpu_devices', 8)
 install_import_hook('audiolm_jax', 'beartype.beartype')
+
+
+def pytest_collection_modifyitems(items):
+  """The longest test begins first, or at the end one worker waits for the other."""
+  items.sort(key=lambda item: 'test_demo' not in item.nodeid)

@@ -2,6 +2,7 @@
 
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,5 +24,5 @@ def test_the_mel_loss_in_pytorch_is_ours():
   got = codec._torch_mel_loss(torch, torch.from_numpy(target_BT))(torch.from_numpy(estimate_BT))
   windows = [window for window in losses.SPECTRAL_WINDOWS if window <= 4000]
   assert windows == list(losses.SPECTRAL_WINDOWS)
-  want = losses.spectral_reconstruction(target_BT, estimate_BT, sample_rate=16_000)
+  want = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=16_000)
   assert float(got) == pytest.approx(float(want), rel=1e-4)

@@ -116,7 +116,7 @@ def test_codes_and_audio(pair, num_quantizers):
   report(f'dac {name} audio, {want_BFQ.shape[-1]} levels, codes identical', error)
   assert error < TOLERANCE
   assert not got_BT[:, length:].any()
-  assert np.std(want_BT) > 0.05 and len(np.unique(want_BFQ)) > 50
+  assert np.std(want_BT) > 0.05 and len(np.unique(want_BFQ)) > 15  # of 50 frames; one level may have as few
 
 
 def test_odd_lengths_are_padded_as_the_source_pads_them(pair):

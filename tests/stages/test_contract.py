@@ -99,7 +99,11 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', CASES)
+# Variants of stages that are here besides, each a minute and more of compiling.
+SLOW = ('soundstream_fsq', 'w2v_bert_of_clusters')
+
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES])
 def test_stage_keeps_the_contract(name, tmp_path):
   config, batch, options = CASES[name]
   contract.check_stage(config, batch, tmp_path, **options)
