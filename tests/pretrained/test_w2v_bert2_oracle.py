@@ -96,11 +96,11 @@ def test_log_mel(name):
 
 @pytest.mark.parametrize('lengths', [[560], [8_001], [15_999, 40_321, 719]])
 def test_every_hidden_state(narrow, lengths):
-  got = compare(narrow, lengths, 'w2v-BERT 2.0, narrow')
-  one_layer = jax.jit(lambda *args: w2v_bert2.features(*narrow[1:], args[0], 7, args[1]))(
-      padded(lengths), jnp.asarray(lengths, jnp.int32)
-  )
-  np.testing.assert_allclose(one_layer, got[7], atol=TOLERANCE)
+  compare(narrow, lengths, 'w2v-BERT 2.0, narrow')
+  inputs = padded(lengths), jnp.asarray(lengths, jnp.int32)
+  states = jax.jit(lambda *args: w2v_bert2.hidden_states(*narrow[1:], args[0], None, args[1]))(*inputs)
+  one_layer = jax.jit(lambda *args: w2v_bert2.features(*narrow[1:], args[0], 7, args[1]))(*inputs)
+  np.testing.assert_allclose(one_layer, states[7], atol=TOLERANCE)
 
 
 def test_full_width(tmp_path):
