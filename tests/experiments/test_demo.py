@@ -15,6 +15,8 @@ SIZES = {
     'evaluation.num_clips': 8,
     'evaluation.num_prompts': 2,
     'evaluation.seconds': 1,
+    'evaluation.decoder_seconds': 30,
+    'sampling.soundstorm.iterations': '(2, 1)',
 } | {f'{stage}.train.num_steps': 2 for stage in STAGES}
 
 
