@@ -56,8 +56,8 @@ class Evaluation:
   seconds: float = 7.0  # of continuation
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
   data: str = ''  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized twin
-  recognizer: str = ''  # folder of a CTC recognizer of people's speech (pretrained.ctc); '': words are not judged by one
   subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
+  recognizer: str = ''  # folder of a CTC recognizer of people's speech (pretrained.ctc); '': words are not judged by one
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
   seed: int = 0
 

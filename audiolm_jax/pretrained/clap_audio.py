@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from audiolm_jax import audio
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
+from audiolm_jax.pretrained.layers import layer_norm
 
 SAMPLE_RATE, CLIP = 48_000, 480_000  # Hz; samples: what every published CLAP hears at a time
 WINDOW, MEL_HOP = 1024, 480  # samples
@@ -164,7 +165,7 @@ class PatchEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, picture_BHW):
-    return _layer_norm(EPSILON, 'norm')(Patches(self.config, name='proj')(picture_BHW))
+    return layer_norm(EPSILON, 'norm')(Patches(self.config, name='proj')(picture_BHW))
 
 
 def _relative_index(window: int) -> np.ndarray:
@@ -245,12 +246,12 @@ class Block(nn.Module):
     _, side, _, width = x_BHWD.shape
     window = self.config.window
     shift = window // 2 if self.moved and side > window else 0
-    y_BHWD = _layer_norm(self.config.epsilon, 'layernorm_before')(x_BHWD)
+    y_BHWD = layer_norm(self.config.epsilon, 'layernorm_before')(x_BHWD)
     y_BHWD = jnp.roll(y_BHWD, (-shift, -shift), axis=(1, 2))
     joins = _joins(side, window, shift) if shift else None
     y_WND = Attention(self.num_heads, window, name='attention')(_windows(y_BHWD, window), joins)
     x_BHWD = x_BHWD + jnp.roll(_picture(y_WND, side, window), (shift, shift), axis=(1, 2))
-    y_BHWD = _layer_norm(self.config.epsilon, 'layernorm_after')(x_BHWD)
+    y_BHWD = layer_norm(self.config.epsilon, 'layernorm_after')(x_BHWD)
     y_BHWD = Inner(int(self.config.mlp_ratio * width), name='intermediate')(y_BHWD)
     return x_BHWD + Inner(width, name='output')(nn.gelu(y_BHWD, approximate=False))
 
@@ -263,7 +264,7 @@ class Merge(nn.Module):
     batch, side, _, width = x_BHWD.shape
     x = x_BHWD.reshape(batch, side // 2, 2, side // 2, 2, width).transpose(0, 1, 3, 4, 2, 5)
     x = x.reshape(batch, side // 2, side // 2, 4 * width)
-    return nn.Dense(2 * width, use_bias=False, name='reduction')(_layer_norm(EPSILON, 'norm')(x))
+    return nn.Dense(2 * width, use_bias=False, name='reduction')(layer_norm(EPSILON, 'norm')(x))
 
 
 class Stage(nn.Module):
@@ -289,9 +290,4 @@ class Encoder(nn.Module):
     states = [PatchEmbedding(self.config, name='patch_embed')(picture_BHW)]
     for number in range(len(self.config.depths)):
       states.append(Stage(self.config, number, name=f'layers_{number}')(states[-1]))
-    return jnp.mean(_layer_norm(EPSILON, 'norm')(states[-1]), axis=(1, 2)), states
-
-
-def _layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
-  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
-  return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+    return jnp.mean(layer_norm(EPSILON, 'norm')(states[-1]), axis=(1, 2)), states

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
+from audiolm_jax.pretrained.layers import layer_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Embeddings(nn.Module):
     inside_BL = tokens_BL != c.padding
     position_BL = jnp.where(inside_BL, jnp.cumsum(inside_BL, axis=1), 0) + c.padding
     embed = lambda name, size, index: nn.Embed(size, c.width, name=name)(index)
-    return _layer_norm(c)(
+    return layer_norm(c.epsilon, 'LayerNorm')(
         embed('word_embeddings', c.vocab_size, tokens_BL)
         + embed('token_type_embeddings', c.num_types, jnp.zeros_like(tokens_BL))
         + embed('position_embeddings', c.num_positions, position_BL)
@@ -94,7 +95,7 @@ class Residual(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLN, around_BLD):
-    return _layer_norm(self.config)(around_BLD + nn.Dense(self.config.width, name='dense')(x_BLN))
+    return layer_norm(self.config.epsilon, 'LayerNorm')(around_BLD + nn.Dense(self.config.width, name='dense')(x_BLN))
 
 
 class Attention(nn.Module):
@@ -155,8 +156,3 @@ class Encoder(nn.Module):
     mask = (tokens_BL != self.config.padding)[:, None, None]
     states = Layers(self.config, name='encoder')(Embeddings(self.config, name='embeddings')(tokens_BL), mask)
     return Pooler(self.config, name='pooler')(states[-1]), states
-
-
-def _layer_norm(config: Config) -> nn.LayerNorm:
-  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
-  return nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False, name='LayerNorm')

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Conv, Model, aligned, encoder_inputs
+from audiolm_jax.pretrained.layers import Conv, Model, aligned, encoder_inputs, layer_norm
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'hubert'
@@ -161,7 +161,7 @@ class FeatureProjection(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    return nn.Dense(self.config.width, name='projection')(_layer_norm(self.config, 'layer_norm')(x_BSD))
+    return nn.Dense(self.config.width, name='projection')(layer_norm(self.config.epsilon, 'layer_norm')(x_BSD))
 
 
 class PositionalConv(nn.Module):
@@ -210,8 +210,9 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x_BSD, mask):
     attended_BSD = x_BSD + Attention(self.config, name='attention')(x_BSD, mask)
-    x_BSD = _layer_norm(self.config, 'layer_norm')(attended_BSD)
-    return _layer_norm(self.config, 'final_layer_norm')(x_BSD + FeedForward(self.config, name='feed_forward')(x_BSD))
+    x_BSD = layer_norm(self.config.epsilon, 'layer_norm')(attended_BSD)
+    x_BSD = x_BSD + FeedForward(self.config, name='feed_forward')(x_BSD)
+    return layer_norm(self.config.epsilon, 'final_layer_norm')(x_BSD)
 
 
 class Encoder(nn.Module):
@@ -223,15 +224,10 @@ class Encoder(nn.Module):
   def __call__(self, x_BSD, mask_BS, num_layers):
     x_BSD = jnp.where(mask_BS[..., None], x_BSD, 0)
     x_BSD = x_BSD + PositionalConv(self.config, name='pos_conv_embed')(x_BSD)
-    states = [_layer_norm(self.config, 'layer_norm')(x_BSD)]
+    states = [layer_norm(self.config.epsilon, 'layer_norm')(x_BSD)]
     for number in range(num_layers):
       states.append(Layer(self.config, name=f'layers_{number}')(states[-1], mask_BS[:, None, None]))
     return states
-
-
-def _layer_norm(config: Config, name: str) -> nn.LayerNorm:
-  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
-  return nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False, name=name)
 
 
 def _init(config: Config, key: jax.Array) -> Variables:

@@ -1,4 +1,4 @@
-"""Convolutions with the parameters and the padding of the sources, written for speed on a CPU as well as a TPU."""
+"""Layers with the parameters and the padding of the sources, written for speed on a CPU as well as a TPU."""
 
 import functools
 import math
@@ -37,6 +37,11 @@ def squared_sine(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
     x -= periods * part
   x_squared = jnp.square(x)
   return x_squared * functools.reduce(lambda y, factor: y * x_squared + factor, SQUARED_SINE[::-1])
+
+
+def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
+  # The fast variance, E[x^2] - E[x]^2, loses digits that the sources keep.
+  return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
 class Conv(nn.Module):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import CausalConv, Conv, Model, check_levels, check_not_empty
+from audiolm_jax.pretrained.layers import CausalConv, Conv, Model, check_levels, check_not_empty, layer_norm
 from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
 from audiolm_jax.stages.base import Codec, Variables
 
@@ -216,9 +216,9 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    mixed = Attention(self.config, name='self_attn')(_layer_norm(self.config, 'input_layernorm')(x_BSD))
+    mixed = Attention(self.config, name='self_attn')(layer_norm(self.config.epsilon, 'input_layernorm')(x_BSD))
     x_BSD = x_BSD + LayerScale(name='self_attn_layer_scale')(mixed)
-    hidden = FeedForward(self.config, name='mlp')(_layer_norm(self.config, 'post_attention_layernorm')(x_BSD))
+    hidden = FeedForward(self.config, name='mlp')(layer_norm(self.config.epsilon, 'post_attention_layernorm')(x_BSD))
     return x_BSD + LayerScale(name='mlp_layer_scale')(hidden)
 
 
@@ -276,11 +276,6 @@ class Upsample(nn.Module):
 
 def _dense(features: int, name: str) -> nn.Dense:
   return nn.Dense(features, use_bias=False, name=name)
-
-
-def _layer_norm(config: Config, name: str) -> nn.LayerNorm:
-  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
-  return nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False, name=name)
 
 
 def _downsample(config: Config) -> CausalConv:

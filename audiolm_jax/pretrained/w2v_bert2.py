@@ -25,7 +25,7 @@ from audiolm_jax import audio
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.nn.conformer import convolve_depthwise
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Model, aligned, encoder_inputs
+from audiolm_jax.pretrained.layers import Model, aligned, encoder_inputs, layer_norm
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'wav2vec2-bert'
@@ -190,7 +190,7 @@ class FeatureProjection(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSN):
-    return nn.Dense(self.config.width, name='projection')(_layer_norm(self.config, 'layer_norm')(x_BSN))
+    return nn.Dense(self.config.width, name='projection')(layer_norm(self.config.epsilon, 'layer_norm')(x_BSN))
 
 
 class FeedForward(nn.Module):
@@ -257,10 +257,10 @@ class ConvolutionModule(nn.Module):
   @nn.compact
   def __call__(self, x_BSD, mask_BS):
     c = self.config
-    x_BSD = jnp.where(mask_BS[..., None], _layer_norm(c, 'layer_norm')(x_BSD), 0)
+    x_BSD = jnp.where(mask_BS[..., None], layer_norm(c.epsilon, 'layer_norm')(x_BSD), 0)
     value, gate = jnp.split(PointwiseConv(2 * c.width, name='pointwise_conv1')(x_BSD), 2, axis=-1)
     x_BSD = DepthwiseConv(c.kernel_size, name='depthwise_conv')(value * jax.nn.sigmoid(gate))
-    x_BSD = nn.silu(_layer_norm(c, 'depthwise_layer_norm')(x_BSD))
+    x_BSD = nn.silu(layer_norm(c.epsilon, 'depthwise_layer_norm')(x_BSD))
     return PointwiseConv(c.width, name='pointwise_conv2')(x_BSD)
 
 
@@ -271,7 +271,7 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD, mask_BS):
-    norm = lambda name: _layer_norm(self.config, name)
+    norm = lambda name: layer_norm(self.config.epsilon, name)
     x_BSD = x_BSD + 0.5 * FeedForward(self.config, name='ffn1')(norm('ffn1_layer_norm')(x_BSD))
     attention = Attention(self.config, name='self_attn')
     x_BSD = x_BSD + attention(norm('self_attn_layer_norm')(x_BSD), mask_BS[:, None, None])
@@ -291,11 +291,6 @@ class Encoder(nn.Module):
     for number in range(num_layers):
       states.append(Layer(self.config, name=f'layers_{number}')(states[-1], mask_BS))
     return states
-
-
-def _layer_norm(config: Config, name: str) -> nn.LayerNorm:
-  # The fast variance, E[x^2] - E[x]^2, loses digits that the original keeps.
-  return nn.LayerNorm(epsilon=config.epsilon, use_fast_variance=False, name=name)
 
 
 def _init(config: Config, key: jax.Array) -> Variables:

@@ -173,8 +173,8 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
   """
   found, channels = [], set()
   for instruction, rounds in program.instructions():
-    between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-    if between and instruction.opcode == 'send':
+    sends = instruction.opcode == 'send'
+    if sends and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)):
       kind, sent = between[1].lower().replace('_', '-'), instruction.shapes[0]
       found.append(Collective(kind, sent.text, sent.size, tuple(range(num_devices)), rounds, True, ''))
       continue

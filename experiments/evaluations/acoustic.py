@@ -8,6 +8,7 @@ import numpy as np
 from audiolm_jax import generation
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import speaker, speech
+from audiolm_jax.pretrained import ctc
 from experiments import judges, sources, workspace
 from experiments.evaluations import opinions
 from experiments.evaluations.continuation import ORIGINAL
@@ -46,6 +47,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     waves[label] = [row_T[: frames * hop] for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)]
     codes[label] = result.codes_BFQ
   judged = judges.load(workdir)
+  recognize = ctc.recognizer(settings.recognizer) if settings.recognizer else None
   prompts = [judges.embeddings(judged, clip_T[:start]).mean(axis=0) for clip_T in waves[ORIGINAL]]
   rows = {}
   for label, clips in waves.items():
@@ -57,7 +59,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
             [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
         ),
         'mel_distance': _mel_distance(waves[ORIGINAL], clips, start, rate),
-        **opinions.words(new, [_text(e, start, end) for e in examples], rate, settings.recognizer),
+        **opinions.words(new, [_text(e, start, end) for e in examples], rate, recognize),
         **_codes(codes_BFQ, codes[label], start // hop),
     }
   return {

@@ -4,12 +4,11 @@ What needs the extra `eval` is left out where that is not installed, and `missin
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from audiolm_jax.metrics import frechet, naturalness, speaker, speech
-from audiolm_jax.pretrained import ctc
 from experiments import judges
 
 PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
@@ -44,17 +43,18 @@ def voices(
 
 
 def words(
-    clips: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int, recognizer: str = ''
+    clips: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int,
+    ctc: Callable[[np.ndarray, int], str] | None = None,
 ) -> dict[str, float]:
   """Returns the error rates of pocketsphinx on clips that say the texts, number words all of them.
 
-  recognizer: folder of a CTC model of people's speech (`pretrained.ctc`), whose error rates stand beside; '': none.
+  ctc: a recognizer of people's speech (`pretrained.ctc.recognizer`), whose error rates stand beside.
   """
   pairs = [(clip_T, text) for clip_T, text in zip(clips, texts, strict=True) if text]
   if not pairs or 'jiwer' in missing():
     return {}
   recognizers = {} if 'pocketsphinx' in missing() else {'sphinx': speech.pocketsphinx_numbers()}
-  recognizers |= {'ctc': ctc.recognizer(recognizer)} if recognizer else {}
+  recognizers |= {} if ctc is None else {'ctc': ctc}
   columns = {}
   for name, recognize in recognizers.items():
     found = speech.error_rates(recognize, *map(list, zip(*pairs)), sample_rate)
