@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from audiolm_jax.nn.seanet import elu
 from audiolm_jax.pretrained.layers import CausalConv, CausalConvTranspose
 
 
@@ -49,8 +50,8 @@ class ResidualUnit(nn.Module):
     config, width = self.config, x_BND.shape[-1]
     hidden = config.conv(
         width // config.compress, config.residual_kernel_size, 'block_1', dilation=self.dilation
-    )(nn.elu(x_BND))
-    hidden = config.conv(width, 1, 'block_3')(nn.elu(hidden))
+    )(elu(x_BND))
+    hidden = config.conv(width, 1, 'block_3')(elu(hidden))
     return hidden + (config.conv(width, 1, 'shortcut')(x_BND) if config.conv_shortcut else x_BND)
 
 
@@ -106,11 +107,11 @@ class Encoder(nn.Module):
         x_BND = ResidualUnit(config, config.dilation_growth**depth, name=f'layers_{number + depth}')(x_BND)
       number += config.num_residual_layers + 2  # with the activation and the convolution that follow
       filters *= 2
-      x_BND = config.conv(filters, 2 * stride, f'layers_{number - 1}', stride=stride)(nn.elu(x_BND))
+      x_BND = config.conv(filters, 2 * stride, f'layers_{number - 1}', stride=stride)(elu(x_BND))
     if config.num_lstm_layers:
       x_BND = LstmLayer(config.num_lstm_layers, name=f'layers_{number}')(x_BND)
       number += 1
-    return config.conv(config.width, config.last_kernel_size, f'layers_{number + 1}')(nn.elu(x_BND))
+    return config.conv(config.width, config.last_kernel_size, f'layers_{number + 1}')(elu(x_BND))
 
 
 class Decoder(nn.Module):
@@ -128,9 +129,9 @@ class Decoder(nn.Module):
       number = 2
     for stride in config.strides[::-1]:
       filters //= 2
-      x_BND = CausalConvTranspose(filters, stride, name=f'layers_{number + 1}')(nn.elu(x_BND))
+      x_BND = CausalConvTranspose(filters, stride, name=f'layers_{number + 1}')(elu(x_BND))
       number += 2
       for depth in range(config.num_residual_layers):
         x_BND = ResidualUnit(config, config.dilation_growth**depth, name=f'layers_{number + depth}')(x_BND)
       number += config.num_residual_layers
-    return config.conv(1, config.last_kernel_size, f'layers_{number + 1}')(nn.elu(x_BND))[..., 0]
+    return config.conv(1, config.last_kernel_size, f'layers_{number + 1}')(elu(x_BND))[..., 0]

@@ -20,11 +20,15 @@ class RollbackConfig:
   rate_factor: float = 0.5  # on every learning rate, at each rollback; stays until the end
   explosion: float = 10.0  # times the median of the loss over the last `window` steps
   gradient_explosion: float = 1000.0  # times that of a group's gradient norm: heavy-tailed, and clipped
-  window: int = 50  # steps; before so many are known only a number that is not finite counts
+  window: int = 50  # steps; before so many are known a gradient counts only where it is not finite
+  early: int = 4  # losses that are enough to judge the next: a rate far too high explodes before step 10
 
   def __post_init__(self):
-    if self.max_rollbacks < 1 or self.window < 1:
-      raise ValueError(f'max_rollbacks={self.max_rollbacks}, window={self.window}: both must be at least 1')
+    if self.max_rollbacks < 1 or not 1 <= self.early <= self.window:
+      raise ValueError(
+          f'max_rollbacks={self.max_rollbacks}, early={self.early}, window={self.window}: each must be at least 1, and '
+          'the window no less than early'
+      )
     if not 0 < self.rate_factor < 1:
       raise ValueError(f'rate_factor={self.rate_factor}: must be between 0 and 1, or the same happens again')
     if min(self.explosion, self.gradient_explosion) <= 1:
@@ -74,11 +78,12 @@ class Guard:
     if not applied:
       bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
       return f'{bad} not finite'
-    limits = {'loss': self._limits.explosion}
-    limits |= {name: self._limits.gradient_explosion for name in metrics if name.startswith('grad_norm/')}
-    for name, limit in limits.items():
+    limits = {'loss': (self._limits.explosion, self._limits.early)}
+    gradient = self._limits.gradient_explosion, self._limits.window
+    limits |= {name: gradient for name in metrics if name.startswith('grad_norm/')}
+    for name, (limit, enough) in limits.items():
       past = self._past.setdefault(name, collections.deque(maxlen=self._limits.window))
-      median = float(np.median(past)) if len(past) == self._limits.window else 0.0
+      median = float(np.median(past)) if len(past) >= enough else 0.0
       if median > 0 and metrics[name] > limit * median:  # of a median of 0 nothing is a multiple: critics that wait
         return f'{name} {metrics[name]:.4g} is above {limit:g} times its median {median:.4g}'
     self.accept(metrics)

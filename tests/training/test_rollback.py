@@ -43,7 +43,8 @@ def test_an_explosion_is_a_multiple_of_the_median():
   fault = lambda loss: _guard(losses).fault({'loss': loss, 'grad_norm/a': 1e9}, True)
   assert fault(31.4) is None
   assert fault(31.6) == 'loss 31.6 is above 30 times its median 1.05'
-  assert _guard(losses[:7]).fault({'loss': 1e9, 'grad_norm/a': 0.0}, True) is None  # too few to tell
+  assert _guard([1.0, 1.2, 1.1, 0.9]).fault({'loss': 33.0, 'grad_norm/a': 0.0}, True)  # 30 times 1.05
+  assert _guard([1.0, 1.2, 1.1]).fault({'loss': 33.0, 'grad_norm/a': 0.0}, True) is None  # too few to tell
   assert _guard(losses).fault({'loss': np.nan, 'grad_norm/a': 0.0}, False) == "{'loss': nan} not finite"
 
 
@@ -69,7 +70,7 @@ def test_the_past_goes_back_with_a_checkpoint_but_not_the_count():
   assert again.get_state() == guard.get_state()
 
 
-@pytest.mark.parametrize('changes', [{'rate_factor': 1.0}, {'explosion': 1.0}, {'max_rollbacks': 0}, {'window': 0}])
+@pytest.mark.parametrize('changes', [{'rate_factor': 1.0}, {'explosion': 1.0}, {'max_rollbacks': 0}, {'window': 3}, {'early': 0}])
 def test_settings_that_cannot_help_are_refused(changes):
   with pytest.raises(ValueError, match=next(iter(changes))):
     rollback.RollbackConfig(**changes)
