@@ -50,7 +50,7 @@ class Collective(NamedTuple):
   size: int  # bytes of the whole: gathered, or before it is scattered
   group: tuple[int, ...]  # the first of its groups
   rounds: int
-  asynchronous: bool
+  beside: float  # cycles of what it is fused with; 0: it stops the cores, infinite: asynchronous, beside anything
   source: str  # the operation it comes from
 
 
@@ -168,34 +168,40 @@ def _called(attributes: str) -> list[str]:
 def collectives(program: Program, num_devices: int) -> list[Collective]:
   """Returns the collectives of a step.
 
-  Between slices TPU programs hand arrays to the hosts, by a send of each. Some collectives they hide in fusions: a reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as
-  several fusions that do a part of it beside something else, all with one channel.
+  Between slices TPU programs hand arrays to the hosts, by a send of each. Some collectives they hide in fusions: a
+  reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as a fusion that starts it, some that do a
+  part of it beside a product, and one that ends it, all with one channel. (Those of unrolled layers share channels.)
   """
-  found, channels = [], set()
+  found, begun = [], {}
   for instruction, rounds in program.instructions():
     sends = instruction.opcode == 'send'
     if sends and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)):
       kind, sent = between[1].lower().replace('_', '-'), instruction.shapes[0]
-      found.append(Collective(kind, sent.text, sent.size, tuple(range(num_devices)), rounds, True, ''))
+      found.append(Collective(kind, sent.text, sent.size, tuple(range(num_devices)), rounds, math.inf, ''))
       continue
     called = _called(instruction.attributes)[:1] if instruction.opcode == 'fusion' else []
     inner = [one for name in called for one in program.computations.get(name, {}).values()]
     for one in inner or [instruction]:
       kind = one.opcode.removesuffix('-start')
-      channel = re.search(r'channel_id=(\d+)', one.attributes)
-      if kind not in COLLECTIVES or (channel and channel[1] in channels):
+      if kind not in COLLECTIVES or instruction.name.startswith('async-collective-done'):
         continue
-      channels |= {channel[1]} if channel else set()
+      channel = re.search(r'channel_id=(\d+)|$', one.attributes)[1]
+      if channel in begun and any('async_collective_fusion' in name for name in called):
+        first = begun[channel]
+        found[first] = found[first]._replace(beside=found[first].beside + _estimated_cycles(instruction))
+        continue
+      if instruction.name.startswith('async-collective-start'):
+        begun[channel] = len(found)
       shapes = [*one.shapes]
       for operand in one.operands:
         shapes += _operand(program, one, operand)
       largest = max(shapes, key=lambda shape: shape.size)
       source = re.search(r'op_name="([^"]*)"', one.attributes)
-      hidden = one.opcode.endswith('-start') or any('async_collective' in name for name in called)
+      beside = math.inf if one.opcode.endswith('-start') else 0
       size = _payload(kind, one, largest)
       kind = 'reduce-scatter' if any('all-reduce-scatter' in name for name in called) else kind
       group = _group(one.attributes, num_devices)
-      found.append(Collective(kind, largest.text, size, group, rounds, hidden, source[1] if source else ''))
+      found.append(Collective(kind, largest.text, size, group, rounds, beside, source[1] if source else ''))
   return found
 
 
@@ -273,11 +279,15 @@ def cycles(program: Program) -> int:
   """
   total = 0
   for instruction, rounds in program.instructions():
-    estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    estimate = _estimated_cycles(instruction)
     kind = instruction.opcode.removesuffix('-start').removesuffix('-done')
-    if estimate and kind not in (*COLLECTIVES, 'copy', 'slice', 'async') or estimate and instruction.opcode == 'copy':
-      total += rounds * int(estimate[1])
+    if kind not in (*COLLECTIVES, 'copy', 'slice', 'async') or instruction.opcode == 'copy':
+      total += rounds * estimate
   return total
+
+
+def _estimated_cycles(instruction: Instruction) -> int:
+  return int((re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes) or [0, 0])[1])
 
 
 def hbm_bytes(program: Program) -> int:

@@ -9,7 +9,8 @@ Assumptions, all stated with the result:
   reduce-scatter or an all-to-all of n bytes takes n / bandwidth, an all-reduce twice that. A ring that closes would be
   twice as fast: 16 chips along an axis of v5e or v6e, 4 of v4 or v5p.
 - A collective across slices goes through each chip's share of its host's network card.
-- Asynchronous collectives hide behind the computation, the others stop it.
+- An asynchronous collective hides behind the computation, one that is fused with a product for as long as the compiler
+  thinks that this takes; the others stop it.
 - The computation takes as long as the compiler's own estimate of cycles, which knows how full the matrix unit is and
   what waits for memory; it is never less than the products at the peak or the traffic at full bandwidth.
 - Of a kernel of ours the compiler estimates nothing. Its products have one side of a head's width, 64, and fill that
@@ -74,7 +75,7 @@ class Prediction:
   hbm_seconds: float
   compiler_seconds: float  # the compiler's estimate of the computation but for kernels
   kernel_seconds: float
-  hidden_collective_seconds: float  # asynchronous
+  hidden_collective_seconds: float  # beside the computation
   exposed_collective_seconds: float
 
   @property
@@ -107,8 +108,9 @@ def predict(
   """Returns the time of a step; all numbers are of one device."""
   hidden = exposed = 0.0
   for one in collectives:
-    seconds = one.rounds * collective_seconds(chip, one, devices_per_slice)
-    hidden, exposed = (hidden + seconds, exposed) if one.asynchronous else (hidden, exposed + seconds)
+    seconds = collective_seconds(chip, one, devices_per_slice)
+    beside = min(seconds, one.beside / chip.clock)
+    hidden, exposed = hidden + one.rounds * beside, exposed + one.rounds * (seconds - beside)
   return Prediction(
       product_seconds=product_flops / chip.flops,
       dense_seconds=max(product_flops - KERNEL_MODEL_SHARE * sum(one.rounds * one.flops for one in kernels), 0.0)

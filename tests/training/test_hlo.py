@@ -1,5 +1,7 @@
 """What is read from compiled programs, on eight fake CPU devices and on text as TPUs have it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,10 +59,10 @@ def test_rounds_cycles_traffic_and_collectives_of_a_tpu_program():
   assert hlo.cycles(program) == 12 * 700 + 1000
   reduce, gather = hlo.collectives(program, 16)
   assert gather == hlo.Collective(
-      'all-gather', 'f32[256,128]', 256 * 128 * 4, (0, 4, 8, 12), 12, True, 'jit(step)/gather'
+      'all-gather', 'f32[256,128]', 256 * 128 * 4, (0, 4, 8, 12), 12, np.inf, 'jit(step)/gather'
   )
-  assert (reduce.kind, reduce.size, reduce.group, reduce.rounds, reduce.asynchronous) == (
-      'all-reduce', 12 * 64 * 128 * 4, (0, 1), 1, False
+  assert (reduce.kind, reduce.size, reduce.group, reduce.rounds, reduce.beside) == (
+      'all-reduce', 12 * 64 * 128 * 4, (0, 1), 1, 0
   )  # fmt: skip
   layer = 64 * 128 * 4
   # Reads a layer's slice in each round, and writes what is gathered; then sums and doubles all twelve.
@@ -102,7 +104,27 @@ ENTRY %main (g: bf16[4,8,128]) -> token[] {{
 }}
 """
   [exchange] = hlo.collectives(hlo.parse(text), 16)
-  assert exchange == ('all-reduce', 'bf16[4,8,128]', 2 * 4 * 8 * 128, tuple(range(16)), 1, True, '')
+  assert exchange == ('all-reduce', 'bf16[4,8,128]', 2 * 4 * 8 * 128, tuple(range(16)), 1, np.inf, '')
+
+
+def test_a_gather_beside_products_is_one_and_unrolled_layers_share_its_channel():
+  gather = '%g = bf16[256,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[4,4]<=[16], dimensions={0}'
+
+  def fusion(name, computation, cycles=0):
+    config = f', backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}' if cycles else ''
+    return f'  %{name} = bf16[256,128]{{1,0}} fusion(%w), kind=kOutput, calls=%{computation}{config}\n'
+
+  computations = ''.join(
+      f'%{name} (p: bf16[64,128]) -> bf16[256,128] {{\n  %p = bf16[64,128]{{1,0}} parameter(0)\n  ROOT {gather}\n}}\n\n'
+      for name in ('begin', 'async_collective_fusion.1', 'async_collective_fusion.2', 'end')
+  )
+  layer = fusion('async-collective-start', 'begin') + fusion('product', 'async_collective_fusion.1', 700)
+  layer += fusion('product.2', 'async_collective_fusion.2', 50) + fusion('async-collective-done', 'end')
+  layers = ''.join(re.sub(r'%((?:async-collective|product)[\w.\-]*)', rf'%\1.{i}', layer) for i in range(2))
+  text = f'HloModule jit_step\n\n{computations}ENTRY %main (w: bf16[64,128]) -> bf16[256,128] {{\n'
+  text += f'  %w = bf16[64,128]{{1,0}} parameter(0)\n{layers}}}\n'
+  found = hlo.collectives(hlo.parse(text), 16)
+  assert found == [('all-gather', 'bf16[256,128]', 2 * 256 * 128, (0, 1, 2, 3), 1, 750, '')] * 2
 
 
 def test_loops_of_a_compiled_program_count_their_collectives():
