@@ -129,9 +129,8 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
   rate = place(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(mesh))
   plain = without_remat(config).make()
 
-  def loss(params, rest, batch):
-    with sharding.activations(mesh):
-      return jax.value_and_grad(plain.loss, has_aux=True)(params, rest, batch, jax.random.key(0))
+  def loss(params, rest, batch):  # not placed on the chips: their kernels' padding is no work of the model's
+    return jax.value_and_grad(plain.loss, has_aux=True)(params, rest, batch, jax.random.key(0))
 
   traced = step.trace(state, batch, number, rate)
   return Lowered(

@@ -13,6 +13,8 @@ from audiolm_jax.nn import block_attention, placement
 # Logical axis names of parameters; `training.sharding` maps them to mesh axes.
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
 
+CAUSAL = 'causal_attention'  # the scope of products of which half are of use: `training.flops` counts these
+
 # What a layer that recomputes its activations keeps: its matrix products with weights, and the attention kernel's result.
 REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -109,8 +111,8 @@ class SelfAttention(nn.Module):
   """Self-attention over [B, L, D] with `num_heads` heads of width D / num_heads.
 
   With a `cache`, the keys and values of x_BLD are written at column `index` and x_BLD attends to all N columns of the
-  cache (`bias` and `mask` are then over [L, N]); returns the output and the new cache. With `Tiles`, which
-  are causal, `mask` is over keys alone, [B, L].
+  cache (`bias` and `mask` are then over [L, N]); returns the output and the new cache. Without, it is
+  causal; with `Tiles`, `mask` is over keys alone, [B, L].
   """
 
   num_heads: int
@@ -131,6 +133,9 @@ class SelfAttention(nn.Module):
       value = jax.lax.dynamic_update_slice(cache.value_BNHD, value, (0, index, 0, 0))
     if isinstance(bias, Tiles):
       mixed_BLHD = attend_in_blocks(query, key, value, mask, bias)
+    elif cache is None:
+      with jax.named_scope(CAUSAL):
+        mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
     else:
       mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
     output_BLD = dense(width, (HEADS, HEAD_DIM, EMBED), axis=(-2, -1), dtype=self.dtype, name='output')(mixed_BLHD)

@@ -66,7 +66,7 @@ def check_report(program, compiled):
   report = compile_program.describe(program, compiled, roofline.CHIPS['v5e'], 1)
   layers = 3 * (4 * 32**2 + 2 * 32 * 64)
   tokens_predicted, length = 48, 12 + 48
-  forward = 32 * (2 * length * layers + 3 * 4 * length**2 * 32 + 2 * tokens_predicted * 32 * 32)
+  forward = 32 * (2 * length * layers + 3 * 2 * length**2 * 32 + 2 * tokens_predicted * 32 * 32)
   bias = 2 * 2 * (2 * length) * 32 * 4
   assert report['model_flops'] * 8 == 3 * forward + bias
   assert report['hbm_bytes'] > 0 and report['hbm_traffic'] > 0 and report['collective_bytes']['all-gather'] > 0

@@ -36,13 +36,13 @@ def test_the_largest_array_may_be_in_a_loop():
 
 
 def test_language_model_is_the_closed_form():
-  """Forward: 2 a weight and token, and 4 L D of attention a token; backward twice as much. The bias is small print."""
+  """Forward: 2 a weight and token, and 2 L D of attention, causal, a token; backward twice as much. The bias is small print."""
   batch, frames, length = 2, 24, 48
   params = sharding.unbox(jax.eval_shape(lambda: language_model.init(MODEL, jax.random.key(0))))
   codes, prefix = shape(batch, frames, 2, dtype=jnp.int32), shape(batch, 0, 1, dtype=jnp.int32)
   loss = lambda params, prefix, codes: language_model.loss(MODEL, params, prefix, codes, None)[0]
   layer = 4 * 64**2 + 2 * 64 * 128
-  forward = batch * length * (2 * (3 * layer + 64 * 32) + 3 * 4 * length * 64)
+  forward = batch * length * (2 * (3 * layer + 64 * 32) + 3 * 2 * length * 64)
   bias = 2 * (2 * length) * CONFIG.num_buckets * CONFIG.num_heads
   assert flops.count(loss, params, prefix, codes) == forward + bias
   assert flops.count(jax.grad(loss), params, prefix, codes) == 3 * forward + 2 * bias
@@ -53,9 +53,9 @@ def test_one_layer_is_what_xla_counts():
   x, bias, mask = shape(2, 64, 64), shape(1, 2, 64, 64), shape(1, 1, 64, 64, dtype=bool)
   params = sharding.unbox(jax.eval_shape(lambda *args: block.init(jax.random.key(0), *args), x, bias, mask))
   function = lambda params, *args: block.apply(params, *args)[0].astype(jnp.float32).sum()
-  for f in (function, jax.value_and_grad(function)):
+  for f, passes in ((function, 1), (jax.value_and_grad(function), 3)):
     xla = jax.jit(f).lower(params, x, bias, mask).cost_analysis()['flops']  # counts element-wise operations too
-    own = flops.count(f, params, x, bias, mask)
+    own = flops.count(f, params, x, bias, mask) + passes * 2 * 2 * 64**3  # the half of the square that is masked
     assert own < xla < 1.15 * own
 
 
