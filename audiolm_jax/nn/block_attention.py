@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-BLOCK = 256  # queries, and keys, of a block
+BLOCKS = (256, 384)  # queries, and keys, of a block: the size that pads a sequence least, the first of equals
 SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
 _MASKED = -1e30  # not infinite: infinity less infinity is no number
 _VALIDITY = 16  # extra channels of queries and keys; the first says which keys are valid, at no cost on the matrix unit
@@ -25,17 +25,28 @@ _VALIDITY = 16  # extra channels of queries and keys; the first says which keys 
 
 def fits(max_distance: int) -> bool:
   """Whether a bias that is constant from `max_distance` on fits the two tiles."""
-  return max_distance <= BLOCK
+  return max_distance <= min(BLOCKS)
+
+
+def padded_length(length: int) -> int:
+  """Returns the length of whole blocks that a sequence takes."""
+  return min(-(-length // block) * block for block in BLOCKS)
+
+
+def _block_size(length: int) -> int:
+  """Returns the size of the blocks of a sequence, padded or not."""
+  return next(block for block in BLOCKS if padded_length(length) % block == 0)
 
 
 def bias_tiles(
-    table_NH: Float[Array, 'N H'], bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']]
+    table_NH: Float[Array, 'N H'], bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']], length: int
 ) -> Float[Array, 'H 2 K Q']:
   """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], whose last entry is for all
-  distances from some `max_distance` on that `fits`. The first tile is for diagonal blocks, the second for those below.
+  distances from some `max_distance` on that `fits`, for sequences of `length`. The first tile is for diagonal blocks, the second for those below.
   """
-  apart_KQ = jnp.arange(BLOCK) - jnp.arange(BLOCK)[:, None]
-  buckets_TKQ = jnp.stack([bucket(apart_KQ), bucket(apart_KQ + BLOCK)])
+  block = _block_size(length)
+  apart_KQ = jnp.arange(block) - jnp.arange(block)[:, None]
+  buckets_TKQ = jnp.stack([bucket(apart_KQ), bucket(apart_KQ + block)])
   # A product, not a gather, whose gradient would be a scatter: slow on TPUs.
   chosen_TKQN = jax.nn.one_hot(buckets_TKQ, len(table_NH))
   tiles = jnp.einsum('tkqn,nh->htkq', chosen_TKQN, table_NH - table_NH[-1], precision=jax.lax.Precision.HIGHEST)
@@ -45,7 +56,7 @@ def bias_tiles(
 
 def whole_blocks(x_BL: Shaped[Array, 'B L *dims']) -> Shaped[Array, 'B M *dims']:
   """Pads the sequence on its right, with zeros, to whole blocks."""
-  return jnp.pad(x_BL, ((0, 0), (0, -x_BL.shape[1] % BLOCK), *((0, 0),) * (x_BL.ndim - 2)))
+  return jnp.pad(x_BL, ((0, 0), (0, padded_length(x_BL.shape[1]) - x_BL.shape[1]), *((0, 0),) * (x_BL.ndim - 2)))
 
 
 def attend(
@@ -101,8 +112,8 @@ _dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32
 _AB, _ATB, _ABT = (((1,), (0,)), ((), ())), (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
-def _block(index):
-  return pl.ds(pl.multiple_of(index * BLOCK, BLOCK), BLOCK)
+def _block(index, size):
+  return pl.ds(pl.multiple_of(index * size, size), size)
 
 
 def _biased(score_KQ, tiles_ref, blocks_below):
@@ -117,21 +128,22 @@ def _forward_kernel(query_ref, key_ref, value_ref, *refs):
   *tiles, mixed_ref, lse_ref = refs
   tiles_ref = tiles[0] if tiles else None
   i, query_CQ = pl.program_id(2), query_ref[...]
+  size = query_CQ.shape[1]
 
   def body(j, carry):
     top_1Q, total_1Q, sum_DQ = carry
-    score_KQ = _biased(_dot(key_ref[:, _block(j)], query_CQ, _ATB), tiles_ref, i - j)
+    score_KQ = _biased(_dot(key_ref[:, _block(j, size)], query_CQ, _ATB), tiles_ref, i - j)
     new_top_1Q = jnp.maximum(top_1Q, score_KQ.max(axis=0, keepdims=True))
     weight_KQ = jnp.exp(score_KQ - new_top_1Q)
     shrink_1Q = jnp.exp(top_1Q - new_top_1Q)
     total_1Q = shrink_1Q * total_1Q + weight_KQ.sum(axis=0, keepdims=True)
-    value_DK = value_ref[:, _block(j)]
+    value_DK = value_ref[:, _block(j, size)]
     sum_DQ = shrink_1Q * sum_DQ + _dot(value_DK, weight_KQ.astype(value_DK.dtype), _AB)
     return new_top_1Q, total_1Q, sum_DQ
 
-  row_1Q = jnp.zeros((1, BLOCK), jnp.float32)
+  row_1Q = jnp.zeros((1, size), jnp.float32)
   start = (row_1Q + 4 * _MASKED, row_1Q, jnp.zeros(mixed_ref.shape, jnp.float32))
-  stop = key_ref.shape[1] // BLOCK if tiles_ref is None else i + 1
+  stop = key_ref.shape[1] // size if tiles_ref is None else i + 1
   top_1Q, total_1Q, sum_DQ = jax.lax.fori_loop(0, stop, body, start)
   mixed_ref[...] = (sum_DQ / total_1Q).astype(mixed_ref.dtype)
   lse_ref[...] = top_1Q + jnp.log(total_1Q)
@@ -144,6 +156,7 @@ def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref
   grad_query_ref, grad_key_ref, grad_value_ref = refs
   b, j = pl.program_id(1), pl.program_id(2)
   key_CK, value_DK = key_ref[...], value_ref[...]
+  size = key_CK.shape[1]
 
   @pl.when(j == 0)
   def _():
@@ -157,7 +170,7 @@ def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref
 
   def body(i, carry):
     grad_key_CK, grad_value_DK = carry
-    rows = _block(i)
+    rows = _block(i, size)
     query_CQ, grad_DQ = query_ref[:, rows], grad_ref[:, rows]
     score_KQ = _biased(_dot(key_CK, query_CQ, _ATB), tiles_ref, i - j)
     weight_KQ = jnp.exp(score_KQ - lse_ref[:, rows])
@@ -175,7 +188,7 @@ def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref
     return grad_key_CK, grad_value_DK
 
   start = (jnp.zeros(key_CK.shape, jnp.float32), jnp.zeros(value_DK.shape, jnp.float32))
-  num_blocks = query_ref.shape[1] // BLOCK
+  num_blocks = query_ref.shape[1] // size
   grad_key_CK, grad_value_DK = jax.lax.fori_loop(0 if tiles_ref is None else j, num_blocks, body, start)
   grad_key_ref[...] = grad_key_CK.astype(grad_key_ref.dtype)
   grad_value_ref[...] = grad_value_DK.astype(grad_value_ref.dtype)
@@ -186,17 +199,18 @@ def _whole(channels, length):
   return pl.BlockSpec((None, None, channels, length), lambda h, b, i: (b, h, 0, 0))
 
 
-def _cut(channels):
-  return pl.BlockSpec((None, None, channels, BLOCK), lambda h, b, i: (b, h, 0, i))
+def _cut(channels, size):
+  return pl.BlockSpec((None, None, channels, size), lambda h, b, i: (b, h, 0, i))
 
 
-_TILES = pl.BlockSpec((None, 2, BLOCK, BLOCK), lambda h, b, i: (h, 0, 0, 0))
+def _tiles(size):
+  return pl.BlockSpec((None, 2, size, size), lambda h, b, i: (h, 0, 0, 0))
 
 
 def _cost(query, value, tiles, products: int) -> pl.CostEstimate:
   """Of `products` matrix products over all blocks, or over those at and below the diagonal."""
   batch, heads, channels, length = query.shape
-  pairs = batch * heads * length * (length if tiles is None else (length + BLOCK) // 2)
+  pairs = batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)
   size = batch * heads * length * (2 * channels + 2 * value.shape[2]) * query.dtype.itemsize
   return pl.CostEstimate(
       flops=2 * products * pairs * value.shape[2], transcendentals=pairs, bytes_accessed=size * products // 2
@@ -205,12 +219,12 @@ def _cost(query, value, tiles, products: int) -> pl.CostEstimate:
 
 def _forward(query, key, value, tiles, interpret):
   batch, heads, channels, length = query.shape
-  width, biases = value.shape[2], [] if tiles is None else [tiles]
+  width, biases, size = value.shape[2], [] if tiles is None else [tiles], _block_size(length)
   return pl.pallas_call(
       _forward_kernel,
-      grid=(heads, batch, length // BLOCK),
-      in_specs=[_cut(channels), _whole(channels, length), _whole(width, length), *[_TILES] * len(biases)],
-      out_specs=[_cut(width), _cut(1)],
+      grid=(heads, batch, length // size),
+      in_specs=[_cut(channels, size), _whole(channels, length), _whole(width, length), *[_tiles(size)] * len(biases)],
+      out_specs=[_cut(width, size), _cut(1, size)],
       out_shape=[
           jax.ShapeDtypeStruct(value.shape, value.dtype),
           jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
@@ -223,16 +237,16 @@ def _forward(query, key, value, tiles, interpret):
 
 def _backward(query, key, value, tiles, lse, grad, delta, interpret):
   batch, heads, channels, length = query.shape
-  width, biases = value.shape[2], [] if tiles is None else [tiles]
+  width, biases, size = value.shape[2], [] if tiles is None else [tiles], _block_size(length)
   like = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
   grad_query, *grads = pl.pallas_call(
       _backward_kernel,
-      grid=(heads, batch, length // BLOCK),
+      grid=(heads, batch, length // size),
       in_specs=[
-          _whole(channels, length), _cut(channels), _cut(width), _whole(1, length), _whole(width, length),
-          _whole(1, length), *[_TILES] * len(biases),
+          _whole(channels, length), _cut(channels, size), _cut(width, size), _whole(1, length), _whole(width, length),
+          _whole(1, length), *[_tiles(size)] * len(biases),
       ],
-      out_specs=[_whole(channels, length), _cut(channels), _cut(width), *[_TILES] * len(biases)],
+      out_specs=[_whole(channels, length), _cut(channels, size), _cut(width, size), *[_tiles(size)] * len(biases)],
       out_shape=[
           like(query, jnp.float32), like(key, key.dtype), like(value, value.dtype),
           *[like(tiles, jnp.float32) for tiles in biases],

@@ -19,6 +19,7 @@ from audiolm_jax.nn import placement
 from audiolm_jax.nn.attention import (
     EMBED, HEAD_DIM, HEADS, LAYERS, MLP, REMAT_POLICY, attend, attend_in_blocks, dense, partitioned,
 )  # fmt: skip
+from audiolm_jax.nn.dropout import Dropout
 
 
 def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[Array, 'B L H D']:
@@ -104,7 +105,7 @@ class ConformerBlock(nn.Module):
     return x_BLD, x_BLD
 
   def _drop(self, x):
-    return nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))(x)
+    return Dropout(self.dropout, deterministic=not self.has_rng('dropout'))(x)
 
   def _dense(self, features, axes, name, **options):
     return dense(features, axes, use_bias=True, dtype=self.dtype, name=name, **options)

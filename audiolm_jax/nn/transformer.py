@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax import tokens
 from audiolm_jax.nn import attention, block_attention, placement
 from audiolm_jax.nn.attention import EMBED, HEADS, LAYERS, MLP, VOCAB, LayerCache, Tiles, dense, partitioned
+from audiolm_jax.nn.dropout import Dropout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Block(nn.Module):
   def __call__(self, x_BLD, bias, mask, cache: LayerCache | None = None, index=None):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
     x_BLD = placement.by_batch(x_BLD)
-    drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
+    drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
     attend = attention.SelfAttention(config.num_heads, dtype, name='attention')
     mixed_BLD = attend(norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index)
     if cache is not None:
@@ -134,14 +135,14 @@ class Transformer(nn.Module):
     x_BLD = placement.whole(embedding_VD)[jnp.maximum(ids_BL, 0)]
     if self.time_embedding:
       x_BLD += dense(width, (None, EMBED), name='time')(sinusoids(times_BL, width))
-    drop = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)
+    drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
     x_BLD = drop(x_BLD.astype(config.dtype))
     bias_table = self.param(
         'relative_bias', partitioned(nn.initializers.normal(0.1), None, HEADS), (config.num_buckets, config.num_heads)
     )
     valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
-    padding = -length % block_attention.BLOCK
-    if cache is None and placement.on_tpu() and 32 * padding <= length:
+    padding = block_attention.padded_length(length) - length
+    if cache is None and placement.on_tpu() and 8 * padding <= length:
       # Once here, where the kernel would pad every array of every layer, if that is cheaper than the products with it.
       x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
     x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache)
@@ -199,10 +200,10 @@ def step_bias(config, bias_table, index, length, num_columns):
 
 def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
   """Returns bias and mask of a whole sequence; on a TPU in the form of its kernel."""
+  length = valid_BL.shape[1]
   if placement.on_tpu() and block_attention.fits(config.max_distance):
     bucket = lambda distance: relative_buckets(distance, config.num_buckets, config.max_distance)
-    return Tiles(placement.each_part(block_attention.bias_tiles(bias_table, bucket))), valid_BL
-  length = valid_BL.shape[1]
+    return Tiles(placement.each_part(block_attention.bias_tiles(bias_table, bucket, length))), valid_BL
   return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(0, valid_BL, length)
 
 

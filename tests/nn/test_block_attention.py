@@ -10,17 +10,17 @@ from audiolm_jax.nn.transformer import relative_buckets
 from audiolm_jax.training import sharding
 
 BATCH, HEADS, WIDTH = 2, 2, 8
-LENGTH = 2 * block_attention.BLOCK + 50  # three blocks, of which the last is mostly padding
 
 
-@pytest.mark.parametrize('causal', [True, False])
-def test_outputs_and_gradients_are_those_of_plain_attention(causal):
+# Three blocks of 256, of which the last is mostly padding; three of 384.
+@pytest.mark.parametrize('causal, length', [(True, 562), (False, 562), (True, 1100)])
+def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
   keys = jax.random.split(jax.random.key(0), 5)
-  query, key, value, weight = (jax.random.normal(k, (BATCH, LENGTH, HEADS, WIDTH)) for k in keys[:4])
+  query, key, value, weight = (jax.random.normal(k, (BATCH, length, HEADS, WIDTH)) for k in keys[:4])
   table_NH = jax.random.normal(keys[4], (16, HEADS))
   # One row begins with more padding than a block, the other has holes.
-  position_L = jnp.arange(LENGTH)
-  valid_BL = jnp.stack([position_L >= block_attention.BLOCK + 9, position_L % 7 != 3])
+  position_L = jnp.arange(length)
+  valid_BL = jnp.stack([position_L >= 400, position_L % 7 != 3])
   weight *= valid_BL[..., None, None]  # what padding attends to means nothing
   bucket = lambda distance: relative_buckets(distance, 16, 100)
 
@@ -32,7 +32,7 @@ def test_outputs_and_gradients_are_those_of_plain_attention(causal):
     return attention.attend(query, key, value, bias=table_NH[bucket(distance_LN)].transpose(2, 0, 1)[None], mask=mask)
 
   def blocks(query, key, value, table_NH):
-    tiles = block_attention.bias_tiles(table_NH, bucket) if causal else None
+    tiles = block_attention.bias_tiles(table_NH, bucket, length) if causal else None
     return block_attention.attend(query, key, value, valid_BL, tiles, interpret=True)
 
   def outputs(function):
@@ -50,9 +50,10 @@ def test_outputs_and_gradients_are_those_of_plain_attention(causal):
 def test_eight_devices_give_what_one_does(heads, tensor):
   mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2, tensor=tensor))
   keys = jax.random.split(jax.random.key(1), 5)
-  length = block_attention.BLOCK
+  length = 256
   query, key, value, weight = (jax.random.normal(k, (4, length, heads, WIDTH)) for k in keys[:4])
-  tiles = block_attention.bias_tiles(jax.random.normal(keys[4], (16, heads)), lambda d: relative_buckets(d, 16, 100))
+  table_NH = jax.random.normal(keys[4], (16, heads))
+  tiles = block_attention.bias_tiles(table_NH, lambda distance: relative_buckets(distance, 16, 100), length)
   valid_BL = jnp.arange(length) >= jnp.array([0, 3, 100, 1])[:, None]
   weight *= valid_BL[..., None, None]
 
@@ -72,4 +73,10 @@ def test_eight_devices_give_what_one_does(heads, tensor):
 
 
 def test_which_biases_fit():
-  assert block_attention.fits(block_attention.BLOCK) and not block_attention.fits(block_attention.BLOCK + 1)
+  assert block_attention.fits(256) and not block_attention.fits(257)
+
+
+def test_blocks_pad_a_sequence_least():
+  lengths = {1: 256, 256: 256, 257: 384, 750: 768, 1500: 1536, 1800: 1920, 2250: 2304}
+  assert {length: block_attention.padded_length(length) for length in lengths} == lengths
+  assert all(block_attention.padded_length(padded) == padded for padded in lengths.values())
