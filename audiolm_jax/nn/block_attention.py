@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 BLOCKS = (256, 384)  # queries, and keys, of a block: the size that pads a sequence least, the first of equals
 SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
 _MASKED = -1e30  # not infinite: infinity less infinity is no number
-_VALIDITY = 16  # extra channels of queries and keys; the first says which keys are valid, at no cost on the matrix unit
+_EXTRA = 16  # channels more, a whole tile, of queries and keys in a kernel: the first masks keys, at no cost on the matrix unit
 
 
 def fits(max_distance: int) -> bool:
@@ -75,35 +75,29 @@ def attend(
   length, width = query_BLHD.shape[1], query_BLHD.shape[3]
   query_BLHD, key_BLHD, value_BLHD, valid_BL = map(whole_blocks, (query_BLHD, key_BLHD, value_BLHD, valid_BL))
 
-  def columns(x_BLHD, first_BL=None):
-    x_BHDL = x_BLHD.transpose(0, 2, 3, 1)
-    if first_BL is not None:
-      first_B11L = first_BL[:, None, None].astype(x_BHDL.dtype)
-      extra = jnp.where(jnp.arange(_VALIDITY)[:, None] == 0, first_B11L, 0)
-      x_BHDL = jnp.concatenate([x_BHDL, jnp.broadcast_to(extra, (*x_BHDL.shape[:2], *extra.shape[2:]))], axis=2)
-    return checkpoint_name(x_BHDL, SAVED)  # the products that it is made of need then not be kept
-
-  query = columns(query_BLHD * width**-0.5, jnp.ones_like(valid_BL))
-  key = columns(key_BLHD, jnp.where(valid_BL, 0.0, _MASKED))
-  mixed_BHDL = _attention(query, key, columns(value_BLHD), tiles_HTKQ, interpret)
+  columns = lambda x_BLHD: checkpoint_name(x_BLHD.transpose(0, 2, 3, 1), SAVED)  # what they are made of need not be kept
+  key_mask_BL = jnp.where(valid_BL, 0.0, _MASKED).astype(key_BLHD.dtype)
+  key_mask_BEL = jnp.pad(key_mask_BL[:, None], ((0, 0), (0, _EXTRA - 1), (0, 0)))
+  query, key, value = columns(query_BLHD * width**-0.5), columns(key_BLHD), columns(value_BLHD)
+  mixed_BHDL = _attention(query, key, value, key_mask_BEL, tiles_HTKQ, interpret)
   return mixed_BHDL.transpose(0, 3, 1, 2)[:, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(query, key, value, tiles, interpret):
-  return _forward(query, key, value, tiles, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(query, key, value, key_mask, tiles, interpret):
+  return _forward(query, key, value, key_mask, tiles, interpret)[0]
 
 
-def _attention_forward(query, key, value, tiles, interpret):
-  mixed, lse = _forward(query, key, value, tiles, interpret)
+def _attention_forward(query, key, value, key_mask, tiles, interpret):
+  mixed, lse = _forward(query, key, value, key_mask, tiles, interpret)
   mixed, lse = checkpoint_name(mixed, SAVED), checkpoint_name(lse, SAVED)
-  return mixed, (query, key, value, tiles, mixed, lse)
+  return mixed, (query, key, value, key_mask, tiles, mixed, lse)
 
 
 def _attention_backward(interpret, saved, grad):
-  query, key, value, tiles, mixed, lse = saved
+  query, key, value, key_mask, tiles, mixed, lse = saved
   delta = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=2, keepdims=True)
-  return _backward(query, key, value, tiles, lse, grad, delta, interpret)
+  return _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -116,6 +110,16 @@ def _block(index, size):
   return pl.ds(pl.multiple_of(index * size, size), size)
 
 
+def _extended(x_DN, extra_EN):
+  return jnp.concatenate([x_DN, extra_EN], axis=0)
+
+
+def _seeing_mask(query_DQ):
+  """Extends queries by the channels that see the mask of the keys."""
+  first_EQ = jax.lax.broadcasted_iota(jnp.int32, (_EXTRA, query_DQ.shape[1]), 0) == 0
+  return _extended(query_DQ, first_EQ.astype(jnp.float32).astype(query_DQ.dtype))
+
+
 def _biased(score_KQ, tiles_ref, blocks_below):
   """Adds the tile of a block; what lies further below the diagonal has none."""
   if tiles_ref is None:
@@ -124,20 +128,22 @@ def _biased(score_KQ, tiles_ref, blocks_below):
   return score_KQ + near * tiles_ref[jnp.minimum(blocks_below, 1)]
 
 
-def _forward_kernel(query_ref, key_ref, value_ref, *refs):
+def _forward_kernel(query_ref, key_ref, value_ref, key_mask_ref, *refs):
   *tiles, mixed_ref, lse_ref = refs
   tiles_ref = tiles[0] if tiles else None
-  i, query_CQ = pl.program_id(2), query_ref[...]
+  i, query_CQ = pl.program_id(2), _seeing_mask(query_ref[...])
   size = query_CQ.shape[1]
 
   def body(j, carry):
     top_1Q, total_1Q, sum_DQ = carry
-    score_KQ = _biased(_dot(key_ref[:, _block(j, size)], query_CQ, _ATB), tiles_ref, i - j)
+    columns = _block(j, size)
+    key_CK = _extended(key_ref[:, columns], key_mask_ref[:, columns])
+    score_KQ = _biased(_dot(key_CK, query_CQ, _ATB), tiles_ref, i - j)
     new_top_1Q = jnp.maximum(top_1Q, score_KQ.max(axis=0, keepdims=True))
     weight_KQ = jnp.exp(score_KQ - new_top_1Q)
     shrink_1Q = jnp.exp(top_1Q - new_top_1Q)
     total_1Q = shrink_1Q * total_1Q + weight_KQ.sum(axis=0, keepdims=True)
-    value_DK = value_ref[:, _block(j, size)]
+    value_DK = value_ref[:, columns]
     sum_DQ = shrink_1Q * sum_DQ + _dot(value_DK, weight_KQ.astype(value_DK.dtype), _AB)
     return new_top_1Q, total_1Q, sum_DQ
 
@@ -149,14 +155,14 @@ def _forward_kernel(query_ref, key_ref, value_ref, *refs):
   lse_ref[...] = top_1Q + jnp.log(total_1Q)
 
 
-def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref, *refs):
+def _backward_kernel(query_ref, key_ref, value_ref, key_mask_ref, lse_ref, grad_ref, delta_ref, *refs):
   tiles_ref = grad_tiles_ref = None
   if len(refs) == 5:
     tiles_ref, *refs, grad_tiles_ref = refs
   grad_query_ref, grad_key_ref, grad_value_ref = refs
   b, j = pl.program_id(1), pl.program_id(2)
-  key_CK, value_DK = key_ref[...], value_ref[...]
-  size = key_CK.shape[1]
+  key_DK, value_DK = key_ref[...], value_ref[...]
+  key_CK, size = _extended(key_DK, key_mask_ref[...]), key_DK.shape[1]
 
   @pl.when(j == 0)
   def _():
@@ -169,10 +175,10 @@ def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref
       grad_tiles_ref[...] = jnp.zeros_like(grad_tiles_ref)
 
   def body(i, carry):
-    grad_key_CK, grad_value_DK = carry
+    grad_key_DK, grad_value_DK = carry
     rows = _block(i, size)
-    query_CQ, grad_DQ = query_ref[:, rows], grad_ref[:, rows]
-    score_KQ = _biased(_dot(key_CK, query_CQ, _ATB), tiles_ref, i - j)
+    query_DQ, grad_DQ = query_ref[:, rows], grad_ref[:, rows]
+    score_KQ = _biased(_dot(key_CK, _seeing_mask(query_DQ), _ATB), tiles_ref, i - j)
     weight_KQ = jnp.exp(score_KQ - lse_ref[:, rows])
     grad_value_DK += _dot(grad_DQ, weight_KQ.astype(grad_DQ.dtype), _ABT)
     grad_score_KQ = weight_KQ * (_dot(value_DK, grad_DQ, _ATB) - delta_ref[:, rows])
@@ -182,15 +188,15 @@ def _backward_kernel(query_ref, key_ref, value_ref, lse_ref, grad_ref, delta_ref
       def _():
         grad_tiles_ref[i - j] += grad_score_KQ
 
-    grad_score_KQ = grad_score_KQ.astype(query_CQ.dtype)
-    grad_key_CK += _dot(query_CQ, grad_score_KQ, _ABT)
-    grad_query_ref[:, rows] += _dot(key_CK, grad_score_KQ, _AB)
-    return grad_key_CK, grad_value_DK
+    grad_score_KQ = grad_score_KQ.astype(query_DQ.dtype)
+    grad_key_DK += _dot(query_DQ, grad_score_KQ, _ABT)
+    grad_query_ref[:, rows] += _dot(key_DK, grad_score_KQ, _AB)
+    return grad_key_DK, grad_value_DK
 
-  start = (jnp.zeros(key_CK.shape, jnp.float32), jnp.zeros(value_DK.shape, jnp.float32))
+  start = (jnp.zeros(key_DK.shape, jnp.float32), jnp.zeros(value_DK.shape, jnp.float32))
   num_blocks = query_ref.shape[1] // size
-  grad_key_CK, grad_value_DK = jax.lax.fori_loop(0 if tiles_ref is None else j, num_blocks, body, start)
-  grad_key_ref[...] = grad_key_CK.astype(grad_key_ref.dtype)
+  grad_key_DK, grad_value_DK = jax.lax.fori_loop(0 if tiles_ref is None else j, num_blocks, body, start)
+  grad_key_ref[...] = grad_key_DK.astype(grad_key_ref.dtype)
   grad_value_ref[...] = grad_value_DK.astype(grad_value_ref.dtype)
 
 
@@ -203,57 +209,65 @@ def _cut(channels, size):
   return pl.BlockSpec((None, None, channels, size), lambda h, b, i: (b, h, 0, i))
 
 
+def _mask(length, cut):
+  return pl.BlockSpec((None, _EXTRA, length), lambda h, b, i: (b, 0, i if cut else 0))
+
+
 def _tiles(size):
   return pl.BlockSpec((None, 2, size, size), lambda h, b, i: (h, 0, 0, 0))
 
 
-def _cost(query, value, tiles, products: int) -> pl.CostEstimate:
+def _cost(query, tiles, products: int) -> pl.CostEstimate:
   """Of `products` matrix products over all blocks, or over those at and below the diagonal."""
-  batch, heads, channels, length = query.shape
+  batch, heads, width, length = query.shape
   pairs = batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)
-  size = batch * heads * length * (2 * channels + 2 * value.shape[2]) * query.dtype.itemsize
+  size = 4 * batch * heads * length * width * query.dtype.itemsize
   return pl.CostEstimate(
-      flops=2 * products * pairs * value.shape[2], transcendentals=pairs, bytes_accessed=size * products // 2
+      flops=2 * products * pairs * width, transcendentals=pairs, bytes_accessed=size * products // 2
   )
 
 
-def _forward(query, key, value, tiles, interpret):
-  batch, heads, channels, length = query.shape
-  width, biases, size = value.shape[2], [] if tiles is None else [tiles], _block_size(length)
+def _forward(query, key, value, key_mask, tiles, interpret):
+  batch, heads, width, length = query.shape
+  biases, size = [] if tiles is None else [tiles], _block_size(length)
   return pl.pallas_call(
       _forward_kernel,
       grid=(heads, batch, length // size),
-      in_specs=[_cut(channels, size), _whole(channels, length), _whole(width, length), *[_tiles(size)] * len(biases)],
+      in_specs=[
+          _cut(width, size), _whole(width, length), _whole(width, length), _mask(length, False),
+          *[_tiles(size)] * len(biases),
+      ],
       out_specs=[_cut(width, size), _cut(1, size)],
       out_shape=[
           jax.ShapeDtypeStruct(value.shape, value.dtype),
           jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
       ],
-      cost_estimate=_cost(query, value, tiles, 2),
+      cost_estimate=_cost(query, tiles, 2),
       interpret=interpret,
       name='attention',
-  )(query, key, value, *biases)
+  )(query, key, value, key_mask, *biases)  # fmt: skip
 
 
-def _backward(query, key, value, tiles, lse, grad, delta, interpret):
-  batch, heads, channels, length = query.shape
-  width, biases, size = value.shape[2], [] if tiles is None else [tiles], _block_size(length)
+def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
+  batch, heads, width, length = query.shape
+  biases, size = [] if tiles is None else [tiles], _block_size(length)
   like = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
   grad_query, *grads = pl.pallas_call(
       _backward_kernel,
       grid=(heads, batch, length // size),
       in_specs=[
-          _whole(channels, length), _cut(channels, size), _cut(width, size), _whole(1, length), _whole(width, length),
-          _whole(1, length), *[_tiles(size)] * len(biases),
+          _whole(width, length), _cut(width, size), _cut(width, size), _mask(size, True), _whole(1, length),
+          _whole(width, length), _whole(1, length), *[_tiles(size)] * len(biases),
       ],
-      out_specs=[_whole(channels, length), _cut(channels, size), _cut(width, size), *[_tiles(size)] * len(biases)],
+      out_specs=[_whole(width, length), _cut(width, size), _cut(width, size), *[_tiles(size)] * len(biases)],
       out_shape=[
           like(query, jnp.float32), like(key, key.dtype), like(value, value.dtype),
           *[like(tiles, jnp.float32) for tiles in biases],
       ],
-      cost_estimate=_cost(query, value, tiles, 5),
+      cost_estimate=_cost(query, tiles, 5),
       metadata={'recomputed_products': '1', 'products': '5'},  # of which training.flops counts four
       interpret=interpret,
       name='attention_backward',
-  )(query, key, value, lse, grad, delta, *biases)  # fmt: skip
-  return grad_query.astype(query.dtype), *grads, *([None] if tiles is None else [])
+  )(query, key, value, key_mask, lse, grad, delta, *biases)  # fmt: skip
+  grad_key, grad_value, *grad_tiles = grads
+  return grad_query.astype(query.dtype), grad_key, grad_value, None, *(grad_tiles or [None])

@@ -2,8 +2,7 @@
 
 Assumptions, all stated with the result:
 
-- FLOPs are those of the model, causal; of what pads a sequence to whole blocks of the attention kernel, at most a
-  thirty-second, they have the products, too.
+- FLOPs are those of the model: of causal attention the half that is of use, nothing recomputed, no padding.
 - Products run at the peak rate of bfloat16, memory at the full bandwidth of HBM.
 - A collective within a slice goes round one axis of the torus, in one direction of one link: an all-gather, a
   reduce-scatter or an all-to-all of n bytes takes n / bandwidth, an all-reduce twice that. A ring that closes would be
