@@ -241,6 +241,7 @@ class _Run:
           with watch.phase('evaluation'):
             self._evaluate(step, train_state, make_eval_batches())
         if save:
+          self._prove(step, train_state, batch, batches.get_state())
           self._save(step, train_state, batches.get_state(), whole=last or preempted)
           saved_at = time.monotonic()
         if last or preempted:
@@ -309,6 +310,24 @@ class _Run:
     if train_state.ema_params is not None:
       parts['ema_params'] = jax.tree.map(jnp.copy, parts['params'])
     return train_state._replace(**parts)
+
+  def _prove(self, step: int, train_state: step_lib.TrainState, batch, data_position) -> None:
+    """Raises Diverged, or stops the run, where the update of the last batch made its loss explode.
+
+    A step's own loss is that before its update: a checkpoint right after it would be one to go back to in vain.
+    """
+    if self.train_config.rollback is None:
+      return
+    metrics = self.watch.bounded(
+        watch_lib.PRODUCTIVE, step,
+        lambda: jax.device_get(self.eval_step(train_state.params, train_state.state, batch)), _COMPILE_SECONDS,
+    )  # fmt: skip
+    loss = float(metrics['loss'])
+    fault = self.guard.explosion({'loss': loss}) if np.isfinite(loss) else f'loss {loss} not finite'
+    if fault and self.guard.rollbacks_left:
+      raise rollback_lib.Diverged(step, f'before its save {fault}', data_position)
+    if fault:
+      self._give_up(step, train_state, data_position, f'before its save {fault}', applied=True)
 
   def _save(self, step: int, train_state: step_lib.TrainState, data_position, *, whole: bool = False) -> None:
     """Starts a save; `whole`: returns when one is."""

@@ -78,6 +78,13 @@ class Guard:
     if not applied:
       bad = {name: value for name, value in metrics.items() if not np.isfinite(value)}
       return f'{bad} not finite'
+    if explosion := self.explosion(metrics):
+      return explosion
+    self.accept(metrics)
+    return None
+
+  def explosion(self, metrics: Mapping[str, float]) -> str | None:
+    """Returns what of the metrics, of a step or of `loss` alone, is far above what the last steps had."""
     limits = {'loss': (self._limits.explosion, self._limits.early)}
     gradient = self._limits.gradient_explosion, self._limits.window
     limits |= {name: gradient for name in metrics if name.startswith('grad_norm/')}
@@ -86,7 +93,6 @@ class Guard:
       median = float(np.median(past)) if len(past) >= enough else 0.0
       if median > 0 and metrics[name] > limit * median:  # of a median of 0 nothing is a multiple: critics that wait
         return f'{name} {metrics[name]:.4g} is above {limit:g} times its median {median:.4g}'
-    self.accept(metrics)
     return None
 
   def accept(self, metrics: Mapping[str, float]) -> None:

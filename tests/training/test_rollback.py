@@ -120,6 +120,30 @@ def test_a_bad_batch_is_left_behind(make_batches, tmp_path):
   contract.assert_trees_equal(jax.device_get(result.variables.params), jax.device_get(train_state.ema_params))
 
 
+def test_a_state_that_exploded_is_not_saved(tmp_path, monkeypatch):
+  """The update of step 17 ruins the parameters, and the save at 18 comes before any step has seen it."""
+  make_train_step, ruined = step_lib.make_train_step, []
+
+  def make(*args, **options):
+    train_step = make_train_step(*args, **options)
+
+    def advance(state, batch, step, rate):
+      state, metrics = train_step(state, batch, step, rate)
+      if step == 17 and not ruined:
+        ruined.append(step)
+        state = state._replace(params=jax.tree.map(lambda p: 1e3 * p + 1e3, state.params))
+      return state, metrics
+
+    return advance
+
+  monkeypatch.setattr(step_lib, 'make_train_step', make)
+  events = []
+  result = toy_run.train(tmp_path, toy.Batches, report=events.append)
+  [event] = [event for event in events if 'message' in event]
+  assert event['message'].startswith('step 18: before its save loss ') and event['message'].endswith('back to step 12')
+  assert result.step == 48 and result.metrics['rollbacks'] == 1
+
+
 def test_before_the_first_save_it_goes_back_to_the_start(tmp_path):
   result = toy_run.train(tmp_path, lambda: toy.Batches(poison=3))
   assert result.step == 48 and result.metrics['rollbacks'] == 1
