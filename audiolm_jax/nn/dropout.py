@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from audiolm_jax.nn import placement
+
 
 class Dropout(nn.Module):
   """Zeroes each value with probability `rate`, rounded to 1/256 (0.1 to 26/256), and scales the others by its inverse.
@@ -27,7 +29,9 @@ class Dropout(nn.Module):
       raise ValueError(f'dropout of {self.rate}: choose 0, or between 1/512 and 511/512; it is rounded to 1/256')
     width = x_BLD.shape[-1]
     words = jax.random.bits(self.make_rng('dropout'), (*x_BLD.shape[:-1], -(-width // 4)), jnp.uint32)
-    # Side by side, not interleaved: lanes of a TPU stay where they are.
-    bytes_BLD = jnp.concatenate([words >> shift & 255 for shift in (0, 8, 16, 24)], axis=-1)[..., :width]
+    # Side by side, not interleaved: lanes of a TPU stay where they are. And whole on each device, though it may hold
+    # a part of the width: bytes do not travel.
+    bytes_BLD = jnp.concatenate([words >> shift & 255 for shift in (0, 8, 16, 24)], axis=-1)
+    bytes_BLD = placement.by_batch(bytes_BLD)[..., :width]
     scale = jnp.asarray(256 / (256 - dropped), x_BLD.dtype)
     return jnp.where(bytes_BLD >= dropped, x_BLD * scale, 0)
