@@ -88,8 +88,12 @@ class Noisy:
   snr_db: tuple[float, float] = (0.0, 15.0)
 
   def examples(self, split: str, cache_dir):
+    speech = self.speech.examples(split, cache_dir)
     noises = None if self.noise is None else self.noise.examples(split, cache_dir)
-    return noise.WithNoise(self.speech.examples(split, cache_dir), noises, snr_db=self.snr_db)
+    if noises is not None and noises.sample_rate != speech.sample_rate:
+      raise ValueError(f'the noise is read at {noises.sample_rate} Hz, the speech at {speech.sample_rate}: '
+                       'give both the same sample_rate')  # fmt: skip
+    return noise.WithNoise(speech, noises, snr_db=self.snr_db)
 
 
 def _given(path: str) -> str:

@@ -34,7 +34,8 @@ def codec(config: soundstream.Config) -> loop.Probe:
   there is something to hear, visqol_<its mapper> of the first clips, joined to VISQOL_SECONDS; of every level q, over all evaluation frames,
   perplexity_q and dead_codes_q (codes that no frame chose: at least as many as the frames are too few); and
   critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can. Of a codec with
-  a denoising switch, si_sdr_denoised and si_sdr_noisy: with the switch on, and of the noisy input itself.
+  a denoising switch, over the examples with noise, si_sdr_denoised and si_sdr_noisy: with the switch on, and of the
+  noisy input itself; `noisy` is their share.
   Audio and pictures: NUM_SAMPLES clips, the original above the reconstruction.
   """
 
@@ -53,11 +54,11 @@ def codec(config: soundstream.Config) -> loop.Probe:
       scalars['critic_accuracy'] = soundstream.critic_accuracy(config, variables, wave_BT, estimate_BT)
     if config.film is not None:
       noisy_BT = wave_BT + batch['noise']
-      switch = lambda place: config.film == place
-      codes_BFQ = soundstream.encode(config, variables, noisy_BT, denoise=switch('encoder'))
-      denoised_BT = soundstream.decode(config, variables, codes_BFQ, denoise=switch('decoder'))
-      scalars['si_sdr_denoised'] = codec_metrics.si_sdr(wave_BT, denoised_BT)
-      scalars['si_sdr_noisy'] = codec_metrics.si_sdr(wave_BT, noisy_BT)
+      # Some examples are clean, at 100 dB: these become means over the others in `summarize`.
+      scalars['noisy'] = noisy_B = jnp.any(batch['noise'] != 0, axis=1).astype(jnp.float32)
+      denoised_BT = soundstream.denoised(config, variables, noisy_BT)
+      scalars['si_sdr_denoised'] = noisy_B * codec_metrics.si_sdr(wave_BT, denoised_BT)
+      scalars['si_sdr_noisy'] = noisy_B * codec_metrics.si_sdr(wave_BT, noisy_BT)
     num_kept = max(NUM_SAMPLES, math.ceil(VISQOL_SECONDS * config.sample_rate / config.crop_length))
     waves_NT = jnp.stack([wave_BT[:num_kept], estimate_BT[:num_kept]])
     pictures = [_log_mel(config, wave_BT[:NUM_SAMPLES]) for wave_BT in waves_NT]
@@ -69,6 +70,8 @@ def codec(config: soundstream.Config) -> loop.Probe:
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-30)), axis=-1)
     use = {f'perplexity_{q}': np.exp(entropy) for q, entropy in enumerate(entropy_Q)}
     use |= {f'dead_codes_{q}': int(np.sum(counts_K == 0)) for q, counts_K in enumerate(counts_QK)}
+    if scalars.get('noisy'):
+      use |= {name: scalars[name] / scalars['noisy'] for name in ('si_sdr_denoised', 'si_sdr_noisy')}
     (wave_BT, estimate_BT), (picture_BFM, estimated_BFM) = samples
     if 'visqol' in perceptual.available():
       score = perceptual.visqol(*(np.asarray(x_BT).reshape(-1) for x_BT in (wave_BT, estimate_BT)), config.sample_rate)

@@ -76,7 +76,7 @@ def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int |
 
 
 class Resampled:
-  """A source whose waveforms are brought to another rate when they are read."""
+  """A source whose waveforms, and noises beside them, are brought to another rate when they are read."""
 
   def __init__(self, source, sample_rate: int):
     self._source, self.sample_rate = source, sample_rate
@@ -88,8 +88,9 @@ class Resampled:
     example = self._source[index]
     if example is None:
       return None
-    wave_BT = np.asarray(example['waveform'], np.float32)[None]
-    return {**example, 'waveform': audio.resample(wave_BT, self._source.sample_rate, self.sample_rate)[0]}
+    at_rate = lambda wave_T: audio.resample(wave_T[None], self._source.sample_rate, self.sample_rate)[0]
+    sounds = {name: at_rate(np.asarray(example[name], np.float32)) for name in ('waveform', 'noise') if name in example}
+    return {**example, **sounds}
 
 
 def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:

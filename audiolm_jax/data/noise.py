@@ -13,7 +13,7 @@ class WithNoise:
   The noise of example i is always the same: a part of one of `noises`, repeated where it is shorter, or, without any,
   Gaussian noise whose power falls with the frequency to a power between 0 (white) and 2 (brown).
 
-  source, noises: random access, `[i]` -> {'waveform', ...} or None.
+  source, noises: random access, `[i]` -> {'waveform', ...} or None; of the same sample rate.
   snr_db: between these the ratio of the powers of waveform and noise is drawn, in dB.
 
   Raises ValueError when `noises` is empty.
@@ -23,6 +23,10 @@ class WithNoise:
     if noises is not None and not len(noises):
       raise ValueError('noises has no examples: name a folder of noise, or none for Gaussian noise')
     self._source, self._noises, self._snr_db, self._seed = source, noises, snr_db, seed
+
+  @property
+  def sample_rate(self) -> int:
+    return self._source.sample_rate
 
   def __len__(self) -> int:
     return len(self._source)

@@ -332,6 +332,15 @@ def decode(
   return decode_vectors(config, variables, vectors(config, variables, codes_BFQ, denoise))
 
 
+def denoised(config: Config, variables: Variables, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B T']:
+  """Returns the waveform passed through all levels with the switch on, wherever it is.
+
+  Raises ValueError as `encode` does.
+  """
+  codes_BFQ = encode(config, variables, wave_BT, denoise=config.film == 'encoder')
+  return decode(config, variables, codes_BFQ, denoise=config.film != 'encoder')
+
+
 def decode_vectors(config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']) -> Float[Array, 'B T']:
   """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
   return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)

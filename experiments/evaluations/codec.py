@@ -12,6 +12,7 @@ import numpy as np
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
+from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Feature
 from experiments import sources, workspace
 from experiments.evaluations import opus
@@ -27,10 +28,11 @@ PERCEPTUAL_CLIPS = 16  # the first ones: ViSQOL takes most of a second for each
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns what `row` measures by the number of levels, of Opus, of an untrained codec, and of silence.
 
+  Of a codec with a denoising switch, too, what it makes of the clips that have noise in the corpus, and their noisy input.
   PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
   """
   config, variables = workspace.load_codec(workdir)
-  wave_BT = held_out(recipe, workdir, config)
+  wave_BT, noise_BT = held_out(recipe, workdir, config)
   level_rate = math.log2(config.codebook_size) * config.frame_rate  # bit/s
   codes_BFQ, decode = _coder(config, variables, wave_BT)
   rows = {}
@@ -43,6 +45,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   untrained_BFQ, untrained_decode = _coder(config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT)
   rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), level_rate * config.num_quantizers)
   rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
+  if noise_BT is not None:
+    clean_NT, noisy_NT = (x_BT[noise_BT.any(axis=1)] for x_BT in (wave_BT, wave_BT + noise_BT))
+    denoise = jax.jit(functools.partial(soundstream.denoised, config, variables))
+    rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
+    rows['denoised, all levels'] = row(config, clean_NT, _by_batches(denoise, noisy_NT), level_rate * config.num_quantizers)
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
       'rows': rows,
@@ -53,17 +60,22 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   }
 
 
-def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> np.ndarray:
-  """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter."""
+def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray, np.ndarray | None]:
+  """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter, and the noise beside them.
+
+  The noise is None for a codec without a denoising switch.
+  """
   length = round(CROP_SECONDS * config.sample_rate) // config.hop_length * config.hop_length
-  batches = pipeline.evaluation_batches(
+  names = ('waveform',) if getattr(config, 'film', None) is None else ('waveform', 'noise')
+  batches = list(pipeline.evaluation_batches(
       sources.corpus(recipe, 'test', workdir, config.sample_rate),
-      {'waveform': Feature((length,), np.float32, config.sample_rate)},
+      {name: Feature((length,), np.float32, config.sample_rate) for name in names},
       batch_size=BATCH_SIZE,
       num_batches=-(-recipe.evaluation.num_clips // BATCH_SIZE),
       seed=recipe.evaluation.seed,
-  )
-  return np.concatenate([batch['waveform'] for batch in batches])
+  ))  # fmt: skip
+  waves = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+  return waves['waveform'], waves.get('noise')
 
 
 def _coder(config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:

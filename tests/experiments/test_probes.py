@@ -69,7 +69,7 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
     params = params | {'generator': params['generator'] | {'film': {'linear': {'kernel': kernel}}}}
   time_BT = np.arange(8 * 1600).reshape(8, 1600) / 8000
   wave_BT = jnp.asarray(0.3 * np.sin(2 * np.pi * 300 * time_BT * (1 + time_BT)), jnp.float32)
-  noise_BT = 0.03 * jax.random.normal(jax.random.key(4), wave_BT.shape)
+  noise_BT = (0.03 * jax.random.normal(jax.random.key(4), wave_BT.shape)).at[5:].set(0)
   probe = probes.for_stage(config)
   means, samples = jax.jit(probe.measure)(params, variables.state, {'waveform': wave_BT, 'noise': noise_BT})
   summary = probe.summarize(jax.device_get(means), jax.device_get(samples))
@@ -82,10 +82,11 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
   if film is None:
     assert 'si_sdr_noisy' not in summary.scalars
     return
-  codes_BFQ = soundstream.encode(config, variables, wave_BT + noise_BT, denoise=film == 'encoder')
+  noisy_BT = wave_BT + noise_BT
+  codes_BFQ = soundstream.encode(config, variables, noisy_BT, denoise=film == 'encoder')
   denoised_BT = soundstream.decode(config, variables, codes_BFQ, denoise=film == 'decoder')
-  for name, estimate_BT in (('denoised', denoised_BT), ('noisy', wave_BT + noise_BT)):
-    want = np.mean(codec_metrics.si_sdr(wave_BT, estimate_BT))
+  for name, estimate_BT in (('denoised', denoised_BT), ('noisy', noisy_BT)):
+    want = np.mean(codec_metrics.si_sdr(wave_BT[:5], estimate_BT[:5]))
     np.testing.assert_allclose(summary.scalars[f'si_sdr_{name}'], want, rtol=1e-3, atol=1e-2)
 
 
