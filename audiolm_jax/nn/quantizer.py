@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 KMEANS_ITERATIONS = 10
+FIT = 'fit_codebooks'  # the scope of what runs at the first step alone: `training.flops` leaves it out
 HIGHEST = jax.lax.Precision.HIGHEST  # TPUs would otherwise round the float32 operands of a product to bfloat16
 
 
@@ -136,6 +137,12 @@ def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> C
 
   _, (vectors_QKD, counts_QK) = jax.lax.scan(level, x_ND, jax.random.split(key, len(codebooks.vectors_QKD)))
   return Codebooks(vectors_QKD, counts_QK, vectors_QKD * counts_QK[..., None], jnp.asarray(True))
+
+
+def fitted(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> Codebooks:
+  """Returns the codebooks, `fit` to this batch unless they are fitted already."""
+  with jax.named_scope(FIT):
+    return jax.lax.cond(codebooks.fitted, lambda books: books, lambda books: fit(books, x_BFD, key), codebooks)
 
 
 def update(

@@ -273,10 +273,7 @@ def _quantize(config: Config, state, z_BFD, key):
   dropout_key, fit_key, update_key = jax.random.split(key, 3)
   fewest = 1 if config.quantizer_dropout else config.num_quantizers
   levels_B = jax.random.randint(dropout_key, (batch_size,), fewest, config.num_quantizers + 1)
-  frozen_BFD = jax.lax.stop_gradient(z_BFD)
-  codebooks = jax.lax.cond(
-      codebooks.fitted, lambda books: books, lambda books: quantizer.fit(books, frozen_BFD, fit_key), codebooks
-  )
+  codebooks = quantizer.fitted(codebooks, jax.lax.stop_gradient(z_BFD), fit_key)
   quantized = quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B)
   codebooks = quantizer.update(
       codebooks,

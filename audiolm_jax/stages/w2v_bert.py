@@ -237,9 +237,7 @@ def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key
   codebooks, all_levels_B = state['codebooks'], jnp.ones(stacked_BSN.shape[0], jnp.int32)
   if key is not None:
     fit_key, update_key = jax.random.split(key)
-    codebooks = jax.lax.cond(
-        codebooks.fitted, lambda books: books, lambda books: vector_quantizer.fit(books, stacked_BSN, fit_key), codebooks
-    )
+    codebooks = vector_quantizer.fitted(codebooks, stacked_BSN, fit_key)
   quantized = vector_quantizer.quantize(codebooks.vectors_QKD, stacked_BSN, all_levels_B)
   if key is not None:
     codebooks = vector_quantizer.update(codebooks, quantized, update_key, decay=0.99, dead_code_threshold=0.5)

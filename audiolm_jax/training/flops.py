@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax.nn import attention
+from audiolm_jax.nn import attention, quantizer
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
   """Returns the operations of `function(*args)` over all devices, a multiply-add being two; `args` may be shapes.
 
-  Causal attention counts the half that is of use. A conditional counts as its dearest branch, a kernel as its own cost estimate says, less what it recomputes.
+  Causal attention counts the half that is of use. A conditional counts as its dearest branch, or, if it is there for the
+  first step alone, as its cheapest. A kernel counts as its own cost estimate says, less what it recomputes.
 
   Raises ValueError where a matrix product lies in a loop without a fixed number of rounds.
   """
@@ -51,7 +52,8 @@ def _equation(equation) -> int:
   if name == 'pallas_call':
     return _kernel(params)
   if name == 'cond':
-    return max(count_jaxpr(branch.jaxpr) for branch in params['branches'])
+    choose = min if quantizer.FIT in str(equation.source_info.name_stack) else max
+    return choose(count_jaxpr(branch.jaxpr) for branch in params['branches'])
   inner = sum(count_jaxpr(jaxpr) for jaxpr in _inside(params))
   if name == 'scan':
     return params['length'] * inner

@@ -3,7 +3,9 @@
   make benchmark-codec
   python -m experiments.benchmark codec --channels=16 --seconds=2
 
-All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform. The train
+All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform. EnCodec
+has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of kernel 7, so that it
+does the same work (and an LSTM's). GFLOP are those of products and convolutions that either library counts. The train
 step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam.
 Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and drops levels. Timings
 take turns in one process on the same cores, and the fastest of each counts; compilation is left out. Without torch and
@@ -17,13 +19,14 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from audiolm_jax import audio, losses, streaming
 from audiolm_jax.stages import base, soundstream
-from audiolm_jax.training import optimizers, sharding
+from audiolm_jax.training import flops, optimizers, sharding
 from audiolm_jax.training import step as step_lib
 
 RATE = 16_000
@@ -32,7 +35,15 @@ LEARNING_RATE = 3e-4
 CLIP_NORM = 10.0
 STREAMED_FRAMES = 50
 
+OPERATIONS = ('encode', 'decode', 'train step')  # of all models
+
 Operations = Mapping[str, Callable[[], None]]  # by name; each returns when its work is done
+
+
+class Model(NamedTuple):
+  millions: float  # of the generator's parameters
+  operations: Operations
+  flops: Mapping[str, int]  # of OPERATIONS: products and convolutions, a multiply-add being two
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -53,24 +64,25 @@ def run(args: argparse.Namespace) -> str:
   random = np.random.default_rng(0)
   wave_1T = 0.1 * random.normal(size=(1, length)).astype(np.float32)
   wave_BT = 0.1 * random.normal(size=(args.batch, RATE)).astype(np.float32)
-  millions, operations = {}, {}
-  millions['SoundStream'], operations['SoundStream'] = ours(config, wave_1T, wave_BT)
+  models = {'SoundStream': ours(config, wave_1T, wave_BT)}
   lines = []
   if importlib.util.find_spec('torch') and importlib.util.find_spec('transformers'):
-    for name in ('EnCodec', 'DAC'):
-      millions[name], operations[name] = theirs(name, args.channels, config, wave_1T, wave_BT)
+    for name, make in (('EnCodec', _encodec), ('EnCodec-S', _encodec_with_our_units), ('DAC', _dac)):
+      models[name] = theirs(make(args.channels, config), wave_1T, wave_BT)
   else:
     lines.append('torch and transformers are not installed: `make benchmark-codec` times EnCodec and DAC beside these')
-  seconds = fastest(operations, args.repeats)
+  seconds = fastest({name: model.operations for name, model in models.items()}, args.repeats)
   cores = len(os.sched_getaffinity(0))
   header = f'{cores} cores, {args.seconds:g} s to encode and decode, batch of {args.batch} x 1 s to train; seconds'
   lines.append(f'{header}, in brackets: times as long as SoundStream')
-  lines.append(f'{"":<16}' + ''.join(f'{name:>22}' for name in operations))
-  lines.append(f'{"parameters, M":<16}' + ''.join(f'{millions[name]:>22.1f}' for name in operations))
-  for operation in ('encode', 'decode', 'train step'):
-    row = {name: seconds[name, operation] for name in operations}
-    cells = [f'{value:.3f} ({value / row["SoundStream"]:.2f})' for value in row.values()]
-    lines.append(f'{operation:<16}' + ''.join(f'{cell:>22}' for cell in cells))
+  line = lambda title, cells: lines.append(f'{title:<20}' + ''.join(f'{cell:>16}' for cell in cells))
+  line('', models)
+  line('parameters, M', [f'{model.millions:.1f}' for model in models.values()])
+  for operation in OPERATIONS:
+    row = {name: seconds[name, operation] for name in models}
+    line(operation, [f'{value:.3f} ({value / row["SoundStream"]:.2f})' for value in row.values()])
+    line('  GFLOP', [f'{model.flops[operation] / 1e9:.1f}' for model in models.values()])
+    line('  GFLOP/s', [f'{models[name].flops[operation] / 1e9 / row[name]:.0f}' for name in models])
   for operation in ('encode_step', 'decode_step'):
     frame = seconds['SoundStream', operation] / STREAMED_FRAMES
     lines.append(f'{operation}: {1000 * frame:.2f} ms for a frame of {1000 / config.frame_rate:.0f} ms, real-time factor '
@@ -91,8 +103,7 @@ def fastest(operations: Mapping[str, Operations], repeats: int) -> dict[tuple[st
   return seconds
 
 
-def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -> tuple[float, Operations]:
-  """Returns the millions of parameters of the generator, and what is to be timed."""
+def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   optimizer = optimizers.OptimizerConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
   stage = dataclasses.replace(config, crop_length=wave_BT.shape[1]).make()
@@ -124,24 +135,28 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
     jax.block_until_ready((held['state'], metrics))
 
   millions = sum(leaf.size for leaf in jax.tree.leaves(variables.params['generator'])) / 1e6
-  return millions, {
+  operations = {
       'encode': lambda: jax.block_until_ready(encode(variables, wave_1T)),
       'decode': lambda: jax.block_until_ready(decode(variables, codes_1FQ)),
       'train step': train,
       'encode_step': lambda: stream(encode_step, encoder_state, frame_1T),
       'decode_step': lambda: stream(decode_step, decoder_state, codes_11Q),
   }
+  counted = {
+      'encode': flops.count(encode, variables, wave_1T),
+      'decode': flops.count(decode, variables, codes_1FQ),
+      'train step': flops.count(train_step, held['state'], batch, np.int32(0)),
+  }
+  return Model(millions, operations, counted)
 
 
-def theirs(
-    name: str, channels: int, config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray
-) -> tuple[float, Operations]:
-  """As `ours`, of a model of `transformers`."""
+def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
+  """As `ours`, of what a function below made of `transformers`: the model, its encoder, its decoder, and both in training."""
   import torch
+  from torch.utils.flop_counter import FlopCounterMode
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  torch.manual_seed(0)
-  model, encode, decode, reconstruct = (_encodec if name == 'EnCodec' else _dac)(channels, config)
+  model, encode, decode, reconstruct = made
   clip, batch = (torch.from_numpy(wave)[:, None] for wave in (wave_1T, wave_BT))
   optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
   mel_loss = _torch_mel_loss(torch, batch[:, 0])
@@ -156,27 +171,45 @@ def theirs(
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()
 
-  def inference(function, *inputs):
+  def inference(function, *inputs, mode=torch.inference_mode):
     model.eval()
-    with torch.inference_mode():
+    with mode():
       return function(*inputs)
 
+  def count(operation):
+    with FlopCounterMode(display=False) as counter:
+      operation()
+    return counter.get_total_flops()
+
   codes = inference(encode, clip)
-  return sum(p.numel() for p in model.parameters()) / 1e6, {
+  operations = {
       'encode': lambda: inference(encode, clip),
       'decode': lambda: inference(decode, codes),
       'train step': train,
   }
+  counted = {  # the counter does not run in inference mode
+      'encode': count(lambda: inference(encode, clip, mode=torch.no_grad)),
+      'decode': count(lambda: inference(decode, codes, mode=torch.no_grad)),
+      'train step': count(train),
+  }
+  return Model(sum(p.numel() for p in model.parameters()) / 1e6, operations, counted)
 
 
-def _encodec(channels: int, config: soundstream.Config):
+def _encodec_with_our_units(channels: int, config: soundstream.Config):
+  return _encodec(
+      channels, config, num_residual_layers=3, residual_kernel_size=7, dilation_growth_rate=3, compress=1,
+      use_conv_shortcut=False,
+  )  # fmt: skip
+
+
+def _encodec(channels: int, config: soundstream.Config, **units):
   from transformers import EncodecConfig, EncodecModel
 
   model = EncodecModel(
       EncodecConfig(
           sampling_rate=config.sample_rate, num_filters=channels, upsampling_ratios=list(config.strides)[::-1],
           hidden_size=config.embedding_dim, codebook_size=config.codebook_size, target_bandwidths=[BANDWIDTH],
-          chunk_length_s=None, normalize=False,
+          chunk_length_s=None, normalize=False, **units,
       )
   )  # fmt: skip
   quantizer = model.quantizer

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from audiolm_jax import tokens
-from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.nn import language_model, quantizer, transformer
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.training import flops, sharding
@@ -27,6 +27,13 @@ def test_loops_and_conditionals():
   assert [flops.count(f, shape(8, 8)) for f in (product, looped, nested, either)] == [1024, 5120, 15360, 5120]
   with pytest.raises(ValueError, match='while loop'):
     flops.count(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, product, x), shape(8, 8))
+
+
+def test_what_fits_codebooks_at_the_first_step_is_not_counted():
+  books = jax.eval_shape(lambda: quantizer.init(jax.random.key(0), 2, 8, 4))
+  x, key = shape(1, 10, 4), jax.random.key(0)
+  assert flops.count(quantizer.fit, books, x, key) > 0
+  assert flops.count(quantizer.fitted, books, x, key) == 0
 
 
 def test_the_largest_array_may_be_in_a_loop():
