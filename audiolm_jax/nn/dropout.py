@@ -29,9 +29,10 @@ class Dropout(nn.Module):
       raise ValueError(f'dropout of {self.rate}: choose 0, or between 1/512 and 511/512; it is rounded to 1/256')
     width = x_BLD.shape[-1]
     words = jax.random.bits(self.make_rng('dropout'), (*x_BLD.shape[:-1], -(-width // 4)), jnp.uint32)
+    words = jax.lax.optimization_barrier(words)  # or XLA draws the words again for each of their bytes
     # Side by side, not interleaved: lanes of a TPU stay where they are. And whole on each device, though it may hold
-    # a part of the width: bytes do not travel.
-    bytes_BLD = jnp.concatenate([words >> shift & 255 for shift in (0, 8, 16, 24)], axis=-1)
-    bytes_BLD = placement.by_batch(bytes_BLD)[..., :width]
+    # a part of the width: none of it travels.
+    kept_BLD = jnp.concatenate([(words >> shift & 255) >= dropped for shift in (0, 8, 16, 24)], axis=-1)
+    kept_BLD = placement.by_batch(kept_BLD)[..., :width]
     scale = jnp.asarray(256 / (256 - dropped), x_BLD.dtype)
-    return jnp.where(bytes_BLD >= dropped, x_BLD * scale, 0)
+    return jnp.where(kept_BLD, x_BLD * scale, 0)
