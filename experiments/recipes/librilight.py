@@ -2,6 +2,9 @@
 
   python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run --set corpus.root=/data/libri-light
 
+w2v-BERT's updates are of 2048 examples, 400,000 of them; a step is an eighth of one, since 16 chips of v5e do not hold more.
+Where there are more of them: --set w2v_bert.train.batch_size=2048, accumulate_steps=1 and num_steps=400_000 likewise.
+
 Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers and
 schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).
 
@@ -56,8 +59,9 @@ RECIPE = Recipe(
         model=w2v_bert.Config(dtype='bfloat16', remat=True),
         train=dataclasses.replace(
             LANGUAGE_MODEL,
-            batch_size=2048,
-            num_steps=400_000,
+            batch_size=256,
+            accumulate_steps=8,
+            num_steps=8 * 400_000,
             optimizer=OptimizerConfig(
                 learning_rate=2e-3, schedule='inverse_sqrt', warmup_steps=25_000, b2=0.98, clip_norm=1.0
             ),
