@@ -4,8 +4,8 @@
   python -m experiments.benchmark codec --channels=16 --seconds=2
 
 All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform. EnCodec
-has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of kernel 7, so that it
-does the same work (and an LSTM's). GFLOP are those of products and convolutions that either library counts. The train
+has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of full width, so that
+it does the same work (and an LSTM's, which its counter leaves out). GFLOP are of products and convolutions. The train
 step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam.
 Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and drops levels. Timings
 take turns in one process on the same cores, and the fastest of each counts; compilation is left out. Without torch and
@@ -197,9 +197,8 @@ def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
 
 def _encodec_with_our_units(channels: int, config: soundstream.Config):
   return _encodec(
-      channels, config, num_residual_layers=3, residual_kernel_size=7, dilation_growth_rate=3, compress=1,
-      use_conv_shortcut=False,
-  )  # fmt: skip
+      channels, config, num_residual_layers=3, dilation_growth_rate=3, compress=1, use_conv_shortcut=False
+  )
 
 
 def _encodec(channels: int, config: soundstream.Config, **units):
