@@ -92,7 +92,9 @@ def feature_matching(real: Sequence[Sequence[Array]], fake: Sequence[Sequence[Ar
 def adversarial_terms(
     judge: Callable, params, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> dict[str, Float[Array, '']]:
-  """Returns the terms of a GAN: the generator's, constant in the critics' `params`, and theirs, constant in the estimate.
+  """Returns the terms of a GAN: the generator's and the critics'.
+
+  The generator's are constant in the critics' `params`, and theirs constant in the estimate.
 
   judge: (params, wave_BT) -> one nn.discriminators.Judgement for each critic. Both sides judge the estimate; the two
   forward passes are equal but for what is held constant, and XLA computes equal expressions once.

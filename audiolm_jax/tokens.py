@@ -129,8 +129,8 @@ def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
   if frames < 1 or frames * semantic_rate != frame_rate:
     raise ValueError(
         f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: codec frames and '
-        'semantic frames cannot be aligned otherwise; take another codec or another semantic model, or make a token of several '
-        'features (frames_per_token)'
+        'semantic frames cannot be aligned otherwise; take another codec or another semantic model, or make a token of '
+        'several features (frames_per_token)'
     )
   return frames
 

@@ -192,7 +192,9 @@ def log_likelihoods(
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _code_log_probabilities(model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']):
+def _code_log_probabilities(
+    model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']
+):
   codes_BFQ = jnp.asarray(codes_BFQ)
   no_prefix = jnp.zeros((len(codes_BFQ), 0, max(model.vocabulary.prefix_levels, 1)), jnp.int32)
   log_probs_BFQK = jax.nn.log_softmax(language_model.target_logits(model, params, no_prefix, codes_BFQ, None))

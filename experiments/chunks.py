@@ -101,8 +101,8 @@ def _whole(codec: Codec, parts: Iterator[np.ndarray], unit: int, follow) -> np.n
     length += len(part)
     if length > MAX_WHOLE_SECONDS * second:
       raise ValueError(
-          f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that {type(codec.config).__module__} takes: cut it, '
-          'or use a codec that goes through in pieces (SoundStream, DAC)'
+          f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that {type(codec.config).__module__} takes: cut '
+          'it, or use a codec that goes through in pieces (SoundStream, DAC)'
       )
   rows = np.concatenate(taken)
   seconds = 1 << max(0, -(-len(rows) // second) - 1).bit_length()

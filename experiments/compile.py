@@ -37,7 +37,9 @@ from experiments import workspace
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--stage', required=True, help='a stage of the recipe, or all')
-  parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE', help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...')
+  parser.add_argument(
+      '--topology', required=True, metavar='CHIP:SHAPE', help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...'
+  )
   parser.add_argument('--slices', type=int, default=1, help='of that topology (1)')
   parser.add_argument('--decode', action='store_true', help='the program that generates, instead of the train step')
   parser.add_argument('--rows', type=int, default=1, help='decoded at once on each chip (1)')
@@ -207,8 +209,8 @@ def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
   largest = program.largest_array
   size = largest.size * largest.dtype.itemsize / 2**30
   return (
-      f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, {size:.2f} GiB over all '
-      f'{program.num_devices} chips. Recompute more (remat=True), cut parameters and optimizer over more chips '
+      f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, {size:.2f} GiB over '
+      f'all {program.num_devices} chips. Recompute more (remat=True), cut parameters and optimizer over more chips '
       '(train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
   )
 
@@ -225,8 +227,8 @@ def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: i
   except jax.errors.JaxRuntimeError as error:  # jaxlib reads what libtpu wrote: v6e's programs it may not
     reason = str(error).splitlines()[0][:200]
     raise ValueError(
-        f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this jaxlib '
-        f'cannot read it, so there is no prediction ({reason}): try another version of libtpu'
+        f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this '
+        f'jaxlib cannot read it, so there is no prediction ({reason}): try another version of libtpu'
     ) from error
   found = hlo.collectives(parsed, program.num_devices)
   traffic = {}
@@ -267,7 +269,9 @@ def table(report: dict[str, Any]) -> str:
       'FLOPs': f'{report["model_flops"] / 1e12:,.3f} T per device, {milliseconds("product_seconds")} at the peak',
       'HBM': f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device',
       'HBM traffic': f'{report["hbm_traffic"] / 2**30:,.1f} GiB, {milliseconds("hbm_seconds")}',
-      "compiler's estimate": f'{milliseconds("compiler_seconds")}, and attention kernels {milliseconds("kernel_seconds")}',
+      "compiler's estimate": (
+          f'{milliseconds("compiler_seconds")}, and attention kernels {milliseconds("kernel_seconds")}'
+      ),
       'collectives': traffic or 'none',
       '  hidden, exposed': f'{milliseconds("hidden_collective_seconds")}, {milliseconds("exposed_collective_seconds")}',
       'predicted': f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}',

@@ -114,9 +114,10 @@ def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> fold
 
 
 class Subset:
-  """At most `size` examples of a source, a random but fixed choice, in their order (or, with `shuffle`, in a random one).
+  """At most `size` examples of a source, a random but fixed choice.
 
-  It reads whole examples: nothing cuts crops of it (data.pipeline).
+  In their order (or, with `shuffle`, in a random one). It reads whole examples: nothing cuts crops of it
+  (data.pipeline).
   """
 
   def __init__(self, source, size: int, *, seed: int, shuffle: bool = False):

@@ -10,8 +10,9 @@ Needs a trained detector and its calibration:
   python -m experiments.evaluate --suite=detection --workdir=runs/tiny
 
 A probability is one where originals and generated files are equally frequent, and says something of the continuations
-that this detector has learned from: those of these models, of this kind of recordings. Files go through the codec first, as the
-originals in training did; --as_is scores them as they are, which is right for originals that come out of the codec.
+that this detector has learned from: those of these models, of this kind of recordings. Files go through the codec
+first, as the originals in training did; --as_is scores them as they are, which is right for originals that come out of
+the codec.
 """
 
 import json

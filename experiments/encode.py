@@ -157,7 +157,9 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
     for shard in range(jax.process_index(), num_shards, jax.process_count()):
       indices = range(shard * SHARD_EXAMPLES, min((shard + 1) * SHARD_EXAMPLES, len(corpus)))
       if not os.path.exists(paths[shard]):
-        token_shards.write_shard(folder, split, shard, num_shards, encoded(corpus, indices, encode_batch, config, ratio))
+        token_shards.write_shard(
+            folder, split, shard, num_shards, encoded(corpus, indices, encode_batch, config, ratio)
+        )
       bar.update(len(indices))
   # Not an error of this process when another is late, or has to be started again: it waits, and says for what.
   workspace.wait_for('shards of other hosts', lambda: [path for path in paths if not os.path.exists(path)])

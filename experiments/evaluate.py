@@ -7,9 +7,9 @@
   python -m experiments.evaluate --listening                          a listening test, as a static web page
   python -m experiments.evaluate --listening_results=answers.csv      what its answers tell
 
-Writes WORKDIR/evaluation/SUITE.json, and SUITE.png where a picture tells something, and prints a table of all suites that
-are there, the papers' numbers below ours. ABX, sWUGGY and sBLIMP are measured on a synthesized twin of ZeroSpeech 2021
-unless --data names the real one (or a folder with Libri-Light's .item files and LibriSpeech).
+Writes WORKDIR/evaluation/SUITE.json, and SUITE.png where a picture tells something, and prints a table of all suites
+that are there, the papers' numbers below ours. ABX, sWUGGY and sBLIMP are measured on a synthesized twin of ZeroSpeech
+2021 unless --data names the real one (or a folder with Libri-Light's .item files and LibriSpeech).
 """
 
 import dataclasses
@@ -27,7 +27,9 @@ def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)')
   parser.add_argument('--data', default='', metavar='FOLDER', help='of ZeroSpeech 2021, or of Libri-Light (the twin)')
-  parser.add_argument('--subset', default='dev', help='of --data: dev or test, or as dev-clean for item files alone (dev)')
+  parser.add_argument(
+      '--subset', default='dev', help='of --data: dev or test, or as dev-clean for item files alone (dev)'
+  )
   parser.add_argument('--recognizer', default='', metavar='FOLDER', help='of a CTC model that judges words, too (none)')
   parser.add_argument(
       '--listening', nargs='?', const='', metavar='FOLDER', help='write a listening test instead (WORKDIR/listening)'
@@ -79,7 +81,9 @@ def listen(recipe: recipe_lib.Recipe, args):
   if args.listening is not None:
     folder = pathlib.Path(args.listening or args.workdir / 'listening')
     key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
-    print(f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it')
+    print(
+        f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it'
+    )
   if args.listening_results:
     result = listening.analyse(args.workdir, args.listening_results)
     path = evaluations.path(args.workdir, 'listening')

@@ -2,8 +2,8 @@
 
   python -m experiments.forge --recipe=tiny --workdir=runs/tiny
 
-Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on after the prompt. Both are
-codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
+Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on after the prompt. Both
+are codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
 Writes WORKDIR/forgeries/SPLIT for train and validation (training voices, of which the detector hears the former) and
 test (held-out voices). Finished shards are kept, so that the same command goes on after a kill.
 """

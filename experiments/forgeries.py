@@ -1,8 +1,8 @@
 """What `experiments.forge` leaves for the detector: pairs of an original and a continuation of its beginning.
 
-Records 2 n and 2 n + 1 of a split are a pair: the same utterance through the codec, as it was and as the models go on. Each
-holds 'waveform' (16 bits, as files on disk have), 'start' (the sample at which the prompt, alike in both, is over), 'label'
-(stages.detector) and 'speaker'.
+Records 2 n and 2 n + 1 of a split are a pair: the same utterance through the codec, as it was and as the models go on.
+Each holds 'waveform' (16 bits, as files on disk have), 'start' (the sample at which the prompt, alike in both, is
+over), 'label' (stages.detector) and 'speaker'.
 """
 
 import pathlib
@@ -33,7 +33,10 @@ def whole(found: dict[str, Any]) -> np.ndarray:
 
 
 class Clips:
-  """What follows the prompt, as float32 waveforms with labels; of the originals alone, labelled by lot (half and half), where `by_lot`."""
+  """What follows the prompt, as float32 waveforms with labels.
+
+  Of the originals alone, labelled by lot (half and half), where `by_lot`.
+  """
 
   def __init__(self, records, *, by_lot: bool = False, seed: int = 0):
     self._records, self._labels = records, None

@@ -17,7 +17,9 @@ from audiolm_jax import audio
 from audiolm_jax.metrics import detection
 
 
-def save_spectrograms(path: pathlib.Path, waves: Mapping[str, np.ndarray], sample_rate: int, marks: Mapping[str, float]):
+def save_spectrograms(
+    path: pathlib.Path, waves: Mapping[str, np.ndarray], sample_rate: int, marks: Mapping[str, float]
+):
   """Draws the log-mel spectrogram of each waveform [T], with a vertical line at `marks[title]` seconds."""
   figure, axes = plt.subplots(len(waves), 1, figsize=(11, 2.6 * len(waves)), squeeze=False, layout='constrained')
   for axis, (title, wave_T) in zip(axes[:, 0], waves.items(), strict=True):
@@ -46,9 +48,10 @@ def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
 
 
 def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapping[str, Mapping]):
-  """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound (ViSQOL); up and to the left is better.
+  """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound (ViSQOL).
 
-  Where ours has no ViSQOL, its log-mel distance takes the place, on an axis that is upside down.
+  Up and to the left is better. Where ours has no ViSQOL, its log-mel distance takes the place, on an axis that is
+  upside down.
   """
   figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
   heard = any(row.get('visqol') is not None for row in ours.values())

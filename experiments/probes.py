@@ -31,11 +31,11 @@ def codec(config: soundstream.Config) -> loop.Probe:
   """Returns the probe of a codec, with all its levels.
 
   Scalars: si_sdr (dB), mel_distance and stft_distance (nats); where the `eval` extra is installed, and for as long as
-  there is something to hear, visqol_<its mapper> of the first clips, joined to VISQOL_SECONDS; of every level q, over all evaluation frames,
-  perplexity_q and dead_codes_q (codes that no frame chose: at least as many as the frames are too few); and
-  critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can. Of a codec with
-  a denoising switch, over the examples with noise, si_sdr_denoised and si_sdr_noisy: with the switch on, and of the
-  noisy input itself; `noisy` is their share.
+  there is something to hear, visqol_<its mapper> of the first clips, joined to VISQOL_SECONDS; of every level q, over
+  all evaluation frames, perplexity_q and dead_codes_q (codes that no frame chose: at least as many as the frames are
+  too few); and critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can. Of
+  a codec with a denoising switch, over the examples with noise, si_sdr_denoised and si_sdr_noisy: with the switch on,
+  and of the noisy input itself; `noisy` is their share.
   Audio and pictures: NUM_SAMPLES clips, the original above the reconstruction.
   """
 

@@ -57,7 +57,8 @@ class Evaluation:
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
   data: str = ''  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized twin
   subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
-  recognizer: str = ''  # folder of a CTC recognizer of people's speech (pretrained.ctc); '': words are not judged by one
+  # Folder of a CTC recognizer of people's speech (pretrained.ctc); '': words are not judged by one.
+  recognizer: str = ''
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
   seed: int = 0
 
@@ -85,7 +86,8 @@ class Recipe:
   coarse: StageRecipe
   fine: StageRecipe | None = None  # None where coarse predicts all levels (piano)
   soundstorm: StageRecipe | None = None  # in place of coarse and fine; needs semantic tokens with repeats
-  acoustic_only: StageRecipe | None = None  # ablation of AudioLM section IV: a coarse stage that sees no semantic tokens
+  # Ablation of AudioLM section IV: a coarse stage that sees no semantic tokens.
+  acoustic_only: StageRecipe | None = None
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
   max_bad_tokens: float = 0.0  # share of damaged token records that is skipped and counted; one more stops the run
@@ -144,7 +146,9 @@ def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
   try:
     if isinstance(node, dict):
       return {**node, name: value}
-    return dataclasses.replace(node, **{name: value}) if dataclasses.is_dataclass(node) else node._replace(**{name: value})
+    return (
+        dataclasses.replace(node, **{name: value}) if dataclasses.is_dataclass(node) else node._replace(**{name: value})
+    )
   except ValueError as error:  # a config that checks itself
     raise ValueError(f'--set {override}: {error}') from error
 

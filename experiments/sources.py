@@ -49,7 +49,9 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
 
 def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
   """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of validation voices."""
-  training, held_out = (forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2])
+  training, held_out = (
+      forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2]
+  )
   return Sources(training, held_out, training.fingerprints)
 
 
@@ -143,13 +145,15 @@ def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers:
 def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str] | None:
   """Returns the folder of a benchmark in the layout of ZeroSpeech 2021 and the subset to take of it.
 
-  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None where there is neither.
-  Raises ValueError when the folder that the recipe names is not there.
+  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None where there is
+  neither. Raises ValueError when the folder that the recipe names is not there.
   """
   settings = recipe.evaluation
   if settings.data:
     if not os.path.isdir(settings.data):
-      raise ValueError(f'{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light\'s item files')
+      raise ValueError(
+          f'{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light\'s item files'
+      )
     return pathlib.Path(settings.data), settings.subset
   if isinstance(recipe.corpus, corpora.Synthesized):
     return synthesized_benchmark.folder(recipe.corpus.config, workdir / 'corpus'), synthesized_benchmark.SUBSET

@@ -181,7 +181,7 @@ def save_semantic_quantizer(
 
 
 def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuantizer, dict[str, str]]:
-  """Returns the clusters and their metadata (layer, frames_per_token, w2v_bert); ValueError where missing or damaged."""
+  """Returns the clusters and their metadata (layer, frames_per_token, w2v_bert); ValueError if missing or damaged."""
   path = semantic_quantizer_path(workdir)
   if not path.is_file():
     raise ValueError(f'{path} does not exist: run `python -m experiments.encode --workdir={workdir}` first')

@@ -75,8 +75,9 @@ def page(profile: pathlib.Path):
   to_read, to_write = os.pipe(), os.pipe()  # its descriptor 3 reads what we write, its 4 writes what we read
   command = [
       executable(), '--headless', '--no-sandbox', '--disable-gpu', '--mute-audio', '--remote-debugging-pipe',
-      '--autoplay-policy=no-user-gesture-required', f'--user-data-dir={profile}', '--no-first-run', '--window-size=900,900',
-  ]
+      '--autoplay-policy=no-user-gesture-required', f'--user-data-dir={profile}', '--no-first-run',
+      '--window-size=900,900',
+  ]  # fmt: skip
 
   def arrange():
     ends = os.dup(to_read[0]), os.dup(to_write[1])

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEAVES = {'audio', 'codes_file', 'tokens', 'kmeans', 'losses'}
-ROOMS = ['nn', 'stages', 'middle', 'windows', 'streaming', 'generation', 'experiments']  # leaves come before all of them
+# Leaves come before all of them.
+ROOMS = ['nn', 'stages', 'middle', 'windows', 'streaming', 'generation', 'experiments']
 MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {

@@ -19,7 +19,9 @@ class WithNoise:
   Raises ValueError when `noises` is empty.
   """
 
-  def __init__(self, source: Any, noises: Any | None = None, *, snr_db: tuple[float, float] = (0.0, 15.0), seed: int = 0):
+  def __init__(
+      self, source: Any, noises: Any | None = None, *, snr_db: tuple[float, float] = (0.0, 15.0), seed: int = 0
+  ):
     if noises is not None and not len(noises):
       raise ValueError('noises has no examples: name a folder of noise, or none for Gaussian noise')
     self._source, self._noises, self._snr_db, self._seed = source, noises, snr_db, seed

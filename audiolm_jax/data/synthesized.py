@@ -156,7 +156,9 @@ def requests(config: Config, split: str) -> list[dict]:
     counting = (place * 0.618034 + turn * 0.381966 + 0.5 / count) % 1.0 < config.counting_share
     # Seconds a word measured at 170 words a minute: 0.40 and a gap of 0.08 when counting, 0.34 in sentences.
     if counting:
-      text = counting_text(random, config, split, max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08))))
+      text = counting_text(
+          random, config, split, max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08)))
+      )
     else:
       text = sentences_text(random, split, max(2, round(config.utterance_seconds / (0.34 * 170 / voice.rate))))
     made.append(

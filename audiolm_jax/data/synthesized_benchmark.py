@@ -108,7 +108,9 @@ def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> l
   made = []
   for n, voice in enumerate(voices):
     takes = [half for _ in range(2) for half in np.split(random.permutation(syllables), 2)]
-    made += [_request(voice, n, 'phonetic', f'voice{n}-{take}', ' '.join(said), gap=8) for take, said in enumerate(takes)]
+    made += [
+        _request(voice, n, 'phonetic', f'voice{n}-{take}', ' '.join(said), gap=8) for take, said in enumerate(takes)
+    ]
   return made
 
 
@@ -146,14 +148,18 @@ def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
   pairs = []
   for pair in range(num_phrases):
     counting = synthesized.counting_text(random, config, 'test', 6)
-    pairs.append((pair, 'counting', counting, ' '.join(_out_of_step(random, counting.split(), config.highest_number + 1))))
+    pairs.append(
+        (pair, 'counting', counting, ' '.join(_out_of_step(random, counting.split(), config.highest_number + 1)))
+    )
     sentence = synthesized.sentences_text(random, 'test', 1).removesuffix('.')
     pairs.append((pair, 'sentence', sentence, ' '.join(_disordered(random, sentence.split()))))
   for n, voice in enumerate(voices):
     for pair, kind, *texts in pairs:
       for correct, text in zip((1, 0), texts, strict=True):
         file = f'{kind}{pair}-{"right" if correct else "wrong"}-voice{n}'
-        row = dict(filename=file, id=pair, voice=f'voice{n}', type=kind, subtype=kind, transcription=text, correct=correct)
+        row = dict(
+            filename=file, id=pair, voice=f'voice{n}', type=kind, subtype=kind, transcription=text, correct=correct
+        )
         yield _request(voice, n, 'syntactic', file, text, gap=8 if kind == 'counting' else 1), row
 
 

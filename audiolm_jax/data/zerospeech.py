@@ -44,7 +44,8 @@ class Item(NamedTuple):
 class Sample(NamedTuple):
   """One recording of a test of preference; the `correct` one of two with the same pair and voice should be likelier.
 
-  kind: of sWUGGY the band of frequency ('oov' or how often LibriSpeech has the word; '' for nonwords), of sBLIMP the type.
+  kind: of sWUGGY the band of frequency ('oov' or how often LibriSpeech has the word; '' for nonwords), of sBLIMP the
+  type.
   """
 
   file: str
@@ -108,7 +109,9 @@ def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
   found = [path for path in there if path.stem in (subset, f'{subset}-clean')]
   if len(found) != 1:
     names = ', '.join(str(path.relative_to(root)) for path in there[:6]) or 'no item files'
-    raise ValueError(f'{root} has {names}; exactly one must be {subset}.item or {subset}-clean.item: name another subset')
+    raise ValueError(
+        f'{root} has {names}; exactly one must be {subset}.item or {subset}-clean.item: name another subset'
+    )
   return found[0]
 
 

@@ -1,9 +1,9 @@
 """Phonetic ABX: how often a phone X sounds nearer to another phone B than to one of its own kind A.
 
 A, B and X are stretches of features or tokens, phones in the same context (triphones). The distance of two stretches is
-the cost of their cheapest alignment (dynamic time warping) over the length of its path; the error of a comparison is the
-share of triplets with d(X, B) < d(X, A), ties count half. Within: A, B and X are of one speaker, X is another A. Across:
-A and B of one speaker, X of another.
+the cost of their cheapest alignment (dynamic time warping) over the length of its path; the error of a comparison is
+the share of triplets with d(X, B) < d(X, A), ties count half. Within: A, B and X are of one speaker, X is another A.
+Across: A and B of one speaker, X of another.
 
 Definitions, averages and even the draws of ZeroSpeech 2021 and Libri-Light (Schatz et al., 2013; Nguyen et al., 2020,
 arXiv 2011.11588; Kahn et al., 2020): errors are averaged over contexts (across: and speakers of X), then over speakers,
@@ -85,7 +85,9 @@ def score(
   labels_N3 = np.stack([_numbered(names) for names in (contexts, speakers, phones)], axis=1)
   lengths_N = np.array([len(segment) for segment in segments], np.int64)
   groups = _groups(labels_N3, np.flatnonzero(lengths_N))
-  comparisons = _within(groups, max_group, seed) if speaker == 'within' else _across(groups, max_group, max_speakers, seed)
+  comparisons = (
+      _within(groups, max_group, seed) if speaker == 'within' else _across(groups, max_group, max_speakers, seed)
+  )
   costs = _Alignments(segments, lengths_N, distance, progress)
   keys, errors, alignments = [], [], 0
   for block in _blocks(comparisons):
@@ -95,8 +97,9 @@ def score(
     alignments += count
   if not keys:
     raise ValueError(
-        f'{np.sum(lengths_N > 0)} stretches, and no {speaker}-speaker comparison among them: there must be two phones in '
-        f'one context of one speaker, and one of them again by {"the same" if speaker == "within" else "another"} speaker'
+        f'{np.sum(lengths_N > 0)} stretches, and no {speaker}-speaker comparison among them: there must be two phones '
+        'in one context of one speaker, and one of them again by '
+        f'{"the same" if speaker == "within" else "another"} speaker'
     )
   by_speaker, over_contexts = _grouped_mean(np.array(keys), np.array(errors))
   by_pair, over_speakers = _grouped_mean(by_speaker[:, 1:], over_contexts)
@@ -254,7 +257,9 @@ def _gathered_distances(frames_FD, start_P, other_start_P, length: int, distance
 
 
 def frame_distances(
-    one_PND: Float[Array, 'P N D'] | Int[Array, 'P N D'], other_PMD: Float[Array, 'P M D'] | Int[Array, 'P M D'], distance: str
+    one_PND: Float[Array, 'P N D'] | Int[Array, 'P N D'],
+    other_PMD: Float[Array, 'P M D'] | Int[Array, 'P M D'],
+    distance: str,
 ) -> Float[Array, 'P N M']:
   """Returns the distance of every frame of one stretch from every frame of the other.
 

@@ -4,9 +4,10 @@ Source: Kilgour et al., 2019 (arXiv 1812.08466); for Gaussians, Dowson and Landa
 
   |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-A covariance is kept as a factor R with S = R^T R, of no more rows than there are embeddings: tr (S1 S2)^(1/2) is then the
-sum of the singular values of R1 R2^T. No covariance is squared and no root of a matrix taken, so that few embeddings of
-many dimensions, whose covariances have no full rank, do no harm; in float64, because the terms nearly cancel.
+A covariance is kept as a factor R with S = R^T R, of no more rows than there are embeddings: tr (S1 S2)^(1/2) is then
+the sum of the singular values of R1 R2^T. No covariance is squared and no root of a matrix taken, so that few
+embeddings of many dimensions, whose covariances have no full rank, do no harm; in float64, because the terms nearly
+cancel.
 
 The distance of finite samples is too large, by more for fewer clips: compare sets of one size.
 """

@@ -1,7 +1,7 @@
 """Perceived quality as standards and their implementers estimate it: PESQ, STOI and ViSQOL, each of one clip of speech.
 
-Thin wrappers of `pesq`, `pystoi` and `visqol-python` (the `eval` extra), which disagree in how they fail: they raise, give
-NaN, or make up a number near 0. Here every call ends in a `Score` whose status says why there is no value.
+Thin wrappers of `pesq`, `pystoi` and `visqol-python` (the `eval` extra), which disagree in how they fail: they raise,
+give NaN, or make up a number near 0. Here every call ends in a `Score` whose status says why there is no value.
 """
 
 import functools

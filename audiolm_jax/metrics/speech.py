@@ -1,8 +1,9 @@
 """What is said: numbers recognized in audio, and whether they count on as the prompt did.
 
-The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and NO_NUMBER for windows whose
-middle lies between words. It is trained on codec audio of the training voices; how often it errs on held-out voices is
-reported beside every score. Other recognizers are functions from waveform [T] and rate (Hz) to text, see `error_rates`.
+The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and NO_NUMBER for windows
+whose middle lies between words. It is trained on codec audio of the training voices; how often it errs on held-out
+voices is reported beside every score. Other recognizers are functions from waveform [T] and rate (Hz) to text, see
+`error_rates`.
 """
 
 import re
@@ -134,7 +135,9 @@ def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
   def recognize(wave_T: np.ndarray, sample_rate: int) -> str:
     [wave_T] = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, rate)
     decoder.start_utt()
-    decoder.process_raw(np.round(np.clip(wave_T, -1, 1) * 32767).astype('<i2').tobytes(), no_search=False, full_utt=True)
+    decoder.process_raw(
+        np.round(np.clip(wave_T, -1, 1) * 32767).astype('<i2').tobytes(), no_search=False, full_utt=True
+    )
     decoder.end_utt()
     found = decoder.hyp()
     return '' if found is None else found.hypstr

@@ -39,7 +39,10 @@ class LinearDecoder(NamedTuple):
 
 
 def fit_linear_decoder(
-    inputs: Sequence[Float[np.ndarray, '_ E']], targets: Sequence[Float[np.ndarray, '_ D']], context: int, ridge: float = 1.0
+    inputs: Sequence[Float[np.ndarray, '_ E']],
+    targets: Sequence[Float[np.ndarray, '_ D']],
+    context: int,
+    ridge: float = 1.0,
 ) -> LinearDecoder:
   """Returns the linear map from frames in context to targets with the least squared error, by ridge regression.
 

@@ -15,7 +15,8 @@ EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp'
 
 CAUSAL = 'causal_attention'  # the scope of products of which half are of use: `training.flops` counts these
 
-# What a layer that recomputes its activations keeps: its matrix products with weights, and the attention kernel's result.
+# What a layer that recomputes its activations keeps: its matrix products with weights, and the attention kernel's
+# result.
 REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     jax.checkpoint_policies.save_only_these_names(block_attention.SAVED),

@@ -1,4 +1,6 @@
-"""Attention whose scores never leave the chip: a pair of Pallas kernels for TPUs, causal with T5's bias or without either.
+"""Attention whose scores never leave the chip: a pair of Pallas kernels for TPUs.
+
+Causal with T5's bias or without either.
 
 As FlashAttention (arXiv 2205.14135, 2307.08691) in blocks of queries and keys, transposed, so that positions fill the
 lanes of the vector unit and what is kept of a row (maximum, sum) is a row there too.
@@ -20,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 BLOCKS = (256, 384)  # queries, and keys, of a block: the size that pads a sequence least, the first of equals
 SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
 _MASKED = -1e30  # not infinite: infinity less infinity is no number
-_EXTRA = 16  # channels more, a whole tile, of queries and keys in a kernel: the first masks keys, at no cost on the matrix unit
+# Channels more, a whole tile, of queries and keys in a kernel: the first masks keys, at no cost on the matrix unit.
+_EXTRA = 16
 
 
 def fits(max_distance: int) -> bool:
@@ -41,8 +44,10 @@ def _block_size(length: int) -> int:
 def bias_tiles(
     table_NH: Float[Array, 'N H'], bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']], length: int
 ) -> Float[Array, 'H 2 K Q']:
-  """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], whose last entry is for all
-  distances from some `max_distance` on that `fits`, for sequences of `length`. The first tile is for diagonal blocks, the second for those below.
+  """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], for sequences of `length`.
+
+  The table's last entry is for all distances from some `max_distance` on that `fits`. The first tile is for diagonal
+  blocks, the second for those below.
   """
   block = _block_size(length)
   apart_KQ = jnp.arange(block) - jnp.arange(block)[:, None]
@@ -75,7 +80,8 @@ def attend(
   length, width = query_BLHD.shape[1], query_BLHD.shape[3]
   query_BLHD, key_BLHD, value_BLHD, valid_BL = map(whole_blocks, (query_BLHD, key_BLHD, value_BLHD, valid_BL))
 
-  columns = lambda x_BLHD: checkpoint_name(x_BLHD.transpose(0, 2, 3, 1), SAVED)  # what they are made of need not be kept
+  # What they are made of need not be kept.
+  columns = lambda x_BLHD: checkpoint_name(x_BLHD.transpose(0, 2, 3, 1), SAVED)
   key_mask_BL = jnp.where(valid_BL, 0.0, _MASKED).astype(key_BLHD.dtype)
   key_mask_BEL = jnp.pad(key_mask_BL[:, None], ((0, 0), (0, _EXTRA - 1), (0, 0)))
   query, key, value = columns(query_BLHD * width**-0.5), columns(key_BLHD), columns(value_BLHD)

@@ -60,9 +60,10 @@ def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
 
 
 class GatedDense(nn.Module):
-  """Gated linear unit [B, L, D] -> [B, L, features]: (x W + b) * sigmoid(x V + c), with W and V side by side in one kernel.
+  """Gated linear unit [B, L, D] -> [B, L, features]: (x W + b) * sigmoid(x V + c).
 
-  The kernel is cut in two, not what it makes: the axis may lie over devices, and activations are what should stay there.
+  W and V are side by side in one kernel. The kernel is cut in two, not what it makes: the axis may lie over devices,
+  and activations are what should stay there.
   """
 
   features: int

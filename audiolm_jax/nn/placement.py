@@ -59,9 +59,10 @@ def whole(table: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
 
 
 def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
-  """Gives each part of the batch a copy of what is per head, so that the copies' gradients are summed over devices once.
+  """Gives each part of the batch a copy of what is per head.
 
-  What every layer uses would otherwise have its gradient summed over all devices in every layer.
+  So the copies' gradients are summed over devices once. What every layer uses would otherwise have its gradient summed
+  over all devices in every layer.
   """
   return _constrained(jnp.broadcast_to(x_H, (batch_parts(), *x_H.shape)), (BATCH, HEADS))
 

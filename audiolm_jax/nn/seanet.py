@@ -48,8 +48,8 @@ class ResidualUnit(nn.Module):
 class Encoder(nn.Module):
   """Waveform [B, T] -> embeddings [B, T / (stem_stride * prod(strides)), embedding_dim]; each stride doubles the width.
 
-  stem_stride: samples that the first convolution takes as one step. 1 is the paper; 8 spares the layers at the full rate,
-  which have few channels, much memory traffic, and most of the time.
+  stem_stride: samples that the first convolution takes as one step. 1 is the paper; 8 spares the layers at the full
+  rate, which have few channels, much memory traffic, and most of the time.
   """
 
   channels: int

@@ -1,8 +1,9 @@
 """Speech recognizers of the HuBERT base layout with a CTC head: Hugging Face's `Wav2Vec2ForCTC` and `HubertForCTC`.
 
 `facebook/wav2vec2-base-960h` (Apache-2.0) is one: its encoder is laid out as HuBERT base's. A linear layer gives the
-logits of characters for every frame of 20 ms; the best path, its repeats and its blanks taken out, is the text (Graves et
-al., 2006). Loaded from a folder with config.json, model.safetensors and vocab.json; neither torch nor a tokenizer's code.
+logits of characters for every frame of 20 ms; the best path, its repeats and its blanks taken out, is the text (Graves
+et al., 2006). Loaded from a folder with config.json, model.safetensors and vocab.json; neither torch nor a tokenizer's
+code.
 """
 
 import dataclasses
@@ -57,7 +58,9 @@ def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
   symbols = _symbols(folder / VOCABULARY, tensors.integer(data, 'vocab_size', 32))
   blank = data.get('pad_token_id', 0)
   if type(blank) is not int or not 0 <= blank < len(symbols):
-    raise ValueError(f'{folder / tensors.CONFIG}: pad_token_id={str(blank)[:80]}, the blank, is no symbol of {VOCABULARY}')
+    raise ValueError(
+        f'{folder / tensors.CONFIG}: pad_token_id={str(blank)[:80]}, the blank, is no symbol of {VOCABULARY}'
+    )
   config = Config(encoder=encoder, name=kind, symbols=symbols, blank=blank)
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
   return config, Variables(tensors.load(folder, template, UNUSED), {})

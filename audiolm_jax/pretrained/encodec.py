@@ -1,8 +1,8 @@
 """EnCodec (Défossez et al., 2022, arXiv 2210.13438) from Hugging Face's `EncodecModel`: waveform_BT <-> codes_BFQ.
 
-`facebook/encodec_24khz`: 24 kHz, 75 frames/s, 32 levels of 1024 codes. A bandwidth is a number of levels,
-750 bit/s each: 1.5 kbit/s are the first 2, 24 kbit/s all 32. Causal: convolutions and an LSTM. The 32 kHz and 48 kHz models, which are
-not causal, or stereo and normalized chunk by chunk, are refused.
+`facebook/encodec_24khz`: 24 kHz, 75 frames/s, 32 levels of 1024 codes. A bandwidth is a number of levels, 750 bit/s
+each: 1.5 kbit/s are the first 2, 24 kbit/s all 32. Causal: convolutions and an LSTM. The 32 kHz and 48 kHz models,
+which are not causal, or stereo and normalized chunk by chunk, are refused.
 
 A clip begins with its own reflection, as in the original.
 """

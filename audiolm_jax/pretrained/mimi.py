@@ -1,8 +1,8 @@
 """Mimi (Défossez et al., 2024, arXiv 2410.00037) from Hugging Face's `MimiModel`: waveform_BT <-> codes_BFQ.
 
 `kyutai/mimi`: 24 kHz, 12.5 frames/s, 32 levels of 2048 codes, the first of them distilled from WavLM ("semantic").
-SEANet at 25 frames/s, a causal Transformer that sees the last 250 of these frames, and every two of them made one. The first
-level and the others quantize the same embedding, side by side; each of the others what those before it left.
+SEANet at 25 frames/s, a causal Transformer that sees the last 250 of these frames, and every two of them made one. The
+first level and the others quantize the same embedding, side by side; each of the others what those before it left.
 """
 
 import dataclasses
@@ -128,13 +128,17 @@ def _check(data: Mapping[str, Any], config: Config):
   tensors.bounded('the hop length', config.hop_length)
   tensors.bounded('the widest convolution', config.num_filters * 2 ** len(config.strides))
   if config.num_semantic >= config.num_quantizers:
-    raise ValueError(f'num_semantic_quantizers={config.num_semantic} is not below num_quantizers={config.num_quantizers}')
+    raise ValueError(
+        f'num_semantic_quantizers={config.num_semantic} is not below num_quantizers={config.num_quantizers}'
+    )
   if config.width % (2 * config.num_heads):
     raise ValueError(f'hidden_size={config.width} gives {config.num_heads} heads no even width each')
   if config.num_filters % config.compress:
     raise ValueError(f'num_filters={config.num_filters} is not a multiple of compress={config.compress}')
   if config.width == config.codebook_dim:
-    raise ValueError(f'codebook_dim={config.codebook_dim} is hidden_size: only codebooks between projections are implemented')
+    raise ValueError(
+        f'codebook_dim={config.codebook_dim} is hidden_size: only codebooks between projections are implemented'
+    )
   expected = {
       'upsample_groups': config.width, 'num_key_value_heads': config.num_heads,
       'vector_quantization_hidden_dimension': config.codebook_dim,

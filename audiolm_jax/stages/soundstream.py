@@ -390,7 +390,9 @@ def _check_num_quantizers(config: Config, num_quantizers: int | None):
 
 def _check_switch(config: Config, place: str, denoise: Denoise):
   if denoise is not False and config.film != place:
-    raise ValueError(f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}')
+    raise ValueError(
+        f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}'
+    )
 
 
 def _check_fsq(config: Config):

@@ -14,10 +14,10 @@ standard normal; the context is projected to the codes' width before the compari
 are the quantizer's choice without Gumbel noise; crops are 15 s; computation is in `dtype`, float32 unless a recipe
 says bfloat16.
 
-Two options that are not in the paper, off by default, for short runs on little data. `targets='clusters'`: the codes are
-clusters of the stacked log-mel frames, found by k-means on the first batch and moved by averages, as in vq-wav2vec's
-k-means variant and HuBERT's first round; the Gumbel quantizer needs many thousand steps before its codes mean
-anything. `unmasked_weight` adds the prediction of the frames that are not masked.
+Two options that are not in the paper, off by default, for short runs on little data. `targets='clusters'`: the codes
+are clusters of the stacked log-mel frames, found by k-means on the first batch and moved by averages, as in
+vq-wav2vec's k-means variant and HuBERT's first round; the Gumbel quantizer needs many thousand steps before its codes
+mean anything. `unmasked_weight` adds the prediction of the frames that are not masked.
 
 Deviations: rotary positions where the paper has relative ones or none, and layer norm where the Conformer has batch
 norm (see nn/conformer.py). Zeros at the end of a waveform are taken for padding, and have no influence on the rest.

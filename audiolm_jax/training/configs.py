@@ -38,7 +38,8 @@ def rebuild(data: Mapping[str, Any], version: str) -> Any:
   """Returns the stage config that `describe` wrote, under package version `version`.
 
   Only `audiolm_jax.stages.<module>.Config` and `audiolm_jax.pretrained.<module>.Config` are imported, and for nested
-  configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises ValueError for anything else and for fields this version lacks.
+  configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises ValueError for anything else
+  and for fields this version lacks.
   """
   path = data['class']
   if not (path.startswith(_ROOMS) and path.count('.') == 3 and path.endswith('.Config')):

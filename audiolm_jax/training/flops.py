@@ -19,8 +19,8 @@ from audiolm_jax.nn import attention, quantizer
 def count(function: Callable[..., Any], *args: Any) -> int:
   """Returns the operations of `function(*args)` over all devices, a multiply-add being two; `args` may be shapes.
 
-  Causal attention counts the half that is of use. A conditional counts as its dearest branch, or, if it is there for the
-  first step alone, as its cheapest. A kernel counts as its own cost estimate says, less what it recomputes.
+  Causal attention counts the half that is of use. A conditional counts as its dearest branch, or, if it is there for
+  the first step alone, as its cheapest. A kernel counts as its own cost estimate says, less what it recomputes.
 
   Raises ValueError where a matrix product lies in a loop without a fixed number of rounds.
   """

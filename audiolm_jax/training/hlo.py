@@ -56,7 +56,10 @@ class Collective(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """Instructions of each computation, and how often a step runs it. Computations inside fusions are no part of `rounds`."""
+  """Instructions of each computation, and how often a step runs it.
+
+  Computations inside fusions are no part of `rounds`.
+  """
 
   computations: Mapping[str, Mapping[str, Instruction]]
   rounds: Mapping[str, int]

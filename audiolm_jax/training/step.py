@@ -71,7 +71,8 @@ def make_train_step(
     params = optax.apply_updates(params, updates)
     if ema_params is not None:
       # Between two updates of an accumulation the parameters rest, and so does their average. It begins short, as
-      # long as a tenth of the updates so far, or runs of some hundred steps are judged by where they began (docs/log.md).
+      # long as a tenth of the updates so far, or runs of some hundred steps are judged by where they began
+      # (docs/log.md).
       updates_before = step // accumulate_steps
       decay = jnp.minimum(ema_decay, (1 + updates_before) / (10 + updates_before))
       step_size = jnp.where((step + 1) % accumulate_steps == 0, 1 - decay, 0.0)

@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> str:
   if missing := [name for name in ('coarse', 'fine', 'soundstorm') if getattr(recipe, name) is None]:
     raise ValueError(f'--recipe={args.recipe} has no {" and no ".join(missing)}: choose librilight or tiny')
   if 'soundstream' in recipe.imports:
-    raise ValueError(f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight or tiny')
+    raise ValueError(
+        f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight or tiny'
+    )
   if args.seconds * recipe.coarse.model.semantic_rate < 1 or min(args.steps, args.passes) < 0:
     raise ValueError(
         f'--seconds={args.seconds} --steps={args.steps} --passes={args.passes}: ask for a frame of audio, and for no '

@@ -107,7 +107,7 @@ def _music(rate: int, channels: int) -> np.ndarray:
 
 
 def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
-  """Returns what stages read: {'waveform': FLAC files of 60 s, as Libri-Light's parts; 'tokens': their token shards}."""
+  """Returns what stages read: {'waveform': 60 s FLAC files, as Libri-Light's parts; 'tokens': their token shards}."""
   random = np.random.default_rng(0)
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)

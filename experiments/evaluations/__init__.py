@@ -31,7 +31,7 @@ def load(workdir: pathlib.Path) -> dict:
 
 
 def table(report: dict) -> str:
-  """Returns the report as plain text: a block for each suite and each of its parts, with the paper's rows below ours."""
+  """Returns the report as plain text: a block for each suite and each of its parts, the paper's rows below ours."""
   lines = []
   for title, content in _parts(report):
     plain = {name: value for name, value in content.items() if not isinstance(value, (dict, list))}
@@ -53,7 +53,9 @@ def _parts(report: dict) -> Iterator[tuple[str, dict]]:
   for suite, content in report.items():
     if content['rows']:  # else its stage was not trained
       yield suite, content
-    yield from ((f'{suite}, {name}', part) for name, part in content.items() if isinstance(part, dict) and part.get('rows'))
+    yield from (
+        (f'{suite}, {name}', part) for name, part in content.items() if isinstance(part, dict) and part.get('rows')
+    )
 
 
 def _block(rows: dict) -> list[str]:

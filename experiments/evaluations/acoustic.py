@@ -20,8 +20,8 @@ SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns voice, words and distance to the original of what the acoustic stages make after the prompt.
 
-  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*, ctc_*: the
-    same by recognizers trained elsewhere, on people (the second where the settings name one).
+  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*, ctc_*:
+    the same by recognizers trained elsewhere, on people (the second where the settings name one).
   similarity: of the speaker embedding of each second to the prompt's, mean.
   mel_distance: to the original through the codec, in nats: frames are aligned, since semantic tokens are.
   codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
@@ -90,7 +90,9 @@ def _codes(true_BFQ: np.ndarray, codes_BFQ: np.ndarray, first: int) -> dict[str,
   here_BF = true_BFQ[:, first:, 0] >= 0
   true_NQ, codes_NQ = true_BFQ[:, first:, :levels][here_BF], codes_BFQ[:, first:, :levels][here_BF]
   hit_NQ = true_NQ == codes_NQ
-  use = [codec_metrics.codebook_perplexity(codes_N1[None], 1 + int(codes_N1.max())) for codes_N1 in codes_NQ.T[..., None]]
+  use = [
+      codec_metrics.codebook_perplexity(codes_N1[None], 1 + int(codes_N1.max())) for codes_N1 in codes_NQ.T[..., None]
+  ]
   return {
       'codes_level_1': float(hit_NQ[:, 0].mean()),
       'codes': float(hit_NQ.mean()),

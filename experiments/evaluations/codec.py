@@ -18,7 +18,8 @@ from experiments import sources, workspace
 from experiments.evaluations import opus
 from experiments.recipe import Recipe
 
-LEVELS = (1, 3, 4, 6, 12)  # 3, 6 and 12 of 1024 codes at 50 frames/s are 1.5, 3 and 6 kbit/s; 4 are AudioLM's coarse ones
+# 3, 6 and 12 of 1024 codes at 50 frames/s are 1.5, 3 and 6 kbit/s; 4 are AudioLM's coarse ones.
+LEVELS = (1, 3, 4, 6, 12)
 OPUS_RATES = (6, 12)  # kbit/s
 CROP_SECONDS = 4.0
 BATCH_SIZE = 8
@@ -28,8 +29,8 @@ PERCEPTUAL_CLIPS = 16  # the first ones: ViSQOL takes most of a second for each
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns what `row` measures by the number of levels, of Opus, of an untrained codec, and of silence.
 
-  Of a codec with a denoising switch, too, what it makes of the clips that have noise in the corpus, and their noisy input.
-  PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
+  Of a codec with a denoising switch, too, what it makes of the clips that have noise in the corpus, and their noisy
+  input. PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
   """
   config, variables = workspace.load_codec(workdir)
   wave_BT, noise_BT = held_out(recipe, workdir, config)
@@ -43,13 +44,17 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       estimate_BT = np.stack([opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT])
       rows[f'Opus {rate} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
   untrained_BFQ, untrained_decode = _coder(config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT)
-  rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), level_rate * config.num_quantizers)
+  rows['untrained, all levels'] = row(
+      config, wave_BT, untrained_decode(untrained_BFQ), level_rate * config.num_quantizers
+  )
   rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
   if noise_BT is not None:
     clean_NT, noisy_NT = (x_BT[noise_BT.any(axis=1)] for x_BT in (wave_BT, wave_BT + noise_BT))
     denoise = jax.jit(functools.partial(soundstream.denoised, config, variables))
     rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
-    rows['denoised, all levels'] = row(config, clean_NT, _by_batches(denoise, noisy_NT), level_rate * config.num_quantizers)
+    rows['denoised, all levels'] = row(
+        config, clean_NT, _by_batches(denoise, noisy_NT), level_rate * config.num_quantizers
+    )
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
       'rows': rows,
@@ -104,13 +109,15 @@ def _distances(sample_rate: int, wave_BT, estimate_BT):
 
 
 def row(config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
-  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and the estimates of perceived quality.
+  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and estimates of perceived quality.
 
   Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and None is of no clip.
   """
   distances = _by_batches(functools.partial(_distances, config.sample_rate), wave_BT, estimate_BT)
   si_sdr, mel, stft = (float(x) for x in distances.mean(axis=0))
-  result = {'kbit_s': bit_rate / 1000, 'si_sdr': si_sdr, 'mel_distance': mel, 'stft_distance': stft, 'clips': len(wave_BT)}
+  result = {
+      'kbit_s': bit_rate / 1000, 'si_sdr': si_sdr, 'mel_distance': mel, 'stft_distance': stft, 'clips': len(wave_BT),
+  }  # fmt: skip
   counts = []
   for name in perceptual.available():
     pairs = zip(wave_BT[:PERCEPTUAL_CLIPS], estimate_BT[:PERCEPTUAL_CLIPS])

@@ -1,7 +1,7 @@
 """The detector of generated speech on voices that neither it nor any model has heard, and the control beside it.
 
-The clips of `experiments.forge`: originals have been through the codec. The calibration, which `experiments.detect` needs,
-is fitted on validation voices and measured on held-out ones.
+The clips of `experiments.forge`: originals have been through the codec. The calibration, which `experiments.detect`
+needs, is fitted on validation voices and measured on held-out ones.
 """
 
 import functools
@@ -23,7 +23,8 @@ from experiments.recipe import Recipe
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns how well the detector tells continuations from originals, by crops of a second and by whole clips.
 
-  No rows where no detector was trained. low, high: Wilson's 95 % interval of the accuracy, where clips are independent and seconds of one clip are one trial.
+  No rows where no detector was trained. low, high: Wilson's 95 % interval of the accuracy, where clips are independent
+  and seconds of one clip are one trial.
   """
   del recipe
   rows, curves, facts = {}, {}, {}
@@ -96,7 +97,10 @@ def log_odds(config: detector.Config, variables: Variables, waves: Sequence[np.n
 
 
 def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, detection.Calibration]:
-  """Returns the calibrations of a second and of a clip; ValueError naming the command that fits them to this detector."""
+  """Returns the calibrations of a second and of a clip.
+
+  Raises ValueError naming the command that fits them to this detector.
+  """
   path = workdir / 'evaluation' / 'detection.json'
   again = f'run `python -m experiments.evaluate --suite=detection --workdir={workdir}` first'
   if not path.is_file():

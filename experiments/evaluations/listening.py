@@ -1,8 +1,8 @@
 """A listening test as in AudioLM (section IV-G): do people hear where the recording ends and the model goes on?
 
-`build` makes a static page (one HTML file beside a folder of WAVs) from the test clips of `experiments.forge`: each has a
-prompt of a held-out voice and then, by lot, the original or a continuation, both through the codec. Nothing on the page
-tells which; that is in a key kept outside of its folder. `analyse` reads the CSV files that the page saves.
+`build` makes a static page (one HTML file beside a folder of WAVs) from the test clips of `experiments.forge`: each has
+a prompt of a held-out voice and then, by lot, the original or a continuation, both through the codec. Nothing on the
+page tells which; that is in a key kept outside of its folder. `analyse` reads the CSV files that the page saves.
 """
 
 import csv
@@ -26,8 +26,8 @@ KEY = 'listening_key.json'
 def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: int | None = None) -> dict:
   """Writes the page into `folder` (which must be empty or missing) and the key into the workdir; returns the key.
 
-  num_clips: None for all utterances, up to as many as the paper has. Half of the clips are originals; no utterance comes
-  twice, and the order is drawn by lot.
+  num_clips: None for all utterances, up to as many as the paper has. Half of the clips are originals; no utterance
+  comes twice, and the order is drawn by lot.
 
   Raises ValueError when there are too few utterances, or something is in the way.
   """
@@ -39,11 +39,15 @@ def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: 
   if folder.exists() and any(folder.iterdir()):
     raise ValueError(f'{folder} is not empty: choose another folder, or move it away')
   if (workdir / KEY).exists():
-    raise ValueError(f'{workdir / KEY} is the key of an earlier test, without which its answers mean nothing: move it away')
+    raise ValueError(
+        f'{workdir / KEY} is the key of an earlier test, without which its answers mean nothing: move it away'
+    )
   random = np.random.default_rng(seed)
   pairs = random.permutation(num_pairs)[:num_clips]
   labels = random.permutation(num_clips) % 2
-  rate, found = int(records.metadata['sample_rate']), [records[int(2 * p + l)] for p, l in zip(pairs, labels, strict=True)]
+  rate, found = int(records.metadata['sample_rate']), [
+      records[int(2 * p + l)] for p, l in zip(pairs, labels, strict=True)
+  ]
   digest = hashlib.sha256()
   (folder / 'clips').mkdir(parents=True, exist_ok=True)
   names = [f'{number:0{len(str(num_clips))}d}.wav' for number in range(1, num_clips + 1)]
@@ -95,7 +99,9 @@ def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:
   if not lines:
     raise ValueError(f'{path} is empty: save it again from the page')
   if tuple(lines[0]) != COLUMNS:
-    raise ValueError(f'{path} has the columns {", ".join(lines[0])}, not {", ".join(COLUMNS)}: save it again from the page')
+    raise ValueError(
+        f'{path} has the columns {", ".join(lines[0])}, not {", ".join(COLUMNS)}: save it again from the page'
+    )
   ratings = []
   for number, line in enumerate(lines[1:], 2):
     if len(line) != len(COLUMNS):

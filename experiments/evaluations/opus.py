@@ -1,4 +1,7 @@
-"""Opus (RFC 6716), the codec that SoundStream is compared with, by the programs of opus-tools where they are installed."""
+"""Opus (RFC 6716), the codec that SoundStream is compared with.
+
+By the programs of opus-tools where they are installed.
+"""
 
 import os
 import shutil

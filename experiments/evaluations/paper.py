@@ -17,9 +17,15 @@ TABLES = {
         'AudioLM, Table I: LibriSpeech dev-clean; ViSQOL of a SoundStream decoder trained on the tokens',
         {
             'w2v-BERT tokens': {'bits_per_second': 250, 'abx_within': 6.7, 'abx_across': 7.6, 'visqol': 1.1},
-            'w2v-BERT tokens, 24 levels': {'bits_per_second': 6000, 'abx_within': 5.6, 'abx_across': 6.2, 'visqol': 1.4},
-            'SoundStream tokens, 4 levels': {'bits_per_second': 2000, 'abx_within': 22.4, 'abx_across': 28.7, 'visqol': 3.3},
-            'SoundStream tokens, 12 levels': {'bits_per_second': 6000, 'abx_within': 17.8, 'abx_across': 26.6, 'visqol': 3.9},
+            'w2v-BERT tokens, 24 levels': {
+                'bits_per_second': 6000, 'abx_within': 5.6, 'abx_across': 6.2, 'visqol': 1.4,
+            },
+            'SoundStream tokens, 4 levels': {
+                'bits_per_second': 2000, 'abx_within': 22.4, 'abx_across': 28.7, 'visqol': 3.3,
+            },
+            'SoundStream tokens, 12 levels': {
+                'bits_per_second': 6000, 'abx_within': 17.8, 'abx_across': 26.6, 'visqol': 3.9,
+            },
         },
     ),
     'language, preference': Table(
@@ -45,8 +51,8 @@ TABLES = {
         },
     ),
     'acoustic': Table(
-        'AudioLM, Table II: Conformer Transducer-L on LibriSpeech test-clean, all of it sampled but its semantic tokens; '
-        'after a prompt of 3 s: SoundStorm, Table 1, clips of 10 to 20 s',
+        'AudioLM, Table II: Conformer Transducer-L on LibriSpeech test-clean, all of it sampled but its semantic '
+        'tokens; after a prompt of 3 s: SoundStorm, Table 1, clips of 10 to 20 s',
         {
             'original': {'word_error_rate': 0.025, 'character_error_rate': 0.008},
             'original, through the codec': {'word_error_rate': 0.026, 'character_error_rate': 0.009},
@@ -64,4 +70,4 @@ TABLES = {
         'AudioLM, section IV-G: 100 clips of 10 s, 10 raters',
         {'AudioLM': {'correct': 0.512, 'p_value': 0.23, 'ratings': 1000}},
     ),
-}
+}  # fmt: skip

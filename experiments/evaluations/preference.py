@@ -61,15 +61,15 @@ def _within(recordings, scores, pairs: set[str]) -> float:
 
 
 def _tokens(config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path, names: list[str]) -> list[np.ndarray]:
-  """Returns the semantic tokens [S, 1] of every recording, in the order of `names`, as the language model reads them."""
+  """Returns semantic tokens [S, 1] of every recording, in the order of `names`, as the language model reads them."""
   encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
   recordings = zerospeech.Recordings(folder, names, encoder.sample_rate)
   assign = jax.jit(lambda variables, wave_BT: kmeans.assign(quantizer, encoder.features(variables, wave_BT)))
 
   found = sources.map_frames(
-      functools.partial(assign, variables), recordings, encoder.sample_rate, hop_length=encoder.hop_length, batch_size=32,
-      bucket_seconds=BUCKET_SECONDS,
-  )
+      functools.partial(assign, variables), recordings, encoder.sample_rate, hop_length=encoder.hop_length,
+      batch_size=32, bucket_seconds=BUCKET_SECONDS,
+  )  # fmt: skip
   with workspace.progress(len(recordings), f'semantic tokens of {folder.parent.name}', 'recording') as bar:
     of_name = {}
     for name, row_S in zip(recordings.names, found, strict=True):

@@ -67,7 +67,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   return {'rows': rows, **facts, 'visqol_mapper': perceptual.visqol_mapper(), 'visqol_clips': VISQOL_CLIPS}
 
 
-def _abx(kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path) -> dict[str, dict[str, float]]:
+def _abx(
+    kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path
+) -> dict[str, dict[str, float]]:
   """Returns ABX within and across speakers, in percent, of the items in `path`, whose audio is below `root`."""
   items = zerospeech.read_items(path)
   segments = {source: models.segments(source, items, root) for source in {kind.source for kind in kinds.values()}}
@@ -212,7 +214,10 @@ class _Models:
     def compare(variables, wave_T, num_samples, z_FD):
       estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
       estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
-      distances = codec_metrics.si_sdr, functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate)
+      distances = (
+          codec_metrics.si_sdr,
+          functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate),
+      )
       return [distance(wave_T[None], estimate_BT)[0] for distance in distances], estimate_BT[0]
 
     rows = {}
@@ -224,7 +229,9 @@ class _Models:
       else:
         inputs = _framewise(kind.read, self.training_frames(kind.source))
         decoder = token_metrics.fit_linear_decoder(inputs, targets, CONTEXT)
-        predicted = [token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])]
+        predicted = [
+            token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])
+        ]
         vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
       pairs = list(_padded(clips, vectors, length, config.hop_length))
       distances, estimates = zip(*(compare(variables, *clip, z_FD) for clip, z_FD in pairs), strict=True)

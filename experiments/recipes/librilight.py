@@ -1,12 +1,14 @@
 """AudioLM on Libri-Light at the paper's sizes (arXiv 2209.03143, section IV): what a TPU pod runs.
 
-  python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run --set corpus.root=/data/libri-light
+  python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run \
+    --set corpus.root=/data/libri-light
 
-w2v-BERT's updates are of 2048 examples, 400,000 of them; a step is an eighth of one, since 16 chips of v5e do not hold more.
-Where there are more of them: --set w2v_bert.train.batch_size=2048, accumulate_steps=1 and num_steps=400_000 likewise.
+w2v-BERT's updates are of 2048 examples, 400,000 of them; a step is an eighth of one, since 16 chips of v5e do not hold
+more. Where there are more of them: --set w2v_bert.train.batch_size=2048, accumulate_steps=1 and num_steps=400_000
+likewise.
 
-Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers and
-schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).
+Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers
+and schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).
 
 SoundStorm (arXiv 2305.09636, section 4.1) takes the place of coarse and fine where the semantic tokens keep their
 repeats: train `semantic` in a workdir of its own with --set semantic.model.deduplicate=False. Its ten epochs of 60,000

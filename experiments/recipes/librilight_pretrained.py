@@ -2,7 +2,8 @@
 
   python -m experiments.pretrained import descript/dac_16khz --workdir=...
   python -m experiments.pretrained import facebook/w2v-bert-2.0 --workdir=...
-  python -m experiments.train --stage=all --recipe=librilight_pretrained --workdir=... --set corpus.root=/data/libri-light
+  python -m experiments.train --stage=all --recipe=librilight_pretrained --workdir=... \
+    --set corpus.root=/data/libri-light
 
 Not trained by us yet: no numbers. DAC at 16 kHz has AudioLM's acoustic tokens: 50 frames/s, 12 levels of 1024 codes.
 w2v-BERT 2.0 makes 50 frames/s, of which the mean of two makes a token: the 25 tokens/s that AudioLM has. Its layer 17

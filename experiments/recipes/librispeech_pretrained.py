@@ -2,7 +2,8 @@
 
   python -m experiments.pretrained import descript/dac_16khz --workdir=...
   python -m experiments.pretrained import facebook/hubert-base-ls960 --workdir=...
-  python -m experiments.train --stage=all --recipe=librispeech_pretrained --workdir=... --set corpus.root=/data/LibriSpeech
+  python -m experiments.train --stage=all --recipe=librispeech_pretrained --workdir=... \
+    --set corpus.root=/data/LibriSpeech
 
 Not trained by us yet: no numbers. The language models are all that is trained. The root holds the FLAC files, in
 whatever folders. HuBERT base: layer 9 and 500 clusters, as its paper (arXiv 2106.07447, section IV-B) has them for the

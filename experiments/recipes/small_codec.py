@@ -3,9 +3,9 @@
   python -m experiments.train --stage=soundstream --recipe=small_codec --workdir=runs/small_codec
   python -m experiments.evaluate --suite=codec --recipe=small_codec --workdir=runs/small_codec
 
-On synthesized speech; `small_codec_folder` is the same on your own files. Half an hour on one idle CPU core; what it reaches
-is in docs/results.md, "The codec". 3, 6 and 12 levels are 1.5, 3 and 6 kbit/s. As in `tiny` it differs from the paper in
-what lets a codec learn phase in minutes: 8 samples are one step, a waveform term, and no discriminators.
+On synthesized speech; `small_codec_folder` is the same on your own files. Half an hour on one idle CPU core; what it
+reaches is in docs/results.md, "The codec". 3, 6 and 12 levels are 1.5, 3 and 6 kbit/s. As in `tiny` it differs from the
+paper in what lets a codec learn phase in minutes: 8 samples are one step, a waveform term, and no discriminators.
 """
 
 import dataclasses

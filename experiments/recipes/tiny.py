@@ -5,9 +5,9 @@
 
 What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of a few hundred
 thousand parameters learn anything in some hundred steps: semantic tokens stay frame-aligned (`deduplicate=False`) and
-tokens carry their time (`time_embedding=True`), so that the coarse model need not learn by counting which semantic token
-belongs to a frame; three in ten codes are left out of its input (`code_dropout`); SoundStorm makes 4 of 12 levels;
-w2v-BERT predicts clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform term, and no
+tokens carry their time (`time_embedding=True`), so that the coarse model need not learn by counting which semantic
+token belongs to a frame; three in ten codes are left out of its input (`code_dropout`); SoundStorm makes 4 of 12
+levels; w2v-BERT predicts clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform term, and no
 discriminators, which would take most of its time.
 """
 
@@ -30,8 +30,9 @@ NUM_COARSE = 2  # levels; the paper has 4: half the sequence buys twice the step
 
 def transformer(width: int, num_layers: int) -> TransformerConfig:
   return TransformerConfig(
-      num_layers=num_layers, num_heads=2, width=width, mlp_width=4 * width, dropout_rate=0.0, dtype='float32', remat=False
-  )
+      num_layers=num_layers, num_heads=2, width=width, mlp_width=4 * width, dropout_rate=0.0, dtype='float32',
+      remat=False,
+  )  # fmt: skip
 
 
 def adam(learning_rate: float, num_steps: int, warmup_steps: int = 20, **options) -> OptimizerConfig:

@@ -49,7 +49,11 @@ def test_a_folder(tmp_path, capsys):
   assert sum(map(len, found.values())) == 29
   for split, examples in found.items():
     recipe = corpora.Folder(root=str(root)).examples(split, None)  # the recipes hold out the same files
-    assert set(examples) | {'voice0/0.wav'} >= {part.path.removeprefix(f'{root}/') for part in recipe.parts} >= set(examples)
+    assert (
+        set(examples) | {'voice0/0.wav'}
+        >= {part.path.removeprefix(f'{root}/') for part in recipe.parts}
+        >= set(examples)
+    )
     for name, (wave_T, speaker) in examples.items():
       expected_T, _ = soundfile.read(root / name, dtype='float32')
       np.testing.assert_array_equal(wave_T, expected_T)
@@ -85,7 +89,11 @@ def test_maestro(tmp_path, capsys):
     lines.append(f'A,"B, in C",{split},2004,2004/{i}.midi,2004/{i}.wav,0.3')
   (root / 'maestro-v3.0.0.csv').write_text('\n'.join(lines))
   folder = run(capsys, 'maestro', f'--root={root}', f'--output={tmp_path / "out"}')
-  for split, names in (('train', {'2004/0.wav', '2004/1.wav'}), ('validation', {'2004/2.wav'}), ('test', {'2004/3.wav'})):
+  for split, names in (
+      ('train', {'2004/0.wav', '2004/1.wav'}),
+      ('validation', {'2004/2.wav'}),
+      ('test', {'2004/3.wav'}),
+  ):
     source = tfds.examples(folder, split, RATE)
     assert len(source) == len(names)
     for i in range(len(source)):

@@ -4,7 +4,9 @@ import pytest
 from audiolm_jax.data import noise
 
 RATE = 16_000
-WAVES = [{'waveform': np.sin(np.arange(length) / 9).astype(np.float32), 'label': i} for i, length in enumerate([8000] * 40)]
+WAVES = [
+    {'waveform': np.sin(np.arange(length) / 9).astype(np.float32), 'label': i} for i, length in enumerate([8000] * 40)
+]
 
 
 def ratio_db(example):

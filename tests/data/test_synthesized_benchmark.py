@@ -42,13 +42,17 @@ def test_gold_has_a_right_and_a_wrong_recording_of_each_pair(root):
   steps = lambda words: {
       (b - a) % 10 for a, b in zip(*(map(synthesized.NUMBERS.index, w) for w in (words, words[1:])))
   }
-  assert [len(steps(words)) == 1 for words in counted] == [sample.correct for sample in samples if sample.kind == 'counting']
+  assert [len(steps(words)) == 1 for words in counted] == [
+      sample.correct for sample in samples if sample.kind == 'counting'
+  ]
 
 
 def test_nonwords_are_their_words_but_for_one_phone_and_not_in_the_vocabulary():
   voice = synthesized.voices(CONFIG)[-1]
   pairs = synthesized_benchmark._WORDS
-  vocabulary = {word for request in synthesized.requests(synthesized.Config(), 'train') for word in request['text'].split()}
+  vocabulary = {
+      word for request in synthesized.requests(synthesized.Config(), 'train') for word in request['text'].split()
+  }
   vocabulary = {word.strip('.') for word in vocabulary}
   assert {word for word, _ in pairs} <= vocabulary and not {nonword for _, nonword in pairs} & vocabulary
   spoken = synthesized.speak(
@@ -57,6 +61,7 @@ def test_nonwords_are_their_words_but_for_one_phone_and_not_in_the_vocabulary():
   said = [[synthesized.plain_phone(name) for _, name in header['phones']] for header, _ in spoken]
   said = [[name for name in phones if name != '_'] for phones in said]
   differences = [
-      sum(a != b for a, b in zip(word, nonword, strict=True)) for word, nonword in zip(said[::2], said[1::2], strict=True)
+      sum(a != b for a, b in zip(word, nonword, strict=True))
+      for word, nonword in zip(said[::2], said[1::2], strict=True)
   ]
   assert set(differences) <= {1, 2} and sum(n == 1 for n in differences) > 0.9 * len(differences), differences

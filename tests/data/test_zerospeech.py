@@ -67,7 +67,9 @@ def test_gold_files(tmp_path):
   assert right.kind == 'agreement' and right.text == 'dogs bark'
 
 
-@pytest.mark.parametrize('frequency, band', [('0', 'oov'), ('1', '1-5'), ('5', '6-20'), ('99', '21-100'), ('100', '>100')])
+@pytest.mark.parametrize(
+    'frequency, band', [('0', 'oov'), ('1', '1-5'), ('5', '6-20'), ('99', '21-100'), ('100', '>100')]
+)
 def test_bands_end_where_zerospeech_ends_them(frequency, band, tmp_path):
   (tmp_path / 'gold.csv').write_text(LEXICAL.replace('150', frequency))
   assert zerospeech.read_lexical(tmp_path / 'gold.csv')[0].kind == band

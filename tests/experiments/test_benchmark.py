@@ -16,7 +16,8 @@ def test_acoustic_times_every_part_and_extrapolates_by_the_step(monkeypatch, cap
   seconds = {name.strip(): float(value) for name, value in re.findall(r'^([^\d\n]+?) +(\d+\.\d+)', text, re.MULTILINE)}
   assert set(seconds) >= {'coarse', 'fine', 'SoundStorm', 'codec decoder', 'coarse + fine'}
   assert all(value > 0 for value in seconds.values())
-  # 200 frames of 2 coarse levels; fine chunks of 32 frames of 10 levels are one batch; SoundStorm: 16 + 16 + 16 + 8 passes a window.
+  # 200 frames of 2 coarse levels; fine chunks of 32 frames of 10 levels are one batch; SoundStorm: 16 + 16 + 16 + 8
+  # passes a window.
   counts = {row[0]: row[3:] for row in (line.rsplit(maxsplit=4) for line in text.splitlines()) if row[-1].isdigit()}
   assert counts == {
       'coarse': ['400', '9'], 'fine': ['320', '9'], 'SoundStorm': ['112', '56'], 'codec decoder': ['1', '1']

@@ -20,8 +20,9 @@ from experiments import recipe as recipe_lib
 TRANSFORMER = TransformerConfig(num_layers=3, num_heads=4, width=32, mlp_width=64, max_distance=32)
 COARSE = coarse.Config(crop_seconds=0.48, num_clusters=30, num_quantizers=2, codebook_size=32, transformer=TRANSFORMER)
 STORM = soundstorm.Config(
-    crop_seconds=1.2, num_clusters=30, num_quantizers=2, codebook_size=32, num_layers=3, num_heads=4, width=32, mlp_width=64
-)
+    crop_seconds=1.2, num_clusters=30, num_quantizers=2, codebook_size=32, num_layers=3, num_heads=4, width=32,
+    mlp_width=64,
+)  # fmt: skip
 LARGEST_PARAMETER = 3 * 32 * 64
 
 

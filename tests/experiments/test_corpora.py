@@ -41,8 +41,9 @@ def test_held_out_files_may_have_a_folder_of_their_own(tmp_path):
   folder = corpora.Folder(root=str(tmp_path / 'here'), test_root=str(tmp_path / 'there'))
   found = {split: [part.path for part in folder.examples(split, None).parts] for split in ('train', 'test')}
   assert found == {
-      'train': [str(tmp_path / 'here' / name) for name in ('0.wav', '1.wav')], 'test': [str(tmp_path / 'there' / '2.wav')]
-  }  # fmt: skip
+      'train': [str(tmp_path / 'here' / name) for name in ('0.wav', '1.wav')],
+      'test': [str(tmp_path / 'there' / '2.wav')],
+  }
 
 
 def test_a_split_without_files_is_explained(tmp_path):

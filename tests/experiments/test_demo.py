@@ -30,7 +30,8 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
   assert set(report) >= suites
   for suite in suites:
     values = [value for row in report[suite]['rows'].values() for value in row.values()]
-    assert values and np.isfinite([value for value in values if value is not None]).all(), report[suite]  # None: not scored
+    # None: not scored.
+    assert values and np.isfinite([value for value in values if value is not None]).all(), report[suite]
   over_time = report['continuation']['similarity_over_time']
   assert len(over_time) == len(report['continuation']['rows']) + 1  # and other voices
   assert all(len(values) == 1 and abs(values[0]) <= 1 for values in over_time.values())

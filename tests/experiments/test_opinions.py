@@ -24,7 +24,9 @@ def test_voices_that_blur_keep_less_of_their_prompts_and_leave_the_originals(by_
   for column, rising in (('verified', False), ('verification_error', True), ('frechet_distance', True)):
     values = [row[column] for row in rows]
     assert values == sorted(values, reverse=not rising) and values[0] != values[-1], (column, values)
-  assert opinions.voices(None, prompts, originals, originals, speaker_B)['frechet_distance'] == pytest.approx(0, abs=1e-9)
+  assert opinions.voices(None, prompts, originals, originals, speaker_B)['frechet_distance'] == pytest.approx(
+      0, abs=1e-9
+  )
   assert set(opinions.voices(None, prompts, originals, originals, 0 * speaker_B)) == {'frechet_distance'}
 
 
@@ -48,7 +50,11 @@ def test_what_is_not_installed_leaves_its_columns_out_and_is_named(monkeypatch):
 
 def test_clips_without_a_score_are_not_counted(monkeypatch):
   monkeypatch.setattr(opinions, 'missing', lambda: [])
-  scores = {0: naturalness.Dnsmos(None, None, 'silent'), 1: naturalness.Dnsmos(2.0, 3.0, 'ok'), 2: naturalness.Dnsmos(3.0, 4.0, 'ok')}
+  scores = {
+      0: naturalness.Dnsmos(None, None, 'silent'),
+      1: naturalness.Dnsmos(2.0, 3.0, 'ok'),
+      2: naturalness.Dnsmos(3.0, 4.0, 'ok'),
+  }
   monkeypatch.setattr(naturalness, 'dnsmos', lambda clip_T, rate: scores[int(clip_T[0])])
   found = opinions.naturalnesses([np.full(4, n) for n in range(3)], 16_000)
   assert found == {'dnsmos': 2.5, 'dnsmos_p808': 3.5, 'dnsmos_clips': 2}

@@ -83,8 +83,9 @@ def test_the_language_models_are_all_that_is_trained(tmp_path, monkeypatch, reco
   for stage in recipe.stages:
     run(monkeypatch, train, f'--stage={stage}', *options)
   run(
-      monkeypatch, generate, *options, f'--prompt={recordings / "3.wav"}', '--seconds=0.4', f'--output={tmp_path / "out"}'
-  )
+      monkeypatch, generate, *options, f'--prompt={recordings / "3.wav"}', '--seconds=0.4',
+      f'--output={tmp_path / "out"}',
+  )  # fmt: skip
   continued_T = audio.load(tmp_path / 'out' / '3_continuation.wav', 16_000)
   prompt_T = audio.load(recordings / '3.wav', 16_000)
   assert len(continued_T) == len(prompt_T) + 6_400 and np.std(continued_T[len(prompt_T) :]) > 0

@@ -92,7 +92,9 @@ def test_clusters_of_another_encoder_are_refused(tmp_path, monkeypatch):
 def test_imports_that_are_missing_name_their_commands(tmp_path):
   recipe = recipe_lib.load('librispeech_pretrained')
   (tmp_path / 'soundstream').mkdir()
-  with pytest.raises(ValueError, match=f'run\n  python -m experiments.pretrained import .*hubert.* --workdir={tmp_path}$'):
+  with pytest.raises(
+      ValueError, match=f'run\n  python -m experiments.pretrained import .*hubert.* --workdir={tmp_path}$'
+  ):
     workspace.require_imports(recipe, tmp_path)
   (tmp_path / 'w2v_bert').mkdir()
   workspace.require_imports(recipe, tmp_path)

@@ -16,7 +16,8 @@ from audiolm_jax.training import checkpoints, metrics_writer
 from tests import contract
 from tests.training import toy, toy_run
 
-CACHE = os.path.join(tempfile.gettempdir(), f'audiolm_faults_{os.getpid()}')  # what one start compiles the next need not
+# What one start compiles the next need not.
+CACHE = os.path.join(tempfile.gettempdir(), f'audiolm_faults_{os.getpid()}')
 _TIMES = {'time', 'steps_per_second'}
 
 # A server that has imported everything and touched no device: a start then costs what training costs.

@@ -61,10 +61,12 @@ def test_f8_unreadable_files_are_skipped_and_listed(tmp_path, outcome):
   ]
   assert set.union(*names) == set(bad)
   source = folders.examples(root, 16_000, max_bad_fraction=0.1)
-  with pytest.raises(ValueError, match='3 of 24 audio files cannot be read, more than max_bad_fraction=0.1; the last: '):
+  with pytest.raises(
+      ValueError, match='3 of 24 audio files cannot be read, more than max_bad_fraction=0.1; the last: '
+  ):
     [source[i] for i in range(24)]
-  outcome('F8', '4 of 24 files cut, foreign, empty, gone: the same 4 skipped and listed with reasons by every run, resume '
-          'at batch 4 bitwise; stops at the 3rd with max_bad_fraction=0.1')
+  outcome('F8', '4 of 24 files cut, foreign, empty, gone: the same 4 skipped and listed with reasons by every run, '
+          'resume at batch 4 bitwise; stops at the 3rd with max_bad_fraction=0.1')
 
 
 def test_f8_damaged_records_are_refused_or_counted_by_choice(tmp_path, outcome):
@@ -135,5 +137,6 @@ def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch
   result = toy_run.train(tmp_path)
   runs.assert_same_run(tmp_path, result, reference)
   last = watch.read(tmp_path)[-1]
-  outcome('F16', f'one process: slow reader named, hanging one ended with step 20 saved after {seconds:.0f} s, of which '
-          f'{line["seconds"]["data"]:.1f} s counted as waiting for data; resumed bitwise; goodput then {last["goodput"]:.2f}')
+  outcome('F16', f'one process: slow reader named, hanging one ended with step 20 saved after {seconds:.0f} s, of '
+          f'which {line["seconds"]["data"]:.1f} s counted as waiting for data; resumed bitwise; goodput then '
+          f'{last["goodput"]:.2f}')

@@ -59,13 +59,14 @@ def encode_corpus(models, workdir, root, moment=None):
     _arm(moment)
   sys.argv = [
       'encode', '--recipe=folder', f'--workdir={workdir}', f'--set=corpus.root={root}', '--set=corpus.held_out=0.2',
-      '--set=semantic_tokens.layer=1', '--set=semantic_tokens.num_clusters=8', '--set=semantic_tokens.sample_seconds=40',
+      '--set=semantic_tokens.layer=1', '--set=semantic_tokens.num_clusters=8',
+      '--set=semantic_tokens.sample_seconds=40',
       # What the stages would have to be to learn from these tokens.
       '--set=coarse.model.num_quantizers=1', '--set=fine.model.num_coarse=1',
       *(f'--set={stage}.model.num_clusters=8' for stage in ('semantic', 'coarse')),
       *(f'--set={stage}.model.codebook_size=8' for stage in ('coarse', 'fine')),
       *(f'--set={stage}.model.total_quantizers=2' for stage in ('coarse', 'fine')),
-  ]
+  ]  # fmt: skip
   encode.main()
 
 
@@ -89,7 +90,10 @@ def _arm(moment):
 
 
 def _hashes(workdir) -> dict[str, str]:
-  """Returns the SHA-256 of everything that the job made; of the clusters' file, whose header has no order, what it says."""
+  """Returns the SHA-256 of everything that the job made.
+
+  Of the clusters' file, whose header has no order, what it says.
+  """
   folders = [pathlib.Path(workdir) / 'tokens', pathlib.Path(workdir) / 'semantic_tokens']
   hashes = {}
   for path in (path for folder in folders for path in sorted(folder.iterdir())):
@@ -156,7 +160,9 @@ def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path,
       runs.start_pod(encode_corpus, models, tmp_path / 'killed', root, count=count, devices=1, logs=logs), logs
   )
   assert _hashes(tmp_path / 'killed') == undisturbed
-  outcome('F22', f'{count} processes: clusters and shards bitwise those of one; {killed} processes killed, then the same')
+  outcome(
+      'F22', f'{count} processes: clusters and shards bitwise those of one; {killed} processes killed, then the same'
+  )
 
 
 def make_corpus(config, cache, die):

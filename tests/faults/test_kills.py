@@ -42,7 +42,9 @@ def test_f1_kills_at_random_moments(reference, tmp_path, outcome):
   assert ends == NUM_KILLS * [runs.KILLED] and len(set(resumed_from)) > 4, resumed_from
   result = toy_run.train(workdir)
   compared = runs.assert_same_run(workdir, result, reference)
-  outcome('F1', f'{NUM_KILLS} kills, resumed from steps {resumed_from}; {compared} logged numbers and the state bitwise')
+  outcome(
+      'F1', f'{NUM_KILLS} kills, resumed from steps {resumed_from}; {compared} logged numbers and the state bitwise'
+  )
 
 
 @pytest.mark.parametrize('moment', ['data', 'digest', 'prune'])
@@ -81,7 +83,10 @@ def test_f3_signals_save_and_the_second_leaves(reference, tmp_path, outcome):
   os.kill(process.pid, signal.SIGTERM)
   process.join(10)
   assert process.exitcode == -signal.SIGTERM
-  outcome('F3', f'SIGTERM and SIGINT: saved the step they found, bitwise; a second ends it in {time.monotonic() - began:.2f} s')
+  outcome(
+      'F3',
+      f'SIGTERM and SIGINT: saved the step they found, bitwise; a second ends it in {time.monotonic() - began:.2f} s',
+  )
 
 
 def hang_in_save(workdir):
@@ -141,7 +146,8 @@ def test_f3_a_signal_to_all_stages_reaches_the_one_that_trains(tmp_path, outcome
   """SIGTERM to `train --stage=all`: the stage in training gets it, saves (here: writes a file), and nothing follows."""
   program, saved = tmp_path / 'python', tmp_path / 'saved'
   program.write_text(
-      f'#!/bin/sh\ntrap "sleep 1; echo $* >>{saved}; exit 143" TERM\ntouch {tmp_path}/ready\nwhile :; do sleep 0.1; done\n'
+      f'#!/bin/sh\ntrap "sleep 1; echo $* >>{saved}; exit 143" TERM\ntouch {tmp_path}/ready\n'
+      'while :; do sleep 0.1; done\n'
   )
   program.chmod(0o755)
   process = subprocess.Popen([sys.executable, '-c', STAGES_IN_A_ROW, str(program)], cwd=ROOT)

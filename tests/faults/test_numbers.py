@@ -51,7 +51,10 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
   assert len(messages) == 3 and "step 5, batch at {'next_index': 5}: " in messages[0]
   assert 'batch left out, 2 of at most 2 in a row, 3 in all' in messages[2]
   metrics = metrics_writer.read(tmp_path / 'skipping')
-  assert metrics[48]['skipped_batches'] == 3 and metrics[48]['loss'] == metrics_writer.read(tmp_path / 'without')[48]['loss']
+  assert (
+      metrics[48]['skipped_batches'] == 3
+      and metrics[48]['loss'] == metrics_writer.read(tmp_path / 'without')[48]['loss']
+  )
   with pytest.raises(errors.NonFiniteError, match='step 18: .*saved as step 18'):
     toy_run.train(tmp_path / 'stopped', poisoned(18, 19, 20, value=value))
   # Cut and resumed in the middle of a row of bad ones.
@@ -59,8 +62,8 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
     toy_run.train(tmp_path / 'cut', runs.cut_at(19, poisoned(5, 18, 19, value=value)))
   resumed = toy_run.train(tmp_path / 'cut', poisoned(5, 18, 19, value=value))
   contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(without.variables))
-  outcome('F10', f'{value} in 3 batches: left out, told with step and data position, state bitwise that of a run without '
-          'them (also when cut there); a third in a row stops it, state before saved')
+  outcome('F10', f'{value} in 3 batches: left out, told with step and data position, state bitwise that of a run '
+          'without them (also when cut there); a third in a row stops it, state before saved')
 
 
 def test_f10_the_state_is_untouched(outcome):
@@ -143,7 +146,9 @@ def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
       reference = jax.device_get(parts)
     contract.assert_trees_equal(jax.device_get(parts), reference)
   text = ', '.join(f'{name} {value:.1e}' for name, value in worst.items())
-  outcome('F12', f'saved on {first}; parameters bitwise when restored, losses of 24 further steps differ at most by: {text}')
+  outcome(
+      'F12', f'saved on {first}; parameters bitwise when restored, losses of 24 further steps differ at most by: {text}'
+  )
 
 
 def test_f20_too_little_memory_is_explained(tmp_path, outcome):
@@ -165,9 +170,12 @@ def test_f20_too_little_memory_is_explained(tmp_path, outcome):
   config = Hungry()
   settings = dataclasses.replace(toy_run.TRAIN, mesh=sharding.MeshConfig(), ema_decay=None, eval_every=None)
   loop.train(
-      toy.Config().make(), config, dataclasses.replace(settings, num_steps=8), make_batches=toy.Batches, workdir=tmp_path
-  )
-  with pytest.raises(errors.OutOfMemoryError, match=r'Each device holds .*params .* MiB.*of batch_size=8 examples') as caught:
+      toy.Config().make(), config, dataclasses.replace(settings, num_steps=8), make_batches=toy.Batches,
+      workdir=tmp_path,
+  )  # fmt: skip
+  with pytest.raises(
+      errors.OutOfMemoryError, match=r'Each device holds .*params .* MiB.*of batch_size=8 examples'
+  ) as caught:
     loop.train(config.make(), config, settings, make_batches=toy.Batches, workdir=tmp_path)
   assert checkpoints.fault(tmp_path / 'checkpoints' / '8') is None
   outcome('F20', f'"{str(caught.value)[:150]}..."; step 8 intact')

@@ -91,7 +91,9 @@ def test_f16_a_hung_data_source_ends_all_processes(tmp_path, outcome):
   assert all('error: process' in output or BY_JAX in output for output in outputs)
   assert any('has not ended after 30 s' in output for output in outputs)
   assert checkpoints.steps(run / 'checkpoints') == [5]
-  outcome('F16', f'a data source that hangs in one of two (bound 30 s): both ended in {seconds:.0f} s, host and phase named')
+  outcome(
+      'F16', f'a data source that hangs in one of two (bound 30 s): both ended in {seconds:.0f} s, host and phase named'
+  )
 
 
 def test_f16_a_stopped_peer_ends_the_other(tmp_path, outcome):

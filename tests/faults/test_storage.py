@@ -1,4 +1,4 @@
-"""F5 to F7, F9, F14, F15, F17 to F19, F21: files that are damaged, full disks, failing storage, two runs in one place."""
+"""F5 to F7, F9, F14, F15, F17 to F19, F21: damaged files, full disks, failing storage, two runs in one place."""
 
 import contextlib
 import dataclasses
@@ -134,7 +134,10 @@ def test_f7_full_disk(reference, tmp_path, monkeypatch, outcome):
   assert meanwhile == [6, 12] and failures > 0
   assert whole == [42, 48] and sorted(p.name for p in (tmp_path / 'kept').iterdir()) == ['42', '48', checkpoints.MARKER]
   runs.assert_same_run(run, result, reference)
-  outcome('F7', f'tmpfs of 2 MiB full from step 16 to 33: {failures} warnings, steps {meanwhile} kept, then saved again; bitwise')
+  outcome(
+      'F7',
+      f'tmpfs of 2 MiB full from step 16 to 33: {failures} warnings, steps {meanwhile} kept, then saved again; bitwise',
+  )
 
 
 def _fill(directory, filler, step):
@@ -186,7 +189,7 @@ def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
   outcome('F15', 'committed checkpoint of format 1 read to the bit; format 2 of "7.0.0" refused with both versions')
 
 
-FAILING_IO = r"""
+FAILING_IO = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -214,11 +217,14 @@ static int fails(int fd, const char *path) {
   return 1;
 }
 #define REAL(type, name, ...) ((type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name))
-ssize_t write(int fd, const void *b, size_t n) { return fails(fd, 0) ? -1 : REAL(ssize_t, write, int, const void *, size_t)(fd, b, n); }
-ssize_t pwrite64(int fd, const void *b, size_t n, off_t o) { return fails(fd, 0) ? -1 : REAL(ssize_t, pwrite64, int, const void *, size_t, off_t)(fd, b, n, o); }
+ssize_t write(int fd, const void *b, size_t n) { return fails(fd, 0) ? -1 : \
+REAL(ssize_t, write, int, const void *, size_t)(fd, b, n); }
+ssize_t pwrite64(int fd, const void *b, size_t n, off_t o) { return fails(fd, 0) ? -1 : \
+REAL(ssize_t, pwrite64, int, const void *, size_t, off_t)(fd, b, n, o); }
 int fsync(int fd) { return fails(fd, 0) ? -1 : REAL(int, fsync, int)(fd); }
 int fdatasync(int fd) { return fails(fd, 0) ? -1 : REAL(int, fdatasync, int)(fd); }
-int rename(const char *a, const char *b) { return fails(-1, a) ? -1 : REAL(int, rename, const char *, const char *)(a, b); }
+int rename(const char *a, const char *b) { return fails(-1, a) ? -1 : \
+REAL(int, rename, const char *, const char *)(a, b); }
 int mkdir(const char *a, unsigned m) { return fails(-1, a) ? -1 : REAL(int, mkdir, const char *, unsigned)(a, m); }
 """
 
@@ -349,7 +355,9 @@ def test_f14_another_config_names_what_differs(name, changes, tmp_path, outcome)
   field = next(iter(changes))
   with pytest.raises(ValueError, match=rf'(?s)was trained with another config.*{field}.*: checkpoint .*, now '):
     checkpointer.restore(targets, configs.describe(other))
-  with pytest.raises(ValueError, match=r'(?s)holds other arrays:\n  (params|state)\.\S+: checkpoint \(\(.*, now \(') as caught:
+  with pytest.raises(
+      ValueError, match=r'(?s)holds other arrays:\n  (params|state)\.\S+: checkpoint \(\(.*, now \('
+  ) as caught:
     checkpointer.restore(targets, configs.describe(config))
   checkpointer.close()
   outcome('F14', f'{name} {field}: field named; {str(caught.value).count(chr(10))} leaves listed')

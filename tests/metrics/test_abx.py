@@ -136,7 +136,8 @@ def test_more_noise_makes_more_errors_and_noise_alone_is_at_chance():
   for noise in (0.1, 1.0, 3.0, 1000.0):
     random = np.random.default_rng(0)
     segments = [
-        (np.eye(8)[phone] + noise * random.normal(size=(random.integers(2, 7), 8))).astype(np.float32) for phone in phones
+        (np.eye(8)[phone] + noise * random.normal(size=(random.integers(2, 7), 8))).astype(np.float32)
+        for phone in phones
     ]
     errors.append(abx.score(segments, phones, contexts, speakers, speaker='across').error)
   assert errors == sorted(errors) and errors[0] < 0.01 and abs(errors[-1] - 0.5) < 0.05

@@ -1,4 +1,4 @@
-"""The measures of the `eval` extra on a synthesized vowel: known ends of their scales, order, and a status for the rest.
+"""Measures of the `eval` extra on a synthesized vowel: known ends of their scales, order, and a status for the rest.
 
 That `pesq` and `visqol-python` compute what their standards say is theirs to test; STOI is computed once more here.
 """

@@ -76,7 +76,9 @@ def test_error_rates_say_what_is_missing(monkeypatch):
 
 
 def test_pocketsphinx_hears_numbers_and_less_of_them_in_noise():
-  config = synthesized.Config(num_train_voices=2, num_test_voices=1, train_minutes=1.0, counting_share=1.0, highest_number=9)
+  config = synthesized.Config(
+      num_train_voices=2, num_test_voices=1, train_minutes=1.0, counting_share=1.0, highest_number=9
+  )
   requests = synthesized.requests(config, 'train')[:2]
   spoken = synthesized.speak([{**r, 'voice': 'en-us+m3', 'pitch': 40, 'rate': 140, 'gap': 15} for r in requests], 1)
   rate, texts = spoken[0][0]['rate'], [r['text'] for r in requests]

@@ -45,7 +45,7 @@ def randomize_transformer(model, gain: float = 1.0):
 
 
 def randomize(model, seed: int):
-  """Gives a SEANet codec of `transformers` weights that keep every part of it at work, buffers of codebooks included."""
+  """Gives a SEANet codec of `transformers` weights that keep every part of it at work, codebooks' buffers included."""
   import torch
 
   torch.manual_seed(seed)

@@ -168,9 +168,9 @@ def test_parameter_diff(model, tmp_path):
     )),
     *(('mimi', change) for change in (
         {'num_semantic_quantizers': 3}, {'upsample_groups': 1}, {'hidden_act': 'relu'}, {'num_attention_heads': 8},
-        {'frame_rate': 12.5}, {'rope_parameters': {'rope_type': 'linear'}}, {'rope_parameters': [1]}, {'rope_theta': -1},
-        {'norm_eps': 'small'}, {'num_hidden_layers': 2**20}, {'codebook_dim': 8}, {'num_key_value_heads': 1},
-        {'head_dim': 64},
+        {'frame_rate': 12.5}, {'rope_parameters': {'rope_type': 'linear'}}, {'rope_parameters': [1]},
+        {'rope_theta': -1}, {'norm_eps': 'small'}, {'num_hidden_layers': 2**20}, {'codebook_dim': 8},
+        {'num_key_value_heads': 1}, {'head_dim': 64},
     )),
 ])  # fmt: skip
 def test_configs_are_refused(name, change, tmp_path):

@@ -1,4 +1,7 @@
-"""CTC recognizers beside `transformers`: random weights at the real configuration, narrow; texts beside its tokenizer."""
+"""CTC recognizers beside `transformers`.
+
+Random weights at the real configuration, narrow; texts beside its tokenizer.
+"""
 
 import json
 import re

@@ -235,7 +235,9 @@ def test_a_fresh_denoising_switch_changes_nothing(variables, batch, place):
   film = shapes['generator'].pop('film')
   assert jax.tree.structure(shapes) == jax.tree.structure(without)
   film = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), meta.unbox(film))
-  switched = Variables({**variables.params, 'generator': variables.params['generator'] | {'film': film}}, variables.state)
+  switched = Variables(
+      {**variables.params, 'generator': variables.params['generator'] | {'film': film}}, variables.state
+  )
 
   @functools.partial(jax.jit, static_argnums=(0, 2))
   def codes_and_waveform(config, variables, place):

@@ -91,7 +91,11 @@ def test_dry_run_prints_exactly_what_is_run_and_runs_nothing(machine, script, ar
     'topology, slices, hardware',
     [
         ('v5e:4x4', 1, ['--accelerator-type=v5litepod-16', '--runtime-version=v2-alpha-tpuv5-lite', '--node-id=run1']),
-        ('v5e:16x16', 4, ['--accelerator-type=v5litepod-256', '--runtime-version=v2-alpha-tpuv5-lite', '--node-count=4']),
+        (
+            'v5e:16x16',
+            4,
+            ['--accelerator-type=v5litepod-256', '--runtime-version=v2-alpha-tpuv5-lite', '--node-count=4'],
+        ),
         ('v6e:8x16', 1, ['--accelerator-type=v6e-128', '--runtime-version=v2-alpha-tpuv6e', '--node-id=run1']),
         ('v5p:4x4x8', 1, ['--accelerator-type=v5p-256', '--runtime-version=v2-alpha-tpuv5', '--node-id=run1']),
         ('v4:4x4x8', 1, ['--type=v4', '--topology=4x4x8', '--runtime-version=tpu-ubuntu2204-base', '--node-id=run1']),
@@ -146,7 +150,11 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
         ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'two for v5e and v6e'),
         ('create.sh', [*LOCATION, '--topology=v3:4x4', '--tier=spot'], '--topology=v3:4x4: write CHIP:SHAPE'),
         ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=cheap'], 'choose spot, on-demand or reserved'),
-        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'], '--slices=0 is no positive number'),
+        (
+            'create.sh',
+            [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'],
+            '--slices=0 is no positive number',
+        ),
         ('create.sh', [*LOCATION, '--zones=z'], 'there is no flag --zones, only: --name --zone --topology'),
         ('create.sh', ['run1'], "unexpected 'run1': flags are written --flag=value"),
         ('create.sh', ['--name', 'run1'], "unexpected '--name'"),
@@ -188,7 +196,10 @@ def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tm
   log, pid = machine.home / 'audiolm_jax.log', machine.home / 'audiolm_jax.pid'
 
   def launch(text):
-    script = f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; while :; do sleep 0.1; done'
+    script = (
+        f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; '
+        'while :; do sleep 0.1; done'
+    )
     command = ['bash', str(checkout / 'tpu_scripts/on_host.sh'), 'bash', '-c', script]
     done = subprocess.run(command, env=machine.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -89,7 +89,9 @@ def test_restores_bitwise_on_another_mesh(saved, directory):
 def test_every_flipped_truncated_or_deleted_file_is_found(directory):
   step = directory / '2'
   assert checkpoints.fault(step) is None
-  files = [path for path in step.rglob('*') if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED]
+  files = [
+      path for path in step.rglob('*') if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED
+  ]
   assert len(files) > 20
   for path in files:
     original = path.read_bytes()
@@ -135,7 +137,9 @@ def test_killed_saves_are_cleared_only_in_our_directories(saved, directory, tmp_
   for name in ('7.orbax-checkpoint-tmp', '0.pruned', 'notes.orbax-checkpoint-tmp'):
     (directory / name).mkdir()
   assert _restore(directory, saved[2]).step == 2
-  assert sorted(path.name for path in directory.iterdir()) == ['1', '2', 'audiolm_jax.json', 'notes.orbax-checkpoint-tmp']
+  assert sorted(path.name for path in directory.iterdir()) == [
+      '1', '2', 'audiolm_jax.json', 'notes.orbax-checkpoint-tmp',
+  ]  # fmt: skip
   (tmp_path / 'foreign' / '7.orbax-checkpoint-tmp').mkdir(parents=True)
   with pytest.raises(ValueError, match='choose an empty directory'):
     checkpoints.Checkpointer(tmp_path / 'foreign')

@@ -43,7 +43,10 @@ def test_the_largest_array_may_be_in_a_loop():
 
 
 def test_language_model_is_the_closed_form():
-  """Forward: 2 a weight and token, and 2 L D of attention, causal, a token; backward twice as much. The bias is small print."""
+  """Forward: 2 a weight and token, and 2 L D of attention, causal, a token; backward twice as much.
+
+  The bias is small print.
+  """
   batch, frames, length = 2, 24, 48
   params = sharding.unbox(jax.eval_shape(lambda: language_model.init(MODEL, jax.random.key(0))))
   codes, prefix = shape(batch, frames, 2, dtype=jnp.int32), shape(batch, 0, 1, dtype=jnp.int32)

@@ -25,8 +25,10 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %arg = (s32[]{:T(128)}, /*index=1*/f32[12,64,128]{2,1,0:T(8,128)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
   %w = f32[12,64,128]{2,1,0:T(8,128)} get-tuple-element(%arg), index=1
-  %layer = f32[64,128]{1,0:T(8,128)S(1)} fusion(%w, %i), kind=kLoop, calls=%fused, backend_config={"window_config":{"estimated_cycles":"700"}}
-  %gather = (f32[64,128]{1,0:T(8,128)S(1)}, f32[256,128]{1,0:T(8,128)}) all-gather-start(%layer), channel_id=1, replica_groups=[4,4]<=[4,4]T(1,0), dimensions={0}, metadata={op_name="jit(step)/gather"}
+  %layer = f32[64,128]{1,0:T(8,128)S(1)} fusion(%w, %i), kind=kLoop, calls=%fused, \
+backend_config={"window_config":{"estimated_cycles":"700"}}
+  %gather = (f32[64,128]{1,0:T(8,128)S(1)}, f32[256,128]{1,0:T(8,128)}) all-gather-start(%layer), channel_id=1, \
+replica_groups=[4,4]<=[4,4]T(1,0), dimensions={0}, metadata={op_name="jit(step)/gather"}
   %gathered = f32[256,128]{1,0:T(8,128)} all-gather-done(%gather)
   ROOT %out = (s32[]{:T(128)}, f32[12,64,128]{2,1,0:T(8,128)}) tuple(%i, %w)
 }
@@ -40,10 +42,12 @@ ENTRY %main (w.1: f32[12,64,128]) -> f32[12,64,128] {
   %w.1 = f32[12,64,128]{2,1,0:T(8,128)} parameter(0)
   %start = s32[]{:T(128)} constant(0)
   %init = (s32[]{:T(128)}, f32[12,64,128]{2,1,0:T(8,128)}) tuple(%start, %w.1)
-  %loop = (s32[]{:T(128)}, f32[12,64,128]{2,1,0:T(8,128)}) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %loop = (s32[]{:T(128)}, f32[12,64,128]{2,1,0:T(8,128)}) while(%init), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"12"}}
   %result = f32[12,64,128]{2,1,0:T(8,128)} get-tuple-element(%loop), index=1
   %sum = f32[12,64,128]{2,1,0:T(8,128)} all-reduce(%result), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
-  ROOT %double = f32[12,64,128]{2,1,0:T(8,128)} fusion(%sum), kind=kLoop, calls=%fused.2, backend_config={"window_config":{"estimated_cycles":"1000"}}
+  ROOT %double = f32[12,64,128]{2,1,0:T(8,128)} fusion(%sum), kind=kLoop, calls=%fused.2, \
+backend_config={"window_config":{"estimated_cycles":"1000"}}
 }
 
 %fused.2 (p.2: f32[12,64,128]) -> f32[12,64,128] {

@@ -70,7 +70,9 @@ def test_the_past_goes_back_with_a_checkpoint_but_not_the_count():
   assert again.get_state() == guard.get_state()
 
 
-@pytest.mark.parametrize('changes', [{'rate_factor': 1.0}, {'explosion': 1.0}, {'max_rollbacks': 0}, {'window': 3}, {'early': 0}])
+@pytest.mark.parametrize(
+    'changes', [{'rate_factor': 1.0}, {'explosion': 1.0}, {'max_rollbacks': 0}, {'window': 3}, {'early': 0}]
+)
 def test_settings_that_cannot_help_are_refused(changes):
   with pytest.raises(ValueError, match=next(iter(changes))):
     rollback.RollbackConfig(**changes)

@@ -34,7 +34,9 @@ def test_a_step_waits_for_the_slowest_and_for_what_is_exposed():
   # Heads of 64 fill half of the matrix unit; ten operations on 4096 lanes take 10^7 cycles.
   assert roofline.kernel_seconds(CHIP, kernel) == pytest.approx(0.02 + 0.01)
   predict = lambda **options: roofline.predict(
-      CHIP, devices_per_slice=4, **dict(product_flops=5e11, hbm_bytes=10**8, cycles=10**9, kernels=[], collectives=[]) | options
+      CHIP,
+      devices_per_slice=4,
+      **dict(product_flops=5e11, hbm_bytes=10**8, cycles=10**9, kernels=[], collectives=[]) | options,
   )
   plain = predict()
   assert (plain.step_seconds, plain.utilization, plain.bound) == (1.0, 0.5, 'cores')
