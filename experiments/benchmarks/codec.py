@@ -3,13 +3,13 @@
   make benchmark-codec
   python -m experiments.benchmark codec --channels=16 --seconds=2
 
-All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform. EnCodec
-has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of full width, so that
-it does the same work (and an LSTM's, which its counter leaves out). GFLOP are of products and convolutions. The train
-step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam.
-Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and drops levels. Timings
-take turns in one process on the same cores, and the fastest of each counts; compilation is left out. Without torch and
-transformers (tests/requirements-oracle.txt) ours is timed alone.
+All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform.
+EnCodec has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of full
+width, so that it does the same work (and an LSTM's, which its counter leaves out). GFLOP are of products and
+convolutions. The train step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment,
+gradients, clipping, Adam. Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and
+drops levels. Timings take turns in one process on the same cores, and the fastest of each counts; compilation is left
+out. Without torch and transformers (tests/requirements-oracle.txt) ours is timed alone.
 """
 
 import argparse
@@ -85,8 +85,10 @@ def run(args: argparse.Namespace) -> str:
     line('  GFLOP/s', [f'{models[name].flops[operation] / 1e9 / row[name]:.0f}' for name in models])
   for operation in ('encode_step', 'decode_step'):
     frame = seconds['SoundStream', operation] / STREAMED_FRAMES
-    lines.append(f'{operation}: {1000 * frame:.2f} ms for a frame of {1000 / config.frame_rate:.0f} ms, real-time factor '
-                 f'{frame * config.frame_rate:.2f}')  # fmt: skip
+    lines.append(
+        f'{operation}: {1000 * frame:.2f} ms for a frame of {1000 / config.frame_rate:.0f} ms, '
+        f'real-time factor {frame * config.frame_rate:.2f}'
+    )
   return '\n'.join(lines)
 
 
@@ -151,7 +153,7 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
 
 
 def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
-  """As `ours`, of what a function below made of `transformers`: the model, its encoder, its decoder, and both in training."""
+  """As `ours`, of what a function below made of `transformers`: (model, encode, decode, reconstruct in training)."""
   import torch
   from torch.utils.flop_counter import FlopCounterMode
 
