@@ -7,9 +7,9 @@ All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, an
 EnCodec has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of full
 width, so that it does the same work (and an LSTM's, which its counter leaves out). GFLOP are of products and
 convolutions. The train step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment,
-gradients, clipping, Adam. Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and
-drops levels. Timings take turns in one process on the same cores, and the fastest of each counts; compilation is left
-out. Without torch and transformers (tests/requirements-oracle.txt) ours is timed alone.
+gradients, clipping, Adam. Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move),
+and drops levels. Timings take turns in one process on the same cores, and the fastest of each counts; compilation is
+left out. Without torch and transformers (tests/requirements-oracle.txt) ours is timed alone.
 """
 
 import argparse
