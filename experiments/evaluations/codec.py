@@ -29,8 +29,8 @@ PERCEPTUAL_CLIPS = 16  # the first ones: ViSQOL takes most of a second for each
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns what `row` measures by the number of levels, of Opus, of an untrained codec, and of silence.
 
-  Of a codec with a denoising switch, too, what it makes of the clips that have noise in the corpus, and their noisy
-  input. PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
+  Of a codec with a denoising switch, too, the noisy clips as they are, and coded with the switch off and on. PESQ, STOI
+  and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
   """
   config, variables = workspace.load_codec(workdir)
   wave_BT, noise_BT = held_out(recipe, workdir, config)
@@ -50,11 +50,12 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
   if noise_BT is not None:
     clean_NT, noisy_NT = (x_BT[noise_BT.any(axis=1)] for x_BT in (wave_BT, wave_BT + noise_BT))
+    noisy_NFQ, decode_noisy = _coder(config, variables, noisy_NT)
     denoise = jax.jit(functools.partial(soundstream.denoised, config, variables))
+    rate = level_rate * config.num_quantizers
     rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
-    rows['denoised, all levels'] = row(
-        config, clean_NT, _by_batches(denoise, noisy_NT), level_rate * config.num_quantizers
-    )
+    rows['noisy, all levels'] = row(config, clean_NT, decode_noisy(noisy_NFQ), rate)
+    rows['denoised, all levels'] = row(config, clean_NT, _by_batches(denoise, noisy_NT), rate)
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
       'rows': rows,
