@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audiolm_jax.nn import quantizer
+
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute')
 _BYTES = {'pred': 1, 'bf16': 2, 'token': 0, 'opaque': 0}  # others carry their bits in the name
 # Opcodes that move nothing.
@@ -58,7 +60,8 @@ class Collective(NamedTuple):
 class Program:
   """Instructions of each computation, and how often a step runs it.
 
-  Computations inside fusions are no part of `rounds`.
+  Computations inside fusions are no part of `rounds`, nor is what fits codebooks at the first step alone. Of other
+  conditionals all branches count.
   """
 
   computations: Mapping[str, Mapping[str, Instruction]]
@@ -98,6 +101,8 @@ def parse(text: str) -> Program:
         unknown += known is None
         inner *= known or 1
       elif instruction.opcode not in ('conditional', 'call') and not instruction.opcode.startswith('async'):
+        continue
+      if instruction.opcode == 'conditional' and quantizer.FIT in attributes:
         continue
       for called in _called(attributes):
         visit(called, inner)

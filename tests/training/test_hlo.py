@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from audiolm_jax.nn import quantizer
 from audiolm_jax.training import hlo, sharding
 
 # A scanned layer of a TPU program, shortened: an asynchronous gather, a fusion that reads a slice, one in VMEM.
@@ -71,6 +72,15 @@ def test_rounds_cycles_traffic_and_collectives_of_a_tpu_program():
   layer = 64 * 128 * 4
   # Reads a layer's slice in each round, and writes what is gathered; then sums and doubles all twelve.
   assert hlo.hbm_bytes(program) == pytest.approx(12 * (layer + 4 * layer) + 2 * 12 * layer + 2 * 12 * layer, abs=64)
+
+
+def test_what_fits_codebooks_at_the_first_step_is_left_out():
+  books, x, key = quantizer.init(jax.random.key(0), 2, 8, 4), jnp.ones((1, 10, 4)), jax.random.key(0)
+  either = lambda books, x, key: jax.lax.cond(books.fitted, lambda b: b, lambda b: quantizer.fit(b, x, key), books)
+  once, each_time = (
+      hlo.parse(jax.jit(f).lower(books, x, key).compile().as_text()) for f in (quantizer.fitted, either)
+  )
+  assert sum(once.rounds.values()) < 5 < sum(each_time.rounds.values())
 
 
 @pytest.mark.parametrize(
