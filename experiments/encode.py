@@ -94,29 +94,32 @@ def fit_semantic_tokens(
   """Fits the k-means on features of a sample of the training split.
 
   Every process extracts its share of the sample into a file; process 0 joins them in the order in which one process
-  alone would have drawn them, so that the number of processes changes nothing but where the sample ends.
+  alone would have drawn them, so that the number of processes changes nothing.
   """
   settings, path = recipe.semantic_tokens, workspace.semantic_quantizer_path(workdir)
   extract = functools.partial(
       sources.map_frames, functools.partial(jax.jit(encoder.features), variables), hop_length=encoder.hop_length
   )
   corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
+  batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
   model = workspace.fingerprint(variables.params)
   count, wanted = jax.process_count(), sources.num_sample_frames(encoder, settings)
   sample = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token, of {model}'
   parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
   mine = parts[jax.process_index()]
   if not _is_sample(mine, sample):
-    share = sources.sample_frames(extract, corpus, encoder, settings, jax.process_index(), count)
-    frames_ND = np.concatenate([frames_SD for batch in share for frames_SD in batch])
-    lengths = [sum(map(len, batch)) for batch in share]
+    share = sources.sample_frames(batches, wanted, jax.process_index(), count)
+    held = [frames_SD for batch in share for frames_SD in batch]
     with workspace.atomically(mine) as partial, open(partial, 'wb') as file:
-      np.savez(file, frames=frames_ND, lengths=lengths, sample=sample)
+      np.savez(
+          file, frames=np.concatenate(held) if held else np.zeros((0, 0), np.float32),
+          lengths=[sum(map(len, batch)) for batch in share], sample=sample,
+      )  # fmt: skip
   if jax.process_index() == 0:
     workspace.wait_for(
         'the samples of other hosts', lambda: [str(part) for part in parts if not _is_sample(part, sample)]
     )
-    frames_ND = sources.interleaved([_read_sample(part) for part in parts], wanted)
+    frames_ND = sources.joined([_read_sample(part) for part in parts], wanted, batches)
     quantizer = kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
     workspace.save_semantic_quantizer(path, quantizer, encoder, model)
     for part in path.parent.glob('sample-*.npz'):
@@ -135,7 +138,8 @@ def _is_sample(path: pathlib.Path, sample: str) -> bool:
 
 def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
   with np.load(path, allow_pickle=False) as stored:
-    return [[frames_ND] for frames_ND in np.split(stored['frames'], np.cumsum(stored['lengths'])[:-1])]
+    ends_I = np.cumsum(stored['lengths'], dtype=int)
+    return [[frames_ND] if len(frames_ND) else [] for frames_ND in np.split(stored['frames'], ends_I)[: len(ends_I)]]
 
 
 def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprints):

@@ -1,7 +1,6 @@
 """Which examples a stage learns from, and which are held out."""
 
 import functools
-import itertools
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -183,39 +182,68 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
   extract: (examples, sample rate) -> iterator of frames_SD; config: of the frames, for their rates.
   """
   wanted = num_sample_frames(config, settings)
-  frames_ND = interleaved([sample_frames(extract, corpus, config, settings)], wanted)
-  return kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
+  batches = FrameBatches(extract, corpus, config.sample_rate, settings.seed)
+  return kmeans.fit(joined([sample_frames(batches, wanted)], wanted, batches), settings.num_clusters, settings.seed)
 
 
 def num_sample_frames(config, settings: SemanticTokens) -> int:
   return min(round(settings.sample_seconds * config.frame_rate), 10**9)
 
 
-def sample_frames(
-    extract, corpus, config, settings: SemanticTokens, process_index: int = 0, process_count: int = 1
-) -> list[list[np.ndarray]]:
-  """Returns one process's share of the sample: of the batches of the corpus in random order every `process_count`th,
-  until they make up its part; for each batch frames_SD of those of its examples that could be read.
+class FrameBatches:
+  """Batches of a corpus in random order: [i] -> a list of frames_SD, of those of its examples that can be read.
+
+  extract: (examples, sample rate) -> iterator of frames_SD.
   """
-  order = corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True)
-  wanted = -(-num_sample_frames(config, settings) // process_count)
-  collected, count = [], 0
-  with workspace.progress(wanted, 'frames for k-means', 'frame') as bar:
-    for start in range(BATCH_SIZE * process_index, len(order), BATCH_SIZE * process_count):
-      batch = [order[index] for index in range(start, min(start + BATCH_SIZE, len(order)))]
-      collected.append(list(extract(batch, config.sample_rate)))
-      found = sum(map(len, collected[-1]))
+
+  def __init__(self, extract, corpus, sample_rate: int, seed: int):
+    self._extract, self._sample_rate = extract, sample_rate
+    self._order = corpora.Subset(corpus, len(corpus), seed=seed, shuffle=True)
+
+  def __len__(self) -> int:
+    return -(-len(self._order) // BATCH_SIZE)
+
+  def __getitem__(self, number: int) -> list[np.ndarray]:
+    end = min((number + 1) * BATCH_SIZE, len(self._order))
+    examples = [self._order[index] for index in range(number * BATCH_SIZE, end)]
+    return list(self._extract(examples, self._sample_rate))
+
+
+def sample_frames(
+    batches: FrameBatches, wanted: int, process_index: int = 0, process_count: int = 1
+) -> list[list[np.ndarray]]:
+  """Returns one process's share of the first `wanted` frames: every `process_count`th batch, until it has its part."""
+  part = -(-wanted // process_count)
+  share, count = [], 0
+  with workspace.progress(part, 'frames for k-means', 'frame') as bar:
+    for number in range(process_index, len(batches), process_count):
+      share.append(batches[number])
+      found = sum(map(len, share[-1]))
       count += found
       bar.update(found)
-      if count >= wanted:
+      if count >= part:
         break
-  return collected
+  return share
 
 
-def interleaved(shares: list[list[list[np.ndarray]]], wanted: int) -> np.ndarray:
-  """Returns the first `wanted` frames of the shares of all processes, in the order of one process that has them all."""
-  turns = itertools.zip_longest(*shares, fillvalue=())
-  return np.concatenate([frames_SD for turn in turns for batch in turn for frames_SD in batch])[:wanted]
+def joined(shares: list[list[list[np.ndarray]]], wanted: int, batches: FrameBatches) -> np.ndarray:
+  """Returns the first `wanted` frames [N, D] of the batches, whoever has them.
+
+  Batches differ in length: those that no share holds, since its process had its part, are made here.
+
+  Raises ValueError when no example can be read.
+  """
+  frames, count = [], 0
+  for number in range(len(batches)):
+    share, turn = shares[number % len(shares)], number // len(shares)
+    batch = share[turn] if turn < len(share) else batches[number]
+    frames += batch
+    count += sum(map(len, batch))
+    if count >= wanted:
+      break
+  if not count:
+    raise ValueError('no example of the corpus could be read: there are no frames to cluster')
+  return np.concatenate(frames)[:wanted]
 
 
 def padded_batches(

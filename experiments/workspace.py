@@ -73,7 +73,7 @@ def join_pod():
   process 0, and how many there are and which this is, where JAX cannot know (CPU).
   """
   text = os.environ.get('AUDIOLM_DISTRIBUTED', '1' if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') else '')
-  if text in ('', '0'):
+  if text in ('', '0') or jax.distributed.is_initialized():
     return
   if text == '1':
     jax.distributed.initialize()

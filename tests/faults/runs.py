@@ -169,3 +169,4 @@ def _join(function, arguments, port, index, count, devices):
     function(*arguments)
 
   workspace.run(main)
+  jax.distributed.shutdown()  # waits for the others, as at the end of a program; multiprocessing's children skip that
