@@ -42,6 +42,17 @@ def on_tpu() -> bool:
   return placement is not None and placement.mesh.devices.flat[0].platform == 'tpu'
 
 
+def unrolls_layers() -> bool:
+  """Whether layers are to be unrolled, not looped over.
+
+  On TPUs a loop copies what the backward pass needs in and out of arrays of all layers: a fifth of a step. On several
+  devices of a CPU the collectives of a loop and those outside come in any order, and wait for one another forever
+  (docs/log.md).
+  """
+  placement = _PLACEMENT.get()
+  return on_tpu() or (placement is not None and placement.mesh.size > 1)
+
+
 def batch_parts() -> int:
   """Returns into how many parts a batch is cut."""
   placement = _PLACEMENT.get()

@@ -173,8 +173,7 @@ class Transformer(nn.Module):
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast, nn.broadcast),
         length=config.num_layers,
-        # A loop copies what the backward pass needs in and out of arrays of all layers: a fifth of a step on TPUs.
-        unroll=config.num_layers if placement.on_tpu() else 1,
+        unroll=config.num_layers if placement.unrolls_layers() else 1,
         metadata_params={nn.PARTITION_NAME: LAYERS},
     )
     return scan(config, self.deterministic, name='layers')(x_BLD, bias, mask)

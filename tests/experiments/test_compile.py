@@ -41,13 +41,14 @@ def check_collectives(program: compile_program.Lowered, text: str, tensor: int):
   """In the layers nothing as large as an activation moves but what tensor parallelism sums."""
   found = hlo.collectives(hlo.parse(text), program.num_devices)
   large = [one for one in found if elements(one.shape) > LARGEST_PARAMETER and len(one.group) > 1]
-  if tensor == 1:
-    # Once a step: the gradient of the relative bias, which has L x L entries where there is no TPU kernel.
-    assert all(one.shape == 'f32[4,60,60]' and one.rounds == 1 and one.kind == 'all-reduce' for one in large), large
-  layers = [one for one in large if one.rounds > 1]
+  # Once a step: the gradient of the relative bias, which has L x L entries where there is no TPU kernel.
+  bias = [one for one in large if one.shape == f'f32[{4 // tensor},60,60]' and one.kind == 'all-reduce']
+  assert len(bias) <= 1, bias
+  layers = [one for one in large if one not in bias and (tensor == 1 or '/layers' in one.source)]
+  assert tensor == 1 or layers
   assert all(one.kind == 'all-reduce' and len(one.group) == tensor for one in layers), layers
-  # Inside the scan each layer's parameters are gathered once forward and once or twice backward, and so are the tables;
-  # the halves of a gated layer's kernel over `tensor`, too.
+  # Each layer's parameters are gathered once forward and once or twice backward, and so are the tables; the halves of a
+  # gated layer's kernel over `tensor`, too.
   gathered = sum(one.rounds * one.size for one in found if one.kind == 'all-gather')
   assert 0 < gathered <= 3 * 4 * program.num_parameters / tensor * 1.25
 
@@ -122,13 +123,15 @@ def small(paper, batch_size, **mesh):
 def test_tpu_weak_scaling_and_no_gathered_activations(paper):
   counts = {}
   for topology, devices in (('v5e:2x4', 8), ('v5e:16x16', 256)):
-    chip, found = compile_program.load_topology(topology)
-    assert len(found) == devices
-    program = compile_program.lower_train_step(small(paper, devices, fsdp=4), found)
+    chip, chips = compile_program.load_topology(topology)
+    assert len(chips) == devices
+    program = compile_program.lower_train_step(small(paper, devices, fsdp=4), chips)
     compiled = compile_program.compile_for(program, chip)
     parsed = hlo.parse(compiled.as_text())
     assert len(hlo.kernels(parsed)) >= 2, 'attention is not in blocks'
-    large = [one for one in hlo.collectives(parsed, devices) if elements(one.shape) >= 2250 * 1024 and one.rounds > 1]
+    found = hlo.collectives(parsed, devices)
+    large = [one for one in found if elements(one.shape) >= 2250 * 1024 and '/layers' in one.source]
+    assert large
     # Parameters gathered, and their gradients scattered, which are padded to whole tiles of 32 rows a device.
     parameters = [one for one in large if elements(one.shape) in (1024 * 4096, 1056 * 4096, 16 * 2 * 256 * 256)]
     assert large == parameters, large
@@ -139,7 +142,7 @@ def test_tpu_weak_scaling_and_no_gathered_activations(paper):
 @pytest.mark.tpu
 def test_tpu_program_that_does_not_fit(paper):
   chip, devices = compile_program.load_topology('v5e:2x2')
-  program = compile_program.lower_train_step(small(paper, 4 * 128, fsdp=1), devices)
+  program = compile_program.lower_train_step(small(paper, 4 * 256, fsdp=1), devices)
   with pytest.raises(ValueError, match=r'needs 2\d.*G of 15.*G .*largest array is .*remat'):
     compile_program.compile_for(program, chip)
 
