@@ -147,7 +147,7 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-  """`num_layers` Conformer blocks, compiled once and scanned.
+  """`num_layers` Conformer blocks, scanned.
 
   Called with x_BLD and an optional mask_BL (False at padding); returns (x_BLD, hidden_NBLD), where hidden_NBLD[n - 1]
   is the output of layer n and the last equals x_BLD. What the caller does not use of it is not computed under jit.
