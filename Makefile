@@ -18,7 +18,7 @@ test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow and not oracle"
 
 test-faults: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m faults tests/faults
+	$(VENV)/bin/python -m pytest -m faults -p no:hypothesispytest tests/faults
 
 test-beam: .venv-beam/.installed
 	.venv-beam/bin/python -m pytest -m beam tests/data
