@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 KMEANS_ITERATIONS = 10
-FIT = 'fit_codebooks'  # the scope of what runs at the first step alone: `training.flops` leaves it out
+FIT = 'fit_codebooks'  # the scope of what runs at the first step alone: `training` counts none of it
 HIGHEST = jax.lax.Precision.HIGHEST  # TPUs would otherwise round the float32 operands of a product to bfloat16
 
 

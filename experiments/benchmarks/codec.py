@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> str:
   models = {'SoundStream': ours(config, wave_1T, wave_BT)}
   lines = []
   if importlib.util.find_spec('torch') and importlib.util.find_spec('transformers'):
+    import torch
+
+    torch.manual_seed(0)
     for name, make in (('EnCodec', _encodec), ('EnCodec-S', _encodec_with_our_units), ('DAC', _dac)):
       models[name] = theirs(make(args.channels, config), wave_1T, wave_BT)
   else:

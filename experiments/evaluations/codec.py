@@ -44,18 +44,17 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       estimate_BT = np.stack([opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT])
       rows[f'Opus {rate} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
   untrained_BFQ, untrained_decode = _coder(config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT)
-  rows['untrained, all levels'] = row(
-      config, wave_BT, untrained_decode(untrained_BFQ), level_rate * config.num_quantizers
-  )
+  full_rate = level_rate * config.num_quantizers
+  rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), full_rate)
   rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
   if noise_BT is not None:
     clean_NT, noisy_NT = (x_BT[noise_BT.any(axis=1)] for x_BT in (wave_BT, wave_BT + noise_BT))
     noisy_NFQ, decode_noisy = _coder(config, variables, noisy_NT)
-    denoise = jax.jit(functools.partial(soundstream.denoised, config, variables))
-    rate = level_rate * config.num_quantizers
+    denoise = jax.jit(functools.partial(soundstream.denoised, config))
+    denoised_NT = _by_batches(lambda waves: denoise(variables, waves), noisy_NT)
     rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
-    rows['noisy, all levels'] = row(config, clean_NT, decode_noisy(noisy_NFQ), rate)
-    rows['denoised, all levels'] = row(config, clean_NT, _by_batches(denoise, noisy_NT), rate)
+    rows['noisy, all levels'] = row(config, clean_NT, decode_noisy(noisy_NFQ), full_rate)
+    rows['denoised, all levels'] = row(config, clean_NT, denoised_NT, full_rate)
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
       'rows': rows,
