@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from audiolm_jax import audio
-from audiolm_jax.nn.conv import GroupedConv, conv
+from audiolm_jax.nn.conv import Conv, GroupedConv
 
 # (width multiplier, stride in time, stride in frequency) of the residual units of the spectral critic.
 SPECTRAL_UNITS = ((2, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2))
@@ -41,17 +41,17 @@ class SpectralDiscriminator(nn.Module):
   def __call__(self, wave_BT) -> Judgement:
     spectrum_BFN = audio.stft(wave_BT, self.window_length, self.hop_length)[..., :-1] / self.window_length**0.5
     x = jnp.stack([spectrum_BFN.real, spectrum_BFN.imag], axis=-1)
-    x = _activate(conv(self.channels, (7, 7), dtype=self.dtype, name='stem')(x))
+    x = _activate(Conv(self.channels, (7, 7), dtype=self.dtype, name='stem')(x))
     features = [x]
     for index, (multiplier, stride_time, stride_frequency) in enumerate(SPECTRAL_UNITS):
       width, strides = x.shape[-1], (stride_time, stride_frequency)
-      hidden = _activate(conv(width, (3, 3), dtype=self.dtype, name=f'unit{index}_conv')(x))
+      hidden = _activate(Conv(width, (3, 3), dtype=self.dtype, name=f'unit{index}_conv')(x))
       kernel = (stride_time + 2, stride_frequency + 2)
-      hidden = conv(multiplier * width, kernel, strides=strides, dtype=self.dtype, name=f'unit{index}_down')(hidden)
-      shortcut = conv(multiplier * width, (1, 1), strides=strides, dtype=self.dtype, name=f'unit{index}_shortcut')(x)
+      hidden = Conv(multiplier * width, kernel, strides=strides, dtype=self.dtype, name=f'unit{index}_down')(hidden)
+      shortcut = Conv(multiplier * width, (1, 1), strides=strides, dtype=self.dtype, name=f'unit{index}_shortcut')(x)
       x = _activate(hidden + shortcut)
       features.append(x)
-    logits = conv(1, (1, x.shape[2]), padding='VALID', dtype=self.dtype, name='logits')(x)
+    logits = Conv(1, (1, x.shape[2]), padding='VALID', dtype=self.dtype, name='logits')(x)
     return Judgement(logits[:, :, 0, 0].astype(jnp.float32), features)
 
 
@@ -67,15 +67,15 @@ class WaveformDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(self, wave_BT) -> Judgement:
-    x = _activate(conv(self.channels, (15,), dtype=self.dtype, name='stem')(wave_BT[..., None]))
+    x = _activate(Conv(self.channels, (15,), dtype=self.dtype, name='stem')(wave_BT[..., None]))
     features = [x]
     for index in range(4):
       width = min(4 * x.shape[-1], self.max_channels)
       x = _activate(GroupedConv(width, 41, stride=4, dtype=self.dtype, name=f'down{index}')(x))
       features.append(x)
-    x = _activate(conv(x.shape[-1], (5,), dtype=self.dtype, name='mix')(x))
+    x = _activate(Conv(x.shape[-1], (5,), dtype=self.dtype, name='mix')(x))
     features.append(x)
-    logits = conv(1, (3,), dtype=self.dtype, name='logits')(x)
+    logits = Conv(1, (3,), dtype=self.dtype, name='logits')(x)
     return Judgement(logits[..., 0].astype(jnp.float32), features)
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.linen import meta
 from jax import lax
 
@@ -71,3 +72,45 @@ def test_grouped_conv_equals_that_of_xla(channels, features, length):
       x_BND, params['kernel'], (4,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC'), feature_group_count=channels // 4
   )
   np.testing.assert_allclose(got, want + bias_D, atol=1e-4)
+
+
+CONVOLUTIONS = {  # shape of x, shape of the kernel, strides, padding, dilation
+    'dilated': ((2, 20, 3), (3, 3, 5), (1,), ((18, 0),), (9,)),
+    'strided': ((2, 24, 3), (8, 3, 5), (4,), ((4, 0),), (1,)),
+    'strided, with a rest that nothing reads': ((2, 23, 3), (3, 3, 5), (4,), ((1, 0),), (1,)),
+    'both': ((2, 30, 3), (3, 3, 5), (2,), ((3, 2),), (3,)),
+    'of images': ((2, 9, 16, 3), (3, 4, 3, 5), (1, 2), ((1, 1), (1, 1)), (1, 1)),
+    'of odd images': ((2, 7, 13, 3), (4, 4, 3, 5), (2, 2), ((1, 2), (1, 2)), (1, 1)),
+    'without padding': ((2, 7, 8, 3), (1, 8, 3, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+}
+
+
+@pytest.mark.parametrize('x_shape, kernel_shape, strides, padding, dilation', CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_gradients_of_a_convolution_equal_those_of_jax(x_shape, kernel_shape, strides, padding, dilation):
+  x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate((x_shape, kernel_shape)))
+  axes = ('NWC', 'WIO', 'NWC') if x.ndim == 3 else ('NHWC', 'HWIO', 'NHWC')
+  whole = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, padding, None, dilation, axes)
+  want, pull_want = jax.vjp(whole, x, kernel)
+  got, pull_got = jax.vjp(lambda x, kernel: conv.convolve(x, kernel, strides, padding, dilation), x, kernel)
+  np.testing.assert_array_equal(got, want)
+  cotangent = jax.random.normal(jax.random.key(2), want.shape)
+  for g, w in zip(pull_got(cotangent), pull_want(cotangent), strict=True):
+    np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
+
+
+def test_all_gradients_are_convolutions_in_the_order_that_cpus_are_fast_at():
+  loss = lambda x, kernel: jnp.sum(jnp.sin(conv.convolve(x, kernel, (2,), ((1, 1),), (1,))))
+  gradient = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.zeros((2, 8, 3)), jnp.zeros((4, 3, 5)))
+  found = [e.params['dimension_numbers'] for e in gradient.jaxpr.eqns if e.primitive.name == 'conv_general_dilated']
+  wanted = lax.conv_dimension_numbers((2, 8, 3), (4, 3, 5), ('NWC', 'WIO', 'NWC'))
+  assert found == [wanted] * 3
+
+
+@pytest.mark.parametrize(
+    'kernel_shape, strides, padding', [((7,), (2,), 'SAME'), ((3, 4), (1, 2), 'SAME'), ((1, 6), None, 'VALID')]
+)
+def test_conv_equals_that_of_flax(kernel_shape, strides, padding):
+  x = jax.random.normal(jax.random.key(1), (2, *(9, 6)[2 - len(kernel_shape) :], 3))
+  got, params = _apply(conv.Conv(5, kernel_shape, strides, padding), x, bias=jnp.arange(5.0))
+  want = nn.Conv(5, kernel_shape, strides, padding).apply({'params': params}, x)
+  np.testing.assert_allclose(got, want, atol=1e-5)
