@@ -118,6 +118,7 @@ MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
 
 Denoise = bool | Bool[Array, 'B']
 BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that see the estimated waveform
+UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}  # what critics cost whose logits are all 0
 
 
 def make(config: Config) -> Stage:
@@ -236,15 +237,14 @@ def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
 
 
 def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
-  """Returns the terms that need the critics: zeros before their start."""
-  absent = {name: jnp.zeros(()) for name in ('adversarial', 'feature', 'discriminator')}
+  """Returns the terms that need the critics; before their start those of undecided ones, so that the loss won't jump."""
   if config.adversarial_start is None:
-    return absent
+    return {name: jnp.zeros(()) for name in UNDECIDED}
   judge = lambda params, wave: _discriminators(config).apply({'params': params}, wave)
   return jax.lax.cond(
       step >= config.adversarial_start,
       lambda *waves: losses.adversarial_terms(judge, params, *waves),
-      lambda *_: absent,
+      lambda *_: {name: jnp.full((), value) for name, value in UNDECIDED.items()},
       wave_BT,
       estimate_BT,
   )

@@ -19,7 +19,7 @@ class RollbackConfig:
   max_rollbacks: int = 5  # the next one stops the run
   rate_factor: float = 0.5  # on every learning rate, at each rollback; stays until the end
   explosion: float = 10.0  # times the median of the loss over the last `window` steps
-  gradient_explosion: float = 1000.0  # times that of a group's gradient norm: heavy-tailed, and clipped
+  gradient_explosion: float = 1000.0  # times the largest norm of a group's gradient in as many: heavy-tailed, clipped
   window: int = 50  # steps; before so many are known a gradient counts only where it is not finite
   early: int = 4  # losses that are enough to judge the next: a rate far too high explodes before step 10
 
@@ -85,14 +85,15 @@ class Guard:
 
   def explosion(self, metrics: Mapping[str, float]) -> str | None:
     """Returns what of the metrics, of a step or of `loss` alone, is far above what the last steps had."""
-    limits = {'loss': (self._limits.explosion, self._limits.early)}
-    gradient = self._limits.gradient_explosion, self._limits.window
+    limits = {'loss': (self._limits.explosion, self._limits.early, np.median, 'median')}
+    # Not the median: critics begin with gradients near 0, which grow a thousandfold within the first fifty steps.
+    gradient = self._limits.gradient_explosion, self._limits.window, max, 'largest'
     limits |= {name: gradient for name in metrics if name.startswith('grad_norm/')}
-    for name, (limit, enough) in limits.items():
+    for name, (limit, enough, typical, title) in limits.items():
       past = self._past.setdefault(name, collections.deque(maxlen=self._limits.window))
-      median = float(np.median(past)) if len(past) >= enough else 0.0
-      if median > 0 and metrics[name] > limit * median:  # of a median of 0 nothing is a multiple: critics that wait
-        return f'{name} {metrics[name]:.4g} is above {limit:g} times its median {median:.4g}'
+      level = float(typical(past)) if len(past) >= enough else 0.0
+      if level > 0 and metrics[name] > limit * level:  # of 0 nothing is a multiple: critics that wait
+        return f'{name} {metrics[name]:.4g} is above {limit:g} times its {title} {level:.4g}'
     return None
 
   def accept(self, metrics: Mapping[str, float]) -> None:
