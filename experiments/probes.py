@@ -65,13 +65,14 @@ def codec(config: soundstream.Config) -> loop.Probe:
     return (jax.tree.map(jnp.mean, scalars), counts_QK), (waves_NT, pictures)
 
   def summarize(means, samples):
-    scalars, counts_QK = means
+    scalars, counts_QK = dict(means[0]), means[1]
     share_QK = counts_QK / counts_QK.sum(axis=-1, keepdims=True)
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-30)), axis=-1)
     use = {f'perplexity_{q}': np.exp(entropy) for q, entropy in enumerate(entropy_Q)}
     use |= {f'dead_codes_{q}': int(np.sum(counts_K == 0)) for q, counts_K in enumerate(counts_QK)}
-    if scalars.get('noisy'):
-      use |= {name: scalars[name] / scalars['noisy'] for name in ('si_sdr_denoised', 'si_sdr_noisy')}
+    over_all = {name: scalars.pop(name) for name in ('si_sdr_denoised', 'si_sdr_noisy') if name in scalars}
+    if scalars.get('noisy'):  # else there is no mean to tell
+      use |= {name: value / scalars['noisy'] for name, value in over_all.items()}
     (wave_BT, estimate_BT), (picture_BFM, estimated_BFM) = samples
     if 'visqol' in perceptual.available():
       score = perceptual.visqol(*(np.asarray(x_BT).reshape(-1) for x_BT in (wave_BT, estimate_BT)), config.sample_rate)

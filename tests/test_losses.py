@@ -12,6 +12,11 @@ def _noise(seed, num_samples=2400):
   return jax.random.normal(jax.random.key(seed), (2, num_samples)) / 4
 
 
+def _white_noise_in_mel(level, window):
+  """Returns the mel magnitude of white noise: the energy of a Hann window, and of filters whose area is 1 in hertz."""
+  return level * np.sqrt(window * 3 / 8) * max(window, 512) / RATE
+
+
 def test_spectral_reconstruction_matches_librosa():
   target_BT, estimate_BT = np.asarray(_noise(0)), np.asarray(_noise(1))
   want = []
@@ -22,17 +27,39 @@ def test_spectral_reconstruction_matches_librosa():
       frames = np.lib.stride_tricks.sliding_window_view(wave, window, axis=-1)[:, :: window // 4]
       hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
       mels.append(np.abs(np.fft.rfft(frames * hann, max(window, 512))) @ filters.T)
-    logs = [np.log(np.maximum(mel, 1e-5)) for mel in mels]
+    logs = [np.log(mel + _white_noise_in_mel(0.01, window)) for mel in mels]
     want.append(np.abs(mels[0] - mels[1]).mean())
     want[-1] += np.sqrt(window / 2) * np.sqrt(np.square(logs[0] - logs[1]).mean(-1)).mean()
-  got = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=RATE)
+  got = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=RATE, floor=0.01)
   np.testing.assert_allclose(got, np.mean(want), rtol=1e-3)
 
 
 def test_spectral_reconstruction_has_finite_gradients_at_silence_and_equality():
-  gradient = jax.jit(jax.grad(lambda e, t: losses.spectral_reconstruction(t, e, sample_rate=RATE)))
+  gradient = jax.jit(jax.grad(lambda e, t: losses.spectral_reconstruction(t, e, sample_rate=RATE, floor=1e-3)))
   for target_BT, estimate_BT in ((_noise(0), _noise(0)), (_noise(0), 0 * _noise(0)), (0 * _noise(0), 0 * _noise(0))):
     assert np.isfinite(gradient(estimate_BT, target_BT)).all()
+
+
+def test_the_floor_bounds_the_gradient_of_silence():
+  """A quiet sound, 60 dB below full scale, comes 3 dB too quiet: without a floor its gradient goes as 1 / level."""
+  target_BT = 1e-3 * _noise(0, 32_000)
+
+  def length(floor):
+    loss = lambda e: losses.spectral_reconstruction(target_BT, e, sample_rate=RATE, floor=floor)
+    return jnp.linalg.norm(jax.grad(loss)(0.7 * target_BT))
+
+  assert length(1e-6) > 30 * length(0.01)
+
+
+def test_the_floor_is_the_level_of_white_noise():
+  noise_BT, floor = 4 * _noise(0, 32_000), 0.01
+  loss = lambda level: losses.spectral_reconstruction(
+      level * noise_BT, 0 * noise_BT, sample_rate=RATE, floor=floor
+  )
+  # Of noise at the floor the magnitude is on average sqrt(pi) / 2 of the root mean square: log(1 + 0.886) above silence.
+  want = np.mean([np.sqrt(window / 2) for window in losses.SPECTRAL_WINDOWS]) * np.log(1.886)
+  np.testing.assert_allclose(loss(floor), want, rtol=0.15)
+  assert loss(0.01 * floor) < 0.03 * want
 
 
 def test_hinge_losses_by_hand():

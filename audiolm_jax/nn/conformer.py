@@ -176,7 +176,7 @@ class Conformer(nn.Module):
         split_rngs={'params': True, 'dropout': True},
         in_axes=nn.broadcast,
         length=self.num_layers,
-        unroll=self.num_layers if placement.unrolls_layers() else 1,
+        unroll=placement.unrolls_layers(),
         metadata_params={nn.PARTITION_NAME: LAYERS},
     )
     return layers(self.num_heads, self.mlp_width, self.kernel_size, self.dropout, self.dtype, name='layers')(

@@ -173,7 +173,7 @@ class Transformer(nn.Module):
         split_rngs={'params': True, 'dropout': True},
         in_axes=(nn.broadcast, nn.broadcast),
         length=config.num_layers,
-        unroll=config.num_layers if placement.unrolls_layers() else 1,
+        unroll=placement.unrolls_layers(),
         metadata_params={nn.PARTITION_NAME: LAYERS},
     )
     return scan(config, self.deterministic, name='layers')(x_BLD, bias, mask)

@@ -6,7 +6,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -324,10 +324,8 @@ class _Run:
     )  # fmt: skip
     loss = float(metrics['loss'])
     fault = self.guard.explosion({'loss': loss}) if np.isfinite(loss) else f'loss {loss} not finite'
-    if fault and self.guard.rollbacks_left:
-      raise rollback_lib.Diverged(step, f'before its save {fault}', data_position)
     if fault:
-      self._give_up(step, train_state, data_position, f'before its save {fault}', applied=True)
+      self._leave(step, train_state, data_position, data_position, f'before its save {fault}', applied=True)
 
   def _save(self, step: int, train_state: step_lib.TrainState, data_position, *, whole: bool = False) -> None:
     """Starts a save; `whole`: returns when one is."""
@@ -354,10 +352,8 @@ class _Run:
     if fault and not applied and (skip := self.guard.skip()):
       self._publish(step, self.guard.metrics(), None, message=f'step {step}, batch at {before}: {fault}: {skip}')
       raise rollback_lib.Skipped(step, after)
-    if fault and self.guard.rollbacks_left:
-      raise rollback_lib.Diverged(step, fault, after)
     if fault and (self.train_config.rollback is not None or not applied):
-      self._give_up(step, train_state, before, fault, applied)
+      self._leave(step, train_state, before, after, fault, applied)
     if fault:
       self.guard.accept(metrics)
       self._publish(step + 1, metrics, None, message=f'step {step}, batch at {before}: {fault}')
@@ -367,8 +363,13 @@ class _Run:
       self._timer = (now, done)
       self._publish(done, metrics | self.guard.metrics(), (done - since_step) / max(now - since, 1e-9))
 
-  def _give_up(self, step: int, train_state: step_lib.TrainState, data_position, fault: str, applied: bool) -> None:
-    """Stops the run with what it is to be told."""
+  def _leave(self, step: int, train_state: step_lib.TrainState, before, after, fault: str, applied: bool) -> NoReturn:
+    """Goes back where the guard still may, else stops the run with what it is to be told.
+
+    before, after: data positions on both sides of the batch that led astray.
+    """
+    if self.guard.rollbacks_left:
+      raise rollback_lib.Diverged(step, fault, after)
     advice = 'Lower the learning rate, clip gradients, or look at the batch'
     if self.guard.rollbacks:
       fault += f', after {self.guard.rollbacks} rollbacks'
@@ -376,7 +377,7 @@ class _Run:
       self.saver.wait_once()
       raise errors.DivergedError(f'step {step}: {fault}; {self.directory} keeps the checkpoints before. {advice}')
     # The step left the state as it was, and so did every later one: save it with the data position before the step.
-    self._save(step, train_state, data_position, whole=True)
+    self._save(step, train_state, before, whole=True)
     raise errors.NonFiniteError(
         f'step {step}: {fault}; the state before it is saved as step {step} in {self.directory}. {advice}'
     )

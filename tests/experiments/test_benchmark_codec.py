@@ -24,5 +24,6 @@ def test_the_mel_loss_in_pytorch_is_ours():
   got = codec._torch_mel_loss(torch, torch.from_numpy(target_BT))(torch.from_numpy(estimate_BT))
   windows = [window for window in losses.SPECTRAL_WINDOWS if window <= 4000]
   assert windows == list(losses.SPECTRAL_WINDOWS)
-  want = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=16_000)
+  options = dict(sample_rate=16_000, floor=codec.FLOOR)
+  want = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), **options)
   assert float(got) == pytest.approx(float(want), rel=1e-4)

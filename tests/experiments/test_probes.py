@@ -88,6 +88,9 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
   for name, estimate_BT in (('denoised', denoised_BT), ('noisy', noisy_BT)):
     want = np.mean(codec_metrics.si_sdr(wave_BT[:5], estimate_BT[:5]))
     np.testing.assert_allclose(summary.scalars[f'si_sdr_{name}'], want, rtol=1e-3, atol=1e-2)
+  clean = jax.jit(probe.measure)(params, variables.state, {'waveform': wave_BT, 'noise': jnp.zeros_like(noise_BT)})
+  scalars = probe.summarize(*jax.device_get(clean)).scalars
+  assert scalars['noisy'] == 0 and 'si_sdr_noisy' not in scalars and 'si_sdr_denoised' not in scalars
 
 
 def test_critics_cannot_tell_a_waveform_from_itself(variables):
