@@ -48,10 +48,12 @@ def _forward(x, kernel, *options):
 
 def _backward(strides, padding, dilation, inputs, gradient):
   x, kernel = inputs
-  reach = [(taps - 1) * step for taps, step in zip(kernel.shape, dilation)]  # from the first tap to the last
-  spread = [(size - 1) * stride + 1 for size, stride in zip(gradient.shape[1:], strides)]  # first to last first tap
+  # Samples of x, along each axis: from the first tap to the last, from the first output to the last, and the zeros
+  # before and after that are read (fewer than none where the last samples are not).
+  reach = [(taps - 1) * step for taps, step in zip(kernel.shape, dilation)]
+  spread = [(size - 1) * stride for size, stride in zip(gradient.shape[1:], strides)]
   before = [low for low, _ in padding]
-  after = [s + r - size - low for s, r, size, low in zip(spread, reach, x.shape[1:], before)]  # what is read of it
+  after = [s + r + 1 - size - low for s, r, size, low in zip(spread, reach, x.shape[1:], before)]
   flipped = jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
   x_padding = [(r - low, r - high) for r, low, high in zip(reach, before, after)]
   x_gradient = _convolve(gradient, flipped, (1,) * len(reach), x_padding, dilation, x_dilation=strides)
