@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 
 test: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser and not tpu" \
-	  -n 2 --dist=loadfile
+	  -n 2 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow and not oracle"

@@ -53,10 +53,9 @@ def test_the_floor_bounds_the_gradient_of_silence():
 
 def test_the_floor_is_the_level_of_white_noise():
   noise_BT, floor = 4 * _noise(0, 32_000), 0.01
-  loss = lambda level: losses.spectral_reconstruction(
-      level * noise_BT, 0 * noise_BT, sample_rate=RATE, floor=floor
-  )
-  # Of noise at the floor the magnitude is on average sqrt(pi) / 2 of the root mean square: log(1 + 0.886) above silence.
+  options = dict(sample_rate=RATE, floor=floor)
+  loss = lambda level: losses.spectral_reconstruction(level * noise_BT, 0 * noise_BT, **options)
+  # The magnitude of noise is on average sqrt(pi) / 2 of its root mean square: log(1 + 0.886) above silence.
   want = np.mean([np.sqrt(window / 2) for window in losses.SPECTRAL_WINDOWS]) * np.log(1.886)
   np.testing.assert_allclose(loss(floor), want, rtol=0.15)
   assert loss(0.01 * floor) < 0.03 * want

@@ -11,8 +11,9 @@ Where the paper is silent or unclear, and where we leave it:
 - Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`), so that they do not
   follow the crop. Our weight of the feature term is 10, the paper's 100: the spectral term is now near 20 at first, and
   should lead.
-- The logarithm of the spectral term has a floor, `spectral_floor`, of which the paper says nothing: without one silence
-  has most of the gradient. Measured on the small codec: 0.5 dB more SI-SDR after as many steps (docs/results.md).
+- The logarithm of the spectral term has a floor, `spectral_floor`, of which the paper says nothing. The default is as
+  good as none: silence then has most of the gradient, but a higher one helped on one corpus and harmed on another
+  (docs/results.md).
 - The paper prints no commitment loss; without one, the encoder may outrun its codebooks.
 - Residual units have kernel 3 at full width (`nn.seanet.ResidualUnit` says why); D = 256 fits the table of sizes.
 - `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None leaves them out for good:
@@ -70,7 +71,7 @@ class Config:
   waveform_channels: int = 16  # of the critics on the waveform: a multiple of 4, times 4 per layer, up to the next
   waveform_max_channels: int = 1024
   adversarial_start: int | None = 0  # training step; None: never
-  spectral_floor: float = 0.003  # of the spectral term: the level of white noise below which nothing counts (losses)
+  spectral_floor: float = 1e-5  # of the spectral term: the level of white noise below which nothing counts (losses)
   spectral_weight: float = 1.0
   waveform_weight: float = 0.0
   commitment_weight: float = 1.0

@@ -25,8 +25,7 @@ def _with_codes(stage):
 CODEC = tiny.stage(
     # 160 frames a batch for 1024 codes: a code is dead when it is chosen less than every fifty batches.
     dataclasses.replace(
-        tiny.RECIPE.soundstream.model, codebook_decay=0.98, dead_code_threshold=0.02, spectral_floor=0.003,
-        spectral_weight=0.03, **CODES,
+        tiny.RECIPE.soundstream.model, codebook_decay=0.98, dead_code_threshold=0.02, spectral_weight=0.03, **CODES
     ),
     8, NUM_STEPS,
     {

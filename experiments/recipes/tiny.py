@@ -68,7 +68,6 @@ RECIPE = Recipe(
         soundstream.Config(
             crop_length=6400, strides=(5, 8), stem_stride=8, encoder_channels=64, decoder_channels=64, embedding_dim=64,
             codebook_size=CODEBOOK_SIZE, codebook_decay=0.9, dead_code_threshold=0.1, adversarial_start=None,
-            spectral_floor=1e-5,  # as good as none: the demo's numbers in docs/results.md are from before there was one
             spectral_weight=0.02, waveform_weight=1.0, commitment_weight=0.1, spectral_channels=4, waveform_channels=4,
             waveform_max_channels=64, num_waveform_critics=1,
         ),

@@ -113,7 +113,7 @@ def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batc
     estimate_BT, commitment = estimate(generator)
     real, fake = (judge(variables.params['discriminator'], wave) for wave in (wave_BT, estimate_BT))
     terms = {
-        'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=8000, floor=0.003),
+        'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, sample_rate=8000, floor=1e-5),
         'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
         'commitment': commitment,
         'adversarial': losses.hinge_generator([j.logits_BN for j in fake]),
@@ -172,7 +172,7 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
     estimate_BT = soundstream.decoder(config).apply({'params': params['generator']['decoder']}, quantized.z_BFD)
     judge = lambda wave: soundstream._discriminators(config).apply({'params': critics}, wave)
     terms = {
-        'spectral': lambda e: losses.spectral_reconstruction(wave_BT, e, sample_rate=8000, floor=0.003),
+        'spectral': lambda e: losses.spectral_reconstruction(wave_BT, e, sample_rate=8000, floor=1e-5),
         'waveform': lambda e: losses.relative_squared_error(wave_BT, e),
         'adversarial': lambda e: losses.hinge_generator([j.logits_BN for j in judge(e)]),
         'feature': lambda e: losses.feature_matching(*([j.features for j in judge(wave)] for wave in (wave_BT, e))),
