@@ -50,8 +50,8 @@ def spectral_reconstruction(
   filters find no bins of their own in the 33 of a window of 64. Windows longer than the crop are left out.
 
   floor: root mean square of white noise whose mean spectrum is added before the logarithm, so that what is far below it
-    hardly counts. The paper states none; without one (1e-5 in mel magnitude) nine tenths of the squared gradient are
-    of what nobody hears, the quietest eighth of speech (docs/log.md).
+    hardly counts. The paper states none; with 1e-5, as good as none, nine tenths of the squared gradient are of the
+    quietest eighth of speech (docs/log.md).
   """
   total, scales = jnp.zeros(()), [s for s in SPECTRAL_WINDOWS if s <= target_BT.shape[-1]]
   for window in scales:

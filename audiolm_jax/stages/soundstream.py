@@ -12,8 +12,7 @@ Where the paper is silent or unclear, and where we leave it:
   follow the crop. Our weight of the feature term is 10, the paper's 100: the spectral term is now near 20 at first, and
   should lead.
 - The logarithm of the spectral term has a floor, `spectral_floor`, of which the paper says nothing. The default is as
-  good as none: silence then has most of the gradient, but a higher one helped on one corpus and harmed on another
-  (docs/results.md).
+  good as none: silence then has most of the gradient. What a higher one did to two corpora is in docs/log.md.
 - The paper prints no commitment loss; without one, the encoder may outrun its codebooks.
 - Residual units have kernel 3 at full width (`nn.seanet.ResidualUnit` says why); D = 256 fits the table of sizes.
 - `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None leaves them out for good:
