@@ -34,6 +34,14 @@ def cross_entropy(
 SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples; hop a quarter of it
 
 
+def noise_magnitude(level: float, window: int, sample_rate: int) -> float:
+  """Returns the root mean square, in the mel spectra of `spectral_reconstruction`, of white noise of this one.
+
+  A Hann window's mean square is 3/8, and a mel filter's area is 1 in hertz.
+  """
+  return level * (3 / 8 * window) ** 0.5 * max(window, 512) / sample_rate
+
+
 def spectral_reconstruction(
     target_BT: Float[Array, 'B T'],
     estimate_BT: Float[Array, 'B T'],
@@ -55,14 +63,12 @@ def spectral_reconstruction(
   """
   total, scales = jnp.zeros(()), [s for s in SPECTRAL_WINDOWS if s <= target_BT.shape[-1]]
   for window in scales:
-    fft_length = max(window, 512)
-    options = dict(window_length=window, hop_length=window // 4, fft_length=fft_length)
+    options = dict(window_length=window, hop_length=window // 4, fft_length=max(window, 512))
     target, estimate = (
         audio.mel_spectrogram(wave, sample_rate=sample_rate, num_mels=num_mels, **options)
         for wave in (target_BT, estimate_BT)
     )
-    # A Hann window's mean square is 3/8; a mel filter's area is 1 in hertz.
-    noise = floor * (3 / 8 * window) ** 0.5 * fft_length / sample_rate
+    noise = noise_magnitude(floor, window, sample_rate)
     # The gradient of a root is not finite at 0.
     log_distance_BF = jnp.sqrt(jnp.mean(jnp.square(jnp.log((target + noise) / (estimate + noise))), axis=-1) + 1e-8)
     total += jnp.mean(jnp.abs(target - estimate)) + (window / 2) ** 0.5 * jnp.mean(log_distance_BF)

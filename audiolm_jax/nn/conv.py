@@ -165,19 +165,23 @@ class GroupedConv(nn.Module):
     kernel = self.param('kernel', kernel_init, (self.kernel_size, self.GROUP, self.features))
     bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
     num_blocks = max(channels // self.BLOCK, 1)
-    blocks = zip(jnp.split(x_BND, num_blocks, axis=-1), jnp.split(kernel, num_blocks, axis=-1))
+    blocks = zip(jnp.split(self._padded(x_BND), num_blocks, axis=-1), jnp.split(kernel, num_blocks, axis=-1))
     y_BND = jnp.concatenate([self._block(x, block) for x, block in blocks], axis=-1)
     return y_BND + bias_D.astype(self.dtype)
 
-  def _block(self, x_BND, kernel):
-    batch, length, channels = x_BND.shape
-    groups = channels // self.GROUP
-    grouped = kernel.reshape(self.kernel_size, self.GROUP, groups, -1)
-    diagonal = jnp.einsum('kigo,gh->khigo', grouped, jnp.eye(groups)).reshape(self.kernel_size, channels, -1)
+  def _padded(self, x_BND):
+    """Returns the input with the zeros around it that whole strides of the kernel read."""
+    length = x_BND.shape[1]
     steps, taps = -(-length // self.stride), -(-self.kernel_size // self.stride)
     ((before, _),) = lax.padtype_to_pads((length,), (self.kernel_size,), (self.stride,), 'SAME')
     after = (steps + taps - 1) * self.stride - length - before
-    x_BND = jnp.pad(x_BND, ((0, 0), (before, after), (0, 0))).reshape(batch, -1, self.stride * channels)
-    kernel = jnp.pad(diagonal, ((0, taps * self.stride - self.kernel_size), (0, 0), (0, 0)))
-    kernel = kernel.reshape(taps, self.stride * channels, -1)
+    return jnp.pad(x_BND, ((0, 0), (before, after), (0, 0)))
+
+  def _block(self, x_BND, kernel):
+    batch, length, channels = x_BND.shape
+    groups, width = channels // self.GROUP, self.stride * channels
+    grouped = kernel.reshape(self.kernel_size, self.GROUP, groups, -1)
+    diagonal = jnp.einsum('kigo,gh->khigo', grouped, jnp.eye(groups)).reshape(self.kernel_size, channels, -1)
+    diagonal = jnp.pad(diagonal, ((0, -self.kernel_size % self.stride), (0, 0), (0, 0)))
+    kernel, x_BND = diagonal.reshape(-1, width, kernel.shape[-1]), x_BND.reshape(batch, length // self.stride, width)
     return convolve(x_BND.astype(self.dtype), kernel.astype(self.dtype), (1,), ((0, 0),), (1,))

@@ -70,7 +70,7 @@ class Config:
   waveform_channels: int = 16  # of the critics on the waveform: a multiple of 4, times 4 per layer, up to the next
   waveform_max_channels: int = 1024
   adversarial_start: int | None = 0  # training step; None: never
-  spectral_floor: float = 1e-5  # of the spectral term: the level of white noise below which nothing counts (losses)
+  spectral_floor: float = 1e-5  # of the spectral term: the level of white noise below which little counts (losses)
   spectral_weight: float = 1.0
   waveform_weight: float = 0.0
   commitment_weight: float = 1.0

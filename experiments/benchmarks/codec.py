@@ -256,14 +256,14 @@ def _torch_mel_loss(torch, wave_BT):
       fft_length = max(window, 512)
       frames_BFN = wave_BT.unfold(-1, window, window // 4) * torch.hann_window(window)
       magnitude_BFN = torch.sqrt(torch.fft.rfft(frames_BFN, n=fft_length).abs().square() + 1e-12)
-      noise = FLOOR * (3 / 8 * window) ** 0.5 * fft_length / RATE
-      yield window, noise, magnitude_BFN @ torch.from_numpy(audio.mel_filterbank(RATE, fft_length, 64))
+      yield window, magnitude_BFN @ torch.from_numpy(audio.mel_filterbank(RATE, fft_length, 64))
 
-  targets = [mel for _, _, mel in mels(wave_BT)]
+  targets = [mel for _, mel in mels(wave_BT)]
 
   def loss(estimate_BT):
     total = 0.0
-    for target, (window, noise, estimate) in zip(targets, mels(estimate_BT), strict=True):
+    for target, (window, estimate) in zip(targets, mels(estimate_BT), strict=True):
+      noise = losses.noise_magnitude(FLOOR, window, RATE)
       distance_BF = torch.sqrt(torch.log((target + noise) / (estimate + noise)).square().mean(-1) + 1e-8)
       total = total + (target - estimate).abs().mean() + (window / 2) ** 0.5 * distance_BF.mean()
     return total / len(targets)
