@@ -7,7 +7,6 @@ import functools
 import io
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
@@ -18,10 +17,13 @@ import soundfile
 import soxr
 from jaxtyping import Array, Complex, Float
 
+from audiolm_jax import files
+
 LOG_FLOOR = 1e-5  # below this a magnitude counts as silence before a logarithm (the value EnCodec uses)
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000  # Hz, of files
 MAX_CHANNELS = 8
+MAX_CHUNKS = 1024  # of a WAV: libsndfile takes minutes for a million
 _BLOCK = 1 << 16  # samples decoded at a time, so that a false header cannot claim memory
 # Decoders that give the same samples after a seek as without one. Vorbis (at the end of a file), Opus and MP3 do not.
 _SEEKS_EXACTLY = ('PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW')  # FLAC's are PCM
@@ -230,15 +232,21 @@ def _open(file: io.BufferedIOBase, name: str) -> soundfile.SoundFile:
 def _check_wav_is_whole(file: io.BufferedIOBase, name: str):
   """libsndfile reads a truncated WAV without a word: compare its data chunk with the file's size."""
   size, at = file.seek(0, os.SEEK_END), 12
-  while at + 8 <= size:
+  for _ in range(MAX_CHUNKS):
+    if at + 8 > size:
+      return
     file.seek(at)
     chunk = file.read(8)
     length = int.from_bytes(chunk[4:], 'little')
     if chunk[:4] == b'data':
       if length not in (0, 0xFFFFFFFF) and at + 8 + length > size:  # those two: a stream of unknown length
         raise ValueError(f'{name}: cut short, {size - at - 8} bytes of {length} are there: get it anew')
-      return
+      if length in (0, 0xFFFFFFFF):
+        return
+    elif not chunk[:4].isascii() or not chunk[:4].decode('ascii').isprintable():
+      return  # no chunk begins here: libsndfile stops, too
     at += 8 + length + length % 2
+  raise ValueError(f'{name}: more than {MAX_CHUNKS:,} chunks, a WAV has a few: convert it to FLAC')
 
 
 def _check_ogg_is_whole(file: io.BufferedIOBase, name: str):
@@ -271,9 +279,8 @@ def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_ra
     raise ValueError(f'{path}: audio is saved as .wav, .flac or .ogg')
   if os.path.exists(path) and not overwrite:
     raise ValueError(f'{path} exists: choose another name or pass overwrite=True')
-  file = tempfile.NamedTemporaryFile(dir=os.path.dirname(os.path.abspath(path)), suffix='.tmp', delete=False)
-  try:
-    with file, soundfile.SoundFile(file, 'w', sample_rate, channels=1, format=kind) as sound:
+  with files.atomically(path) as partial, open(partial, 'w+b') as file:
+    with soundfile.SoundFile(file, 'w', sample_rate, channels=1, format=kind) as sound:
       for block_T in blocks:
         if not np.isfinite(block_T).all():
           raise ValueError(f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was written')
@@ -281,10 +288,6 @@ def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_ra
           sound.write(np.clip(block_T, -1, 1))
         except AssertionError as error:  # soundfile's way to say that not all samples were written
           raise OSError(f'{path}: could not be written to the end: is the disk full?') from error
-    os.replace(file.name, path)
-  except BaseException:
-    os.unlink(file.name)
-    raise
 
 
 def frame(wave_BT: Float[Array, 'B T'], frame_length: int, hop_length: int) -> Float[Array, 'B F N']:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from audiolm_jax import files
+
 EXTENSION = '.alm'
 MAGIC = b'\x89ALM\r\n\x1a\n'
 VERSION = 1
@@ -102,15 +104,8 @@ def save(path: str | os.PathLike, header: Header, codes_FQ: Int[np.ndarray, 'F Q
   content = encode(header, codes_FQ)
   if os.path.exists(path) and not overwrite:
     raise ValueError(f'{path} exists: choose another name or pass overwrite=True')
-  partial = f'{path}.partial'
-  try:
-    with open(partial, 'wb') as file:
-      file.write(content)
-    os.replace(partial, path)
-  except BaseException:
-    if os.path.exists(partial):
-      os.unlink(partial)
-    raise
+  with files.atomically(path) as partial:
+    partial.write_bytes(content)
 
 
 def load(path: str | os.PathLike) -> tuple[Header, Int[np.ndarray, 'F Q']]:

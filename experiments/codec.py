@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiolm_jax import audio, codes_file
+from audiolm_jax import audio, codes_file, files
 from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
 from experiments import chunks, workspace
@@ -221,7 +221,7 @@ def info(paths: list[pathlib.Path]):
       failures.append(str(error))
       continue
     print(
-        f'{path}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at {stored.sample_rate} Hz), '
+        f'{files.printable(path)}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at {stored.sample_rate} Hz), '
         f'{stored.num_quantizers} levels of {stored.codebook_size} codes, {stored.bit_rate:.0f} bit/s, '
         f'{stored.num_bytes:,} bytes, codec {stored.fingerprint}'
     )

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from audiolm_jax import windows
+from audiolm_jax import files, windows
 from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import flops, hlo, roofline, sharding
@@ -70,9 +70,9 @@ def main():
     reports.append(report)
     print(table(report), flush=True)
     if args.hlo is not None:
-      args.hlo.write_text(compiled.as_text())
+      files.write_text(args.hlo, compiled.as_text())
     if args.json is not None:
-      args.json.write_text(json.dumps(reports, indent=2) + '\n')
+      files.write_text(args.json, json.dumps(reports, indent=2) + '\n')
 
 
 def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[jax.Device]]:

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from experiments import evaluations, lanes, pictures, sources, workspace
 from experiments import recipe as recipe_lib
 
@@ -93,8 +93,8 @@ def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathl
   """Writes report.json, prints the table and where things are."""
   report = evaluations.load(workdir)
   seconds = round(time.time() - started)
-  workspace.write_text(workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1))
-  print(evaluations.table(report))
+  files.write_text(workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1))
+  print(workspace.printable_lines(evaluations.table(report)))
   names = ['prompt.wav', *(path.name for path in continuations.values()), 'reconstruction.wav']
   print(f'\n{seconds} s. In {workdir}: {", ".join(names)},')
   print('spectrograms.png, curves.png, report.json')

@@ -20,7 +20,7 @@ import pathlib
 
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.metrics import detection as detection_metrics
 from experiments import sources, workspace
 from experiments.evaluations import detection
@@ -46,12 +46,13 @@ def main():
         'generated': float(detection_metrics.probability(calibrations['clip'], seconds_N.mean(keepdims=True))[0]),
         'seconds': detection_metrics.probability(calibrations['second'], seconds_N).tolist(),
     }
-  width = max(len(name) for name in results)
+  shown = {files.printable(name): result for name, result in results.items()}
+  width = max(map(len, shown))
   print(f'{"file":<{width}}  p(generated)   by the second')
-  for name, result in results.items():
+  for name, result in shown.items():
     print(f'{name:<{width}}  {result["generated"]:12.3f}   ' + ' '.join(f'{p:.2f}' for p in result['seconds']))
   if args.output is not None:
-    workspace.write_text(args.output, json.dumps({'as_is': args.as_is, 'files': results}, indent=1))
+    files.write_text(args.output, json.dumps({'as_is': args.as_is, 'files': results}, indent=1))
     print(f'written to {args.output}')
 
 

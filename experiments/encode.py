@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import audio, kmeans, tokens
+from audiolm_jax import audio, files, kmeans, tokens
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages.base import Variables
 from experiments import sources, workspace
@@ -110,7 +110,8 @@ def fit_semantic_tokens(
   if not _is_sample(mine, sample):
     share = sources.sample_frames(batches, wanted, jax.process_index(), count)
     held = [frames_SD for batch in share for frames_SD in batch]
-    with workspace.atomically(mine) as partial, open(partial, 'wb') as file:
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomically(mine) as partial, open(partial, 'wb') as file:
       np.savez(
           file, frames=np.concatenate(held) if held else np.zeros((0, 0), np.float32),
           lengths=[sum(map(len, batch)) for batch in share], sample=sample,

@@ -17,6 +17,7 @@ import importlib.util
 import json
 import pathlib
 
+from audiolm_jax import files
 from audiolm_jax.pretrained import ctc
 from experiments import evaluations, sources, workspace
 from experiments import recipe as recipe_lib
@@ -57,10 +58,10 @@ def main():
   with workspace.progress(len(names), 'evaluate', 'suite') as bar:
     for name in names:
       result = evaluations.SUITES[name](recipe, args.workdir)
-      workspace.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
+      files.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
       draw(result, evaluations.path(args.workdir, name).with_suffix('.png'))
       bar.update()
-  print(evaluations.table(evaluations.load(args.workdir)))
+  print(workspace.printable_lines(evaluations.table(evaluations.load(args.workdir))))
   print(f'written to {args.workdir}/evaluation')
 
 
@@ -87,8 +88,8 @@ def listen(recipe: recipe_lib.Recipe, args):
   if args.listening_results:
     result = listening.analyse(args.workdir, args.listening_results)
     path = evaluations.path(args.workdir, 'listening')
-    workspace.write_text(path, json.dumps(result, indent=1))
-    print(evaluations.table({'listening': result}))
+    files.write_text(path, json.dumps(result, indent=1))
+    print(workspace.printable_lines(evaluations.table({'listening': result})))
     print(f'written to {path}')
 
 

@@ -14,7 +14,7 @@ import pathlib
 import jax
 import numpy as np
 
-from audiolm_jax import audio, generation
+from audiolm_jax import audio, files, generation
 from experiments import recipe as recipe_lib
 from experiments import workspace
 
@@ -64,7 +64,7 @@ def main():
   args.output.mkdir(parents=True, exist_ok=True)
   for path, wave_T in zip(targets, waves, strict=True):
     audio.save(path, wave_T, codec_config.sample_rate, overwrite=args.overwrite)
-    print(path)
+    print(files.printable(path))
 
 
 def generate(args, recipe: recipe_lib.Recipe, models: generation.Models, prompts: list[np.ndarray]) -> list[np.ndarray]:

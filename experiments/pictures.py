@@ -1,7 +1,5 @@
 """Pictures of a run: spectrograms side by side, and training curves."""
 
-import json
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -13,8 +11,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.metrics import detection
+from audiolm_jax.training import metrics_writer
 
 
 def save_spectrograms(
@@ -38,9 +37,9 @@ def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
   """Draws the loss over steps of each stage, training and held-out, from the stages' metrics.jsonl."""
   figure, axes = plt.subplots(1, len(logs), figsize=(3.2 * len(logs), 3), squeeze=False, layout='constrained')
   for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = metrics_writer.read(log)
     for name, label in (('loss', 'training'), ('eval/loss', 'held out')):
-      points = {row['step']: row[name] for row in rows if name in row}  # a step logged twice: the last counts
+      points = {step: values[name] for step, values in steps.items() if name in values}
       axis.plot(list(points), list(points.values()), label=label)
     axis.set(title=stage, xlabel='step', ylabel='loss')
     axis.legend()
@@ -88,7 +87,6 @@ def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
 
 
 def _save(figure, path: pathlib.Path):
-  partial = path.with_suffix('.partial.png')
-  figure.savefig(partial, dpi=100)
-  os.replace(partial, path)
+  with files.atomically(path) as partial:
+    figure.savefig(partial, dpi=100, format='png')
   plt.close(figure)

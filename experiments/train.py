@@ -87,7 +87,7 @@ def train_stage(recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, i
     def report(event):
       bar.update(event['step'] - bar.n)  # backwards after a rollback
       if 'message' in event:
-        bar.write(f'{name}: {event["message"]}', file=sys.stderr)
+        bar.write(workspace.printable_lines(f'{name}: {event["message"]}'), file=sys.stderr)
       loss = event['metrics'].get('loss')
       if loss is not None:
         bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)

@@ -1,17 +1,16 @@
 """Where a run keeps its things (docs/architecture.md, "The workdir"), and how the programs read them back."""
 
 import argparse
-import contextlib
-import glob
 import hashlib
 import json
 import os
 import pathlib
 import re
-import socket
+import shlex
+import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import generation, kmeans
+from audiolm_jax import files, generation, kmeans
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import checkpoints, errors, watch
@@ -57,13 +56,20 @@ def _folder(text: str) -> pathlib.Path:
 def run(main: Callable[[], None]):
   """Runs a program; what the user can repair is one line on stderr and exit status 1, not a traceback."""
   try:
+    if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+      check_cache(directory)
     main()
   except (watch.StalledError, errors.PeerError) as error:  # at its end Python would wait for what hangs
-    print(f'error: {error}', file=sys.stderr, flush=True)
+    print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
     os._exit(1)
   except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-    sys.exit(f'error: {error}') if os.environ.get('AUDIOLM_TRACEBACK') is None else None
+    sys.exit(f'error: {printable_lines(error)}') if os.environ.get('AUDIOLM_TRACEBACK') is None else None
     raise
+
+
+def printable_lines(text: object) -> str:
+  """Returns a text of several lines that may hold names that others chose, fit for a terminal."""
+  return files.printable(text, keep='\n')
 
 
 def join_pod():
@@ -88,8 +94,30 @@ def join_pod():
 def keep_compiled(directory: str | None):
   """Keeps what XLA compiles in `directory`, for the next start, other hosts, and the programs that this one starts."""
   if directory is not None:
+    check_cache(directory)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = directory
     jax.config.update('jax_compilation_cache_dir', directory)
+
+
+def check_cache(directory: str):
+  """Makes a folder for compiled programs where there is none.
+
+  Raises ValueError where others can write to it: what is in it is run.
+  """
+  if '://' in directory:
+    return
+  os.makedirs(directory, mode=0o755, exist_ok=True)
+  status = os.stat(directory)
+  if status.st_uid not in (os.geteuid(), 0):
+    raise ValueError(
+        f'compilation cache {directory} belongs to user {status.st_uid}, who can put programs there '
+        'that would be run here: choose a folder of your own'
+    )
+  if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    raise ValueError(
+        f'others can write to the compilation cache {directory}, and so put programs there that '
+        f'would be run here: empty it and run `chmod go-w {shlex.quote(directory)}`, or choose another'
+    )
 
 
 def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]:
@@ -215,7 +243,8 @@ def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: dict[s
   """Writes arrays and text about them with the digests of both."""
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
   metadata = metadata | {'digest': fingerprint(arrays)}
-  with atomically(path) as partial:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.atomically(path) as partial:
     save_file(arrays, partial, metadata | {'check': _check(metadata)})
 
 
@@ -254,11 +283,11 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
   """Marks the folder as holding what these models make; ValueError where it holds that of others."""
   path = folder / 'made_by.json'
   if path.is_file():
-    made_by = json.loads(path.read_text())
+    made_by = files.read_json(path, f'move {folder} away first')
     if made_by != fingerprints:
       raise ValueError(f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first')
     return
-  write_text(path, json.dumps(fingerprints))
+  files.write_text(path, json.dumps(fingerprints))
 
 
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
@@ -291,28 +320,6 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
       semantic=models['semantic'], coarse=models.get(coarse), fine=models.get('fine'),
       soundstorm=models.get('soundstorm'),
   )
-
-
-def write_text(path: pathlib.Path, text: str):
-  """Writes a file, and its folder where missing; what was there stays whole until the new text is."""
-  with atomically(path) as partial:
-    partial.write_text(text)
-
-
-@contextlib.contextmanager
-def atomically(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields where to write a file that takes its name once it is whole; makes its folder where missing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.{socket.gethostname()}.{os.getpid()}.partial')
-  try:
-    yield partial
-    os.replace(partial, path)
-  except BaseException:
-    partial.unlink(missing_ok=True)
-    raise
-  for left in path.parent.glob(f'{glob.escape(path.name)}.{socket.gethostname()}.*.partial'):
-    if not os.path.exists(f'/proc/{left.name.split(".")[-2]}'):  # by a process that was killed while it wrote this
-      left.unlink(missing_ok=True)
 
 
 def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: float = 3600.0):

@@ -1,3 +1,7 @@
+import io
+import struct
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -217,3 +221,24 @@ def test_save_refuses(tmp_path):
     audio.save(tmp_path / 'b.wav', np.array([0, np.nan], np.float32), RATE)
   with pytest.raises(ValueError, match='.flac'):
     audio.save(tmp_path / 'b.mp3', TONE_T, RATE)
+
+
+def chunked_wav(before: int, after: int) -> bytes:
+  """A WAV of 100 zeros with empty chunks in front of and behind its data."""
+  junk, data = b'junk' + bytes(4), bytes(200)
+  form = struct.pack('<4sIHHIIHH', b'fmt ', 16, 1, 1, RATE, 2 * RATE, 2, 16)
+  chunks = form + junk * before + b'data' + len(data).to_bytes(4, 'little') + data + junk * after
+  return b'RIFF' + (4 + len(chunks)).to_bytes(4, 'little') + b'WAVE' + chunks
+
+
+@pytest.mark.parametrize('before, after', [(1_000_000, 0), (0, 1_000_000), (600, 600)])
+def test_a_wav_of_a_million_chunks_is_refused_at_once(before, after):
+  content, started = chunked_wav(before, after), time.process_time()
+  with pytest.raises(ValueError, match='many.wav: more than 1,024 chunks, a WAV has a few'):
+    audio.decode(io.BytesIO(content), RATE, name='many.wav')
+  assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize('content', [chunked_wav(400, 400), chunked_wav(0, 0) + bytes(100_000)])
+def test_some_chunks_and_zeros_at_the_end_are_no_harm(content):
+  np.testing.assert_array_equal(audio.decode(io.BytesIO(content), RATE, name='a.wav'), np.zeros(100))

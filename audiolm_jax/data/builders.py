@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.data import folders, librilight
 
 _COUNTERS = 'audiolm_jax'
@@ -82,7 +82,7 @@ class Maestro(_Builder):
   def _parts(self):
     [table] = _tables(self._root)
     parts = {'train': [], 'validation': [], 'test': []}
-    with open(table, encoding='utf-8', newline='') as file:
+    with files.open_csv(table, 'get it anew') as file:
       for row in csv.DictReader(file):
         if row['split'] not in parts:
           raise ValueError(f'{table}: split {row["split"]!r} of {row["audio_filename"]} is not one of {sorted(parts)}')

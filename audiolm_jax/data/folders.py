@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 
 EXTENSIONS = ('.wav', '.flac', '.ogg', '.mp3')
 
@@ -80,7 +80,7 @@ class AudioFiles:
     if i not in self.bad:
       self.bad[i] = reason
       if self._quarantine is not None:
-        with open(self._quarantine, 'a', encoding='utf-8') as file:
+        with files.open_in_place(self._quarantine, 'a') as file:
           file.write(json.dumps({'path': self.parts[i].path, 'reason': reason}) + '\n')
     if len(self.bad) > self._max_bad_fraction * len(self):
       raise ValueError(

@@ -3,11 +3,13 @@
 Recordings are whole chapters: they are read as parts, cut where the JSON file's voice activity pauses.
 """
 
-import json
 import os
 from collections.abc import Sequence
 
+from audiolm_jax import files
 from audiolm_jax.data import folders
+
+_MAX_SECONDS = 7 * 24 * 3600.0  # of a chapter
 
 
 def examples(
@@ -43,8 +45,10 @@ def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | N
   """Joins neighbouring voiced stretches while they span no more than `part_seconds`; cuts one that is longer."""
   voiced = []
   if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      voiced = json.load(file).get('voice_activity') or []
+    again = 'unpack it again'
+    voiced = files.read_json(path, again).get('voice_activity') or []
+    if not isinstance(voiced, list) or not all(map(_is_stretch, voiced)):
+      raise ValueError(f'{path}: voice_activity is no list of [start, end] in seconds: {again}')
   if not voiced:
     return [(0.0, None)]
   parts = []
@@ -57,3 +61,8 @@ def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | N
       start += part_seconds
     parts.append((start, end))
   return parts
+
+
+def _is_stretch(pair: object) -> bool:
+  numbers = isinstance(pair, list) and len(pair) == 2 and all(type(x) in (int, float) for x in pair)
+  return numbers and 0 <= pair[0] <= pair[1] <= _MAX_SECONDS

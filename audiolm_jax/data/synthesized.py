@@ -16,12 +16,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
+import zipfile
 import zlib
 
 import numpy as np
 import soxr
 
+from audiolm_jax import files
 from audiolm_jax.data import espeak
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
@@ -220,10 +221,10 @@ def examples(config: Config, split: str, *, cache_dir: str | None = None, num_wo
   path = None
   if cache_dir is not None:
     key = json.dumps([_FORMAT, dataclasses.asdict(config)], sort_keys=True)
-    path = os.path.join(cache_dir, f'synthesized-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz')
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = os.path.join(os.path.abspath(cache_dir), f'synthesized-{split}-{digest}.npz')
     if os.path.exists(path):
-      with np.load(path, allow_pickle=False) as stored:
-        return Examples(config.sample_rate, json.loads(stored['utterances'].tobytes()), stored['samples'])
+      return _stored(path, config)
   utterances, waves = [], []
   for request, (header, wave_T) in zip(wanted := requests(config, split), speak(wanted, num_workers), strict=True):
     wave_T = level(soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate))
@@ -317,9 +318,18 @@ def _phone_ids() -> dict[str, int]:
   return {name: i for i, name in enumerate(PHONES)}
 
 
+def _stored(path: str, config: Config) -> Examples:
+  """Returns the split that `_store` left; ValueError where it is damaged."""
+  torn = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      utterances = json.loads(stored['utterances'].tobytes())
+      return Examples(config.sample_rate, utterances, stored['samples'])
+  except (*torn, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise ValueError(f'{path} is damaged ({error!r}): delete it, and it is spoken again') from error
+
+
 def _store(path: str, utterances: list[dict], samples: np.ndarray):
-  folder = os.path.dirname(os.path.abspath(path))
-  os.makedirs(folder, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=folder, suffix='.tmp', delete=False) as file:
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  with files.atomically(path) as partial, open(partial, 'wb') as file:
     np.savez(file, utterances=np.frombuffer(json.dumps(utterances).encode(), np.uint8), samples=samples)
-  os.replace(file.name, path)

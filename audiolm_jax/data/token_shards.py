@@ -7,17 +7,16 @@ Each shard is a file of its own, so that many processes (or one that was stopped
 being one process's: `write_shard` for every shard, then `write_manifest` once. No manifest, no data set.
 """
 
-import glob
-import hashlib
 import json
 import math
 import os
-import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grain
 import numpy as np
+
+from audiolm_jax import files
 
 _TYPES = ('<i2', '<i4', '<f4', '|u1')
 
@@ -55,12 +54,12 @@ def decode(record: bytes) -> dict[str, np.ndarray]:
     header = json.loads(record[4:at])
     example = {}
     for name, (kind, shape) in header.items():
-      if kind not in _TYPES:
-        raise ValueError(f'type {kind!r}')
+      if kind not in _TYPES or not all(type(n) is int and 0 <= n <= len(record) for n in shape):
+        raise ValueError(f'type {str(kind)[:20]!r} or shape {str(shape)[:80]!r}')
       array = np.frombuffer(record, kind, math.prod(shape), at).reshape(shape)
       at += array.nbytes
       example[name] = array.astype(np.int32) if array.dtype.kind == 'i' else array
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise ValueError(f'not a record of encoded examples ({error}): encode the data again') from error
   if at != len(record):
     raise ValueError(f'the record has {len(record)} bytes, its header tells of {at}: encode the data again')
@@ -79,19 +78,14 @@ def write_shard(
 
   path = shard_path(folder, name, shard, num_shards)
   os.makedirs(folder, exist_ok=True)
-  temporary = f'{path}.{socket.gethostname()}.{os.getpid()}.tmp'
-  writer = array_record_module.ArrayRecordWriter(temporary, 'group_size:1')
-  try:
-    for example in examples:
-      writer.write(encode(example))
-    writer.close()
-    os.replace(temporary, path)
-  except BaseException:
-    if writer.is_open():
-      writer.close()
-    os.unlink(temporary)
-    raise
-  _clear(path)
+  with files.atomically(path) as partial:
+    writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1')
+    try:
+      for example in examples:
+        writer.write(encode(example))
+    finally:
+      if writer.is_open():
+        writer.close()
   return path
 
 
@@ -107,19 +101,9 @@ def write_manifest(folder: str | os.PathLike, name: str, num_shards: int, metada
       raise ValueError(f'{path} is missing: write every shard before the manifest')
     num_examples = len(grain.sources.ArrayRecordDataSource([path]))
     entry = {'file': os.path.basename(path), 'num_examples': num_examples, 'num_bytes': os.path.getsize(path)}
-    shards.append({**entry, 'sha256': _sha256(path)})
-  path = os.path.join(folder, f'{name}.json')
-  temporary = f'{path}.{socket.gethostname()}.{os.getpid()}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    json.dump({'metadata': dict(metadata), 'shards': shards}, file, indent=2)
-  os.replace(temporary, path)
-  _clear(path)
-
-
-def _clear(path: str):
-  """Deletes what those left that were killed while they wrote this file."""
-  for left in glob.glob(f'{glob.escape(path)}.*.tmp'):
-    os.unlink(left)
+    shards.append({**entry, 'sha256': files.sha256(path)})
+  text = json.dumps({'metadata': dict(metadata), 'shards': shards}, indent=2)
+  files.write_text(os.path.join(folder, f'{name}.json'), text)
 
 
 class TokenShards:
@@ -146,8 +130,7 @@ class TokenShards:
     path = os.path.join(folder, f'{name}.json')
     if not os.path.exists(path):
       raise ValueError(f'{path} is missing: encoding did not finish; run it again')
-    with open(path, encoding='utf-8') as file:
-      manifest = json.load(file)
+    manifest = _manifest(path)
     self.metadata = manifest['metadata']
     self.bad: dict[int, str] = {}
     self._path, self._max_bad_fraction = path, max_bad_fraction
@@ -177,16 +160,24 @@ class TokenShards:
       return None
 
 
+def _manifest(path: str) -> dict[str, Any]:
+  """Returns what `write_manifest` wrote; ValueError where it is damaged."""
+  manifest = files.read_json(path, 'encode the data again')
+  metadata, shards = manifest.get('metadata'), manifest.get('shards')
+  kinds = {'num_bytes': int, 'sha256': str}
+  is_shard = lambda shard: isinstance(shard, dict) and all(
+      isinstance(shard.get(name), kind) for name, kind in kinds.items()
+  )
+  if not (isinstance(metadata, dict) and isinstance(shards, list) and all(map(is_shard, shards))):
+    raise ValueError(f'{path} does not list metadata and shards: encode the data again')
+  return manifest
+
+
 def _check(path: str, shard: Mapping[str, Any], verify: bool):
   again = 'encode or copy this shard again'
   if not os.path.exists(path):
     raise ValueError(f'{path} is missing: {again}')
   if os.path.getsize(path) != shard['num_bytes']:
     raise ValueError(f'{path} has {os.path.getsize(path)} bytes, the manifest says {shard["num_bytes"]}: {again}')
-  if verify and _sha256(path) != shard['sha256']:
+  if verify and files.sha256(path) != shard['sha256']:
     raise ValueError(f'{path} does not have the SHA-256 of the manifest: {again}')
-
-
-def _sha256(path: str) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.data import folders
 
 ITEM_HEADER = '#file onset offset #phone prev-phone next-phone speaker'
@@ -86,8 +86,8 @@ def read_items(path: str | os.PathLike) -> list[Item]:
 
 def write_items(path: str | os.PathLike, items: Iterable[Item]):
   """Writes a Libri-Light `.item` file."""
-  with open(path, 'w', encoding='utf-8') as file:
-    file.writelines(f'{line}\n' for line in (ITEM_HEADER, *(' '.join(map(str, item)) for item in items)))
+  lines = (ITEM_HEADER, *(' '.join(map(str, item)) for item in items))
+  files.write_text(path, ''.join(f'{line}\n' for line in lines))
 
 
 def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
@@ -149,7 +149,7 @@ def read_syntactic(path: str | os.PathLike) -> list[Sample]:
 
 
 def _read_gold(path, columns: Sequence[str]) -> list[tuple[dict[str, str], bool]]:
-  with open(path, encoding='utf-8', newline='') as file:
+  with files.open_csv(path, 'get it anew') as file:
     reader = csv.DictReader(file)
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
@@ -173,7 +173,7 @@ def _band(path, row: dict[str, str]) -> str:
 
 def write_gold(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]):
   """Writes a gold.csv; what a row lacks stays empty."""
-  with open(path, 'w', encoding='utf-8', newline='') as file:
+  with files.atomically(path) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)

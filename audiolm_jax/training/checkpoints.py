@@ -10,7 +10,6 @@ change of structure is reported as a difference of paths.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import pathlib
@@ -26,11 +25,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import audiolm_jax
+from audiolm_jax import files
 from audiolm_jax.stages import base
 from audiolm_jax.training import configs, sharding
 
 FORMAT = 1
 DIGEST, METADATA, MARKER = 'digest.json', 'metadata', 'audiolm_jax.json'
+_REMEDY = 'it is damaged, or no checkpoint of this package'
 _TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # half-saved, half-deleted
 UNDIGESTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax's stamps, made after the digest: no weights
 
@@ -180,13 +181,13 @@ class Checkpointer:
   def _write_digest(self) -> None:
     """Runs in Orbax's thread on the primary process, between the last data file and the final name."""
     [temporary] = self._directory.glob(f'{self._saving}.orbax-checkpoint-tmp*')
-    files = {
-        str(path.relative_to(temporary)): [path.stat().st_size, _sha256(path)]
+    digests = {
+        str(path.relative_to(temporary)): [path.stat().st_size, files.sha256(path)]
         for path in sorted(temporary.rglob('*'))
         if path.is_file() and str(path.relative_to(temporary)) not in UNDIGESTED
     }
     with (temporary / DIGEST).open('w') as file:
-      json.dump({'format': FORMAT, 'files': files}, file, indent=1)
+      json.dump({'format': FORMAT, 'files': digests}, file, indent=1)
       file.flush()
       os.fsync(file.fileno())
 
@@ -201,16 +202,21 @@ def steps(directory: str | pathlib.Path) -> list[int]:
 def fault(directory: pathlib.Path) -> str | None:
   """Returns what is wrong with one step's files, or None when every digest matches."""
   try:
-    files = json.loads((directory / DIGEST).read_text())['files']
-  except (OSError, ValueError, KeyError) as error:
+    digests = files.read_json(directory / DIGEST, 'it was saved in vain').get('files')
+  except ValueError as error:
     return f'{DIGEST} cannot be read: {error}'
-  for name, (size, digest) in files.items():
-    path = directory / name
+  is_entry = lambda x: isinstance(x, list) and len(x) == 2
+  if not (isinstance(digests, dict) and all(map(is_entry, digests.values()))):
+    return f'{DIGEST} does not list files'
+  for name, (size, digest) in digests.items():
+    path, name = directory / name, files.printable(name, 200)
+    if '..' in path.parts or not path.is_relative_to(directory):
+      return f'{DIGEST} lists {name}, which is elsewhere'
     if not path.is_file():
       return f'{name} is missing'
     if path.stat().st_size != size:
       return f'{name} has {path.stat().st_size} bytes, not {size}'
-    if _sha256(path) != digest:
+    if files.sha256(path) != digest:
       return f'{name} differs from its digest'
   return None
 
@@ -238,7 +244,12 @@ def load_variables(
     raise ValueError(f'checkpoint {directory / str(step)}: {reason}')
   metadata = _read_metadata(directory / str(step))
   config = configs.rebuild(metadata['config'], metadata['version'])
-  variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
+  try:
+    variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
+  except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+    raise ValueError(
+        f'checkpoint {directory / str(step)}: its config makes no model ({error!r}): {_REMEDY}'
+    ) from error
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params_name = 'ema_params' if use_ema and metadata['structure'].get('ema_params') else 'params'
   targets = jax.tree.map(
@@ -275,11 +286,9 @@ def _claim(directory: pathlib.Path) -> None:
   directory.mkdir(parents=True, exist_ok=True)
   marker = directory / MARKER
   if not marker.is_file():
-    if found := sorted(path.name for path in directory.iterdir()):
+    if found := sorted(path.name for path in directory.iterdir() if path.suffix != '.partial'):
       raise ValueError(f'{directory} holds {found[:3]} but no {MARKER}: choose an empty directory')
-    temporary = marker.with_suffix('.tmp')
-    temporary.write_text(json.dumps({'format': FORMAT}))
-    temporary.rename(marker)
+    files.write_text(marker, json.dumps({'format': FORMAT}))
   _clear(directory)
 
 
@@ -337,7 +346,8 @@ def _restore_parts(directory: pathlib.Path, targets: Mapping[str, Any], metadata
     saved = {path: (tuple(shape), dtype) for path, (shape, dtype) in metadata['structure'].get(name, {}).items()}
     wanted = {path: (tuple(x.shape), str(x.dtype)) for path, x in leaves.items()}
     lines += [
-        f'{name}.{path}: checkpoint {saved.get(path, "(absent)")}, now {wanted.get(path, "(absent)")}'
+        f'{name}.{files.printable(path, 200)}: '
+        f'checkpoint {saved.get(path, "(absent)")}, now {wanted.get(path, "(absent)")}'
         for path in sorted(saved.keys() | wanted.keys())
         if saved.get(path) != wanted.get(path)
     ]
@@ -360,18 +370,28 @@ def _flatten(tree: Any) -> dict[str, Any]:
 
 def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   """Reads what was saved beside the arrays. Raises ValueError for a format that this version does not know."""
-  metadata = json.loads((directory / METADATA / METADATA).read_text())  # the JSON item names its file so
+  path = directory / METADATA / METADATA  # the JSON item names its file so
+  metadata = files.read_json(path, _REMEDY)
+  metadata.setdefault('fingerprints', {})
+  kinds = {'format': int, 'version': str, 'config': dict, 'structure': dict, 'fingerprints': dict}
+  bad = [name for name, kind in kinds.items() if not isinstance(metadata.get(name), kind)]
+  if not bad and not all(map(_lists_arrays, metadata['structure'].values())):
+    bad = ['structure']
+  if bad:
+    raise ValueError(f'{path} has no {bad[0]} as audiolm_jax writes it: {_REMEDY}')
   if metadata['format'] != FORMAT:
     raise ValueError(
-        f'{directory} has format {metadata["format"]}, written by audiolm_jax {metadata["version"]}; '
+        f'{directory} has format {metadata["format"]}, '
+        f'written by audiolm_jax {files.printable(metadata["version"], 80)}; '
         f'audiolm_jax {audiolm_jax.__version__} reads format {FORMAT}'
     )
   return metadata
 
 
-def _sha256(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _lists_arrays(leaves: Any) -> bool:
+  """Returns whether this is {path: [shape, dtype]}."""
+  is_pair = lambda leaf: isinstance(leaf, list) and list(map(type, leaf)) == [list, str]
+  return isinstance(leaves, dict) and all(map(is_pair, leaves.values()))
 
 
 def _sync(name: str) -> None:

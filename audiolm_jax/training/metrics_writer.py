@@ -10,6 +10,8 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Array, Float
 
+from audiolm_jax import files
+
 FILE = 'metrics.jsonl'
 
 
@@ -30,7 +32,7 @@ class MetricsWriter:
 
   def _open_lines(self):
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    lines = self._path.open('a+b')
+    lines = files.open_in_place(self._path, 'a+b')
     end = lines.seek(0, 2)
     if end:
       lines.seek(end - 1)
@@ -87,15 +89,20 @@ class MetricsWriter:
 def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
   """Returns {step: {name: value}} of a metrics file, or of the directory that holds one: the last value of each.
 
-  Lines that a killed process left unfinished are skipped. Raises FileNotFoundError where there is no file.
+  Lines that a killed process left unfinished, and others that are no metrics of a step, are skipped,
+  and counted in a warning. Raises FileNotFoundError where there is no file.
   """
   path = pathlib.Path(path)
+  path = path / FILE if path.is_dir() else path
+  lines, num_bad = files.json_lines(path)
   steps = {}
-  for text in (path / FILE if path.is_dir() else path).read_text().splitlines():
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError:
+  for line in lines:
+    step = line.pop('step', None)
+    is_step = type(step) is int and 0 <= step < 2**53
+    if not is_step or not all(type(value) in (int, float) for value in line.values()):
+      num_bad += 1
       continue
-    step = line.pop('step')
     steps.setdefault(step, {}).update(line)
+  if num_bad:
+    warnings.warn(f'{path}: {num_bad} lines are no metrics of a step and were left out')
   return {step: steps[step] for step in sorted(steps)}

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from audiolm_jax import files
+
 PRODUCTIVE = 'step'
 FILE = 'goodput.jsonl'
 
@@ -99,19 +101,14 @@ class Watch:
     """Appends a line to `directory`/goodput.jsonl; like all telemetry, a failure is a warning."""
     line = {'started': self._began, **more, **self.summary()}
     try:
-      with (directory / FILE).open('a') as file:
+      with files.open_in_place(directory / FILE, 'a') as file:
         file.write(json.dumps(line) + '\n')
-    except OSError as error:
+    except (OSError, ValueError) as error:
       warnings.warn(f'{directory / FILE} is not written: {error!r}')
 
 
 def read(directory: str | pathlib.Path) -> list[dict[str, Any]]:
   """Returns the last line of each start of a run, in order; unfinished lines are skipped."""
-  starts = {}
-  for text in (pathlib.Path(directory) / FILE).read_text().splitlines():
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError:
-      continue
-    starts[line['started']] = line
-  return list(starts.values())
+  lines, _ = files.json_lines(pathlib.Path(directory) / FILE)
+  lines = [line for line in lines if type(line.get('started')) in (int, float)]
+  return list({line['started']: line for line in lines}.values())

@@ -6,18 +6,21 @@ import json
 import os
 import pathlib
 import socket
+import tempfile
 from collections.abc import Iterator
+
+from audiolm_jax import files
 
 LOCK = 'lock'
 _PROBE_BYTES = 1 << 16
+_MAX_LOCK_CHARACTERS = 4096
 
 
 def probe(directory: pathlib.Path) -> None:
   """Makes `directory` and writes a little there. Raises OSError, before any compute, where that fails."""
-  path = directory / f'.probe-{os.getpid()}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    with path.open('wb') as file:
+    with tempfile.TemporaryFile(dir=directory) as file:  # it has no name that a link could take
       file.write(bytes(_PROBE_BYTES))
       file.flush()
       os.fsync(file.fileno())
@@ -25,24 +28,22 @@ def probe(directory: pathlib.Path) -> None:
     raise OSError(
         error.errno, f'cannot write to workdir {str(directory)!r} ({error.strerror}): free space or choose another'
     ) from error
-  finally:
-    with contextlib.suppress(OSError):
-      path.unlink()
 
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path) -> Iterator[None]:
   """Holds `directory` for this process. The lock of a dead process of this host is taken over.
 
-  Raises ValueError when a live process of this host, or any process of another host, holds it.
+  Raises ValueError when a live process of this host, or any process of another host, holds it, and
+  when the lock is damaged or a link.
   """
   path = directory / LOCK
   with _exclusively(path) as file:
-    text = file.read()
-    holder = json.loads(text) if text.strip() else None
+    holder = _holder(file, path)
     if holder is not None and (holder['host'] != socket.gethostname() or _alive(holder)):
       raise ValueError(
-          f'{str(directory)!r} is in use by process {holder["pid"]} on {holder["host"]}: choose another workdir, '
+          f'{str(directory)!r} is in use by process {holder["pid"]} on '
+          f'{files.printable(holder["host"], 100)}: choose another workdir, '
           f'or, if that machine is gone, delete {str(path)!r}'
       )
     _rewrite(file, {'pid': os.getpid(), 'host': socket.gethostname(), 'started': _started(os.getpid())})
@@ -56,9 +57,26 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _exclusively(path: pathlib.Path):
   """Opens the lock file while no other process looks at it: looking and taking must be one thing."""
-  with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), 'r+') as file:
+  with files.open_in_place(path, 'r+') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield file
+
+
+def _holder(file, path: pathlib.Path) -> dict | None:
+  """Returns who holds a lock, or None. Raises ValueError where the file says neither."""
+  try:
+    text = file.read(_MAX_LOCK_CHARACTERS)
+    holder = json.loads(text) if text.strip() else None
+    if holder is None:
+      return None
+    pid, host = holder['pid'], holder['host']
+    if type(pid) is int and 0 < pid < 2**31 and isinstance(host, str):
+      return {'pid': pid, 'host': host, 'started': holder.get('started')}
+  except (ValueError, TypeError, KeyError, RecursionError):
+    pass
+  raise ValueError(
+      f'{str(path)!r} does not say who holds it: delete it if no process uses this folder'
+  )
 
 
 def _rewrite(file, holder):

@@ -4,10 +4,10 @@ A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, each with the
 fact that has 'rows' of its own is a table too. The papers' numbers for a table are in `paper`.
 """
 
-import json
 import pathlib
 from collections.abc import Iterator
 
+from audiolm_jax import files
 from experiments.evaluations import acoustic, codec, continuation, detection, language, paper, soundstorm, tokens
 
 SUITES = {
@@ -26,8 +26,15 @@ def path(workdir: pathlib.Path, suite: str) -> pathlib.Path:
 
 
 def load(workdir: pathlib.Path) -> dict:
-  """Returns the results that are there, by suite."""
-  return {name: json.loads(path(workdir, name).read_text()) for name in SUITES if path(workdir, name).is_file()}
+  """Returns the results that are there, by suite; ValueError where one is damaged."""
+  found = {}
+  for name in SUITES:
+    if path(workdir, name).is_file():
+      found[name] = files.read_json(path(workdir, name), 'delete it and measure again')
+      rows = found[name].get('rows')
+      if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise ValueError(f'{path(workdir, name)} holds no rows: delete it and measure again')
+  return found
 
 
 def table(report: dict) -> str:
@@ -61,10 +68,11 @@ def _parts(report: dict) -> Iterator[tuple[str, dict]]:
 def _block(rows: dict) -> list[str]:
   """Returns a line of the columns' names, and one for each row; a row may lack columns that another has."""
   columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-  width = max(len(name) for name in rows) + 2
+  names = [files.printable(name) for name in rows]
+  width = max(map(len, names)) + 2
   cells = lambda row: ''.join(f'{_cell(row.get(column, "")):>{max(18, len(column) + 2)}}' for column in columns)
   heading = ' ' * width + cells({column: column for column in columns})
-  return [heading, *(f'{name:<{width}}{cells(row)}' for name, row in rows.items())]
+  return [heading, *(f'{name:<{width}}{cells(row)}' for name, row in zip(names, rows.values()))]
 
 
 def _seconds(values: list[float]) -> dict[str, float]:

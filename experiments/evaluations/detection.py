@@ -5,7 +5,6 @@ needs, is fitted on validation voices and measured on held-out ones.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from audiolm_jax import files
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
@@ -105,10 +105,13 @@ def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, 
   again = f'run `python -m experiments.evaluate --suite=detection --workdir={workdir}` first'
   if not path.is_file():
     raise ValueError(f'{path} does not exist, and with it the calibration of the detector: {again}')
-  found = json.loads(path.read_text())
-  if found['detector'] != workspace.fingerprint(variables.params):
+  found = files.read_json(path, again)
+  if found.get('detector') != workspace.fingerprint(variables.params):
     raise ValueError(f'{path} was measured with another detector than {workdir}/detector holds: {again}')
-  return {unit: detection.Calibration(**found[f'calibration_{unit}']) for unit in ('second', 'clip')}
+  try:
+    return {unit: detection.Calibration(**found[f'calibration_{unit}']) for unit in ('second', 'clip')}
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'{path} holds no calibration ({error!r}): {again}') from error
 
 
 def check_same_models(workdir: pathlib.Path, name: str, own: dict[str, Any], clips: dict[str, Any]):

@@ -82,3 +82,25 @@ def test_librilight(tmp_path):
   assert lengths == [(17, 1.75), (17, 1.75), (17, 0.25), (4, 5.0)]
   with pytest.raises(ValueError, match='unlab-6k'):
     librilight.examples(tmp_path, splits=['unlab-6k'])
+
+
+@pytest.mark.parametrize('text', [
+    '{"voice', '[]', '{"voice_activity": 3}', '{"voice_activity": [[0, NaN]]}', '{"voice_activity": [[0, 1e99]]}',
+    '{"voice_activity": [[2, 1]]}', '{"voice_activity": [["a", 1]]}', '{"voice_activity": [3]}',
+])  # fmt: skip
+def test_torn_and_hostile_voice_activity_is_named(tmp_path, text):
+  fill(tmp_path, ['unlab-600/17/a/x.flac'])
+  (tmp_path / 'unlab-600/17/a/x.json').write_text(text)
+  with pytest.raises(ValueError, match='x.json.*: unpack it again'):
+    librilight.examples(tmp_path)
+
+
+def test_a_record_of_bad_files_that_is_a_link_is_not_written_through(tmp_path):
+  fill(tmp_path, ['in/1.wav'])
+  (tmp_path / 'in/2.wav').write_text('not audio')
+  (tmp_path / 'record').symlink_to(tmp_path / 'victim')
+  record = str(tmp_path / 'record')
+  source = folders.examples(tmp_path / 'in', RATE, max_bad_fraction=0.5, quarantine=record)
+  with pytest.raises(ValueError, match='record is a link'):
+    source[1]
+  assert not (tmp_path / 'victim').exists()

@@ -37,16 +37,6 @@ def test_what_was_written_is_read(folder):
   ]  # fmt: skip
 
 
-def test_what_a_killed_writer_left_goes_with_the_whole_file(folder):
-  left = [folder / 'train-00000-of-00002.array_record.there.1.tmp', folder / 'train.json.here.2.tmp']
-  other = folder / 'test.json.here.2.tmp'
-  for path in (*left, other):
-    path.touch()
-  token_shards.write_shard(folder, 'train', 0, 2, [example(0)])
-  token_shards.write_manifest(folder, 'train', 2, METADATA)
-  assert not any(path.exists() for path in left) and other.exists()
-
-
 def test_batches_of_tokens(folder):
   features = {'codes': Feature((10, 2), np.int32, 50.0), 'semantic': Feature((5,), np.int32, 25.0)}
   batch = next(pipeline.batches(token_shards.TokenShards(folder, 'train'), features, batch_size=3, seed=0))
@@ -116,3 +106,23 @@ def test_objects_are_never_decoded():
   header = b'{"a": ["|O", [1]]}'
   with pytest.raises(ValueError, match=r"'\|O'"):
     token_shards.decode(len(header).to_bytes(4, 'little') + header + bytes(8))
+
+
+@pytest.mark.parametrize('text', [
+    '{"metadata": {}', '[]', '{}', '{"metadata": [], "shards": []}', '{"metadata": {}, "shards": [3]}',
+    '{"metadata": {}, "shards": [{"num_bytes": "9", "sha256": ""}]}', '[' * 100_000,
+])  # fmt: skip
+def test_torn_and_hostile_manifests_are_named(folder, text):
+  (folder / 'train.json').write_text(text)
+  with pytest.raises(ValueError, match='train.json .*: encode the data again'):
+    token_shards.TokenShards(folder, 'train')
+
+
+@pytest.mark.parametrize('header', [
+    '[' * 10_000, '[]', '{"a": 3}', '{"a": ["<i2", [-1]]}', '{"a": ["<i2", [99999999999]]}', '{"a": ["O", [1]]}',
+    '{"a": ["<i2", [true]]}', '{"a": ["<i2", [0.5]]}', '{"a": [["<i2"], [1]]}', '{"a": ["<i2", 1]}',
+])  # fmt: skip
+def test_hostile_records_are_named(header):
+  record = len(header).to_bytes(4, 'little') + header.encode() + bytes(2)
+  with pytest.raises(ValueError, match='not a record of encoded examples'):
+    token_shards.decode(record)

@@ -83,6 +83,7 @@ def test_bands_end_where_zerospeech_ends_them(frequency, band, tmp_path):
         (LEXICAL.splitlines()[0] + '\n', 'no rows'),
         (LEXICAL.replace('T,3,1', 'T,3,yes'), 'line 2'),
         (LEXICAL + 'd,2\n', 'line 5'),
+        (LEXICAL.replace('150', '1' * 2**18), 'is not CSV .field larger than'),
         (LEXICAL.replace('150', 'often'), "'often', not a number"),
     ],
 )

@@ -1,5 +1,6 @@
 """Files through the codec program and back: lengths, resuming, and what it refuses."""
 
+import socket
 import sys
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_jax import audio, codes_file, streaming
+from audiolm_jax import audio, codes_file, files, streaming
 from audiolm_jax.stages import soundstream
 from audiolm_jax.training import checkpoints, configs
 from experiments import chunks, codec, workspace
@@ -94,7 +95,9 @@ def test_a_folder_goes_on_where_it_was(run, recordings, tmp_path, capsys):
   run('encode', recordings, f'--output={out}')
   before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
   (out / 'x/odd.alm').unlink()
-  (out / 'x/odd.alm.partial').write_bytes(b'killed here')
+  left = f'odd.alm.{socket.gethostname()}.{2**22 + 1}.{"0" * 16}.partial'  # no process has that id
+  (out / 'x' / left).write_bytes(b'killed here')
+  files._clear.cache_clear()  # as in a new process
   run('encode', recordings, f'--output={out}')
   assert '1 files made, 3 were there' in capsys.readouterr().out
   assert names(out) == sorted(before)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from audiolm_jax import audio, generation
+from audiolm_jax import audio, files, generation
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages import detector, soundstream
 from audiolm_jax.stages.base import Variables
@@ -171,7 +171,7 @@ def test_files_get_probabilities_by_the_file_and_by_the_second(workdir, monkeypa
   flags = (f'--workdir={workdir}', '--as_is', f'--output={workdir / "scores.json"}')
   with pytest.raises(ValueError, match='evaluate --suite=detection'):  # no calibration yet
     run_detect(monkeypatch, *paths, *flags)
-  workspace.write_text(workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir)))
+  files.write_text(workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir)))
   run_detect(monkeypatch, *paths, *flags)
   quiet, loud = json.loads((workdir / 'scores.json').read_text())['files'].values()
   assert quiet['generated'] < 0.05 and loud['generated'] > 0.95
@@ -192,7 +192,7 @@ def test_files_get_probabilities_by_the_file_and_by_the_second(workdir, monkeypa
     ('missing.wav', None, 'missing.wav'),
 ])  # fmt: skip
 def test_bad_files_are_named(name, samples, message, workdir, monkeypatch):
-  workspace.write_text(workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir)))
+  files.write_text(workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir)))
   if samples is not None:
     audio.save(workdir / name, samples.astype(np.float32), RATE)
   elif name == 'text.wav':

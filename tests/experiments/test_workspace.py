@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import threading
@@ -11,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import kmeans
+from audiolm_jax import files, kmeans
 from audiolm_jax.pretrained import hubert
 from audiolm_jax.stages.base import Variables
+from experiments import evaluations, workspace
 from experiments import recipe as recipe_lib
-from experiments import workspace
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENCODER = kmeans.SemanticEncoder(config=None, layer=7, frames_per_token=2)
@@ -139,24 +138,6 @@ def test_stacked_pads_with_zeros_at_the_end():
   assert (wave_BT.dtype, num_samples_B.dtype) == (np.float32, np.int32)
 
 
-def test_files_take_their_name_when_they_are_whole(tmp_path):
-  path = tmp_path / 'new' / 'a.json'
-  workspace.write_text(path, 'one')
-  with pytest.raises(RuntimeError):
-    with workspace.atomically(path) as partial:
-      partial.write_text('two')
-      raise RuntimeError
-  assert path.read_text() == 'one'
-  dead = subprocess.run(['sh', '-c', 'echo $$'], capture_output=True, text=True, check=True).stdout.strip()
-  for owner in (f'{socket.gethostname()}.{dead}', f'{socket.gethostname()}.1', f'elsewhere.{dead}'):
-    (path.parent / f'a.json.{owner}.partial').touch()
-  workspace.write_text(path, 'three')  # clears what a dead process left here, and nothing else
-  assert path.read_text() == 'three'
-  assert sorted(file.name.split('.', 2)[2] for file in path.parent.glob('*.partial')) == sorted(
-      [f'{socket.gethostname()}.1.partial', f'elsewhere.{dead}.partial']
-  )
-
-
 def test_waiting_for_others_ends(tmp_path):
   files = [tmp_path / 'a', tmp_path / 'b']
   missing = lambda: [str(file) for file in files if not file.exists()]
@@ -192,3 +173,67 @@ def test_what_was_compiled_is_found_again(tmp_path):
     counts.append([int(number) for number in done.stdout.split()])
   (cold_hits, cold_misses), (warm_hits, warm_misses) = counts
   assert cold_hits == 0 and cold_misses > 0 and warm_hits == cold_misses and warm_misses == 0
+
+
+@pytest.mark.parametrize('mode', [0o777, 0o1777, 0o775, 0o757])
+def test_a_compilation_cache_that_others_can_write_is_refused(tmp_path, mode):
+  cache = tmp_path / 'a cache'
+  cache.mkdir()
+  cache.chmod(mode)
+  with pytest.raises(ValueError, match="others can write to the compilation cache .*chmod go-w '.*a cache'"):
+    workspace.check_cache(str(cache))
+  subprocess.run(['chmod', 'go-w', cache], check=True)  # the remedy
+  workspace.check_cache(str(cache))
+
+
+def test_a_compilation_cache_is_made_so_that_others_cannot_write(tmp_path):
+  previous = os.umask(0)
+  try:
+    workspace.check_cache(str(tmp_path / 'new' / 'cache'))
+  finally:
+    os.umask(previous)
+  assert (tmp_path / 'new' / 'cache').stat().st_mode & 0o777 == 0o755
+  workspace.check_cache('gs://bucket/cache')  # who may write there is the bucket's matter
+
+
+def test_a_compilation_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+  if os.geteuid() == 0:
+    os.chown(tmp_path, 12_345, -1)
+  owner = tmp_path.stat().st_uid
+  monkeypatch.setattr(os, 'geteuid', lambda: owner + 1)
+  with pytest.raises(ValueError, match=f'belongs to user {owner}, who can put programs there'):
+    workspace.check_cache(str(tmp_path))
+
+
+def test_programs_refuse_a_shared_cache_of_the_environment_and_print_no_escapes(tmp_path, monkeypatch):
+  cache = tmp_path / 'c\x1b[2J'
+  cache.mkdir()
+  cache.chmod(0o777)
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
+  called = []
+  with pytest.raises(SystemExit, match=r'error: others can write to .*c\\x1b\[2J'):
+    workspace.run(lambda: called.append(1))
+  assert not called
+
+
+def test_errors_keep_their_lines_and_lose_their_escapes():
+  def fail():
+    raise ValueError('a\n  \x1b]0;b\x07 \udcff')
+
+  with pytest.raises(SystemExit) as caught:
+    workspace.run(fail)
+  assert str(caught.value) == 'error: a\n  \\x1b]0;b\\x07 \\udcff'
+
+
+@pytest.mark.parametrize('text', ['{', '[]'])
+def test_a_torn_mark_of_a_folder_is_named(tmp_path, text):
+  (tmp_path / 'made_by.json').write_text(text)
+  with pytest.raises(ValueError, match='made_by.json .*: move .* away first'):
+    workspace.claim(tmp_path, {'soundstream': 'abc'})
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{}', '{"rows": []}', '{"rows": {"a": 3}}'])
+def test_damaged_results_are_named(tmp_path, text):
+  files.write_text(evaluations.path(tmp_path, 'codec'), text)
+  with pytest.raises(ValueError, match='codec.json .*: delete it and measure again'):
+    evaluations.load(tmp_path)

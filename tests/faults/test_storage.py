@@ -17,6 +17,7 @@ import pytest
 import soundfile
 from safetensors import SafetensorError
 
+from audiolm_jax import files
 from audiolm_jax.data import token_shards
 from audiolm_jax.training import checkpoints, configs, metrics_writer, saver, sharding
 from tests.experiments import test_workspace
@@ -180,7 +181,7 @@ def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
   path.write_text(path.read_text().replace('"format": 1', '"format": 2').replace('"0.1.0"', '"7.0.0"'))
   digest = directory / '3' / checkpoints.DIGEST
   listed = json.loads(digest.read_text())
-  listed['files']['metadata/metadata'] = [path.stat().st_size, checkpoints._sha256(path)]
+  listed['files']['metadata/metadata'] = [path.stat().st_size, files.sha256(path)]
   digest.write_text(json.dumps(listed))
   checkpointer = checkpoints.Checkpointer(directory)
   with pytest.raises(ValueError, match='format 2, written by audiolm_jax 7.0.0; audiolm_jax .* reads format 1'):
@@ -376,7 +377,7 @@ def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
       'codes.alm': lambda path: codes_file.save(path, header, random.integers(0, 1024, (500, 12))),
       'wave.wav': lambda path: audio.save(path, random.normal(size=16_000).astype(np.float32) / 9, 16_000),
       'kmeans.safetensors': lambda path: _save_large_clusters(workspace, path),
-      'text.json': lambda path: workspace.write_text(path, 'x' * 10_000),
+      'text.json': lambda path: files.write_text(path, 'x' * 10_000),
   }
   (tmp_path / 'out').mkdir()
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -255,3 +256,113 @@ def test_unwritable_workdir_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='cannot write to workdir .*file/run'):
     workdir.probe(pathlib.Path(tmp_path / 'file' / 'run'))
+
+
+HUBERT = 'audiolm_jax.pretrained.hubert.Config'
+
+
+@pytest.mark.parametrize('data, message', [
+    ({}, 'names the config class'),
+    ({'class': 7, 'fields': {}}, 'names the config class'),
+    ({'class': ['x'] * 3, 'fields': {}}, 'names the config class'),
+    ({'class': HUBERT}, 'of no known form'),
+    ({'class': HUBERT, 'fields': [1]}, 'of no known form'),
+    ({'class': HUBERT, 'fields': {'width': {'class': 3, 'fields': {}}}}, 'of no known form'),
+    ({'class': HUBERT, 'fields': {'width': {'dtype': 'float77'}}}, "dtype 'float77'"),
+    ({'class': HUBERT, 'fields': {'width': {'dtype': ['f4']}}}, 'of dtype'),
+    ({'class': HUBERT, 'fields': {'width': {'dtype': 'O'}}}, "dtype 'O'"),
+    ({'class': HUBERT, 'fields': {'width': {'dtype': 'i4,i4'}}}, "dtype 'i4,i4'"),
+    ({'class': HUBERT, 'fields': {'width': {'dtype': 'zeros'}}}, "dtype 'zeros'"),
+    ({'class': HUBERT, 'fields': {'width': [0] * 5000}}, '5,000 items in one place'),
+    ({'class': HUBERT, 'fields': {'no such': 1}}, 'which audiolm_jax'),
+    ({'class': 'audiolm_jax.pretrained.no_such.Config', 'fields': {}}, 'does not have'),
+    ({'class': 'audiolm_jax.pretrained..Config', 'fields': {}}, 'does not have'),
+])  # fmt: skip
+def test_hostile_configs_are_named_errors(data, message):
+  with pytest.raises(ValueError, match=message):
+    configs.rebuild(data, '0.1.0')
+
+
+@pytest.mark.parametrize('wrap', [lambda x: [x], lambda x: {'a': x}])
+def test_configs_nested_too_deep_are_a_named_error(wrap):
+  data = 1
+  for _ in range(500):
+    data = wrap(data)
+  with pytest.raises(ValueError, match='nested deeper than 32'):
+    configs.rebuild({'class': HUBERT, 'fields': {'width': data}}, '0.1.0')
+
+
+@pytest.mark.parametrize('text', [
+    '{', '[]', '7', '"x"', '{}', '{"pid": "1", "host": "a"}', '{"pid": -1, "host": "a"}', '{"pid": 1}', '[' * 4000,
+    '{"pid": 1, "host": 3}', '{"pid": ' + '9' * 30 + ', "host": "a"}', 'x' * 10_000, '{"pid": true, "host": "a"}',
+])  # fmt: skip
+def test_a_torn_or_hostile_lock_is_a_named_error_and_stays(tmp_path, text):
+  (tmp_path / 'lock').write_text(text)
+  with pytest.raises(ValueError, match='lock\' does not say who holds it: delete it if no process uses'):
+    with workdir.locked(tmp_path):
+      pass
+  assert (tmp_path / 'lock').read_text() == text
+  (tmp_path / 'lock').unlink()  # the remedy
+  with workdir.locked(tmp_path):
+    pass
+
+
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path):
+  victim = tmp_path / 'victim'
+  victim.write_text('')
+  (tmp_path / 'lock').symlink_to(victim)
+  with pytest.raises(ValueError, match='lock is a link'):
+    with workdir.locked(tmp_path):
+      pass
+  assert victim.read_text() == ''
+  (tmp_path / 'lock').unlink()
+  os.mkfifo(tmp_path / 'lock')
+  with pytest.raises(ValueError, match='lock is no regular file'):
+    with workdir.locked(tmp_path):
+      pass
+
+
+def test_the_host_of_a_lock_steers_no_terminal(tmp_path):
+  (tmp_path / 'lock').write_text(json.dumps({'pid': 1, 'host': '\x1b[2Jx', 'started': '1'}))
+  with pytest.raises(ValueError, match=r'on \\x1b\[2Jx: choose'):
+    with workdir.locked(tmp_path):
+      pass
+
+
+def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / f'.probe-{os.getpid()}').symlink_to(tmp_path / 'victim')
+  workdir.probe(tmp_path / 'run')
+  assert not (tmp_path / 'victim').exists()
+  assert os.listdir(tmp_path / 'run') == [f'.probe-{os.getpid()}']
+
+
+@pytest.mark.parametrize('text, reason', [
+    ('{"files"', 'cannot be read: .* is not JSON'),
+    ('[]', 'holds a list'),
+    ('{}', 'does not list files'),
+    ('{"files": []}', 'does not list files'),
+    ('{"files": {"a": 3}}', 'does not list files'),
+    ('{"files": {"../../victim": [0, ""]}}', 'lists ../../victim, which is elsewhere'),
+    ('{"files": {"/etc/passwd": [0, ""]}}', 'lists /etc/passwd, which is elsewhere'),
+    ('{"files": {"\\u001b[2J": [0, ""]}}', r'^\\x1b\[2J is missing'),
+])  # fmt: skip
+def test_a_hostile_digest_is_a_named_fault(tmp_path, text, reason):
+  (tmp_path / checkpoints.DIGEST).write_text(text)
+  assert re.search(reason, checkpoints.fault(tmp_path))
+
+
+@pytest.mark.parametrize('change, field', [
+    ({'format': '1'}, 'format'), ({'version': None}, 'version'), ({'config': []}, 'config'),
+    ({'structure': {'params': [1]}}, 'structure'), ({'structure': {'params': {'a': 3}}}, 'structure'),
+    ({'fingerprints': []}, 'fingerprints'),
+])  # fmt: skip
+def test_hostile_metadata_are_a_named_error(tmp_path, change, field):
+  good = {'format': 1, 'version': '0.1.0', 'config': {}, 'structure': {'params': {'a': [[1], 'float32']}}}
+  (tmp_path / 'metadata').mkdir()
+  path = tmp_path / 'metadata' / 'metadata'
+  path.write_text(json.dumps(good))
+  assert checkpoints._read_metadata(tmp_path) == good | {'fingerprints': {}}
+  path.write_text(json.dumps(good | change))
+  with pytest.raises(ValueError, match=f'metadata has no {field} as audiolm_jax writes it'):
+    checkpoints._read_metadata(tmp_path)

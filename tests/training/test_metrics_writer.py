@@ -19,7 +19,8 @@ def test_last_value_of_a_step_wins_and_broken_lines_are_skipped(tmp_path):
   writer.scalars(3, {'loss': 0.25})
   writer.scalars(3, {'eval/loss': 0.5})
   writer.close()
-  steps = metrics_writer.read(tmp_path)
+  with pytest.warns(UserWarning, match='metrics.jsonl: 1 lines are no metrics of a step'):
+    steps = metrics_writer.read(tmp_path)
   assert list(steps) == [1, 2, 3]
   assert [steps[s]['loss'] for s in steps] == [10.0, 20.0, 0.25]
   assert steps[3]['eval/loss'] == 0.5
@@ -62,3 +63,21 @@ def test_unwritable_directory_is_a_warning(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.warns(UserWarning, match='no longer written'):
     metrics_writer.MetricsWriter(tmp_path / 'file', tensorboard=False).scalars(1, {'loss': 1.0})
+
+
+def test_hostile_lines_stop_no_resume_and_are_counted(tmp_path):
+  bad = ['[1]', '{}', '{"step": null}', '{"step": "9"}', '{"step": 1e999}', '{"step": -1}', '{"step": true}',
+         '{"step": ' + '9' * 400 + '}', '{"step": [9]}', '{"step": 9, "loss": "x"}', '[' * 100_000]  # fmt: skip
+  lines = ['{"step": 7, "loss": 0.5}', *bad, '{"step": 8, "loss": NaN}']
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+  with pytest.warns(UserWarning, match=f'{len(bad)} lines are no metrics of a step and were left out'):
+    steps = metrics_writer.read(tmp_path)
+  assert list(steps) == [7, 8] and steps[7] == {'loss': 0.5} and np.isnan(steps[8]['loss'])
+
+
+def test_a_log_that_is_a_link_is_not_written_through(tmp_path):
+  (tmp_path / 'victim').write_text('precious')
+  (tmp_path / 'metrics.jsonl').symlink_to(tmp_path / 'victim')
+  with pytest.warns(UserWarning, match='no longer written.*is a link'):
+    metrics_writer.MetricsWriter(tmp_path, tensorboard=False).scalars(1, {'loss': 1.0})
+  assert (tmp_path / 'victim').read_text() == 'precious'

@@ -47,3 +47,12 @@ def test_goodput_is_the_share_of_the_steps(tmp_path):
   [line] = watch.read(tmp_path)
   assert line['step'] == 2 and line['goodput'] == pytest.approx(summary['goodput'], rel=0.2)
   assert json.loads((tmp_path / watch.FILE).read_text().splitlines()[0])['step'] == 1
+
+
+def test_hostile_lines_of_goodput_are_skipped(tmp_path):
+  lines = [
+      '{"started": 1.5, "step": 2}', '[]', '{}', '{"started": []}', '{"started": 1.5, "st',
+      '{"started": 1.5, "step": 3}',
+  ]  # fmt: skip
+  (tmp_path / watch.FILE).write_text('\n'.join(lines))
+  assert watch.read(tmp_path) == [{'started': 1.5, 'step': 3}]
