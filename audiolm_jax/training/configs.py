@@ -12,6 +12,7 @@ import audiolm_jax
 
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
 _MISSING = '(absent)'
+_MAX_DEPTH, _MAX_ITEMS = 32, 4096  # of a config; ours have 6 and some dozens
 
 
 def describe(value: Any) -> Any:
@@ -41,31 +42,56 @@ def rebuild(data: Mapping[str, Any], version: str) -> Any:
   configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises ValueError for anything else
   and for fields this version lacks.
   """
-  path = data['class']
-  if not (path.startswith(_ROOMS) and path.count('.') == 3 and path.endswith('.Config')):
+  path = data.get('class')
+  is_path = isinstance(path, str) and path.startswith(_ROOMS)
+  if not (is_path and path.count('.') == 3 and path.endswith('.Config')):
     allowed = ' and '.join(f'{room}<module>.Config' for room in _ROOMS)
-    raise ValueError(f'checkpoint names the config class {path!r}: only {allowed} are allowed')
-  return _rebuild(data, version)
+    shown = str(path)[:200]
+    raise ValueError(f'checkpoint names the config class {shown!r}: only {allowed} are allowed')
+  if set(data) != {'class', 'fields'}:
+    raise ValueError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
+  return _rebuild(data, version, _MAX_DEPTH)
 
 
-def _rebuild(data: Any, version: str) -> Any:
+def _rebuild(data: Any, version: str, depth: int) -> Any:
+  if depth == 0:
+    raise ValueError(f'checkpoint has a config nested deeper than {_MAX_DEPTH}: it is damaged')
+  if isinstance(data, (list, Mapping)) and len(data) > _MAX_ITEMS:
+    raise ValueError(f'checkpoint has a config of {len(data):,} items in one place: it is damaged')
   if isinstance(data, list):
-    return tuple(_rebuild(item, version) for item in data)
+    return tuple(_rebuild(item, version, depth - 1) for item in data)
   if not isinstance(data, Mapping):
     return data
   if set(data) == {'dtype'}:
-    return getattr(jnp, np.dtype(data['dtype']).name)
+    return _dtype(data['dtype'])
   if set(data) != {'class', 'fields'}:
-    return {name: _rebuild(item, version) for name, item in data.items()}
+    return {name: _rebuild(item, version, depth - 1) for name, item in data.items()}
+  if not (isinstance(data['class'], str) and isinstance(data['fields'], Mapping)):
+    raise ValueError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
   kind = _import_class(data['class'], version)
   known = {field.name for field in dataclasses.fields(kind)}
   unknown = sorted(set(data['fields']) - known)
   if unknown:
     raise ValueError(
-        f'checkpoint of audiolm_jax {version} sets {data["class"]} fields {unknown}, which audiolm_jax '
+        f'checkpoint of audiolm_jax {version} sets {data["class"]} fields {str(unknown)[:200]}, '
+        f'which audiolm_jax '
         f'{audiolm_jax.__version__} does not have: load it with the version that wrote it'
     )
-  return kind(**{name: _rebuild(item, version) for name, item in data['fields'].items()})
+  fields = {name: _rebuild(item, version, depth - 1) for name, item in data['fields'].items()}
+  try:
+    return kind(**fields)
+  except TypeError as error:  # a field is missing, or compared with a number
+    raise ValueError(
+        f'checkpoint of audiolm_jax {version} does not make a {data["class"]}: {error}'
+    ) from error
+
+
+def _dtype(name: Any) -> Any:
+  """Returns the dtype of that name as configs hold it, such as jnp.bfloat16."""
+  kind = getattr(jnp, name, None) if isinstance(name, str) and name.isidentifier() else None
+  if not (hasattr(kind, 'dtype') and isinstance(kind.dtype, np.dtype) and kind.dtype.name == name):
+    raise ValueError(f'checkpoint has a config of dtype {str(name)[:200]!r}, which JAX does not have')
+  return kind
 
 
 def _import_class(path: str, version: str) -> type:
