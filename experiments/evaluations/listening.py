@@ -13,14 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.metrics import detection
-from experiments import forgeries, workspace
+from experiments import forgeries
 
 MOST_CLIPS = 100  # as in the paper
 ANSWERS = ('original', 'generated')  # by label (stages.detector)
 COLUMNS = ('kit', 'rater', 'clip', 'answer', 'plays')
 KEY = 'listening_key.json'
+MAX_NAME = 200  # characters of a rater's name; the page allows 60
 
 
 def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: int | None = None) -> dict:
@@ -62,24 +63,24 @@ def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: 
       'clips': [f'clips/{name}' for name in names],
   }
   key = {'kit': kit, 'clips': {name: ANSWERS[label] for name, label in zip(names, labels, strict=True)}}
-  workspace.write_text(workdir / KEY, json.dumps(key, indent=1))
+  files.write_text(workdir / KEY, json.dumps(key, indent=1))
   template = pathlib.Path(__file__).with_name('listening.html').read_text('utf-8')
-  workspace.write_text(folder / 'index.html', template.replace('__KIT__', json.dumps(page).replace('<', '\\u003c')))
+  files.write_text(folder / 'index.html', template.replace('__KIT__', json.dumps(page).replace('<', '\\u003c')))
   return key
 
 
 def analyse(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict:
   """Returns how often listeners were right, and how probable that or worse is where they guess (exact binomial test).
 
-  Rows: everyone together, then each rater. p_value is two-sided, against 1/2; low and high are Wilson's 95 % interval.
-  Ratings of one clip by several raters count as independent, as in the paper.
+  Rows: 'all', everyone together, then 'rater NAME' of each. p_value is two-sided, against 1/2; low
+  and high are Wilson's 95 % interval. Ratings of one clip by several raters count as independent, as in the paper.
 
   Raises ValueError, naming file and line, for what is no answer to this test.
   """
   path = workdir / KEY
   if not path.is_file():
     raise ValueError(f'{path} does not exist: it is written with the page, keep it to read the answers')
-  key = json.loads(path.read_text())
+  key = read_key(path)
   ratings = [rating for path in paths for rating in read(path, key)]
   seen = set()
   for rater, clip, _ in ratings:
@@ -88,31 +89,45 @@ def analyse(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict:
     seen.add((rater, clip))
   rows = {'all': summary(ratings, key)}
   for rater in sorted({rater for rater, _, _ in ratings}):
-    rows[rater or '(no name)'] = summary([rating for rating in ratings if rating[0] == rater], key)
+    own = [rating for rating in ratings if rating[0] == rater]
+    # So that no name takes the row of all, and none begins as a formula of a spreadsheet.
+    rows[f'rater {rater}' if rater else 'without a name'] = summary(own, key)
   return {'rows': rows, 'kit': key['kit']}
+
+
+def read_key(path: pathlib.Path) -> dict:
+  """Returns the key that `build` wrote; ValueError where it is damaged."""
+  key = files.read_json(path, 'take it from a copy: without it the answers mean nothing')
+  clips = key.get('clips')
+  is_key = isinstance(key.get('kit'), str) and isinstance(clips, dict)
+  if not (is_key and all(kind in ANSWERS for kind in clips.values())):
+    raise ValueError(f'{path} is no key of a listening test: take it from a copy')
+  return key
 
 
 def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:
   """Returns (rater, clip, answer) of every line of a CSV file that the page saved."""
-  with path.open(newline='', encoding='utf-8-sig') as file:
+  with files.open_csv(path, 'save it again from the page') as file:
     lines = list(csv.reader(file))
   if not lines:
     raise ValueError(f'{path} is empty: save it again from the page')
   if tuple(lines[0]) != COLUMNS:
     raise ValueError(
-        f'{path} has the columns {", ".join(lines[0])}, not {", ".join(COLUMNS)}: save it again from the page'
+        f'{path} has the columns {", ".join(lines[0])[:200]}, not {", ".join(COLUMNS)}: save it again from the page'
     )
   ratings = []
   for number, line in enumerate(lines[1:], 2):
     if len(line) != len(COLUMNS):
       raise ValueError(f'{path}, line {number}: {len(line)} columns, not {len(COLUMNS)}')
     kit, rater, clip, answer, _ = line
+    if len(rater) > MAX_NAME:
+      raise ValueError(f'{path}, line {number}: a name of {len(rater)} characters: give one of {MAX_NAME}')
     if kit != key['kit']:
-      raise ValueError(f'{path}, line {number}: answers the test {kit!r}, the key is that of {key["kit"]!r}')
+      raise ValueError(f'{path}, line {number}: answers the test {kit[:80]!r}, the key is that of {key["kit"]!r}')
     if clip not in key['clips']:
-      raise ValueError(f'{path}, line {number}: the test has no clip {clip!r}')
+      raise ValueError(f'{path}, line {number}: the test has no clip {clip[:80]!r}')
     if answer not in ANSWERS:
-      raise ValueError(f'{path}, line {number}: the answer is {answer!r}, not one of {", ".join(ANSWERS)}')
+      raise ValueError(f'{path}, line {number}: the answer is {answer[:80]!r}, not one of {", ".join(ANSWERS)}')
     ratings.append((rater, clip, answer))
   if not ratings:
     raise ValueError(f'{path} holds no answers: save it again from the page')

@@ -3,6 +3,8 @@
 import csv
 import html.parser
 import json
+import pathlib
+import re
 import wave
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages import detector
-from experiments import forgeries
+from experiments import evaluations, forgeries
 from experiments.evaluations import listening
 from tests import browser
 
@@ -105,9 +107,10 @@ def test_analysis_is_the_exact_binomial_test(tmp_path):
   paths = [write(tmp_path / 'a.csv', key, 9), write(tmp_path / 'b.csv', key, 4, rater='bob, "jr"')]
   found = listening.analyse(tmp_path, paths)['rows']
   # Two-sided: 9 or 10 of 10 right, or 0 or 1.
-  assert found['ann']['p_value'] == pytest.approx(2 * (10 + 1) / 2**10)
-  assert found['ann']['correct'] == 0.9 and found['ann']['caught'] == 0.8 and found['ann']['false_alarms'] == 0
-  assert found['bob, "jr"']['correct'] == 0.4
+  assert found['rater ann']['p_value'] == pytest.approx(2 * (10 + 1) / 2**10)
+  ann = found['rater ann']
+  assert ann['correct'] == 0.9 and ann['caught'] == 0.8 and ann['false_alarms'] == 0
+  assert found['rater bob, "jr"']['correct'] == 0.4
   assert found['all']['correct'] == 13 / 20 and found['all']['ratings'] == 20
   assert found['all']['low'] < 0.5 < 13 / 20 < found['all']['high']
 
@@ -121,6 +124,9 @@ def test_analysis_is_the_exact_binomial_test(tmp_path):
     (lambda text: text.replace('original', 'both', 1), "line 2: the answer is 'both'"),
     (lambda text: text.replace(',1\n', '\n', 1), 'line 2: 4 columns, not 5'),
     (lambda text: text + text.splitlines()[1] + '\n', "'ann' answers 0.wav twice"),
+    (lambda text: text.replace('ann', 'a' * 2**18), 'a.csv is not CSV .field larger than'),
+    (lambda text: text.replace('ann', 'a' * 300), 'line 2: a name of 300 characters: give one of 200'),
+    (lambda text: text.replace('ann', 'a' * 2**27), 'a.csv has more than 67,108,864 bytes'),
 ])  # fmt: skip
 def test_files_that_are_no_answers_are_named(spoil, message, tmp_path):
   key = {'kit': 'abc', 'clips': {'0.wav': 'original', '1.wav': 'generated'}}
@@ -129,6 +135,41 @@ def test_files_that_are_no_answers_are_named(spoil, message, tmp_path):
   path.write_text(spoil(path.read_text()), newline='')
   with pytest.raises(ValueError, match=message):
     listening.analyse(tmp_path, [path])
+
+
+def test_names_of_raters_take_no_other_row_and_steer_no_terminal(tmp_path):
+  key = {'kit': 'abc', 'clips': {f'{n}.wav': listening.ANSWERS[n % 2] for n in range(4)}}
+  (tmp_path / listening.KEY).write_text(json.dumps(key))
+  right = {'all': 0, '': 1, 'without a name': 2, '(no name)': 3, '=1+1': 4, '\x1b[2Jx\ny': 4}
+  paths = [
+      write(tmp_path / f'{n}.csv', key, count, rater=name)
+      for n, (name, count) in enumerate(right.items())
+  ]
+  result = listening.analyse(tmp_path, paths)
+  rows = {'all': 14 / 24, 'without a name': 1 / 4}
+  rows |= {f'rater {name}': count / 4 for name, count in right.items() if name}
+  assert {name: row['correct'] for name, row in result['rows'].items()} == pytest.approx(rows)
+  shown = evaluations.table({'listening': result})
+  assert '\x1b' not in shown and 'rater \\x1b[2Jx\\ny' in shown
+  # An empty line, the title, the columns; below ours the paper's row and source.
+  assert len(shown.splitlines()) == 3 + len(rows) + 2
+
+
+def test_names_that_begin_as_formulas_are_quoted_by_the_page():
+  page = pathlib.Path(listening.__file__).with_name('listening.html').read_text('utf-8')
+  [pattern] = re.findall(r"const plain = text => /(.+)/.test\(text\) \? \"'\" \+ text : text;", page)
+  for name in ('=1', '+1', '-1', '@sum', '\t=1', '\r=1'):
+    assert re.match(pattern, name)
+  for name in ('ann', 'a=1', ' x', '1-2'):
+    assert not re.match(pattern, name)
+  assert "const quoted = text => '\"' + plain(String(text))" in page and 'quoted(state.rater)' in page
+
+
+@pytest.mark.parametrize('text', ['{}', '{"kit": "a", "clips": []}', '[', '{"kit": "a", "clips": {"1": {}}}'])
+def test_a_damaged_key_is_named(tmp_path, text):
+  (tmp_path / listening.KEY).write_text(text)
+  with pytest.raises(ValueError, match='listening_key.json .*take it from a copy'):
+    listening.analyse(tmp_path, [])
 
 
 @pytest.mark.browser
@@ -164,7 +205,7 @@ def test_a_listener_gets_through_by_keyboard_and_saves_the_answers(kit, tmp_path
         break
       page.run('new Promise(done => setTimeout(done, 50))')
   found = listening.analyse(workdir, [path])['rows']
-  assert list(found) == ['all', 'Zoë, "Z"'] and found['all']['correct'] == 3 / 4
+  assert list(found) == ['all', 'rater Zoë, "Z"'] and found['all']['correct'] == 3 / 4
 
 
 @pytest.mark.browser
