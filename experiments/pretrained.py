@@ -12,11 +12,11 @@ generation and `experiments.codec` use it. A model of features takes the place o
 
 import argparse
 import pathlib
-import shutil
 
 import jax
 
-from audiolm_jax.pretrained import hub
+from audiolm_jax import files
+from audiolm_jax.pretrained import byte_pairs, hub
 from audiolm_jax.training import checkpoints, configs
 from audiolm_jax.training import workdir as workdir_lib
 from experiments import workspace
@@ -32,12 +32,30 @@ def main(arguments: list[str] | None = None):
   folder = hub.fetch(args.source, revision=args.revision)
   config, variables = hub.from_pretrained(folder)
   output = args.output or args.workdir / place(config)
+  names = [name for name in getattr(config, 'files', ()) if (folder / name).is_file()]
+  vocabulary = {name: text_of(folder, name) for name in names}
   save(output, config, variables, {'source': args.source, 'revision': args.revision, 'licence': licence})
-  for name in getattr(config, 'files', ()):
-    if (folder / name).is_file():  # audio needs no vocabulary; whoever reads texts is told that it is missing
-      shutil.copyfile(folder / name, output / name)
+  for name, content in vocabulary.items():
+    files.write_text(output / name, content)
   size = sum(leaf.size for leaf in jax.tree.leaves(variables))
-  print(f'{args.source} ({licence}): {size / 1e6:.1f} M parameters; {output}')
+  print(files.printable(f'{args.source} ({licence}): {size / 1e6:.1f} M parameters; {output}'))
+
+
+def text_of(folder: pathlib.Path, name: str) -> str:
+  """Returns the text of a file that goes with a model, such as the vocabulary that texts need.
+
+  Raises ValueError where it is a link to elsewhere (those of the hub's cache lead to its own `blobs`),
+  large, or no text.
+  """
+  path, home = (folder / name).resolve(), folder.resolve()
+  if not path.is_relative_to(home) and path.parent != home.parent.parent / 'blobs':
+    raise ValueError(f'{folder / name} is a link to {path}: put the file itself there')
+  if path.stat().st_size > byte_pairs.MAX_MERGES_BYTES:
+    raise ValueError(f'{folder / name} has {path.stat().st_size:,} bytes: this is no vocabulary')
+  try:
+    return path.read_bytes().decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{folder / name} is no text ({error}): fetch it again') from error
 
 
 def place(config) -> str:

@@ -82,6 +82,11 @@ def fetch(name_or_path: str | pathlib.Path, *, revision: str | None = None) -> p
   """Returns the folder that `from_pretrained` reads, after downloading a repository; raises as that does."""
   folder = pathlib.Path(name_or_path)
   if folder.is_dir():
+    if isinstance(name_or_path, str) and published(name_or_path):
+      raise ValueError(
+          f'{name_or_path} is a repository that we know, and a folder here: write ./{name_or_path} '
+          'where you mean the folder, or go to another folder where you mean the repository'
+      )
     if revision is not None:
       raise ValueError(f'revision={revision!r} is for repositories; {folder} is a folder')
     return folder

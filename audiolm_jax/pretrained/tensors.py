@@ -5,7 +5,6 @@ read, so that a bad file costs no memory. The modules of a source carry the name
 `encoder.block_0.conv1.kernel` is the tensor `encoder.block.0.conv1.weight`. Weight normalization is folded.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -15,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from audiolm_jax import files
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kilobytes
@@ -62,22 +63,8 @@ LAYOUTS = {
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Returns the object in a small JSON file; ValueError where it is missing, large, or no object."""
-  try:
-    with path.open('rb') as file:
-      text = file.read(MAX_JSON_BYTES + 1)
-  except OSError as error:
-    raise ValueError(
-        f'{path} cannot be read: {error.strerror}; a pretrained model is a folder with {CONFIG} and {WEIGHTS}'
-    ) from error
-  if len(text) > MAX_JSON_BYTES:
-    raise ValueError(f'{path} has more than {MAX_JSON_BYTES:,} bytes: this is no {path.name} of a model')
-  try:
-    data = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON: {error}') from error
-  if not isinstance(data, dict):
-    raise ValueError(f'{path} holds a {type(data).__name__}, not an object')
-  return data
+  remedy = f'a pretrained model is a folder with {CONFIG} and {WEIGHTS}, fetch it again'
+  return files.read_json(path, remedy, max_bytes=MAX_JSON_BYTES)
 
 
 def integer(data: Mapping[str, Any], name: str, default: int, high: int = MAX_INTEGER) -> int:
@@ -133,10 +120,12 @@ def declared(folder: pathlib.Path) -> dict[str, Entry]:
         for name in file.keys():
           part = file.get_slice(name)
           if name in result:
-            raise ValueError(f'{path} and {result[name].path} both hold {name}')
+            other = result[name].path
+            raise ValueError(f'{path} and {other} both hold {files.printable(name, 200)}')
           result[name] = Entry(path, tuple(part.get_shape()), part.get_dtype())
     except (SafetensorError, OSError) as error:
-      raise ValueError(f'{path} is damaged: {error}; fetch it again') from error
+      reason = files.printable(error, 200)
+      raise ValueError(f'{path} is damaged: {reason}; fetch it again') from error
   return result
 
 
@@ -200,7 +189,8 @@ def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
     lines += _faults(entries, names, layout.shape(tuple(leaf.shape)))
     used |= set(names)
     sources.append((names, layout))
-  lines += [f'{name}: {list(entries[name].shape)} in the file, (absent) in the model'
+  lines += [f'{files.printable(name, 200)}: {list(entries[name].shape)} in the file, '
+            '(absent) in the model'
             for name in sorted(entries.keys() - used) if not re.fullmatch(unused, name)]
   if lines:
     more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []

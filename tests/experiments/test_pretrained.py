@@ -51,3 +51,35 @@ def test_list_has_a_licence_for_everything(capsys):
   assert [row.split()[:2] for row in rows] == [[entry.repository, entry.licence] for entry in hub.CATALOGUE]
   asked_for = [entry.repository for entry, row in zip(hub.CATALOGUE, rows) if '--allow-non-commercial' in row]
   assert asked_for == ['facebook/encodec_24khz', 'utter-project/mHuBERT-147']
+
+
+def test_a_folder_named_as_a_repository_gets_no_licence_of_the_list(tmp_path, monkeypatch):
+  write(tmp_path / 'descript/dac_16khz', DAC_CONFIG, dac_tensors())
+  monkeypatch.chdir(tmp_path)
+  output = f'--output={tmp_path / "out"}'
+  with pytest.raises(ValueError, match='a repository that we know, and a folder here: write ./descript/dac_16khz'):
+    pretrained.main(['import', 'descript/dac_16khz', output])
+  with pytest.raises(ValueError, match='the licence of ./descript/dac_16khz is not in the list'):
+    pretrained.main(['import', './descript/dac_16khz', output])
+  assert not (tmp_path / 'out').exists()
+  pretrained.main(['import', './descript/dac_16khz', output, '--licence=CC0-1.0'])
+  metadata = checkpoints.load_variables(tmp_path / 'out')[2]
+  assert metadata['pretrained']['licence'] == 'CC0-1.0'
+
+
+def test_links_are_not_followed_out_of_the_folder_that_is_imported(tmp_path):
+  (tmp_path / 'secret').write_text('key')
+  folder = tmp_path / 'models--a--b' / 'snapshots' / 'c0ffee'
+  blobs = tmp_path / 'models--a--b' / 'blobs'
+  folder.mkdir(parents=True), blobs.mkdir()
+  (blobs / 'd1ce').write_text('{}')
+  (folder / 'vocab.json').symlink_to('../../blobs/d1ce')  # as the hub's cache has them
+  (folder / 'plain.txt').write_bytes('ü\r\n'.encode())
+  assert pretrained.text_of(folder, 'vocab.json') == '{}'
+  assert pretrained.text_of(folder, 'plain.txt') == 'ü\r\n'
+  (folder / 'merges.txt').symlink_to('../../../secret')
+  with pytest.raises(ValueError, match='merges.txt is a link to .*secret: put the file itself there'):
+    pretrained.text_of(folder, 'merges.txt')
+  (folder / 'large').write_bytes(bytes(2**23 + 1))
+  with pytest.raises(ValueError, match='large has 8,388,609 bytes'):
+    pretrained.text_of(folder, 'large')

@@ -68,6 +68,13 @@ def write(folder, config, arrays):
   return folder
 
 
+def test_terminal_escapes_in_tensor_names_are_printed_as_text(tmp_path):
+  folder = write(tmp_path, DAC_CONFIG, dac_tensors() | {'\x1b[2J' + 'x' * 500: np.zeros(1, np.float32)})
+  with pytest.raises(ValueError, match=r'\\x1b\[2Jx+\.\.\.: \[1\] in the file, \(absent\)') as caught:
+    hub.from_pretrained(folder)
+  assert '\x1b' not in str(caught.value) and len(str(caught.value)) < 600
+
+
 @pytest.fixture
 def folder(tmp_path):
   return write(tmp_path / 'dac', DAC_CONFIG, dac_tensors())
