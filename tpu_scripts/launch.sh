@@ -16,7 +16,8 @@ need name zone
 ((${#rest[@]})) || die 'the command is missing: write it after -- (see --help)'
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-code=${TMPDIR:-/tmp}/audiolm_jax-$name.tar.gz
+code=$HOME/.audiolm_jax-$name.tar.gz # not in /tmp, where others may have put a link of that name
+[[ -n $dry_run ]] || trap 'rm -f "$code"' EXIT
 location=("--zone=$zone" --node=all --worker=all)
 [[ -z $project ]] || location+=("--project=$project")
 

@@ -30,8 +30,12 @@ parse() {
         ;;
       --*=*)
         flag=${1%%=*} && flag=${flag#--}
-        [[ "$allowed " == *" $flag "* ]] || die "there is no flag --$flag, only:${allowed// / --} --dry-run (see --help)"
+        [[ $flag =~ ^[a-z-]+$ && "$allowed " == *" $flag "* ]] ||
+          die "there is no flag --$flag, only:${allowed// / --} --dry-run (see --help)"
         printf -v "${flag//-/_}" '%s' "${1#*=}"
+        case $flag in
+          name | cluster | zone | worker | slice) check_name "$flag" "${1#*=}" ;;
+        esac
         ;;
       *) die "unexpected '$1': flags are written --flag=value, a command comes after -- (see --help)" ;;
     esac
@@ -46,6 +50,13 @@ need() {
     variable=${flag//-/_}
     [[ -n ${!variable} ]] || die "--$flag=... is missing (see --help)"
   done
+}
+
+# check_name FLAG NAME: what Google takes for a name. One that begins with - would be read as a flag,
+# one with / as a path.
+check_name() {
+  [[ $2 =~ ^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$ ]] ||
+    die "--$1=$(quoted "$2"): write lower-case letters, digits and hyphens, 63 at most, no hyphen at the ends"
 }
 
 # quoted WORD...: the words as a shell would have to read them.

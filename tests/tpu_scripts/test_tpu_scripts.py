@@ -108,6 +108,21 @@ def test_create_names_the_hardware_as_google_does(machine, topology, slices, har
   assert machine.recorded() == [[*create, *hardware]]
 
 
+def test_the_launch_archive_is_no_link_that_others_planted_and_goes(machine, tmp_path):
+  """It lies in the user's home, not under a foreseeable name in the folder for temporary files."""
+  shared = tmp_path / 'shared'
+  shared.mkdir()
+  (shared / 'audiolm_jax-run1.tar.gz').symlink_to(tmp_path / 'victim')
+  make = 'for word; do case $word in --output=*) : >"${word#*=}" ;; esac; done'
+  machine.install('git', STAND_IN.replace('exit', f'{make}\nexit'))
+  done = machine.run('launch.sh', *LOCATION, '--', 'true', TMPDIR=str(shared))
+  assert done.returncode == 0, done.stderr
+  archive = str(machine.home / '.audiolm_jax-run1.tar.gz')
+  archived, copied, _ = machine.recorded()
+  assert archived[-2] == f'--output={archive}' and archive in copied
+  assert not (tmp_path / 'victim').exists() and not os.path.exists(archive)
+
+
 @pytest.mark.parametrize('tier, flags', [('spot', ['--spot']), ('reserved', ['--reserved']), ('on-demand', [])])
 def test_create_asks_for_the_tier(machine, tier, flags):
   machine.run('create.sh', *LOCATION, '--topology=v5e:4x4', f'--tier={tier}', '--valid-for=6h')
@@ -163,6 +178,16 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
         ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
         ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
         ('delete.sh', ['--name=run1'], '--zone=... is missing'),
+        ('delete.sh', ['--name=--all', '--zone=z'], '--name=--all: write lower-case letters'),
+        ('delete.sh', ['--name=-x', '--zone=z'], '--name=-x: write lower-case letters'),
+        ('launch.sh', ['--name=../run', '--zone=z', '--', 'a'], '--name=../run: write lower-case'),
+        ('ssh.sh', ['--name=/etc/x', '--zone=z'], '--name=/etc/x: write lower-case letters'),
+        ('create.sh', ['--name=a\x1b[2J', '--zone=z'], "--name=$'a\\E[2J': write lower-case letters"),
+        ('create.sh', ['--name=' + 'a' * 64, '--zone=z'], 'digits and hyphens, 63 at most'),
+        ('logs.sh', ['--name=a', '--zone=--quiet'], '--zone=--quiet: write lower-case letters'),
+        ('ssh.sh', [*LOCATION, '--worker=../0'], '--worker=../0: write lower-case letters'),
+        ('xpk.sh', ['--cluster=-c', '--zone=z', '--action=list'], '--cluster=-c: write lower-case'),
+        ('create.sh', ['--name zone=a'], 'there is no flag --name zone'),
         ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--topology=v5e:4x4'], 'the command is missing'),
         ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--', 'a'], '--topology=... is missing'),
         ('xpk.sh', [*XPK, '--action=create', '--topology=v5e:4x4'], 'choose spot or on-demand'),
