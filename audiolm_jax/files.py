@@ -41,7 +41,10 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   start = os.fsdecode(os.fsencode(path.name)[:64])  # a name of 255 bytes leaves no room for more
   writer = f'{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}'
   partial = path.with_name(f'{start}.{writer}.partial')
-  os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+  try:
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+  except OSError as error:  # by the name that the caller knows
+    raise OSError(error.errno, error.strerror, str(path)) from error
   try:
     yield partial
     os.replace(partial, path)
@@ -53,7 +56,8 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 @functools.lru_cache(maxsize=1024)  # once for each folder: it may hold 100,000 files
 def _clear(folder: str):
   """Deletes what writers left in a folder that were killed."""
-  with os.scandir(folder) as entries:
+  found = []
+  with contextlib.suppress(OSError), os.scandir(folder) as entries:  # one may write where one may not list
     found = [(entry, match) for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]
   for entry, match in found:
     with contextlib.suppress(OSError):

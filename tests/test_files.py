@@ -75,6 +75,12 @@ def test_a_link_at_the_final_name_is_replaced_not_followed(tmp_path):
   assert victim.read_text() == 'precious' and (tmp_path / 'a').read_text() == 'new'
 
 
+def test_a_missing_folder_is_named_by_the_file_that_was_asked_for(tmp_path):
+  with pytest.raises(FileNotFoundError) as caught:
+    audio.save(tmp_path / 'no' / 'a.wav', np.zeros(1600, np.float32), 16_000)
+  assert caught.value.filename == str(tmp_path / 'no' / 'a.wav')
+
+
 def test_files_take_their_name_when_they_are_whole(tmp_path):
   path = tmp_path / 'new' / 'a.json'
   files.write_text(path, 'one')
