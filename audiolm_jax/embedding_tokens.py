@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax import checks
 from audiolm_jax.nn import quantizer
 
 NUM_QUANTIZERS, CODEBOOK_SIZE = 12, 1024  # MusicLM
@@ -29,9 +30,12 @@ def fit(
   Needs about 8 * N * codebook_size bytes. Raises ValueError when there are fewer embeddings than codes, one is not
   finite, or the sizes are not positive.
   """
+  checks.shapes(embeddings_ND=embeddings_ND)
+  checks.values(
+      num_quantizers=(num_quantizers, checks.WHOLE), codebook_size=(codebook_size, checks.WHOLE),
+      seed=(seed, checks.SEED),
+  )
   num_embeddings, dim = embeddings_ND.shape
-  if num_quantizers < 1 or codebook_size < 1:
-    raise ValueError(f'{num_quantizers} levels of {codebook_size} codes: give at least one of each')
   if num_embeddings < codebook_size:
     raise ValueError(
         f'{num_embeddings} embeddings cannot make {codebook_size} codes: give more, or lower codebook_size'
@@ -51,6 +55,8 @@ def assign(vectors_QKD: Float[Array, 'Q K D'], embeddings_BD: Float[Array, 'B N'
 
   Raises ValueError when the embeddings are of another width than the code vectors.
   """
+  checks.shapes(vectors_QKD=vectors_QKD)
+  checks.shapes(embeddings_BD=embeddings_BD)
   if embeddings_BD.shape[-1] != vectors_QKD.shape[-1]:
     raise ValueError(
         f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: were they fitted '

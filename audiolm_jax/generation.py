@@ -15,6 +15,7 @@ Source: AudioLM (arXiv 2209.03143), sections III-C and IV; SoundStorm (arXiv 230
   sequences is on the left, where relative positions make it invisible.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,9 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import audio, kmeans, tokens, windows
+from audiolm_jax import audio, checks, kmeans, tokens, windows
 from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
-from audiolm_jax.sampling import check as check_rule
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.tokens import PAD
 
@@ -49,13 +49,19 @@ class Models(NamedTuple):
   soundstorm: tuple[Any, Variables] | None = None
 
 
-class SamplingConfig(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
   """Rules of the language models (the paper's temperatures, no filters: section IV-B) and of SoundStorm."""
 
   semantic: Rule = Rule(0.6)
   coarse: Rule = Rule(0.8)
   fine: Rule = Rule(0.6)
   soundstorm: ParallelRule = ParallelRule()
+
+  def __post_init__(self):
+    a_rule = checks.Legal('a sampling.Rule', lambda value: isinstance(value, Rule))
+    parallel = checks.Legal('a sampling.ParallelRule', lambda value: isinstance(value, ParallelRule))
+    checks.fields(self, semantic=a_rule, coarse=a_rule, fine=a_rule, soundstorm=parallel)
 
 
 class Continuation(NamedTuple):
@@ -87,9 +93,11 @@ def tokenize(
   r: codec frames that last as long as a semantic frame. wave_BT: at the rate of the codec. num_samples_B: samples of
   each row, the rest is padding; None: all. What lies beyond is PAD.
   """
+  checks.shapes(wave_BT=wave_BT)
   codec, ratio = models.soundstream[0], _frames_per_semantic(models)
   hop = ratio * codec.hop_length
   lengths_B = np.full(len(wave_BT), wave_BT.shape[1]) if num_samples_B is None else np.asarray(num_samples_B)
+  checks.shapes(wave_BT=wave_BT, num_samples_B=lengths_B)
   if lengths_B.max(initial=0) > wave_BT.shape[1]:
     raise ValueError(f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}')
   frames_B = lengths_B // hop
@@ -154,7 +162,8 @@ def generate_acoustics(
   """
   _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
-  tokens.check_range(semantic_BS, _acoustic_model(models, acoustic)[0].num_clusters)
+  checks.shapes(semantic_BS=semantic_BS)
+  checks.ids('semantic_BS', semantic_BS, _acoustic_model(models, acoustic)[0].num_clusters)
   prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.soundstream[0])
   whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
   new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
@@ -174,6 +183,7 @@ def _prompt_rows(prompt_BFQ, batch_size, codec) -> list[np.ndarray]:
         f'prompt_BFQ has shape {prompt_BFQ.shape}: it needs {batch_size} rows, as the semantic tokens have, of all '
         f'{codec.num_quantizers} levels'
     )
+  checks.ids('prompt_BFQ', prompt_BFQ, codec.codebook_size)
   return [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in prompt_BFQ]
 
 
@@ -189,6 +199,7 @@ def generate_unconditional(
 ) -> Continuation:
   """Returns `seconds` of audio a row, sampled from nothing."""
   _check(models, sampling, acoustic)
+  checks.values(batch_size=(batch_size, checks.WHOLE))
   num_new = _whole_frames(models, seconds)
   timed = [Timed(np.zeros(0, np.int32), np.zeros(0))] * batch_size
   if _reads_semantic(models, acoustic):
@@ -203,8 +214,6 @@ def _check(models, rules, acoustic, semantic_given=False):
   """Raises ValueError where a rule cannot draw, or the models of the `acoustic` path do not fit one another."""
   if acoustic not in ACOUSTIC:
     raise ValueError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
-  for rule in (rules.semantic, rules.coarse, rules.fine):
-    check_rule(rule)
   stage, total = _acoustic_model(models, acoustic), models.soundstream[0].num_quantizers
   if stage is None:
     name = 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
@@ -262,6 +271,7 @@ def _reads_semantic(models, acoustic) -> bool:
 
 
 def _whole_frames(models, seconds):
+  checks.values(seconds=(seconds, checks.POSITIVE))
   frames = round(seconds * models.semantic[0].semantic_rate)
   if frames < 1:
     raise ValueError(f'seconds={seconds} is less than one semantic frame: ask for more')
@@ -307,6 +317,7 @@ def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int
 
 def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic) -> Continuation:
   """Makes the codes that follow the prompts' own and decodes all of it."""
+  checks.values(carry_seconds=(carry_seconds, checks.NOT_NEGATIVE))
   config = _acoustic_model(models, acoustic)[0]
   carry = config.frames_per_semantic * round(carry_seconds * config.semantic_rate)
   if not 0 <= carry < config.num_frames:
@@ -378,11 +389,13 @@ def decode_codes(
 
   The last frame of a row is held behind its end, where a codec that looks ahead looks.
   """
+  checks.shapes(codes_BFQ=codes_BFQ, num_frames_B=num_frames_B)
   config, variables = models.soundstream
   frames, second, context = codes_BFQ.shape[1], max(1, round(config.frame_rate)), config.codec().context
   padded_F = np.arange(frames + context + -(frames + context) % second)
   read_BF = np.minimum(padded_F, num_frames_B[:, None] - 1)
   padded_BFQ = np.take_along_axis(codes_BFQ, read_BF[..., None], axis=1)
+  checks.ids('codes_BFQ', padded_BFQ, config.codebook_size, padding=False)
   wave_BT = np.asarray(_decode(config, variables, padded_BFQ))[:, : frames * config.hop_length]
   return wave_BT * (np.arange(wave_BT.shape[1]) < num_frames_B[:, None] * config.hop_length)
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax import checks
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemanticEncoder:
@@ -28,8 +30,7 @@ class SemanticEncoder:
   frames_per_token: int = 1
 
   def __post_init__(self):
-    if self.frames_per_token < 1:
-      raise ValueError(f'frames_per_token={self.frames_per_token}: a token is made of at least one frame')
+    checks.fields(self, layer=checks.whole(0), frames_per_token=checks.WHOLE)
 
   @property
   def sample_rate(self) -> int:
@@ -47,6 +48,7 @@ class SemanticEncoder:
 
   def features(self, variables: Any, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B S D']:
     """Returns what is clustered, S = ceil(T / hop_length)."""
+    checks.shapes(wave_BT=wave_BT)
     features_BSD = self.config.semantic_features(variables, wave_BT, self.layer)
     batch, frames, width = features_BSD.shape
     if self.frames_per_token == 1 or not frames:
@@ -73,6 +75,8 @@ def fit(features_ND: Float[Array | np.ndarray, 'N D'], num_clusters: int, seed: 
   from sklearn.cluster import MiniBatchKMeans  # slow to import, and wanted only here
 
   features_ND = np.asarray(features_ND, np.float32)
+  checks.shapes(features_ND=features_ND)
+  checks.values(num_clusters=(num_clusters, checks.WHOLE), seed=(seed, checks.SEED))
   num_frames = features_ND.shape[0]
   if num_frames < num_clusters:
     raise ValueError(f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower the number')
@@ -95,6 +99,7 @@ def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) ->
 
   Distances are in float32: among near centroids the differences are small beside the distances.
   """
+  checks.shapes(features_BSD=features_BSD)
   width, expected = features_BSD.shape[-1], quantizer.mean_D.shape[-1]
   if width != expected:
     raise ValueError(f'features have width {width}, the centroids {expected}: take the layer they were fitted on')

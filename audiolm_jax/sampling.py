@@ -3,32 +3,44 @@
 Knows nothing of audio.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from audiolm_jax import checks
+
 UNKNOWN = -1  # a token that is still to be decoded
 
 
-class Rule(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rule:
   """How to draw a token. A pytree: other values don't recompile, switching top_k or top_p on or off does.
 
   temperature: divides the logits; 0 is greedy.
   top_k: keep the k most probable; None: all.
   top_p: keep the smallest set of most probable tokens whose probability reaches top_p; None: all.
-  Filters apply after the temperature, top_k first.
+  Filters apply after the temperature, top_k first. Raises ValueError for a number that cannot draw.
   """
 
   temperature: float | Array = 1.0
   top_k: int | Array | None = None
   top_p: float | Array | None = None
 
+  def __post_init__(self):
+    legal = {'temperature': checks.NOT_NEGATIVE, 'top_k': checks.WHOLE, 'top_p': checks.POSITIVE_SHARE}
+    # Within compiled code, and when JAX takes a tree apart, they are no numbers.
+    given = {name: rule for name, rule in legal.items() if isinstance(getattr(self, name), (int, float, str))}
+    checks.fields(self, **given)
 
-class ParallelRule(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class ParallelRule:
   """How to fill in masked tokens, level by level (SoundStorm, section 3.3; what it leaves open is MaskGIT's).
 
   rule: of the draws, in all passes of a level but its last, which is greedy.
@@ -40,23 +52,15 @@ class ParallelRule(NamedTuple):
   noise: float | Array = 4.5
   iterations: tuple[int, ...] = (16, 1)
 
-
-def check(rule: Rule) -> None:
-  """Raises ValueError for a rule (of Python numbers) that cannot draw."""
-  if rule.temperature < 0:
-    raise ValueError(f'temperature={rule.temperature} is negative: use 0 for greedy')
-  if rule.top_k is not None and rule.top_k < 1:
-    raise ValueError(f'top_k={rule.top_k} keeps nothing: use at least 1, or None for all')
-  if rule.top_p is not None and not 0 < rule.top_p <= 1:
-    raise ValueError(f'top_p={rule.top_p} is not in (0, 1]: use None for all')
+  def __post_init__(self):
+    checks.fields(self, iterations=checks.each(checks.WHOLE))
+    if isinstance(self.noise, (int, float, str)):  # no array
+      checks.fields(self, noise=checks.NOT_NEGATIVE)
 
 
 def check_parallel(how: ParallelRule, num_levels: int) -> None:
   """Raises ValueError for a rule that cannot decode tokens of `num_levels` levels."""
-  check(how.rule)
-  if how.noise < 0:
-    raise ValueError(f'noise={how.noise} is negative: use 0 to keep the most confident tokens')
-  if not 1 <= len(how.iterations) <= num_levels or min(how.iterations) < 1:
+  if len(how.iterations) > num_levels:
     raise ValueError(
         f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, or for the first '
         'few (the last of them holds for the rest)'

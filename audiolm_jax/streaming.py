@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import audio
+from audiolm_jax import audio, checks
 from audiolm_jax.nn.conv import PAST
 from audiolm_jax.nn.seanet import Decoder, Encoder, MelEncoder
 from audiolm_jax.stages import soundstream
@@ -24,6 +24,7 @@ def encode_clip(
 
   F = ceil(T / hop_length).
   """
+  checks.shapes(wave_BT=wave_BT)
   wave_BT = audio.pad_to_multiple(wave_BT, config.hop_length)
   return soundstream.encode(config, variables, wave_BT, num_quantizers, denoise=denoise)
 
@@ -40,6 +41,7 @@ def decode_clip(
 
   Raises ValueError when waveforms of `num_samples` have another number of frames.
   """
+  checks.shapes(codes_BFQ=codes_BFQ)
   if -(-num_samples // config.hop_length) != codes_BFQ.shape[1] or num_samples < 1:
     raise ValueError(
         f'num_samples={num_samples:,} does not go with {codes_BFQ.shape[1]} frames of hop_length={config.hop_length}: '
@@ -74,6 +76,7 @@ def encode_step(
 
   Raises ValueError as that one, and when `state` is of another number of clips.
   """
+  checks.shapes(wave_BT=wave_BT)
   soundstream.check_length(config, wave_BT.shape[-1])
   z_BFD, state = _step(soundstream.encoder(config), variables.params['generator']['encoder'], state, wave_BT)
   return soundstream.codes(config, variables, z_BFD, num_quantizers, denoise), state

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from audiolm_jax import checks
+
 PAD = -1
 START = 0
 
@@ -32,8 +34,12 @@ class Vocabulary:
   target_size: int
 
   def __post_init__(self):
-    if self.target_levels < 1 or self.target_size < 1 or self.prefix_levels < 0 or self.prefix_size < 0:
-      raise ValueError(f'{self} is empty: a vocabulary needs at least one target level with one entry')
+    checks.fields(
+        self, prefix_levels=checks.whole(0), prefix_size=checks.whole(0), target_levels=checks.WHOLE,
+        target_size=checks.WHOLE,
+    )
+    if self.num_ids > checks.LARGEST:
+      raise ValueError(f'{self} has {self.num_ids} ids: int32 holds at most {checks.LARGEST}')
 
   @property
   def prefix_offset(self) -> int:
@@ -58,10 +64,12 @@ def flatten(codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, off
   """Returns ids in row-major order (frame outer, level inner), L = F Q: code + offset + level * codebook_size.
 
   PAD stays PAD. Source: AudioLM, section III-B.
-  Raises ValueError, for numpy input, when a code is neither PAD nor in [0, codebook_size).
+  Raises ValueError for another rank, and, for numpy input, when a code is neither PAD nor in
+  [0, codebook_size).
   """
+  checks.shapes(codes_BFQ=codes_BFQ)
   if isinstance(codes_BFQ, np.ndarray):
-    check_range(codes_BFQ, codebook_size)
+    checks.ids('codes_BFQ', codes_BFQ, codebook_size)
   batch, frames, levels = codes_BFQ.shape
   offsets_Q = offset + jnp.arange(levels, dtype=jnp.int32) * codebook_size
   ids_BFQ = jnp.where(codes_BFQ == PAD, PAD, jnp.asarray(codes_BFQ, jnp.int32) + offsets_Q)
@@ -75,6 +83,7 @@ def unflatten(
 
   Raises ValueError when L is not a multiple of `num_levels`, or, for numpy input, when an id is outside its level.
   """
+  checks.shapes(ids_BL=ids_BL)
   batch, length = ids_BL.shape
   if num_levels < 1 or length % num_levels:
     raise ValueError(f'{length} tokens are no whole number of frames of {num_levels} levels: cut the last frame')
@@ -83,15 +92,8 @@ def unflatten(
   if isinstance(ids_BL, np.ndarray):
     # An id one below its level's range would turn into PAD by subtraction, so the real pads are set to 0 first.
     shifted_BFQ = np.where(ids_BFQ == PAD, 0, ids_BFQ - offsets_Q)
-    check_range(np.where(shifted_BFQ < 0, codebook_size, shifted_BFQ), codebook_size)
+    checks.ids('ids_BL', np.where(shifted_BFQ < 0, codebook_size, shifted_BFQ), codebook_size)
   return jnp.where(ids_BFQ == PAD, PAD, jnp.asarray(ids_BFQ, jnp.int32) - offsets_Q)
-
-
-def check_range(codes: np.ndarray, codebook_size: int) -> None:
-  """Raises ValueError when a code on the host is neither PAD nor in [0, codebook_size)."""
-  wrong = (codes < PAD) | (codes >= codebook_size)
-  if wrong.any():
-    raise ValueError(f'code {codes[wrong][0]} is outside [0, {codebook_size}): was it made with another codebook?')
 
 
 def first_of_run(semantic_BS: Int[Array | np.ndarray, 'B S']) -> Bool[Array | np.ndarray, 'B S']:
@@ -107,8 +109,9 @@ def deduplicate(
   """Removes consecutive repeats; the kept tokens move to the front, PAD fills the rest.
 
   Shapes are static, numpy in gives numpy out. Returns the tokens and their number in each row.
-  Source: AudioLM, section IV-B.
+  Source: AudioLM, section IV-B. Raises ValueError for another rank.
   """
+  checks.shapes(semantic_BS=semantic_BS)
   xp = np if isinstance(semantic_BS, np.ndarray) else jnp
   keep_BS = first_of_run(semantic_BS)
   # A stable sort of booleans is a compaction with static shapes.
@@ -125,6 +128,9 @@ def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[
 
 def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
   """Returns how many codec frames last as long as a semantic frame; ValueError where that is no whole number."""
+  checks.values(
+      frame_rate=(frame_rate, checks.POSITIVE), semantic_rate=(semantic_rate, checks.POSITIVE)
+  )
   frames = round(frame_rate / semantic_rate)
   if frames < 1 or frames * semantic_rate != frame_rate:
     raise ValueError(
@@ -141,6 +147,7 @@ def semantic_frames(crop_seconds: float, semantic_rate: float, frame_rate: float
   Raises ValueError when a semantic frame is no whole number of codec frames or the crop no whole number of them.
   """
   frames_per_semantic(frame_rate, semantic_rate)
+  checks.values(crop_seconds=(crop_seconds, checks.POSITIVE))
   frames = round(crop_seconds * semantic_rate)
   if frames < 1 or abs(frames - crop_seconds * semantic_rate) > 1e-6:
     raise ValueError(f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the crop')

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
 from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.sampling import ParallelRule, Rule, autoregress, decode_masked
 from audiolm_jax.stages import soundstorm
@@ -39,11 +39,15 @@ def extend(
   prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at most prefix_crop.
   """
   rows, done, num_levels = list(rows), 0, model.vocabulary.target_levels
+  for row in rows:
+    checks.ids('rows', row, model.vocabulary.target_size)
   while done < num_new:
     remaining = num_new - done
     kept = [len(row) if len(row) + remaining <= crop else min(len(row), carry) for row in rows]
     new = min(remaining, crop - max(kept))
     prefixes = [prefix(b, len(row) - k, len(row) + new) for b, (row, k) in enumerate(zip(rows, kept, strict=True))]
+    for past in prefixes:
+      checks.ids('prefix', past, model.vocabulary.prefix_size)
     size = row_bucket(len(rows))
     prefix_BPN = stack(prefixes, bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size)
     past = [row[len(row) - k :] for row, k in zip(rows, kept, strict=True)]
@@ -97,6 +101,9 @@ def fill(
   """
   rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
   ends = [ratio * len(semantic_S) for semantic_S in semantic]
+  for row, semantic_S in zip(rows, semantic, strict=True):
+    checks.ids('rows', row, config.codebook_size)
+    checks.ids('semantic', semantic_S, config.num_clusters)
   while unfinished := [b for b, row in enumerate(rows) if len(row) < ends[b]]:
     firsts = [max(0, min(len(rows[b]) - carry, ends[b] - crop)) for b in unfinished]
     stops = [min(ends[b], first + crop) for b, first in zip(unfinished, firsts, strict=True)]
@@ -170,7 +177,16 @@ def log_likelihoods(
   A code is predicted from all of its row before it where the row fits the crop. Of a longer row later codes are
   predicted in windows that move on by half a crop: from at least that much of the past.
   progress: told the number of windows after each batch.
+
+  Raises ValueError for a row of another shape, and for a code (PAD, too) that the model does not predict.
   """
+  vocabulary = model.vocabulary
+  for b, row in enumerate(rows):
+    if row.ndim != 2 or row.shape[1] != vocabulary.target_levels or not len(row):
+      raise ValueError(
+          f'rows[{b}] has shape {row.shape}: must be frames of {vocabulary.target_levels} levels, [F, Q]'
+      )
+    checks.ids(f'rows[{b}]', row, vocabulary.target_size, padding=False)
   spans = []  # (row, first frame, first scored frame, end)
   for b, row in enumerate(rows):
     spans.append((b, 0, 0, min(len(row), crop)))

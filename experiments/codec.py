@@ -38,7 +38,9 @@ def main():
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
   parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='PATH', help='file or folder; several are taken')
   parser.add_argument('--output', type=pathlib.Path, metavar='FOLDER', help='of encode and decode')
-  parser.add_argument('--num-quantizers', type=int, metavar='N', help='the first N levels of the codes alone (all)')
+  parser.add_argument(
+      '--num-quantizers', type=workspace.COUNT, metavar='N', help='the first N levels of the codes alone (all)'
+  )
   parser.add_argument('--denoise', action='store_true', help='leave noise out, where the codec has a switch for it')
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   args = parser.parse_intermixed_args()

@@ -40,9 +40,9 @@ def main():
   parser.add_argument(
       '--topology', required=True, metavar='CHIP:SHAPE', help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...'
   )
-  parser.add_argument('--slices', type=int, default=1, help='of that topology (1)')
+  parser.add_argument('--slices', type=workspace.COUNT, default=1, help='of that topology (1)')
   parser.add_argument('--decode', action='store_true', help='the program that generates, instead of the train step')
-  parser.add_argument('--rows', type=int, default=1, help='decoded at once on each chip (1)')
+  parser.add_argument('--rows', type=workspace.COUNT, default=1, help='decoded at once on each chip (1)')
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers there too')
   parser.add_argument('--hlo', type=pathlib.Path, metavar='FILE', help="write the compiled program's text there")
   args = parser.parse_args()

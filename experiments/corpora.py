@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from audiolm_jax import checks
 from audiolm_jax.data import folders, librilight, noise, synthesized, tfds
 
 
@@ -34,6 +35,12 @@ class Folder:
   held_out: float = 0.05  # share of the files
   speaker_folders: bool = False  # the name of a file's folder is its speaker
 
+  def __post_init__(self):
+    checks.fields(
+        self, root=checks.TEXT, test_root=checks.TEXT, sample_rate=checks.WHOLE, held_out=checks.SHARE,
+        speaker_folders=checks.FLAG,
+    )
+
   def examples(self, split: str, cache_dir):
     del cache_dir  # files are read where they are
     root = self.test_root if self.test_root and split == 'test' else self.root
@@ -51,6 +58,12 @@ class LibriLight:
   splits: tuple[str, ...] = ('unlab-600', 'unlab-6k', 'unlab-60k')
   held_out: float = 0.005  # share of the speakers
   part_seconds: float = 60.0  # chapters are read in parts of about this
+
+  def __post_init__(self):
+    checks.fields(
+        self, root=checks.TEXT, splits=checks.each(checks.TEXT), held_out=checks.SHARE,
+        part_seconds=checks.POSITIVE,
+    )
 
   def examples(self, split: str, cache_dir):
     del cache_dir
@@ -70,6 +83,13 @@ class Tfds:
   label_name: str | None = None
   stored_sample_rate: int | None = None  # Hz, where the data set holds samples at another rate
 
+  def __post_init__(self):
+    names = ('folder', 'train_split', 'test_split', 'audio_name')
+    checks.fields(
+        self, **dict.fromkeys(names, checks.TEXT), sample_rate=checks.WHOLE,
+        label_name=checks.optional(checks.TEXT), stored_sample_rate=checks.optional(checks.WHOLE),
+    )
+
   def examples(self, split: str, cache_dir):
     del cache_dir
     name = {'train': self.train_split, 'test': self.test_split}[split]
@@ -86,6 +106,11 @@ class Noisy:
   speech: Any  # another corpus
   noise: Any | None = None  # a corpus of noise; None: Gaussian
   snr_db: tuple[float, float] = (0.0, 15.0)
+
+  def __post_init__(self):
+    checks.fields(self, snr_db=checks.each(checks.NUMBER))
+    if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
+      raise ValueError(f'snr_db={self.snr_db!r}: must be the lowest and the highest, in dB')
 
   def examples(self, split: str, cache_dir):
     speech = self.speech.examples(split, cache_dir)

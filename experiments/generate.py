@@ -28,11 +28,11 @@ def main():
       '--acoustic', default='autoregressive', help=f'one of: {", ".join(generation.ACOUSTIC)} (autoregressive)'
   )
   parser.add_argument('--prompt', action='append', default=[], type=pathlib.Path, metavar='FILE', dest='prompts')
-  parser.add_argument('--seconds', type=float, default=7.0, help='of new audio (7)')
-  parser.add_argument('--count', type=int, default=1, help='how many unconditional clips (1)')
+  parser.add_argument('--seconds', type=workspace.SECONDS, default=7.0, help='of new audio (7)')
+  parser.add_argument('--count', type=workspace.COUNT, default=1, help='how many unconditional clips (1)')
   parser.add_argument('--output', type=pathlib.Path, required=True, metavar='FOLDER')
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
-  parser.add_argument('--seed', type=int, default=0, help='(0)')
+  parser.add_argument('--seed', type=workspace.SEED, default=0, help='(0)')
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.mode not in MODES:
@@ -41,8 +41,6 @@ def main():
     raise ValueError(f'--acoustic={args.acoustic}: choose one of {", ".join(generation.ACOUSTIC)}')
   if (args.mode == 'unconditional') == bool(args.prompts):
     raise ValueError('continuation and acoustic need at least one --prompt=FILE; unconditional takes none')
-  if args.seconds <= 0 or args.count < 1:
-    raise ValueError(f'--seconds={args.seconds} --count={args.count}: both must be positive')
   if missing := [str(path) for path in args.prompts if not path.is_file()]:
     raise ValueError(f'--prompt: no such file: {", ".join(missing)}')
   stems = [path.stem for path in args.prompts] or [f'{index:03d}' for index in range(args.count)]

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None):
   parser.add_argument('corpus', choices=('folder', 'librilight', 'maestro'))
   parser.add_argument('--root', type=pathlib.Path, required=True, help='where the audio is')
   parser.add_argument('--output', type=pathlib.Path, required=True, help='where the data set goes')
-  parser.add_argument('--num_shards', type=int, help='of each split (by size)')
+  parser.add_argument('--num_shards', type=workspace.COUNT, help='of each split (by size)')
   parser.add_argument('beam_options', nargs='*', metavar='-- BEAM_FLAGS')
   args = parser.parse_args(arguments)
   if not args.root.is_dir():

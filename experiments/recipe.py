@@ -13,6 +13,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from audiolm_jax import checks
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
 from experiments import recipes
@@ -44,6 +45,12 @@ class SemanticTokens:
   sample_seconds: float = 36_000.0  # audio that the clusters are fitted on
   seed: int = 0
 
+  def __post_init__(self):
+    checks.fields(
+        self, layer=checks.whole(0), frames_per_token=checks.WHOLE, num_clusters=checks.WHOLE,
+        sample_seconds=checks.POSITIVE, seed=checks.SEED,
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -62,6 +69,14 @@ class Evaluation:
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
   seed: int = 0
 
+  def __post_init__(self):
+    checks.fields(
+        self, num_clips=checks.WHOLE, num_prompts=checks.WHOLE, num_naturalness_clips=checks.whole(0),
+        prompt_seconds=checks.POSITIVE, seconds=checks.POSITIVE, carry_seconds=checks.NOT_NEGATIVE,
+        data=checks.TEXT, subset=checks.TEXT, recognizer=checks.TEXT, decoder_seconds=checks.POSITIVE,
+        seed=checks.SEED,
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forgeries:
@@ -72,6 +87,10 @@ class Forgeries:
   num_test: int = 200  # of held-out voices
   batch_size: int = 32  # continued at once, and in one shard
   seed: int = 0
+
+  def __post_init__(self):
+    counts = ('num_train', 'num_validation', 'num_test', 'batch_size')
+    checks.fields(self, **dict.fromkeys(counts, checks.WHOLE), seed=checks.SEED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +116,9 @@ class Recipe:
   sampling: SamplingConfig = SamplingConfig()
   evaluation: Evaluation = Evaluation()
 
+  def __post_init__(self):
+    checks.fields(self, max_bad_tokens=checks.SHARE)
+
   @property
   def stages(self) -> tuple[str, ...]:
     """Names of the trainable stages, in the order they depend on one another."""
@@ -121,46 +143,51 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
   """
   if name not in names():
     raise ValueError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
-  recipe = importlib.import_module(f'experiments.recipes.{name}').RECIPE
+  recipe, settings = importlib.import_module(f'experiments.recipes.{name}').RECIPE, []
   for override in overrides:
     path, separator, text = override.partition('=')
     if not separator:
       raise ValueError(f'--set {override!r} has no value: write --set path.to.field=value')
-    recipe = _replaced(recipe, path.split('.'), text, override)
-  return recipe
+    settings.append((path.split('.'), text, override))
+  return _replaced(recipe, settings) if settings else recipe
 
 
-def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
-  """Returns `node` with the field at `path` set to what `text` says."""
-  name, *rest = path
-  fields = _fields(node)
-  if name not in fields:
-    raise ValueError(
-        f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
-        f'legal fields: {", ".join(fields)}'
-    )
-  value = node[name] if isinstance(node, dict) else getattr(node, name)
-  if rest and not _fields(value):
-    raise ValueError(f'--set {override}: {name!r} is {value!r}, a plain value without fields')
-  value = _replaced(value, rest, text, override) if rest else _parsed(fields[name], text, override)
+def _replaced(node: Any, settings: Sequence[tuple[Sequence[str], str, str]]) -> Any:
+  """Returns `node` with every field at a path set to what the text says.
+
+  Each config is made once, with all that is new in it: what goes together need not be set in any order.
+  settings: (path, text, the whole override) of each; later ones win.
+  """
+  fields, below = _fields(node), {}
+  values = dict(node) if isinstance(node, dict) else {name: getattr(node, name) for name in fields}
+  for (name, *rest), text, override in settings:
+    if name not in fields:
+      raise ValueError(
+          f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
+          f'legal fields: {", ".join(fields)}'
+      )
+    if not rest:
+      values[name] = _parsed(fields[name], text, override)
+      below.pop(name, None)
+    elif not _fields(values[name]):
+      raise ValueError(f'--set {override}: {name!r} is {values[name]!r}, a plain value without fields')
+    else:
+      below.setdefault(name, []).append((rest, text, override))
+  values |= {name: _replaced(values[name], inner) for name, inner in below.items()}
   try:
-    if isinstance(node, dict):
-      return {**node, name: value}
-    return (
-        dataclasses.replace(node, **{name: value}) if dataclasses.is_dataclass(node) else node._replace(**{name: value})
-    )
+    return values if isinstance(node, dict) else dataclasses.replace(node, **values)
   except ValueError as error:  # a config that checks itself
-    raise ValueError(f'--set {override}: {error}') from error
+    raise ValueError(f'--set {" --set ".join(override for *_, override in settings)}: {error}') from error
 
 
 def _fields(node: Any) -> dict[str, Any]:
-  """Returns the fields of a config and their types; a config is a dataclass, a named tuple or a dict."""
+  """Returns the fields of a config and their types; a config is a dataclass or a dict."""
   if isinstance(node, dict):
     return {key: type(value) for key, value in node.items()}
-  if dataclasses.is_dataclass(node):
-    hints = typing.get_type_hints(type(node))
-    return {field.name: hints[field.name] for field in dataclasses.fields(node) if field.init}
-  return typing.get_type_hints(type(node)) if hasattr(node, '_fields') else {}
+  if not dataclasses.is_dataclass(node):
+    return {}
+  hints = typing.get_type_hints(type(node))
+  return {field.name: hints[field.name] for field in dataclasses.fields(node) if field.init}
 
 
 def _parsed(kind: Any, text: str, override: str) -> Any:
@@ -170,7 +197,7 @@ def _parsed(kind: Any, text: str, override: str) -> Any:
     return text
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: brackets within brackets
     value = text
   for option in options:
     converted = _converted(option, value)
@@ -184,11 +211,14 @@ _NO_MATCH = object()
 
 
 def _converted(kind: Any, value: Any) -> Any:
-  """Returns a literal as the type `kind`, or _NO_MATCH: ints become floats, lists tuples; nothing else changes."""
+  """Returns a literal as the type `kind`, or _NO_MATCH: ints become floats, lists tuples; nothing else changes.
+
+  A float that is not finite (1e999) is no value of any field.
+  """
   if kind is types.NoneType and value is None:
     return None
   if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-    return float(value)
+    return float(value) if abs(value) < 1e300 else _NO_MATCH
   if kind in (bool, int) and type(value) is kind:
     return value
   if (typing.get_origin(kind) or kind) is tuple and isinstance(value, (tuple, list)):

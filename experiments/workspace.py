@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import files, generation, kmeans
+from audiolm_jax import checks, files, generation, kmeans
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import checkpoints, errors, watch
@@ -51,6 +51,31 @@ def _folder(text: str) -> pathlib.Path:
         'that all hosts see (NFS, as Filestore)'
     )
   return pathlib.Path(text)
+
+
+def _number(kind: Callable[[str], int | float], legal: checks.Legal) -> Callable[[str], int | float]:
+  """Returns the argparse type of a flag that is a number; nan, inf and what is out of range are named."""
+
+  def parse(text: str) -> int | float:
+    try:
+      value = kind(text)
+    except ValueError:
+      value = None
+    if value is None or not legal.holds(value):
+      raise argparse.ArgumentTypeError(f'{text[:80]!r} must be {legal.text}')
+    return value
+
+  return parse
+
+
+# Argparse types, one for each kind of number that a flag takes.
+COUNT = _number(int, checks.WHOLE)
+COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
+SEED = _number(int, checks.SEED)
+SHARE = _number(float, checks.POSITIVE_SHARE)
+SECONDS = _number(
+    float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
+)
 
 
 def run(main: Callable[[], None]):

@@ -56,10 +56,20 @@ def test_the_loop_feeds_tokens_back_and_stops():
   assert run._cache_size() == 1
 
 
-@pytest.mark.parametrize('rule', [Rule(-1.0), Rule(1.0, 0), Rule(1.0, None, 0.0)])
-def test_bad_rules(rule):
-  with pytest.raises(ValueError):
-    sampling.check(rule)
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((-1.0,), 'temperature=-1.0: must be'),
+        ((float('nan'),), 'temperature=nan'),
+        ((float('inf'),), 'temperature=inf'),
+        ((1.0, 0), 'top_k=0: must be a whole number of at least 1'),
+        ((1.0, True), 'top_k=True'),
+        ((1.0, None, 0.0), 'top_p=0.0: must be above 0, and at most 1'),
+    ],
+)
+def test_rules_refuse_what_cannot_draw_when_they_are_made(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    Rule(*arguments)
 
 
 def maskgit(logits, tokens_FQ, iterations):
@@ -190,13 +200,13 @@ def test_the_last_pass_is_greedy_and_noise_changes_which_tokens_are_kept():
 @pytest.mark.parametrize(
     'how, message',
     [
-        (sampling.ParallelRule(iterations=()), 'iterations'),
-        (sampling.ParallelRule(iterations=(16, 0)), 'iterations'),
-        (sampling.ParallelRule(iterations=(1, 1, 1, 1)), 'each of the 3 levels'),
-        (sampling.ParallelRule(noise=-1.0), 'noise'),
-        (sampling.ParallelRule(rule=Rule(-1.0)), 'temperature'),
+        (lambda: sampling.ParallelRule(iterations=()), 'iterations'),
+        (lambda: sampling.ParallelRule(iterations=(16, 0)), 'iterations'),
+        (lambda: sampling.ParallelRule(iterations=(1, 1, 1, 1)), 'each of the 3 levels'),
+        (lambda: sampling.ParallelRule(noise=-1.0), 'noise'),
+        (lambda: sampling.ParallelRule(rule=Rule(-1.0)), 'temperature'),
     ],
 )
 def test_bad_parallel_rules(how, message):
   with pytest.raises(ValueError, match=message):
-    sampling.check_parallel(how, 3)
+    sampling.check_parallel(how(), 3)

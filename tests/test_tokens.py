@@ -58,7 +58,7 @@ def test_left_pad_keeps_the_order():
 
 
 def test_errors_name_the_value():
-  with pytest.raises(ValueError, match='code 4 is outside'):
+  with pytest.raises(ValueError, match='codes_BFQ holds 4, outside of 0 to 3 and -1'):
     tokens.flatten(np.array([[[4]]]), 4)
   with pytest.raises(ValueError, match='outside'):
     tokens.unflatten(np.array([[0, 3]]), 2, 4)  # 3 belongs to level 0

@@ -25,6 +25,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from audiolm_jax import checks
 from audiolm_jax.stages.base import Feature
 
 PAD = -1  # as tokens.PAD
@@ -103,6 +104,11 @@ def batches(
   Raises ValueError when the batch size cannot be shared out or exceeds a finite source, or when the first readable
   example lacks a feature.
   """
+  checks.values(
+      batch_size=(batch_size, checks.WHOLE), seed=(seed, checks.SEED),
+      num_epochs=(num_epochs, checks.optional(checks.WHOLE)), num_threads=(num_threads, checks.WHOLE),
+      num_workers=(num_workers, checks.whole(0)), process_count=(process_count, checks.WHOLE),
+  )
   if batch_size % process_count:
     raise ValueError(f'batch_size={batch_size} is global and must be a multiple of process_count={process_count}')
   if not 0 <= process_index < process_count:
@@ -137,6 +143,7 @@ def evaluation_batches(
 
   Raises ValueError as `batches` does.
   """
+  checks.values(num_batches=(num_batches, checks.WHOLE))
   endless = batches(
       source, features, batch_size=batch_size, seed=seed, process_index=process_index, process_count=process_count
   )
@@ -152,7 +159,8 @@ def crop(
   example may differ in length by a frame: the start is drawn so that none runs out. Trailing axes take their leading
   part.
 
-  Raises ValueError when a feature is missing (naming those that are there) or has the wrong shape.
+  Raises ValueError when a feature is missing (naming those that are there), has the wrong shape, or holds ids that the
+  stage does not have.
   """
   for name in features:
     if name not in example:
@@ -167,7 +175,11 @@ def crop(
       if feature.rate is not None
   ]
   start = _draw(min(starts, default=0), random)
-  return {name: _cut(arrays[name], feature, start, grid) for name, feature in features.items()}
+  cut = {name: _cut(arrays[name], feature, start, grid) for name, feature in features.items()}
+  for name, feature in features.items():
+    if feature.num_ids is not None:
+      checks.ids(repr(name), cut[name], feature.num_ids)
+  return cut
 
 
 def _draw(last: int, random: np.random.Generator | None) -> int:

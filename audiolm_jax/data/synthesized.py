@@ -22,7 +22,7 @@ import zlib
 import numpy as np
 import soxr
 
-from audiolm_jax import files
+from audiolm_jax import checks, files
 from audiolm_jax.data import espeak
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
@@ -81,13 +81,13 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    for name, value in dataclasses.asdict(self).items():
-      if name not in ('counting_share', 'steps', 'seed') and value <= 0:
-        raise ValueError(f'{name} is {value}; it must be positive')
-    if not 1 <= self.highest_number < len(NUMBERS):
-      raise ValueError(f'highest_number is {self.highest_number}; it must be from 1 to {len(NUMBERS) - 1}')
-    if not 0 <= self.counting_share <= 1:
-      raise ValueError(f'counting_share is {self.counting_share}; it must be from 0 to 1')
+    step = checks.whole(-checks.LARGEST)
+    checks.fields(
+        self, num_train_voices=checks.WHOLE, num_test_voices=checks.WHOLE, train_minutes=checks.POSITIVE,
+        test_minutes=checks.POSITIVE, utterance_seconds=checks.POSITIVE, counting_share=checks.SHARE,
+        highest_number=checks.whole(1, len(NUMBERS) - 1), steps=checks.each(step), sample_rate=checks.WHOLE,
+        seed=checks.SEED,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import numpy as np
 import soxr
 
-from audiolm_jax import audio
+from audiolm_jax import audio, checks
 from audiolm_jax.data import synthesized, zerospeech
 
 SUBSET = 'twin'
@@ -49,6 +49,11 @@ class Sizes:
   num_voices: int = 4
   num_words: int = len(_WORDS)  # pairs
   num_phrases: int = 12  # pairs of each type
+
+  def __post_init__(self):
+    checks.fields(
+        self, num_voices=checks.WHOLE, num_words=checks.whole(1, len(_WORDS)), num_phrases=checks.WHOLE
+    )
 
 
 def folder(config: synthesized.Config, cache_dir: str | os.PathLike, sizes: Sizes = Sizes()) -> pathlib.Path:

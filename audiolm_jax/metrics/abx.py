@@ -75,13 +75,15 @@ def score(
   distance, of two frames: 'angular', the angle over pi (what ZeroSpeech calls cosine; a frame of zeros is at 1 from
     all others); 'cosine', 1 - cosine; 'identity', the share of columns that differ, for tokens.
   progress: told the number of alignments after each batch.
-  Raises ValueError for lengths that differ, an unknown name, or when nothing can be compared.
+  Raises ValueError for lengths that differ, an unknown name, tokens with another distance than 'identity', features
+  that are not finite, or when nothing can be compared.
   """
   if speaker not in SPEAKERS or distance not in DISTANCES:
     raise ValueError(f'speaker={speaker!r}, distance={distance!r}: choose from {SPEAKERS} and {DISTANCES}')
   counts = [len(segments), len(phones), len(contexts), len(speakers)]
   if len(set(counts)) > 1:
     raise ValueError(f'segments, phones, contexts and speakers are {counts} in number: give one of each')
+  _check_frames(segments, distance)
   labels_N3 = np.stack([_numbered(names) for names in (contexts, speakers, phones)], axis=1)
   lengths_N = np.array([len(segment) for segment in segments], np.int64)
   groups = _groups(labels_N3, np.flatnonzero(lengths_N))
@@ -104,6 +106,18 @@ def score(
   by_speaker, over_contexts = _grouped_mean(np.array(keys), np.array(errors))
   by_pair, over_speakers = _grouped_mean(by_speaker[:, 1:], over_contexts)
   return Score(float(over_speakers.mean()), len(keys), alignments, len(by_pair))
+
+
+def _check_frames(segments: Sequence[np.ndarray], distance: str):
+  for number, segment in enumerate(segments):
+    segment = np.asarray(segment)
+    if distance != 'identity' and np.issubdtype(segment.dtype, np.integer):
+      raise ValueError(
+          f'segments[{number}] is of type {segment.dtype} and distance={distance!r}: tokens have no angle, take '
+          "distance='identity'; features are floats"
+      )
+    if not np.isfinite(segment).all():
+      raise ValueError(f'segments[{number}] holds NaN or infinity: look at the model that made it')
 
 
 def _numbered(names: Sequence[Hashable]) -> np.ndarray:

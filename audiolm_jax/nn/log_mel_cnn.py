@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from audiolm_jax import audio
+from audiolm_jax import audio, checks
 from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 
 
@@ -29,6 +29,18 @@ class LogMelCNNConfig:
   sample_rate: int = 16_000  # Hz
   crop_seconds: float = 1.0
   dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    checks.fields(
+        self, channels=checks.each(checks.WHOLE), num_mels=checks.WHOLE,
+        window_length=checks.WHOLE, hop_length=checks.WHOLE, sample_rate=checks.WHOLE,
+        crop_seconds=checks.POSITIVE, dtype=checks.FLOAT_TYPE,
+    )
+    if self.crop_length < self.window_length:
+      raise ValueError(
+          f'crop_seconds={self.crop_seconds} are {self.crop_length} samples: at least one window of '
+          f'window_length={self.window_length} is needed'
+      )
 
   @property
   def crop_length(self) -> int:

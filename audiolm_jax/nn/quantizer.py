@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from audiolm_jax import checks
+
 KMEANS_ITERATIONS = 10
 FIT = 'fit_codebooks'  # the scope of what runs at the first step alone: `training` counts none of it
 HIGHEST = jax.lax.Precision.HIGHEST  # TPUs would otherwise round the float32 operands of a product to bfloat16
@@ -68,7 +70,11 @@ def nearest(vectors_KD: Float[Array, 'K D'], x: Float[Array, '*dims D']) -> Int[
 def encode(
     vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D']
 ) -> tuple[Int[Array, 'B F Q'], Float[Array, 'Q B F D']]:
-  """Returns the codes of all levels, each chosen for what the levels before it left, and what each level was given."""
+  """Returns the codes of all levels, each chosen for what the levels before it left, and what each level was given.
+
+  Raises ValueError for another rank, and for widths that differ.
+  """
+  checks.shapes(vectors_QKD=vectors_QKD, x_BFD=x_BFD)
 
   def level(residual_BFD, vectors_KD):
     codes_BF = nearest(vectors_KD, residual_BFD)
@@ -86,14 +92,30 @@ def lookup(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) 
 
 
 def decode(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) -> Float[Array, 'B F D']:
-  """Returns the sum of the vectors of the first levels, as many as are given."""
-  return jnp.sum(lookup(vectors_QKD, codes_BFQ), axis=0)
+  """Returns the sum of the vectors of the first levels, as many as are given.
+
+  Raises ValueError for another rank, more levels than there are, and a code beyond the codebook; in compiled code, which
+  cannot read codes, what such a code becomes is NaN.
+  """
+  checks.shapes(vectors_QKD=vectors_QKD)
+  checks.shapes(codes_BFQ=codes_BFQ)
+  levels, size = codes_BFQ.shape[-1], vectors_QKD.shape[1]
+  if levels > len(vectors_QKD):
+    raise ValueError(f'codes_BFQ has {levels} levels, the codebooks {len(vectors_QKD)}: were they made by another codec?')
+  checks.ids('codes_BFQ', codes_BFQ, size, padding=False)
+  codes_BFQ = jnp.asarray(codes_BFQ)
+  known_BF1 = jnp.all((codes_BFQ >= 0) & (codes_BFQ < size), axis=-1, keepdims=True)
+  return jnp.where(known_BF1, jnp.sum(lookup(vectors_QKD, codes_BFQ), axis=0), jnp.nan)
 
 
 def quantize(
     vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D'], levels_B: Int[Array, 'B']
 ) -> Quantized:
-  """Quantizes each example with its first `levels_B` levels (quantizer dropout chooses them at random)."""
+  """Quantizes each example with its first `levels_B` levels (quantizer dropout chooses them at random).
+
+  Raises ValueError for another rank, and for sizes that differ.
+  """
+  checks.shapes(vectors_QKD=vectors_QKD, x_BFD=x_BFD, levels_B=levels_B)
   codes_BFQ, residuals_QBFD = encode(vectors_QKD, jax.lax.stop_gradient(x_BFD))
   vectors_QBFD = lookup(vectors_QKD, codes_BFQ)
   used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B
@@ -117,6 +139,7 @@ def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> C
   With fewer frames than codes some vectors start equal; only the first of them is ever chosen, and `update` replaces
   the others by frames of later batches.
   """
+  checks.shapes(vectors_QKD=codebooks.vectors_QKD, x_BFD=x_BFD)
   codebook_size = codebooks.vectors_QKD.shape[1]
   x_ND = x_BFD.reshape(-1, x_BFD.shape[-1]).astype(jnp.float32)
   num_frames = len(x_ND)
@@ -204,6 +227,7 @@ def _fsq_bound(levels: Sequence[int], x: Float[Array, '*dims D']) -> Float[Array
 
 def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array, 'B F 1']:
   """Returns one code a frame: its rounded dimensions are the digits of a number, the first one the lowest."""
+  checks.shapes(x_BFD=x_BFD, levels_D=levels)
   levels_D = np.asarray(levels)
   digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + levels_D // 2
   place_D = np.cumprod([1, *levels[:-1]])
@@ -211,10 +235,17 @@ def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array
 
 
 def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[Array, 'B F D']:
-  """Returns the point of each code, in [-1, 1]; the codes of all points are 0 to prod(levels) - 1."""
-  levels_D = np.asarray(levels)
+  """Returns the point of each code, in [-1, 1]; the codes of all points are 0 to prod(levels) - 1.
+
+  Raises ValueError for another rank and a code beyond; in compiled code, which cannot read codes, its point is NaN.
+  """
+  checks.shapes(codes_BF1=codes_BFQ)
+  levels_D, size = np.asarray(levels), int(np.prod(levels))
+  checks.ids('codes_BFQ', codes_BFQ, size, padding=False)
+  codes_BFQ = jnp.asarray(codes_BFQ)
   digits_BFD = codes_BFQ // np.cumprod([1, *levels[:-1]]) % levels_D
-  return ((digits_BFD - levels_D // 2) / (levels_D // 2)).astype(jnp.float32)
+  points_BFD = ((digits_BFD - levels_D // 2) / (levels_D // 2)).astype(jnp.float32)
+  return jnp.where((codes_BFQ >= 0) & (codes_BFQ < size), points_BFD, jnp.nan)
 
 
 def fsq_quantize(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Quantized:

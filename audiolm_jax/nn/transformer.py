@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
 from audiolm_jax.nn import attention, block_attention, placement
 from audiolm_jax.nn.attention import EMBED, HEADS, LAYERS, MLP, VOCAB, LayerCache, Tiles, dense, partitioned
 from audiolm_jax.nn.dropout import Dropout
@@ -39,13 +39,14 @@ class TransformerConfig:
   remat: bool = True
 
   def __post_init__(self):
-    if min(self.num_layers, self.num_heads, self.width, self.mlp_width) < 1:
-      raise ValueError(f'{self} has an empty layer: every size must be positive')
+    checks.fields(
+        self, num_layers=checks.WHOLE, num_heads=checks.WHOLE, width=checks.WHOLE, mlp_width=checks.WHOLE,
+        dropout_rate=checks.BELOW_ONE, num_buckets=checks.whole(2), max_distance=checks.WHOLE,
+        dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
+    )
     if self.width % self.num_heads:
       raise ValueError(f'width={self.width} is not a multiple of num_heads={self.num_heads}: change one of them')
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(f'dropout_rate={self.dropout_rate} is no probability below 1')
-    if self.num_buckets < 2 or self.max_distance <= self.num_buckets // 2:
+    if self.max_distance <= self.num_buckets // 2:
       raise ValueError(f'max_distance={self.max_distance} must exceed half of num_buckets={self.num_buckets}')
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn.quantizer import HIGHEST
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_length, check_levels, squared_sine
+from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_codes, check_length, check_levels, squared_sine
 from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'dac'
@@ -240,7 +240,7 @@ def encode(
 
   Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels.
   """
-  check_length('DAC', config.hop_length, wave_BT.shape[-1])
+  check_length('DAC', config.hop_length, wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
   z_BFD = Encoder(config).apply({'params': variables.params['encoder']}, wave_BT)
   quantizer = ResidualVectorQuantizer(config)
@@ -250,9 +250,9 @@ def encode(
 def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
   """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has.
+  Raises ValueError when there are more levels than the codec has, and for a code beyond its codebook.
   """
-  check_levels(config.num_quantizers, codes_BFQ.shape[-1])
+  check_codes(config, codes_BFQ)
   quantizer = ResidualVectorQuantizer(config)
   z_BFD = quantizer.apply({'params': variables.params['quantizer']}, codes_BFQ, method='decode')
   wave_BT = Decoder(config).apply({'params': variables.params['decoder']}, z_BFD)

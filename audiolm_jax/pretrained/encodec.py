@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax.nn import quantizer
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Model, check_levels, check_not_empty
+from audiolm_jax.pretrained.layers import Model, check_codes, check_levels, check_not_empty
 from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
 from audiolm_jax.stages.base import Codec, Variables
 
@@ -155,7 +155,7 @@ def encode(
   and spares a compilation for every length. Raises ValueError when the waveform is empty, or the codec does not have so
   many levels.
   """
-  check_not_empty(wave_BT.shape[-1])
+  check_not_empty(wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
   z_BFD = Encoder(config.seanet).apply({'params': variables.params['encoder']}, wave_BT)
   return quantizer.encode(variables.params['codebooks'][:num_quantizers], z_BFD)[0]
@@ -164,8 +164,8 @@ def encode(
 def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
   """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has.
+  Raises ValueError when there are more levels than the codec has, and for a code beyond its codebook.
   """
-  check_levels(config.num_quantizers, codes_BFQ.shape[-1])
+  check_codes(config, codes_BFQ)
   z_BFD = quantizer.decode(variables.params['codebooks'], codes_BFQ)
   return Decoder(config.seanet).apply({'params': variables.params['decoder']}, z_BFD)

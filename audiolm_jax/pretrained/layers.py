@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from audiolm_jax import checks
 from audiolm_jax.stages.base import Key, Variables
 
 
@@ -128,8 +129,10 @@ class OverlapAdd(nn.Module):
     return wave_BND[:, self.trim_start : total - self.trim_end]
 
 
-def check_length(name: str, hop_length: int, num_samples: int):
-  """Raises ValueError where a waveform is not a positive multiple of the hop length."""
+def check_length(name: str, hop_length: int, wave_BT: Array):
+  """Raises ValueError where waveforms are of another rank, or no positive multiple of the hop length."""
+  checks.shapes(wave_BT=wave_BT)
+  num_samples = wave_BT.shape[-1]
   if num_samples == 0 or num_samples % hop_length:
     raise ValueError(
         f'waveform has {num_samples:,} samples; {name} needs a positive multiple of hop_length={hop_length}: '
@@ -148,6 +151,7 @@ def aligned(extract: Callable, num_frames: Callable, config: Any, wave_BT: Array
     num_frames: (config, num_samples_B) -> how many frames these are.
     config: has hop_length and frame_length.
   """
+  checks.shapes(wave_BT=wave_BT)
   num_samples = wave_BT.shape[-1]
   length_B = jnp.max(jnp.where(wave_BT != 0, np.arange(1, num_samples + 1), 0), axis=-1)
   length_B = jnp.maximum(length_B, config.frame_length)
@@ -165,6 +169,7 @@ def encoder_inputs(
 
   Raises ValueError where it does not have so many layers, or a waveform is shorter than one frame.
   """
+  checks.shapes(wave_BT=wave_BT)
   num_layers = config.num_layers if num_layers is None else num_layers
   if not 0 <= num_layers <= config.num_layers:
     raise ValueError(f'layer {num_layers}: this model has 0 (before the first) to {config.num_layers}')
@@ -174,9 +179,10 @@ def encoder_inputs(
   return num_layers, jnp.full(batch, num_samples) if num_samples_B is None else num_samples_B
 
 
-def check_not_empty(num_samples: int):
-  """Raises ValueError where a waveform has no samples."""
-  if num_samples == 0:
+def check_not_empty(wave_BT: Array):
+  """Raises ValueError where waveforms are of another rank, or have no samples."""
+  checks.shapes(wave_BT=wave_BT)
+  if wave_BT.shape[-1] == 0:
     raise ValueError('waveform has no samples: give at least one')
 
 
@@ -184,3 +190,10 @@ def check_levels(available: int, asked: int | None):
   """Raises ValueError where a codec does not have the number of quantizer levels that is asked for."""
   if asked is not None and not 1 <= asked <= available:
     raise ValueError(f'{asked} quantizer levels: this codec has num_quantizers={available}; were they made by another?')
+
+
+def check_codes(config: Any, codes_BFQ: Array):
+  """Raises ValueError where codes are of another rank, of more levels than the codec has, or beyond its codebook."""
+  checks.shapes(codes_BFQ=codes_BFQ)
+  check_levels(config.num_quantizers, codes_BFQ.shape[-1])
+  checks.ids('codes_BFQ', codes_BFQ, config.codebook_size, padding=False)

@@ -20,7 +20,9 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import CausalConv, Conv, Model, check_levels, check_not_empty, layer_norm
+from audiolm_jax.pretrained.layers import (
+    CausalConv, Conv, Model, check_codes, check_levels, check_not_empty, layer_norm,
+)  # fmt: skip
 from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
 from audiolm_jax.stages.base import Codec, Variables
 
@@ -317,7 +319,7 @@ def encode(
   and spares a compilation for every length. Raises ValueError when the waveform is empty, or the codec does not have so
   many levels.
   """
-  check_not_empty(wave_BT.shape[-1])
+  check_not_empty(wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
   total = config.num_quantizers if num_quantizers is None else num_quantizers
   counts = (min(total, config.num_semantic), total - config.num_semantic)
@@ -340,9 +342,9 @@ def embeddings(config: Config, variables: Variables, wave_BT: Float[Array, 'B T'
 def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
   """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has.
+  Raises ValueError when there are more levels than the codec has, and for a code beyond its codebook.
   """
-  check_levels(config.num_quantizers, codes_BFQ.shape[-1])
+  check_codes(config, codes_BFQ)
   parts = (codes_BFQ[..., : config.num_semantic], codes_BFQ[..., config.num_semantic :])
   z_BFD = sum(
       module.apply({'params': variables.params['quantizer'][name]}, part, method='decode')

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from audiolm_jax import checks
 
 Key = jax.Array  # a typed PRNG key, from jax.random.key
 Params = Any  # tree of arrays that receive gradients; its top-level names are the optimizer's groups
@@ -22,12 +25,13 @@ class Feature(NamedTuple):
   The input pipeline cuts every time series of an example at the same instant: `start_seconds * rate` along axis 0,
   for `shape[0]` entries. The remaining axes take the leading part of what the source holds (a stage that asks for 4
   quantizer levels gets the first 4). An example that is too short is padded: floats with 0, integers with
-  `tokens.PAD` (-1).
+  `tokens.PAD` (-1). Integers below `num_ids` are ids, -1 is padding; None: any number is legal.
   """
 
   shape: tuple[int, ...]
   dtype: Any
   rate: float | None  # entries per second along axis 0; None: not a time series, passed on as it is
+  num_ids: int | None = None  # of tokens and labels
 
 
 class Variables(NamedTuple):
@@ -78,3 +82,25 @@ class Codec(NamedTuple):
 def empty_batch(stage: Stage, batch_size: int) -> dict[str, np.ndarray]:
   """Returns a batch of zeros with the shapes and dtypes that `stage` asks for."""
   return {name: np.zeros((batch_size, *f.shape), f.dtype) for name, f in stage.batch.items()}
+
+
+def check_batch(features: Mapping[str, Feature], batch: Mapping[str, Any], batch_size: int) -> None:
+  """Raises ValueError where a batch on the host is not `batch_size` examples of what `features` say.
+
+  Compares names, shapes, integers or floats, and the range of ids; arrays that no feature names are let through. The
+  loop calls it with the first batch of a run; your own loop should.
+  """
+  if missing := sorted(set(features) - set(batch)):
+    raise ValueError(f'the batch has {sorted(batch)}; the stage asks for {missing} besides')
+  for name, feature in features.items():
+    array, wanted = batch[name], (batch_size, *feature.shape)
+    if np.shape(array) != wanted:
+      raise ValueError(f'{name!r} has shape {np.shape(array)} in the batch; the stage asks for {wanted}')
+    kind = jnp.integer if jnp.issubdtype(feature.dtype, jnp.integer) else jnp.floating
+    if not jnp.issubdtype(jnp.result_type(array), kind):
+      raise ValueError(
+          f'{name!r} is of type {jnp.result_type(array)} in the batch; the stage asks for '
+          f'{np.dtype(feature.dtype).name}'
+      )
+    if feature.num_ids is not None:
+      checks.ids(repr(name), array, feature.num_ids)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from audiolm_jax import losses
+from audiolm_jax import checks, losses
 from audiolm_jax.nn.log_mel_cnn import LogMelCNN, LogMelCNNConfig
 from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, State, Variables
 
@@ -19,11 +19,15 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, Sta
 class Config(LogMelCNNConfig):
   num_classes: int  # the paper: 291 speakers
 
+  def __post_init__(self):
+    super().__post_init__()
+    checks.fields(self, num_classes=checks.WHOLE)
+
   def make(self) -> Stage:
     return Stage(
         batch={
             'waveform': Feature((self.crop_length,), np.float32, self.sample_rate),
-            'label': Feature((), np.int32, None),
+            'label': Feature((), np.int32, None, self.num_classes),
         },
         init=lambda key: Variables(_network(self).init(key, jnp.zeros((1, self.crop_length)))['params'], {}),
         loss=lambda params, state, batch, key: loss(self, params, state, batch, key),
@@ -50,9 +54,11 @@ def logits(config: Config, variables: Variables, wave_BT: Float[Array, 'B T']) -
 
   Raises ValueError when a waveform is shorter than `config.window_length` samples.
   """
+  checks.shapes(wave_BT=wave_BT)
   return _network(config).apply({'params': variables.params}, wave_BT).logits_BN
 
 
 def embedding(config: Config, variables: Variables, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B D']:
   """Returns what the logits are a linear function of; waveforms as for `logits`."""
+  checks.shapes(wave_BT=wave_BT)
   return _network(config).apply({'params': variables.params}, wave_BT).embedding_BD

@@ -15,7 +15,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -40,11 +40,14 @@ class Config:
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
+    checks.fields(
+        self, num_clusters=checks.WHOLE, total_quantizers=checks.WHOLE, num_quantizers=checks.WHOLE,
+        codebook_size=checks.WHOLE, condition_on_semantic=checks.FLAG, deduplicate=checks.FLAG,
+        time_embedding=checks.FLAG, code_dropout=checks.BELOW_ONE,
+    )
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
-    if not 1 <= self.num_quantizers <= self.total_quantizers:
+    if self.num_quantizers > self.total_quantizers:
       raise ValueError(f'num_quantizers={self.num_quantizers} is not in 1..total_quantizers={self.total_quantizers}')
-    if not 0 <= self.code_dropout < 1:
-      raise ValueError(f'code_dropout={self.code_dropout} is no share below 1')
     if self.time_embedding and self.condition_on_semantic and self.deduplicate:
       raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
 
@@ -95,10 +98,14 @@ class Config:
 
 
 def make(config: Config) -> Stage:
-  codes = Feature((config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate)
+  codes = Feature(
+      (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
+  )
   features = {'codes': codes}
   if config.condition_on_semantic:
-    features['semantic'] = Feature((config.num_semantic,), jnp.int32, config.semantic_rate)
+    features['semantic'] = Feature(
+        (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+    )
 
   def loss(params, state, batch, key):
     prefix, target = config.prefix_and_target(batch)

@@ -30,7 +30,7 @@ class Config(LogMelCNNConfig):
     return Stage(
         batch={
             'waveform': Feature((self.crop_length,), np.float32, self.sample_rate),
-            'label': Feature((), np.int32, None),
+            'label': Feature((), np.int32, None, 2),
         },
         init=lambda key: Variables(LogMelCNN(self, 1).init(key, jnp.zeros((1, self.crop_length)))['params'], {}),
         loss=lambda params, state, batch, key: loss(self, params, state, batch, key),

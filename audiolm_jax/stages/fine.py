@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -31,8 +31,12 @@ class Config:
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
+    checks.fields(
+        self, total_quantizers=checks.WHOLE, num_coarse=checks.WHOLE, codebook_size=checks.WHOLE,
+        time_embedding=checks.FLAG,
+    )
     tokens.semantic_frames(self.crop_seconds, self.frame_rate, self.frame_rate)
-    if not 1 <= self.num_coarse < self.total_quantizers:
+    if self.num_coarse >= self.total_quantizers:
       raise ValueError(f'num_coarse={self.num_coarse} leaves no fine level of total_quantizers={self.total_quantizers}')
 
   @property
@@ -71,8 +75,9 @@ def make(config: Config) -> Stage:
     nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
     return nats, Aux(state, metrics)
 
+  shape = (config.num_frames, config.total_quantizers)
   return Stage(
-      batch={'codes': Feature((config.num_frames, config.total_quantizers), jnp.int32, config.frame_rate)},
+      batch={'codes': Feature(shape, jnp.int32, config.frame_rate, config.codebook_size)},
       init=lambda key: Variables(language_model.init(config.language_model, key), {}),
       loss=loss,
   )

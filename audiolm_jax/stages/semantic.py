@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -31,6 +31,9 @@ class Config:
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
+    checks.fields(
+        self, num_clusters=checks.WHOLE, deduplicate=checks.FLAG, time_embedding=checks.FLAG
+    )
     if self.time_embedding and self.deduplicate:
       raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.semantic_rate)
@@ -67,7 +70,7 @@ def make(config: Config) -> Stage:
     return nats, Aux(state, metrics)
 
   return Stage(
-      batch={'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate)},
+      batch={'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters)},
       init=lambda key: Variables(language_model.init(config.language_model, key), {}),
       loss=loss,
   )

@@ -29,7 +29,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
 from audiolm_jax.losses import masked_mean
 from audiolm_jax.nn.attention import EMBED, VOCAB, partitioned
 from audiolm_jax.nn.conformer import Conformer
@@ -60,9 +60,15 @@ class Config:
 
   def __post_init__(self):
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
-    sizes = ('num_clusters', 'num_quantizers', 'codebook_size', 'num_layers', 'num_heads', 'width', 'mlp_width')
-    if empty := [f'{name}={getattr(self, name)}' for name in sizes if getattr(self, name) < 1]:
-      raise ValueError(f'{", ".join(empty)}: every size must be positive')
+    sizes = (
+        'num_clusters', 'num_quantizers', 'codebook_size', 'num_layers', 'num_heads', 'width', 'mlp_width',
+        'kernel_size',
+    )
+    checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
+    checks.fields(
+        self, random_length=checks.FLAG, level_skew=checks.NOT_NEGATIVE, dropout=checks.BELOW_ONE,
+        dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
+    )
     if self.width % (2 * self.num_heads):
       raise ValueError(
           f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
@@ -70,10 +76,6 @@ class Config:
       )
     if self.kernel_size % 2 == 0:
       raise ValueError(f'kernel_size={self.kernel_size} has no centre: make it odd')
-    if self.level_skew < 0:
-      raise ValueError(f'level_skew={self.level_skew} would favour the finest levels: use 0 (all alike) or more')
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'dropout={self.dropout} is no probability below 1')
 
   @property
   def num_semantic(self) -> int:
@@ -102,8 +104,12 @@ def make(config: Config) -> Stage:
 
   return Stage(
       batch={
-          'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate),
-          'codes': Feature((config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate),
+          'semantic': Feature(
+              (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+          ),
+          'codes': Feature(
+              (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
+          ),
       },
       init=init,
       loss=lambda params, state, batch, key: loss(config, params, state, batch, key),

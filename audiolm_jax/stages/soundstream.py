@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from audiolm_jax import audio, losses
+from audiolm_jax import audio, checks, losses
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
@@ -49,6 +49,12 @@ from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
+  """Defaults: AudioLM's codec.
+
+  Raises ValueError for a value that is not legal, when `crop_length` is no whole number of frames, or `fsq_levels` and
+  the sizes disagree, or the balance of the loss is impossible.
+  """
+
   sample_rate: int = 16_000  # Hz
   crop_length: int = 16_000  # samples of a training example; not stated in the paper
   strides: tuple[int, ...] = (2, 4, 5, 8)
@@ -78,6 +84,26 @@ class Config:
   feature_weight: float = 10.0
   balance_decay: float | None = None  # of the mean lengths of the terms' gradients, a step; None: fixed weights
   dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
+
+  def __post_init__(self):
+    sizes = (
+        'sample_rate', 'crop_length', 'stem_stride', 'encoder_channels', 'decoder_channels', 'embedding_dim',
+        'num_quantizers', 'codebook_size', 'spectral_channels', 'spectral_window_length', 'num_waveform_critics',
+        'waveform_channels', 'waveform_max_channels',
+    )
+    checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
+    weights = [f'{name}_weight' for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')]
+    checks.fields(self, **dict.fromkeys(weights, checks.NOT_NEGATIVE))
+    checks.fields(
+        self, strides=checks.each(checks.WHOLE), mel_encoder=checks.FLAG, quantizer_dropout=checks.FLAG,
+        film=checks.one_of(None, 'encoder', 'decoder'), codebook_decay=checks.BELOW_ONE,
+        dead_code_threshold=checks.NOT_NEGATIVE, adversarial_start=checks.optional(checks.whole(0)),
+        spectral_floor=checks.POSITIVE, balance_decay=checks.optional(checks.BELOW_ONE), dtype=checks.FLOAT_TYPE,
+    )
+    check_length(self, self.crop_length)
+    _check_fsq(self)
+    if self.balance_decay is not None and not any(self.loss_weights[name] for name in BALANCED):
+      raise ValueError(f'balance_decay={self.balance_decay} with all weights of {BALANCED} 0: give one of them a share')
 
   @property
   def hop_length(self) -> int:
@@ -113,6 +139,28 @@ class Config:
     return Codec(functools.partial(encode, self), functools.partial(decode, self))
 
 
+BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that see the estimated waveform
+
+
+def _check_fsq(config: Config):
+  if config.fsq_levels is None:
+    return
+  if len(config.fsq_levels) == 0 or min(config.fsq_levels) < 2 or math.prod(config.fsq_levels) >= 2**31:
+    raise ValueError(f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes')
+  wanted = dict(num_quantizers=1, codebook_size=math.prod(config.fsq_levels), embedding_dim=len(config.fsq_levels))
+  found = {name: getattr(config, name) for name in wanted}
+  if found != wanted:
+    raise ValueError(f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three')
+
+
+def check_length(config: Config, num_samples: int):
+  if num_samples == 0 or num_samples % config.hop_length:
+    raise ValueError(
+        f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
+        f'hop_length={config.hop_length}: pad with audio.pad_to_multiple'
+    )
+
+
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
 PIANO = Config(num_quantizers=3, codebook_size=2**14)  # AudioLM, section IV-I: 50 frames/s, 2100 bit/s
 SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)  # its paper: 75 frames/s, 6000 bit/s
@@ -120,23 +168,11 @@ SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)  
 MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
 
 Denoise = bool | Bool[Array, 'B']
-BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that see the estimated waveform
 UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}  # what critics cost whose logits are all 0
 
 
 def make(config: Config) -> Stage:
-  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'.
-
-  Raises ValueError when `crop_length` is no whole number of frames, or `fsq_levels` and the sizes disagree, or the
-  balance of the loss is impossible, or `film` names no place, or `spectral_floor` is not above 0.
-  """
-  check_length(config, config.crop_length)
-  _check_fsq(config)
-  _check_balance(config)
-  if config.spectral_floor <= 0:
-    raise ValueError(f'spectral_floor={config.spectral_floor}: must be above 0, since silence has no logarithm')
-  if config.film not in (None, 'encoder', 'decoder'):
-    raise ValueError(f"film={config.film!r}: choose 'encoder', 'decoder', or None for no switch")
+  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'."""
   names = ('waveform',) if config.film is None else ('waveform', 'noise')
   return Stage(
       batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
@@ -295,6 +331,7 @@ def critic_accuracy(
     config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> Float[Array, '']:
   """Returns the share of logits on their side of 0, mean over critics: 0.5 where they cannot tell, 1 where they win."""
+  checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
   judge = lambda wave: _discriminators(config).apply({'params': variables.params['discriminator']}, wave)
   shares = [
       (jnp.mean(real.logits_BN > 0) + jnp.mean(fake.logits_BN < 0)) / 2
@@ -318,6 +355,7 @@ def encode(
   Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels or the
   switch.
   """
+  checks.shapes(wave_BT=wave_BT)
   check_length(config, wave_BT.shape[-1])
   z_BFD = encoder(config).apply({'params': variables.params['generator']['encoder']}, wave_BT)
   return codes(config, variables, z_BFD, num_quantizers, denoise)
@@ -330,7 +368,8 @@ def decode(
 
   denoise: as `encode`, for a codec with film='decoder'.
 
-  Raises ValueError when there are more levels than the codec has, or it has no switch.
+  Raises ValueError when there are more levels than the codec has, or it has no switch, or a code is beyond the
+  codebook; in compiled code, which cannot raise, the audio of such a code is NaN.
   """
   return decode_vectors(config, variables, vectors(config, variables, codes_BFQ, denoise))
 
@@ -365,6 +404,8 @@ def vectors(
     config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
 ) -> Float[Array, 'B F D']:
   """Returns the embeddings that the decoder reads for the codes of the first levels; raises as `decode`."""
+  checks.shapes(codes_BFQ=codes_BFQ)
+  checks.ids('codes_BFQ', codes_BFQ, config.codebook_size, padding=False)
   if codes_BFQ.shape[-1] > config.num_quantizers:
     raise ValueError(
         f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
@@ -376,14 +417,6 @@ def vectors(
   else:
     z_BFD = quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
   return _switched(config, variables.params['generator'], 'decoder', z_BFD, denoise)
-
-
-def check_length(config: Config, num_samples: int):
-  if num_samples == 0 or num_samples % config.hop_length:
-    raise ValueError(
-        f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
-        f'hop_length={config.hop_length}: pad with audio.pad_to_multiple'
-    )
 
 
 def _check_num_quantizers(config: Config, num_quantizers: int | None):
@@ -398,26 +431,4 @@ def _check_switch(config: Config, place: str, denoise: Denoise):
   if denoise is not False and config.film != place:
     raise ValueError(
         f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}'
-    )
-
-
-def _check_fsq(config: Config):
-  if config.fsq_levels is None:
-    return
-  if len(config.fsq_levels) == 0 or min(config.fsq_levels) < 2 or math.prod(config.fsq_levels) >= 2**31:
-    raise ValueError(f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes')
-  wanted = dict(num_quantizers=1, codebook_size=math.prod(config.fsq_levels), embedding_dim=len(config.fsq_levels))
-  found = {name: getattr(config, name) for name in wanted}
-  if found != wanted:
-    raise ValueError(f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three')
-
-
-def _check_balance(config: Config):
-  decay = config.balance_decay
-  if decay is None:
-    return
-  shares = {name: config.loss_weights[name] for name in BALANCED}
-  if not 0 <= decay < 1 or min(shares.values()) < 0 or not any(shares.values()):
-    raise ValueError(
-        f'balance_decay={decay} with shares {shares}: the decay must be in [0, 1), no share below 0, one above it'
     )

@@ -32,7 +32,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from audiolm_jax import audio, losses
+from audiolm_jax import audio, checks, losses
 from audiolm_jax.nn import quantizer as vector_quantizer
 from audiolm_jax.nn.attention import EMBED, MLP, VOCAB, dense, partitioned
 from audiolm_jax.nn.conformer import Conformer, layer_norm
@@ -77,8 +77,30 @@ class Config:
   remat: bool = False
 
   def __post_init__(self):
-    if self.targets not in ('gumbel', 'clusters'):
-      raise ValueError(f"targets={self.targets!r}: choose 'gumbel' (the paper) or 'clusters'")
+    sizes = (
+        'sample_rate', 'num_mels', 'conv_channels', 'num_contrastive_layers', 'num_mlm_layers', 'width', 'num_heads',
+        'mlp_width', 'kernel_size', 'codebook_size', 'code_width', 'mask_span', 'num_negatives', 'feature_layer',
+        'mel_hop_length',
+    )
+    checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
+    weights = ('contrastive_weight', 'diversity_weight', 'mlm_weight', 'unmasked_weight')
+    checks.fields(self, **dict.fromkeys(weights, checks.NOT_NEGATIVE))
+    temperatures = ('contrastive_temperature', 'gumbel_temperature', 'gumbel_temperature_end', 'crop_seconds')
+    checks.fields(self, **dict.fromkeys(temperatures, checks.POSITIVE))
+    checks.fields(
+        self, window_length=checks.whole(self.mel_hop_length), dropout=checks.BELOW_ONE,
+        mask_probability=checks.SHARE, targets=checks.one_of('gumbel', 'clusters'),
+        gumbel_decay=checks.POSITIVE_SHARE, dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
+    )
+    if self.width % (2 * self.num_heads):
+      raise ValueError(
+          f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
+          'change one of them'
+      )
+    if self.kernel_size % 2 == 0:
+      raise ValueError(f'kernel_size={self.kernel_size} has no centre: make it odd')
+    if self.crop_seconds * self.sample_rate < self.hop_length:
+      raise ValueError(f'crop_seconds={self.crop_seconds} is less than one frame of {self.hop_length} samples')
 
   @property
   def hop_length(self) -> int:
@@ -340,6 +362,7 @@ def features(
   Only the blocks up to `layer` run. Frames that lie wholly in the zeros at the end of a waveform mean nothing. Raises
   ValueError when there is no such block. Source: AudioLM, section III-B.
   """
+  checks.shapes(wave_BT=wave_BT)
   layer = config.feature_layer if layer is None else layer
   if not 1 <= layer <= config.num_mlm_layers:
     raise ValueError(f'no MLM block {layer}: there are blocks 1 to {config.num_mlm_layers}')

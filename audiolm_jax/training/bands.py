@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from audiolm_jax import checks
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Band:
@@ -14,6 +16,7 @@ class Band:
   high: float
 
   def __post_init__(self):
+    checks.fields(self, metric=checks.TEXT, step=checks.whole(0), low=checks.NUMBER, high=checks.NUMBER)
     if not self.low < self.high:
       raise ValueError(f'band of {self.metric} at step {self.step}: low={self.low} must be below high={self.high}')
 

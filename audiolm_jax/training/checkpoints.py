@@ -84,8 +84,7 @@ class Checkpointer:
         version=audiolm_jax.__version__,
         step=step,
         data_position=data_position,
-        structure={name: {path: [list(x.shape), str(x.dtype)] for path, x in leaves.items()}
-                   for name, leaves in flat.items()},
+        structure=structure(parts),
     )
     try:
       json.dumps(described)
@@ -199,6 +198,14 @@ def steps(directory: str | pathlib.Path) -> list[int]:
   return sorted(int(name) for name in names if (directory / name / DIGEST).is_file())
 
 
+def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+  """Returns the shape and dtype of every array (or shape) in each part, by its dotted path."""
+  return {
+      name: {path: [list(x.shape), str(x.dtype)] for path, x in _flatten(sharding.unbox(tree)).items()}
+      for name, tree in parts.items()
+  }
+
+
 def fault(directory: pathlib.Path) -> str | None:
   """Returns what is wrong with one step's files, or None when every digest matches."""
   try:
@@ -222,7 +229,7 @@ def fault(directory: pathlib.Path) -> str | None:
 
 
 def load_variables(
-    directory: str | pathlib.Path, step: int | None = None, *, use_ema: bool = True
+    directory: str | pathlib.Path, step: int | None = None, *, use_ema: bool = True, config: Any = None
 ) -> tuple[Any, base.Variables, dict[str, Any]]:
   """Loads a trained stage for inference, on the default device, without optimizer or trainer.
 
@@ -230,12 +237,15 @@ def load_variables(
     directory: a run's checkpoint directory, or its workdir.
     step: which one; None takes the newest good one.
     use_ema: take the averaged parameters where training kept them.
+    config: of a stage from outside of this package, which a checkpoint may name but not import; it must be the one that
+      was trained. None: the checkpoint's own.
 
   Returns:
     (config, Variables of plain arrays, metadata with 'step', 'version', 'fingerprints' and what else was saved).
 
   Raises:
-    ValueError: no good checkpoint, an unknown config class or field, or another structure than `config.make()` has.
+    ValueError: no good checkpoint, an unknown config class or field, another config than that of the checkpoint, or
+      another structure than `config.make()` has.
   """
   directory = _checkpoints(directory)
   if step is None:
@@ -243,7 +253,10 @@ def load_variables(
   elif reason := fault(directory / str(step)):
     raise ValueError(f'checkpoint {directory / str(step)}: {reason}')
   metadata = _read_metadata(directory / str(step))
-  config = configs.rebuild(metadata['config'], metadata['version'])
+  if config is None:
+    config = configs.rebuild(metadata['config'], metadata['version'])
+  elif differing := configs.differences(metadata['config'], configs.describe(config)):
+    raise ValueError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
   try:
     variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
   except (TypeError, AttributeError, ArithmeticError, LookupError) as error:

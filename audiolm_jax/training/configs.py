@@ -47,7 +47,10 @@ def rebuild(data: Mapping[str, Any], version: str) -> Any:
   if not (is_path and path.count('.') == 3 and path.endswith('.Config')):
     allowed = ' and '.join(f'{room}<module>.Config' for room in _ROOMS)
     shown = str(path)[:200]
-    raise ValueError(f'checkpoint names the config class {shown!r}: only {allowed} are allowed')
+    raise ValueError(
+        f'checkpoint names the config class {shown!r}: only {allowed} are imported; for a stage of '
+        'your own give the config: checkpoints.load_variables(directory, config=...)'
+    )
   if set(data) != {'class', 'fields'}:
     raise ValueError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
   return _rebuild(data, version, _MAX_DEPTH)

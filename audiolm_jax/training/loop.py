@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax import checks
 from audiolm_jax.stages import base
 from audiolm_jax.training import bands as bands_lib
 from audiolm_jax.training import checkpoints, configs, errors, metrics_writer, optimizers, preemption, saver, sharding
@@ -23,7 +24,10 @@ from audiolm_jax.training import workdir as workdir_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-  """How long, how often, on what mesh. A step is one micro-batch: see `accumulate_steps`."""
+  """How long, how often, on what mesh. A step is one micro-batch: see `accumulate_steps`.
+
+  Raises ValueError, with field, value and what is legal.
+  """
 
   batch_size: int  # examples in one global batch, over all processes
   num_steps: int
@@ -46,6 +50,18 @@ class TrainConfig:
   timeout_seconds: float | None = 3600.0  # and one that takes this long ends the run: data or another host hangs
   bands: tuple[bands_lib.Band, ...] = ()  # what to expect; a run outside says so and goes on
   tensorboard: bool = True
+
+  def __post_init__(self):
+    counts = ('batch_size', 'accumulate_steps', 'log_every', 'eval_batches', 'save_every', 'max_to_keep')
+    checks.fields(self, **dict.fromkeys(counts, checks.WHOLE))
+    checks.fields(self, **dict.fromkeys(('eval_every', 'keep_every'), checks.optional(checks.WHOLE)))
+    seconds = ('save_every_seconds', 'slow_seconds', 'timeout_seconds')
+    checks.fields(self, **dict.fromkeys(seconds, checks.optional(checks.POSITIVE)))
+    from_0 = ('num_steps', 'max_failed_saves', 'max_skipped_batches')
+    checks.fields(self, **dict.fromkeys(from_0, checks.whole(0)))
+    checks.fields(
+        self, seed=checks.SEED, ema_decay=checks.optional(checks.BELOW_ONE), tensorboard=checks.FLAG
+    )
 
 
 _COMPILE_SECONDS = 3600.0  # more for the first two steps: one compiles, the next may wait for hosts that still do
@@ -94,11 +110,13 @@ def train(
 ) -> TrainResult:
   """Trains `stage` from the newest good checkpoint in `workdir`, or from the start, to `num_steps`.
 
+  A checkpoint at that step or beyond leaves nothing to train: it is said by `report`, and no checkpoint changes.
   Resuming is exact: on the same mesh the losses are bitwise those of a run that was never interrupted.
 
   Args:
     stage: what `config.make()` returned.
-    config: the stage's frozen config; stored in every checkpoint and compared when resuming.
+    config: the stage's frozen config; stored in every checkpoint and compared when resuming. One from outside of this
+      package is loaded by `checkpoints.load_variables(directory, config=config)`.
     train_config: how long, how often, on what mesh.
     make_batches: returns the iterator of this process's rows of every global batch. `get_state()` is JSON and the same
       on every process (a global position), `set_state(position)` goes there.
@@ -119,7 +137,8 @@ def train(
     errors.OutOfMemoryError: the step does not fit.
     errors.PeerError: another process of the run is gone.
     watch.StalledError: data, a step or another process hangs; end the process without waiting for its threads.
-    ValueError: settings that do not fit together or the checkpoint, or a workdir in use.
+    ValueError: settings that do not fit together or the checkpoint, a stage that another config made, a first batch that
+      is not what the stage asks for, or a workdir in use.
     OSError: a workdir that cannot be written, or more failed saves than `train_config` allows.
   """
   if init_optimizer and init_from is None:
@@ -153,6 +172,7 @@ class _Run:
     self.init, self.shapes, self.shardings = step_lib.make_init(
         stage, c.optimizer, self.mesh, accumulate_steps=c.accumulate_steps, keep_ema=c.ema_decay is not None
     )
+    step_lib.check_made_by(config, stage, self.shapes)
     self.train_step = step_lib.make_train_step(
         stage, c.optimizer, self.mesh, self.shardings,
         seed=c.seed, accumulate_steps=c.accumulate_steps, ema_decay=c.ema_decay,
@@ -162,6 +182,8 @@ class _Run:
     self.measure = jax.jit(self.probe.measure, out_shardings=sharding.replicated(self.mesh))
     self.guard = rollback_lib.Guard(c.rollback, c.max_skipped_batches)
     self.last_metrics: dict[str, float] = {}
+    self.checked: set[str] = set()  # kinds of batches whose first one has been looked at
+    self.stage = stage
     self.lost_steps = 0  # that were done before, and after the checkpoint that this run goes on from
 
   @contextlib.contextmanager
@@ -199,6 +221,8 @@ class _Run:
     while True:
       with self.watch.phase('init'):
         train_state, start = self._restore(batches)
+      if start >= self.train_config.num_steps:
+        return self._nothing_left(train_state, start)
       if message is not None:
         batches.set_state(position)
         self._publish(start, self.guard.metrics(), None, message=f'{message}, back to step {start}')
@@ -213,6 +237,14 @@ class _Run:
         with self.watch.phase('checkpoint'):
           self.saver.wait_once()
         message, position = f'{diverged}: {self.guard.roll_back()}', diverged.after
+
+  def _nothing_left(self, train_state, start: int) -> TrainResult:
+    """Returns what was restored, or begun, where it is at the last step already or beyond."""
+    num_steps = self.train_config.num_steps
+    if self.writer is not None:
+      message = f'the run is at step {start}, num_steps={num_steps}: nothing to train'
+      self._report({'step': start, 'metrics': {}, 'message': message})
+    return self._result(train_state, start, preempted=False)
 
   def _loop(self, train_state, start: int, batches, make_eval_batches, stop) -> TrainResult:
     """The loop. Its order is law: restore; then each step: evaluate?, save?, next batch, train step, log the previous.
@@ -260,9 +292,19 @@ class _Run:
       except rollback_lib.Skipped as skipped:  # the state is that before the skipped step: on with the batch behind it
         batches.set_state(skipped.after)
         step, pending = skipped.step, None
+    return self._result(train_state, step, preempted)
+
+  def _result(self, train_state, step: int, preempted: bool) -> TrainResult:
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
     variables = base.Variables(params, train_state.state)
-    return TrainResult(step, preempted, self.last_metrics, variables, watch.summary()['goodput'])
+    return TrainResult(step, preempted, self.last_metrics, variables, self.watch.summary()['goodput'])
+
+  def _global_batch(self, batch: Mapping[str, np.ndarray], kind: str) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's rows; the first batch of a kind must be what the stage asks for."""
+    if kind not in self.checked:
+      base.check_batch(self.stage.batch, batch, self.train_config.batch_size // jax.process_count())
+      self.checked.add(kind)
+    return sharding.global_batch(batch, self.mesh)
 
   def _next_batch(self, step: int, batches, position, pending, train_state) -> dict[str, jax.Array]:
     """Returns the next global batch; where none comes in time, a run of one process saves before it gives up."""
@@ -277,7 +319,7 @@ class _Run:
       raise ValueError(
           f'make_batches has no batch for step {step} of {self.train_config.num_steps}: repeat the data'
       )
-    return sharding.global_batch(batch, self.mesh)
+    return self._global_batch(batch, 'training')
 
   def _restore(self, batches) -> tuple[step_lib.TrainState, int]:
     targets = jax.tree.map(
@@ -387,7 +429,7 @@ class _Run:
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
     sums, samples, count = None, None, 0
     for _, batch in zip(range(self.train_config.eval_batches), batches):
-      batch = sharding.global_batch(batch, self.mesh)
+      batch = self._global_batch(batch, 'evaluation')
       arrays, found = self.measure(params, train_state.state, batch)
       values = self.eval_step(params, train_state.state, batch), arrays
       sums = values if sums is None else jax.tree.map(jnp.add, sums, values)

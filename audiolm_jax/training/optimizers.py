@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from audiolm_jax import checks
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
   """One chain: clip by the global norm of the group, scale by `name`'s rule, decay the weights, follow `schedule`.
 
-  Steps count updates of the parameters (with gradient accumulation: not micro-batches).
+  Steps count updates of the parameters (with gradient accumulation: not micro-batches). Raises ValueError for a value
+  that is not legal, and for some that do not go together.
   """
 
   name: str = 'adam'  # adam | adamw | adafactor
@@ -26,29 +29,34 @@ class OptimizerConfig:
   weight_decay: float = 0.0  # adamw, adafactor: per unit of learning rate
   clip_norm: float | None = None  # of the gradients of the whole group
 
+  def __post_init__(self):
+    checks.fields(
+        self, name=checks.one_of('adam', 'adamw', 'adafactor'), learning_rate=checks.NOT_NEGATIVE,
+        schedule=checks.one_of('constant', 'cosine', 'inverse_sqrt'), warmup_steps=checks.whole(0),
+        total_steps=checks.optional(checks.WHOLE), b1=checks.BELOW_ONE, b2=checks.BELOW_ONE,
+        weight_decay=checks.NOT_NEGATIVE, clip_norm=checks.optional(checks.POSITIVE),
+    )
+    if self.schedule == 'cosine' and (self.total_steps is None or self.total_steps <= self.warmup_steps):
+      raise ValueError(
+          f'total_steps={self.total_steps} with warmup_steps={self.warmup_steps}: cosine needs a larger total_steps'
+      )
+    if self.name == 'adam' and self.weight_decay:
+      raise ValueError(f'weight_decay={self.weight_decay} with adam: use adamw')
+
 
 Optimizer = OptimizerConfig | Mapping[str, OptimizerConfig]
 
 
 def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
-  """Returns the learning rate as a function of the number of updates done so far.
-
-  Raises ValueError for an unknown schedule, or a cosine without a length.
-  """
+  """Returns the learning rate as a function of the number of updates done so far."""
   warmup, peak = config.warmup_steps, config.learning_rate
   if config.schedule == 'constant':
     body = optax.constant_schedule(peak)
   elif config.schedule == 'cosine':
-    if config.total_steps is None or config.total_steps <= warmup:
-      raise ValueError(
-          f'total_steps={config.total_steps} with warmup_steps={warmup}: cosine needs a larger total_steps'
-      )
     body = optax.cosine_decay_schedule(peak, config.total_steps - warmup)
-  elif config.schedule == 'inverse_sqrt':
+  else:
     start = max(warmup, 1)
     body = lambda count: peak * jnp.sqrt(start / (start + jnp.maximum(count, 0)))  # join_schedules asks before 0 too
-  else:
-    raise ValueError(f'schedule={config.schedule!r}: choose constant, cosine or inverse_sqrt')
   if not warmup:
     return body
   rise = lambda count: peak * (count + 1) / warmup
@@ -61,14 +69,13 @@ def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransfor
   `accumulate_steps` micro-batches are averaged into one update. The transformation's `init` and `update` raise
   ValueError when a mapping misses a group of the parameters or names one that they do not have.
   """
+  checks.values(accumulate_steps=(accumulate_steps, checks.WHOLE))
   if isinstance(config, Mapping):
     transformation = optax.partition(
         {group: _chain(one) for group, one in config.items()}, lambda params: _labels(config, params)
     )
   else:
     transformation = _chain(config)
-  if accumulate_steps < 1:
-    raise ValueError(f'accumulate_steps={accumulate_steps}: must be at least 1')
   if accumulate_steps > 1:
     transformation = optax.MultiSteps(transformation, accumulate_steps).gradient_transformation()
   return transformation
@@ -94,17 +101,13 @@ def _labels(config: Mapping[str, OptimizerConfig], params) -> dict[str, str]:
 def _chain(config: OptimizerConfig) -> optax.GradientTransformation:
   rate = learning_rate(config)
   if config.name == 'adam':
-    if config.weight_decay:
-      raise ValueError(f'weight_decay={config.weight_decay} with adam: use adamw')
     rule = optax.adam(rate, config.b1, config.b2)
   elif config.name == 'adamw':
     rule = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay)
-  elif config.name == 'adafactor':
+  else:
     # optax decays by the plain rate: multiplied by the peak it means what it means for adamw.
     decay = config.weight_decay * config.learning_rate
     rule = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay or None)
-  else:
-    raise ValueError(f'optimizer name={config.name!r}: choose adam, adamw or adafactor')
   if config.clip_norm is None:
     return rule
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)

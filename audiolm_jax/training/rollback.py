@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from audiolm_jax import checks
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RollbackConfig:
@@ -24,17 +26,12 @@ class RollbackConfig:
   early: int = 4  # losses that are enough to judge the next: a rate far too high explodes before step 10
 
   def __post_init__(self):
-    if self.max_rollbacks < 1 or not 1 <= self.early <= self.window:
-      raise ValueError(
-          f'max_rollbacks={self.max_rollbacks}, early={self.early}, window={self.window}: each must be at least 1, and '
-          'the window no less than early'
-      )
-    if not 0 < self.rate_factor < 1:
-      raise ValueError(f'rate_factor={self.rate_factor}: must be between 0 and 1, or the same happens again')
-    if min(self.explosion, self.gradient_explosion) <= 1:
-      raise ValueError(
-          f'explosion={self.explosion}, gradient_explosion={self.gradient_explosion}: both must be above 1'
-      )
+    checks.fields(
+        self, max_rollbacks=checks.WHOLE, rate_factor=checks.BETWEEN, explosion=checks.ABOVE_ONE,
+        gradient_explosion=checks.ABOVE_ONE, window=checks.WHOLE, early=checks.WHOLE,
+    )
+    if self.early > self.window:
+      raise ValueError(f'early={self.early} is more than window={self.window}: so many losses are never known')
 
 
 class Diverged(Exception):

@@ -22,6 +22,7 @@ from flax.core import meta
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from audiolm_jax import checks
 from audiolm_jax.nn import placement
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
@@ -43,6 +44,12 @@ class MeshConfig:
   fsdp: int = 1  # parts that parameters are cut into along 'embed'; also splits the batch
   tensor: int = 1  # parts along heads, mlp and vocab
 
+  def __post_init__(self):
+    size = checks.Legal('a whole number of at least 1, or -1', lambda n: n == -1 or checks.WHOLE.holds(n))
+    checks.fields(self, data=size, fsdp=size, tensor=size)
+    if [self.data, self.fsdp, self.tensor].count(-1) > 1:
+      raise ValueError(f'{self}: at most one size is -1 (the rest of the devices)')
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns the mesh over `devices` (all of them when None); several slices of a TPU lie along `data`.
@@ -51,8 +58,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [config.data, config.fsdp, config.tensor]
-  if sizes.count(-1) > 1 or any(size != -1 and size < 1 for size in sizes):
-    raise ValueError(f'{config}: sizes are positive, and at most one is -1 (the rest of the devices)')
   if -1 in sizes:
     known = math.prod(size for size in sizes if size != -1)
     if len(devices) % known:

@@ -1,7 +1,7 @@
 """The one train step, the codec's adversarial one included, and what it changes."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from audiolm_jax.stages import base
-from audiolm_jax.training import optimizers, sharding
+from audiolm_jax.training import checkpoints, optimizers, sharding
 
 
 class TrainState(NamedTuple):
@@ -36,6 +36,27 @@ def make_init(
   boxed = jax.eval_shape(init, jax.random.key(0))  # optax maps over the boxes: its moments carry them too
   shardings = sharding.tree_shardings(boxed, mesh)
   return jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings), sharding.unbox(boxed), shardings
+
+
+def check_made_by(config: Any, stage: base.Stage, shapes: TrainState) -> None:
+  """Raises ValueError where checkpoints of `stage`, whose arrays are `shapes`, could not be loaded by `config`."""
+  remedy = 'give the config that made the stage: its checkpoints could not be loaded'
+  if not hasattr(config, 'make'):
+    raise ValueError(f'config is of type {type(config).__name__}, which has no make(): {remedy}')
+  own = config.make()
+  if dict(own.batch) != dict(stage.batch):
+    raise ValueError(f'the stage asks for {dict(stage.batch)}, that of the config for {dict(own.batch)}: {remedy}')
+  params, state = jax.eval_shape(own.init, jax.random.key(0))
+  wanted = checkpoints.structure({'params': params, 'state': state})
+  found = checkpoints.structure({'params': shapes.params, 'state': shapes.state})
+  lines = [
+      f'{part}.{path}: the stage has {found[part].get(path, "none")}, the config makes {wanted[part].get(path, "none")}'
+      for part in wanted
+      for path in sorted(wanted[part].keys() | found[part].keys())
+      if wanted[part].get(path) != found[part].get(path)
+  ]
+  if lines:
+    raise ValueError(f'{remedy}:\n  ' + '\n  '.join(lines))
 
 
 def make_train_step(

@@ -26,6 +26,7 @@ from audiolm_jax import audio
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
 from experiments import recipe as recipe_lib
+from experiments import workspace
 
 V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4  # bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
 SECONDS = 60.0  # of every recording
@@ -50,9 +51,9 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument('--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)')
-  parser.add_argument('--chips', type=int, default=16, help='of TPU v5e (16)')
-  parser.add_argument('--mfu', type=float, default=0.5, help='share of their peak that is reached (0.5)')
-  parser.add_argument('--examples', type=int, default=512, help='to read for each timing (512)')
+  parser.add_argument('--chips', type=workspace.COUNT, default=16, help='of TPU v5e (16)')
+  parser.add_argument('--mfu', type=workspace.SHARE, default=0.5, help='share of their peak that is reached (0.5)')
+  parser.add_argument('--examples', type=workspace.COUNT, default=512, help='to read for each timing (512)')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -83,7 +83,7 @@ def test_the_cache_holds_the_same(train, tmp_path):
 
 
 def test_wrong_values_are_named():
-  with pytest.raises(ValueError, match='train_minutes is 0'):
+  with pytest.raises(ValueError, match='train_minutes=0.0: must be a finite number above 0'):
     synthesized.Config(train_minutes=0.0)
   with pytest.raises(ValueError, match="'dev'"):
     synthesized.examples(SMALL, 'dev')

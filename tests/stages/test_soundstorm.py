@@ -208,8 +208,8 @@ def most_frequent(given_BF, code_BF) -> float:
         (dict(num_quantizers=0), 'num_quantizers=0'),
         (dict(width=48, num_heads=16), 'even width'),
         (dict(kernel_size=4), 'odd'),
-        (dict(dropout=1.0), 'probability'),
-        (dict(level_skew=-1.0), 'favour the finest'),
+        (dict(dropout=1.0), 'dropout=1.0: must be at least 0 and below 1'),
+        (dict(level_skew=-1.0), 'level_skew=-1.0'),
     ],
 )
 def test_bad_configs(options, message):

@@ -190,10 +190,20 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
   np.testing.assert_allclose(loss, sum(weights[name] * evaluated.metrics[name] for name in weights), rtol=1e-4)
 
 
-@pytest.mark.parametrize('changes', [dict(balance_decay=1.0), dict(balance_decay=0.9, feature_weight=-1.0)])
-def test_an_impossible_balance_is_refused(changes):
-  with pytest.raises(ValueError, match='balance_decay='):
-    dataclasses.replace(CONFIG, **changes).make()
+NO_SHARES = dict.fromkeys([f'{name}_weight' for name in soundstream.BALANCED], 0.0)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(balance_decay=1.0), 'balance_decay=1.0'),
+        (dict(balance_decay=0.9, feature_weight=-1.0), 'feature_weight=-1.0'),
+        (dict(balance_decay=0.9, **NO_SHARES), 'balance_decay=0.9 with all weights'),
+    ],
+)
+def test_an_impossible_balance_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **changes)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -77,14 +77,19 @@ def test_accumulated_micro_batches_make_the_step_of_their_mean():
 
 
 @pytest.mark.parametrize(
-    'config, message',
+    'settings, message',
     [
-        (Config(name='sgd'), 'sgd'),
-        (Config(schedule='linear'), 'linear'),
-        (Config(schedule='cosine'), 'total_steps'),
-        (Config(weight_decay=0.1), 'adamw'),
+        (dict(name='sgd'), 'sgd'),
+        (dict(schedule='linear'), 'linear'),
+        (dict(schedule='cosine'), 'total_steps'),
+        (dict(weight_decay=0.1), 'adamw'),
+        (dict(learning_rate=-1e-3), 'learning_rate=-0.001: must be a finite number of at least 0'),
+        (dict(learning_rate=float('nan')), 'learning_rate=nan'),
+        (dict(warmup_steps=-1), 'warmup_steps=-1: must be a whole number of at least 0'),
+        (dict(b2=1.0), 'b2=1.0: must be at least 0 and below 1'),
+        (dict(clip_norm=0.0), 'clip_norm=0.0: must be a finite number above 0, or None'),
     ],
 )
-def test_bad_settings_are_named(config, message):
+def test_bad_settings_are_named(settings, message):
   with pytest.raises(ValueError, match=message):
-    optimizers.make(config)
+    Config(**settings)

@@ -27,15 +27,15 @@ def test_rest_of_the_devices_goes_to_the_free_axis(mesh):
 @pytest.mark.parametrize(
     'config, message',
     [
-        (MeshConfig(data=-1, fsdp=-1), 'at most one'),
-        (MeshConfig(fsdp=3), 'does not divide the 8 devices'),
-        (MeshConfig(data=4), 'takes 4 devices but there are 8'),
-        (MeshConfig(tensor=0), 'positive'),
+        (dict(data=-1, fsdp=-1), 'at most one'),
+        (dict(fsdp=3), 'does not divide the 8 devices'),
+        (dict(data=4), 'takes 4 devices but there are 8'),
+        (dict(tensor=0), 'tensor=0: must be a whole number of at least 1, or -1'),
     ],
 )
 def test_bad_meshes_are_explained(config, message):
   with pytest.raises(ValueError, match=message):
-    sharding.make_mesh(config)
+    sharding.make_mesh(MeshConfig(**config))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Checks of what a user gives, before any compute: values of a config's fields, shapes and entries of arrays.
+
+All raise ValueError with the name, the value and what is legal. Nothing here reads values of a traced array.
+"""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LARGEST = 2**31 - 1  # steps, sizes and ids are int32 on the device
+
+
+class Legal(NamedTuple):
+  """Which values are legal: in words, after 'must be', and as a function."""
+
+  text: str
+  holds: Callable[[Any], bool]
+
+
+def whole(low: int = 1, high: int = LARGEST) -> Legal:
+  """Returns: a whole number from `low` to `high`; True and 2.0 are none."""
+  text = f'a whole number of at least {low}' if high == LARGEST else f'a whole number from {low} to {high}'
+  is_whole = lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  return Legal(text, lambda value: is_whole(value) and low <= value <= high)
+
+
+def _number(text: str, inside: Callable[[float], bool]) -> Legal:
+  is_number = lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return Legal(text, lambda value: is_number(value) and math.isfinite(value) and inside(value))
+
+
+WHOLE = whole()
+SEED = whole(0, 2**32 - 1)  # what Grain, numpy and scikit-learn all take
+NUMBER = _number('a finite number', lambda value: True)
+POSITIVE = _number('a finite number above 0', lambda value: value > 0)
+NOT_NEGATIVE = _number('a finite number of at least 0', lambda value: value >= 0)
+ABOVE_ONE = _number('a finite number above 1', lambda value: value > 1)
+SHARE = _number('from 0 to 1', lambda value: 0 <= value <= 1)
+POSITIVE_SHARE = _number('above 0, and at most 1', lambda value: 0 < value <= 1)
+BELOW_ONE = _number('at least 0 and below 1', lambda value: 0 <= value < 1)  # decays, dropout
+BETWEEN = _number('above 0 and below 1', lambda value: 0 < value < 1)
+FLAG = Legal('True or False', lambda value: isinstance(value, (bool, np.bool_)))
+TEXT = Legal('a string', lambda value: isinstance(value, str))
+
+
+def _is_float_type(value: Any) -> bool:
+  try:
+    return jnp.issubdtype(jnp.dtype(value), jnp.floating)
+  except TypeError:
+    return False
+
+
+FLOAT_TYPE = Legal("a floating-point type, such as 'float32' or 'bfloat16'", _is_float_type)
+
+
+def one_of(*values: Any) -> Legal:
+  """Returns: one of these values."""
+  return Legal(f'one of {", ".join(map(repr, values))}', lambda value: value in values)
+
+
+def each(legal: Legal) -> Legal:
+  """Returns: a tuple of one or more entries, each of them legal."""
+  holds = lambda values: isinstance(values, (tuple, list)) and len(values) > 0 and all(map(legal.holds, values))
+  return Legal(f'a tuple of one or more, each {legal.text}', holds)
+
+
+def optional(legal: Legal) -> Legal:
+  """Returns: None, or what is legal."""
+  return Legal(f'{legal.text}, or None', lambda value: value is None or legal.holds(value))
+
+
+def fields(config: Any, **legal: Legal) -> None:
+  """Raises ValueError for the first field of `config`, by its name, whose value is not legal."""
+  for name, rule in legal.items():
+    if not rule.holds(value := getattr(config, name)):
+      raise ValueError(f'{name}={value!r}: must be {rule.text}')
+
+
+def values(**pairs: tuple[Any, Legal]) -> None:
+  """Raises ValueError for the first argument, name=(value, legal), whose value is not legal."""
+  for name, (value, rule) in pairs.items():
+    if not rule.holds(value):
+      raise ValueError(f'{name}={value!r}: must be {rule.text}')
+
+
+def shapes(**arrays: Any) -> None:
+  """Raises ValueError unless every array has the axes that the suffix of its name says: wave_BT is [B, T].
+
+  An axis of one letter has one size in all arrays of a call; a digit is the size itself. Shapes alone are read, so that
+  it costs nothing in compiled code.
+  """
+  known: dict[str, tuple[int, str]] = {}
+  for name, array in arrays.items():
+    axes, shape = name.rpartition('_')[2], np.shape(array)
+    if len(shape) != len(axes):
+      missing = len(shape) == len(axes) - 1 and axes[0] == 'B'
+      remedy = 'add the batch axis, as in x[None]' if missing else f'must be [{", ".join(axes)}]'
+      raise ValueError(f'{name} has shape {shape}: {remedy}')
+    for axis, size in zip(axes, shape):
+      wanted, first = (int(axis), 'its name') if axis.isdigit() else known.setdefault(axis, (size, name))
+      if size != wanted:
+        raise ValueError(f'{name} has shape {shape}: its axis {axis} is {size}, and {wanted} by {first}')
+
+
+def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
+  """Raises ValueError where an array of ids holds another value than 0 to `size` - 1 (or -1, with `padding`).
+
+  Reads arrays of numpy, and those of JAX that are at hand; a traced one passes, as its values are not known yet.
+  """
+  if isinstance(array, jax.core.Tracer) or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+    return
+  array = np.asarray(array)
+  if not np.issubdtype(array.dtype, np.integer):
+    raise ValueError(f'{name} is of type {array.dtype}: ids are integers')
+  if not array.size:
+    return
+  low = -1 if padding else 0
+  for value in (int(array.min()), int(array.max())):
+    if not low <= value < size:
+      raise ValueError(
+          f'{name} holds {value}, outside of 0 to {size - 1}{" and -1 (padding)" if padding else ""}: was it made with '
+          'another codebook, or another number of clusters?'
+      )
