@@ -60,3 +60,18 @@ def test_long_rows_are_predicted_from_at_least_half_a_crop_of_their_past(params)
   for first, scored, end in ((0, 0, 16), (8, 16, 24), (13, 24, 29)):
     [alone] = windows.log_likelihoods(MODEL, params, [row[first:end]], crop=CROP)
     np.testing.assert_allclose(found[scored:end], alone[scored - first :], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'row, message',
+    [
+        (np.array([[0], [7]], np.int32), r'rows\[1\] holds 7, outside of 0 to 6'),
+        (np.array([[0], [-1]], np.int32), r'rows\[1\] holds -1'),
+        (np.zeros((2, 3), np.int32), r'rows\[1\] has shape \(2, 3\): must be frames of 1 levels'),
+        (np.zeros((0, 1), np.int32), r'rows\[1\] has shape \(0, 1\)'),
+        (np.zeros((2, 1), np.float32), r'rows\[1\] is of type float32: ids are integers'),
+    ],
+)
+def test_a_row_with_a_code_out_of_range_has_no_likelihood(params, row, message):
+  with pytest.raises(ValueError, match=message):
+    windows.log_likelihoods(MODEL, params, [rows_of(3)[0], row], crop=CROP)

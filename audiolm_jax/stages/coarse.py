@@ -41,7 +41,8 @@ class Config:
 
   def __post_init__(self):
     checks.fields(
-        self, num_clusters=checks.WHOLE, total_quantizers=checks.WHOLE, num_quantizers=checks.WHOLE,
+        self, crop_seconds=checks.POSITIVE, semantic_rate=checks.POSITIVE, frame_rate=checks.POSITIVE,
+        num_clusters=checks.WHOLE, total_quantizers=checks.WHOLE, num_quantizers=checks.WHOLE,
         codebook_size=checks.WHOLE, condition_on_semantic=checks.FLAG, deduplicate=checks.FLAG,
         time_embedding=checks.FLAG, code_dropout=checks.BELOW_ONE,
     )

@@ -32,8 +32,8 @@ class Config:
 
   def __post_init__(self):
     checks.fields(
-        self, total_quantizers=checks.WHOLE, num_coarse=checks.WHOLE, codebook_size=checks.WHOLE,
-        time_embedding=checks.FLAG,
+        self, crop_seconds=checks.POSITIVE, frame_rate=checks.POSITIVE, total_quantizers=checks.WHOLE,
+        num_coarse=checks.WHOLE, codebook_size=checks.WHOLE, time_embedding=checks.FLAG,
     )
     tokens.semantic_frames(self.crop_seconds, self.frame_rate, self.frame_rate)
     if self.num_coarse >= self.total_quantizers:

@@ -32,7 +32,8 @@ class Config:
 
   def __post_init__(self):
     checks.fields(
-        self, num_clusters=checks.WHOLE, deduplicate=checks.FLAG, time_embedding=checks.FLAG
+        self, crop_seconds=checks.POSITIVE, semantic_rate=checks.POSITIVE, num_clusters=checks.WHOLE,
+        deduplicate=checks.FLAG, time_embedding=checks.FLAG,
     )
     if self.time_embedding and self.deduplicate:
       raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')

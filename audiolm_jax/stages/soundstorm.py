@@ -59,16 +59,18 @@ class Config:
   remat: bool = True  # recompute the activations of a layer in the backward pass
 
   def __post_init__(self):
-    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     sizes = (
         'num_clusters', 'num_quantizers', 'codebook_size', 'num_layers', 'num_heads', 'width', 'mlp_width',
         'kernel_size',
     )
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
+    rates = ('crop_seconds', 'semantic_rate', 'frame_rate')
+    checks.fields(self, **dict.fromkeys(rates, checks.POSITIVE))
     checks.fields(
         self, random_length=checks.FLAG, level_skew=checks.NOT_NEGATIVE, dropout=checks.BELOW_ONE,
         dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
     )
+    tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.width % (2 * self.num_heads):
       raise ValueError(
           f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '

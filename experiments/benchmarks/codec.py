@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> str:
-  if min(args.channels, args.batch, args.repeats) < 1 or args.seconds * RATE < 320:
-    raise ValueError('--channels, --batch and --repeats must be at least 1, and --seconds at least 0.02: a frame')
+  if args.seconds * RATE < 320:
+    raise ValueError(f'--seconds={args.seconds}: must be at least 0.02, a frame')
   config = soundstream.Config(
       encoder_channels=args.channels, decoder_channels=args.channels, adversarial_start=None,
       spectral_channels=1, waveform_channels=4, waveform_max_channels=4, num_waveform_critics=1,  # which nobody asks

@@ -57,8 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> str:
-  if args.chips < 1 or not 0 < args.mfu <= 1 or args.examples < 1:
-    raise ValueError(f'--chips={args.chips} --mfu={args.mfu} --examples={args.examples}: give what there can be')
   recipe = recipe_lib.load(args.recipe)
   with tempfile.TemporaryDirectory() as folder:
     decoded = decoding_speeds(pathlib.Path(folder))

@@ -220,6 +220,12 @@ def test_mistakes_are_named_before_the_first_step():
     pipeline.batches(source, {'pitch': Feature((3,), np.float32, 50.0)}, batch_size=2, seed=0)
   with pytest.raises(ValueError, match=r"'codes' has shape \(16, 3\).*\(10, 4\)"):
     pipeline.batches(source, {'codes': Feature((10, 4), np.int32, 50.0)}, batch_size=2, seed=0)
+  with pytest.raises(ValueError, match=r"'codes' holds \d+, outside of 0 to 0 and -1"):
+    pipeline.batches(source, {'codes': Feature((10, 2), np.int32, 50.0, 1)}, batch_size=2, seed=0)
+  with pytest.raises(ValueError, match='batch_size=0: must be a whole number of at least 1'):
+    make(source, batch_size=0)
+  with pytest.raises(ValueError, match='num_batches=0'):
+    pipeline.evaluation_batches(source, FEATURES, batch_size=2, num_batches=0)
   with pytest.raises(ValueError, match='batch_size=3.*process_count=2'):
     make(source, batch_size=3, process_count=2)
   with pytest.raises(ValueError, match='seed=0, this run has 1'):

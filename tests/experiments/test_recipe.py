@@ -74,6 +74,18 @@ def test_a_string_field_takes_the_text_as_it_is():
         ('semantic.train.num_step=3', r"no field 'num_step' \(did you mean 'num_steps'\?\); legal fields: .*num_steps"),
         ('soundstream.train.optimizer.generatr.b1=0', r"did you mean 'generator'\?.*legal fields: generator, discrim"),
         ('semantic.train.num_steps.value=3', 'a plain value without fields'),
+        ('semantic.train.log_every=0', r'log_every=0: must be a whole number of at least 1'),
+        ('semantic.train.num_steps=-1', r'num_steps=-1: must be a whole number of at least 0'),
+        ('semantic.train.seed=12345678901234567890', r'seed=12345678901234567890: must be a whole number from 0'),
+        ('semantic.train.optimizer.learning_rate=1e999', r"'1e999' is not of type float"),
+        ('semantic.train.optimizer.learning_rate=nan', r"'nan' is not of type float"),
+        ('evaluation.seconds=inf', r"'inf' is not of type float"),
+        ('evaluation.seconds=' + '9' * 400, r'is not of type float'),
+        ('evaluation.num_clips=0', r'num_clips=0: must be a whole number of at least 1'),
+        ('forgeries.batch_size=-1', r'batch_size=-1: must be a whole number of at least 1'),
+        ('sampling.coarse.temperature=-1.0', r'temperature=-1.0: must be a finite number of at least 0'),
+        ('sampling.soundstorm.iterations=(16,0)', r'iterations=\(16, 0\): must be a tuple'),
+        ('max_bad_tokens=2.0', r'max_bad_tokens=2.0: must be from 0 to 1'),
         ('semantic.train.num_steps', 'has no value: write --set path.to.field=value'),
     ],
 )
@@ -85,3 +97,12 @@ def test_wrong_overrides_say_what_is_wrong(override, message):
 def test_unknown_recipe_lists_all_and_suggests_the_close_one():
   with pytest.raises(ValueError, match=r"unknown recipe 'tinny': choose one of .*librilight.*did you mean 'tiny'"):
     recipe_lib.load('tinny')
+
+
+def test_fields_that_go_together_are_set_in_any_order():
+  together = ['semantic.model.transformer.width=30', 'semantic.model.transformer.num_heads=3']
+  for overrides in (together, together[::-1]):
+    transformer = recipe_lib.load('tiny', overrides).semantic.model.transformer
+    assert (transformer.width, transformer.num_heads) == (30, 3)
+  with pytest.raises(ValueError, match=r'--set semantic.model.transformer.num_heads=3: width=128 is not a multiple'):
+    recipe_lib.load('tiny', together[1:])

@@ -166,3 +166,16 @@ def test_what_cannot_be_compared_is_said():
   empty = [np.zeros((0, 4), np.float32)] * 3
   result = abx.score(segments + empty, phones + [0, 1, 2], contexts + [0] * 3, speakers + [0] * 3, speaker='within')
   assert result == abx.score(segments, phones, contexts, speakers, speaker='within')
+
+
+@pytest.mark.parametrize('distance', ['angular', 'cosine'])
+def test_discrete_tokens_have_no_angle(distance):
+  segments = [np.zeros((2, 1), np.int32)] * 4
+  with pytest.raises(ValueError, match=rf"segments\[0\] is of type int32 and distance='{distance}'.*'identity'"):
+    abx.score(segments, list('aabb'), [0] * 4, [0] * 4, speaker='within', distance=distance)
+
+
+def test_features_that_are_not_finite_have_no_distance():
+  segments = [np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)]
+  with pytest.raises(ValueError, match=r'segments\[1\] holds NaN'):
+    abx.score(segments, list('ab'), [0] * 2, [0] * 2, speaker='within')

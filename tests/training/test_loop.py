@@ -11,9 +11,12 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
-from audiolm_jax.training import checkpoints, errors, metrics_writer, preemption
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.stages import semantic
+from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, preemption
 from tests import contract
 from tests.training import toy, toy_run
 
@@ -141,3 +144,80 @@ def test_data_that_ends_early_is_explained(tmp_path):
 
   with pytest.raises(ValueError, match='no batch for step 2'):
     toy_run.train(tmp_path, Short)
+
+
+def test_restored_step_beyond_limit_trains_nothing_and_keeps_checkpoints(tmp_path, monkeypatch):
+  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=12, eval_every=None))
+  trained = toy_run.train(tmp_path)
+  before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*')}
+  metrics = (tmp_path / 'metrics.jsonl').read_bytes()
+  for num_steps in (12, 7, 0):
+    monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=num_steps))
+    events = []
+    again = toy_run.train(tmp_path, report=events.append)
+    said = f'the run is at step 12, num_steps={num_steps}: nothing to train'
+    assert events == [{'step': 12, 'metrics': {}, 'message': said}]
+    assert (again.step, again.preempted, again.metrics) == (12, False, {})
+    contract.assert_trees_equal(jax.device_get(again.variables), jax.device_get(trained.variables))
+  assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*')} == before
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == metrics
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda b: {'waveform': b['waveform']}, r"has \['waveform'\]; the stage asks for \['target'\] besides"),
+        (lambda b: b | {'waveform': b['waveform'][:, :4]}, r"'waveform' has shape \(8, 4\).*asks for \(8, 16\)"),
+        (lambda b: {name: x[:4] for name, x in b.items()}, r"'waveform' has shape \(4, 16\).*asks for \(8, 16\)"),
+        (lambda b: b | {'waveform': b['waveform'].astype(np.int16)}, "'waveform' is of type int16 .*asks for float32"),
+    ],
+)
+@pytest.mark.parametrize('which', ['make_batches', 'make_eval_batches'])
+def test_first_batch_that_is_not_what_the_stage_asks_for_is_named(tmp_path, monkeypatch, which, change, message):
+  class Other(toy.Batches):
+    def __next__(self):
+      return change(super().__next__())
+
+  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=1))
+  with pytest.raises(ValueError, match=message):
+    toy_run.train(tmp_path, **{which: Other})
+
+
+def test_first_batch_with_tokens_beyond_the_clusters_is_named_and_nothing_trains(tmp_path):
+  transformer = TransformerConfig(num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False)
+  config = semantic.Config(crop_seconds=0.4, num_clusters=7, transformer=transformer)
+
+  class Batches(toy.Batches):
+    def __next__(self):
+      return {'semantic': np.full((8, 10), 7, np.int32)}
+
+  train = loop.TrainConfig(batch_size=8, num_steps=2, tensorboard=False)
+  with pytest.raises(ValueError, match="'semantic' holds 7, outside of 0 to 6 and -1"):
+    loop.train(config.make(), config, train, make_batches=Batches, workdir=tmp_path)
+  assert checkpoints.steps(tmp_path / 'checkpoints') == []
+
+
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (toy.Config(width=8), r"asks for .*shape=\(16,\).* that of the config for .*shape=\(8,\).*give the config"),
+        (toy.Config(widths=(4, 1)), r'params.hidden.bias: the stage has .*8.*, the config makes .*4'),
+        ({'width': 16}, r'config is of type dict, which has no make\(\): give the config that made the stage'),
+    ],
+)
+def test_stage_of_another_config_is_refused_before_the_first_step(tmp_path, config, message):
+  with pytest.raises(ValueError, match=message):
+    loop.train(toy.Config().make(), config, toy_run.TRAIN, make_batches=toy.Batches, workdir=tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_stage_from_outside_of_the_package_is_loaded_by_its_config(tmp_path, monkeypatch):
+  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=2, eval_every=None))
+  trained = toy_run.train(tmp_path)
+  with pytest.raises(ValueError, match=r'tests.training.toy.Config.*load_variables\(directory, config=...\)'):
+    checkpoints.load_variables(tmp_path)
+  with pytest.raises(ValueError, match=r'another config:\n  inner.noise: checkpoint 0.01, now 0.5'):
+    checkpoints.load_variables(tmp_path, config=toy.Config(inner=toy.Inner(noise=0.5)))
+  config, variables, metadata = checkpoints.load_variables(tmp_path, config=toy.Config())
+  assert config == toy.Config() and metadata['step'] == 2
+  contract.assert_trees_equal(jax.device_get(variables), jax.device_get(trained.variables))
