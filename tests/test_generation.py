@@ -38,6 +38,7 @@ class Codec:
   sample_rate: int = 200
   hop_length: int = HOP
   num_quantizers: int = 3
+  codebook_size: int = K
   context: int = 0
 
   @property
@@ -162,7 +163,20 @@ def test_what_does_not_fit_is_refused(models):
   with pytest.raises(ValueError, match='carry_seconds'):
     go(models, seconds=0.2, carry_seconds=3.0)
   with pytest.raises(ValueError, match='less than one semantic frame'):
-    go(models, seconds=0.0)
+    go(models, seconds=0.01)
+  for seconds in (0.0, -1.0, float('inf'), float('nan')):
+    with pytest.raises(ValueError, match=f'seconds={seconds}: must be a finite number above 0'):
+      go(models, seconds=seconds)
+  with pytest.raises(ValueError, match='carry_seconds=nan: must be a finite number of at least 0'):
+    go(models, seconds=0.2, carry_seconds=float('nan'))
+  with pytest.raises(ValueError, match='batch_size=0: must be a whole number of at least 1'):
+    generation.generate_unconditional(models, jax.random.key(0), 0, 0.2)
+  for code in (K, -2):
+    with pytest.raises(ValueError, match=f'prompt_BFQ holds {code}, outside of 0 to {K - 1} and -1'):
+      prompt_BFQ = np.full((1, 2, 3), code, np.int32)
+      generation.generate_acoustics(models, jax.random.key(0), np.zeros((1, 4), np.int32), prompt_BFQ)
+  with pytest.raises(ValueError, match=f'codes_BFQ holds {K}, outside of 0 to {K - 1}'):
+    generation.decode_codes(models, np.full((1, 4, 3), K, np.int32), np.array([4]))
   aligned = dataclasses.replace(models.coarse[0], deduplicate=False)
   with pytest.raises(ValueError, match='frame-aligned'):
     go(models._replace(coarse=(aligned, models.coarse[1])), seconds=0.2)
