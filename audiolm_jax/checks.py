@@ -1,9 +1,9 @@
-"""Checks of what a user gives, before any compute: values of a config's fields, shapes and entries of arrays.
+"""Checks what a user gives, before any compute: fields of configs, shapes and ids of arrays.
 
-All raise ValueError with the name, the value and what is legal. Nothing here reads values of a traced array.
+All raise ValueError with the name, the value and what is legal. None reads the values of a traced
+array: they are known only when compiled code runs.
 """
 
-import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,14 +24,16 @@ class Legal(NamedTuple):
 
 def whole(low: int = 1, high: int = LARGEST) -> Legal:
   """Returns: a whole number from `low` to `high`; True and 2.0 are none."""
-  text = f'a whole number of at least {low}' if high == LARGEST else f'a whole number from {low} to {high}'
+  text = f'of at least {low}' if high == LARGEST else f'from {low} to {high}'
   is_whole = lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  return Legal(text, lambda value: is_whole(value) and low <= value <= high)
+  inside = lambda value: is_whole(value) and low <= value <= high
+  return Legal(f'a whole number {text}', inside)
 
 
 def _number(text: str, inside: Callable[[float], bool]) -> Legal:
   is_number = lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return Legal(text, lambda value: is_number(value) and math.isfinite(value) and inside(value))
+  is_finite = lambda value: -1e308 < value < 1e308  # so that an int beyond floats is none, either
+  return Legal(text, lambda value: is_number(value) and is_finite(value) and inside(value))
 
 
 WHOLE = whole()
@@ -65,7 +67,8 @@ def one_of(*values: Any) -> Legal:
 
 def each(legal: Legal) -> Legal:
   """Returns: a tuple of one or more entries, each of them legal."""
-  holds = lambda values: isinstance(values, (tuple, list)) and len(values) > 0 and all(map(legal.holds, values))
+  is_tuple = lambda values: isinstance(values, (tuple, list)) and len(values) > 0
+  holds = lambda values: is_tuple(values) and all(map(legal.holds, values))
   return Legal(f'a tuple of one or more, each {legal.text}', holds)
 
 
@@ -89,10 +92,10 @@ def values(**pairs: tuple[Any, Legal]) -> None:
 
 
 def shapes(**arrays: Any) -> None:
-  """Raises ValueError unless every array has the axes that the suffix of its name says: wave_BT is [B, T].
+  """Raises ValueError unless every array has the axes that its name ends in: wave_BT is [B, T].
 
-  An axis of one letter has one size in all arrays of a call; a digit is the size itself. Shapes alone are read, so that
-  it costs nothing in compiled code.
+  An axis of one letter has one size in all arrays of a call; a digit is the size itself. Shapes
+  alone are read, so that it costs nothing in compiled code.
   """
   known: dict[str, tuple[int, str]] = {}
   for name, array in arrays.items():
@@ -102,17 +105,22 @@ def shapes(**arrays: Any) -> None:
       remedy = 'add the batch axis, as in x[None]' if missing else f'must be [{", ".join(axes)}]'
       raise ValueError(f'{name} has shape {shape}: {remedy}')
     for axis, size in zip(axes, shape):
-      wanted, first = (int(axis), 'its name') if axis.isdigit() else known.setdefault(axis, (size, name))
+      fixed = (int(axis), 'its name') if axis.isdigit() else (size, name)
+      wanted, first = known.setdefault(axis, fixed)
       if size != wanted:
-        raise ValueError(f'{name} has shape {shape}: its axis {axis} is {size}, and {wanted} by {first}')
+        raise ValueError(
+            f'{name} has shape {shape}: its axis {axis} is {size}, and {wanted} by {first}'
+        )
 
 
 def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
-  """Raises ValueError where an array of ids holds another value than 0 to `size` - 1 (or -1, with `padding`).
+  """Raises ValueError where an array of ids is outside of 0 to `size` - 1 (-1 is legal with `padding`).
 
-  Reads arrays of numpy, and those of JAX that are at hand; a traced one passes, as its values are not known yet.
+  Reads arrays of numpy, and those of JAX that this process holds; a traced one passes.
   """
-  if isinstance(array, jax.core.Tracer) or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+  if isinstance(array, jax.core.Tracer):
+    return
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
     return
   array = np.asarray(array)
   if not np.issubdtype(array.dtype, np.integer):
@@ -123,6 +131,6 @@ def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
   for value in (int(array.min()), int(array.max())):
     if not low <= value < size:
       raise ValueError(
-          f'{name} holds {value}, outside of 0 to {size - 1}{" and -1 (padding)" if padding else ""}: was it made with '
-          'another codebook, or another number of clusters?'
+          f'{name} holds {value}, outside of 0 to {size - 1}{" and -1 (padding)" * padding}: '
+          'was it made with another codebook, or another number of clusters?'
       )

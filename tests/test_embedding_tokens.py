@@ -62,7 +62,7 @@ def test_what_cannot_be_fitted_or_assigned_is_refused():
   embeddings_ND = unit_vectors(20)
   with pytest.raises(ValueError, match='20 embeddings cannot make 21 codes: give more'):
     embedding_tokens.fit(embeddings_ND, codebook_size=21)
-  with pytest.raises(ValueError, match='at least one of each'):
+  with pytest.raises(ValueError, match='num_quantizers=0: must be a whole number of at least 1'):
     embedding_tokens.fit(embeddings_ND, num_quantizers=0, codebook_size=4)
   embeddings_ND[3, 2] = np.nan
   with pytest.raises(ValueError, match='1 of 20 embeddings hold NaN'):

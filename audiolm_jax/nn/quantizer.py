@@ -94,14 +94,17 @@ def lookup(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) 
 def decode(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) -> Float[Array, 'B F D']:
   """Returns the sum of the vectors of the first levels, as many as are given.
 
-  Raises ValueError for another rank, more levels than there are, and a code beyond the codebook; in compiled code, which
-  cannot read codes, what such a code becomes is NaN.
+  Raises ValueError for another rank, more levels than there are, and a code beyond the codebook;
+  in compiled code, which cannot raise, the vector of such a frame is NaN.
   """
   checks.shapes(vectors_QKD=vectors_QKD)
   checks.shapes(codes_BFQ=codes_BFQ)
   levels, size = codes_BFQ.shape[-1], vectors_QKD.shape[1]
   if levels > len(vectors_QKD):
-    raise ValueError(f'codes_BFQ has {levels} levels, the codebooks {len(vectors_QKD)}: were they made by another codec?')
+    raise ValueError(
+        f'codes_BFQ has {levels} levels, the codebooks {len(vectors_QKD)}: '
+        'were they made by another codec?'
+    )
   checks.ids('codes_BFQ', codes_BFQ, size, padding=False)
   codes_BFQ = jnp.asarray(codes_BFQ)
   known_BF1 = jnp.all((codes_BFQ >= 0) & (codes_BFQ < size), axis=-1, keepdims=True)
@@ -237,7 +240,8 @@ def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array
 def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[Array, 'B F D']:
   """Returns the point of each code, in [-1, 1]; the codes of all points are 0 to prod(levels) - 1.
 
-  Raises ValueError for another rank and a code beyond; in compiled code, which cannot read codes, its point is NaN.
+  Raises ValueError for another rank and a code beyond; in compiled code, which cannot raise, the
+  point of such a code is NaN.
   """
   checks.shapes(codes_BF1=codes_BFQ)
   levels_D, size = np.asarray(levels), int(np.prod(levels))

@@ -115,8 +115,8 @@ def train(
 
   Args:
     stage: what `config.make()` returned.
-    config: the stage's frozen config; stored in every checkpoint and compared when resuming. One from outside of this
-      package is loaded by `checkpoints.load_variables(directory, config=config)`.
+    config: the stage's frozen config; stored in every checkpoint and compared when resuming.
+      A checkpoint of one from outside of this package is loaded by `checkpoints.load_variables(directory, config=config)`.
     train_config: how long, how often, on what mesh.
     make_batches: returns the iterator of this process's rows of every global batch. `get_state()` is JSON and the same
       on every process (a global position), `set_state(position)` goes there.
@@ -137,8 +137,8 @@ def train(
     errors.OutOfMemoryError: the step does not fit.
     errors.PeerError: another process of the run is gone.
     watch.StalledError: data, a step or another process hangs; end the process without waiting for its threads.
-    ValueError: settings that do not fit together or the checkpoint, a stage that another config made, a first batch that
-      is not what the stage asks for, or a workdir in use.
+    ValueError: settings that do not fit together or the checkpoint, a stage that another config
+      made, a first batch that is not what the stage asks for, or a workdir in use.
     OSError: a workdir that cannot be written, or more failed saves than `train_config` allows.
   """
   if init_optimizer and init_from is None:
