@@ -145,7 +145,8 @@ BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that 
 def _check_fsq(config: Config):
   if config.fsq_levels is None:
     return
-  if len(config.fsq_levels) == 0 or min(config.fsq_levels) < 2 or math.prod(config.fsq_levels) >= 2**31:
+  legal = checks.each(checks.whole(2)).holds(config.fsq_levels)
+  if not legal or math.prod(config.fsq_levels) >= 2**31:
     raise ValueError(f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes')
   wanted = dict(num_quantizers=1, codebook_size=math.prod(config.fsq_levels), embedding_dim=len(config.fsq_levels))
   found = {name: getattr(config, name) for name in wanted}
