@@ -10,21 +10,21 @@ Needs `pip install audiolm_jax[beam]`.
 
 import argparse
 import os
-import pathlib
 
-from experiments import workspace
+from experiments import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('corpus', choices=('folder', 'librilight', 'maestro'))
-  parser.add_argument('--root', type=pathlib.Path, required=True, help='where the audio is')
-  parser.add_argument('--output', type=pathlib.Path, required=True, help='where the data set goes')
+  parser.add_argument('--root', type=command_line.path, required=True, help='where the audio is')
+  parser.add_argument('--output', type=command_line.path, required=True, help='where the data set goes')
   parser.add_argument('--num_shards', type=int, help='of each split (by size)')
   parser.add_argument('beam_options', nargs='*', metavar='-- BEAM_FLAGS')
   args = parser.parse_args(arguments)
   if not args.root.is_dir():
     raise ValueError(f'--root={args.root} is not a folder')
+  command_line.prove_folder(args.output, '--output')
   try:
     from audiolm_jax.data import builders
   except ImportError as error:

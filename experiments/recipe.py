@@ -8,11 +8,13 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
 from experiments import recipes
@@ -78,7 +80,7 @@ class Forgeries:
 class Recipe:
   """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in training order."""
 
-  corpus: Any  # the `Config` of a source in audiolm_jax.data: where audio comes from
+  corpus: Any  # a config of experiments.corpora: where audio comes from
   soundstream: StageRecipe | Imported
   w2v_bert: StageRecipe | Imported
   semantic_tokens: SemanticTokens
@@ -117,17 +119,38 @@ def names() -> list[str]:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
   """Returns the recipe `name` after `path.to.field=value` overrides.
 
-  Raises ValueError for an unknown recipe or field, listing the legal ones, or a value of the wrong type.
+  Raises UserError for an unknown recipe or field, listing the legal ones, a value of the wrong type, or a URL.
   """
   if name not in names():
-    raise ValueError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
+    raise UserError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
   recipe = importlib.import_module(f'experiments.recipes.{name}').RECIPE
   for override in overrides:
     path, separator, text = override.partition('=')
     if not separator:
-      raise ValueError(f'--set {override!r} has no value: write --set path.to.field=value')
+      raise UserError(f'--set {override!r} has no value: write --set path.to.field=value')
     recipe = _replaced(recipe, path.split('.'), text, override)
+  for path, text in _texts(recipe):
+    refuse_url(text, f'{path}=')
   return recipe
+
+
+def refuse_url(text: str, where: str = ''):
+  """Raises UserError for a URL, which no program reads or writes; `where`: what errors put before it."""
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
+    raise UserError(
+        f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; give a path on a '
+        'disk (one that all hosts of a pod see, as NFS or Filestore)'
+    )
+
+
+def _texts(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
+  """Yields the path and the value of every text in a config."""
+  for name in _fields(node):
+    value = node[name] if isinstance(node, dict) else getattr(node, name)
+    if isinstance(value, str):
+      yield f'{path}{name}', value
+    else:
+      yield from _texts(value, f'{path}{name}.')
 
 
 def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
@@ -135,13 +158,13 @@ def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
   name, *rest = path
   fields = _fields(node)
   if name not in fields:
-    raise ValueError(
+    raise UserError(
         f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
         f'legal fields: {", ".join(fields)}'
     )
   value = node[name] if isinstance(node, dict) else getattr(node, name)
   if rest and not _fields(value):
-    raise ValueError(f'--set {override}: {name!r} is {value!r}, a plain value without fields')
+    raise UserError(f'--set {override}: {name!r} is {value!r}, a plain value without fields')
   value = _replaced(value, rest, text, override) if rest else _parsed(fields[name], text, override)
   try:
     if isinstance(node, dict):
@@ -150,7 +173,7 @@ def _replaced(node: Any, path: Sequence[str], text: str, override: str) -> Any:
         dataclasses.replace(node, **{name: value}) if dataclasses.is_dataclass(node) else node._replace(**{name: value})
     )
   except ValueError as error:  # a config that checks itself
-    raise ValueError(f'--set {override}: {error}') from error
+    raise UserError(f'--set {override}: {error}') from error
 
 
 def _fields(node: Any) -> dict[str, Any]:
@@ -177,7 +200,7 @@ def _parsed(kind: Any, text: str, override: str) -> Any:
     if converted is not _NO_MATCH:
       return converted
   wanted = ' or '.join(getattr(option, '__name__', str(option)) for option in options)
-  raise ValueError(f'--set {override}: {text!r} is not of type {wanted}')
+  raise UserError(f'--set {override}: {text!r} is not of type {wanted}')
 
 
 _NO_MATCH = object()

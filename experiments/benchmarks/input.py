@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import soundfile
 
-from audiolm_jax import audio
+from audiolm_jax import audio, tokens
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
 from experiments import recipe as recipe_lib
@@ -111,21 +111,23 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
   random = np.random.default_rng(0)
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
-  model = recipe.soundstream.model
-  frames = round(SECONDS * model.frame_rate)
-  examples = (
-      {
-          'semantic': random.integers(0, recipe.semantic.model.num_clusters, frames // 2),
-          'codes': random.integers(0, model.codebook_size, (frames, model.num_quantizers)),
-      }
-      for _ in range(64)
-  )
+  examples = (_random_tokens(random, recipe.soundstream.model, recipe.semantic.model) for _ in range(64))
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})
   parts = [folders.Part(str(folder / f'part{index % 8}.flac')) for index in range(EXAMPLES)]
   return {
       'waveform': folders.AudioFiles(parts, 16_000),
       'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
+  }
+
+
+def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> dict[str, np.ndarray]:
+  """Returns the tokens of one recording, codes [F, Q] and semantic [S]."""
+  frames = round(SECONDS * codec.frame_rate)
+  ratio = tokens.frames_per_semantic(codec.frame_rate, semantic.semantic_rate)
+  return {
+      'semantic': random.integers(0, semantic.num_clusters, frames // ratio),
+      'codes': random.integers(0, codec.codebook_size, (frames, codec.num_quantizers)),
   }
 
 
@@ -165,7 +167,7 @@ def _flops(config: Any, stage: Any) -> float:
     return 3 * lowered.cost_analysis()['flops']
   num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.params))
   if 'waveform' in stage.batch:
-    tokens = stage.batch['waveform'].shape[0] / config.hop_length
+    num_tokens = stage.batch['waveform'].shape[0] / config.hop_length
   else:
-    tokens = sum(math.prod(feature.shape) for feature in stage.batch.values())
-  return 6 * num_params * tokens
+    num_tokens = sum(math.prod(feature.shape) for feature in stage.batch.values())
+  return 6 * num_params * num_tokens

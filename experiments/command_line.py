@@ -1,0 +1,151 @@
+"""What every program's command line shares: paths, proofs of outputs, printed names, and commands as remedies."""
+
+import argparse
+import codecs
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+
+from audiolm_jax.errors import UserError
+from audiolm_jax.training import workdir as workdir_lib
+from experiments import recipe as recipe_lib
+
+MEMORY = 'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus
+
+
+def path(text: str) -> pathlib.Path:
+  """Returns the path that a flag names; argparse's error for a URL."""
+  try:
+    recipe_lib.refuse_url(text)
+  except UserError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return pathlib.Path(text)
+
+
+def workdir(text: str) -> pathlib.Path:
+  """Returns the folder of a run; argparse's error for a URL, and for a name that checkpoints cannot have."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise argparse.ArgumentTypeError(
+        f'{text} is not UTF-8, which the names of checkpoints must be: rename the folder'
+    ) from error
+  return path(text)
+
+
+def prove_folder(folder: pathlib.Path, flag: str):
+  """Raises UserError where files cannot be written into a folder, there already or to be made; leaves no trace."""
+  existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+  if not existing.is_dir():
+    raise UserError(f'{flag}={folder}: {existing} is not a folder: choose another {flag}')
+  try:
+    _look_at(folder)
+    workdir_lib.probe(existing)
+  except OSError as error:
+    reason = (error.__cause__ or error).strerror
+    raise UserError(f'{flag}={folder}: cannot be written to ({reason}): choose another {flag}, or free space') from error
+
+
+def prove_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None = None):
+  """Raises UserError where files cannot be made, or exist; overwrite: whether they may, None: the program cannot."""
+  for folder in {file.parent for file in paths}:
+    prove_folder(folder, flag)
+  for file in paths:
+    prove_name(file, f'{flag}: ')
+    if file.is_dir():
+      raise UserError(f'{flag}: {file} is a folder: choose another {flag}')
+  if not overwrite and (present := [str(file) for file in paths if os.path.lexists(file)]):
+    or_else = '' if overwrite is None else ', or pass --overwrite'
+    raise UserError(f'{", ".join(present)} exists: choose another {flag}{or_else}')
+
+
+def prove_name(file: pathlib.Path, where: str = ''):
+  """Raises UserError where the system cannot have a file of this name, there already or not; `where`: its flag."""
+  try:
+    _look_at(file)
+  except OSError as error:
+    raise UserError(f'{where}{file} cannot be made ({error.strerror}): choose a shorter name') from error
+
+
+def _look_at(file: pathlib.Path):
+  try:
+    os.lstat(file)
+  except FileNotFoundError:
+    pass
+
+
+def print_any_name():
+  """Makes stdout and stderr print every file name: bytes that are no text of theirs as they are."""
+  codecs.register_error('name', _name_as_bytes)
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='name')
+
+
+def _name_as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+  """Handles one character: the byte that it stands for in a name, else (a narrow locale) its backslash escape."""
+  if not isinstance(error, UnicodeEncodeError):
+    raise error
+  one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+  try:
+    return codecs.lookup_error('surrogateescape')(one)
+  except UnicodeEncodeError:
+    return codecs.lookup_error('backslashreplace')(one)
+
+
+def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
+  """Returns the recipe that a workdir belongs to, None where none has begun there, and overrides of its corpus.
+
+  Raises UserError where the file is damaged.
+  """
+  file = workdir / MEMORY
+  try:
+    found = json.loads(file.read_bytes())
+    name, overrides = found['recipe'], found['set']
+    if not isinstance(name, str) or not all(isinstance(one, str) for one in overrides):
+      raise TypeError('not text')
+  except OSError:  # not there; whatever else is wrong with the folder is said where it is used
+    return None, []
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{file} is damaged ({error!r}): delete it; the next run writes it again') from error
+  return name, overrides
+
+
+def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
+  """Returns the recipe and the overrides that this process was given, or that its workdir remembers."""
+  parser = argparse.ArgumentParser(add_help=False)
+  parser.add_argument('--recipe')
+  parser.add_argument('--set', action='append', default=[], dest='overrides')
+  given, _ = parser.parse_known_args(sys.argv[1:])
+  if given.recipe is None and not given.overrides:
+    return remembered(workdir)
+  return given.recipe, given.overrides
+
+
+def command(program: str, workdir: pathlib.Path, *options: str) -> str:
+  """Returns the command of another program on the same workdir, recipe and overrides, as a shell takes it."""
+  recipe, overrides = flags_of_run(workdir)
+  words = ['python', '-m', f'experiments.{program}', *options]
+  words += [f'--recipe={recipe}'] * (recipe is not None) + [f'--workdir={workdir}']
+  return shlex.join([*words, *(f'--set={override}' for override in overrides)])
+
+
+def import_command(model: recipe_lib.Imported, workdir: pathlib.Path) -> str:
+  """Returns the command that puts a model of others into a workdir."""
+  words = ['python', '-m', 'experiments.pretrained', 'import', model.source, f'--workdir={workdir}']
+  return shlex.join([*words, *([f'--revision={model.revision}'] if model.revision else [])])
+
+
+def how_to_make(stage: str, workdir: pathlib.Path) -> str:
+  """Returns what makes a stage that is missing: its training, or the import that the recipe has in its place."""
+  name, overrides = flags_of_run(workdir)
+  if name in recipe_lib.names():
+    recipe = recipe_lib.load(name, overrides)
+    if stage in recipe.imports:
+      return f'run `{import_command(recipe.imports[stage], workdir)}` first'
+    if stage not in recipe.stages:
+      return f'the recipe {name!r} has no stage {stage!r}: write one into its page in experiments/recipes/'
+  return f'run `{command("train", workdir, f"--stage={stage}")}` first'
