@@ -299,15 +299,15 @@ def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int
       1.0 if not config.deduplicate else n / len(row.token_N) if len(row.token_N) else UNKNOWN_DURATION
       for row, n in zip(timed, frames_B, strict=True)
   ]
-  wanted = max(int(np.ceil(num_new / duration)) for duration in durations)
+  wanted = [int(np.ceil(num_new / duration)) for duration in durations]
   rows = windows.extend(
       config.language_model, variables.params, key, [row.token_N[:, None] for row in timed], wanted,
       crop=config.num_semantic, carry=config.num_semantic // 2,
       prefix=lambda b, start, stop: np.zeros((0, 1), np.int32), prefix_crop=0, rule=rules.semantic,
   )
   extended = []
-  for row, before, frames, duration in zip(rows, timed, frames_B, durations, strict=True):
-    start_N = frames + duration * np.arange(wanted)
+  for row, before, frames, duration, count in zip(rows, timed, frames_B, durations, wanted, strict=True):
+    start_N = frames + duration * np.arange(count)
     row_N, start_N = row[:, 0], np.concatenate([before.start_N, start_N])
     keep_N = start_N < frames + num_new
     extended.append(Timed(row_N[keep_N], start_N[keep_N]))
@@ -342,7 +342,7 @@ def _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry) -> t
   ratio = config.frames_per_semantic
 
   def prefix(b, start, stop):
-    row, stop = timed[b], min(stop, len(prompts[b]) + new_frames[b])
+    row = timed[b]
     ends_N = np.append(row.start_N[1:], np.inf)
     token_N = row.token_N[(row.start_N < stop / ratio) & (ends_N > start / ratio)]
     if config.deduplicate:
@@ -351,12 +351,11 @@ def _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry) -> t
 
   rows = windows.extend(
       config.language_model, variables.params, jax.random.fold_in(key, 1),
-      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=config.num_frames,
+      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], new_frames, crop=config.num_frames,
       carry=carry,
       prefix=prefix if config.condition_on_semantic else lambda b, start, stop: np.zeros((0, 1), np.int32),
       prefix_crop=config.num_semantic if config.condition_on_semantic else 0, rule=rules.coarse,
   )
-  rows = [row_FQ[: len(p) + n] for row_FQ, p, n in zip(rows, prompts, new_frames, strict=True)]
   if models.fine is None:
     return rows, config.num_quantizers
   rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
@@ -371,12 +370,12 @@ def _add_fine(models, key, rows, prompts, rule):
   coarse = [rows[b][f : f + crop] for b, f in chunks]
   drawn = windows.extend(
       config.language_model, variables.params, key, [np.zeros((0, levels), np.int32)] * len(chunks),
-      max(len(chunk) for chunk in coarse), crop=crop, carry=0,
+      [len(chunk) for chunk in coarse], crop=crop, carry=0,
       prefix=lambda c, start, stop: coarse[c], prefix_crop=crop, rule=rule,
   )
   full = [[prompt_FQ[:, : config.total_quantizers]] for prompt_FQ in prompts]
   for (b, _), coarse_FQ, fine_FQ in zip(chunks, coarse, drawn, strict=True):
-    full[b].append(np.concatenate([coarse_FQ, fine_FQ[: len(coarse_FQ)]], axis=1))
+    full[b].append(np.concatenate([coarse_FQ, fine_FQ], axis=1))
   return [np.concatenate(parts) for parts in full]
 
 

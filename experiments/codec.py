@@ -39,7 +39,9 @@ class Job(NamedTuple):
 def main():
   parser = workspace.parser(__doc__, recipe=False)
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
-  parser.add_argument('paths', nargs='+', type=command_line.path, metavar='PATH', help='file or folder; several are taken')
+  parser.add_argument(
+      'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
+  )
   parser.add_argument('--output', type=command_line.path, metavar='FOLDER', help='of encode and decode')
   parser.add_argument('--num-quantizers', type=int, metavar='N', help='the first N levels of the codes alone (all)')
   parser.add_argument('--denoise', action='store_true', help='leave noise out, where the codec has a switch for it')
@@ -216,10 +218,11 @@ def is_decoded(codec: Codec, job: Job) -> bool:
 
 
 def _begins_as_decoded(codec: Codec, job: Job) -> bool:
-  """Compares the first second that is not silent: as long as the original, another number of levels sounds other."""
+  """Compares the first second that is not silent; an original, or fewer levels, differ there."""
   stored, codes_FQ = codes_file.load(job.source)
   made = decoded_blocks(codec, stored, codes_FQ, lambda seconds: None)
-  there = audio.blocks(job.target, stored.sample_rate, codec.chunk_frames * stored.hop_length, max_seconds=MAX_SECONDS)
+  length = codec.chunk_frames * stored.hop_length
+  there = audio.blocks(job.target, stored.sample_rate, length, max_seconds=MAX_SECONDS)
   for made_T, there_T in zip(made, there):
     loudest = max(np.abs(made_T).max(), np.abs(there_T).max())
     if loudest > AUDIBLE:

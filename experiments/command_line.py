@@ -1,4 +1,4 @@
-"""What every program's command line shares: paths, proofs of outputs, printed names, and commands as remedies."""
+"""What all command lines share: paths, proofs of outputs, printed names, commands as remedies."""
 
 import argparse
 import codecs
@@ -13,7 +13,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.training import workdir as workdir_lib
 from experiments import recipe as recipe_lib
 
-MEMORY = 'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus
+MEMORY = (
+  'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus
+)
 
 
 def path(text: str) -> pathlib.Path:
@@ -26,18 +28,18 @@ def path(text: str) -> pathlib.Path:
 
 
 def workdir(text: str) -> pathlib.Path:
-  """Returns the folder of a run; argparse's error for a URL, and for a name that checkpoints cannot have."""
+  """Returns the folder of a run; argparse's error for a URL or a name that is not UTF-8."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
     raise argparse.ArgumentTypeError(
-        f'{text} is not UTF-8, which the names of checkpoints must be: rename the folder'
+      f'{text} is not UTF-8, which the names of checkpoints must be: rename the folder'
     ) from error
   return path(text)
 
 
 def prove_folder(folder: pathlib.Path, flag: str):
-  """Raises UserError where files cannot be written into a folder, there already or to be made; leaves no trace."""
+  """Raises UserError where a folder, there or to be made, is not writable; leaves no trace."""
   existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
   if not existing.is_dir():
     raise UserError(f'{flag}={folder}: {existing} is not a folder: choose another {flag}')
@@ -46,11 +48,16 @@ def prove_folder(folder: pathlib.Path, flag: str):
     workdir_lib.probe(existing)
   except OSError as error:
     reason = (error.__cause__ or error).strerror
-    raise UserError(f'{flag}={folder}: cannot be written to ({reason}): choose another {flag}, or free space') from error
+    raise UserError(
+      f'{flag}={folder}: cannot be written to ({reason}): choose another {flag}, or free space'
+    ) from error
 
 
 def prove_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None = None):
-  """Raises UserError where files cannot be made, or exist; overwrite: whether they may, None: the program cannot."""
+  """Raises UserError where files cannot be made, or exist.
+
+  overwrite: whether they may exist; None: they may not, and the program has no --overwrite.
+  """
   for folder in {file.parent for file in paths}:
     prove_folder(folder, flag)
   for file in paths:
@@ -63,11 +70,13 @@ def prove_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None 
 
 
 def prove_name(file: pathlib.Path, where: str = ''):
-  """Raises UserError where the system cannot have a file of this name, there already or not; `where`: its flag."""
+  """Raises UserError where the system cannot have a file of this name; `where`: its flag."""
   try:
     _look_at(file)
   except OSError as error:
-    raise UserError(f'{where}{file} cannot be made ({error.strerror}): choose a shorter name') from error
+    raise UserError(
+      f'{where}{file} cannot be made ({error.strerror}): choose a shorter name'
+    ) from error
 
 
 def _look_at(file: pathlib.Path):
@@ -86,7 +95,7 @@ def print_any_name():
 
 
 def _name_as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-  """Handles one character: the byte that it stands for in a name, else (a narrow locale) its backslash escape."""
+  """Encodes one character: as the byte that it stands for in a name, else by its backslash escape."""
   if not isinstance(error, UnicodeEncodeError):
     raise error
   one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
@@ -97,7 +106,7 @@ def _name_as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
-  """Returns the recipe that a workdir belongs to, None where none has begun there, and overrides of its corpus.
+  """Returns the recipe that a workdir belongs to, or None, and the overrides of its corpus.
 
   Raises UserError where the file is damaged.
   """
@@ -110,12 +119,14 @@ def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
   except OSError:  # not there; whatever else is wrong with the folder is said where it is used
     return None, []
   except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{file} is damaged ({error!r}): delete it; the next run writes it again') from error
+    raise UserError(
+      f'{file} is damaged ({error!r}): delete it; the next run writes it again'
+    ) from error
   return name, overrides
 
 
 def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
-  """Returns the recipe and the overrides that this process was given, or that its workdir remembers."""
+  """Returns recipe and overrides that this process was given, or that its workdir remembers."""
   parser = argparse.ArgumentParser(add_help=False)
   parser.add_argument('--recipe')
   parser.add_argument('--set', action='append', default=[], dest='overrides')
@@ -126,7 +137,7 @@ def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
 
 
 def command(program: str, workdir: pathlib.Path, *options: str) -> str:
-  """Returns the command of another program on the same workdir, recipe and overrides, as a shell takes it."""
+  """Returns another program's command on the same workdir, recipe and overrides, for a shell."""
   recipe, overrides = flags_of_run(workdir)
   words = ['python', '-m', f'experiments.{program}', *options]
   words += [f'--recipe={recipe}'] * (recipe is not None) + [f'--workdir={workdir}']
@@ -140,12 +151,12 @@ def import_command(model: recipe_lib.Imported, workdir: pathlib.Path) -> str:
 
 
 def how_to_make(stage: str, workdir: pathlib.Path) -> str:
-  """Returns what makes a stage that is missing: its training, or the import that the recipe has in its place."""
+  """Returns what makes a missing stage: its training, or the import in its place."""
   name, overrides = flags_of_run(workdir)
   if name in recipe_lib.names():
     recipe = recipe_lib.load(name, overrides)
     if stage in recipe.imports:
       return f'run `{import_command(recipe.imports[stage], workdir)}` first'
     if stage not in recipe.stages:
-      return f'the recipe {name!r} has no stage {stage!r}: write one into its page in experiments/recipes/'
+      return f'the recipe {name!r} has no stage {stage!r}: add one to experiments/recipes/{name}.py'
   return f'run `{command("train", workdir, f"--stage={stage}")}` first'

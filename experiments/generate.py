@@ -1,12 +1,12 @@
 """Generates audio with the models of a workdir.
 
   python -m experiments.generate --prompt=voice.wav --seconds=7 --output=out/     the voice goes on
-  python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/ the same words, sampled acoustics
+  python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/  the same words
   python -m experiments.generate --mode=unconditional --seconds=10 --output=out/
-  python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/  SoundStorm for coarse and fine
+  python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/
 
-Several --prompt flags make one batch. Temperatures and filters: --set sampling.semantic.temperature=0.6,
---set sampling.coarse.top_k=50, --set sampling.soundstorm.iterations=(8,1) and so on.
+Several --prompt flags make one batch. SoundStorm takes the place of the coarse and fine stages.
+Temperatures and filters: --set sampling.semantic.temperature=0.6, --set sampling.coarse.top_k=50, --set sampling.soundstorm.iterations=(8,1) and so on.
 """
 
 import argparse
@@ -41,12 +41,16 @@ def main():
 
 def _parser() -> argparse.ArgumentParser:
   parser = workspace.parser(__doc__)
-  parser.add_argument('--mode', default='continuation', help=f'one of: {", ".join(MODES)} (continuation)')
   parser.add_argument(
-      '--acoustic', default='autoregressive', help=f'one of: {", ".join(generation.ACOUSTIC)} (autoregressive)'
+    '--mode', default='continuation', help=f'one of: {", ".join(MODES)} (continuation)'
   )
   parser.add_argument(
-      '--prompt', action='append', default=[], type=command_line.path, metavar='FILE', dest='prompts'
+    '--acoustic',
+    default='autoregressive',
+    help=f'one of: {", ".join(generation.ACOUSTIC)} (autoregressive)',
+  )
+  parser.add_argument(
+    '--prompt', action='append', default=[], type=command_line.path, metavar='FILE', dest='prompts'
   )
   parser.add_argument('--seconds', type=float, default=7.0, help='of new audio (7)')
   parser.add_argument('--count', type=int, default=1, help='how many unconditional clips (1)')
@@ -57,53 +61,67 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> list[pathlib.Path]:
-  """Returns the files to write, one for each row. Raises UserError for flags that do not fit, before any compute."""
+  """Returns the files to write, one a row. Raises UserError for flags that do not fit."""
   if args.mode not in MODES:
     raise UserError(f'--mode={args.mode}: choose one of {", ".join(MODES)}')
   if args.acoustic not in generation.ACOUSTIC:
     raise UserError(f'--acoustic={args.acoustic}: choose one of {", ".join(generation.ACOUSTIC)}')
   if (args.mode == 'unconditional') == bool(args.prompts):
-    raise UserError('continuation and acoustic need at least one --prompt=FILE; unconditional takes none')
+    raise UserError(
+      'continuation and acoustic need at least one --prompt=FILE; unconditional takes none'
+    )
   if args.seconds <= 0 or args.count < 1:
     raise UserError(f'--seconds={args.seconds} --count={args.count}: both must be positive')
   if missing := [str(path) for path in args.prompts if not path.is_file()]:
     raise UserError(f'--prompt: no such file: {", ".join(missing)}')
   stems = [path.stem for path in args.prompts] or [f'{index:03d}' for index in range(args.count)]
   if len(set(stems)) < len(stems):
-    raise UserError(f'prompts share a name, so their outputs would too: {sorted(stems)}; rename one')
+    raise UserError(
+      f'prompts share a name, so their outputs would too: {sorted(stems)}; rename one'
+    )
   targets = [args.output / f'{stem}_{args.mode}.wav' for stem in stems]
   command_line.prove_files(targets, '--output', overwrite=args.overwrite)
   return targets
 
 
 def load_prompt(path: pathlib.Path, codec_config) -> np.ndarray:
-  """Returns a prompt [T] at the codec's rate. Raises UserError for one that is shorter than a codec frame."""
+  """Returns a prompt [T] at the codec's rate. Raises UserError below the length of a codec frame."""
   prompt_T = audio.load(path, codec_config.sample_rate)
   if len(prompt_T) < codec_config.hop_length:
     raise UserError(
-        f'{path} has {len(prompt_T)} samples at {codec_config.sample_rate} Hz, less than one codec frame of '
-        f'{codec_config.hop_length}: give about 3 seconds'
+      f'{path} has {len(prompt_T)} samples at {codec_config.sample_rate} Hz, less than one codec '
+      f'frame of {codec_config.hop_length}: give about 3 seconds'
     )
   return prompt_T
 
 
-def say_missing_levels(args: argparse.Namespace, recipe: recipe_lib.Recipe, models: generation.Models):
-  """Says so where the recipe has a fine stage that is not trained yet: the audio is then of the coarse levels alone."""
-  if args.acoustic == 'autoregressive' and models.coarse is not None and models.fine is None and recipe.fine is not None:
+def say_missing_levels(
+  args: argparse.Namespace, recipe: recipe_lib.Recipe, models: generation.Models
+):
+  """Says on stderr where the fine stage of the recipe is not trained: only coarse levels are made."""
+  if (
+    args.acoustic == 'autoregressive'
+    and models.coarse is not None
+    and models.fine is None
+    and recipe.fine is not None
+  ):
     made, total = generation.num_levels(models), models.soundstream[0].num_quantizers
     remedy = command_line.how_to_make('fine', args.workdir)
     print(
-        f'the fine stage is missing: {made} of {total} levels are made, which sounds coarse; for all of them {remedy}',
-        file=sys.stderr,
+      f'the fine stage is missing: {made} of {total} levels are made, which sounds coarse; '
+      f'for all of them {remedy}',
+      file=sys.stderr,
     )
 
 
-def generate(args, recipe: recipe_lib.Recipe, models: generation.Models, prompts: list[np.ndarray]) -> list[np.ndarray]:
+def generate(
+  args, recipe: recipe_lib.Recipe, models: generation.Models, prompts: list[np.ndarray]
+) -> list[np.ndarray]:
   """Returns one waveform [T] for each prompt, or `--count` of them without."""
   key = jax.random.key(args.seed)
   rate = models.soundstream[0].sample_rate
   options = dict(
-      sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
+    sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
   )
   if args.mode == 'unconditional':
     result = generation.generate_unconditional(models, key, args.count, args.seconds, **options)
@@ -112,13 +130,13 @@ def generate(args, recipe: recipe_lib.Recipe, models: generation.Models, prompts
   new = 0
   if args.mode == 'continuation':
     result = generation.continue_audio(
-        models, key, prompt_BT, num_samples_B, seconds=args.seconds, **options
+      models, key, prompt_BT, num_samples_B, seconds=args.seconds, **options
     )
     new = round(args.seconds * rate)
   else:
     semantic_BS, _ = generation.tokenize(models, prompt_BT, num_samples_B)
     result = generation.generate_acoustics(models, key, semantic_BS, **options)
-  # A row has whole frames: never the zeros that the batch has behind them, nor more than was asked for.
+  # Of a row its whole frames: not the zeros behind them, and not more than was asked for.
   ends_B = np.minimum(result.num_frames_B * models.soundstream[0].hop_length, num_samples_B + new)
   return [np.asarray(row_T)[:end] for row_T, end in zip(result.wave_BT, ends_B, strict=True)]
 

@@ -52,7 +52,7 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]):
-  """Runs a program: what the user can repair is one line on stderr and exit status 1, our faults keep their traceback."""
+  """Runs a program. UserError and its like are one line and exit status 1; others keep their traceback."""
   command_line.print_any_name()
   try:
     if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):

@@ -15,8 +15,10 @@ class Parsed(BaseException):
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, program: str, words: list[str]) -> argparse.Namespace:
-  """Returns what `python -m experiments.PROGRAM WORDS` parses. Raises SystemExit where its parser refuses them."""
-  return _stopped(monkeypatch, program, words, lambda parser, parse, *rest: parse(parser, *rest)).namespace
+  """Returns what a program parses. Raises SystemExit where its parser refuses the words."""
+  return _stopped(
+    monkeypatch, program, words, lambda parser, parse, *rest: parse(parser, *rest)
+  ).namespace
 
 
 def parser(monkeypatch: pytest.MonkeyPatch, program: str) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What all command lines share: paths, proofs of outputs, odd names, remedies that work as printed."""
+"""What all command lines share: paths, proofs of outputs, odd names, remedies that work."""
 
 import argparse
 import io
@@ -16,8 +16,9 @@ from experiments import recipe as recipe_lib
 from tests import programs
 
 PROGRAMS = [
-    path.stem for path in pathlib.Path(recipe_lib.__file__).parent.glob('*.py')
-    if "__name__ == '__main__'" in path.read_text()
+  path.stem
+  for path in pathlib.Path(recipe_lib.__file__).parent.glob('*.py')
+  if "__name__ == '__main__'" in path.read_text()
 ]
 NAMES_OF_PATHS = ('FOLDER', 'FILE', 'DIRECTORY', 'PATH')
 
@@ -39,7 +40,11 @@ def set_flags(monkeypatch, *words):
 @pytest.mark.parametrize('program', sorted(PROGRAMS))
 def test_every_flag_that_takes_a_path_refuses_urls(program, monkeypatch):
   for action in actions(programs.parser(monkeypatch, program)):
-    if action.metavar in NAMES_OF_PATHS or action.dest in ('workdir', 'output', 'root') or action.type is pathlib.Path:
+    if (
+      action.metavar in NAMES_OF_PATHS
+      or action.dest in ('workdir', 'output', 'root')
+      or action.type is pathlib.Path
+    ):
       for url in ('gs://bucket/codes', 's3://b/x', 'https://example.org/a.wav', 'gs:/bucket/codes'):
         with pytest.raises(argparse.ArgumentTypeError, match=f'{url} is a URL, not a path'):
           action.type(url)
@@ -55,7 +60,9 @@ def test_every_flag_that_takes_a_path_refuses_urls(program, monkeypatch):
 )  # fmt: skip
 def test_fields_that_take_a_path_refuse_urls(name, field):
   if field == 'corpus.root' and name == 'maestro':
-    field = 'corpus.' + next(f for f in ('root', 'folder') if hasattr(recipe_lib.load(name).corpus, f))
+    field = 'corpus.' + next(
+      f for f in ('root', 'folder') if hasattr(recipe_lib.load(name).corpus, f)
+    )
   with pytest.raises(errors.UserError, match=f'{field}=gs://bucket/x is a URL, not a path'):
     recipe_lib.load(name, [f'{field}=gs://bucket/x'])
 
@@ -92,20 +99,21 @@ def outputs(tmp_path) -> dict[str, tuple]:
   prompt.touch()
   workdir = f'--workdir={tmp_path}/run'
   return {
-      'generate --output': (generate.main, [f'--prompt={prompt}', workdir]),
-      'codec --output': (codec.main, ['encode', str(prompt), workdir]),
-      'detect --output': (detect.main, [str(prompt), workdir]),
-      'compile --json': (compile.main, ['--stage=coarse', '--topology=v5e:4x4', workdir]),
-      'compile --hlo': (compile.main, ['--stage=coarse', '--topology=v5e:4x4', workdir]),
-      'train --workdir': (train.main, ['--stage=coarse']),
-      'train --compilation_cache': (train.main, ['--stage=coarse', workdir]),
+    'generate --output': (generate.main, [f'--prompt={prompt}', workdir]),
+    'codec --output': (codec.main, ['encode', str(prompt), workdir]),
+    'detect --output': (detect.main, [str(prompt), workdir]),
+    'compile --json': (compile.main, ['--stage=coarse', '--topology=v5e:4x4', workdir]),
+    'compile --hlo': (compile.main, ['--stage=coarse', '--topology=v5e:4x4', workdir]),
+    'train --workdir': (train.main, ['--stage=coarse']),
+    'train --compilation_cache': (train.main, ['--stage=coarse', workdir]),
   }
 
 
 @pytest.mark.parametrize(
     'program',
     [
-        'generate --output', 'codec --output', 'detect --output', 'compile --json', 'compile --hlo', 'train --workdir',
+        'generate --output', 'codec --output', 'detect --output', 'compile --json', 'compile --hlo',
+        'train --workdir',
         'train --compilation_cache',
     ],
 )  # fmt: skip
@@ -125,15 +133,22 @@ def test_outputs_are_proven_writable_before_anything_is_computed(program, monkey
     with pytest.raises(errors.UserError, match=f'{reason}.*') as found:
       main()
     assert flag in str(found.value)
-  assert (tmp_path / 'file').read_text() == 'precious' and not (tmp_path / ('x' * 300)[:255]).exists()
+  assert (tmp_path / 'file').read_text() == 'precious' and not (
+    tmp_path / ('x' * 300)[:255]
+  ).exists()
 
 
 def test_a_file_that_exists_is_refused_before_anything_is_computed(monkeypatch, tmp_path):
   (tmp_path / 'a.wav').touch()
   (tmp_path / 'a_continuation.wav').write_text('precious')
   monkeypatch.setattr(workspace, 'load_models', lambda *_: pytest.fail('computes'))
-  set_flags(monkeypatch, f'--prompt={tmp_path}/a.wav', f'--output={tmp_path}', f'--workdir={tmp_path}/run')
-  with pytest.raises(errors.UserError, match='a_continuation.wav exists: choose another --output, or pass --overwrite'):
+  set_flags(
+    monkeypatch, f'--prompt={tmp_path}/a.wav', f'--output={tmp_path}', f'--workdir={tmp_path}/run'
+  )
+  with pytest.raises(
+    errors.UserError,
+    match='a_continuation.wav exists: choose another --output, or pass --overwrite',
+  ):
     generate.main()
   with pytest.raises(errors.UserError, match=f'--json: {tmp_path} is a folder'):
     command_line.prove_files([tmp_path], '--json')
@@ -154,11 +169,21 @@ def test_remedies_are_commands_with_all_flags_of_the_run(stage, program, monkeyp
   words = shlex.split(str(found.value).split('`')[1])
   assert words == ['python', '-m', f'experiments.{program}', *flags]
   parsed = programs.parse(monkeypatch, program, words[3:])
-  assert (parsed.recipe, parsed.workdir, parsed.overrides) == ('tiny', workdir, ['corpus.config.train_minutes=1'])
+  assert (parsed.recipe, parsed.workdir, parsed.overrides) == (
+    'tiny',
+    workdir,
+    ['corpus.config.train_minutes=1'],
+  )
 
 
 def test_programs_without_a_recipe_advise_that_of_the_workdir(monkeypatch, tmp_path):
-  set_flags(monkeypatch, '--stage=semantic', '--recipe=folder', f'--workdir={tmp_path}', '--set=corpus.root=/data/a b')
+  set_flags(
+    monkeypatch,
+    '--stage=semantic',
+    '--recipe=folder',
+    f'--workdir={tmp_path}',
+    '--set=corpus.root=/data/a b',
+  )
   with pytest.raises(errors.UserError, match='experiments.encode'):
     train.main()
   set_flags(monkeypatch, 'decode', 'x')
@@ -166,7 +191,10 @@ def test_programs_without_a_recipe_advise_that_of_the_workdir(monkeypatch, tmp_p
     workspace.load_codec(tmp_path)
   words = shlex.split(str(found.value).split('`')[1])
   assert words[3:] == [
-      '--stage=soundstream', '--recipe=folder', f'--workdir={tmp_path}', '--set=corpus.root=/data/a b'
+    '--stage=soundstream',
+    '--recipe=folder',
+    f'--workdir={tmp_path}',
+    '--set=corpus.root=/data/a b',
   ]
   with pytest.raises(errors.UserError, match="the recipe 'folder' has no stage 'nonsense'"):
     workspace.load_stage(tmp_path, 'nonsense')
@@ -183,13 +211,17 @@ def test_models_that_a_recipe_imports_are_advised_to_be_imported(monkeypatch, tm
 
 
 def test_a_workdir_refuses_another_recipe(monkeypatch, tmp_path):
-  args = lambda recipe, *overrides: argparse.Namespace(recipe=recipe, workdir=tmp_path, overrides=list(overrides))
+  args = lambda recipe, *overrides: argparse.Namespace(
+    recipe=recipe, workdir=tmp_path, overrides=list(overrides)
+  )
   workspace.recipe_of(args('folder', 'corpus.root=a', 'evaluation.num_clips=3'))
   workspace.recipe_of(args('folder', 'corpus.root=b'))
   assert command_line.remembered(tmp_path) == ('folder', ['corpus.root=b'])
   (tmp_path / 'soundstream').mkdir()
   workspace.recipe_of(args('folder'), writes=False)
-  with pytest.raises(errors.UserError, match="belongs to the recipe 'folder', not to 'tiny': give --recipe=folder"):
+  with pytest.raises(
+    errors.UserError, match="belongs to the recipe 'folder', not to 'tiny': give --recipe=folder"
+  ):
     workspace.recipe_of(args('tiny'), writes=False)
   with pytest.raises(errors.UserError, match="belongs to the recipe 'folder', not to 'tiny'"):
     workspace.recipe_of(args('tiny'))
@@ -200,7 +232,9 @@ def test_a_workdir_refuses_another_recipe(monkeypatch, tmp_path):
 
 
 def test_a_workdir_in_which_nothing_was_made_takes_another_recipe(tmp_path):
-  args = lambda recipe, *overrides: argparse.Namespace(recipe=recipe, workdir=tmp_path, overrides=list(overrides))
+  args = lambda recipe, *overrides: argparse.Namespace(
+    recipe=recipe, workdir=tmp_path, overrides=list(overrides)
+  )
   workspace.recipe_of(args('folder', 'corpus.root=a'))
   workspace.recipe_of(args('tiny'))
   assert command_line.remembered(tmp_path) == ('tiny', [])

@@ -11,7 +11,9 @@ from audiolm_jax import generation
 from experiments import generate, workspace
 from tests.test_generation import GREEDY, HOP, K, fakes, models, parallel  # noqa: F401
 
-RECIPE = types.SimpleNamespace(sampling=GREEDY, evaluation=types.SimpleNamespace(carry_seconds=0.12), fine='a stage')
+RECIPE = types.SimpleNamespace(
+  sampling=GREEDY, evaluation=types.SimpleNamespace(carry_seconds=0.12), fine='a stage'
+)
 # Of 200 Hz: 20 codec frames; 12 and 2 samples; 13, half a semantic frame, and 1 sample.
 LENGTHS = {80: 80, 50: 48, 53: 48}
 SECONDS = 0.6  # more than one window of each model
@@ -27,7 +29,9 @@ def rows(prompts, models, mode, acoustic):
 def test_a_batch_equals_single_runs_in_every_mode_path_and_length(mode, acoustic, models, parallel):  # noqa: F811
   own = parallel if acoustic == 'soundstorm' else models
   random = np.random.default_rng(1)
-  prompts = [(random.integers(0, K, 20).repeat(HOP) / 8).astype(np.float32)[:length] for length in LENGTHS]
+  prompts = [
+    (random.integers(0, K, 20).repeat(HOP) / 8).astype(np.float32)[:length] for length in LENGTHS
+  ]
   batch = rows(prompts, own, mode, acoustic)
   new = round(SECONDS * 200) if mode == 'continuation' else 0
   for prompt_T, whole, row_T in zip(prompts, LENGTHS.values(), batch, strict=True):
@@ -38,7 +42,9 @@ def test_a_batch_equals_single_runs_in_every_mode_path_and_length(mode, acoustic
 
 @pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
 def test_unconditional_rows_have_the_length_that_was_asked_for(acoustic, models, parallel):  # noqa: F811
-  first_T, second_T = rows([], parallel if acoustic == 'soundstorm' else models, 'unconditional', acoustic)
+  first_T, second_T = rows(
+    [], parallel if acoustic == 'soundstorm' else models, 'unconditional', acoustic
+  )
   assert len(first_T) == round(SECONDS * 200)
   np.testing.assert_array_equal(first_T, second_T)  # greedy, from nothing
 
