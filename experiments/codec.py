@@ -202,7 +202,7 @@ def seconds_of_codes(codec: Codec, source: pathlib.Path) -> float:
 
 
 def is_decoded(codec: Codec, job: Job) -> bool:
-  """Returns True for audio that `decode` would make. Raises UserError for any other that is there, as the original."""
+  """Returns True for what `decode` would make. Raises UserError for other audio, as the original."""
   stored, found_info = codes_file.info(job.source), audio.info(job.target)
   if (found_info.sample_rate, found_info.num_samples) != (stored.sample_rate, stored.num_samples):
     raise UserError(

@@ -6,7 +6,8 @@
   python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/
 
 Several --prompt flags make one batch. SoundStorm takes the place of the coarse and fine stages.
-Temperatures and filters: --set sampling.semantic.temperature=0.6, --set sampling.coarse.top_k=50, --set sampling.soundstorm.iterations=(8,1) and so on.
+Temperatures and filters: --set sampling.semantic.temperature=0.6, --set sampling.coarse.top_k=50,
+--set sampling.soundstorm.iterations=(8,1) and so on.
 """
 
 import argparse
