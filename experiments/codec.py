@@ -211,8 +211,8 @@ def is_decoded(codec: Codec, job: Job) -> bool:
     )
   if not _begins_as_decoded(codec, job):
     raise UserError(
-        f'{job.target} is there and was not decoded from {job.source} in this way (is it the original?): choose another '
-        '--output, or pass --overwrite'
+        f'{job.target} is there and was not decoded from {job.source} in this way (is it the original?): '
+        'choose another --output, or pass --overwrite'
     )
   return True
 

@@ -2,13 +2,13 @@
 
 import argparse
 import codecs
-import json
 import os
 import pathlib
 import re
 import shlex
 import sys
 
+from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import workdir as workdir_lib
 from experiments import recipe as recipe_lib
@@ -111,17 +111,14 @@ def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
   Raises UserError where the file is damaged.
   """
   file = workdir / MEMORY
-  try:
-    found = json.loads(file.read_bytes())
-    name, overrides = found['recipe'], found['set']
-    if not isinstance(name, str) or not all(isinstance(one, str) for one in overrides):
-      raise TypeError('not text')
-  except OSError:  # not there; whatever else is wrong with the folder is said where it is used
+  if not os.path.isfile(file):
     return None, []
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f'{file} is damaged ({error!r}): delete it; the next run writes it again'
-    ) from error
+  remedy = 'delete it, the next run writes it again'
+  found = files.read_json(file, remedy)
+  name, overrides = found.get('recipe'), found.get('set')
+  texts = [name, *overrides] if isinstance(overrides, list) else [None]
+  if not all(isinstance(text, str) for text in texts):
+    raise UserError(f'{file} is damaged, it holds {str(found)[:100]}: {remedy}')
   return name, overrides
 
 
