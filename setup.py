@@ -30,7 +30,7 @@ setup(
         'array-record>=0.8',
         'numpy>=2',
         'librosa>=0.11',
-        'scikit-learn>=1.7',
+        'scikit-learn>=1.6',
         'soundfile>=0.13',
         'soxr>=1.0',
         'jaxtyping>=0.3',
@@ -40,7 +40,7 @@ setup(
     ],
     extras_require={
         'tpu': ['jax[tpu]'],
-        'compile': ['libtpu>=0.0.52'],  # compiles for TPUs on any Linux machine
+        'compile': ['libtpu'],  # compiles for TPUs on any Linux machine; jax[tpu] pins the version
         'cuda': ['jax[cuda13]'],
         'tfds': TFDS,
         'beam': BEAM,

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import audio, checks, kmeans, tokens, windows
+from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.tokens import PAD
@@ -99,10 +100,10 @@ def tokenize(
   lengths_B = np.full(len(wave_BT), wave_BT.shape[1]) if num_samples_B is None else np.asarray(num_samples_B)
   checks.shapes(wave_BT=wave_BT, num_samples_B=lengths_B)
   if lengths_B.max(initial=0) > wave_BT.shape[1]:
-    raise ValueError(f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}')
+    raise UserError(f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}')
   frames_B = lengths_B // hop
   if frames_B.min() < 1:
-    raise ValueError(f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one')
+    raise UserError(f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one')
   second, silence = max(1, round(codec.frame_rate / ratio)) * hop, codec.codec().context * codec.hop_length
   wave_BT = np.asarray(wave_BT, np.float32) * (np.arange(wave_BT.shape[1]) < frames_B[:, None] * hop)
   padding = silence + -(frames_B.max() * hop + silence) % second
@@ -168,7 +169,7 @@ def generate_acoustics(
   whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
   new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
   if min(new_frames, default=0) < 0:
-    raise ValueError(f'a prompt has {-min(new_frames)} frames more than its semantic tokens: cut it')
+    raise UserError(f'a prompt has {-min(new_frames)} frames more than its semantic tokens: cut it')
   deduplicate = models.semantic[0].deduplicate and acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
   return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
@@ -179,7 +180,7 @@ def _prompt_rows(prompt_BFQ, batch_size, codec) -> list[np.ndarray]:
     return [np.zeros((0, codec.num_quantizers), np.int32)] * batch_size
   prompt_BFQ = np.asarray(prompt_BFQ)
   if prompt_BFQ.ndim != 3 or prompt_BFQ.shape[::2] != (batch_size, codec.num_quantizers):
-    raise ValueError(
+    raise UserError(
         f'prompt_BFQ has shape {prompt_BFQ.shape}: it needs {batch_size} rows, as the semantic tokens have, of all '
         f'{codec.num_quantizers} levels'
     )
@@ -210,28 +211,36 @@ def generate_unconditional(
   return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
 
+def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
+  """Returns how many levels of codes a path makes: fewer than the codec's where the fine stage is missing.
+
+  Raises UserError where its stages do not fit one another.
+  """
+  if acoustic == 'soundstorm':
+    return models.soundstorm[0].num_quantizers
+  return _check_autoregressive(models)
+
+
 def _check(models, rules, acoustic, semantic_given=False):
   """Raises ValueError where a rule cannot draw, or the models of the `acoustic` path do not fit one another."""
   if acoustic not in ACOUSTIC:
-    raise ValueError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
+    raise UserError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
   stage, total = _acoustic_model(models, acoustic), models.soundstream[0].num_quantizers
   if stage is None:
     name = 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
-    raise ValueError(f'acoustic={acoustic!r} needs the stage {name}, which is not among the models: train it first')
+    raise UserError(f'acoustic={acoustic!r} needs the stage {name}, which is not among the models: train it first')
+  levels = num_levels(models, acoustic)
   if acoustic == 'soundstorm':
-    levels = stage[0].num_quantizers
     check_parallel(rules.soundstorm, levels)
     if models.semantic[0].deduplicate and not semantic_given:
-      raise ValueError(
+      raise UserError(
           'SoundStorm needs frame-aligned semantic tokens, and the semantic model is deduplicated: its tokens have '
           'lost the durations that align them with the codec. Train it again with semantic.model.deduplicate=False '
           "(the coarse model may stay as it is), or use acoustic='autoregressive'"
       )
-  else:
-    levels = _check_autoregressive(models)
   _check_rates(models, stage[0])
   if levels > total:
-    raise ValueError(f'the stages make {levels} levels, the codec has num_quantizers={total}')
+    raise UserError(f'the stages make {levels} levels, the codec has num_quantizers={total}')
 
 
 def _check_rates(models, acoustic_config):
@@ -244,19 +253,19 @@ def _check_rates(models, acoustic_config):
   }
   if wrong := {name: rates for name, rates in found.items() if rates[0] != rates[1]}:
     texts = [f'{name}: {rates[0]} Hz, but the stage was made for {rates[1]} Hz' for name, rates in wrong.items()]
-    raise ValueError(f'{"; ".join(texts)}: train the stage for these models')
+    raise UserError(f'{"; ".join(texts)}: train the stage for these models')
 
 
 def _check_autoregressive(models) -> int:
   """Returns how many levels the coarse and fine stages make; ValueError where they do not fit one another."""
   coarse = models.coarse[0]
   if models.semantic[0].deduplicate and coarse.condition_on_semantic and not coarse.deduplicate:
-    raise ValueError('the coarse model wants frame-aligned semantic tokens, the semantic model is deduplicated: '
+    raise UserError('the coarse model wants frame-aligned semantic tokens, the semantic model is deduplicated: '
                      'train one of them again with the other value of deduplicate')
   if models.fine is None:
     return coarse.num_quantizers
   if models.fine[0].num_coarse != coarse.num_quantizers:
-    raise ValueError(f'fine.num_coarse={models.fine[0].num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
+    raise UserError(f'fine.num_coarse={models.fine[0].num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
                      'differ: these stages were not trained for each other')
   return models.fine[0].total_quantizers
 
@@ -274,7 +283,7 @@ def _whole_frames(models, seconds):
   checks.values(seconds=(seconds, checks.POSITIVE))
   frames = round(seconds * models.semantic[0].semantic_rate)
   if frames < 1:
-    raise ValueError(f'seconds={seconds} is less than one semantic frame: ask for more')
+    raise UserError(f'seconds={seconds} is less than one semantic frame: ask for more')
   return frames
 
 
@@ -300,15 +309,15 @@ def _extend_semantic(models, key, timed: Sequence[Timed], frames_B, num_new: int
       1.0 if not config.deduplicate else n / len(row.token_N) if len(row.token_N) else UNKNOWN_DURATION
       for row, n in zip(timed, frames_B, strict=True)
   ]
-  wanted = max(int(np.ceil(num_new / duration)) for duration in durations)
+  wanted = [int(np.ceil(num_new / duration)) for duration in durations]
   rows = windows.extend(
       config.language_model, variables.params, key, [row.token_N[:, None] for row in timed], wanted,
       crop=config.num_semantic, carry=config.num_semantic // 2,
       prefix=lambda b, start, stop: np.zeros((0, 1), np.int32), prefix_crop=0, rule=rules.semantic,
   )
   extended = []
-  for row, before, frames, duration in zip(rows, timed, frames_B, durations, strict=True):
-    start_N = frames + duration * np.arange(wanted)
+  for row, before, frames, duration, count in zip(rows, timed, frames_B, durations, wanted, strict=True):
+    start_N = frames + duration * np.arange(count)
     row_N, start_N = row[:, 0], np.concatenate([before.start_N, start_N])
     keep_N = start_N < frames + num_new
     extended.append(Timed(row_N[keep_N], start_N[keep_N]))
@@ -321,7 +330,7 @@ def _acoustics(models, key, timed, prompts, new_frames, rules, carry_seconds, ac
   config = _acoustic_model(models, acoustic)[0]
   carry = config.frames_per_semantic * round(carry_seconds * config.semantic_rate)
   if not 0 <= carry < config.num_frames:
-    raise ValueError(f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s')
+    raise UserError(f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s')
   if acoustic == 'soundstorm':
     levels = config.num_quantizers
     rows = windows.fill(
@@ -344,7 +353,7 @@ def _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry) -> t
   ratio = config.frames_per_semantic
 
   def prefix(b, start, stop):
-    row, stop = timed[b], min(stop, len(prompts[b]) + new_frames[b])
+    row = timed[b]
     ends_N = np.append(row.start_N[1:], np.inf)
     token_N = row.token_N[(row.start_N < stop / ratio) & (ends_N > start / ratio)]
     if config.deduplicate:
@@ -353,12 +362,11 @@ def _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry) -> t
 
   rows = windows.extend(
       config.language_model, variables.params, jax.random.fold_in(key, 1),
-      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], max(new_frames), crop=config.num_frames,
+      [row_FQ[:, : config.num_quantizers] for row_FQ in prompts], new_frames, crop=config.num_frames,
       carry=carry,
       prefix=prefix if config.condition_on_semantic else lambda b, start, stop: np.zeros((0, 1), np.int32),
       prefix_crop=config.num_semantic if config.condition_on_semantic else 0, rule=rules.coarse,
   )
-  rows = [row_FQ[: len(p) + n] for row_FQ, p, n in zip(rows, prompts, new_frames, strict=True)]
   if models.fine is None:
     return rows, config.num_quantizers
   rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
@@ -373,12 +381,12 @@ def _add_fine(models, key, rows, prompts, rule):
   coarse = [rows[b][f : f + crop] for b, f in chunks]
   drawn = windows.extend(
       config.language_model, variables.params, key, [np.zeros((0, levels), np.int32)] * len(chunks),
-      max(len(chunk) for chunk in coarse), crop=crop, carry=0,
+      [len(chunk) for chunk in coarse], crop=crop, carry=0,
       prefix=lambda c, start, stop: coarse[c], prefix_crop=crop, rule=rule,
   )
   full = [[prompt_FQ[:, : config.total_quantizers]] for prompt_FQ in prompts]
   for (b, _), coarse_FQ, fine_FQ in zip(chunks, coarse, drawn, strict=True):
-    full[b].append(np.concatenate([coarse_FQ, fine_FQ[: len(coarse_FQ)]], axis=1))
+    full[b].append(np.concatenate([coarse_FQ, fine_FQ], axis=1))
   return [np.concatenate(parts) for parts in full]
 
 

@@ -25,7 +25,7 @@ def extend(
     params: Any,
     key: jax.Array,
     rows: Sequence[np.ndarray],
-    num_new: int,
+    num_new: int | Sequence[int],
     *,
     crop: int,
     carry: int,
@@ -35,30 +35,40 @@ def extend(
 ) -> list[np.ndarray]:
   """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
 
-  A row keeps its whole past where past and future fit the crop together, otherwise the last `carry` frames of it.
+  num_new: one number, or one for each row. A row keeps its whole past where past and future fit the
+  crop together, otherwise the last `carry` frames of it. The windows of a row depend on that row
+  only: a row of a batch equals the row alone.
   prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at most prefix_crop.
   """
-  rows, done, num_levels = list(rows), 0, model.vocabulary.target_levels
+  rows, num_levels = list(rows), model.vocabulary.target_levels
   for row in rows:
     checks.ids('rows', row, model.vocabulary.target_size)
-  while done < num_new:
-    remaining = num_new - done
-    kept = [len(row) if len(row) + remaining <= crop else min(len(row), carry) for row in rows]
-    new = min(remaining, crop - max(kept))
-    prefixes = [prefix(b, len(row) - k, len(row) + new) for b, (row, k) in enumerate(zip(rows, kept, strict=True))]
+  remaining = np.broadcast_to(num_new, len(rows)).tolist()
+  wanted = list(remaining)
+  while active := [b for b, n in enumerate(remaining) if n > 0]:
+    lengths = [len(rows[b]) for b in active]
+    kept = [
+        n if n + remaining[b] <= crop else min(n, carry)
+        for b, n in zip(active, lengths, strict=True)
+    ]
+    new = [min(remaining[b], crop - k) for b, k in zip(active, kept, strict=True)]
+    spans = zip(active, lengths, kept, new, strict=True)
+    prefixes = [prefix(b, n - k, n + m) for b, n, k, m in spans]
     for past in prefixes:
       checks.ids('prefix', past, model.vocabulary.prefix_size)
-    size = row_bucket(len(rows))
+    size = row_bucket(len(active))
     prefix_BPN = stack(prefixes, bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size)
-    past = [row[len(row) - k :] for row, k in zip(rows, kept, strict=True)]
+    past = [rows[b][n - k :] for b, n, k in zip(active, lengths, kept, strict=True)]
     prompt_BFQ = stack(past, bucket(max(kept), crop), num_levels, size)
+    # Grows with every round: each has a key of its own.
+    done = min(wanted[b] - remaining[b] for b in active)
     drawn_BN = sample_targets(
-        model, params, jax.random.fold_in(key, done), prefix_BPN, prompt_BFQ, new * num_levels, rule,
-        capacity=bucket(new, crop) * num_levels,
+        model, params, jax.random.fold_in(key, done), prefix_BPN, prompt_BFQ, max(new) * num_levels, rule,
+        capacity=bucket(max(new), crop) * num_levels,
     )
-    drawn_BFQ = np.asarray(drawn_BN)[: len(rows), : new * num_levels].reshape(len(rows), new, num_levels)
-    rows = [np.concatenate([row, more]) for row, more in zip(rows, drawn_BFQ, strict=True)]
-    done += new
+    for b, m, drawn_N in zip(active, new, np.asarray(drawn_BN)):
+      rows[b] = np.concatenate([rows[b], drawn_N[: m * num_levels].reshape(m, num_levels)])
+      remaining[b] -= m
   return rows
 
 

@@ -20,11 +20,14 @@ import numpy as np
 from audiolm_jax import audio, codes_file, files
 from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
-from experiments import chunks, workspace
+from audiolm_jax.errors import UserError
+from experiments import chunks, command_line, workspace
 from experiments.chunks import Codec
 
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file
+AUDIBLE = 100 / 32768  # a second below this is taken for silence, in which 16 bits tell little
+SAME = 0.05  # of the largest sample: what other devices and 16 bits may change; a codec changes more
 
 
 class Job(NamedTuple):
@@ -36,31 +39,34 @@ class Job(NamedTuple):
 def main():
   parser = workspace.parser(__doc__, recipe=False)
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
-  parser.add_argument('paths', nargs='+', type=pathlib.Path, metavar='PATH', help='file or folder; several are taken')
-  parser.add_argument('--output', type=pathlib.Path, metavar='FOLDER', help='of encode and decode')
   parser.add_argument(
-      '--num-quantizers', type=workspace.COUNT, metavar='N', help='the first N levels of the codes alone (all)'
+      'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
+  )
+  parser.add_argument('--output', type=command_line.path, metavar='FOLDER', help='of encode and decode')
+  parser.add_argument(
+      '--num-quantizers', type=command_line.COUNT, metavar='N', help='the first N levels of the codes alone (all)'
   )
   parser.add_argument('--denoise', action='store_true', help='leave noise out, where the codec has a switch for it')
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   args = parser.parse_intermixed_args()
   if args.command not in COMMANDS:
-    raise ValueError(f'{args.command!r} is no command: choose one of {", ".join(COMMANDS)}')
+    raise UserError(f'{args.command!r} is no command: choose one of {", ".join(COMMANDS)}')
   if args.command == 'info':
     if args.output or args.num_quantizers or args.denoise or args.overwrite:
-      raise ValueError('info takes paths alone: it writes nothing')
+      raise UserError('info takes paths alone: it writes nothing')
     return info(args.paths)
   if args.output is None:
-    raise ValueError(f'{args.command} needs --output=FOLDER')
+    raise UserError(f'{args.command} needs --output=FOLDER')
   jobs = find_jobs(args.command, args.paths, args.output)
-  if present := [str(job.target) for job in jobs if job.target.exists() and not job.in_folder and not args.overwrite]:
-    raise ValueError(f'{", ".join(present)} exists: choose another --output, or pass --overwrite')
+  command_line.prove_folder(args.output, '--output')
+  named = [job.target for job in jobs if not job.in_folder]
+  command_line.prove_files(named, '--output', overwrite=args.overwrite)
   config, variables = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
-    raise ValueError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
+    raise UserError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
   place, own = 'encoder' if args.command == 'encode' else 'decoder', getattr(config, 'film', None)
   if args.denoise and own != place:
-    raise ValueError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}')
+    raise UserError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}')
   codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise)
   run_jobs(args.command, codec, jobs, args.overwrite)
 
@@ -70,7 +76,7 @@ def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]
   if path.is_dir():
     return [pathlib.Path(name) for name in folders.find(path, extensions)]
   if not path.is_file():
-    raise ValueError(f'{path}: no such file or folder')
+    raise UserError(f'{path}: no such file or folder')
   return [path]
 
 
@@ -85,7 +91,7 @@ def find_jobs(command: str, paths: list[pathlib.Path], output: pathlib.Path) -> 
       jobs.append(Job(source, output / name.with_suffix(extension), path.is_dir()))
       other = sources.setdefault(jobs[-1].target, source)
       if other is not source:
-        raise ValueError(f'{other} and {source} would both become {jobs[-1].target}: rename one, or take them apart')
+        raise UserError(f'{other} and {source} would both become {jobs[-1].target}: rename one, or take them apart')
   return jobs
 
 
@@ -96,6 +102,7 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
   for job in jobs:
     try:
       seconds = seconds_of(codec, job.source)
+      command_line.prove_name(job.target)
       if overwrite or not job.target.exists() or not is_done(codec, job):
         todo.append((job, seconds))
     except (ValueError, OSError) as error:
@@ -110,14 +117,14 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
       bar.update(round(done_seconds) - bar.n)
 
     for job, _ in todo:
-      job.target.parent.mkdir(parents=True, exist_ok=True)
       try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
         convert(codec, job, overwrite, advance)
-      except ValueError as error:
-        failures.append(str(error))
+      except (ValueError, OSError) as error:
+        failures.append(f'{job.target}: {error.strerror or error}' if isinstance(error, OSError) else str(error))
   print(f'{command}: {len(jobs) - kept - len(failures)} files made, {kept} were there')
   if failures:
-    raise ValueError(f'{len(failures)} of {len(jobs)} files failed: ' + '; '.join(failures))
+    raise UserError(f'{len(failures)} of {len(jobs)} files failed: ' + '; '.join(failures))
 
 
 def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], None]):
@@ -134,7 +141,7 @@ def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
 
   codes = list(chunks.encode(codec, blocks()))
   if not num_samples:
-    raise ValueError(f'{job.source}: too short, no sample is left of it at {rate} Hz')
+    raise UserError(f'{job.source}: too short, no sample is left of it at {rate} Hz')
   wanted = header(codec, num_samples, codes[0].shape[1])
   codes_file.save(job.target, wanted, np.concatenate(codes)[: wanted.num_frames], overwrite=overwrite)
 
@@ -155,10 +162,10 @@ def is_encoded(codec: Codec, job: Job) -> bool:
   try:
     found_header, _ = codes_file.load(job.target)
   except ValueError as error:
-    raise ValueError(f'{error}, or pass --overwrite') from error
+    raise UserError(f'{error}, or pass --overwrite') from error
   wanted = header(codec, found_header.num_samples, codec.num_quantizers or codec.config.num_quantizers)
   if found_header != wanted:
-    raise ValueError(
+    raise UserError(
         f'{job.target} is there, of {found_header}, not of {wanted}: choose another --output, or pass --overwrite'
     )
   return True
@@ -186,24 +193,42 @@ def seconds_of_codes(codec: Codec, source: pathlib.Path) -> float:
   """Returns the length of a file of codes. Raises ValueError when it was made by another codec."""
   stored = codes_file.info(source)
   if stored.fingerprint != codec.fingerprint:
-    raise ValueError(
+    raise UserError(
         f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
     )
   if stored != header(codec, stored.num_samples, min(stored.num_quantizers, codec.config.num_quantizers)):
-    raise ValueError(f'{source} tells of {stored}, which its codec does not make: encode it again')
+    raise UserError(f'{source} tells of {stored}, which its codec does not make: encode it again')
   if (codec.num_quantizers or 1) > stored.num_quantizers:
-    raise ValueError(f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}')
+    raise UserError(f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}')
   return stored.seconds
 
 
 def is_decoded(codec: Codec, job: Job) -> bool:
-  """Returns True for audio of the right length. Raises ValueError for any other that is there."""
+  """Returns True for what `decode` would make. Raises UserError for other audio, as the original."""
   stored, found_info = codes_file.info(job.source), audio.info(job.target)
   if (found_info.sample_rate, found_info.num_samples) != (stored.sample_rate, stored.num_samples):
-    raise ValueError(
+    raise UserError(
         f'{job.target} is there, of {found_info.num_samples:,} samples at {found_info.sample_rate} Hz, not of '
         f'{stored.num_samples:,} at {stored.sample_rate}: choose another --output, or pass --overwrite'
     )
+  if not _begins_as_decoded(codec, job):
+    raise UserError(
+        f'{job.target} is there and was not decoded from {job.source} in this way (is it the original?): '
+        'choose another --output, or pass --overwrite'
+    )
+  return True
+
+
+def _begins_as_decoded(codec: Codec, job: Job) -> bool:
+  """Compares the first second that is not silent; an original, or fewer levels, differ there."""
+  stored, codes_FQ = codes_file.load(job.source)
+  made = decoded_blocks(codec, stored, codes_FQ, lambda seconds: None)
+  length = codec.chunk_frames * stored.hop_length
+  there = audio.blocks(job.target, stored.sample_rate, length, max_seconds=MAX_SECONDS)
+  for made_T, there_T in zip(made, there):
+    loudest = max(np.abs(made_T).max(), np.abs(there_T).max())
+    if loudest > AUDIBLE:
+      return bool(np.abs(np.clip(made_T, -1, 1) - there_T).max() <= SAME * loudest)
   return True
 
 
@@ -228,7 +253,7 @@ def info(paths: list[pathlib.Path]):
         f'{stored.num_bytes:,} bytes, codec {stored.fingerprint}'
     )
   if failures:
-    raise ValueError('; '.join(failures))
+    raise UserError('; '.join(failures))
 
 
 if __name__ == '__main__':

@@ -5,12 +5,13 @@
   python -m experiments.compile --stage=soundstorm --recipe=librilight --topology=v5e:4x4 --decode
   python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
 
-Needs libtpu: pip install 'audiolm_jax[compile]'. The topology is the shape of one slice, in chips. With --decode the
+Needs libtpu: pip install libtpu. The topology is the shape of one slice, in chips. With --decode the
 program is the one that generates, on one chip: a step of a language model's decoding, or SoundStorm's whole window.
 What the numbers mean and assume: audiolm_jax/training/roofline.py.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -26,12 +27,13 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from audiolm_jax import files, windows
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import flops, hlo, roofline, sharding
 from audiolm_jax.training import step as step_lib
+from experiments import command_line, workspace
 from experiments import recipe as recipe_lib
-from experiments import workspace
 
 
 def main():
@@ -40,18 +42,18 @@ def main():
   parser.add_argument(
       '--topology', required=True, metavar='CHIP:SHAPE', help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...'
   )
-  parser.add_argument('--slices', type=workspace.COUNT, default=1, help='of that topology (1)')
+  parser.add_argument('--slices', type=command_line.COUNT, default=1, help='of that topology (1)')
   parser.add_argument('--decode', action='store_true', help='the program that generates, instead of the train step')
-  parser.add_argument('--rows', type=workspace.COUNT, default=1, help='decoded at once on each chip (1)')
-  parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers there too')
-  parser.add_argument('--hlo', type=pathlib.Path, metavar='FILE', help="write the compiled program's text there")
+  parser.add_argument('--rows', type=command_line.COUNT, default=1, help='decoded at once on each chip (1)')
+  parser.add_argument('--json', type=command_line.path, metavar='FILE', help='write the numbers there too')
+  parser.add_argument('--hlo', type=command_line.path, metavar='FILE', help="write the compiled program's text there")
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.stage not in (*recipe.stages, 'all'):
-    raise ValueError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
-  for path in (args.json, args.hlo):
-    if path is not None and path.exists():
-      raise ValueError(f'{path} exists: choose another name')
+    raise UserError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+  for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
+    if path is not None:
+      command_line.prove_files([path], flag)
   chip, devices = load_topology(args.topology, args.slices)
   names = recipe.stages if args.stage == 'all' else (args.stage,)
   reports = []
@@ -75,11 +77,19 @@ def main():
       files.write_text(args.json, json.dumps(reports, indent=2) + '\n')
 
 
+def compiler() -> str:
+  """Returns which compiler predicts, since another version may come to other programs."""
+  try:
+    return f'libtpu {importlib.metadata.version("libtpu")}, jax {jax.__version__}'
+  except importlib.metadata.PackageNotFoundError:  # the machine's own, as on a TPU VM
+    return f'libtpu of this machine, jax {jax.__version__}'
+
+
 def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[jax.Device]]:
   """Returns the chip and the devices, which can be compiled for and nothing else; ValueError for an unknown one."""
   kind = name.split(':')[0]
   if kind not in roofline.CHIPS or not re.fullmatch(r'\w+:\d+(x\d+)+', name):
-    raise ValueError(f'--topology={name}: write a chip ({", ".join(roofline.CHIPS)}) and a shape, as in v5e:4x4')
+    raise UserError(f'--topology={name}: write a chip ({", ".join(roofline.CHIPS)}) and a shape, as in v5e:4x4')
   chip = roofline.CHIPS[kind]
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask,
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to keep for oneself
@@ -88,8 +98,8 @@ def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[j
     return chip, list(topologies.get_topology_desc(name, 'tpu', **options).devices)
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
-    raise ValueError(
-        f"--topology={name}: libtpu does not know it, or is not there (pip install 'audiolm_jax[compile]'): {reason}"
+    raise UserError(
+        f"--topology={name}: libtpu does not know it, or is not there (pip install libtpu): {reason}"
     ) from error
 
 
@@ -165,8 +175,7 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
         config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    frames = 2 * config.num_semantic
-    arguments = (key, ints(rows, config.num_semantic), ints(rows, frames, config.num_quantizers))
+    arguments = (key, ints(rows, config.num_semantic), ints(rows, config.num_frames, config.num_quantizers))
     donated = ()
   elif hasattr(config, 'language_model'):
     model = config.language_model
@@ -178,7 +187,7 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
     function = lambda params, *rest: language_model.step(model, params, *rest)
     arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
   else:
-    raise ValueError(f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm')
+    raise UserError(f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm')
   params, arguments = place(params), place(arguments)
   traced = jax.jit(function, donate_argnums=donated, out_shardings=where).trace(params, *arguments)
   return Lowered(
@@ -199,7 +208,7 @@ def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    raise ValueError(does_not_fit(str(error), program, chip)) from error
+    raise UserError(does_not_fit(str(error), program, chip)) from error
 
 
 def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
@@ -226,7 +235,7 @@ def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: i
     parsed = hlo.parse(compiled.as_text())
   except jax.errors.JaxRuntimeError as error:  # jaxlib reads what libtpu wrote: v6e's programs it may not
     reason = str(error).splitlines()[0][:200]
-    raise ValueError(
+    raise UserError(
         f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this '
         f'jaxlib cannot read it, so there is no prediction ({reason}): try another version of libtpu'
     ) from error
@@ -240,6 +249,7 @@ def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: i
       kernels=hlo.kernels(parsed), collectives=found, devices_per_slice=program.num_devices // num_slices,
   )
   return {
+      'compiler': compiler(),
       'devices': program.num_devices,
       'mesh': program.mesh,
       'batch_size': program.batch_size,
@@ -265,6 +275,7 @@ def table(report: dict[str, Any]) -> str:
   rows = {
       'program': f'{report["program"]} of {report["stage"]} ({report["recipe"]}), {report["batch_size"]} examples',
       'devices': f'{report["devices"]} on {report["slices"]} x {report["topology"]}: {mesh}',
+      'compiler': report['compiler'],
       'parameters': f'{report["parameters"] / 1e6:,.1f} M',
       'FLOPs': f'{report["model_flops"] / 1e12:,.3f} T per device, {milliseconds("product_seconds")} at the peak',
       'HBM': f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device',

@@ -8,6 +8,7 @@ continuation_soundstorm.wav (SoundStorm in their place, the same semantic tokens
 spectrograms.png, curves.png and report.json. Killed and started again, it goes on where it was.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -16,16 +17,18 @@ import time
 import numpy as np
 
 from audiolm_jax import audio, files
-from experiments import evaluations, lanes, pictures, sources, workspace
+from audiolm_jax.errors import UserError
+from experiments import command_line, evaluations, lanes, sources, workspace
 from experiments import recipe as recipe_lib
 
 
 def main():
   parser = workspace.parser(__doc__)
-  parser.set_defaults(workdir=pathlib.Path('runs/demo'))
-  parser.add_argument('--prompt', type=pathlib.Path, help='continue this recording, not one of the corpus')
+  parser.add_argument('--prompt', type=command_line.path, help='continue this recording, not one of the corpus')
   args = parser.parse_args()
-  recipe = recipe_lib.load(args.recipe, args.overrides)
+  if importlib.util.find_spec('matplotlib') is None:
+    raise UserError("the demo draws pictures, by matplotlib, which is not installed: pip install 'matplotlib>=3.10'")
+  recipe = workspace.recipe_of(args)
   common = [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)]
   started = time.time()
   workspace.require_imports(recipe, args.workdir)
@@ -42,17 +45,24 @@ def main():
   continuations = continue_prompt(recipe, args.workdir, common)
   [reconstruction] = sources.reconstructions([{'waveform': whole_T}], args.workdir)
   audio.save(args.workdir / 'reconstruction.wav', reconstruction['waveform'], rate, overwrite=True)
-  waves = {'original': whole_T, 'codec reconstruction': reconstruction['waveform']}
+  draw(args.workdir, recipe, whole_T, prompt_T, reconstruction['waveform'], continuations, rate)
+  finish(args.workdir, started, continuations)
+
+
+def draw(workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int):
+  """Writes spectrograms.png and curves.png."""
+  from experiments import pictures  # matplotlib, which only the extra `plot` installs
+
+  waves = {'original': whole_T, 'codec reconstruction': reconstruction_T}
   waves |= {f'{title}, from the line on': audio.load(path, rate) for title, path in continuations.items()}
   longest = max(len(wave_T) for wave_T in waves.values())
   marks = {title: len(prompt_T) / rate for title in waves if title.endswith('from the line on')}
   waves = {name: np.pad(wave_T, (0, longest - len(wave_T))) for name, wave_T in waves.items()}
-  pictures.save_spectrograms(args.workdir / 'spectrograms.png', waves, rate, marks=marks)
+  pictures.save_spectrograms(workdir / 'spectrograms.png', waves, rate, marks=marks)
   pictures.save_training_curves(
-      args.workdir / 'curves.png',
-      {name: args.workdir / name / 'metrics.jsonl' for name in recipe.stages if (args.workdir / name).is_dir()},
+      workdir / 'curves.png',
+      {name: workdir / name / 'metrics.jsonl' for name in recipe.stages if (workdir / name).is_dir()},
   )
-  finish(args.workdir, started, continuations)
 
 
 def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]):

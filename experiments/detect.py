@@ -1,13 +1,13 @@
 """Says of audio files how probable it is that the models of a workdir made them.
 
-  python -m experiments.detect voice.wav other.flac --workdir=runs/tiny
-  python -m experiments.detect voice.wav --workdir=runs/tiny --output=scores.json
+  python -m experiments.detect voice.wav other.flac --workdir=runs/demo
+  python -m experiments.detect voice.wav --workdir=runs/demo --output=scores.json
 
 Needs a trained detector and its calibration:
 
-  python -m experiments.forge --workdir=runs/tiny
-  python -m experiments.train --stage=detector --workdir=runs/tiny
-  python -m experiments.evaluate --suite=detection --workdir=runs/tiny
+  python -m experiments.forge --workdir=runs/demo
+  python -m experiments.train --stage=detector --workdir=runs/demo
+  python -m experiments.evaluate --suite=detection --workdir=runs/demo
 
 A probability is one where originals and generated files are equally frequent, and says something of the continuations
 that this detector has learned from: those of these models, of this kind of recordings. Files go through the codec
@@ -21,19 +21,20 @@ import pathlib
 import numpy as np
 
 from audiolm_jax import audio, files
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection as detection_metrics
-from experiments import sources, workspace
+from experiments import command_line, sources, workspace
 from experiments.evaluations import detection
 
 
 def main():
   parser = workspace.parser(__doc__, recipe=False)
-  parser.add_argument('files', nargs='+', type=pathlib.Path, metavar='FILE')
+  parser.add_argument('files', nargs='+', type=command_line.path, metavar='FILE')
   parser.add_argument('--as_is', action='store_true', help='do not pass the files through the codec first')
-  parser.add_argument('--output', type=pathlib.Path, metavar='FILE', help='write the scores as JSON, too')
+  parser.add_argument('--output', type=command_line.path, metavar='FILE', help='write the scores as JSON, too')
   args = parser.parse_args()
-  if args.output is not None and args.output.exists():
-    raise ValueError(f'{args.output} exists: choose another --output')
+  if args.output is not None:
+    command_line.prove_files([args.output], '--output')
   config, variables, _ = workspace.load_stage(args.workdir, 'detector')
   calibrations = detection.load_calibrations(args.workdir, variables)
   waves = [load(path, config) for path in args.files]
@@ -60,12 +61,12 @@ def load(path: pathlib.Path, config) -> np.ndarray:
   """Returns a file at the detector's rate; ValueError where it cannot be read, is too short, or is silent."""
   wave_T = audio.load(path, config.sample_rate)
   if len(wave_T) < config.crop_length:
-    raise ValueError(
+    raise UserError(
         f'{path} has {len(wave_T)} samples at {config.sample_rate} Hz, the detector hears {config.crop_length} at a '
         'time: give a longer file'
     )
   if not np.any(wave_T):
-    raise ValueError(f'{path} is silent: there is nothing to hear in it')
+    raise UserError(f'{path} is silent: there is nothing to hear in it')
   return wave_T
 
 

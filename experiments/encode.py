@@ -1,6 +1,6 @@
 """Turns the corpus into tokens: fits the k-means of the semantic tokens, then writes shards of both kinds of tokens.
 
-  python -m experiments.encode --recipe=tiny --workdir=runs/tiny
+  python -m experiments.encode --recipe=tiny --workdir=runs/demo
 
 Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every host: the hosts share
 the sample for the k-means and the shards among themselves, through the workdir, which all of them must see; each uses
@@ -28,7 +28,7 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 def main():
   args = workspace.parser(__doc__).parse_args()
   workspace.join_pod()
-  recipe = recipe_lib.load(args.recipe, args.overrides)
+  recipe = workspace.recipe_of(args)
   workspace.require_imports(recipe, args.workdir)
   codec_config, codec_variables = workspace.load_codec(args.workdir)
   if not workspace.semantic_quantizer_path(args.workdir).is_file():

@@ -1,6 +1,6 @@
 """Measures a trained workdir on held-out voices and texts, beside baselines.
 
-  python -m experiments.evaluate --workdir=runs/tiny
+  python -m experiments.evaluate --workdir=runs/demo
   python -m experiments.evaluate --suite=codec
   python -m experiments.evaluate --suite=tokens --data=zerospeech2021/ --subset=dev
   python -m experiments.evaluate --suite=acoustic --recognizer=wav2vec2-base-960h/
@@ -19,7 +19,7 @@ import pathlib
 
 from audiolm_jax import files
 from audiolm_jax.pretrained import ctc
-from experiments import evaluations, sources, workspace
+from experiments import command_line, evaluations, sources, workspace
 from experiments import recipe as recipe_lib
 from experiments.evaluations import listening, paper
 
@@ -27,30 +27,35 @@ from experiments.evaluations import listening, paper
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)')
-  parser.add_argument('--data', default='', metavar='FOLDER', help='of ZeroSpeech 2021, or of Libri-Light (the twin)')
+  parser.add_argument(
+      '--data', type=command_line.path, metavar='FOLDER', help='of ZeroSpeech 2021, or of Libri-Light (the twin)'
+  )
   parser.add_argument(
       '--subset', default='dev', help='of --data: dev or test, or as dev-clean for item files alone (dev)'
   )
-  parser.add_argument('--recognizer', default='', metavar='FOLDER', help='of a CTC model that judges words, too (none)')
   parser.add_argument(
-      '--listening', nargs='?', const='', metavar='FOLDER', help='write a listening test instead (WORKDIR/listening)'
+      '--recognizer', type=command_line.path, metavar='FOLDER', help='of a CTC model that judges words, too (none)'
   )
   parser.add_argument(
-      '--listening_results', action='append', default=[], type=pathlib.Path, metavar='FILE',
+      '--listening', nargs='?', type=command_line.path, const=False, metavar='FOLDER',
+      help='write a listening test instead (WORKDIR/listening)',
+  )
+  parser.add_argument(
+      '--listening_results', action='append', default=[], type=command_line.path, metavar='FILE',
       help='a CSV file that the page of the listening test saved; may be repeated',
   )
   args = parser.parse_args()
-  recipe = recipe_lib.load(args.recipe, args.overrides)
+  recipe = workspace.recipe_of(args)
   if args.listening is not None or args.listening_results:
     listen(recipe, args)
     return
   if args.data:
-    settings = dataclasses.replace(recipe.evaluation, data=args.data, subset=args.subset)
+    settings = dataclasses.replace(recipe.evaluation, data=str(args.data), subset=args.subset)
     recipe = dataclasses.replace(recipe, evaluation=settings)
     sources.benchmark(recipe, args.workdir)  # a folder that is not there is said before anything is measured,
   if args.recognizer:
-    ctc.from_folder(args.recognizer)  # nor one that is none
-    settings = dataclasses.replace(recipe.evaluation, recognizer=args.recognizer)
+    ctc.from_folder(str(args.recognizer))  # nor one that is none
+    settings = dataclasses.replace(recipe.evaluation, recognizer=str(args.recognizer))
     recipe = dataclasses.replace(recipe, evaluation=settings)
   if args.suite not in ('all', *evaluations.SUITES):
     raise ValueError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
@@ -80,7 +85,8 @@ def draw(result: dict, path: pathlib.Path):
 def listen(recipe: recipe_lib.Recipe, args):
   """Makes a listening test, or measures the answers to one."""
   if args.listening is not None:
-    folder = pathlib.Path(args.listening or args.workdir / 'listening')
+    folder = args.listening or args.workdir / 'listening'
+    command_line.prove_folder(folder, '--listening')
     key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
     print(
         f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it'

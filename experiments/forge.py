@@ -1,6 +1,6 @@
 """Makes what the detector of generated speech learns from, with the models of a workdir.
 
-  python -m experiments.forge --recipe=tiny --workdir=runs/tiny
+  python -m experiments.forge --recipe=tiny --workdir=runs/demo
 
 Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on after the prompt. Both
 are codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
@@ -26,7 +26,7 @@ VALIDATION_SHARE = 8  # one in so many training voices
 
 def main():
   args = workspace.parser(__doc__).parse_args()
-  recipe = recipe_lib.load(args.recipe, args.overrides)
+  recipe = workspace.recipe_of(args)
   models = workspace.load_models(args.workdir)
   folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
   workspace.claim(folder, fingerprints)

@@ -16,10 +16,11 @@ import pathlib
 import jax
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, hub
 from audiolm_jax.training import checkpoints, configs
 from audiolm_jax.training import workdir as workdir_lib
-from experiments import workspace
+from experiments import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None):
     print(table())
     return
   hub.refuse_unread(args.source)
+  command_line.prove_folder(args.output or args.workdir, '--output' if args.output else '--workdir')
   licence = licence_of(args.source, args.licence, args.allow_non_commercial)
   folder = hub.fetch(args.source, revision=args.revision)
   config, variables = hub.from_pretrained(folder)
@@ -64,7 +66,7 @@ def place(config) -> str:
     return 'soundstream'
   if hasattr(config, 'semantic_features'):
     return 'w2v_bert'
-  raise ValueError(f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir')
+  raise UserError(f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
   importing = commands.add_parser('import', help='write a checkpoint')
   importing.add_argument('source', help='a repository (owner/name) or a folder')
   target = importing.add_mutually_exclusive_group(required=True)
-  target.add_argument('--workdir', type=pathlib.Path, help='of a run: the model takes its place there')
-  target.add_argument('--output', type=pathlib.Path, help='a new folder')
+  target.add_argument('--workdir', type=command_line.workdir, help='of a run: the model takes its place there')
+  target.add_argument('--output', type=command_line.workdir, help='a new folder')
   importing.add_argument('--revision', help='commit, tag or branch of the repository; a commit is reproducible')
   importing.add_argument('--licence', help='of the weights, where the list does not have them: what their card says')
   importing.add_argument(
@@ -104,9 +106,9 @@ def licence_of(source: str, stated: str | None, allow_non_commercial: bool) -> s
   known = hub.published(source)
   licence = known.licence if known else stated
   if licence is None:
-    raise ValueError(f'the licence of {source} is not in the list: give what its model card says, as --licence=MIT')
+    raise UserError(f'the licence of {source} is not in the list: give what its model card says, as --licence=MIT')
   if not hub.is_commercial(licence) and not allow_non_commercial:
-    raise ValueError(
+    raise UserError(
         f'{source} has the licence {licence}, not one of {", ".join(hub.COMMERCIAL_LICENCES)}: if its terms allow your '
         'use, add --allow-non-commercial'
     )
@@ -119,7 +121,7 @@ def save(output: pathlib.Path, config, variables, origin: dict):
   with workdir_lib.locked(output):
     directory = output / 'checkpoints'
     if found := checkpoints.steps(directory):
-      raise ValueError(f'{output} already holds a checkpoint (step {found[-1]}): choose another folder')
+      raise UserError(f'{output} already holds a checkpoint (step {found[-1]}): choose another folder')
     checkpointer = checkpoints.Checkpointer(directory)
     metadata = {'config': configs.describe(config), 'fingerprints': {}, 'pretrained': origin}
     checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)

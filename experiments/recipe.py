@@ -8,12 +8,14 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
 from experiments import recipes
@@ -97,7 +99,7 @@ class Forgeries:
 class Recipe:
   """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in training order."""
 
-  corpus: Any  # the `Config` of a source in audiolm_jax.data: where audio comes from
+  corpus: Any  # a config of experiments.corpora: where audio comes from
   soundstream: StageRecipe | Imported
   w2v_bert: StageRecipe | Imported
   semantic_tokens: SemanticTokens
@@ -139,17 +141,39 @@ def names() -> list[str]:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
   """Returns the recipe `name` after `path.to.field=value` overrides.
 
-  Raises ValueError for an unknown recipe or field, listing the legal ones, or a value of the wrong type.
+  Raises UserError for an unknown recipe or field, listing the legal ones, a value of the wrong type, or a URL.
   """
   if name not in names():
-    raise ValueError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
+    raise UserError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
   recipe, settings = importlib.import_module(f'experiments.recipes.{name}').RECIPE, []
   for override in overrides:
     path, separator, text = override.partition('=')
     if not separator:
-      raise ValueError(f'--set {override!r} has no value: write --set path.to.field=value')
+      raise UserError(f'--set {override!r} has no value: write --set path.to.field=value')
     settings.append((path.split('.'), text, override))
-  return _replaced(recipe, settings) if settings else recipe
+  recipe = _replaced(recipe, settings) if settings else recipe
+  for path, text in _texts(recipe):
+    refuse_url(text, f'{path}=')
+  return recipe
+
+
+def refuse_url(text: str, where: str = ''):
+  """Raises UserError for a URL, which no program reads or writes; `where`: what errors put before it."""
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
+    raise UserError(
+        f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; give a path on a '
+        'disk (one that all hosts of a pod see, as NFS or Filestore)'
+    )
+
+
+def _texts(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
+  """Yields the path and the value of every text in a config."""
+  for name in _fields(node):
+    value = node[name] if isinstance(node, dict) else getattr(node, name)
+    if isinstance(value, str):
+      yield f'{path}{name}', value
+    else:
+      yield from _texts(value, f'{path}{name}.')
 
 
 def _replaced(node: Any, settings: Sequence[tuple[Sequence[str], str, str]]) -> Any:
@@ -162,7 +186,7 @@ def _replaced(node: Any, settings: Sequence[tuple[Sequence[str], str, str]]) -> 
   values = dict(node) if isinstance(node, dict) else {name: getattr(node, name) for name in fields}
   for (name, *rest), text, override in settings:
     if name not in fields:
-      raise ValueError(
+      raise UserError(
           f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
           f'legal fields: {", ".join(fields)}'
       )
@@ -170,14 +194,14 @@ def _replaced(node: Any, settings: Sequence[tuple[Sequence[str], str, str]]) -> 
       values[name] = _parsed(fields[name], text, override)
       below.pop(name, None)
     elif not _fields(values[name]):
-      raise ValueError(f'--set {override}: {name!r} is {values[name]!r}, a plain value without fields')
+      raise UserError(f'--set {override}: {name!r} is {values[name]!r}, a plain value without fields')
     else:
       below.setdefault(name, []).append((rest, text, override))
   values |= {name: _replaced(values[name], inner) for name, inner in below.items()}
   try:
     return values if isinstance(node, dict) else dataclasses.replace(node, **values)
   except ValueError as error:  # a config that checks itself
-    raise ValueError(f'--set {" --set ".join(override for *_, override in settings)}: {error}') from error
+    raise UserError(f'--set {" --set ".join(override for *_, override in settings)}: {error}') from error
 
 
 def _fields(node: Any) -> dict[str, Any]:
@@ -204,7 +228,7 @@ def _parsed(kind: Any, text: str, override: str) -> Any:
     if converted is not _NO_MATCH:
       return converted
   wanted = ' or '.join(getattr(option, '__name__', str(option)) for option in options)
-  raise ValueError(f'--set {override}: {text!r} is not of type {wanted}')
+  raise UserError(f'--set {override}: {text!r} is not of type {wanted}')
 
 
 _NO_MATCH = object()

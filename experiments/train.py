@@ -1,7 +1,7 @@
 """Trains one stage of a recipe, or all of them.
 
   python -m experiments.train --stage=semantic
-  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
+  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/demo
   python -m experiments.train --stage=coarse --set coarse.train.num_steps=1000 --set coarse.train.batch_size=32
   python -m experiments.train --stage=soundstream --workdir=runs/mine --init_from=runs/theirs/soundstream
 
@@ -17,30 +17,36 @@ import time
 import jax
 
 from audiolm_jax.data import pipeline
+from audiolm_jax.errors import UserError
 from audiolm_jax.training import loop
+from experiments import command_line, probes, sources, workspace
 from experiments import recipe as recipe_lib
-from experiments import probes, sources, workspace
 
 
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--stage', required=True, help='a stage of the recipe (see the error for a wrong one), or all')
   parser.add_argument(
-      '--init_from', metavar='DIRECTORY', help="begin with another run's params and state, as in runs/theirs/coarse"
+      '--init_from', type=command_line.path, metavar='DIRECTORY',
+      help="begin with another run's params and state, as in runs/theirs/coarse",
   )
   parser.add_argument(
       '--init_optimizer', action='store_true', help='and with its optimizer state, the place in its schedule included'
   )
   parser.add_argument(
-      '--compilation_cache', metavar='DIRECTORY', help='keep what is compiled there, for the next start'
+      '--compilation_cache', type=command_line.path, metavar='DIRECTORY',
+      help='keep what is compiled there, for the next start',
   )
   args = parser.parse_args()
-  workspace.keep_compiled(args.compilation_cache)
-  recipe = recipe_lib.load(args.recipe, args.overrides)
+  recipe = workspace.recipe_of(args, writes=False)
   if args.stage not in (*recipe.stages, 'all'):
-    raise ValueError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+    raise UserError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
   if args.stage == 'all' and args.init_from is not None:
-    raise ValueError('--init_from is the checkpoint of one stage: name it with --stage, not all')
+    raise UserError('--init_from is the checkpoint of one stage: name it with --stage, not all')
+  workspace.remember(args)
+  if args.compilation_cache is not None:
+    command_line.prove_folder(args.compilation_cache, '--compilation_cache')
+    workspace.keep_compiled(str(args.compilation_cache))
   if args.stage == 'all':
     workspace.require_imports(recipe, args.workdir)
     train_all(recipe, [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)])

@@ -10,6 +10,7 @@ import shlex
 import stat
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,20 +20,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import checks, files, generation, kmeans
+from audiolm_jax import files, generation, kmeans
 from audiolm_jax.data import token_shards
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Variables
-from audiolm_jax.training import checkpoints, errors, watch
+from audiolm_jax.training import checkpoints, watch
+from audiolm_jax.training import errors as training_errors
+from experiments import command_line
 from experiments import recipe as recipe_lib
 
-DEFAULT_WORKDIR = pathlib.Path('runs/tiny')
-IMPORTABLE = ('soundstream', 'w2v_bert')  # stages whose place a model that others trained can take
+DEFAULT_WORKDIR = pathlib.Path('runs/demo')  # where `make demo` leaves its models
+REPORT = (
+    'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the project, with the '
+    'lines above and the command that you ran.'
+)
 
 
 def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   """Returns a parser with the flags that every program has; those of a `recipe` only where one is read."""
   result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  result.add_argument('--workdir', type=_folder, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})')
+  result.add_argument('--workdir', type=command_line.workdir, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})')
   if recipe:
     result.add_argument(
         '--recipe', default='tiny', metavar='NAME', help=f'one of: {", ".join(recipe_lib.names())} (tiny)'
@@ -44,52 +51,32 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   return result
 
 
-def _folder(text: str) -> pathlib.Path:
-  if '://' in text:
-    raise argparse.ArgumentTypeError(
-        f'{text} is no folder: runs lock, append to and rename files, which buckets do not have; give a path on a disk '
-        'that all hosts see (NFS, as Filestore)'
-    )
-  return pathlib.Path(text)
-
-
-def _number(kind: Callable[[str], int | float], legal: checks.Legal) -> Callable[[str], int | float]:
-  """Returns the argparse type of a flag that is a number; nan, inf and what is out of range are named."""
-
-  def parse(text: str) -> int | float:
-    try:
-      value = kind(text)
-    except ValueError:
-      value = None
-    if value is None or not legal.holds(value):
-      raise argparse.ArgumentTypeError(f'{text[:80]!r} must be {legal.text}')
-    return value
-
-  return parse
-
-
-# Argparse types, one for each kind of number that a flag takes.
-COUNT = _number(int, checks.WHOLE)
-COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
-SEED = _number(int, checks.SEED)
-SHARE = _number(float, checks.POSITIVE_SHARE)
-SECONDS = _number(
-    float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
-)
-
-
 def run(main: Callable[[], None]):
-  """Runs a program; what the user can repair is one line on stderr and exit status 1, not a traceback."""
+  """Runs a program. UserError and its like are one line and exit status 1; others keep their traceback."""
+  command_line.print_any_name()
   try:
     if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
       check_cache(directory)
     main()
-  except (watch.StalledError, errors.PeerError) as error:  # at its end Python would wait for what hangs
+  except (watch.StalledError, training_errors.PeerError) as error:  # at its end Python would wait for what hangs
     print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
     os._exit(1)
-  except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-    sys.exit(f'error: {printable_lines(error)}') if os.environ.get('AUDIOLM_TRACEBACK') is None else None
+  except (UserError, OSError, FloatingPointError, MemoryError) as error:
+    if os.environ.get('AUDIOLM_TRACEBACK') is None:
+      sys.exit(f'error: {printable_lines(error)}')
     raise
+  except Exception as error:
+    if _raised_here(error):
+      sys.exit(f'error: {printable_lines(error)}')
+    error.add_note(REPORT)
+    raise
+
+
+def _raised_here(error: Exception) -> bool:
+  """Returns True for a ValueError that a `raise` of ours made, as those that are not UserErrors yet."""
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  own = pathlib.Path(frame.filename).is_relative_to(pathlib.Path(__file__).parents[1])
+  return type(error) is ValueError and own and (frame.line or '').startswith('raise ValueError(')
 
 
 def printable_lines(text: object) -> str:
@@ -111,7 +98,7 @@ def join_pod():
     return
   match = re.fullmatch(r'(.+:\d+),(\d+),(\d+)', text)
   if match is None:
-    raise ValueError(f'AUDIOLM_DISTRIBUTED={text}: set it to 1, or to ADDRESS:PORT,COUNT,INDEX')
+    raise UserError(f'AUDIOLM_DISTRIBUTED={text}: set it to 1, or to ADDRESS:PORT,COUNT,INDEX')
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
 
@@ -149,11 +136,7 @@ def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]
   """Returns (config, variables, metadata) of a trained stage; ValueError naming the command that trains it."""
   directory = workdir / stage
   if not directory.is_dir():
-    other = f', or `python -m experiments.pretrained import SOURCE --workdir={workdir}`,' if stage in IMPORTABLE else ''
-    raise ValueError(
-        f'{directory} does not exist: run `python -m experiments.train --stage={stage} --workdir={workdir}`{other} '
-        'first'
-    )
+    raise UserError(f'{directory} does not exist: {command_line.how_to_make(stage, workdir)}')
   return checkpoints.load_variables(directory)
 
 
@@ -161,7 +144,7 @@ def load_codec(workdir: pathlib.Path) -> tuple[Any, Variables]:
   """Returns (config, variables) of the workdir's codec, trained or imported; its functions are `config.codec()`."""
   config, variables, _ = load_stage(workdir, 'soundstream')
   if not hasattr(config, 'codec'):
-    raise ValueError(f'{workdir}/soundstream holds {type(config).__module__}, which is no codec: import one there')
+    raise UserError(f'{workdir}/soundstream holds {type(config).__module__}, which is no codec: import one there')
   return config, variables
 
 
@@ -171,7 +154,7 @@ def load_semantic_encoder(
   """Returns the workdir's model of features, trained or imported, and its variables; `settings`: what is clustered."""
   config, variables, _ = load_stage(workdir, 'w2v_bert')
   if not hasattr(config, 'semantic_features'):
-    raise ValueError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another')
+    raise UserError(f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another')
   encoder = kmeans.SemanticEncoder(config=config, layer=settings.layer, frames_per_token=settings.frames_per_token)
   return encoder, variables
 
@@ -189,9 +172,9 @@ def load_semantic_tokenizer(
   )
   encoder, variables = load_semantic_encoder(workdir, settings)
   if metadata['w2v_bert'] != fingerprint(variables.params):
-    raise ValueError(
+    raise UserError(
         f'the semantic tokens in {workdir} were fitted on another w2v_bert: move {workdir}/semantic_tokens and '
-        f'{workdir}/tokens away, run experiments.encode, and train the language models again'
+        f'{workdir}/tokens away, run `{command_line.command("encode", workdir)}`, and train the language models again'
     )
   return encoder, variables, quantizer, metadata
 
@@ -199,12 +182,11 @@ def load_semantic_tokenizer(
 def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
   """Raises ValueError, naming the commands, where the workdir lacks models that the recipe takes from others."""
   commands = [
-      f'python -m experiments.pretrained import {model.source} --workdir={workdir}'
-      + (f' --revision={model.revision}' if model.revision else '')
-      for name, model in recipe.imports.items() if not (workdir / name).is_dir()
+      command_line.import_command(model, workdir) for name, model in recipe.imports.items()
+      if not (workdir / name).is_dir()
   ]
   if commands:
-    raise ValueError('this recipe takes models of others, which are not there yet: run\n  ' + '\n  '.join(commands))
+    raise UserError('this recipe takes models of others, which are not there yet: run\n  ' + '\n  '.join(commands))
 
 
 def fingerprint(arrays: Any) -> str:
@@ -237,8 +219,9 @@ def load_semantic_quantizer(workdir: pathlib.Path) -> tuple[kmeans.SemanticQuant
   """Returns the clusters and their metadata (layer, frames_per_token, w2v_bert); ValueError if missing or damaged."""
   path = semantic_quantizer_path(workdir)
   if not path.is_file():
-    raise ValueError(f'{path} does not exist: run `python -m experiments.encode --workdir={workdir}` first')
-  arrays, metadata = _load_arrays(path, kmeans.SemanticQuantizer._fields, 'run experiments.encode again')
+    raise UserError(f'{path} does not exist: run `{command_line.command("encode", workdir)}` first')
+  remedy = f'run `{command_line.command("encode", workdir)}` again'
+  arrays, metadata = _load_arrays(path, kmeans.SemanticQuantizer._fields, remedy)
   return kmeans.SemanticQuantizer(**arrays), metadata
 
 
@@ -254,10 +237,10 @@ def load_embedding_quantizer(path: pathlib.Path, model: str) -> jax.Array:
   that fingerprint.
   """
   if not path.is_file():
-    raise ValueError(f'{path} does not exist: save there what embedding_tokens.fit returns')
+    raise UserError(f'{path} does not exist: save there what embedding_tokens.fit returns')
   arrays, metadata = _load_arrays(path, ('vectors',), 'fit the quantizer again')
   if metadata['model'] != model:
-    raise ValueError(
+    raise UserError(
         f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train '
         'again what was trained on its tokens'
     )
@@ -281,9 +264,9 @@ def _load_arrays(path: pathlib.Path, names: Iterable[str], remedy: str) -> tuple
       arrays = {name: file.get_tensor(name) for name in names}
     whole = fingerprint(arrays) == metadata['digest'] and metadata.get('check', _check(metadata)) == _check(metadata)
   except (SafetensorError, KeyError, TypeError) as error:
-    raise ValueError(f'{path} is damaged ({error!r}): delete it and {remedy}') from error
+    raise UserError(f'{path} is damaged ({error!r}): delete it and {remedy}') from error
   if not whole:
-    raise ValueError(f'{path} is damaged (its digest differs): delete it and {remedy}')
+    raise UserError(f'{path} is damaged (its digest differs): delete it and {remedy}')
   return {name: jax.numpy.asarray(array) for name, array in arrays.items()}, metadata
 
 
@@ -298,10 +281,42 @@ def token_source(
 ):
   """Returns the examples of a split that `program` left in a folder; ValueError naming the command that makes them."""
   if not (workdir / folder / f'{split}.json').is_file():
-    raise ValueError(
-        f'{workdir}/{folder}/{split} is not complete: run `python -m experiments.{program} --workdir={workdir}` first'
+    raise UserError(
+        f'{workdir}/{folder}/{split} is not complete: run `{command_line.command(program, workdir)}` first'
     )
   return token_shards.TokenShards(workdir / folder, split, max_bad_fraction=max_bad_fraction)
+
+
+def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Recipe:
+  """Returns the recipe of a run, by the flags of `parser`; where the run `writes`, its workdir remembers it.
+
+  Raises UserError for a recipe that `recipe_lib.load` refuses, and for a workdir that belongs to another recipe.
+  """
+  recipe = recipe_lib.load(args.recipe, args.overrides)
+  name, _ = command_line.remembered(args.workdir)
+  begun = any(file.name != command_line.MEMORY for file in args.workdir.iterdir()) if name else False
+  if begun and name != args.recipe:
+    raise UserError(
+        f'--workdir={args.workdir} belongs to the recipe {name!r}, not to {args.recipe!r}: give --recipe={name}, or '
+        f'another --workdir (or delete {args.workdir / command_line.MEMORY}, if the two are to share it)'
+    )
+  if writes:
+    remember(args)
+  return recipe
+
+
+def remember(args: argparse.Namespace):
+  """Notes in the workdir which recipe it belongs to, and where that finds its corpus.
+
+  Raises UserError where the workdir cannot be written to.
+  """
+  command_line.prove_folder(args.workdir, '--workdir')
+  name, before = command_line.remembered(args.workdir)
+  before = before if name == args.recipe else []
+  corpus = [text for text in before + args.overrides if text.startswith('corpus.')]
+  corpus = list({text.partition('=')[0]: text for text in corpus}.values())  # of each field the last
+  if name != args.recipe or corpus != before:
+    files.write_text(args.workdir / command_line.MEMORY, json.dumps({'recipe': args.recipe, 'set': corpus}))
 
 
 def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
@@ -310,7 +325,7 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
   if path.is_file():
     made_by = files.read_json(path, f'move {folder} away first')
     if made_by != fingerprints:
-      raise ValueError(f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first')
+      raise UserError(f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first')
     return
   files.write_text(path, json.dumps(fingerprints))
 
@@ -335,7 +350,7 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
     for model, expected in own.items():
       found = loaded[name][2]['fingerprints'].get(model)
       if found != expected:
-        raise ValueError(
+        raise UserError(
             f'stage {name} was trained on tokens of {model} {found}, but {workdir} holds {model} {expected}: '
             'train it again, or use the workdir it comes from'
         )
@@ -360,7 +375,7 @@ def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: floa
       since = time.monotonic()
     left = now_left
     if time.monotonic() - since > patience_seconds:
-      raise ValueError(
+      raise UserError(
           f'process {jax.process_index()} of {jax.process_count()} has waited {patience_seconds:g} s for {what}: '
           f'{", ".join(left[:3])} ({len(left)} in all): look at the others, and start all again'
       )

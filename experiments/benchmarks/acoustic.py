@@ -27,8 +27,8 @@ from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import sharding
+from experiments import command_line
 from experiments import recipe as recipe_lib
-from experiments import workspace
 
 
 class Seconds(NamedTuple):
@@ -48,12 +48,12 @@ class Timing(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument('--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)')
-  parser.add_argument('--seconds', type=workspace.SECONDS, default=30.0, help='of audio (30)')
+  parser.add_argument('--seconds', type=command_line.SECONDS, default=30.0, help='of audio (30)')
   parser.add_argument(
-      '--steps', type=workspace.COUNT_OR_ALL, default=64, help='passes to time of each language model; 0: all (64)'
+      '--steps', type=command_line.COUNT_OR_ALL, default=64, help='passes to time of each language model; 0: all (64)'
   )
   parser.add_argument(
-      '--passes', type=workspace.COUNT_OR_ALL, default=0, help='passes to time of SoundStorm; 0: all (0)'
+      '--passes', type=command_line.COUNT_OR_ALL, default=0, help='passes to time of SoundStorm; 0: all (0)'
   )
   parser.add_argument(
       '--dtype', help='of activations (float32 on CPUs, which only emulate bfloat16; elsewhere what the recipe says)'

@@ -28,7 +28,7 @@ from audiolm_jax import audio, losses, streaming
 from audiolm_jax.stages import base, soundstream
 from audiolm_jax.training import flops, optimizers, sharding
 from audiolm_jax.training import step as step_lib
-from experiments import workspace
+from experiments import command_line
 
 RATE = 16_000
 BANDWIDTH = 6.0  # kbit/s
@@ -50,11 +50,11 @@ class Model(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-      '--channels', type=workspace.COUNT, default=32, help='width of the layers next to the waveform (32)'
+      '--channels', type=command_line.COUNT, default=32, help='width of the layers next to the waveform (32)'
   )
-  parser.add_argument('--seconds', type=workspace.SECONDS, default=4.0, help='of the clip to encode and decode (4)')
-  parser.add_argument('--batch', type=workspace.COUNT, default=4, help='clips of one second in a train step (4)')
-  parser.add_argument('--repeats', type=workspace.COUNT, default=5, help='turns; the fastest counts (5)')
+  parser.add_argument('--seconds', type=command_line.SECONDS, default=4.0, help='of the clip to encode and decode (4)')
+  parser.add_argument('--batch', type=command_line.COUNT, default=4, help='clips of one second in a train step (4)')
+  parser.add_argument('--repeats', type=command_line.COUNT, default=5, help='turns; the fastest counts (5)')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -22,11 +22,11 @@ import jax
 import numpy as np
 import soundfile
 
-from audiolm_jax import audio
+from audiolm_jax import audio, tokens
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
+from experiments import command_line
 from experiments import recipe as recipe_lib
-from experiments import workspace
 
 V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4  # bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
 SECONDS = 60.0  # of every recording
@@ -51,9 +51,9 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument('--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)')
-  parser.add_argument('--chips', type=workspace.COUNT, default=16, help='of TPU v5e (16)')
-  parser.add_argument('--mfu', type=workspace.SHARE, default=0.5, help='share of their peak that is reached (0.5)')
-  parser.add_argument('--examples', type=workspace.COUNT, default=512, help='to read for each timing (512)')
+  parser.add_argument('--chips', type=command_line.COUNT, default=16, help='of TPU v5e (16)')
+  parser.add_argument('--mfu', type=command_line.SHARE, default=0.5, help='share of their peak that is reached (0.5)')
+  parser.add_argument('--examples', type=command_line.COUNT, default=512, help='to read for each timing (512)')
 
 
 def run(args: argparse.Namespace) -> str:
@@ -110,21 +110,23 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
   random = np.random.default_rng(0)
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
-  model = recipe.soundstream.model
-  frames = round(SECONDS * model.frame_rate)
-  examples = (
-      {
-          'semantic': random.integers(0, recipe.semantic.model.num_clusters, frames // 2),
-          'codes': random.integers(0, model.codebook_size, (frames, model.num_quantizers)),
-      }
-      for _ in range(64)
-  )
+  examples = (_random_tokens(random, recipe.soundstream.model, recipe.semantic.model) for _ in range(64))
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})
   parts = [folders.Part(str(folder / f'part{index % 8}.flac')) for index in range(EXAMPLES)]
   return {
       'waveform': folders.AudioFiles(parts, 16_000),
       'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
+  }
+
+
+def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> dict[str, np.ndarray]:
+  """Returns the tokens of one recording, codes [F, Q] and semantic [S]."""
+  frames = round(SECONDS * codec.frame_rate)
+  ratio = tokens.frames_per_semantic(codec.frame_rate, semantic.semantic_rate)
+  return {
+      'semantic': random.integers(0, semantic.num_clusters, frames // ratio),
+      'codes': random.integers(0, codec.codebook_size, (frames, codec.num_quantizers)),
   }
 
 
@@ -164,7 +166,7 @@ def _flops(config: Any, stage: Any) -> float:
     return 3 * lowered.cost_analysis()['flops']
   num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.params))
   if 'waveform' in stage.batch:
-    tokens = stage.batch['waveform'].shape[0] / config.hop_length
+    num_tokens = stage.batch['waveform'].shape[0] / config.hop_length
   else:
-    tokens = sum(math.prod(feature.shape) for feature in stage.batch.values())
-  return 6 * num_params * tokens
+    num_tokens = sum(math.prod(feature.shape) for feature in stage.batch.values())
+  return 6 * num_params * num_tokens

@@ -16,7 +16,7 @@ from audiolm_jax import files
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
-from experiments import forgeries, judges, workspace
+from experiments import command_line, forgeries, judges, workspace
 from experiments.recipe import Recipe
 
 
@@ -102,7 +102,7 @@ def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, 
   Raises ValueError naming the command that fits them to this detector.
   """
   path = workdir / 'evaluation' / 'detection.json'
-  again = f'run `python -m experiments.evaluate --suite=detection --workdir={workdir}` first'
+  again = f'run `{command_line.command("evaluate", workdir, "--suite=detection")}` first'
   if not path.is_file():
     raise ValueError(f'{path} does not exist, and with it the calibration of the detector: {again}')
   found = files.read_json(path, again)

@@ -94,7 +94,7 @@ class _Models:
   """The trained models of a workdir, as makers of frames."""
 
   def __init__(self, recipe: Recipe, workdir: pathlib.Path):
-    self.recipe, self.workdir = recipe, workdir
+    self.recipe, self.workdir, self._training_frames = recipe, workdir, {}
     self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
     self.codec_config, self.codec_variables = workspace.load_codec(workdir)
     mel_config = log_mel.config_of(self.encoder)
@@ -189,9 +189,11 @@ class _Models:
         seconds += len(example['waveform']) / self.encoder.sample_rate
     return chosen
 
-  @functools.cache
   def training_frames(self, source: str) -> list[np.ndarray]:
-    return self.frames(source, self._training)
+    """Returns the frames of `source` for the training audio; kept, since several kinds of token are fitted on them."""
+    if source not in self._training_frames:
+      self._training_frames[source] = self.frames(source, self._training)
+    return self._training_frames[source]
 
   def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
     """Returns SI-SDR (dB), log-mel distance (nats) and ViSQOL of held-out clips, by kind of token.

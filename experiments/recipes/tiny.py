@@ -1,7 +1,7 @@
 """Tiny: every stage on synthesized speech, on two CPU cores, in minutes.
 
   make demo
-  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
+  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/demo
 
 What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of a few hundred
 thousand parameters learn anything in some hundred steps: semantic tokens stay frame-aligned (`deduplicate=False`) and

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from audiolm_jax.stages import semantic
@@ -29,3 +31,12 @@ def test_cores_of_a_host():
 def test_mistakes():
   with pytest.raises(ValueError, match='--chips=0'):
     benchmark.run(argparse.Namespace(recipe='tiny', chips=0, mfu=0.5, examples=1))
+
+
+@pytest.mark.parametrize('frame_rate, semantic_rate, frames', [(50.0, 25.0, 1500), (75.0, 25.0, 1500), (50.0, 50.0, 3000)])
+def test_tokens_lie_as_the_rates_say(frame_rate, semantic_rate, frames):
+  codec = types.SimpleNamespace(frame_rate=frame_rate, codebook_size=4, num_quantizers=3)
+  found = benchmark._random_tokens(
+      np.random.default_rng(0), codec, types.SimpleNamespace(semantic_rate=semantic_rate, num_clusters=5)
+  )
+  assert found['codes'].shape == (60 * frame_rate, 3) and found['semantic'].shape == (frames,)

@@ -1,5 +1,7 @@
 """Files through the codec program and back: lengths, resuming, and what it refuses."""
 
+import os
+import shutil
 import socket
 import sys
 
@@ -173,6 +175,44 @@ def test_bad_files_are_named_and_keep_no_others_back(run, recordings, tmp_path):
   with pytest.raises(ValueError, match="1 of 3 files failed: .*short.alm: begins with b'short'"):
     run('decode', tmp_path / 'codes', f'--output={tmp_path}/out')
   assert names(tmp_path / 'out') == ['chunk.wav', 'x/odd.wav']
+
+
+def test_one_output_that_cannot_be_made_keeps_no_others_back(run, recordings, tmp_path, capsys):
+  """Where a file stands in the place of a folder; names of 250 bytes are made."""
+  shutil.copy(recordings / 'short.wav', recordings / f'{"b" * 246}.wav')
+  (tmp_path / 'codes').mkdir()
+  (tmp_path / 'codes/x').write_text('precious')
+  with pytest.raises(ValueError, match='2 of 5 files failed: .*x/odd.alm cannot be made .Not a dir.*long.alm'):
+    run('encode', recordings, f'--output={tmp_path}/codes')
+  assert '3 files made, 0 were there' in capsys.readouterr().out
+  assert names(tmp_path / 'codes') == [f'{"b" * 246}.alm', 'chunk.alm', 'short.alm']
+  assert (tmp_path / 'codes/x').read_text() == 'precious'
+
+
+def test_names_that_are_no_text_go_there_and_back(run, recordings, tmp_path):
+  odd = os.fsdecode(b'\xff\xfe')
+  shutil.copy(recordings / 'short.wav', recordings / f'{odd}.wav')
+  run('encode', recordings, f'--output={tmp_path}/codes')
+  run('decode', tmp_path / f'codes/{odd}.alm', f'--output={tmp_path}/out')
+  assert os.listdir(os.fsencode(tmp_path / 'out')) == [b'\xff\xfe.wav']
+
+
+def test_originals_are_not_counted_as_decoded(run, recordings, tmp_path, capsys):
+  """In their folder, with their names, rates and lengths."""
+  run('encode', recordings, f'--output={tmp_path}/codes')
+  originals = {name: (recordings / name).read_bytes() for name in ('short.wav', 'x/y/long.wav')}
+  with pytest.raises(ValueError, match='2 of 4 files failed: .*long.wav is there and was not decoded from .*long.alm'):
+    run('decode', tmp_path / 'codes', f'--output={recordings}')
+  assert '2 files made, 0 were there' in capsys.readouterr().out
+  assert {name: (recordings / name).read_bytes() for name in originals} == originals
+
+
+def test_audio_of_other_levels_is_not_counted_as_decoded(run, recordings, tmp_path):
+  run('encode', recordings / 'x', f'--output={tmp_path}/codes')
+  run('decode', tmp_path / 'codes', f'--output={tmp_path}/out', '--num-quantizers=1')
+  with pytest.raises(ValueError, match='2 of 2 files failed: .*was not decoded from .* in this way'):
+    run('decode', tmp_path / 'codes', f'--output={tmp_path}/out')
+  run('decode', tmp_path / 'codes', f'--output={tmp_path}/out', '--num-quantizers=1')
 
 
 def test_info_tells_and_checks(run, recordings, variables, tmp_path, capsys):

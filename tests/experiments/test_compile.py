@@ -73,7 +73,19 @@ def check_report(program, compiled):
   assert report['model_flops'] * 8 == 3 * forward + bias
   assert report['hbm_bytes'] > 0 and report['hbm_traffic'] > 0 and report['collective_bytes']['all-gather'] > 0
   report |= {'stage': 'coarse', 'recipe': 'test', 'program': 'train step', 'topology': 'v5e:2x4', 'slices': 1}
-  assert 'MFU' in compile_program.table(report)
+  assert 'MFU' in compile_program.table(report) and f'jax {jax.__version__}' in compile_program.table(report)
+
+
+def test_a_window_has_the_frames_that_the_rates_say():
+  """75 codec frames/s beside 25 semantic tokens/s: three of one for each of the other."""
+  config = dataclasses.replace(STORM, frame_rate=75.0)
+  program = compile_program.lower_decode(config, jax.devices()[:1], 1, ParallelRule(iterations=(1, 1)))
+  assert 'tensor<1x90x2xi32>' in program.lowered.as_text() and config.num_semantic == 30
+
+
+def test_the_report_says_which_compiler_predicted(monkeypatch):
+  monkeypatch.setattr(compile_program.importlib.metadata, 'version', {'libtpu': '0.0.99'}.get)
+  assert compile_program.compiler() == f'libtpu 0.0.99, jax {jax.__version__}'
 
 
 def test_decoding_programs():

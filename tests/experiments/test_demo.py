@@ -1,11 +1,15 @@
 """The demo in its smallest form, through the real command line: every stage, encoding, evaluation, generation."""
 
+import importlib
 import json
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 import soundfile
+
+from audiolm_jax import errors
 
 STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm', 'acoustic_only', 'speaker', 'numbers')
 SIZES = {
@@ -47,3 +51,18 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
     assert (tmp_path / name).stat().st_size > 1000
   for stage in STAGES:
     assert (tmp_path / stage / 'metrics.jsonl').is_file()
+
+
+def test_help_needs_no_matplotlib_and_a_run_says_that_it_does(monkeypatch, tmp_path, capsys):
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  for name in ('experiments.demo', 'experiments.pictures'):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+  demo = importlib.import_module('experiments.demo')
+  monkeypatch.setattr(sys, 'argv', ['demo', '--help'])
+  with pytest.raises(SystemExit, match='0'):
+    demo.main()
+  assert '--prompt' in capsys.readouterr().out
+  monkeypatch.setattr(sys, 'argv', ['demo', f'--workdir={tmp_path}/run'])
+  with pytest.raises(errors.UserError, match='matplotlib, which is not installed: pip install'):
+    demo.main()
+  assert not (tmp_path / 'run').exists()

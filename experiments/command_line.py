@@ -1,0 +1,185 @@
+"""What all command lines share: paths, proofs of outputs, printed names, commands as remedies."""
+
+import argparse
+import codecs
+import os
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Callable
+
+from audiolm_jax import checks, files
+from audiolm_jax.errors import UserError
+from audiolm_jax.training import workdir as workdir_lib
+from experiments import recipe as recipe_lib
+
+MEMORY = (
+  'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus
+)
+
+
+def path(text: str) -> pathlib.Path:
+  """Returns the path that a flag names; argparse's error for a URL."""
+  try:
+    recipe_lib.refuse_url(text)
+  except UserError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+  return pathlib.Path(text)
+
+
+def workdir(text: str) -> pathlib.Path:
+  """Returns the folder of a run; argparse's error for a URL or a name that is not UTF-8."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise argparse.ArgumentTypeError(
+      f'{text} is not UTF-8, which the names of checkpoints must be: rename the folder'
+    ) from error
+  return path(text)
+
+
+def _number(kind: Callable[[str], int | float], legal: checks.Legal) -> Callable[[str], int | float]:
+  """Returns the argparse type of a flag that is a number; nan, inf and what is out of range are named."""
+
+  def parse(text: str) -> int | float:
+    try:
+      value = kind(text)
+    except ValueError:
+      value = None
+    if value is None or not legal.holds(value):
+      raise argparse.ArgumentTypeError(f'{text[:80]!r} must be {legal.text}')
+    return value
+
+  return parse
+
+
+# Argparse types, one for each kind of number that a flag takes.
+COUNT = _number(int, checks.WHOLE)
+COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
+SEED = _number(int, checks.SEED)
+SHARE = _number(float, checks.POSITIVE_SHARE)
+SECONDS = _number(
+    float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
+)
+
+
+def prove_folder(folder: pathlib.Path, flag: str):
+  """Raises UserError where a folder, there or to be made, is not writable; leaves no trace."""
+  existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+  if not existing.is_dir():
+    raise UserError(f'{flag}={folder}: {existing} is not a folder: choose another {flag}')
+  try:
+    _look_at(folder)
+    workdir_lib.probe(existing)
+  except OSError as error:
+    reason = (error.__cause__ or error).strerror
+    raise UserError(
+      f'{flag}={folder}: cannot be written to ({reason}): choose another {flag}, or free space'
+    ) from error
+
+
+def prove_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None = None):
+  """Raises UserError where files cannot be made, or exist.
+
+  overwrite: whether they may exist; None: they may not, and the program has no --overwrite.
+  """
+  for folder in {file.parent for file in paths}:
+    prove_folder(folder, flag)
+  for file in paths:
+    prove_name(file, f'{flag}: ')
+    if file.is_dir():
+      raise UserError(f'{flag}: {file} is a folder: choose another {flag}')
+  if not overwrite and (present := [str(file) for file in paths if os.path.lexists(file)]):
+    or_else = '' if overwrite is None else ', or pass --overwrite'
+    raise UserError(f'{", ".join(present)} exists: choose another {flag}{or_else}')
+
+
+def prove_name(file: pathlib.Path, where: str = ''):
+  """Raises UserError where the system cannot have a file of this name; `where`: its flag."""
+  try:
+    _look_at(file)
+  except OSError as error:
+    raise UserError(
+      f'{where}{file} cannot be made ({error.strerror}): choose a shorter name'
+    ) from error
+
+
+def _look_at(file: pathlib.Path):
+  try:
+    os.lstat(file)
+  except FileNotFoundError:
+    pass
+
+
+def print_any_name():
+  """Makes stdout and stderr print every file name: bytes that are no text of theirs as they are."""
+  codecs.register_error('name', _name_as_bytes)
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='name')
+
+
+def _name_as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+  """Encodes one character: as the byte that it stands for in a name, else by its backslash escape."""
+  if not isinstance(error, UnicodeEncodeError):
+    raise error
+  one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+  try:
+    return codecs.lookup_error('surrogateescape')(one)
+  except UnicodeEncodeError:
+    return codecs.lookup_error('backslashreplace')(one)
+
+
+def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
+  """Returns the recipe that a workdir belongs to, or None, and the overrides of its corpus.
+
+  Raises UserError where the file is damaged.
+  """
+  file = workdir / MEMORY
+  if not os.path.isfile(file):
+    return None, []
+  remedy = 'delete it, the next run writes it again'
+  found = files.read_json(file, remedy)
+  name, overrides = found.get('recipe'), found.get('set')
+  texts = [name, *overrides] if isinstance(overrides, list) else [None]
+  if not all(isinstance(text, str) for text in texts):
+    raise UserError(f'{file} is damaged, it holds {str(found)[:100]}: {remedy}')
+  return name, overrides
+
+
+def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
+  """Returns recipe and overrides that this process was given, or that its workdir remembers."""
+  parser = argparse.ArgumentParser(add_help=False)
+  parser.add_argument('--recipe')
+  parser.add_argument('--set', action='append', default=[], dest='overrides')
+  given, _ = parser.parse_known_args(sys.argv[1:])
+  if given.recipe is None and not given.overrides:
+    return remembered(workdir)
+  return given.recipe, given.overrides
+
+
+def command(program: str, workdir: pathlib.Path, *options: str) -> str:
+  """Returns another program's command on the same workdir, recipe and overrides, for a shell."""
+  recipe, overrides = flags_of_run(workdir)
+  words = ['python', '-m', f'experiments.{program}', *options]
+  words += [f'--recipe={recipe}'] * (recipe is not None) + [f'--workdir={workdir}']
+  return shlex.join([*words, *(f'--set={override}' for override in overrides)])
+
+
+def import_command(model: recipe_lib.Imported, workdir: pathlib.Path) -> str:
+  """Returns the command that puts a model of others into a workdir."""
+  words = ['python', '-m', 'experiments.pretrained', 'import', model.source, f'--workdir={workdir}']
+  return shlex.join([*words, *([f'--revision={model.revision}'] if model.revision else [])])
+
+
+def how_to_make(stage: str, workdir: pathlib.Path) -> str:
+  """Returns what makes a missing stage: its training, or the import in its place."""
+  name, overrides = flags_of_run(workdir)
+  if name in recipe_lib.names():
+    recipe = recipe_lib.load(name, overrides)
+    if stage in recipe.imports:
+      return f'run `{import_command(recipe.imports[stage], workdir)}` first'
+    if stage not in recipe.stages:
+      return f'the recipe {name!r} has no stage {stage!r}: add one to experiments/recipes/{name}.py'
+  return f'run `{command("train", workdir, f"--stage={stage}")}` first'

@@ -1,0 +1,260 @@
+"""What all command lines share: paths, proofs of outputs, odd names, remedies that work."""
+
+import argparse
+import io
+import os
+import pathlib
+import shlex
+import sys
+
+import numpy as np
+import pytest
+
+from audiolm_jax import codes_file, errors
+from experiments import codec, command_line, compile, detect, generate, train, workspace
+from experiments import recipe as recipe_lib
+from tests import programs
+
+PROGRAMS = [
+  path.stem
+  for path in pathlib.Path(recipe_lib.__file__).parent.glob('*.py')
+  if "__name__ == '__main__'" in path.read_text()
+]
+NAMES_OF_PATHS = ('FOLDER', 'FILE', 'DIRECTORY', 'PATH')
+
+
+def actions(parser: argparse.ArgumentParser):
+  """Yields the actions of a parser and of its commands."""
+  for action in parser._actions:
+    if isinstance(action, argparse._SubParsersAction):
+      for command in action.choices.values():
+        yield from actions(command)
+    else:
+      yield action
+
+
+def set_flags(monkeypatch, *words):
+  monkeypatch.setattr(sys, 'argv', ['program', *map(str, words)])
+
+
+@pytest.mark.parametrize('program', sorted(PROGRAMS))
+def test_every_flag_that_takes_a_path_refuses_urls(program, monkeypatch):
+  for action in actions(programs.parser(monkeypatch, program)):
+    if (
+      action.metavar in NAMES_OF_PATHS
+      or action.dest in ('workdir', 'output', 'root')
+      or action.type is pathlib.Path
+    ):
+      for url in ('gs://bucket/codes', 's3://b/x', 'https://example.org/a.wav', 'gs:/bucket/codes'):
+        with pytest.raises(argparse.ArgumentTypeError, match=f'{url} is a URL, not a path'):
+          action.type(url)
+      assert action.type('a/b') == pathlib.Path('a/b')
+
+
+@pytest.mark.parametrize(
+    'name, field',
+    [
+        ('folder', 'corpus.root'), ('folder', 'corpus.test_root'), ('maestro', 'corpus.root'),
+        ('tiny', 'evaluation.data'), ('tiny', 'evaluation.recognizer'),
+    ],
+)  # fmt: skip
+def test_fields_that_take_a_path_refuse_urls(name, field):
+  if field == 'corpus.root' and name == 'maestro':
+    field = 'corpus.' + next(
+      f for f in ('root', 'folder') if hasattr(recipe_lib.load(name).corpus, f)
+    )
+  with pytest.raises(errors.UserError, match=f'{field}=gs://bucket/x is a URL, not a path'):
+    recipe_lib.load(name, [f'{field}=gs://bucket/x'])
+
+
+def test_every_recipe_passes_the_check_for_urls():
+  for name in recipe_lib.names():
+    recipe_lib.load(name)
+
+
+def test_workdirs_that_checkpoints_cannot_have_are_refused():
+  with pytest.raises(argparse.ArgumentTypeError, match='is not UTF-8'):
+    command_line.workdir(os.fsdecode(b'runs/\xff'))
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'ascii', 'latin-1'])
+def test_names_that_are_no_text_are_printed_in_every_locale(encoding, monkeypatch, tmp_path):
+  names = [os.fsdecode(b'\xff\xfe.alm'), '\N{SNOWMAN}.alm']
+  for name in names:
+    header = codes_file.Header(8000, 8, 1, 16, 16, '0' * 16)
+    codes_file.save(tmp_path / name, header, np.zeros((2, 1), np.int32))
+  raw = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding=encoding, errors='strict'))
+  set_flags(monkeypatch, 'info', tmp_path)
+  workspace.run(codec.main)
+  print(names[0])  # of a program that makes no escapes itself
+  sys.stdout.flush()
+  *lines, plain = (line.split(b': ')[0].split(b'/')[-1] for line in raw.getvalue().splitlines())
+  snowman = '\N{SNOWMAN}'.encode() if encoding == 'utf-8' else rb'\u2603'
+  assert sorted(lines) == sorted([rb'\udcff\udcfe.alm', snowman + b'.alm'])
+  assert plain == b'\xff\xfe.alm'
+
+
+def outputs(tmp_path) -> dict[str, tuple]:
+  """Returns, by program, its main and flags that lack the output."""
+  prompt = tmp_path / 'a.wav'
+  prompt.touch()
+  workdir = f'--workdir={tmp_path}/run'
+  return {
+    'generate --output': (generate.main, [f'--prompt={prompt}', workdir]),
+    'codec --output': (codec.main, ['encode', str(prompt), workdir]),
+    'detect --output': (detect.main, [str(prompt), workdir]),
+    'compile --json': (compile.main, ['--stage=coarse', '--topology=v5e:4x4', workdir]),
+    'compile --hlo': (compile.main, ['--stage=coarse', '--topology=v5e:4x4', workdir]),
+    'train --workdir': (train.main, ['--stage=coarse']),
+    'train --compilation_cache': (train.main, ['--stage=coarse', workdir]),
+  }
+
+
+@pytest.mark.parametrize(
+    'program',
+    [
+        'generate --output', 'codec --output', 'detect --output', 'compile --json', 'compile --hlo',
+        'train --workdir',
+        'train --compilation_cache',
+    ],
+)  # fmt: skip
+def test_outputs_are_proven_writable_before_anything_is_computed(program, monkeypatch, tmp_path):
+  def compute(*_, **__):
+    raise AssertionError('computes before the outputs are proven')
+
+  for name in ('load_models', 'load_codec', 'load_stage'):
+    monkeypatch.setattr(workspace, name, compute)
+  monkeypatch.setattr(compile, 'load_topology', compute)
+  monkeypatch.setattr(train, 'train_stage', compute)
+  (tmp_path / 'file').write_text('precious')
+  main, flags = outputs(tmp_path)[program]
+  flag = program.split()[1]
+  for target, reason in (('file/x', 'is not a folder'), ('x' * 300, 'cannot be (written to|made)')):
+    set_flags(monkeypatch, *flags, f'{flag}={tmp_path / target}')
+    with pytest.raises(errors.UserError, match=f'{reason}.*') as found:
+      main()
+    assert flag in str(found.value)
+  assert (tmp_path / 'file').read_text() == 'precious' and not (
+    tmp_path / ('x' * 300)[:255]
+  ).exists()
+
+
+def test_a_file_that_exists_is_refused_before_anything_is_computed(monkeypatch, tmp_path):
+  (tmp_path / 'a.wav').touch()
+  (tmp_path / 'a_continuation.wav').write_text('precious')
+  monkeypatch.setattr(workspace, 'load_models', lambda *_: pytest.fail('computes'))
+  set_flags(
+    monkeypatch, f'--prompt={tmp_path}/a.wav', f'--output={tmp_path}', f'--workdir={tmp_path}/run'
+  )
+  with pytest.raises(
+    errors.UserError,
+    match='a_continuation.wav exists: choose another --output, or pass --overwrite',
+  ):
+    generate.main()
+  with pytest.raises(errors.UserError, match=f'--json: {tmp_path} is a folder'):
+    command_line.prove_files([tmp_path], '--json')
+
+
+def test_proving_leaves_no_trace(tmp_path):
+  command_line.prove_files([tmp_path / 'a/b/c.wav'], '--output')
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('stage, program', [('semantic', 'encode'), ('detector', 'forge')])
+def test_remedies_are_commands_with_all_flags_of_the_run(stage, program, monkeypatch, tmp_path):
+  workdir = tmp_path / 'my run'
+  flags = ['--recipe=tiny', f'--workdir={workdir}', '--set=corpus.config.train_minutes=1']
+  set_flags(monkeypatch, f'--stage={stage}', *flags)
+  with pytest.raises(errors.UserError) as found:
+    train.main()
+  words = shlex.split(str(found.value).split('`')[1])
+  assert words == ['python', '-m', f'experiments.{program}', *flags]
+  parsed = programs.parse(monkeypatch, program, words[3:])
+  assert (parsed.recipe, parsed.workdir, parsed.overrides) == (
+    'tiny',
+    workdir,
+    ['corpus.config.train_minutes=1'],
+  )
+
+
+def test_programs_without_a_recipe_advise_that_of_the_workdir(monkeypatch, tmp_path):
+  set_flags(
+    monkeypatch,
+    '--stage=semantic',
+    '--recipe=folder',
+    f'--workdir={tmp_path}',
+    '--set=corpus.root=/data/a b',
+  )
+  with pytest.raises(errors.UserError, match='experiments.encode'):
+    train.main()
+  set_flags(monkeypatch, 'decode', 'x')
+  with pytest.raises(errors.UserError) as found:
+    workspace.load_codec(tmp_path)
+  words = shlex.split(str(found.value).split('`')[1])
+  assert words[3:] == [
+    '--stage=soundstream',
+    '--recipe=folder',
+    f'--workdir={tmp_path}',
+    '--set=corpus.root=/data/a b',
+  ]
+  with pytest.raises(errors.UserError, match="the recipe 'folder' has no stage 'nonsense'"):
+    workspace.load_stage(tmp_path, 'nonsense')
+
+
+def test_models_that_a_recipe_imports_are_advised_to_be_imported(monkeypatch, tmp_path):
+  set_flags(monkeypatch, '--recipe=librispeech_pretrained', f'--workdir={tmp_path}')
+  with pytest.raises(errors.UserError) as found:
+    workspace.load_codec(tmp_path)
+  words = shlex.split(str(found.value).split('`')[1])
+  parsed = programs.parse(monkeypatch, 'pretrained', words[3:])
+  assert (parsed.command, parsed.workdir) == ('import', tmp_path)
+  assert parsed.source == recipe_lib.load('librispeech_pretrained').soundstream.source
+
+
+def test_a_workdir_refuses_another_recipe(monkeypatch, tmp_path):
+  args = lambda recipe, *overrides: argparse.Namespace(
+    recipe=recipe, workdir=tmp_path, overrides=list(overrides)
+  )
+  workspace.recipe_of(args('folder', 'corpus.root=a', 'evaluation.num_clips=3'))
+  workspace.recipe_of(args('folder', 'corpus.root=b'))
+  assert command_line.remembered(tmp_path) == ('folder', ['corpus.root=b'])
+  (tmp_path / 'soundstream').mkdir()
+  workspace.recipe_of(args('folder'), writes=False)
+  with pytest.raises(
+    errors.UserError, match="belongs to the recipe 'folder', not to 'tiny': give --recipe=folder"
+  ):
+    workspace.recipe_of(args('tiny'), writes=False)
+  with pytest.raises(errors.UserError, match="belongs to the recipe 'folder', not to 'tiny'"):
+    workspace.recipe_of(args('tiny'))
+  assert command_line.remembered(tmp_path) == ('folder', ['corpus.root=b'])
+  (tmp_path / command_line.MEMORY).write_text('{"recipe": 3')
+  with pytest.raises(ValueError, match='delete it, the next run writes it again'):
+    workspace.recipe_of(args('folder'))
+
+
+def test_a_workdir_in_which_nothing_was_made_takes_another_recipe(tmp_path):
+  args = lambda recipe, *overrides: argparse.Namespace(
+    recipe=recipe, workdir=tmp_path, overrides=list(overrides)
+  )
+  workspace.recipe_of(args('folder', 'corpus.root=a'))
+  workspace.recipe_of(args('tiny'))
+  assert command_line.remembered(tmp_path) == ('tiny', [])
+
+
+def test_errors_of_users_are_one_line_and_ours_keep_their_traceback(monkeypatch):
+  monkeypatch.delenv('AUDIOLM_TRACEBACK', raising=False)
+
+  def fail_with(error):
+    def main():
+      raise error
+
+    return main
+
+  for error in (errors.UserError('x'), OSError('x'), MemoryError('x'), FloatingPointError('x')):
+    with pytest.raises(SystemExit, match='^error: x$'):
+      workspace.run(fail_with(error))
+  for foreign in (lambda: np.zeros(2).reshape(3), lambda: int('x'), lambda: {}['x']):
+    with pytest.raises((ValueError, KeyError)) as found:
+      workspace.run(foreign)
+    assert found.value.__notes__ == [workspace.REPORT] and 'issue tracker' in workspace.REPORT

@@ -1,0 +1,166 @@
+"""The commands of README.md: all are parsed by the programs' own parsers, some are run."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import setuptools
+
+from audiolm_jax import audio
+from experiments import codec, evaluations, pretrained
+from experiments import recipe as recipe_lib
+from tests import programs
+from tests.experiments.test_codec import RATE, save_codec
+from tests.experiments.test_demo import SIZES
+from tests.stages.test_soundstream import CONFIG, random_variables
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+PREFIX = ['python', '-m']
+
+
+def blocks() -> list[list[str]]:
+  """Returns the words of each line in the README's blocks of shell commands."""
+  found = []
+  for language, block in re.findall(r'^```(\w*)\n(.*?)^```', README, re.DOTALL | re.MULTILINE):
+    if language:
+      continue
+    lines = block.replace('\\\n', ' ').splitlines()
+    found += [words for line in lines if (words := shlex.split(line, comments=True))]
+  return found
+
+
+def documented() -> list[list[str]]:
+  """Returns the commands of our programs in blocks, in running text and in docstrings."""
+  texts = [README, *(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))]
+  texts += [
+    path.read_text().split('"""')[1] for path in sorted((ROOT / 'experiments').rglob('*.py'))
+  ]
+  found = []
+  for text in texts:
+    text = re.sub(r'\s*\\\n\s*', ' ', text)
+    for inline, line in re.findall(
+      r'`(python -m experiments\.[^`]+)`|^ *(python -m experiments\..*)$', text, re.MULTILINE
+    ):
+      command = re.split(r'\s{2,}', inline.replace('\n', ' ') or line)[0]
+      found.append(shlex.split(command, comments=True))
+  behind_dashes = [words[words.index('--') + 1 :] for words in blocks() if '--' in words]
+  found += [words for words in behind_dashes if words[:2] == PREFIX]
+  unique = {tuple(words) for words in found if len(words) > 3 and '<' not in ''.join(words)}
+  return sorted(map(list, unique))
+
+
+def check(args):
+  """Checks the values that a program would check behind its parser."""
+  if hasattr(args, 'overrides'):
+    recipe = recipe_lib.load(args.recipe, args.overrides)
+    assert getattr(args, 'stage', 'all') in (*recipe.stages, 'all')
+    assert getattr(args, 'suite', 'all') in (*evaluations.SUITES, 'all')
+
+
+@pytest.mark.parametrize('words', documented(), ids=' '.join)
+def test_commands_are_those_of_the_programs(words, monkeypatch):
+  check(programs.parse(monkeypatch, words[2].removeprefix('experiments.'), words[3:]))
+
+
+def test_every_command_is_of_a_kind_that_is_checked():
+  kinds = {
+    'python',
+    'make',
+    'pip',
+    'source',
+    *(f'tpu_scripts/{path.name}' for path in (ROOT / 'tpu_scripts').iterdir()),
+  }
+  for words in blocks():
+    assert words[0] in kinds or words[0].startswith('TPU='), words
+    assert words[0] != 'python' or words[2].startswith('experiments.'), words
+  assert len(documented()) > 40
+
+
+def test_what_is_made_and_installed_is_there(monkeypatch):
+  targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+  made = [words[1] for words in blocks() if words[0] == 'make'] + re.findall(
+    r'`make ([a-z-]+)', README
+  )
+  assert 'demo' in made and not set(made) - targets
+  told = {}
+  monkeypatch.setattr(setuptools, 'setup', told.update)
+  exec((ROOT / 'setup.py').read_text(), {})
+  extras = [
+    extra for words in blocks() if words[0] == 'pip' for extra in re.findall(r'\[(.*)\]', words[-1])
+  ]
+  assert extras and not set(extras) - set(told['extras_require'])
+  # jax[tpu] pins libtpu: what the extra `compile` asks for must hold for every version of it.
+  assert told['extras_require']['compile'] == ['libtpu'] and told['extras_require']['tpu'] == [
+    'jax[tpu]'
+  ]
+
+
+def test_commands_for_tpus_are_understood_by_their_scripts():
+  flags = shlex.split(
+    next(words[0] for words in blocks() if words[0].startswith('TPU=')).partition('=')[2]
+  )
+  commands = [words for words in blocks() if words[0].startswith('tpu_scripts/')]
+  for script, *words in commands:
+    words = [flag for word in words for flag in (flags if word == '$TPU' else [word])]
+    done = subprocess.run(
+      ['bash', script, '--dry-run', *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and 'gcloud' in done.stdout, done.stderr
+  assert len(commands) == 5
+
+
+def test_the_codec_commands_run_one_after_the_other(monkeypatch, tmp_path):
+  """On an untrained codec in the place of the demo's."""
+  save_codec(tmp_path / 'runs/demo', random_variables(CONFIG))
+  audio.save(
+    tmp_path / 'runs/demo/prompt.wav', np.random.default_rng(0).uniform(-0.5, 0.5, RATE), RATE
+  )
+  monkeypatch.chdir(tmp_path)
+  commands = [words[3:] for words in blocks() if words[:3] == [*PREFIX, 'experiments.codec']]
+  assert [words[0] for words in commands] == ['encode', 'decode']
+  for words in commands:
+    monkeypatch.setattr(sys, 'argv', ['codec', *words])
+    codec.main()
+  assert audio.info('decoded/prompt.wav').num_samples == RATE
+
+
+def test_the_catalogue_is_listed(capsys):
+  [words] = [words[3:] for words in blocks() if words[2:4] == ['experiments.pretrained', 'list']]
+  pretrained.main(words)
+  assert 'descript/dac_16khz' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_commands_run_as_copied_after_the_demo(tmp_path):
+  """All that need no data or machine of the reader's, one after the other, in tiny sizes."""
+  sizes = SIZES | {f'forgeries.num_{split}': 2 for split in ('train', 'validation', 'test')} | {
+      'forgeries.batch_size': 2, 'detector.train.num_steps': 2,
+  }  # fmt: skip
+  flags = [f'--set={field}={value}' for field, value in sizes.items()]
+  commands = [
+    ['python', '-m', 'experiments.demo'],
+    *(words for words in blocks() if words[0] == 'python'),
+  ]
+  for words in commands:
+    program = words[2].removeprefix('experiments.')
+    others = ('/data/', '/mnt/', 'librilight', 'small_codec', 'import', 'compile', 'benchmark')
+    if any(other in ' '.join(words) for other in others):
+      continue
+    takes_recipe = program not in ('codec', 'detect', 'pretrained')
+    command = [sys.executable, *words[1:], *(flags if takes_recipe else [])]
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f'{shlex.join(words)}\n{done.stderr[-3000:]}'
+  for name in (
+    'out/prompt_continuation.wav',
+    'out/prompt_acoustic.wav',
+    'out/000_unconditional.wav',
+    'decoded/prompt.wav',
+  ):
+    assert (tmp_path / name).stat().st_size > 1000
