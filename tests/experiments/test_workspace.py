@@ -241,28 +241,6 @@ def test_damaged_results_are_named(tmp_path, text):
     evaluations.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    'kind, legal, wrong, message',
-    [
-        (
-            'SECONDS', {'7': 7.0, '0.5': 0.5}, ['inf', 'nan', '0', '-1', '1e999', '86401', 'x'],
-            'above 0, and at most 86400',
-        ),
-        ('SEED', {'0': 0, '4294967295': 2**32 - 1}, ['12345678901234567890', '-1', '1.5'], 'from 0 to 4294967295'),
-        ('COUNT', {'3': 3}, ['0', '-1', 'inf', '2147483648', '9' * 5000], 'a whole number of at least 1'),
-        ('COUNT_OR_ALL', {'0': 0}, ['-1', 'nan'], 'a whole number of at least 0'),
-        ('SHARE', {'1': 1.0, '0.4': 0.4}, ['0', '1.5', 'nan', 'inf'], 'above 0, and at most 1'),
-    ],
-)
-def test_numbers_of_flags_are_finite_and_in_range_or_named(kind, legal, wrong, message):
-  parse = getattr(workspace, kind)
-  for text, value in legal.items():
-    assert parse(text) == value and type(parse(text)) is type(value)
-  for text in wrong:
-    with pytest.raises(argparse.ArgumentTypeError) as caught:
-      parse(text)
-    assert message in str(caught.value) and text[:80] in str(caught.value)
-
 
 def test_no_program_reads_a_number_without_a_check():
   sources = [*(ROOT / 'experiments').rglob('*.py')]
