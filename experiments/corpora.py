@@ -64,7 +64,8 @@ class Folder:
     if split == 'test':
       return found
     held_out = folders.same_files(folders.find(_given(self.test_root)))
-    kept = [part for part in found.parts if not folders.same_files([part.path]) <= held_out]
+    trains = lambda part: folders.same_files([part.path]).isdisjoint(held_out)
+    kept = [part for part in found.parts if trains(part)]
     if not kept:
       raise ValueError(
           f'every audio file of corpus.root={self.root} is one of '

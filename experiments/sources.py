@@ -3,13 +3,14 @@
 import functools
 import os
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from audiolm_jax import audio, kmeans
-from audiolm_jax.data import inventory, synthesized_benchmark
+from audiolm_jax.data import inventory, skipped, synthesized_benchmark
 from audiolm_jax.metrics import speech
 from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
@@ -32,6 +33,9 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   """
   found = _for_stage(recipe, name, workdir)
   check_held_out(name, found.held_out)
+  listing = corpora.listing(workdir / 'corpus')
+  if jax.process_index() == 0 and (left_out := skipped.read(listing)):
+    print(f'{len(left_out)} files are left out; they and the reasons: {listing}', file=sys.stderr)
   return found
 
 

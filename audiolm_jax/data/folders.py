@@ -149,8 +149,8 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
   audio.
 
   Links are followed, to the outside too; a file or folder that is reached in several ways counts
-  once, by its own name before a link's. Left out are: what is no regular file, links to nothing or
-  in a circle, macOS's `._` files, audio of other formats, and folders that cannot be listed.
+  once, by its own name before a link's. Left out are: what is no regular file, folders in a circle,
+  macOS's `._` files, audio of other formats, and folders that cannot be listed.
   """
   paths, left_out, counted = [], [], set()
   for path, status in _walk(os.fspath(root), left_out):
@@ -160,8 +160,8 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
         left_out.append((path, 'not WAV, FLAC, OGG or MP3: convert it to FLAC'))
     elif name.startswith('._'):
       left_out.append((path, 'macOS metadata of another file, not audio: delete it'))
-    elif status is None:
-      left_out.append((path, 'a link to nothing, or in a circle: mend or delete it'))
+    elif status is None:  # counts as unreadable: behind many such links a disk may be missing
+      paths.append(path)
     elif not stat.S_ISREG(status.st_mode):
       left_out.append((path, 'no regular file (a pipe, a socket or a device): move it away'))
     elif _identity(path, status) not in counted:
@@ -227,7 +227,7 @@ def find(
 def same_files(paths: Sequence[str]) -> set:
   """Returns what tells the files of these paths from all others, however they are named or linked.
   """
-  return {_identity(path, os.stat(path)) for path in paths}
+  return {_identity(path, os.stat(path)) for path in paths if os.path.exists(path)}
 
 
 def is_held_out(name: str, share: float) -> bool:

@@ -78,10 +78,13 @@ def test_links_are_followed_once_each_and_loops_are_named(tmp_path):
   (root / 'gone.wav').symlink_to(root / 'nothing')
   (root / 'self.wav').symlink_to('self.wav')
   found = folders.scan(root)
-  assert found.paths == [str(root / name) for name in ('4.wav', 'a/1.wav', 'b/deep/3.flac')]
+  names = ['4.wav', 'a/1.wav', 'b/deep/3.flac', 'gone.wav', 'self.wav']
+  assert found.paths == [str(root / name) for name in names]
   reasons = {path.removeprefix(f'{root}/'): reason for path, reason in found.left_out}
-  assert set(reasons) == {'a/loop', 'c', 'gone.wav', 'self.wav'}
-  assert 'in a circle' in reasons['a/loop'] and 'link to nothing' in reasons['gone.wav']
+  assert set(reasons) == {'a/loop', 'c'} and 'in a circle' in reasons['a/loop']
+  source = folders.examples(root, RATE, max_bad_fraction=0.4)
+  assert [source[i] is None for i in range(5)] == [False, False, False, True, True]
+  assert 'No such file' in source.bad[3] and 'Too many levels' in source.bad[4]
 
 
 def test_a_folder_of_links_alone_is_a_corpus(tmp_path):

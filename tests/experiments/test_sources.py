@@ -7,7 +7,7 @@ import pytest
 
 from audiolm_jax import audio
 from audiolm_jax.data import folders
-from experiments import sources
+from experiments import corpora, sources
 from experiments.recipe import Evaluation, SemanticTokens
 from experiments.recipes import folder, tiny
 
@@ -145,3 +145,16 @@ def test_words_keep_their_times_when_they_are_resampled():
   source.sample_rate = RATE
   example = sources.Resampled(source, 24_000)[0]
   assert example['words'] == [('one', 2400, 12_000)] and len(example['waveform']) == 24_000
+
+
+def test_training_says_how_many_files_are_left_out_and_where_they_are_listed(tmp_path, capsys):
+  for name in ('train', 'test'):
+    (tmp_path / name).mkdir()
+    audio.save(tmp_path / name / '0.wav', np.full(RATE, 0.1, np.float32), RATE)
+  (tmp_path / 'train/._0.wav').write_bytes(b'')
+  (tmp_path / 'train/1.m4a').write_bytes(b'x')
+  roots = dict(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
+  recipe = dataclasses.replace(folder.RECIPE, corpus=corpora.Folder(**roots))
+  sources.for_stage(recipe, 'soundstream', tmp_path)
+  said = f'2 files are left out; they and the reasons: {tmp_path}/corpus/skipped.jsonl\n'
+  assert capsys.readouterr().err == said
