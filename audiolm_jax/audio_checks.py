@@ -29,7 +29,7 @@ _OTHERS = {  # by their first bytes
 }
 _HTML = (b'<!doctype', b'<html', b'<head', b'<?xml')
 _START = 64  # bytes that tell the format
-_MOST_CHUNKS = 1000  # of a WAV; players write a dozen
+MAX_CHUNKS = 1024  # of a WAV: libsndfile takes minutes for a million
 # data sizes from here on are written where the size is not known (sox, ffmpeg, arecord)
 _ENDLESS = 0x7FFF0000
 # kbit/s of MP3 (layer III) by the index in a frame's header, of MPEG 1, and of MPEG 2 and 2.5
@@ -161,12 +161,15 @@ def _described(start: bytes, name: str) -> str:
       return text
   if start.removeprefix(b'\xef\xbb\xbf').lstrip().lower().startswith(_HTML):
     return 'is a web page (HTML), not audio, as a failed download leaves it: download it again'
-  flac = shlex.quote(os.path.splitext(name)[0] + '.flac')
   return (
-    f'begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: where it is audio, convert '
-    'it by '
-    f'`ffmpeg -i {shlex.quote(name)} {flac}`'
+      f'begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: where it is audio, '
+      f'{_conversion(name)}'
   )
+
+
+def _conversion(name: str) -> str:
+  flac = shlex.quote(os.path.splitext(name)[0] + '.flac')
+  return f'convert it by `ffmpeg -i {shlex.quote(name)} {flac}`'
 
 
 def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
@@ -174,7 +177,7 @@ def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
   the file.
   """
   size, at, long_size = file.seek(0, os.SEEK_END), 12, None
-  for _ in range(_MOST_CHUNKS):
+  for _ in range(MAX_CHUNKS):
     if at + 8 > size:
       return Headers('WAV')  # no data chunk: the decoder says so
     file.seek(at)
@@ -192,10 +195,13 @@ def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
           return Headers('WAV', tells_length=False, patches=patches)
       if length > there:
         raise ValueError(f'{name}: cut short, {there} bytes of {length} are there: {remedy(name)}')
-      return Headers('WAV')
+      if not length or length == 0xFFFFFFFF:
+        return Headers('WAV')
+    elif not head[:4].isascii() or not head[:4].decode('ascii').isprintable():
+      return Headers('WAV')  # no chunk begins here: libsndfile stops, too
     at += 8 + length + length % 2
   raise ValueError(
-    f'{name}: damaged, more than {_MOST_CHUNKS} chunks before its audio: {remedy(name)}'
+      f'{name}: more than {MAX_CHUNKS:,} chunks, a WAV has a few: {_conversion(name)}'
   )
 
 
@@ -205,7 +211,7 @@ def _four(number: int) -> bytes:
 
 def _chunks_to_the_end(file: io.BufferedIOBase, at: int, size: int) -> bool:
   """Returns whether chunks, not samples, follow an empty data chunk."""
-  for _ in range(_MOST_CHUNKS):
+  for _ in range(MAX_CHUNKS):
     if at >= size:
       return True
     file.seek(at)
