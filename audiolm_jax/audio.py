@@ -17,35 +17,40 @@ import soundfile
 import soxr
 from jaxtyping import Array, Complex, Float
 
-from audiolm_jax import files
+from audiolm_jax import audio_checks, files
 
 LOG_FLOOR = 1e-5  # below this a magnitude counts as silence before a logarithm (the value EnCodec uses)
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000  # Hz, of files
 MAX_CHANNELS = 8
-MAX_CHUNKS = 1024  # of a WAV: libsndfile takes minutes for a million
 _BLOCK = 1 << 16  # samples decoded at a time, so that a false header cannot claim memory
 # Decoders that give the same samples after a seek as without one. Vorbis (at the end of a file), Opus and MP3 do not.
 _SEEKS_EXACTLY = ('PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW')  # FLAC's are PCM
 # soxr's filter reaches 102 samples of the lower rate to either side (beyond is less than 1e-7 of its peak); so much and
 # a little more is decoded around a slice. Its phase is exact for ratios of small numbers; for others it drifts.
 _MARGIN, _EXACT_RATIO = 128, 1024
-_FORMATS = {b'RIFF': 'WAV', b'RF64': 'WAV', b'fLaC': 'FLAC', b'OggS': 'OGG', b'ID3': 'MP3'}
+_UNKNOWN = 1 << 60  # libsndfile gives FLACs from a pipe more samples than that
 
 
 class Info(NamedTuple):
-  """What a file's header says."""
+  """What a file's header says.
+
+  tells_length: False where no header tells the length (MP3 without a tag, WAV and FLAC written into
+    a pipe): a file of that kind that was cut short cannot be told from a whole one.
+  """
 
   format: str
   sample_rate: int
   num_channels: int
   num_samples: int
+  tells_length: bool
 
 
 def info(path: str | os.PathLike) -> Info:
   """Returns what the header of an audio file says; raises ValueError as `load` does."""
-  with _file(path) as file, _open(file, str(path)) as sound:
-    return Info(sound.format, sound.samplerate, sound.channels, sound.frames)
+  with audio_checks.open_file(path) as file, _open(file, str(path)) as sound:
+    count = sound.frames if sound.knows_length else sum(len(part_T) for part_T in _parts(sound))
+    return Info(sound.format, sound.samplerate, sound.channels, count, sound.tells_length)
 
 
 def load(
@@ -58,12 +63,16 @@ def load(
 ) -> Float[np.ndarray, 'T']:
   """Returns a WAV, FLAC, OGG or MP3 file (or a part of it) as mono float32 at `sample_rate`.
 
-  Files are not trusted: the format is known by content, decoding is in blocks and bounded. Channels are averaged.
+  Files are not trusted: the format is known by content, decoding is in blocks and bounded. Channels
+  are averaged. Where a header tells the length, that many samples must be there (`info` says where
+  none does).
 
-  Raises ValueError, with the path, the value and what to do, when the file is of another kind, damaged, cut short,
-  empty, not finite, longer than `max_seconds`, or has more than 8 channels or a rate outside 4 to 192 kHz.
+  Raises ValueError, with the path, the value and what to do, when the file is no regular file, of
+  another kind, damaged, cut short, empty (also once resampled), not finite, far beyond [-1, 1]
+  (audio_checks.MAX_PEAK), longer than `max_seconds`, or has more than 8 channels or a rate outside
+  4 to 192 kHz.
   """
-  with _file(path) as file:
+  with audio_checks.open_file(path) as file:
     return decode(
         file,
         sample_rate,
@@ -91,18 +100,26 @@ def load_slice(
 
   Raises ValueError as `load`; damage outside of the slice may not be noticed.
   """
-  with _file(path) as file, _open(file, str(path)) as sound:
+  with audio_checks.open_file(path) as file, _open(file, str(path)) as sound:
     start, count = _span(sound, str(path), start_seconds, num_seconds, max_seconds)
     up, down = Fraction(sample_rate, sound.samplerate).as_integer_ratio()
-    if sound.subtype not in _SEEKS_EXACTLY or not sound.seekable() or max(up, down) > _EXACT_RATIO:
-      wave_T = _whole(_resampled(sound, str(path), start, count, sample_rate))
+    seeks = sound.subtype in _SEEKS_EXACTLY and sound.seekable() and max(up, down) <= _EXACT_RATIO
+    if not seeks or count is None:
+      wave_T = _whole(
+        _resampled(sound, str(path), start, count, sample_rate, max_seconds), str(path)
+      )
       return wave_T[slice(*choose(len(wave_T)))]
-    first, stop = choose((2 * count * up + down) // (2 * down))  # rounded as soxr does
+    length = (2 * count * up + down) // (2 * down)  # rounded as soxr does
+    if not length:
+      raise ValueError(audio_checks.too_short(str(path)))
+    first, stop = choose(length)
     margin = 0 if up == down else _MARGIN * math.ceil(up / down)
     # From a multiple of `down` samples on, the filter has the phase that it has there in the whole.
     begin = max(0, first - margin) // up * down
     end = min(count, -(-(stop + margin) * down // up))
-    wave_T = _whole(_resampled(sound, str(path), start + begin, end - begin, sample_rate))
+    wave_T = _whole(
+      _resampled(sound, str(path), start + begin, end - begin, sample_rate, max_seconds), str(path)
+    )
     skipped = begin // down * up
     return wave_T[first - skipped : stop - skipped]
 
@@ -117,7 +134,7 @@ def decode(
     max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
   """As `load`, from an open binary file (or io.BytesIO); `name` is what errors call it."""
-  return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds))
+  return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds), name)
 
 
 def blocks(
@@ -127,44 +144,67 @@ def blocks(
 
   Raises ValueError as `load`; what is wrong with a file may turn up after some blocks.
   """
-  with _file(path) as file:
-    rest_T = np.zeros(0, np.float32)
+  with audio_checks.open_file(path) as file:
+    rest_T, given = np.zeros(0, np.float32), 0
     for part_T in _decoded(file, sample_rate, str(path), 0.0, None, max_seconds):
       rest_T = np.concatenate([rest_T, part_T])
       whole = len(rest_T) - len(rest_T) % block_length
       yield from np.split(rest_T[:whole], whole // block_length) if whole else ()
-      rest_T = rest_T[whole:]
+      rest_T, given = rest_T[whole:], given + whole
     if len(rest_T):
       yield rest_T
+    elif not given:
+      raise ValueError(audio_checks.too_short(str(path)))
 
 
 def _decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds) -> Iterator[np.ndarray]:
   """Yields the waveform that `decode` returns, in parts of any lengths."""
   with _open(file, name) as sound:
-    yield from _resampled(sound, name, *_span(sound, name, start_seconds, num_seconds, max_seconds), sample_rate)
+    start, wanted = _span(sound, name, start_seconds, num_seconds, max_seconds)
+    yield from _resampled(sound, name, start, wanted, sample_rate, max_seconds)
 
 
-def _span(sound: soundfile.SoundFile, name: str, start_seconds, num_seconds, max_seconds) -> tuple[int, int]:
-  """Returns the first sample and the number of those that are asked for, at the file's rate."""
+class _Sound(soundfile.SoundFile):
+  """A file being decoded; one of unknown length is read from its beginning to its end, without a
+  seek.
+  """
+
+  def __init__(self, file, headers: audio_checks.Headers):
+    super().__init__(audio_checks.Patched(file, headers.patches) if headers.patches else file)
+    self.tells_length = headers.tells_length and self.knows_length
+
+  @property
+  def knows_length(self) -> bool:
+    return self.frames < _UNKNOWN
+
+  def seekable(self) -> bool:
+    return self.knows_length and super().seekable()
+
+
+def _span(
+  sound: _Sound, name: str, start_seconds, num_seconds, max_seconds
+) -> tuple[int, int | None]:
+  """Returns the first sample and the number of those that are asked for, at the file's rate; None:
+  to an unknown end.
+  """
   start = round(start_seconds * sound.samplerate)
+  if not sound.knows_length:
+    return start, None if num_seconds is None else round(num_seconds * sound.samplerate)
   wanted = sound.frames - start if num_seconds is None else round(num_seconds * sound.samplerate)
   if wanted > max_seconds * sound.samplerate:
-    raise ValueError(
-        f'{name}: {wanted / sound.samplerate:.0f} s are to be decoded, more than max_seconds={max_seconds:g}: '
-        'cut the file, or raise max_seconds'
-    )
+    raise ValueError(audio_checks.too_long(name, wanted / sound.samplerate, max_seconds))
   if start + wanted > sound.frames or wanted <= 0:
     raise ValueError(
         f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
-        'short; leave it out'
+        f'short; {audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
     )
   return start, wanted
 
 
 def _resampled(
-    sound: soundfile.SoundFile, name: str, start: int, wanted: int, sample_rate: int
+    sound: _Sound, name: str, start: int, wanted: int | None, sample_rate: int, max_seconds: float
 ) -> Iterator[np.ndarray]:
-  parts = _read(sound, name, start, wanted)
+  parts = _read(sound, name, start, wanted, max_seconds)
   if sound.samplerate == sample_rate:
     yield from parts
     return
@@ -174,90 +214,70 @@ def _resampled(
   yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _whole(parts: Iterable[np.ndarray]) -> np.ndarray:
-  return np.concatenate([np.zeros(0, np.float32), *parts])
+def _whole(parts: Iterable[np.ndarray], name: str) -> np.ndarray:
+  wave_T = np.concatenate([np.zeros(0, np.float32), *parts])
+  if not len(wave_T):
+    raise ValueError(audio_checks.too_short(name))
+  return wave_T
 
 
-def _file(path: str | os.PathLike) -> io.BufferedIOBase:
-  return open(os.open(path, os.O_RDONLY), 'rb')  # without a name, or soundfile would go by the extension .raw
-
-
-def _read(sound: soundfile.SoundFile, name: str, start: int, wanted: int) -> Iterator[np.ndarray]:
-  count = 0
+def _read(
+    sound: _Sound, name: str, start: int, wanted: int | None, max_seconds: float
+) -> Iterator[np.ndarray]:
+  """Yields the samples asked for, mixed to one channel; None: all to the end, at most
+  `max_seconds`.
+  """
+  count, most = 0, math.floor(max_seconds * sound.samplerate)
   try:
     if sound.subtype in _SEEKS_EXACTLY and sound.seekable():
       sound.seek(start)
     else:
       for skipped in range(0, start, _BLOCK):
         sound.read(min(_BLOCK, start - skipped))
-    while count < wanted:
-      block = sound.read(min(_BLOCK, wanted - count), dtype='float32', always_2d=True)
-      if not len(block):
-        break
-      part_T = block.mean(axis=1, dtype=np.float32)
-      if not np.isfinite(part_T).all():
-        raise ValueError(f'{name}: {np.sum(~np.isfinite(part_T))} samples are NaN or infinite: leave it out')
-      yield part_T
+    for part_T in _parts(sound, wanted):
+      audio_checks.check_samples(part_T, name)
       count += len(part_T)
+      if count > most:
+        raise ValueError(audio_checks.too_long(name, count / sound.samplerate, max_seconds))
+      yield part_T
   except soundfile.SoundFileError as error:
-    raise ValueError(f'{name}: damaged, {error}; leave it out or get it anew') from error
-  # The length that an MP3's header gives is an estimate.
-  if count < wanted and not (sound.format == 'MP3' and count):
-    raise ValueError(f'{name}: {count} samples could be decoded of the {wanted} that its header promises: get it anew')
+    raise ValueError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
+  wanted = wanted or 1
+  slack = 0 if sound.format != 'MP3' or not count else audio_checks.MP3_SLACK if sound.tells_length else wanted
+  if count < wanted - slack:
+    raise ValueError(
+        f'{name}: cut short, {count} samples could be decoded of the {wanted} that its header '
+        'promises: '
+        f'{audio_checks.remedy(name)}'
+    )
 
 
-def _open(file: io.BufferedIOBase, name: str) -> soundfile.SoundFile:
-  start = file.read(16)
-  kind = next((kind for magic, kind in _FORMATS.items() if start.startswith(magic)), None)
-  if kind is None and len(start) > 1 and start[0] == 0xFF and start[1] & 0xE0 == 0xE0:
-    kind = 'MP3'  # a bare frame
-  if kind is None:
-    raise ValueError(f'{name}: begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: convert it to FLAC')
-  if kind == 'WAV':
-    _check_wav_is_whole(file, name)
-  elif kind == 'OGG':
-    _check_ogg_is_whole(file, name)
+def _parts(sound: _Sound, wanted: int | None = None) -> Iterator[np.ndarray]:
+  """Yields up to `wanted` samples from here on (None: all), mixed to one channel, in blocks."""
+  count = 0
+  while wanted is None or count < wanted:
+    block = sound.read(
+      _BLOCK if wanted is None else min(_BLOCK, wanted - count), dtype='float32', always_2d=True
+    )
+    if not len(block):
+      return
+    count += len(block)
+    yield block.mean(axis=1, dtype=np.float32)
+
+
+def _open(file: io.BufferedIOBase, name: str) -> _Sound:
+  headers = audio_checks.examine(file, name)
   file.seek(0)
   try:
-    sound = soundfile.SoundFile(file)
+    sound = _Sound(file, headers)
   except (soundfile.SoundFileError, TypeError) as error:
-    raise ValueError(f'{name}: damaged, {error}; leave it out or get it anew') from error
+    raise ValueError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
   if not MIN_SAMPLE_RATE <= sound.samplerate <= MAX_SAMPLE_RATE:
     raise ValueError(f'{name}: {sound.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: resample it')
   if sound.channels > MAX_CHANNELS:
     raise ValueError(f'{name}: {sound.channels} channels, more than {MAX_CHANNELS}: mix it down')
+  audio_checks.check_counted(headers, sound.frames, name)
   return sound
-
-
-def _check_wav_is_whole(file: io.BufferedIOBase, name: str):
-  """libsndfile reads a truncated WAV without a word: compare its data chunk with the file's size."""
-  size, at = file.seek(0, os.SEEK_END), 12
-  for _ in range(MAX_CHUNKS):
-    if at + 8 > size:
-      return
-    file.seek(at)
-    chunk = file.read(8)
-    length = int.from_bytes(chunk[4:], 'little')
-    if chunk[:4] == b'data':
-      if length not in (0, 0xFFFFFFFF) and at + 8 + length > size:  # those two: a stream of unknown length
-        raise ValueError(f'{name}: cut short, {size - at - 8} bytes of {length} are there: get it anew')
-      if length in (0, 0xFFFFFFFF):
-        return
-    elif not chunk[:4].isascii() or not chunk[:4].decode('ascii').isprintable():
-      return  # no chunk begins here: libsndfile stops, too
-    at += 8 + length + length % 2
-  raise ValueError(f'{name}: more than {MAX_CHUNKS:,} chunks, a WAV has a few: convert it to FLAC')
-
-
-def _check_ogg_is_whole(file: io.BufferedIOBase, name: str):
-  """libsndfile reads a truncated OGG without a word: its last page must say that it is the last, and be whole."""
-  size = file.seek(0, os.SEEK_END)
-  file.seek(max(0, size - (1 << 17)))  # a page is below 64 KiB
-  tail = file.read()
-  page = tail[tail.rfind(b'OggS') :]
-  segments = page[27 : 27 + page[26]] if len(page) > 26 else b''
-  if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(segments):
-    raise ValueError(f'{name}: cut short, its last page is missing: get it anew')
 
 
 def save(path: str | os.PathLike, wave_T: Float[np.ndarray, 'T'], sample_rate: int, *, overwrite: bool = False):

@@ -5,7 +5,6 @@ The split 'test' is held out; a source is random access (`len`, `[i]` -> {'wavef
 
 import dataclasses
 import os
-import zlib
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,21 @@ class Synthesized:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder:
-  """A folder of WAV, FLAC, OGG or MP3 files, at any rate; every file's path decides whether it is held out."""
+  """A folder of WAV, FLAC, OGG, Opus or MP3 files, at any rate.
+
+  Every file's path decides whether it is held out; with `speaker_folders` its folder's name, so
+  that no voice is on both sides. Files of `test_root` never train, however the two folders nest or
+  link.
+  """
 
   root: str
   test_root: str = ''  # a folder of held-out files; '': a share of the files below `root` is held out
   sample_rate: int = 16_000  # Hz
-  held_out: float = 0.05  # share of the files
+  held_out: float = 0.05  # share of the files, or of the speakers
   speaker_folders: bool = False  # the name of a file's folder is its speaker
+  max_seconds: float = 3600.0  # longer files are left out
+  # share of unreadable files that is left out and listed; one more stops the run
+  max_bad_fraction: float = 0.05
 
   def __post_init__(self):
     checks.fields(
@@ -42,12 +49,30 @@ class Folder:
     )
 
   def examples(self, split: str, cache_dir):
-    del cache_dir  # files are read where they are
     root = self.test_root if self.test_root and split == 'test' else self.root
-    found = folders.examples(_given(root), self.sample_rate, speaker_folders=self.speaker_folders)
-    if self.test_root:
+    found = folders.examples(
+      _given(root),
+      self.sample_rate,
+      speaker_folders=self.speaker_folders,
+      max_seconds=self.max_seconds,
+      max_bad_fraction=self.max_bad_fraction,
+      quarantine=listing(cache_dir),
+    )
+    if not self.test_root:
+      name = lambda part: folders.split_name(part, self.root, self.speaker_folders)
+      return _split(found, split, self.held_out, name)
+    if split == 'test':
       return found
-    return _split(found, split, self.held_out, lambda part: os.path.relpath(part.path, self.root))
+    held_out = folders.same_files(folders.find(_given(self.test_root)))
+    trains = lambda part: folders.same_files([part.path]).isdisjoint(held_out)
+    kept = [part for part in found.parts if trains(part)]
+    if not kept:
+      raise ValueError(
+          f'every audio file of corpus.root={self.root} is one of '
+          f'corpus.test_root={self.test_root}: nothing is left to '
+          'train on; name folders that differ, or --set corpus.test_root= to hold a share out'
+      )
+    return found.keep(kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +83,9 @@ class LibriLight:
   splits: tuple[str, ...] = ('unlab-600', 'unlab-6k', 'unlab-60k')
   held_out: float = 0.005  # share of the speakers
   part_seconds: float = 60.0  # chapters are read in parts of about this
+  max_seconds: float = 3600.0  # longer chapters without voice activity are left out
+  # share of unreadable parts that is left out and listed; one more stops the run
+  max_bad_fraction: float = 0.05
 
   def __post_init__(self):
     checks.fields(
@@ -66,8 +94,14 @@ class LibriLight:
     )
 
   def examples(self, split: str, cache_dir):
-    del cache_dir
-    found = librilight.examples(_given(self.root), splits=self.splits, part_seconds=self.part_seconds)
+    found = librilight.examples(
+      _given(self.root),
+      splits=self.splits,
+      part_seconds=self.part_seconds,
+      max_seconds=self.max_seconds,
+      max_bad_fraction=self.max_bad_fraction,
+      quarantine=listing(cache_dir),
+    )
     return _split(found, split, self.held_out, lambda part: str(part.speaker))
 
 
@@ -80,8 +114,11 @@ class Tfds:
   test_split: str = 'test'
   sample_rate: int = 16_000  # Hz
   audio_name: str = 'audio'
-  label_name: str | None = None
+  # the feature that numbers the speakers; experiments.prepare calls it speaker
+  speaker_name: str | None = None
   stored_sample_rate: int | None = None  # Hz, where the data set holds samples at another rate
+  # share of unreadable records that is left out and listed; one more stops the run
+  max_bad_fraction: float = 0.05
 
   def __post_init__(self):
     names = ('folder', 'train_split', 'test_split', 'audio_name')
@@ -91,11 +128,16 @@ class Tfds:
     )
 
   def examples(self, split: str, cache_dir):
-    del cache_dir
     name = {'train': self.train_split, 'test': self.test_split}[split]
     return tfds.examples(
-        _given(self.folder), name, self.sample_rate, audio_name=self.audio_name, label_name=self.label_name,
-        stored_sample_rate=self.stored_sample_rate,
+      _given(self.folder),
+      name,
+      self.sample_rate,
+      audio_name=self.audio_name,
+      speaker_name=self.speaker_name,
+      stored_sample_rate=self.stored_sample_rate,
+      max_bad_fraction=self.max_bad_fraction,
+      quarantine=listing(cache_dir),
     )
 
 
@@ -129,13 +171,26 @@ def _given(path: str) -> str:
   return path
 
 
+def listing(cache_dir) -> str | None:
+  """Returns the file that lists what was left out of a corpus, and why; None without a folder for
+  it.
+  """
+  return None if cache_dir is None else os.path.join(cache_dir, 'skipped.jsonl')
+
+
 def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> folders.AudioFiles:
   """Keeps the parts on one side: a name is held out when its checksum says so, whatever else is in the folder."""
-  is_test = lambda part: zlib.crc32(name(part).encode()) % 10_000 < held_out * 10_000
-  kept = [part for part in found.parts if is_test(part) == (split == 'test')]
+  kept = [
+    part for part in found.parts if folders.is_held_out(name(part), held_out) == (split == 'test')
+  ]
   if not kept:
-    raise ValueError(f'no audio falls into the split {split!r} with held_out={held_out}: change it, or add files')
-  return folders.AudioFiles(kept, found.sample_rate)
+    names = len({name(part) for part in found.parts})
+    raise ValueError(
+        f'no audio falls into the split {split!r} with held_out={held_out} ({names} files or '
+        'speakers): change '
+        '--set corpus.held_out, name a folder by --set corpus.test_root=FOLDER, or add files'
+    )
+  return found.keep(kept)
 
 
 class Subset:

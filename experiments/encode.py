@@ -5,20 +5,30 @@
 Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every host: the hosts share
 the sample for the k-means and the shards among themselves, through the workdir, which all of them must see; each uses
 all of its own devices and waits for no other but at the end of the k-means and of each split.
+
+Clips that cannot be read are left out, counted, and listed with the reason in
+WORKDIR/corpus/skipped.jsonl. Shards belong to the list of files that they were made of
+(WORKDIR/tokens/SPLIT.corpus.json): a corpus that changed before its encoding was finished is
+refused.
 """
 
+import contextlib
 import functools
+import itertools
 import os
 import pathlib
+import shlex
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audiolm_jax import audio, files, kmeans, tokens
-from audiolm_jax.data import token_shards
+from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.stages.base import Variables
-from experiments import sources, workspace
+from audiolm_jax.training import workdir as run_folder
+from experiments import corpora, sources, workspace
 from experiments import recipe as recipe_lib
 
 SHARD_EXAMPLES = 64
@@ -30,13 +40,33 @@ def main():
   workspace.join_pod()
   recipe = workspace.recipe_of(args)
   workspace.require_imports(recipe, args.workdir)
-  codec_config, codec_variables = workspace.load_codec(args.workdir)
-  if not workspace.semantic_quantizer_path(args.workdir).is_file():
-    encoder, encoder_variables = workspace.load_semantic_encoder(args.workdir, recipe.semantic_tokens)
+  with only_encoder(args.workdir / 'tokens'):
+    encode_corpus(recipe, args.workdir)
+
+
+@contextlib.contextmanager
+def only_encoder(folder: pathlib.Path) -> Iterator[None]:
+  """Holds a folder for this run; ValueError, naming the process, where another run writes there.
+
+  On a pod process 0 does so for all.
+  """
+  if jax.process_index():
+    yield
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  with run_folder.locked(folder):
+    yield
+
+
+def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
+  """Fits the k-means where it is not there yet, and encodes both splits."""
+  codec_config, codec_variables = workspace.load_codec(workdir)
+  if not workspace.semantic_quantizer_path(workdir).is_file():
+    encoder, encoder_variables = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
     token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)  # or the clusters are for nothing
-    fit_semantic_tokens(recipe, args.workdir, encoder, encoder_variables)
-  encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(args.workdir)
-  check_settings(args.workdir, encoder, recipe.semantic_tokens)
+    fit_semantic_tokens(recipe, workdir, encoder, encoder_variables)
+  encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(workdir)
+  check_settings(workdir, encoder, recipe.semantic_tokens)
   kinds = token_kinds(recipe, codec_config, encoder, len(quantizer.centroids_KD))
   fingerprints = {
       'soundstream': workspace.codec_fingerprint(codec_variables),
@@ -60,7 +90,7 @@ def main():
     return encode(codec_variables, encoder_variables, quantizer, *waves)
 
   for split in ('train', 'test'):
-    encode_split(recipe, args.workdir, split, encode_batch, codec_config, kinds, fingerprints)
+    encode_split(recipe, workdir, split, encode_batch, codec_config, kinds, fingerprints)
 
 
 def check_settings(workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, settings: recipe_lib.SemanticTokens):
@@ -104,7 +134,9 @@ def fit_semantic_tokens(
   batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
   model = workspace.fingerprint(variables.params)
   count, wanted = jax.process_count(), sources.num_sample_frames(encoder, settings)
-  sample = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token, of {model}'
+  files = inventory.digest(inventory.of(corpus))  # shares of another corpus are none of this sample
+  frames = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token'
+  sample = f'{frames}, of {model}, of {files}'
   parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
   mine = parts[jax.process_index()]
   if not _is_sample(mine, sample):
@@ -152,9 +184,14 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
   workspace.claim(folder, fingerprints)
   manifest = folder / f'{split}.json'
   if manifest.is_file():
-    print(f'{split}: already encoded; {folder}')
+    print(f'{split}: already encoded; {folder}{news(recipe, workdir, split)}')
     return
+  made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
   corpus = sources.corpus(recipe, split, workdir, config.sample_rate)
+  inventory.bind(
+      inventory_path(workdir, split), inventory.of(corpus), made,
+      f'put the corpus back as it was, or begin again: {aside(folder)}, and the same command',
+  )
   ratio = tokens.frames_per_semantic(kinds['frame_rate'], kinds['semantic_rate'])
   num_shards = -(-len(corpus) // SHARD_EXAMPLES)
   paths = [token_shards.shard_path(folder, split, shard, num_shards) for shard in range(num_shards)]
@@ -168,10 +205,65 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
       bar.update(len(indices))
   # Not an error of this process when another is late, or has to be started again: it waits, and says for what.
   workspace.wait_for('shards of other hosts', lambda: [path for path in paths if not os.path.exists(path)])
+  num_encoded = token_shards.count(paths)
+  if not num_encoded:
+    raise ValueError(
+        f'{split}: none of {len(corpus)} clips could be read; why is in '
+        f'{corpora.listing(workdir / "corpus")}: mend '
+        f'them, or give others, and begin again: {aside(folder)}, and the same command'
+    )
   if jax.process_index() == 0:
     token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **kinds})
   workspace.wait_for('the manifest, which process 0 writes', lambda: [] if manifest.is_file() else [str(manifest)])
-  print(f'{split}: {len(corpus)} clips in {num_shards} shards; {folder}')
+  print(f'{split}: {num_encoded} clips in {num_shards} shards; {folder}')
+  if jax.process_index() == 0:
+    print(left_out(corpus, len(corpus) - num_encoded, corpora.listing(workdir / 'corpus')), end='')
+
+
+def left_out(corpus, num_clips: int, listing: str) -> str:
+  """Returns lines about what is not among the tokens, or may not be whole; '' where there is
+  nothing to say.
+  """
+  lines = []
+  if num_clips:
+    lines.append(
+      f'  {num_clips} of {len(corpus)} clips could not be read; they and the reasons: {listing}\n'
+    )
+  elif os.path.isfile(listing):
+    lines.append(f'  files that were left out, and the reasons: {listing}\n')
+  if unchecked := corpus.unchecked() if hasattr(corpus, 'unchecked') else 0:
+    lines.append(
+      f'  {unchecked} files have no header that tells their length: a cut end would not be '
+      'noticed\n'
+    )
+  return ''.join(lines)
+
+
+def inventory_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+  return workdir / 'tokens' / f'{split}.corpus.json'
+
+
+def news(recipe: recipe_lib.Recipe, workdir: pathlib.Path, split: str) -> str:
+  """Returns what has changed in the corpus since it was encoded, and how to encode it again; ''
+  where nothing has.
+  """
+  before = inventory.load(inventory_path(workdir, split))
+  try:
+    corpus = sources.corpus(recipe, split, workdir)
+  except (ValueError, OSError):  # tokens are of use without their corpus
+    return ''
+  if before is None or not (changes := inventory.difference(before, inventory.of(corpus))):
+    return ''
+  remedy = f'{aside(workdir / "tokens")}, and the same command'
+  return f'\n  since then: {changes}; to encode it as it is now: {remedy}'
+
+
+def aside(folder: pathlib.Path) -> str:
+  """Returns the command that moves a folder out of the way, to a name that is free."""
+  names = (folder.with_name(f'{folder.name}.old{number}') for number in itertools.count(1))
+  return (
+    f'`mv {shlex.quote(str(folder))} {shlex.quote(str(next(n for n in names if not n.exists())))}`'
+  )
 
 
 def encoded(corpus, indices, encode_batch, config, ratio: int):

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from audiolm_jax import generation
-from audiolm_jax.data import token_shards
+from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.stages import detector
+from audiolm_jax.training import workdir as run_folder
 from experiments import forgeries, sources, workspace
 from experiments import recipe as recipe_lib
 
@@ -29,9 +30,11 @@ def main():
   recipe = workspace.recipe_of(args)
   models = workspace.load_models(args.workdir)
   folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
-  workspace.claim(folder, fingerprints)
-  for split in forgeries.SPLITS:
-    forge_split(recipe, args.workdir, split, models, fingerprints)
+  folder.mkdir(parents=True, exist_ok=True)
+  with run_folder.locked(folder):
+    workspace.claim(folder, fingerprints)
+    for split in forgeries.SPLITS:
+      forge_split(recipe, args.workdir, split, models, fingerprints)
 
 
 def model_fingerprints(models: generation.Models) -> dict[str, str]:
@@ -50,7 +53,12 @@ def forge_split(recipe: recipe_lib.Recipe, workdir, split: str, models: generati
   rate = models.soundstream[0].sample_rate
   seconds = recipe.evaluation.prompt_seconds, recipe.evaluation.prompt_seconds + recipe.evaluation.seconds
   start, end = (round(s * rate) for s in seconds)
+  made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
   corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir, rate)
+  inventory.bind(
+      folder / f'{split}.corpus.json', inventory.of(corpus), made,
+      f'put the corpus back as it was, or move {folder} away and give the same command again',
+  )
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)
   split_key = jax.random.fold_in(jax.random.key(settings.seed), forgeries.SPLITS.index(split))
@@ -69,7 +77,8 @@ def forge_split(recipe: recipe_lib.Recipe, workdir, split: str, models: generati
 def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[int]:
   """Returns `count` random examples of at least `num_samples` samples, of the voices that belong to the split.
 
-  A corpus that knows no speakers takes every example for a voice of its own. Raises ValueError where there are too few.
+  Of a corpus that does not tell its speakers every example is taken for a voice of its own. Raises
+  ValueError where there are too few.
   """
   chosen = []
   for index in np.random.default_rng(seed).permutation(len(corpus)):

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,18 +12,39 @@ from audiolm_jax.metrics import speech
 from audiolm_jax.stages import classifier
 from audiolm_jax.stages.base import Variables
 from experiments import workspace
+from experiments.recipe import Recipe
 
 
 class Judges(NamedTuple):
-  """(config, variables) of the classifier of held-out voices and of the recognizer of numbers."""
+  """(config, variables) of the classifier of held-out voices and of the recognizer of numbers.
 
-  speaker: tuple[classifier.Config, Variables]
-  numbers: tuple[classifier.Config, Variables]
+  None where the recipe has no such stage.
+  """
+
+  speaker: tuple[classifier.Config, Variables] | None
+  numbers: tuple[classifier.Config, Variables] | None
 
 
-def load(workdir: pathlib.Path) -> Judges:
-  """Returns the judges of a workdir; ValueError naming the command that trains a missing one."""
-  return Judges(*(workspace.load_stage(workdir, name)[:2] for name in Judges._fields))
+def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
+  """Returns the judges of a workdir; ValueError naming the command that trains one that the recipe
+  has.
+  """
+  return Judges(*(
+      None if getattr(recipe, name) is None else workspace.load_stage(workdir, name)[:2]
+      for name in Judges._fields
+  ))  # fmt: skip
+
+
+def left_out(judged: Judges, examples: Sequence[dict]) -> dict[str, str]:
+  """Returns what cannot be measured of these examples, by name, with the reason."""
+  found = {}
+  if judged.speaker is None:
+    found['voices'] = 'the recipe has no stage speaker'
+  if judged.numbers is None:
+    found['numbers'] = 'the recipe has no stage numbers'
+  elif any(example.get('kind') != 'counting' for example in examples):
+    found['numbers'] = 'the corpus does not say who counts'
+  return found
 
 
 def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:

@@ -3,13 +3,14 @@
 import functools
 import os
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from audiolm_jax import audio, kmeans
-from audiolm_jax.data import synthesized_benchmark
+from audiolm_jax.data import inventory, skipped, synthesized_benchmark
 from audiolm_jax.metrics import speech
 from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
@@ -25,10 +26,25 @@ class Sources(NamedTuple):
 
 
 def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
-  """Returns the sources of a stage. Raises ValueError, naming the command to run, when its inputs are missing."""
+  """Returns the sources of a stage.
+
+  Raises ValueError, naming the command to run, when its inputs are missing, and where no held-out
+  example can be read.
+  """
+  found = _for_stage(recipe, name, workdir)
+  check_held_out(name, found.held_out)
+  listing = corpora.listing(workdir / 'corpus')
+  if jax.process_index() == 0 and (left_out := skipped.read(listing)):
+    print(f'{len(left_out)} files are left out; they and the reasons: {listing}', file=sys.stderr)
+  return found
+
+
+def _for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   if name in ('speaker', 'numbers'):
     _, variables = workspace.load_codec(workdir)
     sides = held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
+    if name == 'speaker':
+      _check_classes(sides, recipe.speaker.model.num_classes)
     sides = [reconstructions(side, workdir) for side in sides]
     if name == 'numbers':
       config = recipe.numbers.model
@@ -54,6 +70,31 @@ def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
   return Sources(training, held_out, training.fingerprints)
 
 
+def check_held_out(name: str, held_out: Any):
+  """Raises ValueError where none of the held-out examples can be read: training would find out at
+  its end.
+  """
+  first = lambda length: (0, min(1, length))
+  read = (lambda i: held_out.crop(i, first)) if hasattr(held_out, 'crop') else held_out.__getitem__
+  if not any(read(index) is not None for index in range(len(held_out))):
+    raise ValueError(
+        f'stage {name}: none of its {len(held_out)} held-out examples can be read, by which '
+        'training is judged: hold '
+        'out more, as by --set corpus.held_out=0.1 or --set corpus.test_root=FOLDER, and make '
+        'what was made of the '
+        'corpus again'
+    )
+
+
+def _check_classes(sides: tuple[list[dict], list[dict]], num_classes: int):
+  voices = 1 + max((int(example['label']) for side in sides for example in side), default=0)
+  if voices > num_classes:
+    raise ValueError(
+        f'the held-out split has {voices} voices, the stage speaker tells {num_classes} apart: '
+        f'--set speaker.model.num_classes={voices}'
+    )
+
+
 def check_tokens(name: str, model: Any, metadata: dict):
   """Raises ValueError where a stage was made for other tokens than those encoded: their rates, levels and sizes."""
   wrong = [
@@ -77,7 +118,9 @@ def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int |
 
 
 class Resampled:
-  """A source whose waveforms, and noises beside them, are brought to another rate when they are read."""
+  """A source whose waveforms, noises and times of words are brought to another rate when they are
+  read.
+  """
 
   def __init__(self, source, sample_rate: int):
     self._source, self.sample_rate = source, sample_rate
@@ -85,21 +128,45 @@ class Resampled:
   def __len__(self) -> int:
     return len(self._source)
 
+  def inventory(self) -> list[str]:
+    """Returns the lines of the source: a rate changes no file."""
+    return inventory.of(self._source)
+
   def __getitem__(self, index: int):
     example = self._source[index]
     if example is None:
       return None
     at_rate = lambda wave_T: audio.resample(wave_T[None], self._source.sample_rate, self.sample_rate)[0]
     sounds = {name: at_rate(np.asarray(example[name], np.float32)) for name in ('waveform', 'noise') if name in example}
+    if not len(sounds['waveform']):
+      if hasattr(self._source, 'refuse'):
+        self._source.refuse(index, f'too short: no sample of it is left at {self.sample_rate} Hz')
+      return None
+    scale = self.sample_rate / self._source.sample_rate
+    if 'words' in example:
+      sounds['words'] = [
+        (word, round(scale * first), round(scale * end)) for word, first, end in example['words']
+      ]
     return {**example, **sounds}
 
 
-def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
+def held_out_voices(
+    recipe: Recipe, workdir: pathlib.Path, sample_rate: int | None = None
+) -> tuple[list[dict], list[dict]]:
   """Returns two lists of examples of the test split's voices: one to enrol them with, one to be judged by.
 
   'label' counts the voices from 0. Half of each voice's utterances goes to either side.
+
+  Raises ValueError where the corpus does not tell who speaks.
   """
-  examples = [example for example in corpus(recipe, 'test', workdir) if example is not None]
+  examples = [e for e in corpus(recipe, 'test', workdir, sample_rate) if e is not None]
+  if missing := sum('speaker' not in example for example in examples):
+    raise ValueError(
+        f'the corpus does not tell the speakers of {missing} of {len(examples)} held-out '
+        'examples: where folders are '
+        'speakers --set corpus.speaker_folders=True, of a TFDS data set --set '
+        'corpus.speaker_name=FEATURE'
+    )
   voices = sorted({int(example['speaker']) for example in examples})
   sides = ([], [])
   for label, voice in enumerate(voices):
@@ -109,17 +176,56 @@ def held_out_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
   return sides
 
 
-def counting_prompts(recipe: Recipe, workdir: pathlib.Path) -> list[dict]:
-  """Returns `evaluation.num_prompts` counting utterances of held-out voices; few of them: one after the other again."""
-  _, judged = held_out_voices(recipe, workdir)
-  counting = [example for example in judged if example['kind'] == 'counting']
-  return [counting[index % len(counting)] for index in range(recipe.evaluation.num_prompts)]
+def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dict]:
+  """Returns `evaluation.num_prompts` held-out utterances to be continued; few are repeated in turn.
+
+  Of a corpus that says so, those that count; of others, those that last through prompt and
+  continuation, cut to that length. With a stage `speaker` they are of its judged side, and 'label'
+  is the voice.
+
+  Raises ValueError where there are none.
+  """
+  settings = recipe.evaluation
+  length = round((settings.prompt_seconds + settings.seconds) * sample_rate)
+  if recipe.speaker is not None:
+    _, candidates = held_out_voices(recipe, workdir, sample_rate)
+  else:
+    candidates = corpus(recipe, 'test', workdir, sample_rate)
+    candidates = corpora.Subset(candidates, len(candidates), seed=settings.seed, shuffle=True)
+  found = []
+  for example in (example for example in candidates if example is not None):
+    if 'kind' in example and example['kind'] == 'counting':
+      found.append(example)
+    elif 'kind' not in example and len(example['waveform']) >= length:
+      found.append({**example, 'waveform': example['waveform'][:length]})
+    if len(found) == settings.num_prompts:
+      break
+  if not found:
+    raise ValueError(
+        f'no held-out utterance lasts {length / sample_rate:g} s, to be a prompt and to be '
+        'compared with its '
+        'continuation: lower --set evaluation.seconds or evaluation.prompt_seconds, or hold out '
+        'longer recordings'
+    )
+  return [found[index % len(found)] for index in range(settings.num_prompts)]
 
 
 def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
-  """Returns the counting utterances of the training voices and of the held-out voices."""
+  """Returns the counting utterances of the training voices and of the held-out voices.
+
+  Raises ValueError where the corpus has none: only the synthesized one does.
+  """
   splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))
-  return tuple([example for example in split if example['kind'] == 'counting'] for split in splits)
+  sides = tuple(
+      [e for e in split if e is not None and e.get('kind') == 'counting'] for split in splits
+  )
+  if not all(sides):
+    raise ValueError(
+        'the corpus has no utterances that are known to count, of which the stage numbers '
+        'learns: leave that stage out '
+        '(numbers=None in the recipe)'
+    )
+  return sides
 
 
 def labelled_windows(examples: list[dict], length: int) -> list[dict]:

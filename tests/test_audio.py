@@ -39,7 +39,7 @@ def test_save_then_load(tmp_path, extension):
 def test_a_part_of_a_file(tmp_path):
   path = written(tmp_path / 'a.flac')
   np.testing.assert_allclose(audio.load(path, RATE, start_seconds=0.5, num_seconds=0.25), TONE_T[8000:12000], atol=1e-4)
-  assert audio.info(path) == ('FLAC', RATE, 1, len(TONE_T))
+  assert audio.info(path) == ('FLAC', RATE, 1, len(TONE_T), True)
 
 
 def test_resampling_and_mono(tmp_path):

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEAVES = {'errors', 'files', 'audio', 'checks', 'codes_file', 'tokens', 'kmeans', 'losses'}
+LEAVES = {'errors', 'files', 'audio', 'audio_checks', 'checks', 'codes_file', 'tokens', 'kmeans', 'losses'}
 # Leaves come before all of them.
 ROOMS = ['nn', 'stages', 'middle', 'windows', 'streaming', 'generation', 'experiments']
 MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}

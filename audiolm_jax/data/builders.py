@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,7 +90,10 @@ class Maestro(_Builder):
 
 
 class AudioFolder(_Builder):
-  """A folder of WAV, FLAC, OGG or MP3 files; every file's path decides whether it is held out."""
+  """A folder of WAV, FLAC, OGG or MP3 files; every file's path decides whether it is held out.
+
+  With `speaker_folders` the name of its folder does: no speaker is on both sides.
+  """
 
   def __init__(self, *, root, held_out: float = 0.05, speaker_folders: bool = False, **options):
     self._held_out, self._speaker_folders = held_out, speaker_folders
@@ -99,7 +101,8 @@ class AudioFolder(_Builder):
 
   def _parts(self):
     parts = folders.examples(self._root, 16_000, speaker_folders=self._speaker_folders).parts
-    return _held_out(parts, self._held_out, lambda part: os.path.relpath(part.path, self._root))
+    name = lambda part: folders.split_name(part, self._root, self._speaker_folders)
+    return _held_out(parts, self._held_out, name)
 
 
 def prepare(
@@ -130,12 +133,11 @@ def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, li
   """Splits by the checksum of a name, as the corpora of the recipes do: the same files are held out."""
   splits = {'train': [], 'test': []}
   for part in parts:
-    is_test = zlib.crc32(name(part).encode()) % 10_000 < share * 10_000
-    splits['test' if is_test else 'train'].append(part)
+    splits['test' if folders.is_held_out(name(part), share) else 'train'].append(part)
   return splits
 
 
-def _examples(part: folders.Part, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _examples(part: folders.Part, root: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
   """Yields the one example of a part; none, and counts it, where it cannot be read."""
   try:
     content, num_samples, sample_rate = _encoded(part)
@@ -143,11 +145,12 @@ def _examples(part: folders.Part, root: str) -> Iterator[tuple[str, dict[str, An
     beam.metrics.Metrics.counter(_COUNTERS, 'unreadable').inc()
     return
   beam.metrics.Metrics.counter(_COUNTERS, 'examples').inc()
-  name = os.path.relpath(part.path, root)
-  key = name if part.num_seconds is None else f'{name}@{part.start_seconds:.3f}'
+  key = os.fsencode(os.path.relpath(part.path, root))  # bytes: a name need not be text
+  if part.num_seconds is not None:
+    key += f'@{part.start_seconds:.3f}'.encode()
   yield key, {
       'audio': content,
-      'id': key.encode(),
+      'id': key,
       'sha256': hashlib.sha256(content).hexdigest().encode(),
       'speaker': -1 if part.speaker is None else part.speaker,
       'num_samples': num_samples,

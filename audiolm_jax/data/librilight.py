@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from audiolm_jax import files
-from audiolm_jax.data import folders
+from audiolm_jax.data import folders, skipped
 
 _MAX_SECONDS = 7 * 24 * 3600.0  # of a chapter
 
@@ -20,7 +20,8 @@ def examples(
     part_seconds: float = 60.0,
     **options,
 ) -> folders.AudioFiles:
-  """Returns the parts, of at most about `part_seconds`, of the splits found under `root`; 'label' is the speaker's id.
+  """Returns the parts, of at most about `part_seconds`, of the splits found under `root`; 'speaker'
+  is the speaker's number.
 
   A chapter without voice activity is one part. All JSON files are read here, once. `options` are `AudioFiles`'.
 
@@ -32,19 +33,25 @@ def examples(
   parts = []
   for split in there:
     folder = os.path.join(root, split)
-    for path in folders.find(folder):
+    for path in folders.find(folder, listing=options.get('quarantine')):
       speaker = os.path.relpath(path, folder).split(os.sep)[0]
-      if not speaker.isdigit():
-        raise ValueError(f'{path}: expected <speaker number>/<book>/<file> below {folder}')
+      if not (speaker.isascii() and speaker.isdigit()):
+        raise ValueError(
+          f'{skipped.shown(path)}: expected <speaker number>/<book>/<file> below {folder}'
+        )
       for start, end in _voiced_parts(os.path.splitext(path)[0] + '.json', part_seconds):
         parts.append(folders.Part(path, int(speaker), start, None if end is None else end - start))
-  return folders.AudioFiles(parts, sample_rate, **options)
+  return folders.AudioFiles(parts, sample_rate, root=root, **options)
 
 
 def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | None]]:
-  """Joins neighbouring voiced stretches while they span no more than `part_seconds`; cuts one that is longer."""
+  """Joins neighbouring voiced stretches while they span no more than `part_seconds`; cuts a longer
+  one.
+
+  Raises ValueError where the JSON file is damaged.
+  """
   voiced = []
-  if os.path.exists(path):
+  if os.path.isfile(path):
     again = 'unpack it again'
     voiced = files.read_json(path, again).get('voice_activity') or []
     if not isinstance(voiced, list) or not all(map(_is_stretch, voiced)):

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from audiolm_jax.data import inventory
+
 CLEAN_SHARE = 0.2  # of the examples have no noise: the switch must not touch what is clean
 
 
@@ -32,6 +34,15 @@ class WithNoise:
 
   def __len__(self) -> int:
     return len(self._source)
+
+  def inventory(self) -> list[str]:
+    """Returns the lines of the speech; noise changes no tokens."""
+    return inventory.of(self._source)
+
+  def refuse(self, i: int, reason: str):
+    """Counts example i as unreadable, by what others find in it."""
+    if hasattr(self._source, 'refuse'):
+      self._source.refuse(i, reason)
 
   def __getitem__(self, i: int) -> dict | None:
     i = range(len(self))[i]

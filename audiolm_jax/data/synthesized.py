@@ -180,9 +180,9 @@ def requests(config: Config, split: str) -> list[dict]:
 class Examples:
   """A random access source of utterances.
 
-  `examples[i]` is {'waveform' [T] float32, 'speaker' [] int32, 'label' [] int32 (the same), 'phones' [S] int32 at 25 Hz
-  with S = ceil(T / 640) at 16 kHz (the phone at the frame's centre, an index into `phone_names`), 'text' str, 'kind'
-  str, 'words' [(word, first sample, end sample)]}.
+  `examples[i]` is {'waveform' [T] float32, 'speaker' [] int32, 'phones' [S] int32 at 25 Hz with S =
+  ceil(T / 640) at 16 kHz (the phone at the frame's centre, an index into `phone_names`), 'text'
+  str, 'kind' str, 'words' [(word, first sample, end sample)]}.
   """
 
   phone_names = PHONES
@@ -196,16 +196,18 @@ class Examples:
   def __len__(self) -> int:
     return len(self._utterances)
 
+  def inventory(self) -> list[str]:
+    """Returns a line for each utterance."""
+    return [f'{u["text"]}\t{u["speaker"]}\t{u["num_samples"]}' for u in self._utterances]
+
   def __getitem__(self, i: int) -> dict:
     i = range(len(self))[i]
     utterance = self._utterances[i]
     num_samples = utterance['num_samples']
     wave_T = self._samples[self._ends[i] - num_samples : self._ends[i]].astype(np.float32) / 32768
-    speaker = np.int32(utterance['speaker'])
     return {
         'waveform': wave_T,
-        'speaker': speaker,
-        'label': speaker,
+        'speaker': np.int32(utterance['speaker']),
         'phones': _frame_phones(utterance['phones'], num_samples, self.sample_rate),
         'text': utterance['text'],
         'kind': utterance['kind'],

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import soxr
 
-from audiolm_jax import audio
+from audiolm_jax import audio, audio_checks
+from audiolm_jax.data import skipped
 
 
 class Examples:
-  """A random access source: {'waveform' [T] float32, 'label' [] int32 where there is one}; None where unreadable.
+  """A random access source: {'waveform' [T] float32, 'speaker' [] int32 where known}; None where
+  unreadable.
 
-  The reasons are in `bad`, by index. Raises ValueError, when reading, once more than `max_bad_fraction` are.
+  The reasons are in `bad`, by index, and in the file `quarantine` where one is named. A speaker
+  below 0 is unknown, as `data.builders` writes it. Raises ValueError, when reading, once more than
+  `max_bad_fraction` are.
   """
 
   def __init__(
@@ -22,14 +26,15 @@ class Examples:
       sample_rate: int,
       stored_sample_rate: int,
       audio_name: str,
-      label_name: str | None,
+      speaker_name: str | None,
       max_bad_fraction: float = 0.05,
+      quarantine: str | None = None,
+      identity: str = '',
   ):
-    self.bad: dict[int, str] = {}
+    self.bad = skipped.Skipped(len(source), max_bad_fraction, 'records', quarantine)
     self._source = source
     self.sample_rate, self._rates = sample_rate, (stored_sample_rate, sample_rate)
-    self._audio_name, self._label_name = audio_name, label_name
-    self._max_bad_fraction = max_bad_fraction
+    self._audio_name, self._speaker_name, self._identity = audio_name, speaker_name, identity
 
   def __len__(self) -> int:
     return len(self._source)
@@ -40,16 +45,19 @@ class Examples:
     try:
       example = {'waveform': self._waveform(record[self._audio_name], i)}
     except ValueError as error:
-      self.bad[i] = str(error)
-      if len(self.bad) > self._max_bad_fraction * len(self):
-        raise ValueError(
-            f'{len(self.bad)} of {len(self)} records cannot be read, more than max_bad_fraction='
-            f'{self._max_bad_fraction}; the last: {error}'
-        ) from error
+      self.refuse(i, str(error))
       return None
-    if self._label_name is not None:
-      example['label'] = np.int32(record[self._label_name])
+    if self._speaker_name is not None and (speaker := np.int32(record[self._speaker_name])) >= 0:
+      example['speaker'] = speaker
     return example
+
+  def refuse(self, i: int, reason: str):
+    """Counts record i as unreadable, by what others find in it."""
+    self.bad.add(range(len(self))[i], f'{self._identity}: record {i}', reason)
+
+  def inventory(self) -> list[str]:
+    """Returns lines that are equal for the same data set."""
+    return [f'{self._identity}: {len(self)} records']
 
   def _waveform(self, stored: Any, i: int) -> np.ndarray:
     stored_rate, rate = self._rates
@@ -61,9 +69,12 @@ class Examples:
     wave_T = stored.astype(np.float32)
     if np.issubdtype(stored.dtype, np.integer):  # 16-bit samples, in whatever integers they are kept
       wave_T = wave_T / 32768
-    if not np.isfinite(wave_T).all():
-      raise ValueError(f'record {i}: {np.sum(~np.isfinite(wave_T))} samples are NaN or infinite')
-    return soxr.resample(wave_T, stored_rate, rate) if stored_rate != rate else wave_T
+    audio_checks.check_samples(wave_T, f'record {i}')
+    if stored_rate != rate:
+      wave_T = soxr.resample(wave_T, stored_rate, rate)
+    if not len(wave_T):
+      raise ValueError(audio_checks.too_short(f'record {i}'))
+    return wave_T
 
 
 def examples(
@@ -72,14 +83,15 @@ def examples(
     sample_rate: int,
     *,
     audio_name: str = 'audio',
-    label_name: str | None = None,
+    speaker_name: str | None = None,
     stored_sample_rate: int | None = None,
     max_bad_fraction: float = 0.05,
+    quarantine: str | None = None,
 ) -> Examples:
   """Returns a split of the data set prepared in `folder` (the one with dataset_info.json).
 
   The audio is an encoded file's bytes, or samples (integers are 16-bit) at `stored_sample_rate`, by default
-  `sample_rate`.
+  `sample_rate`. `speaker_name`: the feature that numbers the speakers.
 
   Raises ImportError, naming the extra, without tensorflow-datasets; ValueError when a feature or split is missing.
   """
@@ -90,10 +102,17 @@ def examples(
   builder = tensorflow_datasets.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
     raise ValueError(f'{folder}: split {split!r} is asked for; there are {sorted(builder.info.splits)}')
-  for name in (audio_name, label_name):
+  for name in (audio_name, speaker_name):
     if name is not None and name not in builder.info.features:
       raise ValueError(f'{folder}: feature {name!r} is asked for; there are {sorted(builder.info.features)}')
   source = builder.as_data_source(split)
   return Examples(
-      source, sample_rate, stored_sample_rate or sample_rate, audio_name, label_name, max_bad_fraction
+    source,
+    sample_rate,
+    stored_sample_rate or sample_rate,
+    audio_name,
+    speaker_name,
+    max_bad_fraction,
+    quarantine,
+    identity=f'{builder.info.full_name}, {split}',
   )

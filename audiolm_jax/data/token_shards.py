@@ -89,6 +89,11 @@ def write_shard(
   return path
 
 
+def count(paths: Iterable[str]) -> int:
+  """Returns the number of examples in shards that are there."""
+  return sum(len(grain.sources.ArrayRecordDataSource([path])) for path in paths)
+
+
 def write_manifest(folder: str | os.PathLike, name: str, num_shards: int, metadata: Mapping[str, Any]):
   """Writes `name.json`: `metadata` (frame rates, fingerprints of the codec and the k-means) and what each shard holds.
 

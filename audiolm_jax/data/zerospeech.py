@@ -61,7 +61,7 @@ def read_items(path: str | os.PathLike) -> list[Item]:
 
   Raises ValueError, naming the line, for a missing header, another number of columns, or times that are no stretch.
   """
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8', errors='surrogateescape') as file:  # names are bytes
     lines = file.read().splitlines()
   if not lines or not lines[0].startswith('#'):
     found = repr(lines[0][:60]) if lines else 'nothing'
@@ -80,7 +80,7 @@ def read_items(path: str | os.PathLike) -> list[Item]:
       raise ValueError(f'{path}, line {number}: {" ".join(columns[1:3])!r} is no onset before an offset, in seconds')
     items.append(Item(name, onset, offset, *labels))
   if not items:
-    raise ValueError(f'{path}: a header and no items: get it anew')
+    raise ValueError(f'{path}: a header and no items: copy or download it again')
   return items
 
 
@@ -149,17 +149,20 @@ def read_syntactic(path: str | os.PathLike) -> list[Sample]:
 
 
 def _read_gold(path, columns: Sequence[str]) -> list[tuple[dict[str, str], bool]]:
-  with files.open_csv(path, 'get it anew') as file:
+  with files.open_csv(path, 'copy or download it again') as file:
     reader = csv.DictReader(file)
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
       raise ValueError(f'{path}: has the columns {reader.fieldnames}, without {", ".join(missing)}: is it a gold file?')
     rows = list(reader)
   if not rows:
-    raise ValueError(f'{path}: a header and no rows: get it anew')
+    raise ValueError(f'{path}: a header and no rows: copy or download it again')
   for number, row in enumerate(rows, 2):
     if row['correct'] not in ('0', '1') or not row['filename'] or None in row.values() or None in row:
-      raise ValueError(f'{path}, line {number}: not {len(columns)} values with 0 or 1 for correct: get it anew')
+      raise ValueError(
+        f'{path}, line {number}: not {len(columns)} values with 0 or 1 for correct: copy or '
+        'download it again'
+      )
   return [(row, row['correct'] == '1') for row in rows]
 
 
@@ -193,7 +196,8 @@ class Recordings:
     missing = [name for name in self.names if name not in found]
     if missing:
       raise ValueError(
-          f'{root}: no audio for {len(missing)} of {len(wanted)} recordings, as {", ".join(missing[:3])}: get it anew'
+          f'{root}: no audio for {len(missing)} of {len(wanted)} recordings, as '
+          f'{", ".join(missing[:3])}: copy or download it again'
       )
     self._paths = found
 

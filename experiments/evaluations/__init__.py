@@ -1,7 +1,8 @@
 """The evaluation suites, a file each: what a trained workdir reaches on held-out voices and texts, beside baselines.
 
 A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, each with the same columns, and facts about them; a
-fact that has 'rows' of its own is a table too. The papers' numbers for a table are in `paper`.
+fact that has 'rows' of its own is a table too; 'left_out' names what was not measured, with the
+reason. The papers' numbers for a table are in `paper`.
 """
 
 import pathlib
@@ -52,7 +53,11 @@ def table(report: dict) -> str:
       lines += ['codebook perplexity by level: ' + ' '.join(f'{value:.0f}' for value in content['perplexity'])]
     if over_time := content.get('similarity_over_time'):
       lines += ['similarity to the prompt', *_block({name: _seconds(values) for name, values in over_time.items()})]
-  return '\n'.join(lines)
+  left_out = [
+      f'{suite}: {name} left out: {reason}'
+      for suite, content in report.items() for name, reason in content.get('left_out', {}).items()
+  ]
+  return '\n'.join([*lines, *(['', *left_out] if left_out else [])])
 
 
 def _parts(report: dict) -> Iterator[tuple[str, dict]]:

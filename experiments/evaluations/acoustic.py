@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax import generation
@@ -20,6 +21,8 @@ SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns voice, words and distance to the original of what the acoustic stages make after the prompt.
 
+  What the corpus or the recipe cannot tell is left out, and named in 'left_out' with the reason.
+
   word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*, ctc_*:
     the same by recognizers trained elsewhere, on people (the second where the settings name one).
   similarity: of the speaker embedding of each second to the prompt's, mean.
@@ -28,9 +31,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   perplexity: of the codes, mean over levels: far below the original's, a system says the same few everywhere.
   """
   settings = recipe.evaluation
-  examples = sources.counting_prompts(recipe, workdir)
   models = workspace.load_models(workdir)
   rate, hop = models.soundstream[0].sample_rate, models.soundstream[0].hop_length
+  examples = sources.prompts(recipe, workdir, rate)
   start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
   wave_BT, num_samples_B = workspace.stacked([example['waveform'][:end] for example in examples])
   semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, num_samples_B)
@@ -46,24 +49,34 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     )
     waves[label] = [row_T[: frames * hop] for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)]
     codes[label] = result.codes_BFQ
-  judged = judges.load(workdir)
+  judged = judges.load(recipe, workdir)
+  left_out = judges.left_out(judged, examples)
   recognize = ctc.recognizer(settings.recognizer) if settings.recognizer else None
-  prompts = [judges.embeddings(judged, clip_T[:start]).mean(axis=0) for clip_T in waves[ORIGINAL]]
   rows = {}
   for label, clips in waves.items():
-    new = [clip_T[start:] for clip_T in clips]
-    rows[label] = {
-        'speaker_accuracy': float(np.mean([judges.voice(judged, n) == e['label'] for n, e in zip(new, examples)])),
-        'similarity': float(speaker.drift(prompts, [judges.embeddings(judged, clip_T) for clip_T in new]).mean()),
-        'word_error_rate': speech.word_error_rate(
-            [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
-        ),
-        'mel_distance': _mel_distance(waves[ORIGINAL], clips, start, rate),
-        **opinions.words(new, [_text(e, start, end) for e in examples], rate, recognize),
-        **_codes(codes_BFQ, codes[label], start // hop),
-    }
+    new, row = [clip_T[start:] for clip_T in clips], {}
+    if 'voices' not in left_out:
+      prompts = [
+        judges.embeddings(judged, clip_T[:start]).mean(axis=0) for clip_T in waves[ORIGINAL]
+      ]
+      drift = speaker.drift(prompts, [judges.embeddings(judged, clip_T) for clip_T in new])
+      heard = [
+        judges.voice(judged, clip_T) == e['label'] for clip_T, e in zip(new, examples, strict=True)
+      ]
+      row |= {'speaker_accuracy': float(np.mean(heard)), 'similarity': float(drift.mean())}
+    if 'numbers' not in left_out:
+      row['word_error_rate'] = speech.word_error_rate(
+        [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
+      )
+    row['mel_distance'] = _mel_distance(waves[ORIGINAL], clips, start, rate)
+    if all('words' in example for example in examples):
+      row |= opinions.words(new, [_text(e, start, end) for e in examples], rate, recognize)
+    rows[label] = row | _codes(codes_BFQ, codes[label], start // hop)
+  if any('words' not in example for example in examples):
+    left_out['words'] = 'the corpus does not tell what is said'
   return {
       'rows': rows, 'prompts': len(examples), 'seconds': settings.seconds, 'not_installed': opinions.missing(),
+      'left_out': left_out,
   }
 
 
@@ -81,7 +94,8 @@ def _mel_distance(originals: list[np.ndarray], clips: list[np.ndarray], start: i
   distances = []
   for original_T, clip_T in zip(originals, clips, strict=True):
     end = min(len(original_T), len(clip_T))
-    distances.append(codec_metrics.log_mel_distance(original_T[None, start:end], clip_T[None, start:end], rate))
+    pair = (jnp.asarray(wave_T[None, start:end]) for wave_T in (original_T, clip_T))
+    distances.append(codec_metrics.log_mel_distance(*pair, rate))
   return float(np.mean(distances))
 
 
@@ -91,7 +105,8 @@ def _codes(true_BFQ: np.ndarray, codes_BFQ: np.ndarray, first: int) -> dict[str,
   true_NQ, codes_NQ = true_BFQ[:, first:, :levels][here_BF], codes_BFQ[:, first:, :levels][here_BF]
   hit_NQ = true_NQ == codes_NQ
   use = [
-      codec_metrics.codebook_perplexity(codes_N1[None], 1 + int(codes_N1.max())) for codes_N1 in codes_NQ.T[..., None]
+      codec_metrics.codebook_perplexity(jnp.asarray(codes_N1[None]), 1 + int(codes_N1.max()))
+      for codes_N1 in codes_NQ.T[..., None]
   ]
   return {
       'codes_level_1': float(hit_NQ[:, 0].mean()),

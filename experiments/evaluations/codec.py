@@ -55,6 +55,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
     rows['noisy, all levels'] = row(config, clean_NT, decode_noisy(noisy_NFQ), full_rate)
     rows['denoised, all levels'] = row(config, clean_NT, denoised_NT, full_rate)
+  lacks_noise = noise_BT is None and _has_switch(config)
+  left_out = {'noise': 'the corpus has no noise'} if lacks_noise else {}
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
       'rows': rows,
@@ -62,18 +64,30 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       'codebook_size': config.codebook_size,
       'visqol_mapper': perceptual.visqol_mapper(),
       'not_installed': [*(set(perceptual.MODULES) - set(perceptual.available())), *opus.missing()],
+      'left_out': left_out,
   }
+
+
+def _has_switch(config) -> bool:
+  """Returns whether the codec has a denoising switch."""
+  return getattr(config, 'film', None) is not None
 
 
 def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray, np.ndarray | None]:
   """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter, and the noise beside them.
 
-  The noise is None for a codec without a denoising switch.
+  The noise is None for a codec without a denoising switch, and where the corpus has none.
   """
   length = round(CROP_SECONDS * config.sample_rate) // config.hop_length * config.hop_length
-  names = ('waveform',) if getattr(config, 'film', None) is None else ('waveform', 'noise')
+  source, names = sources.corpus(recipe, 'test', workdir, config.sample_rate), ('waveform',)
+  if _has_switch(config):
+    first = next(
+      (example for example in map(source.__getitem__, range(len(source))) if example is not None),
+      {},
+    )
+    names += ('noise',) if 'noise' in first else ()
   batches = list(pipeline.evaluation_batches(
-      sources.corpus(recipe, 'test', workdir, config.sample_rate),
+      source,
       {name: Feature((length,), np.float32, config.sample_rate) for name in names},
       batch_size=BATCH_SIZE,
       num_batches=-(-recipe.evaluation.num_clips // BATCH_SIZE),

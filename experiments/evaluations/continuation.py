@@ -21,35 +21,47 @@ ORIGINAL = 'original, through the codec'
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns who speaks in continuations of held-out voices, and whether what they say obeys the number grammar."""
+  """Returns who speaks in continuations of held-out voices, and whether what they say obeys the
+  number grammar.
+
+  What the corpus or the recipe cannot tell is left out, and named in 'left_out' with the reason.
+  """
   settings = recipe.evaluation
-  prompts = sources.counting_prompts(recipe, workdir)
   rate = workspace.load_stage(workdir, 'soundstream')[0].sample_rate
+  prompts = sources.prompts(recipe, workdir, rate)
   start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
   waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
-  judged = judges.load(workdir)
-  labels = np.array([int(example['label']) for example in prompts])
-  steps = [speech.counting_step(example['text'].split()) for example in prompts]
-  rows, heard = {}, [clip[:start] for clip in waves[ORIGINAL]]  # prompts, through the codec as the rest
+  judged = judges.load(recipe, workdir)
+  left_out = judges.left_out(judged, prompts)
+  rows, facts = {label: {'clips': len(clips)} for label, clips in waves.items()}, {}
+  if 'voices' not in left_out:
+    labels = np.array([int(example['label']) for example in prompts])
+    heard = [clip[:start] for clip in waves[ORIGINAL]]  # prompts, through the codec as the rest
+    for label, clips in waves.items():
+      new, originals = ([clip[start:] for clip in part] for part in (clips, waves[ORIGINAL]))
+      rows[label]['speaker_accuracy'] = float(
+        np.mean([judges.voice(judged, clip) for clip in new] == labels)
+      )
+      rows[label] |= opinions.voices(judged, heard, new, originals, labels)
+    facts['similarity_over_time'] = similarity_over_time(judged, waves, labels, start)
+    facts['chance_speaker'] = 1 / judged.speaker[0].num_classes
+  if 'numbers' not in left_out:
+    steps = [speech.counting_step(example['text'].split()) for example in prompts]
+    for label, clips in waves.items():
+      rows[label] |= speech.grammar_scores(
+        [judges.numbers(judged, clip[start:]) for clip in clips], steps
+      )
+    facts['chance_step'] = 1 / len(speech.NUMBERS)
+    facts['recognizer_word_error_rate'] = recognizer_error_rate(recipe, workdir, judged)
   for label, clips in waves.items():
-    new = [clip[start:] for clip in clips]
-    rows[label] = {
-        'speaker_accuracy': float(np.mean([judges.voice(judged, clip) for clip in new] == labels)),
-        **speech.grammar_scores([judges.numbers(judged, clip) for clip in new], steps),
-        **opinions.voices(judged, heard, new, [clip[start:] for clip in waves[ORIGINAL]], labels),
-        **opinions.naturalnesses(new[: settings.num_naturalness_clips], rate),
-    }
+    rows[label] |= opinions.naturalnesses(
+      [clip[start:] for clip in clips[: settings.num_naturalness_clips]], rate
+    )
   return {
-      'rows': rows,
-      'similarity_over_time': similarity_over_time(judged, waves, labels, start),
-      'chance_speaker': 1 / judged.speaker[0].num_classes,
-      'chance_step': 1 / len(speech.NUMBERS),
-      'recognizer_word_error_rate': recognizer_error_rate(recipe, workdir, judged),
-      'prompts': len(prompts),
-      'seconds': settings.seconds,
-      'not_installed': opinions.missing(),
-  }
+      'rows': rows, **facts, 'prompts': len(prompts), 'seconds': settings.seconds,
+      'not_installed': opinions.missing(), 'left_out': left_out,
+  }  # fmt: skip
 
 
 def continuations(recipe: Recipe, workdir: pathlib.Path, prompts: list[np.ndarray], end: int) -> dict:

@@ -47,7 +47,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     if name == 'detector':
       facts['detector'] = workspace.fingerprint(variables.params)
   if not curves:
-    return {'rows': rows}
+    command = f'python -m experiments.train --stage=detector --workdir={workdir}'
+    return {'rows': rows, 'left_out': {'detector': f'it is not trained: {command}'}}
   from experiments import pictures  # matplotlib, which only the extra `plot` installs
 
   path = workdir / 'evaluation' / 'detection_roc.png'
@@ -106,7 +107,9 @@ def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, 
   if not path.is_file():
     raise ValueError(f'{path} does not exist, and with it the calibration of the detector: {again}')
   found = files.read_json(path, again)
-  if found.get('detector') != workspace.fingerprint(variables.params):
+  if found.get('detector') is None:
+    raise ValueError(f'{path} was measured when there was no detector: {again}')
+  if found['detector'] != workspace.fingerprint(variables.params):
     raise ValueError(f'{path} was measured with another detector than {workdir}/detector holds: {again}')
   try:
     return {unit: detection.Calibration(**found[f'calibration_{unit}']) for unit in ('second', 'clip')}

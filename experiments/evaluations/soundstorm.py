@@ -19,7 +19,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   sees all unmasked frames too.
   """
   if not (workdir / 'soundstorm').is_dir():
-    return {'rows': {}}
+    command = f'python -m experiments.train --stage=soundstorm --workdir={workdir}'
+    return {'rows': {}, 'left_out': {'soundstorm': f'it is not trained: {command}'}}
   config, variables, _ = workspace.load_stage(workdir, 'soundstorm')
   stage = config.make()
   make = functools.partial(

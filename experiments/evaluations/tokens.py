@@ -14,25 +14,43 @@ from experiments.evaluations import log_mel, trade_off
 from experiments.recipe import Recipe
 
 
+KEYS = {'phone': 'phones', 'speaker': 'speaker'}  # of an example
+
+
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns what tokens tell of phones, frame by frame (where the corpus knows its phones), and Table I."""
-  return {**_purity(recipe, workdir), 'trade_off': trade_off.measure(recipe, workdir)}
+  found = {**_purity(recipe, workdir), 'trade_off': trade_off.measure(recipe, workdir)}
+  if sources.benchmark(recipe, workdir) is None:
+    found['left_out']['ABX'] = (
+      'no benchmark with phones in context: give --data=FOLDER of ZeroSpeech 2021'
+    )
+  return found
 
 
 def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns how well semantic tokens follow phones, beside k-means (same K) on the log-mel that w2v-BERT reads."""
+  """Returns how well semantic tokens follow phones and speakers, as far as the corpus tells them.
+
+  Beside k-means (same K) on the log-mel that w2v-BERT reads.
+  """
   encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
-  training, test = (sources.corpus(recipe, split, workdir) for split in ('train', 'test'))
+  training, test = (
+    sources.corpus(recipe, split, workdir, encoder.sample_rate) for split in ('train', 'test')
+  )
   test = corpora.Subset(test, recipe.evaluation.num_clips, seed=recipe.evaluation.seed)
-  if 'phones' not in (test[0] or {}):
-    return {'rows': {}}
+  test = [example for example in test if example is not None]
+  left_out = {
+      f'{name}s': f'the corpus does not tell its {name}s'
+      for name in ('phone', 'speaker') if not all(KEYS[name] in example for example in test)
+  }
   config = log_mel.config_of(encoder)
   if (encoder.frame_rate, encoder.sample_rate) != (config.frame_rate, config.sample_rate):
-    raise ValueError(
+    reason = (
         f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be compared with phones and '
         f'log-mel of {config.frame_rate} Hz from {config.sample_rate} Hz'
     )
-  num_clusters = len(quantizer.centroids_KD)
+    left_out = {'phones': reason, 'speakers': reason}
+  if not test or len(left_out) == 2:
+    return {'rows': {}, 'left_out': left_out}
   extractors = {
       'w2v-BERT': functools.partial(encoder.features, variables),
       'raw log-mel, averaged': functools.partial(log_mel.features, config, stack=False, normalize=False),
@@ -40,18 +58,32 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
       'normalized log-mel, stacked': functools.partial(log_mel.features, config, stack=True, normalize=True),
   }
   rows = {}
-  phones_N = np.concatenate([example['phones'] for example in test])
-  speakers_N = np.concatenate([np.full(len(example['phones']), example['speaker']) for example in test])
   for name, extractor in extractors.items():
     extract = functools.partial(sources.map_frames, jax.jit(extractor), hop_length=config.hop_length)
     own = quantizer
     if name != 'w2v-BERT':
       own = sources.fit_clusters(extract, training, config, recipe.semantic_tokens)
-    frames_ND = np.concatenate(list(extract(test, config.sample_rate)))
-    tokens_N = np.asarray(kmeans.assign(own, jnp.asarray(frames_ND)[None])[0])
-    rows[name] = {
-        'phone_purity': token_metrics.phone_purity(tokens_N, phones_N),
-        'phone_nmi': token_metrics.normalized_mutual_information(tokens_N, phones_N),
-        'speaker_nmi': token_metrics.normalized_mutual_information(tokens_N, speakers_N),
-    }
-  return {'rows': rows, 'num_clusters': num_clusters, 'frames': len(phones_N)}
+    frames = list(extract(test, config.sample_rate))
+    tokens_N = np.asarray(kmeans.assign(own, jnp.asarray(np.concatenate(frames))[None])[0])
+    rows[name] = _scores(tokens_N, [len(frames_SD) for frames_SD in frames], test, left_out)
+  return {
+      'rows': rows, 'num_clusters': len(quantizer.centroids_KD), 'frames': len(tokens_N),
+      'left_out': left_out,
+  }
+
+
+def _scores(
+  tokens_N: np.ndarray, lengths: list[int], examples: list[dict], left_out: dict[str, str]
+) -> dict:
+  """Returns what tokens tell of phones and of speakers, but for what is left out; lengths: frames
+  of each example.
+  """
+  row = {}
+  if 'phones' not in left_out:
+    phones_N = np.concatenate([example['phones'] for example in examples])
+    row['phone_purity'] = token_metrics.phone_purity(tokens_N, phones_N)
+    row['phone_nmi'] = token_metrics.normalized_mutual_information(tokens_N, phones_N)
+  if 'speakers' not in left_out:
+    speakers_N = np.repeat([int(example['speaker']) for example in examples], lengths)
+    row['speaker_nmi'] = token_metrics.normalized_mutual_information(tokens_N, speakers_N)
+  return row

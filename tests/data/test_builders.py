@@ -23,13 +23,13 @@ def read(folder, split):
   import tensorflow_datasets
 
   stored = tensorflow_datasets.builder_from_directory(folder).as_data_source(split)
-  source = tfds.examples(folder, split, RATE, label_name='speaker')
+  source = tfds.examples(folder, split, RATE, speaker_name='speaker')
   found = {}
   for record, example in zip((stored[i] for i in range(len(stored))), (source[i] for i in range(len(source)))):
     content = record['audio'].item() if isinstance(record['audio'], np.ndarray) else record['audio']
     name, digest = (bytes(np.asarray(record[key]).item()).decode() for key in ('id', 'sha256'))
     assert hashlib.sha256(content).hexdigest() == digest and record['num_samples'] == len(example['waveform'])
-    found[name] = example['waveform'], int(example['label'])
+    found[name] = example['waveform'], int(example.get('speaker', -1))
   return found
 
 

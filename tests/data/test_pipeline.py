@@ -191,7 +191,7 @@ def recordings(tmp_path_factory):
 
 
 def test_seeking_changes_no_batch(recordings):
-  features = {name: FEATURES[name] for name in ('waveform', 'label')}
+  features = {'waveform': FEATURES['waveform'], 'speaker': FEATURES['label']}
   options = {'batch_size': 4, 'seed': 3, 'num_threads': 1}
   seeking = SeekingOnly(recordings, RATE, max_bad_fraction=0.5)
   whole = folders.AudioFiles(recordings, RATE, max_bad_fraction=0.5)
@@ -208,7 +208,7 @@ def test_seeking_changes_no_batch(recordings):
 def test_a_crop_beside_another_time_series_is_cut_from_the_whole(recordings):
   features = {'waveform': FEATURES['waveform'], 'noise': FEATURES['waveform']}
   source = folders.AudioFiles(recordings[:4], RATE)
-  with pytest.raises(ValueError, match="'noise'; the source has .'label', 'waveform'"):
+  with pytest.raises(ValueError, match="'noise'; the source has .'speaker', 'waveform'"):
     pipeline.batches(source, features, batch_size=2, seed=0)
   with pytest.raises(AssertionError, match='whole example'):
     pipeline.batches(SeekingOnly(recordings, RATE), features, batch_size=2, seed=0)

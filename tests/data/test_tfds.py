@@ -49,7 +49,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize('audio_name', ['audio', 'samples'])
 def test_reads_what_was_prepared(folder, audio_name):
-  source = ours.examples(folder, 'train', RATE, audio_name=audio_name, label_name='speaker', max_bad_fraction=0.2)
+  source = ours.examples(
+    folder, 'train', RATE, audio_name=audio_name, speaker_name='speaker', max_bad_fraction=0.2
+  )
   found = {}
   for i in range(len(source)):
     if (example := source[i]) is not None:
@@ -59,7 +61,7 @@ def test_reads_what_was_prepared(folder, audio_name):
   for i, wave in enumerate(WAVES):
     if len(wave) in found:
       np.testing.assert_allclose(found[len(wave)]['waveform'], wave, atol=1e-4)
-      assert found[len(wave)]['label'] == i % 2
+      assert found[len(wave)]['speaker'] == i % 2
 
 
 def test_wrong_names(folder):

@@ -1,10 +1,16 @@
 """The held-out split of a folder, and what a recipe without audio says."""
 
+import json
+import os
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
+from audiolm_jax import audio
+from audiolm_jax.data import skipped
 from experiments import corpora
 
 
@@ -68,3 +74,92 @@ def test_a_subset_is_fixed_and_in_order():
   again = corpora.Subset(source, 10, seed=1)
   assert got == [again[index] for index in range(10)]
   assert got != [corpora.Subset(source, 10, seed=2)[index] for index in range(10)]
+
+
+@pytest.mark.parametrize(
+  'train, test', [('data', 'data/test'), ('data', 'link'), ('.', 'data/test')]
+)
+def test_a_test_file_never_trains_however_folders_nest_or_link(tmp_path, train, test):
+  fill(tmp_path, ['data/0.wav', 'data/1.wav', 'data/test/2.wav', 'data/test/deep/3.wav'])
+  (tmp_path / 'link').symlink_to(tmp_path / 'data/test')
+  (tmp_path / 'data/4.wav').symlink_to(tmp_path / 'data/test/2.wav')
+  (tmp_path / 'data/5.wav').hardlink_to(tmp_path / 'data/test/deep/3.wav')
+  folder = corpora.Folder(root=str(tmp_path / train), test_root=str(tmp_path / test))
+  found = {
+      split: {os.path.realpath(part.path) for part in folder.examples(split, None).parts}
+      for split in ('train', 'test')
+  }
+  assert found['train'] == {str(tmp_path / f'data/{name}.wav') for name in (0, 1)}
+  assert len(found['test']) == 2
+
+
+def test_a_test_folder_that_holds_all_is_refused(tmp_path):
+  fill(tmp_path, ['data/0.wav', 'data/more/1.wav'])
+  folder = corpora.Folder(root=str(tmp_path / 'data/more'), test_root=str(tmp_path / 'data'))
+  with pytest.raises(ValueError, match='nothing is left to train on'):
+    folder.examples('train', None)
+
+
+def test_folders_of_speakers_are_held_out_whole(tmp_path):
+  fill(tmp_path, [f'voice{voice}/{index}.wav' for voice in range(40) for index in range(3)])
+  folder = corpora.Folder(root=str(tmp_path), held_out=0.3, speaker_folders=True)
+  voices = {}
+  for split in ('train', 'test'):
+    parts = folder.examples(split, None).parts
+    voices[split] = {os.path.basename(os.path.dirname(part.path)) for part in parts}
+    assert len(parts) == 3 * len(voices[split])
+  assert not voices['train'] & voices['test'] and len(voices['train'] | voices['test']) == 40
+  assert voices['test'] == {
+      f'voice{voice}' for voice in range(40)
+      if zlib.crc32(f'voice{voice}'.encode()) % 10_000 < 3_000
+  }
+
+
+LOCALES = [
+    {'LC_ALL': 'C.UTF-8'}, {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
+]  # fmt: skip
+
+
+def test_names_that_are_no_text_fall_into_the_same_split_in_every_locale(tmp_path):
+  names = [b'%d-\xe9\xff\xc3\xa4.wav' % index for index in range(30)]
+  for name in names:
+    open(os.path.join(os.fsencode(tmp_path), name), 'wb').close()
+  program = (
+      'import json, os, sys; from experiments import corpora; '
+      'found = corpora.Folder(root=sys.argv[1], held_out=0.3).examples("test", None); '
+      'names = [os.path.basename(os.fsencode(part.path)) for part in found.parts]; '
+      'print(json.dumps([sorted(name.hex() for name in names), found.inventory()]))'
+  )
+  said = [
+      subprocess.run(
+          [sys.executable, '-c', program, tmp_path], capture_output=True, check=True,
+          env={**os.environ, **locale},
+      ).stdout
+      for locale in LOCALES
+  ]  # fmt: skip
+  assert said[0] == said[1]
+  expected = sorted(name.hex() for name in names if zlib.crc32(name) % 10_000 < 3_000)
+  assert json.loads(said[0])[0] == expected and 3 < len(expected) < 20
+
+
+def test_what_is_left_out_is_listed_in_the_workdir_and_its_limits_are_fields(tmp_path):
+  root, cache = tmp_path / 'audio', tmp_path / 'corpus'
+  for index in range(4):
+    audio_of(root / f'{index}.wav', 2.0 if index == 3 else 0.5)
+  (root / '1.wav').write_bytes(b'')
+  (root / '._0.wav').write_bytes(b'')
+  folder = corpora.Folder(
+      root=str(root), test_root=str(root), max_seconds=1.0, max_bad_fraction=0.5
+  )
+  found = folder.examples('test', str(cache))
+  assert [found[index] is None for index in range(4)] == [False, True, False, True]
+  listed = skipped.read(corpora.listing(cache))
+  assert [os.path.basename(path) for path, _ in listed] == ['._0.wav', '1.wav', '3.wav']
+  assert 'is empty (0 bytes)' in listed[1][1] and '--set corpus.max_seconds=' in listed[2][1]
+  with pytest.raises(ValueError, match='max_bad_fraction=0.05.*--set corpus.max_bad_fraction='):
+    corpora.Folder(root=str(root), test_root=str(root)).examples('test', str(cache))[1]
+
+
+def audio_of(path, seconds):
+  path.parent.mkdir(exist_ok=True)
+  audio.save(path, np.full(round(16_000 * seconds), 0.1, np.float32), 16_000)

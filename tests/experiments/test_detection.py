@@ -11,7 +11,7 @@ import pytest
 from flax.core import meta
 
 from audiolm_jax import audio, files, generation
-from audiolm_jax.data import token_shards
+from audiolm_jax.data import folders, token_shards
 from audiolm_jax.stages import detector, soundstream
 from audiolm_jax.stages.base import Variables
 from experiments import detect, forge, forgeries, sources, workspace
@@ -72,6 +72,23 @@ def test_every_voice_belongs_to_one_side():
     forge.choose(corpus, 'test', 200, 12, 0)
 
 
+def test_folders_of_speakers_are_split_by_speaker(tmp_path):
+  for voice in range(24):
+    (tmp_path / f'voice{voice:02d}').mkdir()
+    for index in range(3):
+      wave_T = np.full(1600, 0.1, np.float32)
+      audio.save(tmp_path / f'voice{voice:02d}' / f'{index}.wav', wave_T, RATE)
+  corpus = folders.examples(tmp_path, RATE, speaker_folders=True)
+  voices = {
+    split: {
+      corpus.parts[index].path.split('/')[-2]
+      for index in forge.choose(corpus, split, count, 1600, 0)
+    }
+    for split, count in (('train', 40), ('validation', 6))
+  }
+  assert not voices['train'] & voices['validation'] and min(map(len, voices.values())) > 1
+
+
 def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys):
   """Models are stubs: a code is its frame of 320 samples, held; what is sampled is negative."""
   frames = lambda wave_BT: np.round(wave_BT[:, ::320, None] * 1000).astype(np.int32)
@@ -113,6 +130,10 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
   (tmp_path / 'forgeries' / 'test.json').unlink()  # stopped before the end
   next((tmp_path / 'forgeries').glob('test-00001*')).unlink()
   before = next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes()
+  corpus.append(corpus[0])
+  with pytest.raises(ValueError, match='the corpus is not the one that .*: 1 added'):
+    make(tmp_path)
+  corpus.pop()
   make(tmp_path)
   assert asked == [4, 2, 2] and next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes() == before
 
@@ -153,7 +174,12 @@ def test_a_perfect_cue_is_found_and_lots_are_at_chance(workdir):
 
 
 def test_other_models_clips_are_refused_and_without_a_detector_there_are_no_rows(workdir, tmp_path_factory):
-  assert detection.measure(tiny.RECIPE, tmp_path_factory.mktemp('empty')) == {'rows': {}}
+  empty = tmp_path_factory.mktemp('empty')
+  found = detection.measure(tiny.RECIPE, empty)
+  assert found['rows'] == {} and list(found['left_out']) == ['detector']
+  files.write_text(empty / 'evaluation' / 'detection.json', json.dumps(found))
+  with pytest.raises(ValueError, match='was measured when there was no detector'):
+    detection.load_calibrations(empty, None)
   write(workdir, 'test', 2, fingerprints={'soundstream': 'xyz'})
   with pytest.raises(ValueError, match='train it again'):
     detection.measure(tiny.RECIPE, workdir)

@@ -113,7 +113,8 @@ def undisturbed(made, tmp_path_factory):
   logs = tmp_path_factory.mktemp('logs')
   runs.finish_pod(runs.start_pod(encode_corpus, models, workdir, root, count=1, devices=1, logs=logs), logs)
   hashes = _hashes(workdir)
-  assert len(hashes) == 10 + 2 + 2 and 'kmeans.safetensors' in hashes  # shards, manifests, and what made them
+  # Shards, manifests, lists of files, what made them, and the lock.
+  assert len(hashes) == 10 + 2 + 2 + 2 + 1 and 'kmeans.safetensors' in hashes
   num_examples = sum(
       shard['num_examples'] for split in ('train', 'test')
       for shard in json.loads((workdir / 'tokens' / f'{split}.json').read_text())['shards']

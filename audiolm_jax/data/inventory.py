@@ -1,0 +1,80 @@
+"""The list of what a corpus holds, by which what was made of it knows whether it is still the same.
+"""
+
+import collections
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from audiolm_jax import files
+from audiolm_jax.data import skipped
+
+MAX_BYTES = 2**30  # ten million files
+
+
+def of(source: Any) -> list[str]:
+  """Returns a line for each example: what the source's `inventory()` gives, else just their number.
+  """
+  return source.inventory() if hasattr(source, 'inventory') else [f'{len(source)} examples']
+
+
+def digest(lines: Sequence[str]) -> str:
+  """Returns the SHA-256 of an inventory, 16 hex digits."""
+  return hashlib.sha256('\n'.join(lines).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+
+
+def difference(before: Sequence[str], now: Sequence[str]) -> str:
+  """Returns in words what changed, with the first names; '' where nothing did."""
+  before_names, now_names = (
+    {line.split('\t')[0]: line for line in lines} for lines in (before, now)
+  )
+  added = [name for name in now_names if name not in before_names]
+  gone = [name for name in before_names if name not in now_names]
+  changes = [(added, 'added'), (gone, 'gone')]
+  if not added and not gone and list(before) != list(now):
+    counts = collections.Counter(now)
+    counts.subtract(before)
+    changed = list(dict.fromkeys(line.split('\t')[0] for line, count in counts.items() if count))
+    changes.append((changed or list(now_names)[:1], 'changed'))
+  return ', '.join(
+    f'{len(names)} {what} ({skipped.named(names)})' for names, what in changes if names
+  )
+
+
+def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], remedy: str):
+  """Writes the inventory of which something is about to be made, or checks that it is still the
+  same.
+
+  made: files that were made already, looked up before this call (other processes may make some
+  meanwhile).
+
+  Raises ValueError, with what changed and the remedy, where the corpus is no longer the one they
+  were made of.
+  """
+  before = load(path)
+  if before is None:
+    if made:
+      raise ValueError(
+        f'{made[0]} is there, but not {path}, which lists the files it was made of: {remedy}'
+      )
+    save(path, lines)
+  elif changed := difference(before, lines):
+    raise ValueError(f'the corpus is not the one that {path} lists: {changed}. {remedy}')
+
+
+def save(path: str | os.PathLike, lines: Sequence[str]):
+  """Writes an inventory, whole or not at all."""
+  files.write_text(path, json.dumps({'files': list(lines)}, indent=0))
+
+
+def load(path: str | os.PathLike) -> list[str] | None:
+  """Returns what `save` wrote; None where there is no file. Raises ValueError where it is damaged."""
+  if not os.path.lexists(path):
+    return None
+  remedy = 'move it and what was made with it away'
+  lines = files.read_json(path, remedy, max_bytes=MAX_BYTES).get('files')
+  if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+    raise ValueError(f'{path} has no list of files: {remedy}')
+  return lines

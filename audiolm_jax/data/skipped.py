@@ -1,0 +1,88 @@
+"""Examples that cannot be read: left out, counted, listed once with the reason, and too many of
+them an error.
+"""
+
+import json
+import os
+
+from audiolm_jax import files
+
+NUM_NAMED = 3  # in a message
+
+
+def shown(path: str | bytes | os.PathLike) -> str:
+  """Returns a path as text that every terminal and file of UTF-8 takes; bytes that are no text as
+  \\xNN.
+  """
+  return os.fsencode(path).decode('utf-8', 'backslashreplace')
+
+
+def named(names: list[str]) -> str:
+  """Returns the first names, and how many more there are."""
+  more = f' and {len(names) - NUM_NAMED} more' if len(names) > NUM_NAMED else ''
+  return ', '.join(shown(name) for name in names[:NUM_NAMED]) + more
+
+
+class Skipped(dict):
+  """The examples of a source that turned out unreadable: {index: reason}.
+
+  listing: a file that gets a line of JSON {'path', 'reason'} for each; a path that is in it already
+  gets no second line, also from another process or an earlier run. None: no file.
+  """
+
+  def __init__(
+    self,
+    num_examples: int,
+    max_fraction: float,
+    what: str,
+    listing: str | os.PathLike | None = None,
+  ):
+    super().__init__()
+    self._num_examples, self._max_fraction, self._what, self._listing = (
+      num_examples,
+      max_fraction,
+      what,
+      listing,
+    )
+
+  def add(self, index: int, name: str | os.PathLike, reason: str):
+    """Leaves out example `index`. Raises ValueError once more than `max_fraction` of all are."""
+    if index not in self:
+      self[index] = reason
+      if self._listing is not None:
+        listed(self._listing, [(name, reason)])
+    if len(self) > self._max_fraction * self._num_examples:
+      where = '' if self._listing is None else f' (all of them: {shown(self._listing)})'
+      raise ValueError(
+        f'{len(self)} of {self._num_examples} {self._what} cannot be read, more than '
+        f'max_bad_fraction={self._max_fraction}; the last: {shown(reason)}{where}. Mend them, '
+        'move them away, or raise '
+        'max_bad_fraction (--set corpus.max_bad_fraction=SHARE)'
+      )
+
+
+def listed(listing: str | os.PathLike, entries: list[tuple[str | os.PathLike, str]]):
+  """Appends (path, reason) pairs to a file of JSON lines; a path that is there already is not
+  listed again.
+  """
+  there = {path for path, _ in read(listing)}
+  lines = [
+    json.dumps({'path': os.fspath(path), 'reason': reason}) + '\n'
+    for path, reason in entries
+    if os.fspath(path) not in there
+  ]
+  if lines:
+    os.makedirs(os.path.dirname(os.path.abspath(listing)), exist_ok=True)
+    with files.open_in_place(listing, 'a') as file:
+      file.write(''.join(lines))  # at once: other processes append, too
+
+
+def read(listing: str | os.PathLike) -> list[tuple[str, str]]:
+  """Returns the (path, reason) pairs of such a file; none where it is not there. Torn lines are
+  passed over.
+  """
+  if not os.path.isfile(listing):
+    return []
+  entries, _ = files.json_lines(listing)
+  fields = [(entry.get('path'), entry.get('reason')) for entry in entries]
+  return [pair for pair in fields if all(isinstance(field, str) for field in pair)]

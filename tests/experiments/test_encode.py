@@ -1,0 +1,169 @@
+"""What encoding says of a corpus: what was left out, what has changed, who else encodes. Models are
+stubs.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from audiolm_jax import audio
+from audiolm_jax.data import inventory, skipped, token_shards
+from audiolm_jax.stages.base import Codec
+from experiments import corpora, encode, sources
+from experiments.recipes import folder as folder_recipe
+
+RATE, HOP = 16_000, 320
+PRINTS = {'soundstream': 'abc', 'semantic_tokens': 'def'}
+KINDS = {'frame_rate': 50.0, 'semantic_rate': 25.0}
+
+
+class Config:
+  """A codec whose code is the number of the first sample's sixteenth."""
+
+  sample_rate, hop_length = RATE, HOP
+
+  def codec(self):
+    return Codec(None, None, 0)
+
+
+def encode_batch(wave_BT):
+  codes_BFQ = np.round(wave_BT[:, ::HOP, None] * 16).astype(np.int32)
+  return codes_BFQ, codes_BFQ[:, ::2, 0]
+
+
+def fill(root, names):
+  root.mkdir(exist_ok=True)
+  for index, name in enumerate(names, 1):
+    audio.save(root / name, np.full(2 * HOP * index, index / 16, np.float32), RATE)
+
+
+def recipe_of(root, **options):
+  options = {'max_bad_fraction': 0.5, **options}
+  corpus = corpora.Folder(root=str(root), test_root=str(root.with_name('test')), **options)
+  return dataclasses.replace(folder_recipe.RECIPE, corpus=corpus)
+
+
+def run(recipe, workdir, split='train'):
+  encode.encode_split(recipe, workdir, split, encode_batch, Config(), KINDS, PRINTS)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+  monkeypatch.setattr(encode, 'SHARD_EXAMPLES', 2)
+  monkeypatch.setattr(sources, 'BATCH_SIZE', 1)
+  fill(tmp_path / 'test', ['held out.wav'])
+  fill(tmp_path / 'audio', [f'{index}.wav' for index in range(5)])
+  return tmp_path / 'audio'
+
+
+def read(workdir, split='train'):
+  source = token_shards.TokenShards(workdir / 'tokens', split)
+  return [int(source[index]['semantic'][0]) for index in range(len(source))]
+
+
+def test_what_is_left_out_is_counted_and_listed_and_counts_are_of_what_was_done(
+    root, tmp_path, capsys
+):
+  (root / '1.wav').write_bytes(b'')
+  (root / '._2.wav').write_bytes(b'')
+  run(recipe_of(root), tmp_path / 'run')
+  said = capsys.readouterr().out
+  assert read(tmp_path / 'run') == [1, 3, 4, 5]
+  listing = str(tmp_path / 'run/corpus/skipped.jsonl')
+  assert 'train: 4 clips in 3 shards' in said
+  assert f'1 of 5 clips could not be read; they and the reasons: {listing}' in said
+  assert [os.path.basename(path) for path, _ in skipped.read(listing)] == ['._2.wav', '1.wav']
+
+
+def test_a_corpus_that_changed_before_the_end_is_refused_and_put_back_goes_on(
+    root, tmp_path, monkeypatch, capsys
+):
+  workdir = tmp_path / 'run'
+  write, calls = token_shards.write_shard, []
+
+  def killed(*arguments):
+    calls.append(0)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return write(*arguments)
+
+  monkeypatch.setattr(token_shards, 'write_shard', killed)
+  with pytest.raises(KeyboardInterrupt):
+    run(recipe_of(root), workdir)
+  monkeypatch.setattr(token_shards, 'write_shard', write)
+  fill(root, ['00.wav'])
+  remedy = f'`mv {workdir}/tokens {workdir}/tokens.old1`, and the same command'
+  with pytest.raises(ValueError, match=r'1 added .00.wav.*') as error:
+    run(recipe_of(root), workdir)
+  assert remedy in str(error.value)
+  (root / '00.wav').unlink()
+  audio.save(root / '4.wav', np.full(9 * HOP, 0.5, np.float32), RATE, overwrite=True)
+  with pytest.raises(ValueError, match='1 changed .4.wav'):
+    run(recipe_of(root), workdir)
+  os.rename(workdir / 'tokens', workdir / 'tokens.old1')  # the remedy, as printed
+  run(recipe_of(root), workdir)
+  assert read(workdir) == [1, 2, 3, 4, 8]
+  assert 'tokens.old2' in encode.aside(workdir / 'tokens')
+
+
+def test_a_finished_encode_says_what_was_added_since_and_how_to_add_it(root, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  run(recipe_of(root), workdir)
+  run(recipe_of(root), workdir)
+  assert capsys.readouterr().out.splitlines()[-1] == f'train: already encoded; {workdir}/tokens'
+  fill(root, ['new.wav'])
+  run(recipe_of(root), workdir)
+  said = capsys.readouterr().out
+  assert 'already encoded' in said and '1 added (new.wav)' in said
+  assert f'`mv {workdir}/tokens {workdir}/tokens.old1`, and the same command' in said
+  os.rename(root, tmp_path / 'elsewhere')  # tokens are of use without their corpus
+  run(recipe_of(root), workdir)
+  assert capsys.readouterr().out == f'train: already encoded; {workdir}/tokens\n'
+
+
+def test_a_moved_corpus_is_the_same(root, tmp_path):
+  before = inventory.of(recipe_of(root).corpus.examples('train', None))
+  os.rename(root, tmp_path / 'moved')
+  assert inventory.of(recipe_of(tmp_path / 'moved').corpus.examples('train', None)) == before
+
+
+def test_a_split_of_which_nothing_can_be_read_is_refused_with_its_listing(root, tmp_path):
+  (tmp_path / 'test/held out.wav').write_bytes(b'no audio')
+  with pytest.raises(ValueError, match='test: none of 1 clips could be read; why is in .*skipped'):
+    run(recipe_of(root, max_bad_fraction=1.0), tmp_path / 'run', 'test')
+  assert not (tmp_path / 'run/tokens/test.json').exists()
+
+
+def test_the_second_encoder_says_who_holds_the_folder(tmp_path):
+  program = (
+      'import pathlib, sys; from experiments import encode\n'
+      'with encode.only_encoder(pathlib.Path(sys.argv[1])): print(flush=True); input()'
+  )
+  with subprocess.Popen(
+      [sys.executable, '-c', program, tmp_path / 'tokens'], stdin=-1, stdout=-1
+  ) as other:
+    other.stdout.readline()
+    with pytest.raises(ValueError, match=f'is in use by process {other.pid} on'):
+      with encode.only_encoder(tmp_path / 'tokens'):
+        pass
+    other.communicate(b'\n')
+  with encode.only_encoder(tmp_path / 'tokens'):
+    pass
+
+
+def test_the_sample_for_the_clusters_is_bound_to_the_corpus(root, tmp_path):
+  corpus = lambda: inventory.of(sources.corpus(recipe_of(root), 'train', tmp_path, 8_000))
+  before = inventory.digest(corpus())
+  fill(root, ['new.wav'])
+  assert inventory.digest(corpus()) != before
+
+
+def test_voices_stay_beside_their_tokens(root, tmp_path):
+  recipe = recipe_of(root, speaker_folders=True)
+  run(recipe, tmp_path / 'run')
+  source = token_shards.TokenShards(tmp_path / 'run/tokens', 'train')
+  assert [int(source[index]['speaker']) for index in range(5)] == [0] * 5
