@@ -28,8 +28,8 @@ PACKAGES = {
 # Allison Smith speaks English and Spanish: one voice.
 _ASTERISK_VOICES = {'en': 'allison', 'es': 'allison', 'fr': 'june', 'it': 'carlo', 'ru': 'ivrvoice'}
 _NO_SPEECH = ('beep', 'beeperr', 'ascending-2tone', 'descending-2tone', 'tt-monkeys')
-# Roles of fillets-ng under noise (modems, static) or disguised: less than 19 dB above it.
-_NOISY_ROLES = ('linuxer1', 'linuxer2', 'darkgrey', 'viking6')
+# Roles of fillets-ng under noise (less than 19 dB above it) or disguised (DNSMOS OVRL 1.7).
+_NOISY_ROLES = ('linuxer1', 'linuxer2', 'darkgrey', 'viking6', 'statue')
 _DIALOG = re.compile(r'dialogId\("([^"]*)", *"font_([^"]*)", *"[^\n]*"\)\s*dialogStr\("([^\n]*)"\)')
 _STAMP = re.compile(r'(.*)_desc(?:_([A-Za-z_]+))?(?:\.ogg)+')
 _PROMPT = re.compile(r'\( *(\S+) +"(.*)" *\)')

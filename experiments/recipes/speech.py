@@ -33,8 +33,9 @@ voice that was). Their phones in context are items for ABX:
     --data=runs/speech/corpus/speech-*/labelled --subset=labelled
 
 Left out are sounds that are no speech (by name, or without a line in a script), silent clips, and
-four roles of fillets-ng that lie under noise. DNSMOS OVRL: festvox-ru 3.3, Asterisk 3.3, KLettres
-2.6 to 3.2, Tux Paint 2.3 to 3.1, fillets-ng 2.0 to 2.4.
+five roles of fillets-ng under noise or disguised. DNSMOS OVRL of two to four clips a voice:
+festvox-ru and Asterisk 3.3, Tux Paint 2.4 to 3.2, KLettres 2.3 to 3.2, fillets-ng 2.2 to 2.5 (its
+Dutch is without anything above 4 kHz).
 """
 
 import dataclasses
