@@ -14,13 +14,11 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from audiolm_jax import audio
+from audiolm_jax import audio, files
 from audiolm_jax.data import debian, g722, synthesized, zerospeech
 from audiolm_jax.data.utterances import Utterance
 
@@ -28,6 +26,7 @@ SAMPLE_RATE = 16_000  # Hz
 SPLITS = ('train', 'test', 'labelled')
 HELD_OUT_LANGUAGES = ('da', 'de', 'hu', 'it', 'lt')
 FIRST_SPEAKER = 1_000_000  # number of the first voice: above all of LibriSpeech's speakers
+_MANIFEST = 'utterances.json'
 _FORMAT = 1  # raise when what is prepared from the same files changes
 _JOINED_SECONDS = 6.0  # clips of one voice are joined until they are so long
 _MARGIN_SECONDS = 0.15  # kept before and after the speech in a clip that is joined
@@ -59,21 +58,8 @@ def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> path
   ]
   key = hashlib.sha256(json.dumps([_FORMAT, known]).encode()).hexdigest()[:16]
   folder = pathlib.Path(cache_dir) / f'speech-{key}'
-  if folder.is_dir():
-    return folder
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = pathlib.Path(
-      tempfile.mkdtemp(prefix=f'{folder.name}-', suffix='.tmp', dir=folder.parent)
-  )
-  try:
-    _prepare(clips, unfinished)
-    unfinished.chmod(0o755)
-    os.rename(unfinished, folder)
-  except OSError:
-    if not folder.is_dir():  # else another process was first
-      raise
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
+  if not (folder / _MANIFEST).is_file():  # written last: a run that was stopped begins again
+    _prepare(clips, folder)
   return folder
 
 
@@ -86,7 +72,8 @@ def utterances(folder: str | os.PathLike, split: str) -> tuple[list[Utterance], 
   if split not in SPLITS:
     raise ValueError(f'split is {split!r}; there are {", ".join(SPLITS)}')
   folder = pathlib.Path(folder)
-  stored = json.loads((folder / 'utterances.json').read_text('utf-8'))
+  path = folder / _MANIFEST
+  stored = files.read_json(path, f'delete {path}, then the corpus is prepared again')
   number = {voice: FIRST_SPEAKER + index for index, voice in enumerate(stored['voices'])}
   names = sorted({phone for one in stored['utterances'] for _, phone in one['phones']})
   return [
@@ -109,7 +96,7 @@ def _prepare(clips: Sequence[debian.Clip], folder: pathlib.Path):
     place.mkdir(parents=True, exist_ok=True)
     counts[place] = counts.get(place, 0) + 1
     name = pathlib.Path(clip.path).stem if clip.labels else f'{clip.voice}-{counts[place] - 1:04d}'
-    audio.save(place / f'{name}.flac', synthesized.level(wave_T), SAMPLE_RATE)
+    audio.save(place / f'{name}.flac', synthesized.level(wave_T), SAMPLE_RATE, overwrite=True)
     phones = debian.read_labels(clip.labels) if clip.labels else []
     file = f'{split}/{clip.voice}/{name}.flac'
     made.append({'split': split, 'file': file, 'voice': clip.voice, 'text': text, 'phones': phones})
@@ -117,10 +104,10 @@ def _prepare(clips: Sequence[debian.Clip], folder: pathlib.Path):
     raise ValueError(f'none of {len(clips)} clips can be used; the first: {left_out[:3]}')
   voices = sorted({clip.voice for clip in clips})
   content = json.dumps({'voices': voices, 'utterances': made}, ensure_ascii=False)
-  (folder / 'utterances.json').write_text(content, 'utf-8')
-  (folder / 'left_out.txt').write_text(''.join(f'{line}\n' for line in left_out), 'utf-8')
+  files.write_text(folder / 'left_out.txt', ''.join(f'{line}\n' for line in left_out))
   if items := [item for one in made if one['split'] == 'labelled' for item in _items(one)]:
     zerospeech.write_items(folder / 'labelled/labelled.item', items)
+  files.write_text(folder / _MANIFEST, content)
 
 
 def _joined(

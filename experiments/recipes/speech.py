@@ -33,7 +33,7 @@ voice that was). Their phones in context are items for ABX:
     --data runs/speech/corpus/speech-*/labelled --subset=labelled
 
 Left out are sounds that are no speech (by name, or without a line in a script), silent clips, 550
-clips of KLettres whose Ogg stream has no end (Malayalam, Arabic), and five roles of fillets-ng under
+clips of KLettres whose Ogg stream has no end (Malayalam, Arabic), five roles of fillets-ng under
 noise or disguised. DNSMOS OVRL of two to four clips a voice: festvox-ru and Asterisk 3.3, Tux Paint
 2.4 to 3.2, KLettres 2.3 to 3.2, fillets-ng 2.2 to 2.5 (its Dutch has nothing above 4 kHz).
 """

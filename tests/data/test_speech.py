@@ -82,7 +82,17 @@ def test_it_is_prepared_once_and_afresh_for_other_files(clips, tmp_path):
   assert speech.prepared(clips, tmp_path / 'cache') == folder
   assert (folder / 'left_out.txt').read_text() == 'kept'
   assert speech.prepared(clips[:-1], tmp_path / 'cache') != folder
-  assert not list((tmp_path / 'cache').glob('*.tmp'))
+
+
+def test_a_preparation_that_was_stopped_begins_again(clips, tmp_path, monkeypatch):
+  made = speech.prepared(clips, tmp_path / 'whole')
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='full'):
+    patch.setattr(zerospeech, 'write_items', lambda *_: (_ for _ in ()).throw(OSError('full')))
+    speech.prepared(clips, tmp_path / 'cache')
+  again = speech.prepared(clips, tmp_path / 'cache')
+  names = [sorted(path.relative_to(at) for path in at.rglob('*')) for at in (made, again)]
+  assert names[0] == names[1]
+  assert (made / 'utterances.json').read_text() == (again / 'utterances.json').read_text()
 
 
 def test_nothing_is_left_behind_where_nothing_can_be_used(clips, tmp_path):
@@ -90,7 +100,7 @@ def test_nothing_is_left_behind_where_nothing_can_be_used(clips, tmp_path):
       ValueError, match='none of 1 clips can be used; the first: .*mute.wav: silent'
   ):
     speech.prepared([clips[5]], tmp_path / 'cache')
-  assert not list((tmp_path / 'cache').iterdir())
+  assert not (tmp_path / 'cache').exists()
 
 
 def test_another_split_is_refused(clips, tmp_path):
