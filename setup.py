@@ -12,6 +12,7 @@ EVAL = [
     'pocketsphinx>=5.1',
 ]
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']  # etils, which it reads files by, imports the second
+SPEECH = ['G722>=1.2.8']  # decoder of G.722 (public domain), for the recipe `speech`
 BEAM = [*TFDS, 'apache-beam>=2.70']  # data sets prepared on many hosts
 
 setup(
@@ -48,6 +49,7 @@ setup(
         'plot': PLOT,
         'eval': EVAL,
         'hub': HUB,
-        'dev': SYNTH + PLOT + EVAL + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
+        'speech': SPEECH,
+        'dev': SYNTH + PLOT + EVAL + SPEECH + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
     },
 )

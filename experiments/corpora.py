@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from audiolm_jax import checks
-from audiolm_jax.data import folders, librilight, noise, synthesized, tfds
+from audiolm_jax.data import debian, folders, librilight, librispeech, noise, speech, synthesized, tfds
+from audiolm_jax.data.utterances import Utterances
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,58 @@ class LibriLight:
       quarantine=listing(cache_dir),
     )
     return _split(found, split, self.held_out, lambda part: str(part.speaker))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LibriSpeech:
+  """LibriSpeech as unpacked, in its own splits, which share no speakers; with its texts."""
+
+  root: str
+  train: tuple[str, ...] = ('train-clean-100', 'train-clean-360')
+  test: tuple[str, ...] = ('dev-clean', 'test-clean')
+
+  def examples(self, split: str, cache_dir):
+    del cache_dir
+    names = {'train': self.train, 'test': self.test}[split]
+    root = _given(self.root)
+    there = [name for name in names if os.path.isdir(os.path.join(root, name))]
+    if not there:
+      raise ValueError(
+          f'{root} has none of {", ".join(names)}: --set corpus.root=FOLDER must name the folder '
+          f'that holds them (or --set corpus.{split} names others)'
+      )
+    found = [one for name in there for one in librispeech.utterances(os.path.join(root, name))]
+    return Utterances(found, 16_000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speech:
+  """People's speech that anyone can install (data.debian), and files of LibriSpeech where given.
+
+  Besides 'train' and 'test' there is the split 'labelled' (data.speech). LibriSpeech's speakers
+  with a number divisible by 5 are in 'test', all others in 'train', whichever of its files there are.
+  """
+
+  root: str  # below which usr/share/... of the packages is: / where they are installed
+  librispeech: str = ''  # a folder of LibriSpeech's files; '': without
+  packages: tuple[str, ...] = tuple(debian.PACKAGES)
+
+  def examples(self, split: str, cache_dir):
+    folder = speech.prepared(debian.clips(_given(self.root), self.packages), cache_dir)
+    found, phone_names = speech.utterances(folder, split)
+    if self.librispeech and split != 'labelled':
+      if not os.path.isdir(self.librispeech):
+        raise ValueError(
+            f'{self.librispeech!r} is not a folder: --set corpus.librispeech=FOLDER must name one'
+        )
+      beside = librispeech.utterances(self.librispeech)
+      found += [one for one in beside if librispeech.held_out(one) == (split == 'test')]
+    if not found:
+      raise ValueError(
+          f'no recordings of {", ".join(self.packages)} are in the split {split!r}: '
+          'name more of them by --set corpus.packages'
+      )
+    return Utterances(found, speech.SAMPLE_RATE, phone_names=phone_names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   for name, kind in kinds.items():
     rows[name] = {
         'bits_per_second': kind.bits_per_second,
-        **scores.get(name, {'abx_within': None, 'abx_across': None}),
+        **{'abx_within': None, 'abx_across': None, **scores.get(name, {})},
         **reconstructions.get(name, {'si_sdr': None, 'mel_distance': None, 'visqol': None}),
     }
   return {'rows': rows, **facts, 'visqol_mapper': perceptual.visqol_mapper(), 'visqol_clips': VISQOL_CLIPS}
@@ -75,10 +75,12 @@ def _abx(
   segments = {source: models.segments(source, items, root) for source in {kind.source for kind in kinds.values()}}
   labels = [[getattr(item, field) for item in items] for field in ('phone', 'context', 'speaker')]
   rows = {}
-  with workspace.progress(len(abx.SPEAKERS) * len(kinds), f'ABX, {path.stem}', 'score') as bar:
+  # One speaker's recordings, such as festvox-ru's, have no other speaker to compare with.
+  modes = abx.SPEAKERS if len(set(labels[2])) > 1 else ('within',)
+  with workspace.progress(len(modes) * len(kinds), f'ABX, {path.stem}', 'score') as bar:
     for name, kind in kinds.items():
       cut, rows[name] = _framewise(kind.read, segments[kind.source]), {}
-      for speaker in abx.SPEAKERS:
+      for speaker in modes:
         rows[name][f'abx_{speaker}'] = 100 * abx.score(cut, *labels, speaker=speaker, distance=kind.distance).error
         bar.update()
   return rows

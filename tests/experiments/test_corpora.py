@@ -1,5 +1,6 @@
 """The held-out split of a folder, and what a recipe without audio says."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -163,3 +164,34 @@ def test_what_is_left_out_is_listed_in_the_workdir_and_its_limits_are_fields(tmp
 def audio_of(path, seconds):
   path.parent.mkdir(exist_ok=True)
   audio.save(path, np.full(round(16_000 * seconds), 0.1, np.float32), 16_000)
+
+
+def test_librispeech_has_its_own_splits(tmp_path):
+  speakers = {'train-clean-100': 10, 'train-clean-360': 11, 'dev-clean': 12, 'train-other-500': 13}
+  fill(tmp_path, [f'{name}/{number}/1/{number}-1-0000.flac' for name, number in speakers.items()])
+  corpus = corpora.LibriSpeech(root=str(tmp_path))
+  sources = {split: corpus.examples(split, None) for split in ('train', 'test')}
+  found = {split: [part.speaker for part in source.parts] for split, source in sources.items()}
+  assert found == {'train': [10, 11], 'test': [12]}
+  with pytest.raises(ValueError, match='has none of dev-other: --set corpus.root=FOLDER'):
+    corpora.LibriSpeech(root=str(tmp_path), test=('dev-other',)).examples('test', None)
+
+
+def test_speech_joins_packages_and_librispeech_without_sharing_speakers(tmp_path):
+  stamps = tmp_path / 'usr/share/tuxpaint/stamps/animals'
+  stamps.mkdir(parents=True)
+  time_T = np.arange(16_000) / 16_000
+  for language in ('fr', 'it'):
+    audio.save(stamps / f'eel_desc_{language}.ogg', 0.3 * np.sin(1000 * time_T), 16_000)
+  fill(tmp_path / 'libri', ['10-1-0000.flac', '11-1-0000.flac', '12-1-0000.flac'])
+  corpus = corpora.Speech(
+      root=str(tmp_path), librispeech=str(tmp_path / 'libri'), packages=('tuxpaint-stamps-default',)
+  )
+  found = {split: corpus.examples(split, tmp_path / 'cache') for split in ('train', 'test')}
+  speakers = {split: [part.speaker for part in source.parts] for split, source in found.items()}
+  assert speakers == {'train': [1_000_000, 11, 12], 'test': [1_000_001, 10]}
+  assert found['test'][0]['waveform'].ndim == 1
+  with pytest.raises(ValueError, match="tuxpaint-stamps-default are in the split 'labelled'"):
+    corpus.examples('labelled', tmp_path / 'cache')
+  with pytest.raises(ValueError, match='corpus.librispeech=FOLDER must name one'):
+    dataclasses.replace(corpus, librispeech='nowhere').examples('train', tmp_path / 'cache')

@@ -8,6 +8,7 @@ import numpy as np
 from flax.linen import meta
 
 from audiolm_jax import kmeans
+from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
 from audiolm_jax.stages import soundstream
@@ -33,6 +34,16 @@ def variables() -> Variables:
 
 class Corpus(list):
   sample_rate = 16_000
+
+
+def test_one_speakers_phones_are_compared_within_that_speaker_alone(tmp_path):
+  # Phones a and b between c and d, twice each, told apart by every frame.
+  items = [zerospeech.Item(f'{n}', 0.0, 0.1, phone, 'c', 'd', 'one') for n, phone in enumerate('abab')]
+  zerospeech.write_items(tmp_path / 'one.item', items)
+  frames = {'a': np.array([[1.0, 0.0]] * 3), 'b': np.array([[0.0, 1.0]] * 3)}
+  models = types.SimpleNamespace(segments=lambda source, items, root: [frames[item.phone] for item in items])
+  kinds = {'features': trade_off.Kind('semantic', lambda frames_ND: frames_ND)}
+  assert trade_off._abx(kinds, models, tmp_path / 'one.item', tmp_path) == {'features': {'abx_within': 0.0}}
 
 
 def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec(monkeypatch):

@@ -1,0 +1,46 @@
+"""LibriSpeech (openslr.org/12, CC BY 4.0): `SPLIT/speaker/chapter/speaker-chapter-number.flac`, or
+those files alone.
+"""
+
+import os
+import re
+
+from audiolm_jax.data import folders
+from audiolm_jax.data.utterances import Utterance
+
+_NAME = re.compile(r'(\d+)-(\d+)-\d+\.flac')
+
+
+def utterances(root: str | os.PathLike) -> list[Utterance]:
+  """Returns the utterances anywhere below `root`, sorted by path, with the texts of the
+  `*.trans.txt` beside them.
+
+  Raises ValueError when a FLAC file is not named as LibriSpeech's are, or there is none.
+  """
+  found, texts = [], {}
+  for path in folders.find(root, ('.flac',)):
+    folder, name = os.path.split(path)
+    match = _NAME.fullmatch(name)
+    if match is None:
+      raise ValueError(
+          f"{path}: LibriSpeech's files are named speaker-chapter-number.flac; give their folder"
+      )
+    transcripts = os.path.join(folder, f'{match[1]}-{match[2]}.trans.txt')
+    if transcripts not in texts:
+      texts[transcripts] = _transcripts(transcripts)
+    found.append(Utterance(path, int(match[1]), texts[transcripts].get(name.removesuffix('.flac'))))
+  return found
+
+
+def _transcripts(path: str) -> dict[str, str]:
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as file:
+    return dict(line.split(' ', 1) for line in file.read().splitlines() if ' ' in line)
+
+
+def held_out(utterance: Utterance) -> bool:
+  """Returns whether the speaker is for tests only, where the files are not in LibriSpeech's own
+  splits.
+  """
+  return utterance.speaker % 5 == 0

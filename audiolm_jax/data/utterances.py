@@ -1,0 +1,77 @@
+"""Recordings of which more is known than whose they are: texts and phones, where there are any."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from audiolm_jax.data import folders
+
+PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
+
+
+class Utterance(NamedTuple):
+  """A file; `phones` are [(end in seconds, phone)], each from the end of the one before it."""
+
+  path: str
+  speaker: int
+  text: str | None = None
+  phones: Sequence[tuple[float, str]] = ()
+
+
+class Utterances:
+  """A random access source of utterances.
+
+  `utterances[i]` is None where the file cannot be read (`folders.AudioFiles`), else {'waveform' [T]
+  float32, 'speaker' [] int32, 'label' [] int32 (the same)}; where they are known also 'text' str
+  and 'phones' [S] int32 at 25 Hz with S = ceil(25 T / rate): the phone at the frame's centre, an
+  index into `phone_names`.
+  """
+
+  def __init__(
+      self,
+      utterances: Sequence[Utterance],
+      sample_rate: int,
+      *,
+      phone_names: Sequence[str] = (),
+      **options,
+  ):
+    """`options` are those of `folders.AudioFiles`. Raises ValueError when `phone_names` lacks a
+    phone.
+    """
+    self._utterances = list(utterances)
+    self.parts = [folders.Part(utterance.path, utterance.speaker) for utterance in self._utterances]
+    self._files = folders.AudioFiles(self.parts, sample_rate, **options)
+    self.sample_rate, self.phone_names, self.bad = sample_rate, tuple(phone_names), self._files.bad
+    self._ids = {name: index for index, name in enumerate(self.phone_names)}
+    if unknown := {phone for one in self._utterances for _, phone in one.phones} - self._ids.keys():
+      raise ValueError(f'phone_names lacks {", ".join(sorted(unknown))}')
+
+  def __len__(self) -> int:
+    return len(self._utterances)
+
+  def __getitem__(self, i: int) -> dict | None:
+    example = self._described(i, self._files[i])
+    utterance = self._utterances[i]
+    if example is not None and utterance.phones:
+      num_frames = int(np.ceil(len(example['waveform']) * PHONE_RATE / self.sample_rate))
+      ids_N = np.array([self._ids[phone] for _, phone in utterance.phones], np.int32)
+      ends_N = np.array([end for end, _ in utterance.phones])
+      centres_S = (np.arange(num_frames) + 0.5) / PHONE_RATE
+      example['phones'] = ids_N[
+          np.minimum(np.searchsorted(ends_N, centres_S, side='right'), len(ids_N) - 1)
+      ]
+    return example
+
+  def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
+    """Returns `utterances[i]` without phones and with `waveform[first:stop]` alone, as
+    `folders.AudioFiles.crop`.
+    """
+    return self._described(i, self._files.crop(i, choose))
+
+  def _described(self, i: int, example: dict | None) -> dict | None:
+    if example is None:
+      return None
+    utterance = self._utterances[i]
+    known = {} if utterance.text is None else {'text': utterance.text}
+    return {**example, 'speaker': np.int32(utterance.speaker), **known}
