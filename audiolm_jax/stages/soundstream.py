@@ -179,11 +179,8 @@ def _discriminators(config: Config) -> Discriminators:
 
 def _init(config: Config, key: jax.Array) -> Variables:
   keys = jax.random.split(key, 4)
-  # Behind a barrier: of plain zeros XLA computes, at every start, what the networks make of them (minutes on a CPU).
-  wave_BT = jax.lax.optimization_barrier(jnp.zeros((1, config.crop_length)))
-  z_BFD = jax.lax.optimization_barrier(
-      jnp.zeros((1, config.crop_length // config.hop_length, config.embedding_dim))
-  )
+  wave_BT = jnp.zeros((1, config.crop_length))
+  z_BFD = jnp.zeros((1, config.crop_length // config.hop_length, config.embedding_dim))
   params = {
       'generator': {
           'encoder': encoder(config).init(keys[0], wave_BT).get('params', {}),

@@ -15,7 +15,7 @@ NUM_STEPS = 24_000
 CODEC = small_codec_folder.RECIPE.soundstream
 MODEL = dataclasses.replace(
     CODEC.model,
-    network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=320),
+    network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=160),
     crop_length=9600,
     embedding_dim=32,
     spectral_windows=(128, 256, 512, 1024, 2048),
