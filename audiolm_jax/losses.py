@@ -31,7 +31,7 @@ def cross_entropy(
   return masked_mean(nats_BL, mask_BL)
 
 
-SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples; hop a quarter of it
+SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples (the paper's); hop a quarter of it
 
 
 def noise_magnitude(level: float, window: int, sample_rate: int) -> float:
@@ -48,6 +48,7 @@ def spectral_reconstruction(
     *,
     sample_rate: int,
     floor: float,
+    windows: Sequence[int] = SPECTRAL_WINDOWS,
     num_mels: int = 64,
 ) -> Float[Array, '']:
   """Returns the multi-scale spectral loss of SoundStream (section III-E), independent of crop length and mel bins.
@@ -57,11 +58,12 @@ def spectral_reconstruction(
   crop; here they are means over frames, bins (root mean square for L2) and scales. The FFT is at least 512 long: 64
   filters find no bins of their own in the 33 of a window of 64. Windows longer than the crop are left out.
 
+  windows: lengths in samples; the shortest costs most, as it has most frames.
   floor: root mean square of white noise whose mean spectrum is added before the logarithm, so that what is far below it
     hardly counts. The paper states none; with 1e-5, as good as none, nine tenths of the squared gradient are of the
     quietest eighth of speech (docs/log.md).
   """
-  total, scales = jnp.zeros(()), [s for s in SPECTRAL_WINDOWS if s <= target_BT.shape[-1]]
+  total, scales = jnp.zeros(()), [s for s in windows if s <= target_BT.shape[-1]]
   for window in scales:
     options = dict(window_length=window, hop_length=window // 4, fft_length=max(window, 512))
     target, estimate = (

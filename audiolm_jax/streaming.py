@@ -6,7 +6,6 @@ from jaxtyping import Array, Float, Int
 
 from audiolm_jax import audio, checks
 from audiolm_jax.nn.conv import PAST
-from audiolm_jax.nn.seanet import Decoder, Encoder, MelEncoder
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import State, Variables
 from audiolm_jax.stages.soundstream import Config, Denoise
@@ -90,12 +89,12 @@ def decode_step(
   return _step(soundstream.decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
 
-def _silence(module: Encoder | MelEncoder | Decoder, example) -> State:
+def _silence(module, example) -> State:
   shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))[PAST]
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _step(module: Encoder | MelEncoder | Decoder, params, state: State, inputs):
+def _step(module, params, state: State, inputs):
   num_clips = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
   if num_clips != {len(inputs)}:
     raise ValueError(f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these')

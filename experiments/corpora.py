@@ -114,8 +114,11 @@ class LibriSpeech:
   train: tuple[str, ...] = ('train-clean-100', 'train-clean-360')
   test: tuple[str, ...] = ('dev-clean', 'test-clean')
 
+  def __post_init__(self):
+    texts = checks.each(checks.TEXT)
+    checks.fields(self, root=checks.TEXT, train=texts, test=texts)
+
   def examples(self, split: str, cache_dir):
-    del cache_dir
     names = {'train': self.train, 'test': self.test}[split]
     root = _given(self.root)
     there = [name for name in names if os.path.isdir(os.path.join(root, name))]
@@ -125,7 +128,7 @@ class LibriSpeech:
           f'that holds them (or --set corpus.{split} names others)'
       )
     found = [one for name in there for one in librispeech.utterances(os.path.join(root, name))]
-    return Utterances(found, 16_000)
+    return Utterances(found, 16_000, quarantine=listing(cache_dir), root=root)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,11 @@ class Speech:
   root: str  # below which usr/share/... of the packages is: / where they are installed
   librispeech: str = ''  # a folder of LibriSpeech's files; '': without
   packages: tuple[str, ...] = tuple(debian.PACKAGES)
+
+  def __post_init__(self):
+    checks.fields(
+        self, root=checks.TEXT, librispeech=checks.TEXT, packages=checks.each(checks.TEXT)
+    )
 
   def examples(self, split: str, cache_dir):
     folder = speech.prepared(debian.clips(_given(self.root), self.packages), cache_dir)
@@ -155,7 +163,9 @@ class Speech:
           f'no recordings of {", ".join(self.packages)} are in the split {split!r}: '
           'name more of them by --set corpus.packages'
       )
-    return Utterances(found, speech.SAMPLE_RATE, phone_names=phone_names)
+    return Utterances(
+        found, speech.SAMPLE_RATE, phone_names=phone_names, quarantine=listing(cache_dir)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,7 +187,7 @@ class Tfds:
     names = ('folder', 'train_split', 'test_split', 'audio_name')
     checks.fields(
         self, **dict.fromkeys(names, checks.TEXT), sample_rate=checks.WHOLE,
-        label_name=checks.optional(checks.TEXT), stored_sample_rate=checks.optional(checks.WHOLE),
+        speaker_name=checks.optional(checks.TEXT), stored_sample_rate=checks.optional(checks.WHOLE),
     )
 
   def examples(self, split: str, cache_dir):

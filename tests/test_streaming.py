@@ -12,12 +12,16 @@ import pytest
 
 from audiolm_jax import streaming
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.stages import soundstream
 from tests.stages.test_soundstream import CONFIG, FSQ, random_variables
 
 CONFIGS = {
     'rvq': CONFIG, 'fsq': FSQ, 'stem': dataclasses.replace(CONFIG, stem_stride=4, strides=(2,)),
     'mel': dataclasses.replace(CONFIG, mel_encoder=True),
+    'frame_rate': dataclasses.replace(
+        CONFIG, network=FrameRate(hop_length=8, window_length=24, overlap=4, width=8, num_blocks=2, kernel_size=3)
+    ),
 }  # fmt: skip
 HOP, FRAMES, LARGEST_CHUNK = 8, 24, 5  # frames; one is shorter than what the dilated convolutions remember
 

@@ -23,9 +23,8 @@ class Utterances:
   """A random access source of utterances.
 
   `utterances[i]` is None where the file cannot be read (`folders.AudioFiles`), else {'waveform' [T]
-  float32, 'speaker' [] int32, 'label' [] int32 (the same)}; where they are known also 'text' str
-  and 'phones' [S] int32 at 25 Hz with S = ceil(25 T / rate): the phone at the frame's centre, an
-  index into `phone_names`.
+  float32, 'speaker' [] int32}; where they are known also 'text' str and 'phones' [S] int32 at 25 Hz
+  with S = ceil(25 T / rate): the phone at the frame's centre, an index into `phone_names`.
   """
 
   def __init__(
@@ -49,6 +48,14 @@ class Utterances:
 
   def __len__(self) -> int:
     return len(self._utterances)
+
+  def inventory(self) -> list[str]:
+    """Returns a line for each file, as `folders.AudioFiles.inventory`."""
+    return self._files.inventory()
+
+  def refuse(self, i: int, reason: str):
+    """Counts example i as unreadable, by what others find in it."""
+    self._files.refuse(i, reason)
 
   def __getitem__(self, i: int) -> dict | None:
     example = self._described(i, self._files[i])

@@ -19,6 +19,19 @@ from audiolm_jax.nn.attention import partitioned
 PAST = 'past'
 
 
+def with_past(module: nn.Module, x: Float[Array, 'B N *dims'], length: int) -> Float[Array, 'B M *dims']:
+  """Returns `x` behind the `length` inputs before it: those that `module` keeps in `PAST`, or zeros; M = N + length."""
+  if not length:
+    return x
+  zeros = lambda: jnp.zeros((len(x), length, *x.shape[2:]), x.dtype)
+  if not module.is_mutable_collection(PAST):
+    return jnp.concatenate([zeros(), x], axis=1)
+  past = module.variable(PAST, 'inputs', zeros)
+  x = jnp.concatenate([past.value, x], axis=1)
+  past.value = x[:, -length:]
+  return x
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
     x: Float[Array, 'B *spatial D'],
@@ -106,12 +119,10 @@ class CausalConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BND):
-    batch, _, width = x_BND.shape
+    width = x_BND.shape[-1]
     zeros = length = self.dilation * (self.kernel_size - 1) - (self.stride - 1)
     if length > 0 and self.is_mutable_collection(PAST):
-      past = self.variable(PAST, 'inputs', lambda: jnp.zeros((batch, length, width), x_BND.dtype))
-      x_BND, zeros = jnp.concatenate([past.value, x_BND], axis=1), 0
-      past.value = x_BND[:, -length:]
+      x_BND, zeros = with_past(self, x_BND, length), 0
     kernel_init = partitioned(self.kernel_init, None, None, None)
     kernel = self.param('kernel', kernel_init, (self.kernel_size, width, self.features))
     x_BND, kernel = x_BND.astype(self.dtype), kernel.astype(self.dtype)

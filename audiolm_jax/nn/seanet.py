@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from audiolm_jax import audio
 from audiolm_jax.nn.attention import partitioned
-from audiolm_jax.nn.conv import PAST, CausalConv, CausalConvTranspose
+from audiolm_jax.nn.conv import CausalConv, CausalConvTranspose, with_past
 
 DILATIONS = (1, 3, 9)
 
@@ -85,13 +85,7 @@ class MelEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, wave_BT):
-    past_BT = jnp.zeros((len(wave_BT), (self.WINDOW - 1) * self.hop_length), wave_BT.dtype)
-    if self.is_mutable_collection(PAST):
-      past = self.variable(PAST, 'inputs', lambda: past_BT)
-      wave_BT = jnp.concatenate([past.value, wave_BT], axis=1)
-      past.value = wave_BT[:, -past_BT.shape[1] :]
-    else:
-      wave_BT = jnp.concatenate([past_BT, wave_BT], axis=1)
+    wave_BT = with_past(self, wave_BT, (self.WINDOW - 1) * self.hop_length)
     window = self.WINDOW * self.hop_length
     return audio.log_mel_spectrogram(
         wave_BT, sample_rate=self.sample_rate, window_length=window, hop_length=self.hop_length, num_mels=self.num_mels,

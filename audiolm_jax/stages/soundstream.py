@@ -22,6 +22,8 @@ Where the paper is silent or unclear, and where we leave it:
 - `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar quantization
   (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid does not follow the embeddings,
   which are small at first: they may all round to 0 for some hundred steps.
+- `network` (default None, SEANet as in the paper) is a network at the frame rate (`nn.frame_rate`): of the fields of
+  SEANet (`strides`, `stem_stride`, the channels) none then counts.
 - `film` (default None) adds the denoising switch of its section III-F at the end of the encoder or the beginning of the
   decoder. Training then needs noise beside the waveform; each example is denoised or not by chance.
 - `balance_decay` (default None, the paper: fixed weights) turns the weights of the terms that see the estimated
@@ -41,8 +43,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import audio, checks, losses
-from audiolm_jax.nn import quantizer
+from audiolm_jax.nn import frame_rate, quantizer
 from audiolm_jax.nn.discriminators import Discriminators
+from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
 from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
 
@@ -61,6 +64,7 @@ class Config:
   stem_stride: int = 1  # of the first and the last convolution; above 1 no layer runs at the full rate (nn.seanet)
   encoder_channels: int = 32
   decoder_channels: int = 32
+  network: FrameRate | None = None  # one at the frame rate, in the place of SEANet of the fields above
   mel_encoder: bool = False  # the paper's ablation: a mel filterbank in place of the learned encoder
   embedding_dim: int = 256
   num_quantizers: int = 12
@@ -77,6 +81,7 @@ class Config:
   waveform_max_channels: int = 1024
   adversarial_start: int | None = 0  # training step; None: never
   spectral_floor: float = 1e-5  # of the spectral term: the level of white noise below which little counts (losses)
+  spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples, of the spectral term
   spectral_weight: float = 1.0
   waveform_weight: float = 0.0
   commitment_weight: float = 1.0
@@ -98,7 +103,7 @@ class Config:
         self, strides=checks.each(checks.WHOLE), mel_encoder=checks.FLAG, quantizer_dropout=checks.FLAG,
         film=checks.one_of(None, 'encoder', 'decoder'), codebook_decay=checks.BELOW_ONE,
         dead_code_threshold=checks.NOT_NEGATIVE, adversarial_start=checks.optional(checks.whole(0)),
-        spectral_floor=checks.POSITIVE, balance_decay=checks.optional(checks.BELOW_ONE), dtype=checks.FLOAT_TYPE,
+        spectral_floor=checks.POSITIVE, spectral_windows=checks.each(checks.WHOLE), balance_decay=checks.optional(checks.BELOW_ONE), dtype=checks.FLOAT_TYPE,
     )
     check_length(self, self.crop_length)
     _check_fsq(self)
@@ -108,7 +113,7 @@ class Config:
   @property
   def hop_length(self) -> int:
     """Samples per frame."""
-    return self.stem_stride * math.prod(self.strides)
+    return self.stem_stride * math.prod(self.strides) if self.network is None else self.network.hop_length
 
   @property
   def frame_rate(self) -> float:
@@ -182,15 +187,19 @@ def make(config: Config) -> Stage:
   )
 
 
-def encoder(config: Config) -> Encoder | MelEncoder:
+def encoder(config: Config) -> Encoder | MelEncoder | frame_rate.Encoder:
   """Returns the network wave_BT -> z_BFD."""
   if config.mel_encoder:
     return MelEncoder(config.embedding_dim, config.sample_rate, config.hop_length)
+  if config.network is not None:
+    return frame_rate.Encoder(config.network, config.embedding_dim, config.dtype)
   return Encoder(config.encoder_channels, config.strides, config.embedding_dim, config.dtype, config.stem_stride)
 
 
-def decoder(config: Config) -> Decoder:
+def decoder(config: Config) -> Decoder | frame_rate.Decoder:
   """Returns the network z_BFD -> wave_BT."""
+  if config.network is not None:
+    return frame_rate.Decoder(config.network, config.dtype)
   return Decoder(config.decoder_channels, config.strides, config.dtype, config.stem_stride)
 
 
@@ -272,7 +281,9 @@ def _switched(config: Config, generator, place: str, z_BFD, denoise):
 
 
 def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
-  options = dict(sample_rate=config.sample_rate, floor=config.spectral_floor)
+  options = dict(
+      sample_rate=config.sample_rate, floor=config.spectral_floor, windows=config.spectral_windows
+  )
   return {
       'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, **options),
       'waveform': losses.relative_squared_error(wave_BT, estimate_BT),

@@ -24,8 +24,8 @@ def test_examples_carry_what_is_known_of_them(tmp_path):
       0,
       0,
   ]  # at 100 ms the next one has begun; after the last, the last
-  assert (source[0]['speaker'], source[0]['label'], source[0]['text']) == (7, 7, 'ка')
-  assert sorted(source[1]) == ['label', 'speaker', 'waveform'] and source[1]['speaker'] == 8
+  assert (source[0]['speaker'], source[0]['text']) == (7, 'ка')
+  assert sorted(source[1]) == ['speaker', 'waveform'] and source[1]['speaker'] == 8
   assert source[2] is None and list(source.bad) == [2]
   crop = source.crop(0, lambda length: (length - 10, length))
   np.testing.assert_allclose(crop['waveform'], wave_T[-10:], atol=1e-4)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.optimizers import OptimizerConfig
@@ -91,6 +92,14 @@ CASES = {
         dict(loss_name='mlm', factor=0.8, rtol=1e-4),
     ),
     'soundstream': (SOUNDSTREAM, {'waveform': voiced(1600)}, CODEC_OPTIONS),
+    'soundstream_frame_rate': (
+        dataclasses.replace(
+            SOUNDSTREAM,
+            network=FrameRate(hop_length=16, window_length=32, overlap=8, width=16, num_blocks=2, kernel_size=3),
+        ),
+        {'waveform': voiced(1600)},
+        CODEC_OPTIONS,
+    ),
     'soundstream_fsq': (  # levels so fine that the small embeddings of an untrained encoder do not all round to 0
         dataclasses.replace(SOUNDSTREAM, fsq_levels=(16, 15, 9), embedding_dim=3, num_quantizers=1, codebook_size=2160),
         {'waveform': voiced(1600)},
