@@ -2,54 +2,69 @@
 
 from setuptools import find_packages, setup
 
-SYNTH = ['espeakng-loader>=0.2.4']  # GPL-3 speech synthesizer, loaded at run time for the embedded corpus only
+# GPL-3 speech synthesizer, loaded at run time for the embedded corpus only
+SYNTH = ['espeakng-loader>=0.2.4']
 HUB = ['huggingface_hub>=1']  # downloads pretrained weights by the name of their repository
 PLOT = ['matplotlib>=3.10']  # pictures of a run
-# Opinions of others on audio and text: no torch, no download. pesq is compiled: it needs a C compiler.
+# Opinions of others on audio and text: no torch, no download. pesq is compiled: it needs a C
+# compiler.
 EVAL = [
-    'pesq>=0.0.4', 'pystoi>=0.4.1', 'visqol-python[lattice]>=3.8', 'jiwer>=4', 'mir_eval>=0.8',
-    'speechmos>=0.0.1.1', 'onnxruntime>=1.20', 'pandas',  # speechmos declares none of what it imports
-    'pocketsphinx>=5.1',
+  'pesq>=0.0.4',
+  'pystoi>=0.4.1',
+  'visqol-python[lattice]>=3.8',
+  'jiwer>=4',
+  'mir_eval>=0.8',
+  # speechmos declares none of what it imports
+  'speechmos>=0.0.1.1',
+  'onnxruntime>=1.20',
+  'pandas',
+  'pocketsphinx>=5.1',
 ]
-TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']  # etils, which it reads files by, imports the second
+# etils, which it reads files by, imports the second
+TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']
 SPEECH = ['G722>=1.2.8']  # decoder of G.722 (public domain), for the recipe `speech`
 BEAM = [*TFDS, 'apache-beam>=2.70']  # data sets prepared on many hosts
 
 setup(
-    name='audiolm_jax',
-    version='0.1.0',
-    description='AudioLM and its family in JAX/Flax, for TPUs',
-    python_requires='>=3.11',
-    packages=find_packages(include=['audiolm_jax*', 'experiments*']),
-    package_data={'experiments': ['evaluations/*.html']},
-    install_requires=[
-        'jax>=0.10',
-        'flax>=0.12',
-        'optax>=0.2.8',
-        'orbax-checkpoint>=0.12',
-        'grain>=0.2.18',
-        'array-record>=0.8',
-        'numpy>=2',
-        'librosa>=0.11',
-        'scikit-learn>=1.6',
-        'soundfile>=0.13',
-        'soxr>=1.0',
-        'jaxtyping>=0.3',
-        'safetensors>=0.8',
-        'tensorboardX>=2.6',
-        'tqdm',
-    ],
-    extras_require={
-        'tpu': ['jax[tpu]'],
-        'compile': ['libtpu'],  # compiles for TPUs on any Linux machine; jax[tpu] pins the version
-        'cuda': ['jax[cuda13]'],
-        'tfds': TFDS,
-        'beam': BEAM,
-        'synth': SYNTH,
-        'plot': PLOT,
-        'eval': EVAL,
-        'hub': HUB,
-        'speech': SPEECH,
-        'dev': SYNTH + PLOT + EVAL + SPEECH + TFDS + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
-    },
+  name='audiolm_jax',
+  version='0.1.0',
+  description='AudioLM and its family in JAX/Flax, for TPUs',
+  python_requires='>=3.11',
+  packages=find_packages(include=['audiolm_jax*', 'experiments*']),
+  package_data={'experiments': ['evaluations/*.html']},
+  install_requires=[
+    'jax>=0.10',
+    'flax>=0.12',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12',
+    'grain>=0.2.18',
+    'array-record>=0.8',
+    'numpy>=2',
+    'librosa>=0.11',
+    'scikit-learn>=1.6',
+    'soundfile>=0.13',
+    'soxr>=1.0',
+    'jaxtyping>=0.3',
+    'safetensors>=0.8',
+    'tensorboardX>=2.6',
+    'tqdm',
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]'],
+    'compile': ['libtpu'],  # compiles for TPUs on any Linux machine; jax[tpu] pins the version
+    'cuda': ['jax[cuda13]'],
+    'tfds': TFDS,
+    'beam': BEAM,
+    'synth': SYNTH,
+    'plot': PLOT,
+    'eval': EVAL,
+    'hub': HUB,
+    'speech': SPEECH,
+    'dev': SYNTH
+    + PLOT
+    + EVAL
+    + SPEECH
+    + TFDS
+    + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
+  },
 )

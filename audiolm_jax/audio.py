@@ -1,4 +1,5 @@
-"""Waveforms: files read and written with care; frames, spectra and mel bands as pure functions of arrays.
+"""Waveforms: files read and written with care; frames, spectra and mel bands as pure functions of
+arrays.
 
 Waveforms are float32 in [-1, 1]; rates are in Hz, lengths in samples unless a name says seconds.
 """
@@ -18,16 +19,31 @@ import soxr
 from jaxtyping import Array, Complex, Float
 
 from audiolm_jax import audio_checks, files
+from audiolm_jax.errors import UserError
 
-LOG_FLOOR = 1e-5  # below this a magnitude counts as silence before a logarithm (the value EnCodec uses)
+# below this a magnitude counts as silence before a logarithm (the value EnCodec uses)
+LOG_FLOOR = 1e-5
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000  # Hz, of files
 MAX_CHANNELS = 8
 _BLOCK = 1 << 16  # samples decoded at a time, so that a false header cannot claim memory
-# Decoders that give the same samples after a seek as without one. Vorbis (at the end of a file), Opus and MP3 do not.
-_SEEKS_EXACTLY = ('PCM_S8', 'PCM_U8', 'PCM_16', 'PCM_24', 'PCM_32', 'FLOAT', 'DOUBLE', 'ULAW', 'ALAW')  # FLAC's are PCM
-# soxr's filter reaches 102 samples of the lower rate to either side (beyond is less than 1e-7 of its peak); so much and
-# a little more is decoded around a slice. Its phase is exact for ratios of small numbers; for others it drifts.
+# Decoders that give the same samples after a seek as without one. Vorbis (at the end of a file),
+# Opus and MP3 do not.
+# FLAC's are PCM
+_SEEKS_EXACTLY = (
+  'PCM_S8',
+  'PCM_U8',
+  'PCM_16',
+  'PCM_24',
+  'PCM_32',
+  'FLOAT',
+  'DOUBLE',
+  'ULAW',
+  'ALAW',
+)
+# soxr's filter reaches 102 samples of the lower rate to either side (beyond is less than 1e-7 of
+# its peak); so much and a little more is decoded around a slice. Its phase is exact for ratios of
+# small numbers; for others it drifts.
 _MARGIN, _EXACT_RATIO = 128, 1024
 _UNKNOWN = 1 << 60  # libsndfile gives FLACs from a pipe more samples than that
 
@@ -54,12 +70,12 @@ def info(path: str | os.PathLike) -> Info:
 
 
 def load(
-    path: str | os.PathLike,
-    sample_rate: int,
-    *,
-    start_seconds: float = 0.0,
-    num_seconds: float | None = None,
-    max_seconds: float = 3600.0,
+  path: str | os.PathLike,
+  sample_rate: int,
+  *,
+  start_seconds: float = 0.0,
+  num_seconds: float | None = None,
+  max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
   """Returns a WAV, FLAC, OGG or MP3 file (or a part of it) as mono float32 at `sample_rate`.
 
@@ -74,29 +90,31 @@ def load(
   """
   with audio_checks.open_file(path) as file:
     return decode(
-        file,
-        sample_rate,
-        name=str(path),
-        start_seconds=start_seconds,
-        num_seconds=num_seconds,
-        max_seconds=max_seconds,
+      file,
+      sample_rate,
+      name=str(path),
+      start_seconds=start_seconds,
+      num_seconds=num_seconds,
+      max_seconds=max_seconds,
     )
 
 
 def load_slice(
-    path: str | os.PathLike,
-    sample_rate: int,
-    choose: Callable[[int], tuple[int, int]],
-    *,
-    start_seconds: float = 0.0,
-    num_seconds: float | None = None,
-    max_seconds: float = 3600.0,
+  path: str | os.PathLike,
+  sample_rate: int,
+  choose: Callable[[int], tuple[int, int]],
+  *,
+  start_seconds: float = 0.0,
+  num_seconds: float | None = None,
+  max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """Returns `load(...)[first:stop]` where `first, stop = choose(length)`, without decoding the rest where it can.
+  """Returns `load(...)[first:stop]` where `first, stop = choose(length)`, without decoding the rest
+  where it can.
 
-  `length` is that of what `load` returns. From FLAC and WAV the slice alone is decoded: its samples are those of `load`
-  bit by bit, or within 1e-4 where it is resampled. All is decoded, as by `load`, where the decoder is not exact after a
-  seek or the length is not known without it (OGG, MP3, compressed WAV), and for a ratio of rates such as 44101 / 16000.
+  `length` is that of what `load` returns. From FLAC and WAV the slice alone is decoded: its samples
+  are those of `load` bit by bit, or within 1e-4 where it is resampled. All is decoded, as by
+  `load`, where the decoder is not exact after a seek or the length is not known without it (OGG,
+  MP3, compressed WAV), and for a ratio of rates such as 44101 / 16000.
 
   Raises ValueError as `load`; damage outside of the slice may not be noticed.
   """
@@ -111,7 +129,7 @@ def load_slice(
       return wave_T[slice(*choose(len(wave_T)))]
     length = (2 * count * up + down) // (2 * down)  # rounded as soxr does
     if not length:
-      raise ValueError(audio_checks.too_short(str(path)))
+      raise UserError(audio_checks.too_short(str(path)))
     first, stop = choose(length)
     margin = 0 if up == down else _MARGIN * math.ceil(up / down)
     # From a multiple of `down` samples on, the filter has the phase that it has there in the whole.
@@ -125,22 +143,23 @@ def load_slice(
 
 
 def decode(
-    file: io.BufferedIOBase,
-    sample_rate: int,
-    *,
-    name: str,
-    start_seconds: float = 0.0,
-    num_seconds: float | None = None,
-    max_seconds: float = 3600.0,
+  file: io.BufferedIOBase,
+  sample_rate: int,
+  *,
+  name: str,
+  start_seconds: float = 0.0,
+  num_seconds: float | None = None,
+  max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
   """As `load`, from an open binary file (or io.BytesIO); `name` is what errors call it."""
   return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds), name)
 
 
 def blocks(
-    path: str | os.PathLike, sample_rate: int, block_length: int, *, max_seconds: float = 3600.0
+  path: str | os.PathLike, sample_rate: int, block_length: int, *, max_seconds: float = 3600.0
 ) -> Iterator[np.ndarray]:
-  """Yields what `load` returns in blocks of `block_length` samples, the last one shorter, in bounded memory.
+  """Yields what `load` returns in blocks of `block_length` samples, the last one shorter, in
+  bounded memory.
 
   Raises ValueError as `load`; what is wrong with a file may turn up after some blocks.
   """
@@ -154,10 +173,12 @@ def blocks(
     if len(rest_T):
       yield rest_T
     elif not given:
-      raise ValueError(audio_checks.too_short(str(path)))
+      raise UserError(audio_checks.too_short(str(path)))
 
 
-def _decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds) -> Iterator[np.ndarray]:
+def _decoded(
+  file, sample_rate, name, start_seconds, num_seconds, max_seconds
+) -> Iterator[np.ndarray]:
   """Yields the waveform that `decode` returns, in parts of any lengths."""
   with _open(file, name) as sound:
     start, wanted = _span(sound, name, start_seconds, num_seconds, max_seconds)
@@ -192,17 +213,17 @@ def _span(
     return start, None if num_seconds is None else round(num_seconds * sound.samplerate)
   wanted = sound.frames - start if num_seconds is None else round(num_seconds * sound.samplerate)
   if wanted > max_seconds * sound.samplerate:
-    raise ValueError(audio_checks.too_long(name, wanted / sound.samplerate, max_seconds))
+    raise UserError(audio_checks.too_long(name, wanted / sound.samplerate, max_seconds))
   if start + wanted > sound.frames or wanted <= 0:
-    raise ValueError(
-        f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
-        f'short; {audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
+    raise UserError(
+      f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
+      f'short; {audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
     )
   return start, wanted
 
 
 def _resampled(
-    sound: _Sound, name: str, start: int, wanted: int | None, sample_rate: int, max_seconds: float
+  sound: _Sound, name: str, start: int, wanted: int | None, sample_rate: int, max_seconds: float
 ) -> Iterator[np.ndarray]:
   parts = _read(sound, name, start, wanted, max_seconds)
   if sound.samplerate == sample_rate:
@@ -217,12 +238,12 @@ def _resampled(
 def _whole(parts: Iterable[np.ndarray], name: str) -> np.ndarray:
   wave_T = np.concatenate([np.zeros(0, np.float32), *parts])
   if not len(wave_T):
-    raise ValueError(audio_checks.too_short(name))
+    raise UserError(audio_checks.too_short(name))
   return wave_T
 
 
 def _read(
-    sound: _Sound, name: str, start: int, wanted: int | None, max_seconds: float
+  sound: _Sound, name: str, start: int, wanted: int | None, max_seconds: float
 ) -> Iterator[np.ndarray]:
   """Yields the samples asked for, mixed to one channel; None: all to the end, at most
   `max_seconds`.
@@ -238,17 +259,23 @@ def _read(
       audio_checks.check_samples(part_T, name)
       count += len(part_T)
       if count > most:
-        raise ValueError(audio_checks.too_long(name, count / sound.samplerate, max_seconds))
+        raise UserError(audio_checks.too_long(name, count / sound.samplerate, max_seconds))
       yield part_T
   except soundfile.SoundFileError as error:
-    raise ValueError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
+    raise UserError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
   wanted = wanted or 1
-  slack = 0 if sound.format != 'MP3' or not count else audio_checks.MP3_SLACK if sound.tells_length else wanted
+  slack = (
+    0
+    if sound.format != 'MP3' or not count
+    else audio_checks.MP3_SLACK
+    if sound.tells_length
+    else wanted
+  )
   if count < wanted - slack:
-    raise ValueError(
-        f'{name}: cut short, {count} samples could be decoded of the {wanted} that its header '
-        'promises: '
-        f'{audio_checks.remedy(name)}'
+    raise UserError(
+      f'{name}: cut short, {count} samples could be decoded of the {wanted} that its header '
+      'promises: '
+      f'{audio_checks.remedy(name)}'
     )
 
 
@@ -271,24 +298,40 @@ def _open(file: io.BufferedIOBase, name: str) -> _Sound:
   try:
     sound = _Sound(file, headers)
   except (soundfile.SoundFileError, TypeError) as error:
-    raise ValueError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
+    raise UserError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
   if not MIN_SAMPLE_RATE <= sound.samplerate <= MAX_SAMPLE_RATE:
-    raise ValueError(f'{name}: {sound.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: resample it')
+    raise UserError(
+      f'{name}: {sound.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: resample it'
+    )
   if sound.channels > MAX_CHANNELS:
-    raise ValueError(f'{name}: {sound.channels} channels, more than {MAX_CHANNELS}: mix it down')
+    raise UserError(f'{name}: {sound.channels} channels, more than {MAX_CHANNELS}: mix it down')
   audio_checks.check_counted(headers, sound.frames, name)
   return sound
 
 
-def save(path: str | os.PathLike, wave_T: Float[np.ndarray, 'T'], sample_rate: int, *, overwrite: bool = False):
-  """Writes a mono waveform as 16 bits (WAV, FLAC or OGG by the extension), whole or not at all; values are clipped.
+def save(
+  path: str | os.PathLike,
+  wave_T: Float[np.ndarray, 'T'],
+  sample_rate: int,
+  *,
+  overwrite: bool = False,
+):
+  """Writes a mono waveform as 16 bits (WAV, FLAC or OGG by the extension), whole or not at all;
+  values are clipped.
 
-  Raises ValueError when the file exists (unless `overwrite`), the extension is another, or a sample is not finite.
+  Raises ValueError when the file exists (unless `overwrite`), the extension is another, or a sample
+  is not finite.
   """
   save_blocks(path, [wave_T], sample_rate, overwrite=overwrite)
 
 
-def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_rate: int, *, overwrite: bool = False):
+def save_blocks(
+  path: str | os.PathLike,
+  blocks: Iterable[np.ndarray],
+  sample_rate: int,
+  *,
+  overwrite: bool = False,
+):
   """As `save`, of a waveform that comes in blocks: only one of them is held at a time.
 
   Raises OSError, besides, when the disk is full.
@@ -296,29 +339,33 @@ def save_blocks(path: str | os.PathLike, blocks: Iterable[np.ndarray], sample_ra
   path = os.fspath(path)
   kind = os.path.splitext(path)[1][1:].upper()
   if kind not in ('WAV', 'FLAC', 'OGG'):
-    raise ValueError(f'{path}: audio is saved as .wav, .flac or .ogg')
+    raise UserError(f'{path}: audio is saved as .wav, .flac or .ogg')
   if os.path.exists(path) and not overwrite:
-    raise ValueError(f'{path} exists: choose another name or pass overwrite=True')
+    raise UserError(f'{path} exists: choose another name or pass overwrite=True')
   with files.atomically(path) as partial, open(partial, 'w+b') as file:
     with soundfile.SoundFile(file, 'w', sample_rate, channels=1, format=kind) as sound:
       for block_T in blocks:
         if not np.isfinite(block_T).all():
-          raise ValueError(f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was written')
+          raise UserError(
+            f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was written'
+          )
         try:
           sound.write(np.clip(block_T, -1, 1))
         except AssertionError as error:  # soundfile's way to say that not all samples were written
           raise OSError(f'{path}: could not be written to the end: is the disk full?') from error
 
 
-def frame(wave_BT: Float[Array, 'B T'], frame_length: int, hop_length: int) -> Float[Array, 'B F N']:
+def frame(
+  wave_BT: Float[Array, 'B T'], frame_length: int, hop_length: int
+) -> Float[Array, 'B F N']:
   """Cuts a waveform into overlapping frames; samples after the last whole frame are dropped.
 
   Raises ValueError when the waveform is shorter than one frame.
   """
   num_samples = wave_BT.shape[-1]
   if num_samples < frame_length:
-    raise ValueError(
-        f'waveform has {num_samples} samples, fewer than one frame of {frame_length}: pad it with zeros first'
+    raise UserError(
+      f'waveform has {num_samples} samples, fewer than one frame of {frame_length}: pad it with zeros first'
     )
   num_frames = 1 + (num_samples - frame_length) // hop_length
   # A gather by constant indices: XLA turns it into cheap slices, and it is differentiable.
@@ -327,9 +374,11 @@ def frame(wave_BT: Float[Array, 'B T'], frame_length: int, hop_length: int) -> F
 
 
 def stft(
-    wave_BT: Float[Array, 'B T'], window_length: int, hop_length: int, fft_length: int | None = None
+  wave_BT: Float[Array, 'B T'], window_length: int, hop_length: int, fft_length: int | None = None
 ) -> Complex[Array, 'B F N']:
-  """Returns the short-time Fourier transform under a periodic Hann window, without padding at the ends."""
+  """Returns the short-time Fourier transform under a periodic Hann window, without padding at the
+  ends.
+  """
   frames_BFN = frame(wave_BT, window_length, hop_length)
   window_N = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)
   return jnp.fft.rfft(frames_BFN * window_N.astype(np.float32), n=fft_length or window_length)
@@ -337,26 +386,33 @@ def stft(
 
 @functools.cache
 def mel_filterbank(
-    sample_rate: int, fft_length: int, num_mels: int, low_hz: float = 0.0, high_hz: float | None = None
+  sample_rate: int,
+  fft_length: int,
+  num_mels: int,
+  low_hz: float = 0.0,
+  high_hz: float | None = None,
 ) -> np.ndarray:
-  """Returns the triangular mel filters (Slaney area norm) as an array [fft_length // 2 + 1, num_mels].
+  """Returns the triangular mel filters (Slaney area norm) as an array [fft_length // 2 + 1,
+  num_mels].
 
   high_hz: where the last one ends; None: at half the sample rate.
   """
   import librosa  # slow to import, and wanted only here
 
-  filters = librosa.filters.mel(sr=sample_rate, n_fft=fft_length, n_mels=num_mels, fmin=low_hz, fmax=high_hz)
+  filters = librosa.filters.mel(
+    sr=sample_rate, n_fft=fft_length, n_mels=num_mels, fmin=low_hz, fmax=high_hz
+  )
   return filters.T.astype(np.float32)
 
 
 def mel_spectrogram(
-    wave_BT: Float[Array, 'B T'],
-    *,
-    sample_rate: int,
-    window_length: int,
-    hop_length: int,
-    num_mels: int,
-    fft_length: int | None = None,
+  wave_BT: Float[Array, 'B T'],
+  *,
+  sample_rate: int,
+  window_length: int,
+  hop_length: int,
+  num_mels: int,
+  fft_length: int | None = None,
 ) -> Float[Array, 'B F M']:
   """Returns mel-band magnitudes (not power, not log)."""
   fft_length = fft_length or window_length
@@ -367,12 +423,18 @@ def mel_spectrogram(
 
 
 def log_mel_spectrogram(wave_BT: Float[Array, 'B T'], **options) -> Float[Array, 'B F M']:
-  """Returns the natural logarithm of `mel_spectrogram(wave_BT, **options)`, floored at LOG_FLOOR."""
+  """Returns the natural logarithm of `mel_spectrogram(wave_BT, **options)`, floored at
+  LOG_FLOOR.
+  """
   return jnp.log(jnp.maximum(mel_spectrogram(wave_BT, **options), LOG_FLOOR))
 
 
-def resample(wave_BT: Float[np.ndarray, 'B T'], sample_rate: int, wanted_rate: int) -> Float[np.ndarray, 'B T2']:
-  """Returns waveforms at another rate (numpy), T2 = T * wanted_rate / sample_rate, rounded; the same rate: as given."""
+def resample(
+  wave_BT: Float[np.ndarray, 'B T'], sample_rate: int, wanted_rate: int
+) -> Float[np.ndarray, 'B T2']:
+  """Returns waveforms at another rate (numpy), T2 = T * wanted_rate / sample_rate, rounded; the
+  same rate: as given.
+  """
   if sample_rate == wanted_rate:
     return wave_BT
   return np.ascontiguousarray(soxr.resample(wave_BT.T, sample_rate, wanted_rate).T)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audiolm_jax.errors import UserError
+
 # Files of floats may pass 1 a little, as masters and decoded MP3s do; ten times as loud are
 # integers taken for floats.
 MAX_PEAK = 10.0
@@ -68,7 +70,7 @@ def examine(file: io.BufferedIOBase, name: str) -> Headers:
   start = file.read(_START)
   kind = _kind(start)
   if kind is None:
-    raise ValueError(f'{name}: {_described(start, name)}')
+    raise UserError(f'{name}: {_described(start, name)}')
   if kind == 'WAV':
     return _wav(file, name, start)
   if kind == 'OGG':
@@ -83,7 +85,7 @@ def open_file(path: str | os.PathLike) -> io.BufferedIOBase:
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   if not stat.S_ISREG(os.fstat(descriptor).st_mode):
     os.close(descriptor)
-    raise ValueError(
+    raise UserError(
       f'{os.fspath(path)}: no regular file (a folder, a pipe or a device): save the audio as a file'
     )
   return open(descriptor, 'rb')  # without a name, or soundfile would go by the extension .raw
@@ -96,10 +98,10 @@ def check_counted(headers: Headers, num_samples: int, name: str):
   """
   if headers.num_samples is not None and headers.num_samples > num_samples + MP3_SLACK:
     tagged = shlex.quote(os.path.splitext(name)[0] + '.tagged.mp3')
-    raise ValueError(
-        f'{name}: no header tells its length, and of {headers.num_samples} samples the decoder '
-        f'would read {num_samples}: give it a header by '
-        f'`ffmpeg -i {shlex.quote(name)} -c copy {tagged}`'
+    raise UserError(
+      f'{name}: no header tells its length, and of {headers.num_samples} samples the decoder '
+      f'would read {num_samples}: give it a header by '
+      f'`ffmpeg -i {shlex.quote(name)} -c copy {tagged}`'
     )
 
 
@@ -115,13 +117,13 @@ def remedy(name: str) -> str:
 def check_samples(wave_T: np.ndarray, name: str):
   """Raises ValueError where samples are not finite, or far beyond [-1, 1]."""
   if not np.isfinite(wave_T).all():
-    raise ValueError(
+    raise UserError(
       f'{name}: {np.sum(~np.isfinite(wave_T))} samples are NaN or infinite: write it again with '
       'finite samples'
     )
   peak = float(np.abs(wave_T).max(initial=0))
   if peak > MAX_PEAK:
-    raise ValueError(
+    raise UserError(
       f'{name}: a sample is {peak:g}, far beyond [-1, 1], as of integers written as floats: '
       'scale it, as by '
       f'`sox --norm=-1 {shlex.quote(name)} '
@@ -162,8 +164,8 @@ def _described(start: bytes, name: str) -> str:
   if start.removeprefix(b'\xef\xbb\xbf').lstrip().lower().startswith(_HTML):
     return 'is a web page (HTML), not audio, as a failed download leaves it: download it again'
   return (
-      f'begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: where it is audio, '
-      f'{_conversion(name)}'
+    f'begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: where it is audio, '
+    f'{_conversion(name)}'
   )
 
 
@@ -194,15 +196,13 @@ def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
           patches = {0: b'RIFF', 4: _four(size - 8), at + 4: _four(there)}
           return Headers('WAV', tells_length=False, patches=patches)
       if length > there:
-        raise ValueError(f'{name}: cut short, {there} bytes of {length} are there: {remedy(name)}')
+        raise UserError(f'{name}: cut short, {there} bytes of {length} are there: {remedy(name)}')
       if not length or length == 0xFFFFFFFF:
         return Headers('WAV')
     elif not head[:4].isascii() or not head[:4].decode('ascii').isprintable():
       return Headers('WAV')  # no chunk begins here: libsndfile stops, too
     at += 8 + length + length % 2
-  raise ValueError(
-      f'{name}: more than {MAX_CHUNKS:,} chunks, a WAV has a few: {_conversion(name)}'
-  )
+  raise UserError(f'{name}: more than {MAX_CHUNKS:,} chunks, a WAV has a few: {_conversion(name)}')
 
 
 def _four(number: int) -> bytes:
@@ -233,7 +233,7 @@ def _check_ogg_is_whole(file: io.BufferedIOBase, name: str):
   page = tail[tail.rfind(b'OggS') :]
   segments = page[27 : 27 + page[26]] if len(page) > 26 else b''
   if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(segments):
-    raise ValueError(f'{name}: cut short, its last page is missing: {remedy(name)}')
+    raise UserError(f'{name}: cut short, its last page is missing: {remedy(name)}')
 
 
 def _mp3(file: io.BufferedIOBase) -> Headers:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax.errors import UserError
+
 LARGEST = 2**31 - 1  # steps, sizes and ids are int32 on the device
 
 
@@ -81,14 +83,14 @@ def fields(config: Any, **legal: Legal) -> None:
   """Raises ValueError for the first field of `config`, by its name, whose value is not legal."""
   for name, rule in legal.items():
     if not rule.holds(value := getattr(config, name)):
-      raise ValueError(f'{name}={value!r}: must be {rule.text}')
+      raise UserError(f'{name}={value!r}: must be {rule.text}')
 
 
 def values(**pairs: tuple[Any, Legal]) -> None:
   """Raises ValueError for the first argument, name=(value, legal), whose value is not legal."""
   for name, (value, rule) in pairs.items():
     if not rule.holds(value):
-      raise ValueError(f'{name}={value!r}: must be {rule.text}')
+      raise UserError(f'{name}={value!r}: must be {rule.text}')
 
 
 def shapes(**arrays: Any) -> None:
@@ -103,18 +105,19 @@ def shapes(**arrays: Any) -> None:
     if len(shape) != len(axes):
       missing = len(shape) == len(axes) - 1 and axes[0] == 'B'
       remedy = 'add the batch axis, as in x[None]' if missing else f'must be [{", ".join(axes)}]'
-      raise ValueError(f'{name} has shape {shape}: {remedy}')
+      raise UserError(f'{name} has shape {shape}: {remedy}')
     for axis, size in zip(axes, shape):
       fixed = (int(axis), 'its name') if axis.isdigit() else (size, name)
       wanted, first = known.setdefault(axis, fixed)
       if size != wanted:
-        raise ValueError(
-            f'{name} has shape {shape}: its axis {axis} is {size}, and {wanted} by {first}'
+        raise UserError(
+          f'{name} has shape {shape}: its axis {axis} is {size}, and {wanted} by {first}'
         )
 
 
 def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
-  """Raises ValueError where an array of ids is outside of 0 to `size` - 1 (-1 is legal with `padding`).
+  """Raises ValueError where an array of ids is outside of 0 to `size` - 1 (-1 is legal with
+  `padding`).
 
   Reads arrays of numpy, and those of JAX that this process holds; a traced one passes.
   """
@@ -124,13 +127,13 @@ def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
     return
   array = np.asarray(array)
   if not np.issubdtype(array.dtype, np.integer):
-    raise ValueError(f'{name} is of type {array.dtype}: ids are integers')
+    raise UserError(f'{name} is of type {array.dtype}: ids are integers')
   if not array.size:
     return
   low = -1 if padding else 0
   for value in (int(array.min()), int(array.max())):
     if not low <= value < size:
-      raise ValueError(
-          f'{name} holds {value}, outside of 0 to {size - 1}{" and -1 (padding)" * padding}: '
-          'was it made with another codebook, or another number of clusters?'
+      raise UserError(
+        f'{name} holds {value}, outside of 0 to {size - 1}{" and -1 (padding)" * padding}: '
+        'was it made with another codebook, or another number of clusters?'
       )

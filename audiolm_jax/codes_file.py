@@ -1,4 +1,5 @@
-"""The file format .alm: the codes of one clip, packed, with what is needed to decode and to trust them.
+"""The file format .alm: the codes of one clip, packed, with what is needed to decode and to trust
+them.
 
   8 bytes   MAGIC; like PNG's, it does not survive a transfer that takes the file for text
   34 bytes  header, little-endian (bytes): version (2), sample rate (4), hop length (4), number of levels (2),
@@ -7,8 +8,9 @@
             a whole byte
   32 bytes  SHA-256 of all that comes before
 
-Files are not trusted: declared sizes are held against limits and against the size of the file before anything is
-allocated, the digest is checked before codes are read, and nothing in a file can be executed.
+Files are not trusted: declared sizes are held against limits and against the size of the file
+before anything is allocated, the digest is checked before codes are read, and nothing in a file can
+be executed.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ import numpy as np
 from jaxtyping import Int
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 
 EXTENSION = '.alm'
 MAGIC = b'\x89ALM\r\n\x1a\n'
@@ -30,11 +33,11 @@ _FIELDS = struct.Struct('<HIIHIQ8s2x')
 _START = len(MAGIC) + _FIELDS.size
 _DIGEST = hashlib.sha256().digest_size
 _LIMITS = {  # least and largest values of the header's fields
-    'sample_rate': (1, 1 << 20),
-    'hop_length': (1, 1 << 20),
-    'num_quantizers': (1, 1 << 10),
-    'codebook_size': (2, 1 << 24),
-    'num_samples': (1, 1 << 40),
+  'sample_rate': (1, 1 << 20),
+  'hop_length': (1, 1 << 20),
+  'num_quantizers': (1, 1 << 10),
+  'codebook_size': (2, 1 << 24),
+  'num_samples': (1, 1 << 40),
 }
 MAX_CODES = 1 << 27  # of one file: 62 hours of AudioLM's codec, 512 MiB once unpacked
 _BLOCK = 1 << 16  # codes packed at a time: a multiple of 8, so that each block is whole bytes
@@ -67,22 +70,27 @@ class Header(NamedTuple):
   @property
   def num_bytes(self) -> int:
     """Size of the file."""
-    return _START + -(-self.num_frames * self.num_quantizers * _bits(self.codebook_size) // 8) + _DIGEST
+    return (
+      _START + -(-self.num_frames * self.num_quantizers * _bits(self.codebook_size) // 8) + _DIGEST
+    )
 
 
 def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
   """Returns the content of a file.
 
-  Raises ValueError when the header is beyond the limits of the format, or the codes are not what it says.
+  Raises ValueError when the header is beyond the limits of the format, or the codes are not what it
+  says.
   """
   _check(header)
   shape = (header.num_frames, header.num_quantizers)
   if codes_FQ.shape != shape:
-    raise ValueError(f'codes have the shape {codes_FQ.shape}, {header} is of {shape}: cut or fill the last frame')
+    raise UserError(
+      f'codes have the shape {codes_FQ.shape}, {header} is of {shape}: cut or fill the last frame'
+    )
   if codes_FQ.min() < 0 or codes_FQ.max() >= header.codebook_size:
-    raise ValueError(
-        f'codes are between {codes_FQ.min()} and {codes_FQ.max()}, outside of codebook_size={header.codebook_size}: '
-        'were they made by another codec?'
+    raise UserError(
+      f'codes are between {codes_FQ.min()} and {codes_FQ.max()}, outside of codebook_size={header.codebook_size}: '
+      'were they made by another codec?'
     )
   *numbers, fingerprint = header
   content = MAGIC + _FIELDS.pack(VERSION, *numbers, bytes.fromhex(fingerprint))
@@ -95,7 +103,13 @@ def decode(content: bytes, name: str) -> tuple[Header, Int[np.ndarray, 'F Q']]:
   return _read(io.BytesIO(content), name)
 
 
-def save(path: str | os.PathLike, header: Header, codes_FQ: Int[np.ndarray, 'F Q'], *, overwrite: bool = False):
+def save(
+  path: str | os.PathLike,
+  header: Header,
+  codes_FQ: Int[np.ndarray, 'F Q'],
+  *,
+  overwrite: bool = False,
+):
   """Writes a file, whole or not at all.
 
   Raises ValueError as `encode`, and when the file exists (unless `overwrite`).
@@ -103,7 +117,7 @@ def save(path: str | os.PathLike, header: Header, codes_FQ: Int[np.ndarray, 'F Q
   path = os.fspath(path)
   content = encode(header, codes_FQ)
   if os.path.exists(path) and not overwrite:
-    raise ValueError(f'{path} exists: choose another name or pass overwrite=True')
+    raise UserError(f'{path} exists: choose another name or pass overwrite=True')
   with files.atomically(path) as partial:
     partial.write_bytes(content)
 
@@ -111,15 +125,17 @@ def save(path: str | os.PathLike, header: Header, codes_FQ: Int[np.ndarray, 'F Q
 def load(path: str | os.PathLike) -> tuple[Header, Int[np.ndarray, 'F Q']]:
   """Returns header and codes (int32) of a file.
 
-  Raises ValueError, with the path and the reason, when it is no such file, of another version, beyond the limits of the
-  format, cut short, or damaged.
+  Raises ValueError, with the path and the reason, when it is no such file, of another version,
+  beyond the limits of the format, cut short, or damaged.
   """
   with open(path, 'rb') as file:
     return _read(file, os.fspath(path))
 
 
 def info(path: str | os.PathLike) -> Header:
-  """Returns the header of a file of the size that it says. Raises ValueError as `load`, but reads no digest."""
+  """Returns the header of a file of the size that it says. Raises ValueError as `load`, but reads
+  no digest.
+  """
   with open(path, 'rb') as file:
     return _read_header(file, os.fspath(path))
 
@@ -132,31 +148,37 @@ def _check(header: Header):
   for field, (least, largest) in _LIMITS.items():
     value = getattr(header, field)
     if not least <= value <= largest:
-      raise ValueError(f'{field}={value} is outside {least} to {largest}, the limits of the format')
+      raise UserError(f'{field}={value} is outside {least} to {largest}, the limits of the format')
   num_codes = header.num_frames * header.num_quantizers
   if num_codes > MAX_CODES:
-    raise ValueError(f'{num_codes:,} codes are more than {MAX_CODES:,}, the most of one file: cut the clip in parts')
+    raise UserError(
+      f'{num_codes:,} codes are more than {MAX_CODES:,}, the most of one file: cut the clip in parts'
+    )
   if len(header.fingerprint) != 16 or set(header.fingerprint) - set('0123456789abcdef'):
-    raise ValueError(f'fingerprint {header.fingerprint!r} is not of 16 hex digits')
+    raise UserError(f'fingerprint {header.fingerprint!r} is not of 16 hex digits')
 
 
 def _read_header(file: io.BufferedIOBase, name: str) -> Header:
   start = file.read(_START)
   if not start.startswith(MAGIC):
-    raise ValueError(f'{name}: begins with {start[:8]!r}, which is not {EXTENSION}')
+    raise UserError(f'{name}: begins with {start[:8]!r}, which is not {EXTENSION}')
   if len(start) < _START:
-    raise ValueError(f'{name}: cut short within its header of {_START} bytes: get it anew')
+    raise UserError(f'{name}: cut short within its header of {_START} bytes: get it anew')
   version, *numbers, fingerprint = _FIELDS.unpack(start[len(MAGIC) :])
   if version != VERSION:
-    raise ValueError(f'{name}: version {version} of the format; this program reads version {VERSION}')
+    raise UserError(
+      f'{name}: version {version} of the format; this program reads version {VERSION}'
+    )
   header = Header(*numbers, fingerprint.hex())
   try:
     _check(header)
   except ValueError as error:
-    raise ValueError(f'{name}: damaged or not made by this program, {error}') from error
+    raise UserError(f'{name}: damaged or not made by this program, {error}') from error
   size = file.seek(0, os.SEEK_END)
   if size != header.num_bytes:
-    raise ValueError(f'{name}: has {size:,} bytes, its header tells of {header.num_bytes:,}: get it anew')
+    raise UserError(
+      f'{name}: has {size:,} bytes, its header tells of {header.num_bytes:,}: get it anew'
+    )
   return header
 
 
@@ -165,11 +187,13 @@ def _read(file: io.BufferedIOBase, name: str) -> tuple[Header, np.ndarray]:
   file.seek(0)
   content = file.read(header.num_bytes - _DIGEST)
   if hashlib.sha256(content).digest() != file.read():
-    raise ValueError(f'{name}: damaged, its SHA-256 differs: get it anew')
+    raise UserError(f'{name}: damaged, its SHA-256 differs: get it anew')
   shape = (header.num_frames, header.num_quantizers)
   codes_N = _unpacked(memoryview(content)[_START:], math.prod(shape), _bits(header.codebook_size))
   if codes_N.max() >= header.codebook_size:
-    raise ValueError(f'{name}: holds the code {codes_N.max()}, its codebook_size is {header.codebook_size}')
+    raise UserError(
+      f'{name}: holds the code {codes_N.max()}, its codebook_size is {header.codebook_size}'
+    )
   return header, codes_N.reshape(shape)
 
 

@@ -1,7 +1,9 @@
-"""Files: written whole or not at all, and read with bounds; text that others wrote is made printable.
+"""Files: written whole or not at all, and read with bounds; text that others wrote is made
+printable.
 
 Folders may be shared. What is created here has a name that nobody can foresee, or is opened through
-no link, so that a link that somebody planted leads no write elsewhere; modes are those of the umask.
+no link, so that a link that somebody planted leads no write elsewhere; modes are those of the
+umask.
 """
 
 import contextlib
@@ -19,6 +21,8 @@ import stat
 import time
 from collections.abc import Iterator
 from typing import IO, Any
+
+from audiolm_jax.errors import UserError
 
 MAX_JSON_BYTES = 2**26  # of a JSON file of ours: the manifest of a large corpus has some 10 MiB
 MAX_CSV_BYTES = 2**26  # of a table
@@ -57,7 +61,8 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def _clear(folder: str):
   """Deletes what writers left in a folder that were killed."""
   found = []
-  with contextlib.suppress(OSError), os.scandir(folder) as entries:  # one may write where one may not list
+  # one may write where one may not list
+  with contextlib.suppress(OSError), os.scandir(folder) as entries:
     found = [(entry, match) for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]
   for entry, match in found:
     with contextlib.suppress(OSError):
@@ -94,10 +99,10 @@ def open_in_place(path: str | os.PathLike, mode: str) -> IO:
   flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
   flags |= os.O_APPEND if 'a' in mode else 0
   if os.path.islink(path):
-    raise ValueError(f'{path} is a link, which is not written through: delete it')
+    raise UserError(f'{path} is a link, which is not written through: delete it')
   descriptor = os.open(path, flags, 0o666)
   if not _is_regular(descriptor):
-    raise ValueError(f'{path} is no regular file: delete it')
+    raise UserError(f'{path} is no regular file: delete it')
   return os.fdopen(descriptor, mode)
 
 
@@ -108,7 +113,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def read_json(
-    path: str | os.PathLike, remedy: str, *, max_bytes: int = MAX_JSON_BYTES
+  path: str | os.PathLike, remedy: str, *, max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
   """Returns the object that a JSON file holds.
 
@@ -119,15 +124,15 @@ def read_json(
     with _reading(path) as file:
       text = file.read(max_bytes + 1)
   except OSError as error:
-    raise ValueError(f'{path} cannot be read ({error.strerror}): {remedy}') from error
+    raise UserError(f'{path} cannot be read ({error.strerror}): {remedy}') from error
   if len(text) > max_bytes:
-    raise ValueError(f'{path} has more than {max_bytes:,} bytes, no such file has: {remedy}')
+    raise UserError(f'{path} has more than {max_bytes:,} bytes, no such file has: {remedy}')
   try:
     data = json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON ({printable(error, 200)}): {remedy}') from error
+    raise UserError(f'{path} is not JSON ({printable(error, 200)}): {remedy}') from error
   if not isinstance(data, dict):
-    raise ValueError(f'{path} holds a {type(data).__name__}, not an object: {remedy}')
+    raise UserError(f'{path} holds a {type(data).__name__}, not an object: {remedy}')
   return data
 
 
@@ -135,16 +140,16 @@ def read_json(
 def open_csv(path: str | os.PathLike, remedy: str) -> Iterator[IO]:
   """Opens a text file for `csv.reader`.
 
-  Raises ValueError, with the path and the `remedy`, where it is larger than MAX_CSV_BYTES; and, from
-  within the block, where it turns out to be no text or to hold a field that csv does not take.
+  Raises ValueError, with the path and the `remedy`, where it is larger than MAX_CSV_BYTES; and,
+  from within the block, where it turns out to be no text or to hold a field that csv does not take.
   """
   with open(path, newline='', encoding='utf-8-sig') as file:
     if os.fstat(file.fileno()).st_size > MAX_CSV_BYTES:
-      raise ValueError(f'{path} has more than {MAX_CSV_BYTES:,} bytes, no such file has: {remedy}')
+      raise UserError(f'{path} has more than {MAX_CSV_BYTES:,} bytes, no such file has: {remedy}')
     try:
       yield file
     except (csv.Error, UnicodeDecodeError) as error:
-      raise ValueError(f'{path} is not CSV ({error}): {remedy}') from error
+      raise UserError(f'{path} is not CSV ({error}): {remedy}') from error
 
 
 def json_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:

@@ -1,7 +1,8 @@
-"""K-means over features, normalized per dimension: what turns frames of w2v-BERT, or of others, into semantic tokens.
+"""K-means over features, normalized per dimension: what turns frames of w2v-BERT, or of others,
+into semantic tokens.
 
-Source: AudioLM (arXiv 2209.03143), section III-B: normalizing each dimension to zero mean and unit variance before
-clustering improves the phonetic discrimination of the tokens.
+Source: AudioLM (arXiv 2209.03143), section III-B: normalizing each dimension to zero mean and unit
+variance before clustering improves the phonetic discrimination of the tokens.
 """
 
 import dataclasses
@@ -12,17 +13,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemanticEncoder:
   """Which features of which model are clustered.
 
-  config: of a model, ours or imported, that has `sample_rate`, `hop_length`, `frame_rate` and `semantic_features`:
-    (variables, wave_BT, layer) -> features_BSD, S = ceil(T / hop_length), where zeros at the end of a waveform are
-    taken for padding and have no influence on the rest.
+  config: of a model, ours or imported, that has `sample_rate`, `hop_length`, `frame_rate` and
+    `semantic_features`: (variables, wave_BT, layer) -> features_BSD, S = ceil(T / hop_length),
+    where zeros at the end of a waveform are taken for padding and have no influence on the rest.
   layer: of the model, as its module counts.
-  frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with 2.
+  frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with
+  2.
   """
 
   config: Any
@@ -66,11 +69,13 @@ class SemanticQuantizer(NamedTuple):
   centroids_KD: Float[Array, 'K D']
 
 
-def fit(features_ND: Float[Array | np.ndarray, 'N D'], num_clusters: int, seed: int) -> SemanticQuantizer:
+def fit(
+  features_ND: Float[Array | np.ndarray, 'N D'], num_clusters: int, seed: int
+) -> SemanticQuantizer:
   """Clusters a sample of frames [N, D] into `num_clusters`, on the host.
 
-  A dimension that does not vary keeps scale 1. Raises ValueError when there are fewer frames than clusters, or when
-  a feature is not finite.
+  A dimension that does not vary keeps scale 1. Raises ValueError when there are fewer frames than
+  clusters, or when a feature is not finite.
   """
   from sklearn.cluster import MiniBatchKMeans  # slow to import, and wanted only here
 
@@ -79,19 +84,29 @@ def fit(features_ND: Float[Array | np.ndarray, 'N D'], num_clusters: int, seed: 
   checks.values(num_clusters=(num_clusters, checks.WHOLE), seed=(seed, checks.SEED))
   num_frames = features_ND.shape[0]
   if num_frames < num_clusters:
-    raise ValueError(f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower the number')
+    raise UserError(
+      f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower the number'
+    )
   if not np.isfinite(features_ND).all():
-    raise ValueError(
-        f'{np.sum(~np.isfinite(features_ND).all(axis=1))} of {num_frames} frames hold NaN or infinity: '
-        'look at the model that made them'
+    raise UserError(
+      f'{np.sum(~np.isfinite(features_ND).all(axis=1))} of {num_frames} frames hold NaN or infinity: '
+      'look at the model that made them'
     )
   mean_D = features_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
   scale_D = features_ND.std(axis=0, dtype=np.float64).astype(np.float32)
   scale_D = np.where(scale_D > 1e-6, scale_D, 1).astype(np.float32)
   model = MiniBatchKMeans(
-      num_clusters, init='k-means++', batch_size=4096, max_iter=100, n_init=3, max_no_improvement=20, random_state=seed
+    num_clusters,
+    init='k-means++',
+    batch_size=4096,
+    max_iter=100,
+    n_init=3,
+    max_no_improvement=20,
+    random_state=seed,
   ).fit((features_ND - mean_D) / scale_D)
-  return SemanticQuantizer(*(jnp.asarray(x, jnp.float32) for x in (mean_D, scale_D, model.cluster_centers_)))
+  return SemanticQuantizer(
+    *(jnp.asarray(x, jnp.float32) for x in (mean_D, scale_D, model.cluster_centers_))
+  )
 
 
 def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) -> Int[Array, 'B S']:
@@ -102,9 +117,13 @@ def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) ->
   checks.shapes(features_BSD=features_BSD)
   width, expected = features_BSD.shape[-1], quantizer.mean_D.shape[-1]
   if width != expected:
-    raise ValueError(f'features have width {width}, the centroids {expected}: take the layer they were fitted on')
+    raise UserError(
+      f'features have width {width}, the centroids {expected}: take the layer they were fitted on'
+    )
   normalized_BSD = (features_BSD.astype(jnp.float32) - quantizer.mean_D) / quantizer.scale_D
   # |x - c|^2 without |x|^2, which is the same for every centroid.
-  products_BSK = jnp.einsum('bsd,kd->bsk', normalized_BSD, quantizer.centroids_KD, precision='highest')
+  products_BSK = jnp.einsum(
+    'bsd,kd->bsk', normalized_BSD, quantizer.centroids_KD, precision='highest'
+  )
   distances_BSK = jnp.sum(jnp.square(quantizer.centroids_KD), axis=-1) - 2 * products_BSK
   return jnp.argmin(distances_BSK, axis=-1).astype(jnp.int32)

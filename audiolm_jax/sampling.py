@@ -1,4 +1,5 @@
-"""Next-token rules as pure functions of logits, and the two loops: autoregressive, and masked parallel decoding.
+"""Next-token rules as pure functions of logits, and the two loops: autoregressive, and masked
+parallel decoding.
 
 Knows nothing of audio.
 """
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 
 UNKNOWN = -1  # a token that is still to be decoded
 
@@ -20,7 +22,8 @@ UNKNOWN = -1  # a token that is still to be decoded
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How to draw a token. A pytree: other values don't recompile, switching top_k or top_p on or off does.
+  """How to draw a token. A pytree: other values don't recompile, switching top_k or top_p on or off
+  does.
 
   temperature: divides the logits; 0 is greedy.
   top_k: keep the k most probable; None: all.
@@ -33,18 +36,28 @@ class Rule:
   top_p: float | Array | None = None
 
   def __post_init__(self):
-    legal = {'temperature': checks.NOT_NEGATIVE, 'top_k': checks.WHOLE, 'top_p': checks.POSITIVE_SHARE}
+    legal = {
+      'temperature': checks.NOT_NEGATIVE,
+      'top_k': checks.WHOLE,
+      'top_p': checks.POSITIVE_SHARE,
+    }
     # Within compiled code, and when JAX takes a tree apart, they are no numbers.
-    given = {name: rule for name, rule in legal.items() if isinstance(getattr(self, name), (int, float, str))}
+    given = {
+      name: rule
+      for name, rule in legal.items()
+      if isinstance(getattr(self, name), (int, float, str))
+    }
     checks.fields(self, **given)
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelRule:
-  """How to fill in masked tokens, level by level (SoundStorm, section 3.3; what it leaves open is MaskGIT's).
+  """How to fill in masked tokens, level by level (SoundStorm, section 3.3; what it leaves open is
+  MaskGIT's).
 
   rule: of the draws, in all passes of a level but its last, which is greedy.
-  noise: how much Gumbel noise is added to the log-confidence; falls linearly to 0 at the last pass of a level.
+  noise: how much Gumbel noise is added to the log-confidence; falls linearly to 0 at the last pass
+  of a level.
   iterations: passes of each level, coarse to fine; the last entry holds for all further levels.
   """
 
@@ -61,9 +74,9 @@ class ParallelRule:
 def check_parallel(how: ParallelRule, num_levels: int) -> None:
   """Raises ValueError for a rule that cannot decode tokens of `num_levels` levels."""
   if len(how.iterations) > num_levels:
-    raise ValueError(
-        f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, or for the first '
-        'few (the last of them holds for the rest)'
+    raise UserError(
+      f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, or for the first '
+      'few (the last of them holds for the rest)'
     )
 
 
@@ -87,22 +100,25 @@ def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 
 def draw(key: jax.Array, logits_BV: Float[Array, 'B V'], rule: Rule) -> Int[Array, 'B']:
   """Returns one token a row, by the rule."""
   sampled_B = jax.random.categorical(key, filtered_logits(logits_BV, rule), axis=-1)
-  return jnp.where(jnp.asarray(rule.temperature) == 0, jnp.argmax(logits_BV, axis=-1), sampled_B).astype(jnp.int32)
+  return jnp.where(
+    jnp.asarray(rule.temperature) == 0, jnp.argmax(logits_BV, axis=-1), sampled_B
+  ).astype(jnp.int32)
 
 
 def autoregress(
-    step: Callable[[Any, Array, Array], tuple[Array, Any]],
-    logits_BV: Float[Array, 'B V'],
-    carry: Any,
-    key: jax.Array,
-    rule: Rule,
-    num_steps: Int[Array, ''],
-    capacity: int,
+  step: Callable[[Any, Array, Array], tuple[Array, Any]],
+  logits_BV: Float[Array, 'B V'],
+  carry: Any,
+  key: jax.Array,
+  rule: Rule,
+  num_steps: Int[Array, ''],
+  capacity: int,
 ) -> Int[Array, 'B N']:
-  """Draws `num_steps` tokens a row, feeding each back; columns from num_steps to `capacity` = N stay -1.
+  """Draws `num_steps` tokens a row, feeding each back; columns from num_steps to `capacity` = N
+  stay -1.
 
-  step: (carry, token_B, n) -> (logits of the next token, carry), n counting drawn tokens from 0. The logits range
-    over what is legal at that step, so nothing illegal can be drawn.
+  step: (carry, token_B, n) -> (logits of the next token, carry), n counting drawn tokens from 0.
+    The logits range over what is legal at that step, so nothing illegal can be drawn.
   num_steps is data, so that one compilation serves every length up to `capacity`.
   """
 
@@ -119,23 +135,27 @@ def autoregress(
 
 
 def decode_masked(
-    logits: Callable[[Array, Array], Array],
-    tokens_BFQ: Int[Array, 'B F Q'],
-    valid_BF: Bool[Array, 'B F'],
-    key: jax.Array,
-    rule: Rule,
-    *,
-    noise: float | Array,
-    iterations: tuple[int, ...],
+  logits: Callable[[Array, Array], Array],
+  tokens_BFQ: Int[Array, 'B F Q'],
+  valid_BF: Bool[Array, 'B F'],
+  key: jax.Array,
+  rule: Rule,
+  *,
+  noise: float | Array,
+  iterations: tuple[int, ...],
 ) -> Int[Array, 'B F Q']:
-  """Fills in every UNKNOWN token at a valid frame, coarse levels before fine ones; the other tokens stay as they are.
+  """Fills in every UNKNOWN token at a valid frame, coarse levels before fine ones; the other tokens
+  stay as they are.
 
-  logits: (tokens_BFQ as known so far, level) -> logits_BFV of that level's tokens; called sum(iterations) times.
+  logits: (tokens_BFQ as known so far, level) -> logits_BFV of that level's tokens; called
+  sum(iterations) times.
   rule, noise, iterations: see `ParallelRule`.
 
-  In each pass all unknown tokens of the level are drawn, and the least confident ones (log-probability plus noise) are
-  forgotten again: after a share s of the passes, a share cos(pi / 2 s) of those that the row had at first, rounded
-  down, but at least one and at least one fewer than before. One body is compiled for all passes of all levels.
+  In each pass all unknown tokens of the level are drawn, and the least confident ones
+  (log-probability plus noise) are
+  forgotten again: after a share s of the passes, a share cos(pi / 2 s) of those that the row had at
+  first, rounded down, but at least one and at least one fewer than before. One body is compiled for
+  all passes of all levels.
   Source: SoundStorm, section 3.3; MaskGIT (arXiv 2202.04200), section 3.2.
   """
   levels = tokens_BFQ.shape[-1]
@@ -149,12 +169,18 @@ def decode_masked(
     draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
     unknown_BF = (tokens_BFQ[..., level] == UNKNOWN) & valid_BF
     logits_BFV = logits(tokens_BFQ, level)
-    drawn_BF = draw(draw_key, logits_BFV.reshape(-1, logits_BFV.shape[-1]), rule).reshape(unknown_BF.shape)
+    drawn_BF = draw(draw_key, logits_BFV.reshape(-1, logits_BFV.shape[-1]), rule).reshape(
+      unknown_BF.shape
+    )
     last = share == 1
     drawn_BF = jnp.where(last, jnp.argmax(logits_BFV, axis=-1).astype(jnp.int32), drawn_BF)
-    confidence_BF = jnp.take_along_axis(jax.nn.log_softmax(logits_BFV), drawn_BF[..., None], axis=-1)[..., 0]
+    confidence_BF = jnp.take_along_axis(
+      jax.nn.log_softmax(logits_BFV), drawn_BF[..., None], axis=-1
+    )[..., 0]
     confidence_BF += noise * (1 - share) * jax.random.gumbel(noise_key, unknown_BF.shape)
-    rank_BF = jnp.argsort(jnp.argsort(jnp.where(unknown_BF, confidence_BF, jnp.inf), axis=1), axis=1)
+    rank_BF = jnp.argsort(
+      jnp.argsort(jnp.where(unknown_BF, confidence_BF, jnp.inf), axis=1), axis=1
+    )
     forgotten_B = jnp.floor(first_BQ[:, level] * jnp.cos(jnp.pi / 2 * share)).astype(jnp.int32)
     forgotten_B = jnp.maximum(jnp.minimum(forgotten_B, unknown_BF.sum(axis=1) - 1), 1)
     kept_BF = unknown_BF & (last | (rank_BF >= forgotten_B[:, None]))

@@ -1,10 +1,13 @@
-"""SoundStream over clips of any length, and chunk by chunk over clips without end, with a latency of one frame."""
+"""SoundStream over clips of any length, and chunk by chunk over clips without end, with a latency
+of one frame.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import audio, checks
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.conv import PAST
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import State, Variables
@@ -12,14 +15,15 @@ from audiolm_jax.stages.soundstream import Config, Denoise
 
 
 def encode_clip(
-    config: Config,
-    variables: Variables,
-    wave_BT: Float[Array, 'B T'],
-    num_quantizers: int | None = None,
-    *,
-    denoise: Denoise = False,
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
+  *,
+  denoise: Denoise = False,
 ) -> Int[Array, 'B F Q']:
-  """As `soundstream.encode`, of a waveform of any length T >= 1, which zeros fill up to whole frames.
+  """As `soundstream.encode`, of a waveform of any length T >= 1, which zeros fill up to whole
+  frames.
 
   F = ceil(T / hop_length).
   """
@@ -29,12 +33,12 @@ def encode_clip(
 
 
 def decode_clip(
-    config: Config,
-    variables: Variables,
-    codes_BFQ: Int[Array, 'B F Q'],
-    num_samples: int,
-    *,
-    denoise: Denoise = False,
+  config: Config,
+  variables: Variables,
+  codes_BFQ: Int[Array, 'B F Q'],
+  num_samples: int,
+  *,
+  denoise: Denoise = False,
 ) -> Float[Array, 'B T']:
   """As `soundstream.decode`, the T = `num_samples` samples that `encode_clip` was given.
 
@@ -42,15 +46,17 @@ def decode_clip(
   """
   checks.shapes(codes_BFQ=codes_BFQ)
   if -(-num_samples // config.hop_length) != codes_BFQ.shape[1] or num_samples < 1:
-    raise ValueError(
-        f'num_samples={num_samples:,} does not go with {codes_BFQ.shape[1]} frames of hop_length={config.hop_length}: '
-        'give the length of the waveform that was encoded'
+    raise UserError(
+      f'num_samples={num_samples:,} does not go with {codes_BFQ.shape[1]} frames of hop_length={config.hop_length}: '
+      'give the length of the waveform that was encoded'
     )
   return soundstream.decode(config, variables, codes_BFQ, denoise=denoise)[:, :num_samples]
 
 
 def encoder_state(config: Config, batch_size: int) -> State:
-  """Returns what `encode_step` is to be given with the first chunk of `batch_size` clips: silence before it."""
+  """Returns what `encode_step` is to be given with the first chunk of `batch_size` clips: silence
+  before it.
+  """
   return _silence(soundstream.encoder(config), jnp.zeros((batch_size, config.hop_length)))
 
 
@@ -60,31 +66,42 @@ def decoder_state(config: Config, batch_size: int) -> State:
 
 
 def encode_step(
-    config: Config,
-    variables: Variables,
-    state: State,
-    wave_BT: Float[Array, 'B T'],
-    num_quantizers: int | None = None,
-    *,
-    denoise: Denoise = False,
+  config: Config,
+  variables: Variables,
+  state: State,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
+  *,
+  denoise: Denoise = False,
 ) -> tuple[Int[Array, 'B F Q'], State]:
-  """As `soundstream.encode`, of the next chunk of each clip, T = any multiple of hop_length; and the state after it.
+  """As `soundstream.encode`, of the next chunk of each clip, T = any multiple of hop_length; and
+  the state after it.
 
-  Chunks of any sizes give the codes of the whole clip, but for a frame that lies, within the rounding of float32,
+  Chunks of any sizes give the codes of the whole clip, but for a frame that lies, within the
+  rounding of float32,
   between two codes: the order in which a convolution adds up may change with the length.
 
   Raises ValueError as that one, and when `state` is of another number of clips.
   """
   checks.shapes(wave_BT=wave_BT)
   soundstream.check_length(config, wave_BT.shape[-1])
-  z_BFD, state = _step(soundstream.encoder(config), variables.params['generator']['encoder'], state, wave_BT)
+  z_BFD, state = _step(
+    soundstream.encoder(config), variables.params['generator']['encoder'], state, wave_BT
+  )
   return soundstream.codes(config, variables, z_BFD, num_quantizers, denoise), state
 
 
 def decode_step(
-    config: Config, variables: Variables, state: State, codes_BFQ: Int[Array, 'B F Q'], *, denoise: Denoise = False
+  config: Config,
+  variables: Variables,
+  state: State,
+  codes_BFQ: Int[Array, 'B F Q'],
+  *,
+  denoise: Denoise = False,
 ) -> tuple[Float[Array, 'B T'], State]:
-  """As `soundstream.decode`, of the codes of the next F >= 1 frames of each clip; and the state after them."""
+  """As `soundstream.decode`, of the codes of the next F >= 1 frames of each clip; and the state
+  after them.
+  """
   z_BFD = soundstream.vectors(config, variables, codes_BFQ, denoise)
   return _step(soundstream.decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
@@ -97,6 +114,8 @@ def _silence(module, example) -> State:
 def _step(module, params, state: State, inputs):
   num_clips = {leaf.shape[0] for leaf in jax.tree.leaves(state)}
   if num_clips != {len(inputs)}:
-    raise ValueError(f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these')
+    raise UserError(
+      f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these'
+    )
   outputs, updated = module.apply({'params': params, PAST: state}, inputs, mutable=[PAST])
   return outputs, updated[PAST]

@@ -1,11 +1,13 @@
-"""The only place where codes become token ids and back: flattening, offsets, deduplication, padding.
+"""The only place where codes become token ids and back: flattening, offsets, deduplication,
+padding.
 
 One language model reads one vocabulary (`Vocabulary`) with disjoint id ranges:
 
   START | levels of the prefix | levels of the target
 
-and every sequence is `prefix, START, target`. START is the only special token: what follows it is predicted. There
-is no end token, since training crops end anywhere. PAD (-1) is no id: it marks what is not there.
+and every sequence is `prefix, START, target`. START is the only special token: what follows it is
+predicted. There is no end token, since training crops end anywhere. PAD (-1) is no id: it marks
+what is not there.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 
 PAD = -1
 START = 0
@@ -22,9 +25,11 @@ START = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-  """Id ranges of one language model: START, then `prefix_levels` ranges, then `target_levels` ranges.
+  """Id ranges of one language model: START, then `prefix_levels` ranges, then `target_levels`
+  ranges.
 
-  prefix_levels, prefix_size: codebooks of the conditioning part and entries of each; 0 levels: no prefix.
+  prefix_levels, prefix_size: codebooks of the conditioning part and entries of each; 0 levels: no
+  prefix.
   target_levels, target_size: the same for the predicted part.
   """
 
@@ -35,11 +40,14 @@ class Vocabulary:
 
   def __post_init__(self):
     checks.fields(
-        self, prefix_levels=checks.whole(0), prefix_size=checks.whole(0), target_levels=checks.WHOLE,
-        target_size=checks.WHOLE,
+      self,
+      prefix_levels=checks.whole(0),
+      prefix_size=checks.whole(0),
+      target_levels=checks.WHOLE,
+      target_size=checks.WHOLE,
     )
     if self.num_ids > checks.LARGEST:
-      raise ValueError(f'{self} has {self.num_ids} ids: int32 holds at most {checks.LARGEST}')
+      raise UserError(f'{self} has {self.num_ids} ids: int32 holds at most {checks.LARGEST}')
 
   @property
   def prefix_offset(self) -> int:
@@ -60,8 +68,11 @@ class Vocabulary:
     return self.target_offset + self.num_targets
 
 
-def flatten(codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, offset: int = 0) -> Int[Array, 'B L']:
-  """Returns ids in row-major order (frame outer, level inner), L = F Q: code + offset + level * codebook_size.
+def flatten(
+  codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, offset: int = 0
+) -> Int[Array, 'B L']:
+  """Returns ids in row-major order (frame outer, level inner), L = F Q: code + offset + level *
+  codebook_size.
 
   PAD stays PAD. Source: AudioLM, section III-B.
   Raises ValueError for another rank, and, for numpy input, when a code is neither PAD nor in
@@ -77,20 +88,24 @@ def flatten(codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, off
 
 
 def unflatten(
-    ids_BL: Int[Array | np.ndarray, 'B L'], num_levels: int, codebook_size: int, offset: int = 0
+  ids_BL: Int[Array | np.ndarray, 'B L'], num_levels: int, codebook_size: int, offset: int = 0
 ) -> Int[Array, 'B F Q']:
   """Inverts `flatten`.
 
-  Raises ValueError when L is not a multiple of `num_levels`, or, for numpy input, when an id is outside its level.
+  Raises ValueError when L is not a multiple of `num_levels`, or, for numpy input, when an id is
+  outside its level.
   """
   checks.shapes(ids_BL=ids_BL)
   batch, length = ids_BL.shape
   if num_levels < 1 or length % num_levels:
-    raise ValueError(f'{length} tokens are no whole number of frames of {num_levels} levels: cut the last frame')
+    raise UserError(
+      f'{length} tokens are no whole number of frames of {num_levels} levels: cut the last frame'
+    )
   offsets_Q = offset + np.arange(num_levels, dtype=np.int32) * codebook_size
   ids_BFQ = ids_BL.reshape(batch, length // num_levels, num_levels)
   if isinstance(ids_BL, np.ndarray):
-    # An id one below its level's range would turn into PAD by subtraction, so the real pads are set to 0 first.
+    # An id one below its level's range would turn into PAD by subtraction, so the real pads are set
+    # to 0 first.
     shifted_BFQ = np.where(ids_BFQ == PAD, 0, ids_BFQ - offsets_Q)
     checks.ids('ids_BL', np.where(shifted_BFQ < 0, codebook_size, shifted_BFQ), codebook_size)
   return jnp.where(ids_BFQ == PAD, PAD, jnp.asarray(ids_BFQ, jnp.int32) - offsets_Q)
@@ -104,7 +119,7 @@ def first_of_run(semantic_BS: Int[Array | np.ndarray, 'B S']) -> Bool[Array | np
 
 
 def deduplicate(
-    semantic_BS: Int[Array | np.ndarray, 'B S'],
+  semantic_BS: Int[Array | np.ndarray, 'B S'],
 ) -> tuple[Int[Array | np.ndarray, 'B S'], Int[Array | np.ndarray, 'B']]:
   """Removes consecutive repeats; the kept tokens move to the front, PAD fills the rest.
 
@@ -121,22 +136,28 @@ def deduplicate(
 
 
 def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[Array, Array]:
-  """Moves all PAD to the left of each row, so that every row ends at the last column; times move along."""
+  """Moves all PAD to the left of each row, so that every row ends at the last column; times move
+  along.
+  """
   order_BL = jnp.argsort(ids_BL != PAD, axis=1, stable=True)
-  return jnp.take_along_axis(ids_BL, order_BL, axis=1), jnp.take_along_axis(times_BL, order_BL, axis=1)
+  return jnp.take_along_axis(ids_BL, order_BL, axis=1), jnp.take_along_axis(
+    times_BL, order_BL, axis=1
+  )
 
 
 def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
-  """Returns how many codec frames last as long as a semantic frame; ValueError where that is no whole number."""
+  """Returns how many codec frames last as long as a semantic frame; ValueError where that is no
+  whole number.
+  """
   checks.values(
-      frame_rate=(frame_rate, checks.POSITIVE), semantic_rate=(semantic_rate, checks.POSITIVE)
+    frame_rate=(frame_rate, checks.POSITIVE), semantic_rate=(semantic_rate, checks.POSITIVE)
   )
   frames = round(frame_rate / semantic_rate)
   if frames < 1 or frames * semantic_rate != frame_rate:
-    raise ValueError(
-        f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: codec frames and '
-        'semantic frames cannot be aligned otherwise; take another codec or another semantic model, or make a token of '
-        'several features (frames_per_token)'
+    raise UserError(
+      f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: codec frames and '
+      'semantic frames cannot be aligned otherwise; take another codec or another semantic model, or make a token of '
+      'several features (frames_per_token)'
     )
   return frames
 
@@ -144,11 +165,14 @@ def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
 def semantic_frames(crop_seconds: float, semantic_rate: float, frame_rate: float) -> int:
   """Returns the number of semantic frames of a crop.
 
-  Raises ValueError when a semantic frame is no whole number of codec frames or the crop no whole number of them.
+  Raises ValueError when a semantic frame is no whole number of codec frames or the crop no whole
+  number of them.
   """
   frames_per_semantic(frame_rate, semantic_rate)
   checks.values(crop_seconds=(crop_seconds, checks.POSITIVE))
   frames = round(crop_seconds * semantic_rate)
   if frames < 1 or abs(frames - crop_seconds * semantic_rate) > 1e-6:
-    raise ValueError(f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the crop')
+    raise UserError(
+      f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the crop'
+    )
   return frames

@@ -1,7 +1,9 @@
-"""Sequences of any length by models of a fixed crop: rows in windows, padded to few shapes, next token or in parallel.
+"""Sequences of any length by models of a fixed crop: rows in windows, padded to few shapes, next
+token or in parallel.
 
-Shapes: lengths are padded to quarters of the crop, rows to the next power of two (beyond 8: multiple of 8), so that
-there are few compilations; how much of it is there, and the sampling rule, are data.
+Shapes: lengths are padded to quarters of the crop, rows to the next power of two (beyond 8:
+multiple of 8), so that there are few compilations; how much of it is there, and the sampling rule,
+are data.
 """
 
 import functools
@@ -14,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.sampling import ParallelRule, Rule, autoregress, decode_masked
 from audiolm_jax.stages import soundstorm
@@ -21,24 +24,25 @@ from audiolm_jax.tokens import PAD
 
 
 def extend(
-    model: language_model.LanguageModel,
-    params: Any,
-    key: jax.Array,
-    rows: Sequence[np.ndarray],
-    num_new: int | Sequence[int],
-    *,
-    crop: int,
-    carry: int,
-    prefix: Callable[[int, int, int], np.ndarray],
-    prefix_crop: int,
-    rule: Rule,
+  model: language_model.LanguageModel,
+  params: Any,
+  key: jax.Array,
+  rows: Sequence[np.ndarray],
+  num_new: int | Sequence[int],
+  *,
+  crop: int,
+  carry: int,
+  prefix: Callable[[int, int, int], np.ndarray],
+  prefix_crop: int,
+  rule: Rule,
 ) -> list[np.ndarray]:
   """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
 
   num_new: one number, or one for each row. A row keeps its whole past where past and future fit the
   crop together, otherwise the last `carry` frames of it. The windows of a row depend on that row
   only: a row of a batch equals the row alone.
-  prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at most prefix_crop.
+  prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at
+  most prefix_crop.
   """
   rows, num_levels = list(rows), model.vocabulary.target_levels
   for row in rows:
@@ -48,8 +52,7 @@ def extend(
   while active := [b for b, n in enumerate(remaining) if n > 0]:
     lengths = [len(rows[b]) for b in active]
     kept = [
-        n if n + remaining[b] <= crop else min(n, carry)
-        for b, n in zip(active, lengths, strict=True)
+      n if n + remaining[b] <= crop else min(n, carry) for b, n in zip(active, lengths, strict=True)
     ]
     new = [min(remaining[b], crop - k) for b, k in zip(active, kept, strict=True)]
     spans = zip(active, lengths, kept, new, strict=True)
@@ -57,14 +60,22 @@ def extend(
     for past in prefixes:
       checks.ids('prefix', past, model.vocabulary.prefix_size)
     size = row_bucket(len(active))
-    prefix_BPN = stack(prefixes, bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size)
+    prefix_BPN = stack(
+      prefixes, bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size
+    )
     past = [rows[b][n - k :] for b, n, k in zip(active, lengths, kept, strict=True)]
     prompt_BFQ = stack(past, bucket(max(kept), crop), num_levels, size)
     # Grows with every round: each has a key of its own.
     done = min(wanted[b] - remaining[b] for b in active)
     drawn_BN = sample_targets(
-        model, params, jax.random.fold_in(key, done), prefix_BPN, prompt_BFQ, max(new) * num_levels, rule,
-        capacity=bucket(max(new), crop) * num_levels,
+      model,
+      params,
+      jax.random.fold_in(key, done),
+      prefix_BPN,
+      prompt_BFQ,
+      max(new) * num_levels,
+      rule,
+      capacity=bucket(max(new), crop) * num_levels,
     )
     for b, m, drawn_N in zip(active, new, np.asarray(drawn_BN)):
       rows[b] = np.concatenate([rows[b], drawn_N[: m * num_levels].reshape(m, num_levels)])
@@ -74,40 +85,48 @@ def extend(
 
 @functools.partial(jax.jit, static_argnames=('model', 'capacity'))
 def sample_targets(
-    model: language_model.LanguageModel,
-    params: Any,
-    key: jax.Array,
-    prefix_BPN: Int[Array | np.ndarray, 'B P N'],
-    prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
-    num_steps: int | Array,
-    rule: Rule,
-    *,
-    capacity: int,
+  model: language_model.LanguageModel,
+  params: Any,
+  key: jax.Array,
+  prefix_BPN: Int[Array | np.ndarray, 'B P N'],
+  prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
+  num_steps: int | Array,
+  rule: Rule,
+  *,
+  capacity: int,
 ) -> Int[Array, 'B C']:
-  """Returns `num_steps` codes a row, frame by frame, that follow prefix and prompt, and -1 up to `capacity`."""
-  ids_BL, times_BL = language_model.sequence(model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ))
+  """Returns `num_steps` codes a row, frame by frame, that follow prefix and prompt, and -1 up to
+  `capacity`.
+  """
+  ids_BL, times_BL = language_model.sequence(
+    model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ)
+  )
   first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
   ids_BL, times_BL = tokens.left_pad(ids_BL, times_BL)
   params = transformer.unstack(model.transformer, params)
-  logits_BK, cache = language_model.prefill(model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity)
+  logits_BK, cache = language_model.prefill(
+    model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity
+  )
   step = lambda cache, code_B, n: language_model.step(model, params, cache, code_B, first_B, n)
   return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity)
 
 
 def fill(
-    config: soundstorm.Config,
-    params: Any,
-    key: jax.Array,
-    semantic: Sequence[np.ndarray],
-    rows: Sequence[np.ndarray],
-    *,
-    carry: int,
-    how: ParallelRule,
+  config: soundstorm.Config,
+  params: Any,
+  key: jax.Array,
+  semantic: Sequence[np.ndarray],
+  rows: Sequence[np.ndarray],
+  *,
+  carry: int,
+  how: ParallelRule,
 ) -> list[np.ndarray]:
-  """Appends decoded frames to every row [F, Q] of codes until all semantic tokens of its own [S] have theirs.
+  """Appends decoded frames to every row [F, Q] of codes until all semantic tokens of its own [S]
+  have theirs.
 
-  A row that ends within the crop is decoded in one window. A longer one takes several, which begin at least `carry`
-  frames (of whole semantic frames) before what is new; a row that is done takes part in no further window.
+  A row that ends within the crop is decoded in one window. A longer one takes several, which begin
+  at least `carry` frames (of whole semantic frames) before what is new; a row that is done takes
+  part in no further window.
   """
   rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
   ends = [ratio * len(semantic_S) for semantic_S in semantic]
@@ -122,12 +141,20 @@ def fill(
     length = bucket(max(stop - first for _, first, stop in spans) // ratio, config.num_semantic)
     read = [semantic[b][first // ratio : stop // ratio, None] for b, first, stop in spans]
     semantic_BS = stack(read, length, 1, size)[..., 0]
-    codes_BFQ = stack([rows[b][first:] for b, first, _ in spans], ratio * length, config.num_quantizers, size)
+    codes_BFQ = stack(
+      [rows[b][first:] for b, first, _ in spans], ratio * length, config.num_quantizers, size
+    )
     filled_BFQ = np.asarray(
-        fill_window(
-            config, params, jax.random.fold_in(key, number), semantic_BS, codes_BFQ, how.rule, how.noise,
-            iterations=how.iterations,
-        )
+      fill_window(
+        config,
+        params,
+        jax.random.fold_in(key, number),
+        semantic_BS,
+        codes_BFQ,
+        how.rule,
+        how.noise,
+        iterations=how.iterations,
+      )
     )
     for filled_FQ, (b, first, stop) in zip(filled_BFQ, spans):
       rows[b] = np.concatenate([rows[b], filled_FQ[len(rows[b]) - first : stop - first]])
@@ -137,21 +164,25 @@ def fill(
 
 @functools.partial(jax.jit, static_argnames=('config', 'iterations'))
 def fill_window(
-    config: soundstorm.Config,
-    params: Any,
-    key: jax.Array,
-    semantic_BS: Int[Array | np.ndarray, 'B S'],
-    codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
-    rule: Rule,
-    noise: float | Array,
-    *,
-    iterations: tuple[int, ...],
+  config: soundstorm.Config,
+  params: Any,
+  key: jax.Array,
+  semantic_BS: Int[Array | np.ndarray, 'B S'],
+  codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
+  rule: Rule,
+  noise: float | Array,
+  *,
+  iterations: tuple[int, ...],
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes with every PAD filled in where the frame has a semantic token, the known ones untouched."""
+  """Returns the codes with every PAD filled in where the frame has a semantic token, the known ones
+  untouched.
+  """
   semantic_BS = jnp.asarray(semantic_BS)
   valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
   logits = lambda codes_BFQ, level: soundstorm.logits(config, params, semantic_BS, codes_BFQ, level)
-  return decode_masked(logits, jnp.asarray(codes_BFQ), valid_BF, key, rule, noise=noise, iterations=iterations)
+  return decode_masked(
+    logits, jnp.asarray(codes_BFQ), valid_BF, key, rule, noise=noise, iterations=iterations
+  )
 
 
 def bucket(length: int, crop: int) -> int:
@@ -165,8 +196,12 @@ def row_bucket(rows: int) -> int:
   return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
 
 
-def stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None = None) -> np.ndarray:
-  """Returns rows [N, width] as one array [size, length, width], PAD on the right and in rows beyond the last."""
+def stack(
+  rows: Sequence[np.ndarray], length: int, width: int, size: int | None = None
+) -> np.ndarray:
+  """Returns rows [N, width] as one array [size, length, width], PAD on the right and in rows beyond
+  the last.
+  """
   stacked = np.full((size or len(rows), length, width), PAD, np.int32)
   for b, row in enumerate(rows):
     stacked[b, : len(row)] = row
@@ -174,27 +209,29 @@ def stack(rows: Sequence[np.ndarray], length: int, width: int, size: int | None 
 
 
 def log_likelihoods(
-    model: language_model.LanguageModel,
-    params: Any,
-    rows: Sequence[np.ndarray],
-    *,
-    crop: int,
-    batch_size: int = 32,
-    progress: Callable[[int], object] = lambda rows: None,
+  model: language_model.LanguageModel,
+  params: Any,
+  rows: Sequence[np.ndarray],
+  *,
+  crop: int,
+  batch_size: int = 32,
+  progress: Callable[[int], object] = lambda rows: None,
 ) -> list[np.ndarray]:
   """Returns the log-probability, in nats, of every code of every row [F, Q], without a prefix.
 
-  A code is predicted from all of its row before it where the row fits the crop. Of a longer row later codes are
+  A code is predicted from all of its row before it where the row fits the crop. Of a longer row
+  later codes are
   predicted in windows that move on by half a crop: from at least that much of the past.
   progress: told the number of windows after each batch.
 
-  Raises ValueError for a row of another shape, and for a code (PAD, too) that the model does not predict.
+  Raises ValueError for a row of another shape, and for a code (PAD, too) that the model does not
+  predict.
   """
   vocabulary = model.vocabulary
   for b, row in enumerate(rows):
     if row.ndim != 2 or row.shape[1] != vocabulary.target_levels or not len(row):
-      raise ValueError(
-          f'rows[{b}] has shape {row.shape}: must be frames of {vocabulary.target_levels} levels, [F, Q]'
+      raise UserError(
+        f'rows[{b}] has shape {row.shape}: must be frames of {vocabulary.target_levels} levels, [F, Q]'
       )
     checks.ids(f'rows[{b}]', row, vocabulary.target_size, padding=False)
   spans = []  # (row, first frame, first scored frame, end)
@@ -209,7 +246,9 @@ def log_likelihoods(
   for at in range(0, len(spans), batch_size):
     some = spans[at : at + batch_size]
     length = bucket(max(end - first for _, first, _, end in some), crop)
-    codes_BFQ = stack([rows[b][first:end] for b, first, _, end in some], length, rows[0].shape[1], batch_size)
+    codes_BFQ = stack(
+      [rows[b][first:end] for b, first, _, end in some], length, rows[0].shape[1], batch_size
+    )
     scores_BFQ = np.asarray(_code_log_probabilities(model, params, codes_BFQ))
     for scores_FQ, (b, first, scored, end) in zip(scores_BFQ, some):
       found[b][scored:end] = scores_FQ[scored - first : end - first]
@@ -219,9 +258,11 @@ def log_likelihoods(
 
 @functools.partial(jax.jit, static_argnames='model')
 def _code_log_probabilities(
-    model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']
+  model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']
 ):
   codes_BFQ = jnp.asarray(codes_BFQ)
   no_prefix = jnp.zeros((len(codes_BFQ), 0, max(model.vocabulary.prefix_levels, 1)), jnp.int32)
-  log_probs_BFQK = jax.nn.log_softmax(language_model.target_logits(model, params, no_prefix, codes_BFQ, None))
+  log_probs_BFQK = jax.nn.log_softmax(
+    language_model.target_logits(model, params, no_prefix, codes_BFQ, None)
+  )
   return jnp.take_along_axis(log_probs_BFQK, jnp.maximum(codes_BFQ, 0)[..., None], axis=-1)[..., 0]

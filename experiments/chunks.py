@@ -1,9 +1,9 @@
 """Clips of any length through a codec, in pieces of one shape: few compilations, little memory.
 
-SoundStream streams. A codec that looks ahead is given each piece with `context` frames of its neighbours on both sides,
-and behind the clip silence (the encoder) or its last frame (the decoder): the result is that of the whole clip with
-these behind it. A causal codec whose state we do not carry over, imported ones, is given clips whole, filled up to a
-power of two seconds.
+SoundStream streams. A codec that looks ahead is given each piece with `context` frames of its
+neighbours on both sides, and behind the clip silence (the encoder) or its last frame (the decoder):
+the result is that of the whole clip with these behind it. A causal codec whose state we do not
+carry over, imported ones, is given clips whole, filled up to a power of two seconds.
 """
 
 import functools
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import streaming
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 
@@ -35,7 +36,8 @@ class Codec(NamedTuple):
 
 
 def encode(codec: Codec, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-  """Yields codes [F, Q] of a clip that comes in blocks of `chunk_frames`, the last one shorter; rounded up to frames.
+  """Yields codes [F, Q] of a clip that comes in blocks of `chunk_frames`, the last one shorter;
+  rounded up to frames.
 
   Raises ValueError when the clip is too long for a codec that takes it whole.
   """
@@ -43,8 +45,11 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
   if isinstance(config, soundstream.Config):
     state = _first_state(codec, streaming.encoder_state)
     for block_T in blocks:
-      chunk_BT = np.pad(block_T, (0, length - len(block_T)))[None]  # of the last one, the codec is causal
-      codes_BFQ, state = _encode_step(config, codec.variables, state, chunk_BT, codec.num_quantizers, codec.denoise)
+      # of the last one, the codec is causal
+      chunk_BT = np.pad(block_T, (0, length - len(block_T)))[None]
+      codes_BFQ, state = _encode_step(
+        config, codec.variables, state, chunk_BT, codec.num_quantizers, codec.denoise
+      )
       yield np.asarray(codes_BFQ)[0]
     return
   silence = lambda wave_T, count: np.zeros(count, np.float32)
@@ -54,7 +59,8 @@ def encode(codec: Codec, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def decode(codec: Codec, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-  """Yields the waveform [T] of codes [F, Q] that come in parts of `chunk_frames`, the last one shorter; and more.
+  """Yields the waveform [T] of codes [F, Q] that come in parts of `chunk_frames`, the last one
+  shorter; and more.
 
   What lies beyond the last frame means nothing. Raises ValueError as `encode`.
   """
@@ -73,11 +79,16 @@ def decode(codec: Codec, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _pieces(
-    codec: Codec, parts: Iterable[np.ndarray], unit: int, follow: Callable[[np.ndarray, int], np.ndarray]
+  codec: Codec,
+  parts: Iterable[np.ndarray],
+  unit: int,
+  follow: Callable[[np.ndarray, int], np.ndarray],
 ) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields what the codec is given at a time, and the frames of it that come before those asked for.
+  """Yields what the codec is given at a time, and the frames of it that come before those asked
+  for.
 
-  parts: of `chunk_frames * unit` rows, the last one shorter; follow: (rows, count) -> what comes behind the last row.
+  parts: of `chunk_frames * unit` rows, the last one shorter; follow: (rows, count) -> what comes
+  behind the last row.
   """
   context, frames, parts = codec.config.codec().context, codec.chunk_frames, iter(parts)
   past, part = None, next(parts, None)
@@ -88,8 +99,13 @@ def _pieces(
     following = next(parts, None)
     before = 0 if past is None else context
     rows = [] if past is None else [past[-context * unit :]]
-    rows = np.concatenate(rows + [part] + ([] if following is None else [following[: context * unit]]))
-    yield np.concatenate([rows, follow(rows, (before + frames + context) * unit - len(rows))]), before
+    rows = np.concatenate(
+      rows + [part] + ([] if following is None else [following[: context * unit]])
+    )
+    yield (
+      np.concatenate([rows, follow(rows, (before + frames + context) * unit - len(rows))]),
+      before,
+    )
     past, part = part, following
 
 
@@ -100,9 +116,9 @@ def _whole(codec: Codec, parts: Iterator[np.ndarray], unit: int, follow) -> np.n
     taken.append(part)
     length += len(part)
     if length > MAX_WHOLE_SECONDS * second:
-      raise ValueError(
-          f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that {type(codec.config).__module__} takes: cut '
-          'it, or use a codec that goes through in pieces (SoundStream, DAC)'
+      raise UserError(
+        f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that {type(codec.config).__module__} takes: cut '
+        'it, or use a codec that goes through in pieces (SoundStream, DAC)'
       )
   rows = np.concatenate(taken)
   seconds = 1 << max(0, -(-len(rows) // second) - 1).bit_length()

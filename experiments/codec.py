@@ -6,9 +6,10 @@
   python -m experiments.codec decode codes/ --output=decoded/        makes decoded/x/y.wav, of exactly the same length
   python -m experiments.codec info codes/                            what the files hold, and whether they are whole
 
-Files may be hours long: they pass through the codec second by second (imported codecs other than DAC take two minutes
-at most, see experiments/chunks.py). Of folders, what is there already is kept, so
-that the same command goes on after a kill; a file that is named itself is not replaced without --overwrite.
+Files may be hours long: they pass through the codec second by second (imported codecs other than
+DAC take two minutes at most, see experiments/chunks.py). Of folders, what is there already is kept,
+so that the same command goes on after a kill; a file that is named itself is not replaced without
+--overwrite.
 """
 
 import pathlib
@@ -27,7 +28,8 @@ from experiments.chunks import Codec
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file
 AUDIBLE = 100 / 32768  # a second below this is taken for silence, in which 16 bits tell little
-SAME = 0.05  # of the largest sample: what other devices and 16 bits may change; a codec changes more
+# of the largest sample: what other devices and 16 bits may change; a codec changes more
+SAME = 0.05
 
 
 class Job(NamedTuple):
@@ -40,13 +42,20 @@ def main():
   parser = workspace.parser(__doc__, recipe=False)
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
   parser.add_argument(
-      'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
+    'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
   )
-  parser.add_argument('--output', type=command_line.path, metavar='FOLDER', help='of encode and decode')
   parser.add_argument(
-      '--num-quantizers', type=command_line.COUNT, metavar='N', help='the first N levels of the codes alone (all)'
+    '--output', type=command_line.path, metavar='FOLDER', help='of encode and decode'
   )
-  parser.add_argument('--denoise', action='store_true', help='leave noise out, where the codec has a switch for it')
+  parser.add_argument(
+    '--num-quantizers',
+    type=command_line.COUNT,
+    metavar='N',
+    help='the first N levels of the codes alone (all)',
+  )
+  parser.add_argument(
+    '--denoise', action='store_true', help='leave noise out, where the codec has a switch for it'
+  )
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   args = parser.parse_intermixed_args()
   if args.command not in COMMANDS:
@@ -63,16 +72,24 @@ def main():
   command_line.prove_files(named, '--output', overwrite=args.overwrite)
   config, variables = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
-    raise UserError(f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}')
+    raise UserError(
+      f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}'
+    )
   place, own = 'encoder' if args.command == 'encode' else 'decoder', getattr(config, 'film', None)
   if args.denoise and own != place:
-    raise UserError(f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}')
-  codec = Codec(config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise)
+    raise UserError(
+      f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}'
+    )
+  codec = Codec(
+    config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise
+  )
   run_jobs(args.command, codec, jobs, args.overwrite)
 
 
 def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]:
-  """Returns the files in a folder, or the file that is named. Raises ValueError when there are none."""
+  """Returns the files in a folder, or the file that is named. Raises ValueError when there are
+  none.
+  """
   if path.is_dir():
     return [pathlib.Path(name) for name in folders.find(path, extensions)]
   if not path.is_file():
@@ -83,7 +100,9 @@ def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]
 def find_jobs(command: str, paths: list[pathlib.Path], output: pathlib.Path) -> list[Job]:
   """Returns what is to be made of what. Raises ValueError when two files would be made into one."""
   encoding = command == 'encode'
-  extensions, extension = (folders.EXTENSIONS, codes_file.EXTENSION) if encoding else ((codes_file.EXTENSION,), '.wav')
+  extensions, extension = (
+    (folders.EXTENSIONS, codes_file.EXTENSION) if encoding else ((codes_file.EXTENSION,), '.wav')
+  )
   jobs, sources = [], {}
   for path in paths:
     for source in found(path, extensions):
@@ -91,12 +110,16 @@ def find_jobs(command: str, paths: list[pathlib.Path], output: pathlib.Path) -> 
       jobs.append(Job(source, output / name.with_suffix(extension), path.is_dir()))
       other = sources.setdefault(jobs[-1].target, source)
       if other is not source:
-        raise UserError(f'{other} and {source} would both become {jobs[-1].target}: rename one, or take them apart')
+        raise UserError(
+          f'{other} and {source} would both become {jobs[-1].target}: rename one, or take them apart'
+        )
   return jobs
 
 
 def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
-  """Does the jobs that are not done; a file that cannot be read keeps no other back, and is named at the end."""
+  """Does the jobs that are not done; a file that cannot be read keeps no other back, and is named
+  at the end.
+  """
   seconds_of, is_done, convert = OPERATIONS[command]
   todo, failures = [], []
   for job in jobs:
@@ -108,7 +131,9 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
     except (ValueError, OSError) as error:
       failures.append(str(error))
   kept = len(jobs) - len(todo) - len(failures)
-  with workspace.progress(round(sum(seconds for _, seconds in todo)), command, ' s of audio') as bar:
+  with workspace.progress(
+    round(sum(seconds for _, seconds in todo)), command, ' s of audio'
+  ) as bar:
     done_seconds = 0.0
 
     def advance(seconds: float):
@@ -121,7 +146,9 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
         job.target.parent.mkdir(parents=True, exist_ok=True)
         convert(codec, job, overwrite, advance)
       except (ValueError, OSError) as error:
-        failures.append(f'{job.target}: {error.strerror or error}' if isinstance(error, OSError) else str(error))
+        failures.append(
+          f'{job.target}: {error.strerror or error}' if isinstance(error, OSError) else str(error)
+        )
   print(f'{command}: {len(jobs) - kept - len(failures)} files made, {kept} were there')
   if failures:
     raise UserError(f'{len(failures)} of {len(jobs)} files failed: ' + '; '.join(failures))
@@ -143,7 +170,9 @@ def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
   if not num_samples:
     raise UserError(f'{job.source}: too short, no sample is left of it at {rate} Hz')
   wanted = header(codec, num_samples, codes[0].shape[1])
-  codes_file.save(job.target, wanted, np.concatenate(codes)[: wanted.num_frames], overwrite=overwrite)
+  codes_file.save(
+    job.target, wanted, np.concatenate(codes)[: wanted.num_frames], overwrite=overwrite
+  )
 
 
 def header(codec: Codec, num_samples: int, num_quantizers: int) -> Header:
@@ -163,10 +192,12 @@ def is_encoded(codec: Codec, job: Job) -> bool:
     found_header, _ = codes_file.load(job.target)
   except ValueError as error:
     raise UserError(f'{error}, or pass --overwrite') from error
-  wanted = header(codec, found_header.num_samples, codec.num_quantizers or codec.config.num_quantizers)
+  wanted = header(
+    codec, found_header.num_samples, codec.num_quantizers or codec.config.num_quantizers
+  )
   if found_header != wanted:
     raise UserError(
-        f'{job.target} is there, of {found_header}, not of {wanted}: choose another --output, or pass --overwrite'
+      f'{job.target} is there, of {found_header}, not of {wanted}: choose another --output, or pass --overwrite'
     )
   return True
 
@@ -175,14 +206,20 @@ def decode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
   """Writes the audio of a file of codes."""
   stored, codes_FQ = codes_file.load(job.source)
   audio.save_blocks(
-      job.target, decoded_blocks(codec, stored, codes_FQ, advance), stored.sample_rate, overwrite=overwrite
+    job.target,
+    decoded_blocks(codec, stored, codes_FQ, advance),
+    stored.sample_rate,
+    overwrite=overwrite,
   )
 
 
 def decoded_blocks(codec: Codec, stored: Header, codes_FQ, advance) -> Iterator[np.ndarray]:
   """Yields the waveform, `stored.num_samples` in all."""
   frames, left = codec.chunk_frames, stored.num_samples
-  parts = (codes_FQ[start : start + frames, : codec.num_quantizers] for start in range(0, stored.num_frames, frames))
+  parts = (
+    codes_FQ[start : start + frames, : codec.num_quantizers]
+    for start in range(0, stored.num_frames, frames)
+  )
   for wave_T in chunks.decode(codec, parts):
     yield wave_T[:left]
     advance(min(left, len(wave_T)) / stored.sample_rate)
@@ -194,27 +231,33 @@ def seconds_of_codes(codec: Codec, source: pathlib.Path) -> float:
   stored = codes_file.info(source)
   if stored.fingerprint != codec.fingerprint:
     raise UserError(
-        f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
+      f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
     )
-  if stored != header(codec, stored.num_samples, min(stored.num_quantizers, codec.config.num_quantizers)):
+  if stored != header(
+    codec, stored.num_samples, min(stored.num_quantizers, codec.config.num_quantizers)
+  ):
     raise UserError(f'{source} tells of {stored}, which its codec does not make: encode it again')
   if (codec.num_quantizers or 1) > stored.num_quantizers:
-    raise UserError(f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}')
+    raise UserError(
+      f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}'
+    )
   return stored.seconds
 
 
 def is_decoded(codec: Codec, job: Job) -> bool:
-  """Returns True for what `decode` would make. Raises UserError for other audio, as the original."""
+  """Returns True for what `decode` would make. Raises UserError for other audio, as the
+  original.
+  """
   stored, found_info = codes_file.info(job.source), audio.info(job.target)
   if (found_info.sample_rate, found_info.num_samples) != (stored.sample_rate, stored.num_samples):
     raise UserError(
-        f'{job.target} is there, of {found_info.num_samples:,} samples at {found_info.sample_rate} Hz, not of '
-        f'{stored.num_samples:,} at {stored.sample_rate}: choose another --output, or pass --overwrite'
+      f'{job.target} is there, of {found_info.num_samples:,} samples at {found_info.sample_rate} Hz, not of '
+      f'{stored.num_samples:,} at {stored.sample_rate}: choose another --output, or pass --overwrite'
     )
   if not _begins_as_decoded(codec, job):
     raise UserError(
-        f'{job.target} is there and was not decoded from {job.source} in this way (is it the original?): '
-        'choose another --output, or pass --overwrite'
+      f'{job.target} is there and was not decoded from {job.source} in this way (is it the original?): '
+      'choose another --output, or pass --overwrite'
     )
   return True
 
@@ -233,24 +276,24 @@ def _begins_as_decoded(codec: Codec, job: Job) -> bool:
 
 
 OPERATIONS = {
-    'encode': (seconds_of_audio, is_encoded, encode),
-    'decode': (seconds_of_codes, is_decoded, decode),
+  'encode': (seconds_of_audio, is_encoded, encode),
+  'decode': (seconds_of_codes, is_decoded, decode),
 }
 
 
 def info(paths: list[pathlib.Path]):
   """Prints a line for each file. Raises ValueError, at the end, naming those that are damaged."""
   failures = []
-  for path in (file for path in paths for file in found(path, (codes_file.EXTENSION,))):
+  for path in (file for start in paths for file in found(start, (codes_file.EXTENSION,))):
     try:
       stored, _ = codes_file.load(path)
     except ValueError as error:
       failures.append(str(error))
       continue
     print(
-        f'{files.printable(path)}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at {stored.sample_rate} Hz), '
-        f'{stored.num_quantizers} levels of {stored.codebook_size} codes, {stored.bit_rate:.0f} bit/s, '
-        f'{stored.num_bytes:,} bytes, codec {stored.fingerprint}'
+      f'{files.printable(path)}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at {stored.sample_rate} Hz), '
+      f'{stored.num_quantizers} levels of {stored.codebook_size} codes, {stored.bit_rate:.0f} bit/s, '
+      f'{stored.num_bytes:,} bytes, codec {stored.fingerprint}'
     )
   if failures:
     raise UserError('; '.join(failures))

@@ -4,7 +4,6 @@ import argparse
 import codecs
 import os
 import pathlib
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -39,8 +38,12 @@ def workdir(text: str) -> pathlib.Path:
   return path(text)
 
 
-def _number(kind: Callable[[str], int | float], legal: checks.Legal) -> Callable[[str], int | float]:
-  """Returns the argparse type of a flag that is a number; nan, inf and what is out of range are named."""
+def _number(
+  kind: Callable[[str], int | float], legal: checks.Legal
+) -> Callable[[str], int | float]:
+  """Returns the argparse type of a flag that is a number; nan, inf and what is out of range are
+  named.
+  """
 
   def parse(text: str) -> int | float:
     try:
@@ -60,7 +63,7 @@ COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
 SEED = _number(int, checks.SEED)
 SHARE = _number(float, checks.POSITIVE_SHARE)
 SECONDS = _number(
-    float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
+  float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
 )
 
 
@@ -121,7 +124,9 @@ def print_any_name():
 
 
 def _name_as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-  """Encodes one character: as the byte that it stands for in a name, else by its backslash escape."""
+  """Encodes one character: as the byte that it stands for in a name, else by its backslash
+  escape.
+  """
   if not isinstance(error, UnicodeEncodeError):
     raise error
   one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)

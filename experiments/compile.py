@@ -1,12 +1,15 @@
-"""Compiles the train step of a stage for a TPU topology, without a TPU, and predicts how it will run.
+"""Compiles the train step of a stage for a TPU topology, without a TPU, and predicts how it will
+run.
 
   python -m experiments.compile --stage=coarse --recipe=librilight --topology=v5e:16x16
   python -m experiments.compile --stage=all --recipe=librilight --topology=v5e:4x4 --json=out.json
   python -m experiments.compile --stage=soundstorm --recipe=librilight --topology=v5e:4x4 --decode
   python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
 
-Needs libtpu: pip install libtpu. The topology is the shape of one slice, in chips. With --decode the
-program is the one that generates, on one chip: a step of a language model's decoding, or SoundStorm's whole window.
+Needs libtpu: pip install libtpu. The topology is the shape of one slice, in chips. With --decode
+the
+program is the one that generates, on one chip: a step of a language model's decoding, or
+SoundStorm's whole window.
 What the numbers mean and assume: audiolm_jax/training/roofline.py.
 """
 
@@ -15,7 +18,6 @@ import importlib.metadata
 import json
 import math
 import os
-import pathlib
 import re
 import sys
 import time
@@ -40,17 +42,30 @@ def main():
   parser = workspace.parser(__doc__)
   parser.add_argument('--stage', required=True, help='a stage of the recipe, or all')
   parser.add_argument(
-      '--topology', required=True, metavar='CHIP:SHAPE', help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...'
+    '--topology',
+    required=True,
+    metavar='CHIP:SHAPE',
+    help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...',
   )
   parser.add_argument('--slices', type=command_line.COUNT, default=1, help='of that topology (1)')
-  parser.add_argument('--decode', action='store_true', help='the program that generates, instead of the train step')
-  parser.add_argument('--rows', type=command_line.COUNT, default=1, help='decoded at once on each chip (1)')
-  parser.add_argument('--json', type=command_line.path, metavar='FILE', help='write the numbers there too')
-  parser.add_argument('--hlo', type=command_line.path, metavar='FILE', help="write the compiled program's text there")
+  parser.add_argument(
+    '--decode', action='store_true', help='the program that generates, instead of the train step'
+  )
+  parser.add_argument(
+    '--rows', type=command_line.COUNT, default=1, help='decoded at once on each chip (1)'
+  )
+  parser.add_argument(
+    '--json', type=command_line.path, metavar='FILE', help='write the numbers there too'
+  )
+  parser.add_argument(
+    '--hlo', type=command_line.path, metavar='FILE', help="write the compiled program's text there"
+  )
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.stage not in (*recipe.stages, 'all'):
-    raise UserError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+    raise UserError(
+      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all'
+    )
   for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
     if path is not None:
       command_line.prove_files([path], flag)
@@ -58,7 +73,11 @@ def main():
   names = recipe.stages if args.stage == 'all' else (args.stage,)
   reports = []
   for name in names:
-    print(f'{name}: compiling for {args.slices} x {args.topology}; takes minutes', file=sys.stderr, flush=True)
+    print(
+      f'{name}: compiling for {args.slices} x {args.topology}; takes minutes',
+      file=sys.stderr,
+      flush=True,
+    )
     stage_recipe = getattr(recipe, name)
     started = time.monotonic()
     if args.decode:
@@ -66,8 +85,16 @@ def main():
     else:
       program = lower_train_step(stage_recipe, devices)
     compiled = compile_for(program, chip)
-    report = {'stage': name, 'recipe': args.recipe, 'program': 'decode' if args.decode else 'train step'}
-    report |= {'topology': args.topology, 'slices': args.slices, **describe(program, compiled, chip, args.slices)}
+    report = {
+      'stage': name,
+      'recipe': args.recipe,
+      'program': 'decode' if args.decode else 'train step',
+    }
+    report |= {
+      'topology': args.topology,
+      'slices': args.slices,
+      **describe(program, compiled, chip, args.slices),
+    }
     report['compile_seconds'] = time.monotonic() - started
     reports.append(report)
     print(table(report), flush=True)
@@ -86,10 +113,14 @@ def compiler() -> str:
 
 
 def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[jax.Device]]:
-  """Returns the chip and the devices, which can be compiled for and nothing else; ValueError for an unknown one."""
+  """Returns the chip and the devices, which can be compiled for and nothing else; ValueError for an
+  unknown one.
+  """
   kind = name.split(':')[0]
   if kind not in roofline.CHIPS or not re.fullmatch(r'\w+:\d+(x\d+)+', name):
-    raise UserError(f'--topology={name}: write a chip ({", ".join(roofline.CHIPS)}) and a shape, as in v5e:4x4')
+    raise UserError(
+      f'--topology={name}: write a chip ({", ".join(roofline.CHIPS)}) and a shape, as in v5e:4x4'
+    )
   chip = roofline.CHIPS[kind]
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask,
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to keep for oneself
@@ -99,7 +130,7 @@ def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[j
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UserError(
-        f"--topology={name}: libtpu does not know it, or is not there (pip install libtpu): {reason}"
+      f'--topology={name}: libtpu does not know it, or is not there (pip install libtpu): {reason}'
     ) from error
 
 
@@ -123,59 +154,81 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
   sharding.check_batch_size(train.batch_size, mesh)
   stage = config.make()
   _, shapes, shardings = step_lib.make_init(
-      stage, train.optimizer, mesh, accumulate_steps=train.accumulate_steps, keep_ema=train.ema_decay is not None
+    stage,
+    train.optimizer,
+    mesh,
+    accumulate_steps=train.accumulate_steps,
+    keep_ema=train.ema_decay is not None,
   )
   step = step_lib.make_train_step(
-      stage, train.optimizer, mesh, shardings,
-      seed=train.seed, accumulate_steps=train.accumulate_steps, ema_decay=train.ema_decay,
+    stage,
+    train.optimizer,
+    mesh,
+    shardings,
+    seed=train.seed,
+    accumulate_steps=train.accumulate_steps,
+    ema_decay=train.ema_decay,
   )
   place = lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
   state = jax.tree.map(place, shapes, shardings)
   batch = {
-      name: jax.ShapeDtypeStruct(
-          (train.batch_size, *feature.shape), feature.dtype, sharding=sharding.batch_sharding(mesh)
-      )
-      for name, feature in stage.batch.items()
+    name: jax.ShapeDtypeStruct(
+      (train.batch_size, *feature.shape), feature.dtype, sharding=sharding.batch_sharding(mesh)
+    )
+    for name, feature in stage.batch.items()
   }
   number = place(jax.ShapeDtypeStruct((), jnp.int32), sharding.replicated(mesh))
   rate = place(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(mesh))
   plain = without_remat(config).make()
 
-  def loss(params, rest, batch):  # not placed on the chips: their kernels' padding is no work of the model's
+  # not placed on the chips: their kernels' padding is no work of the model's
+  def loss(params, rest, batch):
     return jax.value_and_grad(plain.loss, has_aux=True)(params, rest, batch, jax.random.key(0))
 
   traced = step.trace(state, batch, number, rate)
   return Lowered(
-      lowered=traced.lower(),
-      largest_array=flops.largest_array(traced.jaxpr),
-      num_devices=len(devices),
-      num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)),
-      model_flops=flops.count(loss, shapes.params, shapes.state, batch),
-      batch_size=train.batch_size,
-      mesh=dict(mesh.shape),
+    lowered=traced.lower(),
+    largest_array=flops.largest_array(traced.jaxpr),
+    num_devices=len(devices),
+    num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params)),
+    model_flops=flops.count(loss, shapes.params, shapes.state, batch),
+    batch_size=train.batch_size,
+    mesh=dict(mesh.shape),
   )
 
 
 def without_remat(config: Any) -> Any:
-  """Returns the config of the same model that keeps its activations: what it recomputes is no work of the model's."""
+  """Returns the config of the same model that keeps its activations: what it recomputes is no work
+  of the model's.
+  """
   if hasattr(config, 'transformer'):
-    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat=False))
+    return dataclasses.replace(
+      config, transformer=dataclasses.replace(config.transformer, remat=False)
+    )
   return dataclasses.replace(config, remat=False) if hasattr(config, 'remat') else config
 
 
 def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowered:
-  """Traces, for one chip, a decoding step of a language model at a full cache, or SoundStorm's window of a crop."""
+  """Traces, for one chip, a decoding step of a language model at a full cache, or SoundStorm's
+  window of a crop.
+  """
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1])
   where = NamedSharding(mesh, PartitionSpec())
-  place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+  place = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree
+  )
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
   params = sharding.unbox(jax.eval_shape(lambda: config.make().init(jax.random.key(0)))).params
   if isinstance(config, soundstorm.Config):
     function = lambda params, key, semantic, codes: windows.fill_window(
-        config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
+      config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (key, ints(rows, config.num_semantic), ints(rows, config.num_frames, config.num_quantizers))
+    arguments = (
+      key,
+      ints(rows, config.num_semantic),
+      ints(rows, config.num_frames, config.num_quantizers),
+    )
     donated = ()
   elif hasattr(config, 'language_model'):
     model = config.language_model
@@ -187,22 +240,26 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
     function = lambda params, *rest: language_model.step(model, params, *rest)
     arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
   else:
-    raise UserError(f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm')
+    raise UserError(
+      f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm'
+    )
   params, arguments = place(params), place(arguments)
   traced = jax.jit(function, donate_argnums=donated, out_shardings=where).trace(params, *arguments)
   return Lowered(
-      lowered=traced.lower(),
-      largest_array=flops.largest_array(traced.jaxpr),
-      num_devices=1,
-      num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-      model_flops=flops.count(function, params, *arguments),
-      batch_size=rows,
-      mesh=dict(mesh.shape),
+    lowered=traced.lower(),
+    largest_array=flops.largest_array(traced.jaxpr),
+    num_devices=1,
+    num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+    model_flops=flops.count(function, params, *arguments),
+    batch_size=rows,
+    mesh=dict(mesh.shape),
   )
 
 
 def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
-  """Returns the compiled program; ValueError where it doesn't fit, naming the largest array and what helps."""
+  """Returns the compiled program; ValueError where it doesn't fit, naming the largest array and
+  what helps.
+  """
   try:
     return program.lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -214,30 +271,41 @@ def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
 def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
   """Returns what a user needs of the compiler's report of too little memory."""
   sizes = re.search(r'\(([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)\)', message)
-  need = f'needs {sizes[1]} of {sizes[2]}' if sizes else f'needs more than the {chip.hbm_bytes / 2**30:.0f} GiB'
+  need = (
+    f'needs {sizes[1]} of {sizes[2]}'
+    if sizes
+    else f'needs more than the {chip.hbm_bytes / 2**30:.0f} GiB'
+  )
   largest = program.largest_array
   size = largest.size * largest.dtype.itemsize / 2**30
   return (
-      f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, {size:.2f} GiB over '
-      f'all {program.num_devices} chips. Recompute more (remat=True), cut parameters and optimizer over more chips '
-      '(train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
+    f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, {size:.2f} GiB over '
+    f'all {program.num_devices} chips. Recompute more (remat=True), cut parameters and optimizer over more chips '
+    '(train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
   )
 
 
-def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int) -> dict[str, Any]:
+def describe(
+  program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int
+) -> dict[str, Any]:
   """Returns all numbers of a compiled program, per device unless the name says otherwise."""
   memory = compiled.memory_analysis()
   hbm = (
-      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-  )  # fmt: skip
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
   try:
     parsed = hlo.parse(compiled.as_text())
-  except jax.errors.JaxRuntimeError as error:  # jaxlib reads what libtpu wrote: v6e's programs it may not
+  except (
+    jax.errors.JaxRuntimeError
+  ) as error:  # jaxlib reads what libtpu wrote: v6e's programs it may not
     reason = str(error).splitlines()[0][:200]
     raise UserError(
-        f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this '
-        f'jaxlib cannot read it, so there is no prediction ({reason}): try another version of libtpu'
+      f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this '
+      f'jaxlib cannot read it, so there is no prediction ({reason}): try another version of libtpu'
     ) from error
   found = hlo.collectives(parsed, program.num_devices)
   traffic = {}
@@ -245,47 +313,54 @@ def describe(program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: i
     traffic[one.kind] = traffic.get(one.kind, 0) + one.rounds * one.size
   per_device = program.model_flops / program.num_devices
   predicted = roofline.predict(
-      chip, product_flops=per_device, hbm_bytes=hlo.hbm_bytes(parsed), cycles=hlo.cycles(parsed),
-      kernels=hlo.kernels(parsed), collectives=found, devices_per_slice=program.num_devices // num_slices,
+    chip,
+    product_flops=per_device,
+    hbm_bytes=hlo.hbm_bytes(parsed),
+    cycles=hlo.cycles(parsed),
+    kernels=hlo.kernels(parsed),
+    collectives=found,
+    devices_per_slice=program.num_devices // num_slices,
   )
   return {
-      'compiler': compiler(),
-      'devices': program.num_devices,
-      'mesh': program.mesh,
-      'batch_size': program.batch_size,
-      'parameters': program.num_parameters,
-      'model_flops': per_device,
-      'hbm_bytes': hbm,
-      'hbm_capacity': chip.hbm_bytes,
-      'hbm_traffic': hlo.hbm_bytes(parsed),
-      'collective_bytes': traffic,
-      'unknown_loops': parsed.unknown_loops,
-      **dataclasses.asdict(predicted),
-      'step_seconds': predicted.step_seconds,
-      'mfu': predicted.utilization,
-      'bound': predicted.bound,
+    'compiler': compiler(),
+    'devices': program.num_devices,
+    'mesh': program.mesh,
+    'batch_size': program.batch_size,
+    'parameters': program.num_parameters,
+    'model_flops': per_device,
+    'hbm_bytes': hbm,
+    'hbm_capacity': chip.hbm_bytes,
+    'hbm_traffic': hlo.hbm_bytes(parsed),
+    'collective_bytes': traffic,
+    'unknown_loops': parsed.unknown_loops,
+    **dataclasses.asdict(predicted),
+    'step_seconds': predicted.step_seconds,
+    'mfu': predicted.utilization,
+    'bound': predicted.bound,
   }
 
 
 def table(report: dict[str, Any]) -> str:
   """Returns the report for people."""
   mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
-  traffic = ', '.join(f'{kind} {size / 2**20:,.0f} MiB' for kind, size in sorted(report['collective_bytes'].items()))
+  traffic = ', '.join(
+    f'{kind} {size / 2**20:,.0f} MiB' for kind, size in sorted(report['collective_bytes'].items())
+  )
   milliseconds = lambda name: f'{1e3 * report[name]:,.2f} ms'
   rows = {
-      'program': f'{report["program"]} of {report["stage"]} ({report["recipe"]}), {report["batch_size"]} examples',
-      'devices': f'{report["devices"]} on {report["slices"]} x {report["topology"]}: {mesh}',
-      'compiler': report['compiler'],
-      'parameters': f'{report["parameters"] / 1e6:,.1f} M',
-      'FLOPs': f'{report["model_flops"] / 1e12:,.3f} T per device, {milliseconds("product_seconds")} at the peak',
-      'HBM': f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device',
-      'HBM traffic': f'{report["hbm_traffic"] / 2**30:,.1f} GiB, {milliseconds("hbm_seconds")}',
-      "compiler's estimate": (
-          f'{milliseconds("compiler_seconds")}, and attention kernels {milliseconds("kernel_seconds")}'
-      ),
-      'collectives': traffic or 'none',
-      '  hidden, exposed': f'{milliseconds("hidden_collective_seconds")}, {milliseconds("exposed_collective_seconds")}',
-      'predicted': f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}',
+    'program': f'{report["program"]} of {report["stage"]} ({report["recipe"]}), {report["batch_size"]} examples',
+    'devices': f'{report["devices"]} on {report["slices"]} x {report["topology"]}: {mesh}',
+    'compiler': report['compiler'],
+    'parameters': f'{report["parameters"] / 1e6:,.1f} M',
+    'FLOPs': f'{report["model_flops"] / 1e12:,.3f} T per device, {milliseconds("product_seconds")} at the peak',
+    'HBM': f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device',
+    'HBM traffic': f'{report["hbm_traffic"] / 2**30:,.1f} GiB, {milliseconds("hbm_seconds")}',
+    "compiler's estimate": (
+      f'{milliseconds("compiler_seconds")}, and attention kernels {milliseconds("kernel_seconds")}'
+    ),
+    'collectives': traffic or 'none',
+    '  hidden, exposed': f'{milliseconds("hidden_collective_seconds")}, {milliseconds("exposed_collective_seconds")}',
+    'predicted': f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}',
   }
   if report['unknown_loops']:
     rows['note'] = f'{report["unknown_loops"]} loops of unknown length count as one round'

@@ -1,6 +1,8 @@
-"""Where a recipe's audio comes from. Each corpus is frozen data with one method, `examples(split, cache_dir)`.
+"""Where a recipe's audio comes from. Each corpus is frozen data with one method, `examples(split,
+cache_dir)`.
 
-The split 'test' is held out; a source is random access (`len`, `[i]` -> {'waveform', ...} or None), see data.pipeline.
+The split 'test' is held out; a source is random access (`len`, `[i]` -> {'waveform', ...} or None),
+see data.pipeline.
 """
 
 import dataclasses
@@ -10,8 +12,18 @@ from typing import Any
 import numpy as np
 
 from audiolm_jax import checks
-from audiolm_jax.data import debian, folders, librilight, librispeech, noise, speech, synthesized, tfds
+from audiolm_jax.data import (
+  debian,
+  folders,
+  librilight,
+  librispeech,
+  noise,
+  speech,
+  synthesized,
+  tfds,
+)
 from audiolm_jax.data.utterances import Utterances
+from audiolm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +47,8 @@ class Folder:
   """
 
   root: str
-  test_root: str = ''  # a folder of held-out files; '': a share of the files below `root` is held out
+  # a folder of held-out files; '': a share of the files below `root` is held out
+  test_root: str = ''
   sample_rate: int = 16_000  # Hz
   held_out: float = 0.05  # share of the files, or of the speakers
   speaker_folders: bool = False  # the name of a file's folder is its speaker
@@ -45,8 +58,12 @@ class Folder:
 
   def __post_init__(self):
     checks.fields(
-        self, root=checks.TEXT, test_root=checks.TEXT, sample_rate=checks.WHOLE, held_out=checks.SHARE,
-        speaker_folders=checks.FLAG,
+      self,
+      root=checks.TEXT,
+      test_root=checks.TEXT,
+      sample_rate=checks.WHOLE,
+      held_out=checks.SHARE,
+      speaker_folders=checks.FLAG,
     )
 
   def examples(self, split: str, cache_dir):
@@ -68,10 +85,10 @@ class Folder:
     trains = lambda part: folders.same_files([part.path]).isdisjoint(held_out)
     kept = [part for part in found.parts if trains(part)]
     if not kept:
-      raise ValueError(
-          f'every audio file of corpus.root={self.root} is one of '
-          f'corpus.test_root={self.test_root}: nothing is left to '
-          'train on; name folders that differ, or --set corpus.test_root= to hold a share out'
+      raise UserError(
+        f'every audio file of corpus.root={self.root} is one of '
+        f'corpus.test_root={self.test_root}: nothing is left to '
+        'train on; name folders that differ, or --set corpus.test_root= to hold a share out'
       )
     return found.keep(kept)
 
@@ -90,8 +107,11 @@ class LibriLight:
 
   def __post_init__(self):
     checks.fields(
-        self, root=checks.TEXT, splits=checks.each(checks.TEXT), held_out=checks.SHARE,
-        part_seconds=checks.POSITIVE,
+      self,
+      root=checks.TEXT,
+      splits=checks.each(checks.TEXT),
+      held_out=checks.SHARE,
+      part_seconds=checks.POSITIVE,
     )
 
   def examples(self, split: str, cache_dir):
@@ -123,9 +143,9 @@ class LibriSpeech:
     root = _given(self.root)
     there = [name for name in names if os.path.isdir(os.path.join(root, name))]
     if not there:
-      raise ValueError(
-          f'{root} has none of {", ".join(names)}: --set corpus.root=FOLDER must name the folder '
-          f'that holds them (or --set corpus.{split} names others)'
+      raise UserError(
+        f'{root} has none of {", ".join(names)}: --set corpus.root=FOLDER must name the folder '
+        f'that holds them (or --set corpus.{split} names others)'
       )
     found = [one for name in there for one in librispeech.utterances(os.path.join(root, name))]
     return Utterances(found, 16_000, quarantine=listing(cache_dir), root=root)
@@ -136,7 +156,8 @@ class Speech:
   """People's speech that anyone can install (data.debian), and files of LibriSpeech where given.
 
   Besides 'train' and 'test' there is the split 'labelled' (data.speech). LibriSpeech's speakers
-  with a number divisible by 5 are in 'test', all others in 'train', whichever of its files there are.
+  with a number divisible by 5 are in 'test', all others in 'train', whichever of its files there
+  are.
   """
 
   root: str  # below which usr/share/... of the packages is: / where they are installed
@@ -145,7 +166,7 @@ class Speech:
 
   def __post_init__(self):
     checks.fields(
-        self, root=checks.TEXT, librispeech=checks.TEXT, packages=checks.each(checks.TEXT)
+      self, root=checks.TEXT, librispeech=checks.TEXT, packages=checks.each(checks.TEXT)
     )
 
   def examples(self, split: str, cache_dir):
@@ -153,24 +174,26 @@ class Speech:
     found, phone_names = speech.utterances(folder, split)
     if self.librispeech and split != 'labelled':
       if not os.path.isdir(self.librispeech):
-        raise ValueError(
-            f'{self.librispeech!r} is not a folder: --set corpus.librispeech=FOLDER must name one'
+        raise UserError(
+          f'{self.librispeech!r} is not a folder: --set corpus.librispeech=FOLDER must name one'
         )
       beside = librispeech.utterances(self.librispeech)
       found += [one for one in beside if librispeech.held_out(one) == (split == 'test')]
     if not found:
-      raise ValueError(
-          f'no recordings of {", ".join(self.packages)} are in the split {split!r}: '
-          'name more of them by --set corpus.packages'
+      raise UserError(
+        f'no recordings of {", ".join(self.packages)} are in the split {split!r}: '
+        'name more of them by --set corpus.packages'
       )
     return Utterances(
-        found, speech.SAMPLE_RATE, phone_names=phone_names, quarantine=listing(cache_dir)
+      found, speech.SAMPLE_RATE, phone_names=phone_names, quarantine=listing(cache_dir)
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tfds:
-  """A TFDS data set prepared as ArrayRecord, read without TensorFlow; `folder` holds its dataset_info.json."""
+  """A TFDS data set prepared as ArrayRecord, read without TensorFlow; `folder` holds its
+  dataset_info.json.
+  """
 
   folder: str
   train_split: str = 'train'
@@ -186,8 +209,11 @@ class Tfds:
   def __post_init__(self):
     names = ('folder', 'train_split', 'test_split', 'audio_name')
     checks.fields(
-        self, **dict.fromkeys(names, checks.TEXT), sample_rate=checks.WHOLE,
-        speaker_name=checks.optional(checks.TEXT), stored_sample_rate=checks.optional(checks.WHOLE),
+      self,
+      **dict.fromkeys(names, checks.TEXT),
+      sample_rate=checks.WHOLE,
+      speaker_name=checks.optional(checks.TEXT),
+      stored_sample_rate=checks.optional(checks.WHOLE),
     )
 
   def examples(self, split: str, cache_dir):
@@ -206,7 +232,9 @@ class Tfds:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noisy:
-  """Another corpus with noise beside its speech (data.noise), for a codec with a denoising switch."""
+  """Another corpus with noise beside its speech (data.noise), for a codec with a denoising
+  switch.
+  """
 
   speech: Any  # another corpus
   noise: Any | None = None  # a corpus of noise; None: Gaussian
@@ -215,22 +243,28 @@ class Noisy:
   def __post_init__(self):
     checks.fields(self, snr_db=checks.each(checks.NUMBER))
     if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
-      raise ValueError(f'snr_db={self.snr_db!r}: must be the lowest and the highest, in dB')
+      raise UserError(f'snr_db={self.snr_db!r}: must be the lowest and the highest, in dB')
 
   def examples(self, split: str, cache_dir):
     speech = self.speech.examples(split, cache_dir)
     noises = None if self.noise is None else self.noise.examples(split, cache_dir)
     if noises is not None and noises.sample_rate != speech.sample_rate:
-      raise ValueError(f'the noise is read at {noises.sample_rate} Hz, the speech at {speech.sample_rate}: '
-                       'give both the same sample_rate')  # fmt: skip
+      raise UserError(
+        f'the noise is read at {noises.sample_rate} Hz, the speech at {speech.sample_rate}: '
+        'give both the same sample_rate'
+      )
     return noise.WithNoise(speech, noises, snr_db=self.snr_db)
 
 
 def _given(path: str) -> str:
   if not path:
-    raise ValueError('the recipe does not say where the audio is: add --set corpus.root=FOLDER (TFDS: corpus.folder)')
+    raise UserError(
+      'the recipe does not say where the audio is: add --set corpus.root=FOLDER (TFDS: corpus.folder)'
+    )
   if not os.path.isdir(path):
-    raise ValueError(f'{path!r} is not a folder: --set corpus.root=FOLDER (TFDS: corpus.folder) must name one')
+    raise UserError(
+      f'{path!r} is not a folder: --set corpus.root=FOLDER (TFDS: corpus.folder) must name one'
+    )
   return path
 
 
@@ -242,16 +276,18 @@ def listing(cache_dir) -> str | None:
 
 
 def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> folders.AudioFiles:
-  """Keeps the parts on one side: a name is held out when its checksum says so, whatever else is in the folder."""
+  """Keeps the parts on one side: a name is held out when its checksum says so, whatever else is in
+  the folder.
+  """
   kept = [
     part for part in found.parts if folders.is_held_out(name(part), held_out) == (split == 'test')
   ]
   if not kept:
     names = len({name(part) for part in found.parts})
-    raise ValueError(
-        f'no audio falls into the split {split!r} with held_out={held_out} ({names} files or '
-        'speakers): change '
-        '--set corpus.held_out, name a folder by --set corpus.test_root=FOLDER, or add files'
+    raise UserError(
+      f'no audio falls into the split {split!r} with held_out={held_out} ({names} files or '
+      'speakers): change '
+      '--set corpus.held_out, name a folder by --set corpus.test_root=FOLDER, or add files'
     )
   return found.keep(kept)
 
@@ -259,8 +295,8 @@ def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> fold
 class Subset:
   """At most `size` examples of a source, a random but fixed choice.
 
-  In their order (or, with `shuffle`, in a random one). It reads whole examples: nothing cuts crops of it
-  (data.pipeline).
+  In their order (or, with `shuffle`, in a random one). It reads whole examples: nothing cuts crops
+  of it (data.pipeline).
   """
 
   def __init__(self, source, size: int, *, seed: int, shuffle: bool = False):

@@ -1,11 +1,13 @@
-"""Trains every stage of a recipe, continues a voice that none of them has heard, and measures all of it.
+"""Trains every stage of a recipe, continues a voice that none of them has heard, and measures all
+of it.
 
   python -m experiments.demo
   python -m experiments.demo --prompt=my.wav
 
 Writes into WORKDIR: prompt.wav; continuation.wav (by the coarse and fine language models) and
-continuation_soundstorm.wav (SoundStorm in their place, the same semantic tokens); reconstruction.wav (the codec alone),
-spectrograms.png, curves.png and report.json. Killed and started again, it goes on where it was.
+continuation_soundstorm.wav (SoundStorm in their place, the same semantic tokens);
+reconstruction.wav (the codec alone), spectrograms.png, curves.png and report.json. Killed and
+started again, it goes on where it was.
 """
 
 import importlib.util
@@ -24,19 +26,35 @@ from experiments import recipe as recipe_lib
 
 def main():
   parser = workspace.parser(__doc__)
-  parser.add_argument('--prompt', type=command_line.path, help='continue this recording, not one of the corpus')
+  parser.add_argument(
+    '--prompt', type=command_line.path, help='continue this recording, not one of the corpus'
+  )
   args = parser.parse_args()
   if importlib.util.find_spec('matplotlib') is None:
-    raise UserError("the demo draws pictures, by matplotlib, which is not installed: pip install 'matplotlib>=3.10'")
+    raise UserError(
+      "the demo draws pictures, by matplotlib, which is not installed: pip install 'matplotlib>=3.10'"
+    )
   recipe = workspace.recipe_of(args)
-  common = [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)]
+  common = [
+    f'--recipe={args.recipe}',
+    f'--workdir={args.workdir}',
+    *(f'--set={o}' for o in args.overrides),
+  ]
   started = time.time()
   workspace.require_imports(recipe, args.workdir)
-  codec = workspace.load_codec(args.workdir)[0] if 'soundstream' in recipe.imports else recipe.soundstream.model
+  codec = (
+    workspace.load_codec(args.workdir)[0]
+    if 'soundstream' in recipe.imports
+    else recipe.soundstream.model
+  )
   rate = codec.sample_rate
-  # Inherited by the programs: what one has compiled, another (or the next start) need not compile again.
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache'))
-  if args.prompt is not None:  # a recording that cannot be read is said now, not in a quarter of an hour
+  # Inherited by the programs: what one has compiled, another (or the next start) need not compile
+  # again.
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache')
+  )
+  # a recording that cannot be read is said now, not in a quarter of an hour
+  if args.prompt is not None:
     own_T = audio.load(args.prompt, rate)
   train_and_evaluate(recipe, args.workdir, common)
   whole_T = held_out_utterance(recipe, args.workdir) if args.prompt is None else own_T
@@ -49,27 +67,37 @@ def main():
   finish(args.workdir, started, continuations)
 
 
-def draw(workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int):
+def draw(
+  workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int
+):
   """Writes spectrograms.png and curves.png."""
   from experiments import pictures  # matplotlib, which only the extra `plot` installs
 
   waves = {'original': whole_T, 'codec reconstruction': reconstruction_T}
-  waves |= {f'{title}, from the line on': audio.load(path, rate) for title, path in continuations.items()}
+  waves |= {
+    f'{title}, from the line on': audio.load(path, rate) for title, path in continuations.items()
+  }
   longest = max(len(wave_T) for wave_T in waves.values())
   marks = {title: len(prompt_T) / rate for title in waves if title.endswith('from the line on')}
   waves = {name: np.pad(wave_T, (0, longest - len(wave_T))) for name, wave_T in waves.items()}
   pictures.save_spectrograms(workdir / 'spectrograms.png', waves, rate, marks=marks)
   pictures.save_training_curves(
-      workdir / 'curves.png',
-      {name: workdir / name / 'metrics.jsonl' for name in recipe.stages if (workdir / name).is_dir()},
+    workdir / 'curves.png',
+    {name: workdir / name / 'metrics.jsonl' for name in recipe.stages if (workdir / name).is_dir()},
   )
 
 
 def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]):
-  """Trains, encodes and measures; what does not need one another runs side by side, each on a share of the cores."""
-  train = lambda *names: [('train', f'--stage={name}', *common) for name in names if name in recipe.stages]
+  """Trains, encodes and measures; what does not need one another runs side by side, each on a share
+  of the cores.
+  """
+  train = lambda *names: [
+    ('train', f'--stage={name}', *common) for name in names if name in recipe.stages
+  ]
   evaluate = lambda *names: [
-      ('evaluate', f'--suite={name}', *common) for name in names if not evaluations.path(workdir, name).is_file()
+    ('evaluate', f'--suite={name}', *common)
+    for name in names
+    if not evaluations.path(workdir, name).is_file()
   ]
   lanes.run(train('soundstream', 'w2v_bert'))
   lanes.run([('encode', *common)])
@@ -79,16 +107,29 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
   lanes.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
 
 
-def continue_prompt(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]) -> dict[str, pathlib.Path]:
-  """Continues WORKDIR/prompt.wav by every acoustic path that the recipe has; returns the files by title."""
+def continue_prompt(
+  recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]
+) -> dict[str, pathlib.Path]:
+  """Continues WORKDIR/prompt.wav by every acoustic path that the recipe has; returns the files by
+  title.
+  """
   paths = {'continuation': ('autoregressive', workdir / 'continuation.wav')}
   if recipe.soundstorm is not None:
     paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
   for acoustic, path in paths.values():
-    lanes.run([(
-        'generate', *common, f'--acoustic={acoustic}', f'--prompt={workdir / "prompt.wav"}',
-        f'--seconds={recipe.evaluation.seconds}', f'--output={workdir}', '--overwrite',
-    )])
+    lanes.run(
+      [
+        (
+          'generate',
+          *common,
+          f'--acoustic={acoustic}',
+          f'--prompt={workdir / "prompt.wav"}',
+          f'--seconds={recipe.evaluation.seconds}',
+          f'--output={workdir}',
+          '--overwrite',
+        )
+      ]
+    )
     os.replace(workdir / 'prompt_continuation.wav', path)
   return {title: path for title, (_, path) in paths.items()}
 
@@ -96,14 +137,18 @@ def continue_prompt(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: li
 def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.ndarray:
   """Returns an utterance that counts, of a voice and a text that no stage was trained on."""
   _, judged = sources.held_out_voices(recipe, workdir)
-  return next(example['waveform'] for example in judged if example.get('kind', 'counting') == 'counting')
+  return next(
+    example['waveform'] for example in judged if example.get('kind', 'counting') == 'counting'
+  )
 
 
 def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathlib.Path]):
   """Writes report.json, prints the table and where things are."""
   report = evaluations.load(workdir)
   seconds = round(time.time() - started)
-  files.write_text(workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1))
+  files.write_text(
+    workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1)
+  )
   print(workspace.printable_lines(evaluations.table(report)))
   names = ['prompt.wav', *(path.name for path in continuations.values()), 'reconstruction.wav']
   print(f'\n{seconds} s. In {workdir}: {", ".join(names)},')

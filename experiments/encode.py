@@ -1,10 +1,12 @@
-"""Turns the corpus into tokens: fits the k-means of the semantic tokens, then writes shards of both kinds of tokens.
+"""Turns the corpus into tokens: fits the k-means of the semantic tokens, then writes shards of both
+kinds of tokens.
 
   python -m experiments.encode --recipe=tiny --workdir=runs/demo
 
-Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every host: the hosts share
-the sample for the k-means and the shards among themselves, through the workdir, which all of them must see; each uses
-all of its own devices and waits for no other but at the end of the k-means and of each split.
+Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every
+host: the hosts share the sample for the k-means and the shards among themselves, through the
+workdir, which all of them must see; each uses all of its own devices and waits for no other but at
+the end of the k-means and of each split.
 
 Clips that cannot be read are left out, counted, and listed with the reason in
 WORKDIR/corpus/skipped.jsonl. Shards belong to the list of files that they were made of
@@ -24,8 +26,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import audio, files, kmeans, tokens
+from audiolm_jax import audio, kmeans, tokens
 from audiolm_jax.data import inventory, token_shards
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import workdir as run_folder
 from experiments import corpora, sources, workspace
@@ -63,26 +66,29 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
   codec_config, codec_variables = workspace.load_codec(workdir)
   if not workspace.semantic_quantizer_path(workdir).is_file():
     encoder, encoder_variables = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
-    token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)  # or the clusters are for nothing
+    # or the clusters are for nothing
+    token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)
     fit_semantic_tokens(recipe, workdir, encoder, encoder_variables)
   encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(workdir)
   check_settings(workdir, encoder, recipe.semantic_tokens)
   kinds = token_kinds(recipe, codec_config, encoder, len(quantizer.centroids_KD))
   fingerprints = {
-      'soundstream': workspace.codec_fingerprint(codec_variables),
-      'semantic_tokens': metadata['digest'],
+    'soundstream': workspace.codec_fingerprint(codec_variables),
+    'semantic_tokens': metadata['digest'],
   }
 
   mesh = Mesh(np.array(jax.local_devices()), ('rows',))
   rows = NamedSharding(mesh, PartitionSpec('rows'))
   codec_variables, encoder_variables, quantizer = jax.device_put(
-      (codec_variables, encoder_variables, quantizer), NamedSharding(mesh, PartitionSpec())
+    (codec_variables, encoder_variables, quantizer), NamedSharding(mesh, PartitionSpec())
   )
 
   @jax.jit
   def encode(codec_variables, encoder_variables, quantizer, wave_BT, semantic_wave_BT):
     features_BSD = encoder.features(encoder_variables, semantic_wave_BT)
-    return codec_config.codec().encode(codec_variables, wave_BT, None), kmeans.assign(quantizer, features_BSD)
+    return codec_config.codec().encode(codec_variables, wave_BT, None), kmeans.assign(
+      quantizer, features_BSD
+    )
 
   def encode_batch(wave_BT):
     semantic_wave_BT = audio.resample(wave_BT, codec_config.sample_rate, encoder.sample_rate)
@@ -93,23 +99,34 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
     encode_split(recipe, workdir, split, encode_batch, codec_config, kinds, fingerprints)
 
 
-def check_settings(workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, settings: recipe_lib.SemanticTokens):
-  """Raises ValueError where clusters that are there already are of other features than the recipe asks for."""
+def check_settings(
+  workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, settings: recipe_lib.SemanticTokens
+):
+  """Raises ValueError where clusters that are there already are of other features than the recipe
+  asks for.
+  """
   for name in ('layer', 'frames_per_token'):
     there, wanted = getattr(encoder, name), getattr(settings, name)
     if there != wanted:
-      raise ValueError(
-          f'{workdir}/semantic_tokens holds clusters of {name}={there}, the recipe has {wanted}: move it and '
-          f'{workdir}/tokens away, or keep them with --set semantic_tokens.{name}={there}'
+      raise UserError(
+        f'{workdir}/semantic_tokens holds clusters of {name}={there}, the recipe has {wanted}: move it and '
+        f'{workdir}/tokens away, or keep them with --set semantic_tokens.{name}={there}'
       )
 
 
-def token_kinds(recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.SemanticEncoder, num_clusters: int) -> dict:
-  """Returns rates and sizes of the tokens; ValueError where they cannot be aligned, or a stage is made for others."""
+def token_kinds(
+  recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.SemanticEncoder, num_clusters: int
+) -> dict:
+  """Returns rates and sizes of the tokens; ValueError where they cannot be aligned, or a stage is
+  made for others.
+  """
   tokens.frames_per_semantic(codec_config.frame_rate, encoder.frame_rate)
   kinds = {
-      'frame_rate': codec_config.frame_rate, 'num_quantizers': codec_config.num_quantizers,
-      'codebook_size': codec_config.codebook_size, 'semantic_rate': encoder.frame_rate, 'num_clusters': num_clusters,
+    'frame_rate': codec_config.frame_rate,
+    'num_quantizers': codec_config.num_quantizers,
+    'codebook_size': codec_config.codebook_size,
+    'semantic_rate': encoder.frame_rate,
+    'num_clusters': num_clusters,
   }
   for name in recipe.stages:
     model = getattr(recipe, name).model
@@ -119,16 +136,21 @@ def token_kinds(recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.Semanti
 
 
 def fit_semantic_tokens(
-    recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, variables: Variables
+  recipe: recipe_lib.Recipe,
+  workdir: pathlib.Path,
+  encoder: kmeans.SemanticEncoder,
+  variables: Variables,
 ):
   """Fits the k-means on features of a sample of the training split.
 
-  Every process extracts its share of the sample into a file; process 0 joins them in the order in which one process
-  alone would have drawn them, so that the number of processes changes nothing.
+  Every process extracts its share of the sample into a file; process 0 joins them in the order in
+  which one process alone would have drawn them, so that the number of processes changes nothing.
   """
   settings, path = recipe.semantic_tokens, workspace.semantic_quantizer_path(workdir)
   extract = functools.partial(
-      sources.map_frames, functools.partial(jax.jit(encoder.features), variables), hop_length=encoder.hop_length
+    sources.map_frames,
+    functools.partial(jax.jit(encoder.features), variables),
+    hop_length=encoder.hop_length,
   )
   corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
   batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
@@ -145,12 +167,15 @@ def fit_semantic_tokens(
     mine.parent.mkdir(parents=True, exist_ok=True)
     with files.atomically(mine) as partial, open(partial, 'wb') as file:
       np.savez(
-          file, frames=np.concatenate(held) if held else np.zeros((0, 0), np.float32),
-          lengths=[sum(map(len, batch)) for batch in share], sample=sample,
-      )  # fmt: skip
+        file,
+        frames=np.concatenate(held) if held else np.zeros((0, 0), np.float32),
+        lengths=[sum(map(len, batch)) for batch in share],
+        sample=sample,
+      )
   if jax.process_index() == 0:
     workspace.wait_for(
-        'the samples of other hosts', lambda: [str(part) for part in parts if not _is_sample(part, sample)]
+      'the samples of other hosts',
+      lambda: [str(part) for part in parts if not _is_sample(part, sample)],
     )
     frames_ND = sources.joined([_read_sample(part) for part in parts], wanted, batches)
     quantizer = kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
@@ -158,11 +183,15 @@ def fit_semantic_tokens(
     for part in path.parent.glob('sample-*.npz'):
       part.unlink()
     print(f'k-means: {settings.num_clusters} clusters of {len(frames_ND)} frames; {path}')
-  workspace.wait_for('the k-means, which process 0 fits', lambda: [] if path.is_file() else [str(path)])
+  workspace.wait_for(
+    'the k-means, which process 0 fits', lambda: [] if path.is_file() else [str(path)]
+  )
 
 
 def _is_sample(path: pathlib.Path, sample: str) -> bool:
-  """Returns whether a process has finished its share of this sample; that of another model is none."""
+  """Returns whether a process has finished its share of this sample; that of another model is
+  none.
+  """
   if not path.is_file():
     return False
   with np.load(path, allow_pickle=False) as stored:
@@ -172,11 +201,15 @@ def _is_sample(path: pathlib.Path, sample: str) -> bool:
 def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
   with np.load(path, allow_pickle=False) as stored:
     ends_I = np.cumsum(stored['lengths'], dtype=int)
-    return [[frames_ND] if len(frames_ND) else [] for frames_ND in np.split(stored['frames'], ends_I)[: len(ends_I)]]
+    return [
+      [frames_ND] if len(frames_ND) else []
+      for frames_ND in np.split(stored['frames'], ends_I)[: len(ends_I)]
+    ]
 
 
 def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprints):
-  """Writes the shards of a split that are not there yet, and at the end, on process 0, the manifest.
+  """Writes the shards of a split that are not there yet, and at the end, on process 0, the
+  manifest.
 
   config: of the codec; kinds: rates and sizes of the tokens, by which stages know theirs.
   """
@@ -189,8 +222,10 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
   made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
   corpus = sources.corpus(recipe, split, workdir, config.sample_rate)
   inventory.bind(
-      inventory_path(workdir, split), inventory.of(corpus), made,
-      f'put the corpus back as it was, or begin again: {aside(folder)}, and the same command',
+    inventory_path(workdir, split),
+    inventory.of(corpus),
+    made,
+    f'put the corpus back as it was, or begin again: {aside(folder)}, and the same command',
   )
   ratio = tokens.frames_per_semantic(kinds['frame_rate'], kinds['semantic_rate'])
   num_shards = -(-len(corpus) // SHARD_EXAMPLES)
@@ -200,21 +235,26 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
       indices = range(shard * SHARD_EXAMPLES, min((shard + 1) * SHARD_EXAMPLES, len(corpus)))
       if not os.path.exists(paths[shard]):
         token_shards.write_shard(
-            folder, split, shard, num_shards, encoded(corpus, indices, encode_batch, config, ratio)
+          folder, split, shard, num_shards, encoded(corpus, indices, encode_batch, config, ratio)
         )
       bar.update(len(indices))
-  # Not an error of this process when another is late, or has to be started again: it waits, and says for what.
-  workspace.wait_for('shards of other hosts', lambda: [path for path in paths if not os.path.exists(path)])
+  # Not an error of this process when another is late, or has to be started again: it waits, and
+  # says for what.
+  workspace.wait_for(
+    'shards of other hosts', lambda: [path for path in paths if not os.path.exists(path)]
+  )
   num_encoded = token_shards.count(paths)
   if not num_encoded:
-    raise ValueError(
-        f'{split}: none of {len(corpus)} clips could be read; why is in '
-        f'{corpora.listing(workdir / "corpus")}: mend '
-        f'them, or give others, and begin again: {aside(folder)}, and the same command'
+    raise UserError(
+      f'{split}: none of {len(corpus)} clips could be read; why is in '
+      f'{corpora.listing(workdir / "corpus")}: mend '
+      f'them, or give others, and begin again: {aside(folder)}, and the same command'
     )
   if jax.process_index() == 0:
     token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **kinds})
-  workspace.wait_for('the manifest, which process 0 writes', lambda: [] if manifest.is_file() else [str(manifest)])
+  workspace.wait_for(
+    'the manifest, which process 0 writes', lambda: [] if manifest.is_file() else [str(manifest)]
+  )
   print(f'{split}: {num_encoded} clips in {num_shards} shards; {folder}')
   if jax.process_index() == 0:
     print(left_out(corpus, len(corpus) - num_encoded, corpora.listing(workdir / 'corpus')), end='')
@@ -269,17 +309,27 @@ def aside(folder: pathlib.Path) -> str:
 def encoded(corpus, indices, encode_batch, config, ratio: int):
   """Yields the encoded examples; clips that cannot be read are left out (the corpus lists them).
 
-  config: of the codec; ratio: codec frames for each semantic frame. A codec that looks ahead sees silence after a clip.
+  config: of the codec; ratio: codec frames for each semantic frame. A codec that looks ahead sees
+  silence after a clip.
   """
-  examples, silence = [corpus[index] for index in indices], config.codec().context * config.hop_length
+  examples, silence = (
+    [corpus[index] for index in indices],
+    config.codec().context * config.hop_length,
+  )
   batch_size = sources.BATCH_SIZE * jax.local_device_count()
-  for batch, wave_BT in sources.padded_batches(examples, config.sample_rate, batch_size, silence=silence):
+  for batch, wave_BT in sources.padded_batches(
+    examples, config.sample_rate, batch_size, silence=silence
+  ):
     codes_BFQ, semantic_BS = (np.asarray(array) for array in encode_batch(wave_BT))
     for example, codes_FQ, semantic_S in zip(batch, codes_BFQ, semantic_BS):
       num_samples = len(example['waveform'])
       labels = {name: example[name] for name in LABELS if name in example}
       num_semantic = -(-num_samples // (ratio * config.hop_length))
-      yield {'codes': codes_FQ[: ratio * num_semantic], 'semantic': semantic_S[:num_semantic], **labels}
+      yield {
+        'codes': codes_FQ[: ratio * num_semantic],
+        'semantic': semantic_S[:num_semantic],
+        **labels,
+      }
 
 
 if __name__ == '__main__':

@@ -7,9 +7,10 @@
   python -m experiments.evaluate --listening                          a listening test, as a static web page
   python -m experiments.evaluate --listening_results=answers.csv      what its answers tell
 
-Writes WORKDIR/evaluation/SUITE.json, and SUITE.png where a picture tells something, and prints a table of all suites
-that are there, the papers' numbers below ours. ABX, sWUGGY and sBLIMP are measured on a synthesized twin of ZeroSpeech
-2021 unless --data names the real one (or a folder with Libri-Light's .item files and LibriSpeech).
+Writes WORKDIR/evaluation/SUITE.json, and SUITE.png where a picture tells something, and prints a
+table of all suites that are there, the papers' numbers below ours. ABX, sWUGGY and sBLIMP are
+measured on a synthesized twin of ZeroSpeech 2021 unless --data names the real one (or a folder with
+Libri-Light's .item files and LibriSpeech).
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import json
 import pathlib
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import ctc
 from experiments import command_line, evaluations, sources, workspace
 from experiments import recipe as recipe_lib
@@ -26,23 +28,41 @@ from experiments.evaluations import listening, paper
 
 def main():
   parser = workspace.parser(__doc__)
-  parser.add_argument('--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)')
   parser.add_argument(
-      '--data', type=command_line.path, metavar='FOLDER', help='of ZeroSpeech 2021, or of Libri-Light (the twin)'
+    '--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)'
   )
   parser.add_argument(
-      '--subset', default='dev', help='of --data: dev or test, or as dev-clean for item files alone (dev)'
+    '--data',
+    type=command_line.path,
+    metavar='FOLDER',
+    help='of ZeroSpeech 2021, or of Libri-Light (the twin)',
   )
   parser.add_argument(
-      '--recognizer', type=command_line.path, metavar='FOLDER', help='of a CTC model that judges words, too (none)'
+    '--subset',
+    default='dev',
+    help='of --data: dev or test, or as dev-clean for item files alone (dev)',
   )
   parser.add_argument(
-      '--listening', nargs='?', type=command_line.path, const=False, metavar='FOLDER',
-      help='write a listening test instead (WORKDIR/listening)',
+    '--recognizer',
+    type=command_line.path,
+    metavar='FOLDER',
+    help='of a CTC model that judges words, too (none)',
   )
   parser.add_argument(
-      '--listening_results', action='append', default=[], type=command_line.path, metavar='FILE',
-      help='a CSV file that the page of the listening test saved; may be repeated',
+    '--listening',
+    nargs='?',
+    type=command_line.path,
+    const=False,
+    metavar='FOLDER',
+    help='write a listening test instead (WORKDIR/listening)',
+  )
+  parser.add_argument(
+    '--listening_results',
+    action='append',
+    default=[],
+    type=command_line.path,
+    metavar='FILE',
+    help='a CSV file that the page of the listening test saved; may be repeated',
   )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args)
@@ -52,13 +72,14 @@ def main():
   if args.data:
     settings = dataclasses.replace(recipe.evaluation, data=str(args.data), subset=args.subset)
     recipe = dataclasses.replace(recipe, evaluation=settings)
-    sources.benchmark(recipe, args.workdir)  # a folder that is not there is said before anything is measured,
+    # a folder that is not there is said before anything is measured,
+    sources.benchmark(recipe, args.workdir)
   if args.recognizer:
     ctc.from_folder(str(args.recognizer))  # nor one that is none
     settings = dataclasses.replace(recipe.evaluation, recognizer=str(args.recognizer))
     recipe = dataclasses.replace(recipe, evaluation=settings)
   if args.suite not in ('all', *evaluations.SUITES):
-    raise ValueError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
+    raise UserError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')
   names = list(evaluations.SUITES) if args.suite == 'all' else [args.suite]
   with workspace.progress(len(names), 'evaluate', 'suite') as bar:
     for name in names:
@@ -89,7 +110,7 @@ def listen(recipe: recipe_lib.Recipe, args):
     command_line.prove_folder(folder, '--listening')
     key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
     print(
-        f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it'
+      f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it'
     )
   if args.listening_results:
     result = listening.analyse(args.workdir, args.listening_results)

@@ -2,10 +2,11 @@
 
   python -m experiments.forge --recipe=tiny --workdir=runs/demo
 
-Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on after the prompt. Both
-are codes that one decoder turns into sound, so that nothing but what was sampled tells them apart.
-Writes WORKDIR/forgeries/SPLIT for train and validation (training voices, of which the detector hears the former) and
-test (held-out voices). Finished shards are kept, so that the same command goes on after a kill.
+Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on
+after the prompt. Both are codes that one decoder turns into sound, so that nothing but what was
+sampled tells them apart. Writes WORKDIR/forgeries/SPLIT for train and validation (training voices,
+of which the detector hears the former) and test (held-out voices). Finished shards are kept, so
+that the same command goes on after a kill.
 """
 
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from audiolm_jax import generation
 from audiolm_jax.data import inventory, token_shards
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
 from audiolm_jax.training import workdir as run_folder
 from experiments import forgeries, sources, workspace
@@ -44,20 +46,27 @@ def model_fingerprints(models: generation.Models) -> dict[str, str]:
   return {'soundstream': workspace.codec_fingerprint(models.soundstream[1]), **own}
 
 
-def forge_split(recipe: recipe_lib.Recipe, workdir, split: str, models: generation.Models, fingerprints):
+def forge_split(
+  recipe: recipe_lib.Recipe, workdir, split: str, models: generation.Models, fingerprints
+):
   """Writes the shards of a split that are not there yet, then the manifest."""
   folder, settings = workdir / 'forgeries', recipe.forgeries
   if (folder / f'{split}.json').is_file():
     print(f'{split}: already there; {folder}')
     return
   rate = models.soundstream[0].sample_rate
-  seconds = recipe.evaluation.prompt_seconds, recipe.evaluation.prompt_seconds + recipe.evaluation.seconds
+  seconds = (
+    recipe.evaluation.prompt_seconds,
+    recipe.evaluation.prompt_seconds + recipe.evaluation.seconds,
+  )
   start, end = (round(s * rate) for s in seconds)
   made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
   corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir, rate)
   inventory.bind(
-      folder / f'{split}.corpus.json', inventory.of(corpus), made,
-      f'put the corpus back as it was, or move {folder} away and give the same command again',
+    folder / f'{split}.corpus.json',
+    inventory.of(corpus),
+    made,
+    f'put the corpus back as it was, or move {folder} away and give the same command again',
   )
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)
@@ -70,12 +79,17 @@ def forge_split(recipe: recipe_lib.Recipe, workdir, split: str, models: generati
         pairs = forged(recipe, models, key, examples, start, end)
         token_shards.write_shard(folder, split, shard, num_shards, pairs)
       bar.update(len(indices))
-  token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, 'sample_rate': rate})
-  print(f'{split}: {len(chosen)} originals and as many continuations of {(end - start) / rate:g} s; {folder}')
+  token_shards.write_manifest(
+    folder, split, num_shards, {'fingerprints': fingerprints, 'sample_rate': rate}
+  )
+  print(
+    f'{split}: {len(chosen)} originals and as many continuations of {(end - start) / rate:g} s; {folder}'
+  )
 
 
 def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[int]:
-  """Returns `count` random examples of at least `num_samples` samples, of the voices that belong to the split.
+  """Returns `count` random examples of at least `num_samples` samples, of the voices that belong to
+  the split.
 
   Of a corpus that does not tell its speakers every example is taken for a voice of its own. Raises
   ValueError where there are too few.
@@ -91,25 +105,31 @@ def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[
       chosen.append(int(index))
     if len(chosen) == count:
       return chosen
-  raise ValueError(
-      f'the recipe asks for {count} utterances of at least {num_samples} samples for {split}, there are {len(chosen)}: '
-      f'--set forgeries.num_{split}={len(chosen)}, or shorten evaluation.prompt_seconds or evaluation.seconds'
+  raise UserError(
+    f'the recipe asks for {count} utterances of at least {num_samples} samples for {split}, there are {len(chosen)}: '
+    f'--set forgeries.num_{split}={len(chosen)}, or shorten evaluation.prompt_seconds or evaluation.seconds'
   )
 
 
 def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> Iterator[dict]:
-  """Yields the original and the continuation, up to sample `end`, of every example; the prompt ends at `start`."""
+  """Yields the original and the continuation, up to sample `end`, of every example; the prompt ends
+  at `start`.
+  """
   wave_BT = np.stack([example['waveform'][:end] for example in examples])
   _, original_BFQ = generation.tokenize(models, wave_BT)
   sampled_BFQ = generation.continue_audio(
-      models, key, wave_BT[:, :start], seconds=recipe.evaluation.seconds, sampling=recipe.sampling,
-      carry_seconds=recipe.evaluation.carry_seconds,
+    models,
+    key,
+    wave_BT[:, :start],
+    seconds=recipe.evaluation.seconds,
+    sampling=recipe.sampling,
+    carry_seconds=recipe.evaluation.carry_seconds,
   ).codes_BFQ
   frames, levels = min(original_BFQ.shape[1], sampled_BFQ.shape[1]), sampled_BFQ.shape[2]
   num_frames_B = np.full(len(examples), frames)
   both = [
-      generation.decode_codes(models, codes_BFQ[:, :frames, :levels], num_frames_B)[:, :end]
-      for codes_BFQ in (original_BFQ, sampled_BFQ)
+    generation.decode_codes(models, codes_BFQ[:, :frames, :levels], num_frames_B)[:, :end]
+    for codes_BFQ in (original_BFQ, sampled_BFQ)
   ]
   for example, original_T, sampled_T in zip(examples, *both, strict=True):
     speaker = int(example.get('speaker', -1))

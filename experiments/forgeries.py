@@ -1,8 +1,9 @@
-"""What `experiments.forge` leaves for the detector: pairs of an original and a continuation of its beginning.
+"""What `experiments.forge` leaves for the detector: pairs of an original and a continuation of its
+beginning.
 
-Records 2 n and 2 n + 1 of a split are a pair: the same utterance through the codec, as it was and as the models go on.
-Each holds 'waveform' (16 bits, as files on disk have), 'start' (the sample at which the prompt, alike in both, is
-over), 'label' (stages.detector) and 'speaker'.
+Records 2 n and 2 n + 1 of a split are a pair: the same utterance through the codec, as it was and
+as the models go on. Each holds 'waveform' (16 bits, as files on disk have), 'start' (the sample at
+which the prompt, alike in both, is over), 'label' (stages.detector) and 'speaker'.
 """
 
 import pathlib
@@ -55,4 +56,8 @@ class Clips:
     if found is None:
       return None
     label = found['label'] if self._labels is None else np.int32(self._labels[index])
-    return {'waveform': whole(found)[int(found['start']) :], 'label': label, 'speaker': found['speaker']}
+    return {
+      'waveform': whole(found)[int(found['start']) :],
+      'label': label,
+      'speaker': found['speaker'],
+    }

@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     '--prompt', action='append', default=[], type=command_line.path, metavar='FILE', dest='prompts'
   )
   parser.add_argument('--seconds', type=command_line.SECONDS, default=7.0, help='of new audio (7)')
-  parser.add_argument('--count', type=command_line.COUNT, default=1, help='how many unconditional clips (1)')
+  parser.add_argument(
+    '--count', type=command_line.COUNT, default=1, help='how many unconditional clips (1)'
+  )
   parser.add_argument('--output', type=command_line.path, required=True, metavar='FOLDER')
   parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
   parser.add_argument('--seed', type=command_line.SEED, default=0, help='(0)')
@@ -84,7 +86,9 @@ def check(args: argparse.Namespace) -> list[pathlib.Path]:
 
 
 def load_prompt(path: pathlib.Path, codec_config) -> np.ndarray:
-  """Returns a prompt [T] at the codec's rate. Raises UserError below the length of a codec frame."""
+  """Returns a prompt [T] at the codec's rate. Raises UserError below the length of a codec
+  frame.
+  """
   prompt_T = audio.load(path, codec_config.sample_rate)
   if len(prompt_T) < codec_config.hop_length:
     raise UserError(
@@ -97,7 +101,9 @@ def load_prompt(path: pathlib.Path, codec_config) -> np.ndarray:
 def say_missing_levels(
   args: argparse.Namespace, recipe: recipe_lib.Recipe, models: generation.Models
 ):
-  """Says on stderr where the fine stage of the recipe is not trained: only coarse levels are made."""
+  """Says on stderr where the fine stage of the recipe is not trained: only coarse levels are
+  made.
+  """
   if (
     args.acoustic == 'autoregressive'
     and models.coarse is not None

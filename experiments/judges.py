@@ -1,4 +1,6 @@
-"""Who speaks and what is said, by classifiers that were trained on the codec's audio of other utterances."""
+"""Who speaks and what is said, by classifiers that were trained on the codec's audio of other
+utterances.
+"""
 
 import functools
 import pathlib
@@ -8,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.stages import classifier
 from audiolm_jax.stages.base import Variables
@@ -29,10 +32,12 @@ def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
   """Returns the judges of a workdir; ValueError naming the command that trains one that the recipe
   has.
   """
-  return Judges(*(
+  return Judges(
+    *(
       None if getattr(recipe, name) is None else workspace.load_stage(workdir, name)[:2]
       for name in Judges._fields
-  ))  # fmt: skip
+    )
+  )
 
 
 def left_out(judged: Judges, examples: Sequence[dict]) -> dict[str, str]:
@@ -48,12 +53,16 @@ def left_out(judged: Judges, examples: Sequence[dict]) -> dict[str, str]:
 
 
 def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
-  """Returns the log-probabilities [N, voices] of each whole second (the classifier's crop) of a clip."""
+  """Returns the log-probabilities [N, voices] of each whole second (the classifier's crop) of a
+  clip.
+  """
   return _log_probabilities(*judges.speaker, _seconds(judges.speaker[0], clip_T))
 
 
 def features(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
-  """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole second of a clip."""
+  """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole
+  second of a clip.
+  """
   return in_buckets(_embed, *judges.speaker, _seconds(judges.speaker[0], clip_T))
 
 
@@ -63,9 +72,11 @@ def voice(judges: Judges, clip_T: np.ndarray) -> int:
 
 
 def embeddings(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
-  """Returns a speaker embedding [voices] of each whole second: the classifier's logits about their mean.
+  """Returns a speaker embedding [voices] of each whole second: the classifier's logits about their
+  mean.
 
-  A projection of its features that tells these voices apart; two of eight equally different voices have -1/7.
+  A projection of its features that tells these voices apart; two of eight equally different voices
+  have -1/7.
   """
   log_probs_NC = voices(judges, clip_T)
   return log_probs_NC - log_probs_NC.mean(axis=1, keepdims=True)
@@ -74,18 +85,26 @@ def embeddings(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
 def numbers(judges: Judges, clip_T: np.ndarray) -> list[int]:
   """Returns the numbers heard in a clip."""
   config, variables = judges.numbers
-  windows_NT = speech.windows(clip_T, round(config.crop_seconds * config.sample_rate), round(0.05 * config.sample_rate))
+  windows_NT = speech.windows(
+    clip_T, round(config.crop_seconds * config.sample_rate), round(0.05 * config.sample_rate)
+  )
   return speech.decode_numbers(_log_probabilities(config, variables, windows_NT))
 
 
 def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
   length = config.crop_length
   if len(clip_T) < length:
-    raise ValueError(f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short')
-  return np.stack([clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)])
+    raise UserError(
+      f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short'
+    )
+  return np.stack(
+    [clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)]
+  )
 
 
-def _log_probabilities(config: classifier.Config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
+def _log_probabilities(
+  config: classifier.Config, variables: Variables, crops_NT: np.ndarray
+) -> np.ndarray:
   return in_buckets(_classify, config, variables, crops_NT)
 
 
@@ -93,7 +112,9 @@ def in_buckets(function, config, variables: Variables, crops_NT: np.ndarray) -> 
   """Returns function(config, variables, wave_BT) of all crops, a fixed number at a time."""
   bucket = 64  # windows at a time: one compilation for clips of any length
   padded_NT = np.pad(crops_NT, ((0, -len(crops_NT) % bucket), (0, 0)))
-  parts = [function(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)]
+  parts = [
+    function(config, variables, padded_NT[n : n + bucket]) for n in range(0, len(padded_NT), bucket)
+  ]
   return np.concatenate([np.asarray(part) for part in parts])[: len(crops_NT)]
 
 

@@ -1,4 +1,6 @@
-"""Programs side by side: small models leave most of a second core idle, so two of them share a machine well."""
+"""Programs side by side: small models leave most of a second core idle, so two of them share a
+machine well.
+"""
 
 import ctypes
 import os
@@ -12,16 +14,22 @@ Command = Sequence[str]  # ('train', '--stage=coarse', ...): one of our programs
 
 _PR_SET_PDEATHSIG = 1
 
-# XLA allocates its buffers anew at every step; glibc would give them back to the system each time, and a quarter of a
-# small model's time would go into page faults (measured). One arena that is never trimmed, and holds also what is
-# large, keeps them.
-_KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_TRIM_THRESHOLD_': str(2**34), 'MALLOC_MMAP_MAX_': '0'}
+# XLA allocates its buffers anew at every step; glibc would give them back to the system each time,
+# and a quarter of a small model's time would go into page faults (measured). One arena that is
+# never trimmed, and holds also what is large, keeps them.
+_KEEP_MEMORY = {
+  'MALLOC_ARENA_MAX': '1',
+  'MALLOC_TRIM_THRESHOLD_': str(2**34),
+  'MALLOC_MMAP_MAX_': '0',
+}
 
 
 def run(commands: Sequence[Command], num_lanes: int = 2):
-  """Runs the commands, at most `num_lanes` at a time, each on its share of the cores; begins them in their order.
+  """Runs the commands, at most `num_lanes` at a time, each on its share of the cores; begins them
+  in their order.
 
-  When one fails, or this process is told to stop, the others save and leave (SIGTERM) and this process exits.
+  When one fails, or this process is told to stop, the others save and leave (SIGTERM) and this
+  process exits.
   """
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   waiting, running = list(commands), {}
@@ -49,12 +57,16 @@ def _start(command: Command, lane: int, cores: set[int] | None) -> subprocess.Po
   # Each lane's progress bar has a line of its own.
   environment = _KEEP_MEMORY | os.environ | {'AUDIOLM_BAR_POSITION': str(lane)}
   return subprocess.Popen(
-      [sys.executable, '-m', f'experiments.{program}', *arguments], env=environment, preexec_fn=lambda: _prepare(cores)
+    [sys.executable, '-m', f'experiments.{program}', *arguments],
+    env=environment,
+    preexec_fn=lambda: _prepare(cores),
   )
 
 
 def _prepare(cores: set[int] | None):
-  """In the child: keeps to its cores, and saves and leaves when the parent is killed (both where the system can)."""
+  """In the child: keeps to its cores, and saves and leaves when the parent is killed (both where
+  the system can).
+  """
   if cores is not None:
     os.sched_setaffinity(0, cores)
   if sys.platform == 'linux':
@@ -62,7 +74,12 @@ def _prepare(cores: set[int] | None):
 
 
 def _shares(num_lanes: int) -> list[set[int] | None]:
-  """Returns disjoint sets of cores; None for each lane where there are too few, or no way to choose."""
-  if not hasattr(os, 'sched_getaffinity') or len(cores := sorted(os.sched_getaffinity(0))) < num_lanes:
+  """Returns disjoint sets of cores; None for each lane where there are too few, or no way to
+  choose.
+  """
+  if (
+    not hasattr(os, 'sched_getaffinity')
+    or len(cores := sorted(os.sched_getaffinity(0))) < num_lanes
+  ):
     return [None] * num_lanes
   return [set(cores[lane::num_lanes]) for lane in range(num_lanes)]

@@ -1,44 +1,55 @@
-"""Packs a corpus into a TFDS data set, on Apache Beam: many hosts read it faster than millions of files.
+"""Packs a corpus into a TFDS data set, on Apache Beam: many hosts read it faster than millions of
+files.
 
   python -m experiments.prepare folder --root=recordings/ --output=data/
   python -m experiments.prepare librilight --root=/data/libri-light --output=/data/tfds -- --direct_num_workers=8
   python -m experiments.prepare maestro --root=/data/maestro-v3.0.0 --output=/data/tfds
 
-What follows -- is for Beam (--runner=DataflowRunner, ...). Train on the result with a recipe whose corpus is `Tfds`.
-Needs `pip install audiolm_jax[beam]`.
+What follows -- is for Beam (--runner=DataflowRunner, ...). Train on the result with a recipe whose
+corpus is `Tfds`. Needs `pip install audiolm_jax[beam]`.
 """
 
 import argparse
 import os
 import sys
 
+from audiolm_jax.errors import UserError
 from experiments import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-      usage='%(prog)s [-h] --root ROOT --output OUTPUT [--num_shards N] CORPUS [-- BEAM_FLAGS ...]',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    usage='%(prog)s [-h] --root ROOT --output OUTPUT [--num_shards N] CORPUS [-- BEAM_FLAGS ...]',
   )
   parser.add_argument('corpus', choices=('folder', 'librilight', 'maestro'))
   parser.add_argument('--root', type=command_line.path, required=True, help='where the audio is')
-  parser.add_argument('--output', type=command_line.path, required=True, help='where the data set goes')
+  parser.add_argument(
+    '--output', type=command_line.path, required=True, help='where the data set goes'
+  )
   parser.add_argument('--num_shards', type=command_line.COUNT, help='of each split (by size)')
   # argparse of Python 3.11 takes no list behind flags: what follows -- is cut off before it looks.
   arguments = sys.argv[1:] if arguments is None else arguments
   cut = arguments.index('--') if '--' in arguments else len(arguments)
   args, beam_options = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
   if not args.root.is_dir():
-    raise ValueError(f'--root={args.root} is not a folder')
+    raise UserError(f'--root={args.root} is not a folder')
   command_line.prove_folder(args.output, '--output')
   try:
     from audiolm_jax.data import builders
   except ImportError as error:
-    raise ValueError(f'{error}: pip install audiolm_jax[beam]') from error
-  kind = {'folder': builders.AudioFolder, 'librilight': builders.LibriLight, 'maestro': builders.Maestro}[args.corpus]
+    raise UserError(f'{error}: pip install audiolm_jax[beam]') from error
+  kind = {
+    'folder': builders.AudioFolder,
+    'librilight': builders.LibriLight,
+    'maestro': builders.Maestro,
+  }[args.corpus]
   builder = kind(root=args.root.absolute(), data_dir=os.fspath(args.output))
   sizes = builders.prepare(builder, beam_options, num_shards=args.num_shards)
-  print(f'{", ".join(f"{name}: {size} examples" for name, size in sizes.items())}; {builder.data_dir}')
+  print(
+    f'{", ".join(f"{name}: {size} examples" for name, size in sizes.items())}; {builder.data_dir}'
+  )
 
 
 if __name__ == '__main__':

@@ -4,10 +4,11 @@
   python -m experiments.pretrained import descript/dac_16khz --workdir=runs/mine     as the codec of a workdir
   python -m experiments.pretrained import my_folder --licence=MIT --output=runs/dac  anywhere else
 
-The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with config.json and
-model.safetensors. A codec in a workdir takes the place of a trained SoundStream: encoding, the acoustic stages,
-generation and `experiments.codec` use it. A model of features takes the place of w2v-BERT.
-`training.checkpoints.load_variables` reads what is anywhere else, as CLAP, whose vocabulary is copied beside it.
+The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with
+config.json and model.safetensors. A codec in a workdir takes the place of a trained SoundStream:
+encoding, the acoustic stages, generation and `experiments.codec` use it. A model of features takes
+the place of w2v-BERT. `training.checkpoints.load_variables` reads what is anywhere else, as CLAP,
+whose vocabulary is copied beside it.
 """
 
 import argparse
@@ -36,7 +37,12 @@ def main(arguments: list[str] | None = None):
   output = args.output or args.workdir / place(config)
   names = [name for name in getattr(config, 'files', ()) if (folder / name).is_file()]
   vocabulary = {name: text_of(folder, name) for name in names}
-  save(output, config, variables, {'source': args.source, 'revision': args.revision, 'licence': licence})
+  save(
+    output,
+    config,
+    variables,
+    {'source': args.source, 'revision': args.revision, 'licence': licence},
+  )
   for name, content in vocabulary.items():
     files.write_text(output / name, content)
   size = sum(leaf.size for leaf in jax.tree.leaves(variables))
@@ -46,18 +52,18 @@ def main(arguments: list[str] | None = None):
 def text_of(folder: pathlib.Path, name: str) -> str:
   """Returns the text of a file that goes with a model, such as the vocabulary that texts need.
 
-  Raises ValueError where it is a link to elsewhere (those of the hub's cache lead to its own `blobs`),
-  large, or no text.
+  Raises ValueError where it is a link to elsewhere (those of the hub's cache lead to its own
+  `blobs`), large, or no text.
   """
   path, home = (folder / name).resolve(), folder.resolve()
   if not path.is_relative_to(home) and path.parent != home.parent.parent / 'blobs':
-    raise ValueError(f'{folder / name} is a link to {path}: put the file itself there')
+    raise UserError(f'{folder / name} is a link to {path}: put the file itself there')
   if path.stat().st_size > byte_pairs.MAX_MERGES_BYTES:
-    raise ValueError(f'{folder / name} has {path.stat().st_size:,} bytes: this is no vocabulary')
+    raise UserError(f'{folder / name} has {path.stat().st_size:,} bytes: this is no vocabulary')
   try:
     return path.read_bytes().decode()
   except UnicodeDecodeError as error:
-    raise ValueError(f'{folder / name} is no text ({error}): fetch it again') from error
+    raise UserError(f'{folder / name} is no text ({error}): fetch it again') from error
 
 
 def place(config) -> str:
@@ -66,22 +72,34 @@ def place(config) -> str:
     return 'soundstream'
   if hasattr(config, 'semantic_features'):
     return 'w2v_bert'
-  raise UserError(f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir')
+  raise UserError(
+    f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir'
+  )
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   commands = parser.add_subparsers(dest='command', required=True)
   commands.add_parser('list', help='what we know, with the licence of the weights')
   importing = commands.add_parser('import', help='write a checkpoint')
   importing.add_argument('source', help='a repository (owner/name) or a folder')
   target = importing.add_mutually_exclusive_group(required=True)
-  target.add_argument('--workdir', type=command_line.workdir, help='of a run: the model takes its place there')
+  target.add_argument(
+    '--workdir', type=command_line.workdir, help='of a run: the model takes its place there'
+  )
   target.add_argument('--output', type=command_line.workdir, help='a new folder')
-  importing.add_argument('--revision', help='commit, tag or branch of the repository; a commit is reproducible')
-  importing.add_argument('--licence', help='of the weights, where the list does not have them: what their card says')
   importing.add_argument(
-      '--allow-non-commercial', action='store_true', help='import weights that may not be used commercially'
+    '--revision', help='commit, tag or branch of the repository; a commit is reproducible'
+  )
+  importing.add_argument(
+    '--licence', help='of the weights, where the list does not have them: what their card says'
+  )
+  importing.add_argument(
+    '--allow-non-commercial',
+    action='store_true',
+    help='import weights that may not be used commercially',
   )
   return parser
 
@@ -102,15 +120,19 @@ def table() -> str:
 
 
 def licence_of(source: str, stated: str | None, allow_non_commercial: bool) -> str:
-  """Returns the licence of a source's weights; ValueError where nobody states it, or it forbids commercial use."""
+  """Returns the licence of a source's weights; ValueError where nobody states it, or it forbids
+  commercial use.
+  """
   known = hub.published(source)
   licence = known.licence if known else stated
   if licence is None:
-    raise UserError(f'the licence of {source} is not in the list: give what its model card says, as --licence=MIT')
+    raise UserError(
+      f'the licence of {source} is not in the list: give what its model card says, as --licence=MIT'
+    )
   if not hub.is_commercial(licence) and not allow_non_commercial:
     raise UserError(
-        f'{source} has the licence {licence}, not one of {", ".join(hub.COMMERCIAL_LICENCES)}: if its terms allow your '
-        'use, add --allow-non-commercial'
+      f'{source} has the licence {licence}, not one of {", ".join(hub.COMMERCIAL_LICENCES)}: if its terms allow your '
+      'use, add --allow-non-commercial'
     )
   return licence
 
@@ -121,7 +143,9 @@ def save(output: pathlib.Path, config, variables, origin: dict):
   with workdir_lib.locked(output):
     directory = output / 'checkpoints'
     if found := checkpoints.steps(directory):
-      raise UserError(f'{output} already holds a checkpoint (step {found[-1]}): choose another folder')
+      raise UserError(
+        f'{output} already holds a checkpoint (step {found[-1]}): choose another folder'
+      )
     checkpointer = checkpoints.Checkpointer(directory)
     metadata = {'config': configs.describe(config), 'fingerprints': {}, 'pretrained': origin}
     checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)

@@ -1,4 +1,6 @@
-"""What training measures on held-out audio at every evaluation, beside the stage's own metrics (loop.Probe)."""
+"""What training measures on held-out audio at every evaluation, beside the stage's own metrics
+(loop.Probe).
+"""
 
 import math
 from typing import Any
@@ -20,22 +22,26 @@ _QUIET, _LOUD = -8.0, 4.0  # log-mel magnitudes drawn black and white
 
 
 def for_stage(config: Any) -> loop.Probe | None:
-  """Returns the probe of a stage; None where its own metrics say all, or its crops are too short to be measured."""
+  """Returns the probe of a stage; None where its own metrics say all, or its crops are too short to
+  be measured.
+  """
   if not isinstance(config, soundstream.Config):
     return None
-  longest = max(config.sample_rate * 64 // 1000, codec_metrics.STFT_WINDOWS[0])  # of the windows that must fit
+  # of the windows that must fit
+  longest = max(config.sample_rate * 64 // 1000, codec_metrics.STFT_WINDOWS[0])
   return codec(config) if config.crop_length >= longest else None
 
 
 def codec(config: soundstream.Config) -> loop.Probe:
   """Returns the probe of a codec, with all its levels.
 
-  Scalars: si_sdr (dB), mel_distance and stft_distance (nats); where the `eval` extra is installed, and for as long as
-  there is something to hear, visqol_<its mapper> of the first clips, joined to VISQOL_SECONDS; of every level q, over
-  all evaluation frames, perplexity_q and dead_codes_q (codes that no frame chose: at least as many as the frames are
-  too few); and critic_accuracy, the balance of the game: 0.5 where the critics cannot tell, 1 where they always can. Of
-  a codec with a denoising switch, over the examples with noise, si_sdr_denoised and si_sdr_noisy: with the switch on,
-  and of the noisy input itself; `noisy` is their share.
+  Scalars: si_sdr (dB), mel_distance and stft_distance (nats); where the `eval` extra is installed,
+  and for as long as there is something to hear, visqol_<its mapper> of the first clips, joined to
+  VISQOL_SECONDS; of every level q, over all evaluation frames, perplexity_q and dead_codes_q (codes
+  that no frame chose: at least as many as the frames are too few); and critic_accuracy, the balance
+  of the game: 0.5 where the critics cannot tell, 1 where they always can. Of a codec with a
+  denoising switch, over the examples with noise, si_sdr_denoised and si_sdr_noisy: with the switch
+  on, and of the noisy input itself; `noisy` is their share.
   Audio and pictures: NUM_SAMPLES clips, the original above the reconstruction.
   """
 
@@ -46,12 +52,14 @@ def codec(config: soundstream.Config) -> loop.Probe:
     counts_QK = jnp.zeros((config.num_quantizers, config.codebook_size))
     counts_QK = counts_QK.at[jnp.arange(config.num_quantizers), codes_BFQ].add(1.0)
     scalars = {
-        'si_sdr': codec_metrics.si_sdr(wave_BT, estimate_BT),
-        'mel_distance': codec_metrics.log_mel_distance(wave_BT, estimate_BT, config.sample_rate),
-        'stft_distance': codec_metrics.multi_scale_stft_distance(wave_BT, estimate_BT),
+      'si_sdr': codec_metrics.si_sdr(wave_BT, estimate_BT),
+      'mel_distance': codec_metrics.log_mel_distance(wave_BT, estimate_BT, config.sample_rate),
+      'stft_distance': codec_metrics.multi_scale_stft_distance(wave_BT, estimate_BT),
     }
     if config.adversarial_start is not None:
-      scalars['critic_accuracy'] = soundstream.critic_accuracy(config, variables, wave_BT, estimate_BT)
+      scalars['critic_accuracy'] = soundstream.critic_accuracy(
+        config, variables, wave_BT, estimate_BT
+      )
     if config.film is not None:
       noisy_BT = wave_BT + batch['noise']
       # Some examples are clean, at 100 dB: these become means over the others in `summarize`.
@@ -70,12 +78,16 @@ def codec(config: soundstream.Config) -> loop.Probe:
     entropy_Q = -np.sum(share_QK * np.log(np.maximum(share_QK, 1e-30)), axis=-1)
     use = {f'perplexity_{q}': np.exp(entropy) for q, entropy in enumerate(entropy_Q)}
     use |= {f'dead_codes_{q}': int(np.sum(counts_K == 0)) for q, counts_K in enumerate(counts_QK)}
-    over_all = {name: scalars.pop(name) for name in ('si_sdr_denoised', 'si_sdr_noisy') if name in scalars}
+    over_all = {
+      name: scalars.pop(name) for name in ('si_sdr_denoised', 'si_sdr_noisy') if name in scalars
+    }
     if scalars.get('noisy'):  # else there is no mean to tell
       use |= {name: value / scalars['noisy'] for name, value in over_all.items()}
     (wave_BT, estimate_BT), (picture_BFM, estimated_BFM) = samples
     if 'visqol' in perceptual.available():
-      score = perceptual.visqol(*(np.asarray(x_BT).reshape(-1) for x_BT in (wave_BT, estimate_BT)), config.sample_rate)
+      score = perceptual.visqol(
+        *(np.asarray(x_BT).reshape(-1) for x_BT in (wave_BT, estimate_BT)), config.sample_rate
+      )
       use |= {f'visqol_{perceptual.visqol_mapper()}': score.value} if score.status == 'ok' else {}
     sounds, pictures = {}, {}
     for index in range(min(len(wave_BT), NUM_SAMPLES)):
@@ -90,13 +102,22 @@ def codec(config: soundstream.Config) -> loop.Probe:
 def _log_mel(config: soundstream.Config, wave_BT):
   window = config.sample_rate // 20
   return audio.log_mel_spectrogram(
-      wave_BT, sample_rate=config.sample_rate, window_length=window, hop_length=window // 8, num_mels=64,
-      fft_length=max(1024, window),
+    wave_BT,
+    sample_rate=config.sample_rate,
+    window_length=window,
+    hop_length=window // 8,
+    num_mels=64,
+    fft_length=max(1024, window),
   )
 
 
 def _stacked(*log_mels: np.ndarray) -> np.ndarray:
-  """Returns log-mel spectrograms [F, M] above one another as a picture [height, width, 1] in [0, 1], low below."""
-  rows = [np.clip((np.asarray(log_mel_FM).T[::-1] - _QUIET) / (_LOUD - _QUIET), 0, 1) for log_mel_FM in log_mels]
+  """Returns log-mel spectrograms [F, M] above one another as a picture [height, width, 1] in [0,
+  1], low below.
+  """
+  rows = [
+    np.clip((np.asarray(log_mel_FM).T[::-1] - _QUIET) / (_LOUD - _QUIET), 0, 1)
+    for log_mel_FM in log_mels
+  ]
   line = np.ones((2, rows[0].shape[1]))
   return np.concatenate([part for row in rows for part in (row, line)][:-1])[..., None]

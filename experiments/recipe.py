@@ -23,7 +23,9 @@ from experiments import recipes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRecipe:
-  """A model and how it is trained. `model` is the `Config` of a stage: its type selects the stage."""
+  """A model and how it is trained. `model` is the `Config` of a stage: its type selects the
+  stage.
+  """
 
   model: Any
   train: TrainConfig
@@ -31,7 +33,9 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Imported:
-  """A model that others trained, in the place of a stage: `python -m experiments.pretrained import` puts it there."""
+  """A model that others trained, in the place of a stage: `python -m experiments.pretrained import`
+  puts it there.
+  """
 
   source: str  # a repository of the Hugging Face hub
   revision: str | None = None
@@ -39,18 +43,25 @@ class Imported:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemanticTokens:
-  """How features of w2v-BERT (AudioLM, section III-B), or of an imported encoder, become semantic tokens."""
+  """How features of w2v-BERT (AudioLM, section III-B), or of an imported encoder, become semantic
+  tokens.
+  """
 
   layer: int = 7  # of w2v-BERT's MLM module, or of the imported encoder, counted from 1
-  frames_per_token: int = 1  # features whose mean makes a token: 2 for 25 tokens/s of an encoder of 50 frames/s
+  # features whose mean makes a token: 2 for 25 tokens/s of an encoder of 50 frames/s
+  frames_per_token: int = 1
   num_clusters: int = 1024
   sample_seconds: float = 36_000.0  # audio that the clusters are fitted on
   seed: int = 0
 
   def __post_init__(self):
     checks.fields(
-        self, layer=checks.whole(0), frames_per_token=checks.WHOLE, num_clusters=checks.WHOLE,
-        sample_seconds=checks.POSITIVE, seed=checks.SEED,
+      self,
+      layer=checks.whole(0),
+      frames_per_token=checks.WHOLE,
+      num_clusters=checks.WHOLE,
+      sample_seconds=checks.POSITIVE,
+      seed=checks.SEED,
     )
 
 
@@ -64,7 +75,9 @@ class Evaluation:
   prompt_seconds: float = 3.0
   seconds: float = 7.0  # of continuation
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
-  data: str = ''  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized twin
+  # folder of ZeroSpeech 2021, or of Libri-Light's item files and LibriSpeech; '': a synthesized
+  # twin
+  data: str = ''
   subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
   # Folder of a CTC recognizer of people's speech (pretrained.ctc); '': words are not judged by one.
   recognizer: str = ''
@@ -73,19 +86,31 @@ class Evaluation:
 
   def __post_init__(self):
     checks.fields(
-        self, num_clips=checks.WHOLE, num_prompts=checks.WHOLE, num_naturalness_clips=checks.whole(0),
-        prompt_seconds=checks.POSITIVE, seconds=checks.POSITIVE, carry_seconds=checks.NOT_NEGATIVE,
-        data=checks.TEXT, subset=checks.TEXT, recognizer=checks.TEXT, decoder_seconds=checks.POSITIVE,
-        seed=checks.SEED,
+      self,
+      num_clips=checks.WHOLE,
+      num_prompts=checks.WHOLE,
+      num_naturalness_clips=checks.whole(0),
+      prompt_seconds=checks.POSITIVE,
+      seconds=checks.POSITIVE,
+      carry_seconds=checks.NOT_NEGATIVE,
+      data=checks.TEXT,
+      subset=checks.TEXT,
+      recognizer=checks.TEXT,
+      decoder_seconds=checks.POSITIVE,
+      seed=checks.SEED,
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forgeries:
-  """What the detector learns from and is judged by: utterances, and continuations of their beginnings."""
+  """What the detector learns from and is judged by: utterances, and continuations of their
+  beginnings.
+  """
 
-  num_train: int = 2000  # utterances of training voices; of each there is one original and one continuation
-  num_validation: int = 200  # of training voices that the detector does not hear: its scores are calibrated on them
+  # utterances of training voices; of each there is one original and one continuation
+  num_train: int = 2000
+  # of training voices that the detector does not hear: its scores are calibrated on them
+  num_validation: int = 200
   num_test: int = 200  # of held-out voices
   batch_size: int = 32  # continued at once, and in one shard
   seed: int = 0
@@ -97,7 +122,9 @@ class Forgeries:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in training order."""
+  """Everything a run needs. Fields that hold a `StageRecipe` are what `--stage` accepts, in
+  training order.
+  """
 
   corpus: Any  # a config of experiments.corpora: where audio comes from
   soundstream: StageRecipe | Imported
@@ -106,14 +133,18 @@ class Recipe:
   semantic: StageRecipe
   coarse: StageRecipe
   fine: StageRecipe | None = None  # None where coarse predicts all levels (piano)
-  soundstorm: StageRecipe | None = None  # in place of coarse and fine; needs semantic tokens with repeats
+  # in place of coarse and fine; needs semantic tokens with repeats
+  soundstorm: StageRecipe | None = None
   # Ablation of AudioLM section IV: a coarse stage that sees no semantic tokens.
   acoustic_only: StageRecipe | None = None
   speaker: StageRecipe | None = None  # classifier of held-out voices, for evaluation only
   numbers: StageRecipe | None = None  # recognizer of spoken numbers, for evaluation only
-  max_bad_tokens: float = 0.0  # share of damaged token records that is skipped and counted; one more stops the run
-  detector: StageRecipe | None = None  # of generated speech; learns from what experiments.forge makes
-  detector_control: StageRecipe | None = None  # the same between originals, by lot: must be at chance
+  # share of damaged token records that is skipped and counted; one more stops the run
+  max_bad_tokens: float = 0.0
+  # of generated speech; learns from what experiments.forge makes
+  detector: StageRecipe | None = None
+  # the same between originals, by lot: must be at chance
+  detector_control: StageRecipe | None = None
   forgeries: Forgeries = Forgeries()
   sampling: SamplingConfig = SamplingConfig()
   evaluation: Evaluation = Evaluation()
@@ -124,7 +155,9 @@ class Recipe:
   @property
   def stages(self) -> tuple[str, ...]:
     """Names of the trainable stages, in the order they depend on one another."""
-    return tuple(f.name for f in dataclasses.fields(self) if isinstance(getattr(self, f.name), StageRecipe))
+    return tuple(
+      f.name for f in dataclasses.fields(self) if isinstance(getattr(self, f.name), StageRecipe)
+    )
 
   @property
   def imports(self) -> dict[str, Imported]:
@@ -141,10 +174,13 @@ def names() -> list[str]:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
   """Returns the recipe `name` after `path.to.field=value` overrides.
 
-  Raises UserError for an unknown recipe or field, listing the legal ones, a value of the wrong type, or a URL.
+  Raises UserError for an unknown recipe or field, listing the legal ones, a value of the wrong
+  type, or a URL.
   """
   if name not in names():
-    raise UserError(f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}')
+    raise UserError(
+      f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}'
+    )
   recipe, settings = importlib.import_module(f'experiments.recipes.{name}').RECIPE, []
   for override in overrides:
     path, separator, text = override.partition('=')
@@ -158,11 +194,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def refuse_url(text: str, where: str = ''):
-  """Raises UserError for a URL, which no program reads or writes; `where`: what errors put before it."""
+  """Raises UserError for a URL, which no program reads or writes; `where`: what errors put before
+  it.
+  """
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
     raise UserError(
-        f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; give a path on a '
-        'disk (one that all hosts of a pod see, as NFS or Filestore)'
+      f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; give a path on a '
+      'disk (one that all hosts of a pod see, as NFS or Filestore)'
     )
 
 
@@ -179,7 +217,8 @@ def _texts(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
 def _replaced(node: Any, settings: Sequence[tuple[Sequence[str], str, str]]) -> Any:
   """Returns `node` with every field at a path set to what the text says.
 
-  Each config is made once, with all that is new in it: what goes together need not be set in any order.
+  Each config is made once, with all that is new in it: what goes together need not be set in any
+  order.
   settings: (path, text, the whole override) of each; later ones win.
   """
   fields, below = _fields(node), {}
@@ -187,21 +226,25 @@ def _replaced(node: Any, settings: Sequence[tuple[Sequence[str], str, str]]) -> 
   for (name, *rest), text, override in settings:
     if name not in fields:
       raise UserError(
-          f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
-          f'legal fields: {", ".join(fields)}'
+        f'--set {override}: {type(node).__name__} has no field {name!r}{_suggestion(name, fields)}; '
+        f'legal fields: {", ".join(fields)}'
       )
     if not rest:
       values[name] = _parsed(fields[name], text, override)
       below.pop(name, None)
     elif not _fields(values[name]):
-      raise UserError(f'--set {override}: {name!r} is {values[name]!r}, a plain value without fields')
+      raise UserError(
+        f'--set {override}: {name!r} is {values[name]!r}, a plain value without fields'
+      )
     else:
       below.setdefault(name, []).append((rest, text, override))
   values |= {name: _replaced(values[name], inner) for name, inner in below.items()}
   try:
     return values if isinstance(node, dict) else dataclasses.replace(node, **values)
   except ValueError as error:  # a config that checks itself
-    raise UserError(f'--set {" --set ".join(override for *_, override in settings)}: {error}') from error
+    raise UserError(
+      f'--set {" --set ".join(override for *_, override in settings)}: {error}'
+    ) from error
 
 
 def _fields(node: Any) -> dict[str, Any]:
@@ -221,7 +264,12 @@ def _parsed(kind: Any, text: str, override: str) -> Any:
     return text
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: brackets within brackets
+  except (
+    ValueError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+  ):  # the last two: brackets within brackets
     value = text
   for option in options:
     converted = _converted(option, value)
@@ -235,7 +283,8 @@ _NO_MATCH = object()
 
 
 def _converted(kind: Any, value: Any) -> Any:
-  """Returns a literal as the type `kind`, or _NO_MATCH: ints become floats, lists tuples; nothing else changes.
+  """Returns a literal as the type `kind`, or _NO_MATCH: ints become floats, lists tuples; nothing
+  else changes.
 
   A float that is not finite (1e999) is no value of any field.
   """
@@ -250,7 +299,9 @@ def _converted(kind: Any, value: Any) -> Any:
     kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
     if len(kinds) != len(value):
       return _NO_MATCH
-    items = tuple(item if one is Any else _converted(one, item) for one, item in zip(kinds, value, strict=True))
+    items = tuple(
+      item if one is Any else _converted(one, item) for one, item in zip(kinds, value, strict=True)
+    )
     return _NO_MATCH if any(item is _NO_MATCH for item in items) else items
   return value if kind is str and isinstance(value, str) else _NO_MATCH
 

@@ -11,11 +11,13 @@ import numpy as np
 
 from audiolm_jax import audio, kmeans
 from audiolm_jax.data import inventory, skipped, synthesized_benchmark
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
-BUCKET_SECONDS = 3.2  # utterances are padded to a multiple of this (whole semantic frames): few compilations
+# utterances are padded to a multiple of this (whole semantic frames): few compilations
+BUCKET_SECONDS = 3.2
 BATCH_SIZE = 8  # examples
 
 
@@ -42,30 +44,39 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
 def _for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   if name in ('speaker', 'numbers'):
     _, variables = workspace.load_codec(workdir)
-    sides = held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
+    sides = (
+      held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
+    )
     if name == 'speaker':
       _check_classes(sides, recipe.speaker.model.num_classes)
     sides = [reconstructions(side, workdir) for side in sides]
     if name == 'numbers':
       config = recipe.numbers.model
-      sides = [labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides]
+      sides = [
+        labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides
+      ]
     return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
   if name in ('detector', 'detector_control'):
     return forged(workdir, by_lot=name == 'detector_control')
   model = getattr(recipe, name).model
   if 'waveform' in model.make().batch:
-    return Sources(*(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {})
+    return Sources(
+      *(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {}
+    )
   training, held_out = (
-      workspace.token_source(workdir, split, max_bad_fraction=recipe.max_bad_tokens) for split in ('train', 'test')
+    workspace.token_source(workdir, split, max_bad_fraction=recipe.max_bad_tokens)
+    for split in ('train', 'test')
   )
   check_tokens(name, model, training.metadata)
   return Sources(training, held_out, training.metadata['fingerprints'])
 
 
 def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
-  """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of validation voices."""
+  """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of
+  validation voices.
+  """
   training, held_out = (
-      forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2]
+    forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2]
   )
   return Sources(training, held_out, training.fingerprints)
 
@@ -77,42 +88,46 @@ def check_held_out(name: str, held_out: Any):
   first = lambda length: (0, min(1, length))
   read = (lambda i: held_out.crop(i, first)) if hasattr(held_out, 'crop') else held_out.__getitem__
   if not any(read(index) is not None for index in range(len(held_out))):
-    raise ValueError(
-        f'stage {name}: none of its {len(held_out)} held-out examples can be read, by which '
-        'training is judged: hold '
-        'out more, as by --set corpus.held_out=0.1 or --set corpus.test_root=FOLDER, and make '
-        'what was made of the '
-        'corpus again'
+    raise UserError(
+      f'stage {name}: none of its {len(held_out)} held-out examples can be read, by which '
+      'training is judged: hold '
+      'out more, as by --set corpus.held_out=0.1 or --set corpus.test_root=FOLDER, and make '
+      'what was made of the '
+      'corpus again'
     )
 
 
 def _check_classes(sides: tuple[list[dict], list[dict]], num_classes: int):
   voices = 1 + max((int(example['label']) for side in sides for example in side), default=0)
   if voices > num_classes:
-    raise ValueError(
-        f'the held-out split has {voices} voices, the stage speaker tells {num_classes} apart: '
-        f'--set speaker.model.num_classes={voices}'
+    raise UserError(
+      f'the held-out split has {voices} voices, the stage speaker tells {num_classes} apart: '
+      f'--set speaker.model.num_classes={voices}'
     )
 
 
 def check_tokens(name: str, model: Any, metadata: dict):
-  """Raises ValueError where a stage was made for other tokens than those encoded: their rates, levels and sizes."""
+  """Raises ValueError where a stage was made for other tokens than those encoded: their rates,
+  levels and sizes.
+  """
   wrong = [
-      f'{field}={getattr(model, field)}, the tokens have {metadata[field]}'
-      for field in ('frame_rate', 'semantic_rate', 'codebook_size', 'num_clusters')
-      if hasattr(model, field) and metadata.get(field, getattr(model, field)) != getattr(model, field)
+    f'{field}={getattr(model, field)}, the tokens have {metadata[field]}'
+    for field in ('frame_rate', 'semantic_rate', 'codebook_size', 'num_clusters')
+    if hasattr(model, field) and metadata.get(field, getattr(model, field)) != getattr(model, field)
   ]
   levels = max(getattr(model, field, 0) for field in ('num_quantizers', 'total_quantizers'))
   if levels > metadata.get('num_quantizers', levels):
     wrong.append(f'{levels} levels, the tokens have {metadata["num_quantizers"]}')
   if wrong:
-    raise ValueError(
-        f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE'
+    raise UserError(
+      f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE'
     )
 
 
 def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int | None = None):
-  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: the corpus's own)."""
+  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: the
+  corpus's own).
+  """
   source = recipe.corpus.examples(split, workdir / 'corpus')
   return source if sample_rate in (None, source.sample_rate) else Resampled(source, sample_rate)
 
@@ -136,8 +151,14 @@ class Resampled:
     example = self._source[index]
     if example is None:
       return None
-    at_rate = lambda wave_T: audio.resample(wave_T[None], self._source.sample_rate, self.sample_rate)[0]
-    sounds = {name: at_rate(np.asarray(example[name], np.float32)) for name in ('waveform', 'noise') if name in example}
+    at_rate = lambda wave_T: audio.resample(
+      wave_T[None], self._source.sample_rate, self.sample_rate
+    )[0]
+    sounds = {
+      name: at_rate(np.asarray(example[name], np.float32))
+      for name in ('waveform', 'noise')
+      if name in example
+    }
     if not len(sounds['waveform']):
       if hasattr(self._source, 'refuse'):
         self._source.refuse(index, f'too short: no sample of it is left at {self.sample_rate} Hz')
@@ -151,9 +172,10 @@ class Resampled:
 
 
 def held_out_voices(
-    recipe: Recipe, workdir: pathlib.Path, sample_rate: int | None = None
+  recipe: Recipe, workdir: pathlib.Path, sample_rate: int | None = None
 ) -> tuple[list[dict], list[dict]]:
-  """Returns two lists of examples of the test split's voices: one to enrol them with, one to be judged by.
+  """Returns two lists of examples of the test split's voices: one to enrol them with, one to be
+  judged by.
 
   'label' counts the voices from 0. Half of each voice's utterances goes to either side.
 
@@ -161,11 +183,11 @@ def held_out_voices(
   """
   examples = [e for e in corpus(recipe, 'test', workdir, sample_rate) if e is not None]
   if missing := sum('speaker' not in example for example in examples):
-    raise ValueError(
-        f'the corpus does not tell the speakers of {missing} of {len(examples)} held-out '
-        'examples: where folders are '
-        'speakers --set corpus.speaker_folders=True, of a TFDS data set --set '
-        'corpus.speaker_name=FEATURE'
+    raise UserError(
+      f'the corpus does not tell the speakers of {missing} of {len(examples)} held-out '
+      'examples: where folders are '
+      'speakers --set corpus.speaker_folders=True, of a TFDS data set --set '
+      'corpus.speaker_name=FEATURE'
     )
   voices = sorted({int(example['speaker']) for example in examples})
   sides = ([], [])
@@ -201,11 +223,11 @@ def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dic
     if len(found) == settings.num_prompts:
       break
   if not found:
-    raise ValueError(
-        f'no held-out utterance lasts {length / sample_rate:g} s, to be a prompt and to be '
-        'compared with its '
-        'continuation: lower --set evaluation.seconds or evaluation.prompt_seconds, or hold out '
-        'longer recordings'
+    raise UserError(
+      f'no held-out utterance lasts {length / sample_rate:g} s, to be a prompt and to be '
+      'compared with its '
+      'continuation: lower --set evaluation.seconds or evaluation.prompt_seconds, or hold out '
+      'longer recordings'
     )
   return [found[index % len(found)] for index in range(settings.num_prompts)]
 
@@ -217,25 +239,33 @@ def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
   """
   splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))
   sides = tuple(
-      [e for e in split if e is not None and e.get('kind') == 'counting'] for split in splits
+    [e for e in split if e is not None and e.get('kind') == 'counting'] for split in splits
   )
   if not all(sides):
-    raise ValueError(
-        'the corpus has no utterances that are known to count, of which the stage numbers '
-        'learns: leave that stage out '
-        '(numbers=None in the recipe)'
+    raise UserError(
+      'the corpus has no utterances that are known to count, of which the stage numbers '
+      'learns: leave that stage out '
+      '(numbers=None in the recipe)'
     )
   return sides
 
 
 def labelled_windows(examples: list[dict], length: int) -> list[dict]:
-  """Returns windows of `length` samples with the number in their middle as label (metrics.speech)."""
-  pairs = [pair for e in examples for pair in speech.number_windows(e['waveform'], e['words'], length)]
+  """Returns windows of `length` samples with the number in their middle as label
+  (metrics.speech).
+  """
+  pairs = [
+    pair for e in examples for pair in speech.number_windows(e['waveform'], e['words'], length)
+  ]
   return [{'waveform': window_W, 'label': np.int32(label)} for window_W, label in pairs]
 
 
-def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None) -> list[dict]:
-  """Returns the examples with their waveforms passed through the codec, so that codec artefacts give nothing away."""
+def reconstructions(
+  examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None
+) -> list[dict]:
+  """Returns the examples with their waveforms passed through the codec, so that codec artefacts
+  give nothing away.
+  """
   config, variables = workspace.load_codec(workdir)
   codec = config.codec()
 
@@ -244,42 +274,60 @@ def reconstructions(examples: list[dict], workdir: pathlib.Path, num_quantizers:
     return codec.decode(variables, codec.encode(variables, wave_BT, num_quantizers))
 
   decoded = map_waveforms(functools.partial(reconstruct, variables), examples, config.sample_rate)
-  return [{**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)]
+  return [
+    {**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)
+  ]
 
 
 def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str] | None:
-  """Returns the folder of a benchmark in the layout of ZeroSpeech 2021 and the subset to take of it.
+  """Returns the folder of a benchmark in the layout of ZeroSpeech 2021 and the subset to take of
+  it.
 
-  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None where there is
-  neither. Raises ValueError when the folder that the recipe names is not there.
+  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None
+  where there is neither. Raises ValueError when the folder that the recipe names is not there.
   """
   settings = recipe.evaluation
   if settings.data:
     if not os.path.isdir(settings.data):
-      raise ValueError(
-          f'{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light\'s item files'
+      raise UserError(
+        f"{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light's item files"
       )
     return pathlib.Path(settings.data), settings.subset
   if isinstance(recipe.corpus, corpora.Synthesized):
-    return synthesized_benchmark.folder(recipe.corpus.config, workdir / 'corpus'), synthesized_benchmark.SUBSET
+    return synthesized_benchmark.folder(
+      recipe.corpus.config, workdir / 'corpus'
+    ), synthesized_benchmark.SUBSET
   return None
 
 
 def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = BATCH_SIZE):
-  """Yields function(wave_BT)[b, :T] for each example, where function keeps the length; see `padded_batches`."""
+  """Yields function(wave_BT)[b, :T] for each example, where function keeps the length; see
+  `padded_batches`.
+  """
   for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
     result_BT = np.asarray(function(wave_BT))
     yield from (row_T[: len(example['waveform'])] for example, row_T in zip(batch, result_BT))
 
 
 def map_frames(
-    function, examples, sample_rate: int, *, hop_length: int, batch_size: int = BATCH_SIZE,
-    bucket_seconds: float = BUCKET_SECONDS,
+  function,
+  examples,
+  sample_rate: int,
+  *,
+  hop_length: int,
+  batch_size: int = BATCH_SIZE,
+  bucket_seconds: float = BUCKET_SECONDS,
 ):
-  """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of `hop_length` samples."""
-  for batch, wave_BT in padded_batches(examples, sample_rate, batch_size, bucket_seconds=bucket_seconds):
+  """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of
+  `hop_length` samples.
+  """
+  for batch, wave_BT in padded_batches(
+    examples, sample_rate, batch_size, bucket_seconds=bucket_seconds
+  ):
     result_BS = np.asarray(function(wave_BT))
-    yield from (row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS))
+    yield from (
+      row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS)
+    )
 
 
 def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.SemanticQuantizer:
@@ -289,7 +337,9 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
   """
   wanted = num_sample_frames(config, settings)
   batches = FrameBatches(extract, corpus, config.sample_rate, settings.seed)
-  return kmeans.fit(joined([sample_frames(batches, wanted)], wanted, batches), settings.num_clusters, settings.seed)
+  return kmeans.fit(
+    joined([sample_frames(batches, wanted)], wanted, batches), settings.num_clusters, settings.seed
+  )
 
 
 def num_sample_frames(config, settings: SemanticTokens) -> int:
@@ -297,7 +347,8 @@ def num_sample_frames(config, settings: SemanticTokens) -> int:
 
 
 class FrameBatches:
-  """Batches of a corpus in random order: [i] -> a list of frames_SD, of those of its examples that can be read.
+  """Batches of a corpus in random order: [i] -> a list of frames_SD, of those of its examples that
+  can be read.
 
   extract: (examples, sample rate) -> iterator of frames_SD.
   """
@@ -316,9 +367,11 @@ class FrameBatches:
 
 
 def sample_frames(
-    batches: FrameBatches, wanted: int, process_index: int = 0, process_count: int = 1
+  batches: FrameBatches, wanted: int, process_index: int = 0, process_count: int = 1
 ) -> list[list[np.ndarray]]:
-  """Returns one process's share of the first `wanted` frames: every `process_count`th batch, until it has its part."""
+  """Returns one process's share of the first `wanted` frames: every `process_count`th batch, until
+  it has its part.
+  """
   part = -(-wanted // process_count)
   share, count = [], 0
   with workspace.progress(part, 'frames for k-means', 'frame') as bar:
@@ -335,7 +388,8 @@ def sample_frames(
 def joined(shares: list[list[list[np.ndarray]]], wanted: int, batches: FrameBatches) -> np.ndarray:
   """Returns the first `wanted` frames [N, D] of the batches, whoever has them.
 
-  Batches differ in length: those that no share holds, since its process had its part, are made here.
+  Batches differ in length: those that no share holds, since its process had its part, are made
+  here.
 
   Raises ValueError when no example can be read.
   """
@@ -348,21 +402,27 @@ def joined(shares: list[list[list[np.ndarray]]], wanted: int, batches: FrameBatc
     if count >= wanted:
       break
   if not count:
-    raise ValueError('no example of the corpus could be read: there are no frames to cluster')
+    raise UserError('no example of the corpus could be read: there are no frames to cluster')
   return np.concatenate(frames)[:wanted]
 
 
 def padded_batches(
-    examples, sample_rate: int, batch_size: int = BATCH_SIZE, silence: int = 0, bucket_seconds: float = BUCKET_SECONDS
+  examples,
+  sample_rate: int,
+  batch_size: int = BATCH_SIZE,
+  silence: int = 0,
+  bucket_seconds: float = BUCKET_SECONDS,
 ):
-  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch has empty rows.
+  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch
+  has empty rows.
 
   silence: samples of padding that there are at least.
   """
   bucket = round(bucket_seconds * sample_rate)
   for start in range(0, len(examples), batch_size):
     read = (examples[index] for index in range(start, min(start + batch_size, len(examples))))
-    batch = [example for example in read if example is not None]  # what cannot be read is listed by its source
+    # what cannot be read is listed by its source
+    batch = [example for example in read if example is not None]
     if not batch:
       continue
     longest = max(len(example['waveform']) for example in batch) + silence

@@ -25,22 +25,32 @@ from experiments import recipe as recipe_lib
 
 def main():
   parser = workspace.parser(__doc__)
-  parser.add_argument('--stage', required=True, help='a stage of the recipe (see the error for a wrong one), or all')
   parser.add_argument(
-      '--init_from', type=command_line.path, metavar='DIRECTORY',
-      help="begin with another run's params and state, as in runs/theirs/coarse",
+    '--stage', required=True, help='a stage of the recipe (see the error for a wrong one), or all'
   )
   parser.add_argument(
-      '--init_optimizer', action='store_true', help='and with its optimizer state, the place in its schedule included'
+    '--init_from',
+    type=command_line.path,
+    metavar='DIRECTORY',
+    help="begin with another run's params and state, as in runs/theirs/coarse",
   )
   parser.add_argument(
-      '--compilation_cache', type=command_line.path, metavar='DIRECTORY',
-      help='keep what is compiled there, for the next start',
+    '--init_optimizer',
+    action='store_true',
+    help='and with its optimizer state, the place in its schedule included',
+  )
+  parser.add_argument(
+    '--compilation_cache',
+    type=command_line.path,
+    metavar='DIRECTORY',
+    help='keep what is compiled there, for the next start',
   )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args, writes=False)
   if args.stage not in (*recipe.stages, 'all'):
-    raise UserError(f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all')
+    raise UserError(
+      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all'
+    )
   if args.stage == 'all' and args.init_from is not None:
     raise UserError('--init_from is the checkpoint of one stage: name it with --stage, not all')
   workspace.remember(args)
@@ -49,22 +59,34 @@ def main():
     workspace.keep_compiled(str(args.compilation_cache))
   if args.stage == 'all':
     workspace.require_imports(recipe, args.workdir)
-    train_all(recipe, [f'--recipe={args.recipe}', f'--workdir={args.workdir}', *(f'--set={o}' for o in args.overrides)])
+    train_all(
+      recipe,
+      [
+        f'--recipe={args.recipe}',
+        f'--workdir={args.workdir}',
+        *(f'--set={o}' for o in args.overrides),
+      ],
+    )
   else:
     workspace.join_pod()
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 
 def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
-  """Runs one process for each stage, so that each begins with all the memory; before some, what makes their inputs."""
+  """Runs one process for each stage, so that each begins with all the memory; before some, what
+  makes their inputs.
+  """
   makers, commands = {'semantic': 'encode', 'detector': 'forge'}, []
   for stage in recipe.stages:
     if stage in makers:
       commands.append([makers[stage]])
     commands.append(['train', f'--stage={stage}'])
   for program, *options in commands:
-    process = subprocess.Popen([sys.executable, '-m', f'experiments.{program}', *options, *arguments])
-    # The child saves and leaves; an interrupt reaches it from the terminal, a signal to this process through here.
+    process = subprocess.Popen(
+      [sys.executable, '-m', f'experiments.{program}', *options, *arguments]
+    )
+    # The child saves and leaves; an interrupt reaches it from the terminal, a signal to this
+    # process through here.
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     signal.signal(signal.SIGINT, lambda *_: None)
     code = process.wait()
@@ -72,20 +94,34 @@ def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
       sys.exit(code)
 
 
-def train_stage(recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, init_optimizer=False):
-  """Trains `name` to its last step, from the newest checkpoint where there is one, else from that of `init_from`."""
+def train_stage(
+  recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, init_optimizer=False
+):
+  """Trains `name` to its last step, from the newest checkpoint where there is one, else from that
+  of `init_from`.
+  """
   stage_recipe = getattr(recipe, name)
   config, train = stage_recipe.model, stage_recipe.train
   stage = config.make()
   training, held_out, fingerprints = sources.for_stage(recipe, name, workdir)
   make_batches = functools.partial(
-      pipeline.batches, training, stage.batch, batch_size=train.batch_size, seed=train.seed,
-      process_index=jax.process_index(), process_count=jax.process_count(),
+    pipeline.batches,
+    training,
+    stage.batch,
+    batch_size=train.batch_size,
+    seed=train.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
   make_eval_batches = functools.partial(
-      pipeline.evaluation_batches, held_out, stage.batch, batch_size=train.batch_size,
-      num_batches=train.eval_batches, seed=train.seed, process_index=jax.process_index(),
-      process_count=jax.process_count(),
+    pipeline.evaluation_batches,
+    held_out,
+    stage.batch,
+    batch_size=train.batch_size,
+    num_batches=train.eval_batches,
+    seed=train.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
   started = time.time()
   with workspace.progress(train.num_steps, name, 'step') as bar:
@@ -99,13 +135,24 @@ def train_stage(recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, i
         bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
 
     result = loop.train(
-        stage, config, train, make_batches=make_batches, make_eval_batches=make_eval_batches, workdir=workdir / name,
-        fingerprints=fingerprints, probe=probes.for_stage(config), init_from=init_from, init_optimizer=init_optimizer,
-        report=report,
+      stage,
+      config,
+      train,
+      make_batches=make_batches,
+      make_eval_batches=make_eval_batches,
+      workdir=workdir / name,
+      fingerprints=fingerprints,
+      probe=probes.for_stage(config),
+      init_from=init_from,
+      init_optimizer=init_optimizer,
+      report=report,
     )
   where = f'{workdir / name} (metrics.jsonl, goodput.jsonl, checkpoints, TensorBoard events)'
   if result.preempted:
-    print(f'{name}: interrupted, saved at step {result.step}; the same command goes on. {where}', file=sys.stderr)
+    print(
+      f'{name}: interrupted, saved at step {result.step}; the same command goes on. {where}',
+      file=sys.stderr,
+    )
     sys.exit(143)
   seconds = f'{time.time() - started:.0f} s, {result.goodput:.0%} of it in steps'
   print(f'{name}: step {result.step} of {train.num_steps} after {seconds}; {where}', flush=True)

@@ -1,4 +1,6 @@
-"""Drives a headless Chromium over its debugging pipe (file descriptors 3 and 4), with the standard library alone."""
+"""Drives a headless Chromium over its debugging pipe (file descriptors 3 and 4), with the standard
+library alone.
+"""
 
 import contextlib
 import itertools
@@ -21,7 +23,13 @@ class Page:
   """One page: calls of the DevTools protocol, and what the tests want of it."""
 
   def __init__(self, write_fd: int, read_fd: int):
-    self._write, self._read, self._rest, self._ids, self._session = write_fd, read_fd, b'', itertools.count(1), None
+    self._write, self._read, self._rest, self._ids, self._session = (
+      write_fd,
+      read_fd,
+      b'',
+      itertools.count(1),
+      None,
+    )
     target = self.call('Target.createTarget', url='about:blank')['targetId']
     self._session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
 
@@ -66,18 +74,32 @@ class Page:
   def press(self, key: str, code: str | None = None):
     text = {'text': key} if len(key) == 1 else {'text': '\r'} if key == 'Enter' else {}
     for kind in ('keyDown', 'keyUp'):
-      self.call('Input.dispatchKeyEvent', type=kind, key=key, code=code or '', **(text if kind == 'keyDown' else {}))
+      self.call(
+        'Input.dispatchKeyEvent',
+        type=kind,
+        key=key,
+        code=code or '',
+        **(text if kind == 'keyDown' else {}),
+      )
 
 
 @contextlib.contextmanager
 def page(profile: pathlib.Path):
   """Yields a Page of a new browser, whose files are in `profile`."""
-  to_read, to_write = os.pipe(), os.pipe()  # its descriptor 3 reads what we write, its 4 writes what we read
+  # its descriptor 3 reads what we write, its 4 writes what we read
+  to_read, to_write = os.pipe(), os.pipe()
   command = [
-      executable(), '--headless', '--no-sandbox', '--disable-gpu', '--mute-audio', '--remote-debugging-pipe',
-      '--autoplay-policy=no-user-gesture-required', f'--user-data-dir={profile}', '--no-first-run',
-      '--window-size=900,900',
-  ]  # fmt: skip
+    executable(),
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--mute-audio',
+    '--remote-debugging-pipe',
+    '--autoplay-policy=no-user-gesture-required',
+    f'--user-data-dir={profile}',
+    '--no-first-run',
+    '--window-size=900,900',
+  ]
 
   def arrange():
     ends = os.dup(to_read[0]), os.dup(to_write[1])
@@ -85,7 +107,11 @@ def page(profile: pathlib.Path):
       os.dup2(end, descriptor)
 
   process = subprocess.Popen(
-      command, preexec_fn=arrange, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    command,
+    preexec_fn=arrange,
+    close_fds=False,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
   )
   try:
     yield Page(to_read[1], to_write[0])

@@ -38,12 +38,16 @@ def test_save_then_load(tmp_path, extension):
 
 def test_a_part_of_a_file(tmp_path):
   path = written(tmp_path / 'a.flac')
-  np.testing.assert_allclose(audio.load(path, RATE, start_seconds=0.5, num_seconds=0.25), TONE_T[8000:12000], atol=1e-4)
+  np.testing.assert_allclose(
+    audio.load(path, RATE, start_seconds=0.5, num_seconds=0.25), TONE_T[8000:12000], atol=1e-4
+  )
   assert audio.info(path) == ('FLAC', RATE, 1, len(TONE_T), True)
 
 
 def test_resampling_and_mono(tmp_path):
-  stereo = np.stack([np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100), np.zeros(44_100)], axis=1)
+  stereo = np.stack(
+    [np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100), np.zeros(44_100)], axis=1
+  )
   got = audio.load(written(tmp_path / 'a.wav', stereo, 44_100), RATE)
   assert abs(len(got) - RATE) <= 1 and got.dtype == np.float32
   expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
@@ -53,7 +57,8 @@ def test_resampling_and_mono(tmp_path):
 @pytest.mark.parametrize('rate', [8000, RATE, 44_100])
 @pytest.mark.parametrize('block_length', [320, 31_999, 32_000, 10**6])
 def test_blocks_are_the_waveform(tmp_path, rate, block_length):
-  noise_T = np.random.default_rng(0).uniform(-0.5, 0.5, size=150_000 + 1)  # more than the decoder takes at a time
+  # more than the decoder takes at a time
+  noise_T = np.random.default_rng(0).uniform(-0.5, 0.5, size=150_000 + 1)
   path = written(tmp_path / 'a.wav', noise_T, rate)
   whole_T = soxr.resample(soundfile.read(path, dtype='float32')[0], rate, RATE)
   blocks = list(audio.blocks(path, RATE, block_length))
@@ -101,7 +106,9 @@ NOISE_T = np.random.default_rng(0).normal(size=3 * RATE + 7).clip(-3, 3) / 4
 
 
 def slices(path, length, rate=RATE, **options):
-  """Yields (a slice of the file as it is read alone, the same slice of the whole) at both ends and between."""
+  """Yields (a slice of the file as it is read alone, the same slice of the whole) at both ends and
+  between.
+  """
   whole_T = audio.load(path, rate, **options)
   last = len(whole_T) - length
   for first in [0, 1, last - 1, last, *np.random.default_rng(1).integers(last, size=6)]:
@@ -116,23 +123,37 @@ def slices(path, length, rate=RATE, **options):
 @pytest.mark.parametrize('length', [1, 4000])
 @pytest.mark.parametrize('part', [{}, {'start_seconds': 0.30001, 'num_seconds': 2.2}])
 @pytest.mark.parametrize(
-    'name, subtype',
-    [('a.flac', 'PCM_16'), ('a.flac', 'PCM_24'), ('a.wav', 'PCM_16'), ('a.wav', 'PCM_U8'), ('a.wav', 'FLOAT'),
-     ('a.wav', 'ULAW'), ('a.wav', 'IMA_ADPCM'), ('a.ogg', 'VORBIS'), ('a.ogg', 'OPUS'), ('a.mp3', 'MPEG_LAYER_III')],
-)  # fmt: skip
+  'name, subtype',
+  [
+    ('a.flac', 'PCM_16'),
+    ('a.flac', 'PCM_24'),
+    ('a.wav', 'PCM_16'),
+    ('a.wav', 'PCM_U8'),
+    ('a.wav', 'FLOAT'),
+    ('a.wav', 'ULAW'),
+    ('a.wav', 'IMA_ADPCM'),
+    ('a.ogg', 'VORBIS'),
+    ('a.ogg', 'OPUS'),
+    ('a.mp3', 'MPEG_LAYER_III'),
+  ],
+)
 def test_a_slice_is_that_of_the_whole(tmp_path, name, subtype, part, length):
   path = written(tmp_path / name, np.stack([NOISE_T, NOISE_T[::-1]], axis=1), subtype=subtype)
   for got_T, expected_T in slices(path, length, **part):
     np.testing.assert_array_equal(got_T, expected_T)
 
 
-@pytest.mark.parametrize('name, subtype', [('a.flac', 'PCM_16'), ('a.ogg', 'VORBIS'), ('a.wav', 'IMA_ADPCM')])
+@pytest.mark.parametrize(
+  'name, subtype', [('a.flac', 'PCM_16'), ('a.ogg', 'VORBIS'), ('a.wav', 'IMA_ADPCM')]
+)
 def test_a_part_is_that_of_the_whole_up_to_the_end(tmp_path, name, subtype):
   path = written(tmp_path / name, NOISE_T, subtype=subtype)
   whole_T = audio.load(path, RATE)
   for before_end in (500, 3000, 20_000):  # samples; where Vorbis' own seeking misses
     start_seconds = (len(whole_T) - before_end) / RATE
-    np.testing.assert_array_equal(audio.load(path, RATE, start_seconds=start_seconds), whole_T[-before_end:])
+    np.testing.assert_array_equal(
+      audio.load(path, RATE, start_seconds=start_seconds), whole_T[-before_end:]
+    )
 
 
 @pytest.mark.parametrize('part', [{}, {'start_seconds': 0.30001, 'num_seconds': 0.6}])
@@ -158,9 +179,9 @@ def test_a_slice_of_a_damaged_file_is_right_or_refused(tmp_path):
   for kind in ('flipped', 'zeros', 'cut') * 30:
     at = int(random.integers(100, len(data) - 600))
     changed = {
-        'flipped': data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :],
-        'zeros': data[:at] + bytes(600) + data[at + 600 :],
-        'cut': data[:at],
+      'flipped': data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :],
+      'zeros': data[:at] + bytes(600) + data[at + 600 :],
+      'cut': data[:at],
     }
     path.write_bytes(changed[kind])
     first = int(random.integers(len(whole_T) - 8000))
@@ -178,7 +199,9 @@ def test_a_slice_of_a_damaged_file_is_right_or_refused(tmp_path):
 @pytest.mark.parametrize('extension', ['wav', 'flac', 'ogg'])
 @pytest.mark.parametrize('share', [0.97, 0.5, 0.01])
 def test_truncated_files_are_refused(tmp_path, extension, share):
-  path = written(tmp_path / f'a.{extension}', np.random.default_rng(0).normal(size=2 * RATE).clip(-3, 3) / 4)
+  path = written(
+    tmp_path / f'a.{extension}', np.random.default_rng(0).normal(size=2 * RATE).clip(-3, 3) / 4
+  )
   data = path.read_bytes()
   path.write_bytes(data[: int(share * len(data))])
   with pytest.raises(ValueError, match='a.' + extension):
@@ -241,4 +264,6 @@ def test_a_wav_of_a_million_chunks_is_refused_at_once(before, after):
 
 @pytest.mark.parametrize('content', [chunked_wav(400, 400), chunked_wav(0, 0) + bytes(100_000)])
 def test_some_chunks_and_zeros_at_the_end_are_no_harm(content):
-  np.testing.assert_array_equal(audio.decode(io.BytesIO(content), RATE, name='a.wav'), np.zeros(100))
+  np.testing.assert_array_equal(
+    audio.decode(io.BytesIO(content), RATE, name='a.wav'), np.zeros(100)
+  )

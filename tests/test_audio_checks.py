@@ -98,29 +98,33 @@ def test_an_mp3_whose_length_cannot_be_checked_says_so_and_none_is_read_in_part(
 
 
 @pytest.mark.parametrize(
-    'content, message',
-    [
-        (b'version https://git-lfs.github.com/spec/v1\noid sha', 'Git LFS pointer.*git lfs'),
-        (b'<!DOCTYPE html><html>404</html>', 'web page'),
-        (b'\xef\xbb\xbf\n <HTML>', 'web page'),
-        (b'\x00\x05\x16\x07\x00\x02', 'AppleDouble'),
-        (b'PK\x03\x04aaaa', 'ZIP'),
-        (b'', r'is empty \(0 bytes\)'),
-        (bytes(1000), 'begins with zeros'),
-        (b'RIFF\x00\x00\x00\x00AVI LIST', "begins with b'RIFF', which is not WAV"),
-        (b'\x00\x00\x00\x20ftypM4A ', 'convert it by `ffmpeg -i .*a.wav'),
-    ],
-)  # fmt: skip
+  'content, message',
+  [
+    (b'version https://git-lfs.github.com/spec/v1\noid sha', 'Git LFS pointer.*git lfs'),
+    (b'<!DOCTYPE html><html>404</html>', 'web page'),
+    (b'\xef\xbb\xbf\n <HTML>', 'web page'),
+    (b'\x00\x05\x16\x07\x00\x02', 'AppleDouble'),
+    (b'PK\x03\x04aaaa', 'ZIP'),
+    (b'', r'is empty \(0 bytes\)'),
+    (bytes(1000), 'begins with zeros'),
+    (b'RIFF\x00\x00\x00\x00AVI LIST', "begins with b'RIFF', which is not WAV"),
+    (b'\x00\x00\x00\x20ftypM4A ', 'convert it by `ffmpeg -i .*a.wav'),
+  ],
+)
 def test_what_is_named_wav_and_is_something_else_is_called_that(tmp_path, content, message):
   (tmp_path / 'a.wav').write_bytes(content)
   with pytest.raises(ValueError, match=message):
     audio.load(tmp_path / 'a.wav', RATE)
 
 
-@pytest.mark.parametrize('read', [
-    lambda path: audio.load(path, RATE), lambda path: list(audio.blocks(path, RATE, 320)),
+@pytest.mark.parametrize(
+  'read',
+  [
+    lambda path: audio.load(path, RATE),
+    lambda path: list(audio.blocks(path, RATE, 320)),
     lambda path: audio.load_slice(path, RATE, lambda length: (0, length)),
-])  # fmt: skip
+  ],
+)
 def test_a_clip_of_less_than_one_sample_at_the_rate_asked_for_is_named(tmp_path, read):
   path = written(tmp_path / 'one.wav', np.full(1, 0.5), 48_000)
   with pytest.raises(ValueError, match='one.wav: too short'):

@@ -18,7 +18,16 @@ from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.pretrained import dac, encodec, mimi
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import (
+  classifier,
+  coarse,
+  detector,
+  fine,
+  semantic,
+  soundstorm,
+  soundstream,
+  w2v_bert,
+)
 from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
@@ -31,61 +40,101 @@ NAN, INF = float('nan'), float('inf')
 COUNT = 'a whole number of at least 1'
 TRAIN = TrainConfig(batch_size=8, num_steps=10)
 FAULTS = [  # a config that is legal, fields that are not, what is legal instead
-    (TRAIN, dict(batch_size=-1, accumulate_steps=0, log_every=0, eval_batches=0, save_every=0, max_to_keep=0), COUNT),
-    (TRAIN, dict(eval_every=0, keep_every=-5), f'{COUNT}, or None'),
-    (TRAIN, dict(num_steps=-1, max_failed_saves=-1, max_skipped_batches=-1), 'a whole number of at least 0'),
-    (TRAIN, dict(seed=10**20), 'a whole number from 0 to 4294967295'),
-    (TRAIN, dict(save_every_seconds=0.0, slow_seconds=NAN, timeout_seconds=-1.0), 'a finite number above 0, or None'),
-    (TRAIN, dict(ema_decay=1.0), 'at least 0 and below 1, or None'),
-    (OptimizerConfig(), dict(learning_rate=-1e-3, weight_decay=INF), 'a finite number of at least 0'),
-    (RollbackConfig(), dict(max_rollbacks=0, window=0), COUNT),
-    (RollbackConfig(), dict(explosion=NAN), 'a finite number above 1'),
-    (Band(metric='loss', step=1, low=0.0, high=1.0), dict(low=NAN, high=INF), 'a finite number'),
-    (Band(metric='loss', step=1, low=0.0, high=1.0), dict(step=-1), 'a whole number of at least 0'),
-    (MeshConfig(), dict(data=0, fsdp=-2), f'{COUNT}, or -1'),
-    (Evaluation(), dict(num_clips=0, num_prompts=-1), COUNT),
-    (Evaluation(), dict(seconds=INF, prompt_seconds=0.0, decoder_seconds=NAN), 'a finite number above 0'),
-    (Evaluation(), dict(carry_seconds=-1.0), 'a finite number of at least 0'),
-    (Forgeries(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
-    (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
-    (SemanticTokens(), dict(sample_seconds=NAN), 'a finite number above 0'),
-    (kmeans.SemanticEncoder(config=None, layer=1), dict(layer=-1), 'a whole number of at least 0'),
-    (Rule(), dict(temperature=NAN), 'a finite number of at least 0'),
-    (ParallelRule(), dict(noise=INF), 'a finite number of at least 0'),
-    (ParallelRule(), dict(iterations=(1, 0)), f'a tuple of one or more, each {COUNT}'),
-    (tokens.Vocabulary(target_size=2), dict(target_size=0, target_levels=0), COUNT),
-    (TransformerConfig(), dict(num_layers=0, num_heads=-1, width=0, mlp_width=0), COUNT),
-    (TransformerConfig(), dict(dropout_rate=1.0), 'at least 0 and below 1'),
-    (TransformerConfig(), dict(dtype='int32'), "a floating-point type, such as 'float32' or 'bfloat16'"),
-    (soundstream.Config(), dict(sample_rate=0, crop_length=0, num_quantizers=-1, codebook_size=0), COUNT),
-    (soundstream.Config(), dict(strides=(2, 0)), f'a tuple of one or more, each {COUNT}'),
-    (soundstream.Config(), dict(spectral_weight=-1.0, feature_weight=NAN), 'a finite number of at least 0'),
-    (soundstream.Config(), dict(spectral_floor=0.0), 'a finite number above 0'),
-    (soundstream.Config(), dict(film='middle'), "one of None, 'encoder', 'decoder'"),
-    (w2v_bert.Config(), dict(num_mels=0, feature_layer=0, num_negatives=0), COUNT),
-    (w2v_bert.Config(), dict(mask_probability=1.5), 'from 0 to 1'),
-    (w2v_bert.Config(), dict(contrastive_temperature=0.0, crop_seconds=INF), 'a finite number above 0'),
-    (w2v_bert.Config(), dict(targets='words'), "one of 'gumbel', 'clusters'"),
-    (semantic.Config(), dict(num_clusters=0), COUNT),
-    (semantic.Config(), dict(crop_seconds=NAN, semantic_rate=INF), 'a finite number above 0'),
-    (coarse.Config(), dict(num_clusters=-1, num_quantizers=0, codebook_size=0), COUNT),
-    (coarse.Config(), dict(code_dropout=1.0), 'at least 0 and below 1'),
-    (fine.Config(), dict(num_coarse=0, codebook_size=-1), COUNT),
-    (fine.Config(), dict(frame_rate=0.0), 'a finite number above 0'),
-    (soundstorm.Config(), dict(num_layers=0, kernel_size=-1), COUNT),
-    (classifier.Config(num_classes=2), dict(num_classes=0, num_mels=0, hop_length=0), COUNT),
-    (detector.Config(), dict(channels=()), f'a tuple of one or more, each {COUNT}'),
-    (detector.Config(), dict(crop_seconds=-1.0), 'a finite number above 0'),
-    (synthesized.Config(), dict(num_train_voices=0, sample_rate=-1), COUNT),
-    (synthesized.Config(), dict(train_minutes=NAN), 'a finite number above 0'),
-    (synthesized_benchmark.Sizes(), dict(num_voices=0, num_phrases=0), COUNT),
-    (corpora.Folder(root=''), dict(held_out=1.5), 'from 0 to 1'),
-    (corpora.Folder(root=''), dict(sample_rate=0), COUNT),
-    (corpora.LibriLight(root=''), dict(part_seconds=INF), 'a finite number above 0'),
-    (corpora.Tfds(folder=''), dict(sample_rate=0), COUNT),
-    (corpora.Noisy(speech=None), dict(snr_db=(0.0, NAN)), 'a tuple of one or more, each a finite number'),
-]  # fmt: skip
-ONE_BY_ONE = [(config, {name: value}, legal) for config, wrong, legal in FAULTS for name, value in wrong.items()]
+  (
+    TRAIN,
+    dict(
+      batch_size=-1, accumulate_steps=0, log_every=0, eval_batches=0, save_every=0, max_to_keep=0
+    ),
+    COUNT,
+  ),
+  (TRAIN, dict(eval_every=0, keep_every=-5), f'{COUNT}, or None'),
+  (
+    TRAIN,
+    dict(num_steps=-1, max_failed_saves=-1, max_skipped_batches=-1),
+    'a whole number of at least 0',
+  ),
+  (TRAIN, dict(seed=10**20), 'a whole number from 0 to 4294967295'),
+  (
+    TRAIN,
+    dict(save_every_seconds=0.0, slow_seconds=NAN, timeout_seconds=-1.0),
+    'a finite number above 0, or None',
+  ),
+  (TRAIN, dict(ema_decay=1.0), 'at least 0 and below 1, or None'),
+  (OptimizerConfig(), dict(learning_rate=-1e-3, weight_decay=INF), 'a finite number of at least 0'),
+  (RollbackConfig(), dict(max_rollbacks=0, window=0), COUNT),
+  (RollbackConfig(), dict(explosion=NAN), 'a finite number above 1'),
+  (Band(metric='loss', step=1, low=0.0, high=1.0), dict(low=NAN, high=INF), 'a finite number'),
+  (Band(metric='loss', step=1, low=0.0, high=1.0), dict(step=-1), 'a whole number of at least 0'),
+  (MeshConfig(), dict(data=0, fsdp=-2), f'{COUNT}, or -1'),
+  (Evaluation(), dict(num_clips=0, num_prompts=-1), COUNT),
+  (
+    Evaluation(),
+    dict(seconds=INF, prompt_seconds=0.0, decoder_seconds=NAN),
+    'a finite number above 0',
+  ),
+  (Evaluation(), dict(carry_seconds=-1.0), 'a finite number of at least 0'),
+  (Forgeries(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
+  (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
+  (SemanticTokens(), dict(sample_seconds=NAN), 'a finite number above 0'),
+  (kmeans.SemanticEncoder(config=None, layer=1), dict(layer=-1), 'a whole number of at least 0'),
+  (Rule(), dict(temperature=NAN), 'a finite number of at least 0'),
+  (ParallelRule(), dict(noise=INF), 'a finite number of at least 0'),
+  (ParallelRule(), dict(iterations=(1, 0)), f'a tuple of one or more, each {COUNT}'),
+  (tokens.Vocabulary(target_size=2), dict(target_size=0, target_levels=0), COUNT),
+  (TransformerConfig(), dict(num_layers=0, num_heads=-1, width=0, mlp_width=0), COUNT),
+  (TransformerConfig(), dict(dropout_rate=1.0), 'at least 0 and below 1'),
+  (
+    TransformerConfig(),
+    dict(dtype='int32'),
+    "a floating-point type, such as 'float32' or 'bfloat16'",
+  ),
+  (
+    soundstream.Config(),
+    dict(sample_rate=0, crop_length=0, num_quantizers=-1, codebook_size=0),
+    COUNT,
+  ),
+  (soundstream.Config(), dict(strides=(2, 0)), f'a tuple of one or more, each {COUNT}'),
+  (
+    soundstream.Config(),
+    dict(spectral_weight=-1.0, feature_weight=NAN),
+    'a finite number of at least 0',
+  ),
+  (soundstream.Config(), dict(spectral_floor=0.0), 'a finite number above 0'),
+  (soundstream.Config(), dict(film='middle'), "one of None, 'encoder', 'decoder'"),
+  (w2v_bert.Config(), dict(num_mels=0, feature_layer=0, num_negatives=0), COUNT),
+  (w2v_bert.Config(), dict(mask_probability=1.5), 'from 0 to 1'),
+  (
+    w2v_bert.Config(),
+    dict(contrastive_temperature=0.0, crop_seconds=INF),
+    'a finite number above 0',
+  ),
+  (w2v_bert.Config(), dict(targets='words'), "one of 'gumbel', 'clusters'"),
+  (semantic.Config(), dict(num_clusters=0), COUNT),
+  (semantic.Config(), dict(crop_seconds=NAN, semantic_rate=INF), 'a finite number above 0'),
+  (coarse.Config(), dict(num_clusters=-1, num_quantizers=0, codebook_size=0), COUNT),
+  (coarse.Config(), dict(code_dropout=1.0), 'at least 0 and below 1'),
+  (fine.Config(), dict(num_coarse=0, codebook_size=-1), COUNT),
+  (fine.Config(), dict(frame_rate=0.0), 'a finite number above 0'),
+  (soundstorm.Config(), dict(num_layers=0, kernel_size=-1), COUNT),
+  (classifier.Config(num_classes=2), dict(num_classes=0, num_mels=0, hop_length=0), COUNT),
+  (detector.Config(), dict(channels=()), f'a tuple of one or more, each {COUNT}'),
+  (detector.Config(), dict(crop_seconds=-1.0), 'a finite number above 0'),
+  (synthesized.Config(), dict(num_train_voices=0, sample_rate=-1), COUNT),
+  (synthesized.Config(), dict(train_minutes=NAN), 'a finite number above 0'),
+  (synthesized_benchmark.Sizes(), dict(num_voices=0, num_phrases=0), COUNT),
+  (corpora.Folder(root=''), dict(held_out=1.5), 'from 0 to 1'),
+  (corpora.Folder(root=''), dict(sample_rate=0), COUNT),
+  (corpora.LibriLight(root=''), dict(part_seconds=INF), 'a finite number above 0'),
+  (corpora.Tfds(folder=''), dict(sample_rate=0), COUNT),
+  (
+    corpora.Noisy(speech=None),
+    dict(snr_db=(0.0, NAN)),
+    'a tuple of one or more, each a finite number',
+  ),
+]
+ONE_BY_ONE = [
+  (config, {name: value}, legal) for config, wrong, legal in FAULTS for name, value in wrong.items()
+]
 
 
 @pytest.fixture
@@ -117,9 +166,13 @@ def test_a_scalar_for_levels_is_refused(as_users_run_it):
   vectors_QKD, x_BFD = jnp.zeros((2, 3, 4)), jnp.zeros((5, 6, 4))
   with pytest.raises(ValueError, match=r'levels_B has shape \(\): add the batch axis'):
     quantizer.quantize(vectors_QKD, x_BFD, 4)
-  with pytest.raises(ValueError, match=r'levels_B has shape \(2,\): its axis B is 2, and 5 by x_BFD'):
+  with pytest.raises(
+    ValueError, match=r'levels_B has shape \(2,\): its axis B is 2, and 5 by x_BFD'
+  ):
     quantizer.quantize(vectors_QKD, x_BFD, jnp.zeros(2, int))
-  with pytest.raises(ValueError, match=r'x_BFD has shape \(5, 6, 3\): its axis D is 3, and 4 by vectors_QKD'):
+  with pytest.raises(
+    ValueError, match=r'x_BFD has shape \(5, 6, 3\): its axis D is 3, and 4 by vectors_QKD'
+  ):
     quantizer.encode(vectors_QKD, x_BFD[..., :3])
 
 
@@ -161,7 +214,9 @@ def test_compiled_code_makes_nan_of_the_frames_of_codes_beyond_and_of_no_other()
   vectors_QKD = jnp.arange(6.0).reshape(1, 3, 2)
   found_BFD = jax.jit(quantizer.decode)(vectors_QKD, jnp.array([[[0], [3], [2], [-1]]]))
   np.testing.assert_array_equal(found_BFD, [[[0, 1], [np.nan] * 2, [4, 5], [np.nan] * 2]])
-  points_BFD = jax.jit(lambda codes: quantizer.fsq_decode((3, 3), codes))(jnp.array([[[9], [8], [-1]]]))
+  points_BFD = jax.jit(lambda codes: quantizer.fsq_decode((3, 3), codes))(
+    jnp.array([[[9], [8], [-1]]])
+  )
   np.testing.assert_array_equal(points_BFD, [[[np.nan] * 2, [1, 1], [np.nan] * 2]])
 
 
@@ -169,9 +224,9 @@ def test_ids_are_integers_in_range_and_padding_where_it_may_be():
   checks.ids('codes', np.array([[-1, 0, 6]]), 7)
   checks.ids('codes', np.zeros((0, 3), np.int32), 7, padding=False)
   for wrong, message in (
-      (np.array([7]), 'codes holds 7, outside of 0 to 6 and -1'),
-      (np.array([-2]), 'codes holds -2'),
-      (np.array([0.5]), 'codes is of type float64: ids are integers'),
+    (np.array([7]), 'codes holds 7, outside of 0 to 6 and -1'),
+    (np.array([-2]), 'codes holds -2'),
+    (np.array([0.5]), 'codes is of type float64: ids are integers'),
   ):
     with pytest.raises(ValueError, match=message):
       checks.ids('codes', wrong, 7)

@@ -1,4 +1,6 @@
-"""What is written comes back; what is not exactly what was written is refused, and by nothing but ValueError."""
+"""What is written comes back; what is not exactly what was written is refused, and by nothing but
+ValueError.
+"""
 
 import hashlib
 import math
@@ -25,12 +27,12 @@ def headers(draw):
   hop_length = draw(st.integers(1, 500))
   bits = draw(st.integers(1, 24))
   return Header(
-      sample_rate=draw(st.integers(1, 200_000)),
-      hop_length=hop_length,
-      num_quantizers=draw(st.integers(1, 20)),
-      codebook_size=draw(st.integers(2 ** (bits - 1) + 1, 2**bits)),
-      num_samples=draw(st.integers(1, 40 * hop_length)),
-      fingerprint=draw(st.binary(min_size=8, max_size=8)).hex(),
+    sample_rate=draw(st.integers(1, 200_000)),
+    hop_length=hop_length,
+    num_quantizers=draw(st.integers(1, 20)),
+    codebook_size=draw(st.integers(2 ** (bits - 1) + 1, 2**bits)),
+    num_samples=draw(st.integers(1, 40 * hop_length)),
+    fingerprint=draw(st.binary(min_size=8, max_size=8)).hex(),
   )
 
 
@@ -118,12 +120,16 @@ def test_random_bytes_are_refused(content, magic, seal):
 
 
 @given(
-    fields=st.tuples(*(st.one_of(st.integers(0, 40), st.integers(0, 2**n - 1)) for n in (32, 32, 16, 32, 64))),
-    payload=st.binary(max_size=60),
+  fields=st.tuples(
+    *(st.one_of(st.integers(0, 40), st.integers(0, 2**n - 1)) for n in (32, 32, 16, 32, 64))
+  ),
+  payload=st.binary(max_size=60),
 )
 @settings(max_examples=500)
 def test_forged_headers_are_refused_or_consistent(fields, payload):
-  """With a digest that fits, any header is either refused or tells of exactly the codes that are there."""
+  """With a digest that fits, any header is either refused or tells of exactly the codes that are
+  there.
+  """
   header = codes_file._FIELDS.pack(1, *fields, bytes(8))
   content = sealed(codes_file.MAGIC + header + payload)
   try:
@@ -131,7 +137,9 @@ def test_forged_headers_are_refused_or_consistent(fields, payload):
   except ValueError as error:
     assert str(error).startswith('forged.alm: ')
   else:
-    assert codes_FQ.shape == (got.num_frames, got.num_quantizers) and codes_FQ.max() < got.codebook_size
+    assert (
+      codes_FQ.shape == (got.num_frames, got.num_quantizers) and codes_FQ.max() < got.codebook_size
+    )
     assert len(payload) == -(-codes_FQ.size * math.ceil(math.log2(got.codebook_size)) // 8)
 
 
@@ -150,18 +158,19 @@ def test_forged_codes_are_refused_or_in_range(payload, codebook_size):
 
 
 @pytest.mark.parametrize(
-    'changes, reason',
-    [
-        ({'num_samples': 2**63}, 'num_samples=9223372036854775808 is outside'),
-        ({'num_samples': 0}, 'num_samples=0 is outside'),
-        ({'num_samples': 2**40}, 'codes are more than 134,217,728'),
-        ({'codebook_size': 1}, 'codebook_size=1 is outside 2 to'),  # 0 bits a code: any number of them would fit
-        ({'codebook_size': 2**32 - 1}, 'codebook_size=4294967295 is outside'),
-        ({'num_quantizers': 2**16 - 1}, 'num_quantizers=65535 is outside'),
-        ({'hop_length': 0}, 'hop_length=0 is outside'),
-        ({'sample_rate': 0}, 'sample_rate=0 is outside'),
-        ({'num_samples': 2**30}, 'its header tells of'),
-    ],
+  'changes, reason',
+  [
+    ({'num_samples': 2**63}, 'num_samples=9223372036854775808 is outside'),
+    ({'num_samples': 0}, 'num_samples=0 is outside'),
+    ({'num_samples': 2**40}, 'codes are more than 134,217,728'),
+    # 0 bits a code: any number of them would fit
+    ({'codebook_size': 1}, 'codebook_size=1 is outside 2 to'),
+    ({'codebook_size': 2**32 - 1}, 'codebook_size=4294967295 is outside'),
+    ({'num_quantizers': 2**16 - 1}, 'num_quantizers=65535 is outside'),
+    ({'hop_length': 0}, 'hop_length=0 is outside'),
+    ({'sample_rate': 0}, 'sample_rate=0 is outside'),
+    ({'num_samples': 2**30}, 'its header tells of'),
+  ],
 )
 def test_declared_sizes_are_checked_before_anything_is_allocated(changes, reason):
   *numbers, _ = HEADER._replace(**changes)
@@ -184,15 +193,19 @@ def test_other_kinds_of_files_and_later_versions_are_named():
 
 
 @pytest.mark.parametrize(
-    'header, codes_FQ, reason',
-    [
-        (HEADER, np.zeros((50, 12), np.int32), 'cut or fill the last frame'),
-        (HEADER, np.full((51, 12), 1024, np.int32), 'between 1024 and 1024'),
-        (HEADER, np.full((51, 12), -1, np.int32), 'between -1 and -1'),
-        (HEADER._replace(codebook_size=1), np.zeros((51, 12), np.int32), 'codebook_size=1 is outside'),
-        (HEADER._replace(fingerprint='ABCDEF0123456789'), np.zeros((51, 12), np.int32), 'not of 16 hex digits'),
-        (HEADER._replace(fingerprint='abc'), np.zeros((51, 12), np.int32), 'not of 16 hex digits'),
-    ],
+  'header, codes_FQ, reason',
+  [
+    (HEADER, np.zeros((50, 12), np.int32), 'cut or fill the last frame'),
+    (HEADER, np.full((51, 12), 1024, np.int32), 'between 1024 and 1024'),
+    (HEADER, np.full((51, 12), -1, np.int32), 'between -1 and -1'),
+    (HEADER._replace(codebook_size=1), np.zeros((51, 12), np.int32), 'codebook_size=1 is outside'),
+    (
+      HEADER._replace(fingerprint='ABCDEF0123456789'),
+      np.zeros((51, 12), np.int32),
+      'not of 16 hex digits',
+    ),
+    (HEADER._replace(fingerprint='abc'), np.zeros((51, 12), np.int32), 'not of 16 hex digits'),
+  ],
 )
 def test_what_could_not_be_read_is_not_written(header, codes_FQ, reason):
   with pytest.raises(ValueError, match=reason):

@@ -45,15 +45,23 @@ def test_what_was_not_seen_in_fitting_is_told_better_by_every_level():
 
 
 def test_a_fit_is_the_means_of_those_that_choose_a_code_and_repeats():
-  """Two far groups and two codes: the first level is their means whatever the seed, the second what is left of it."""
+  """Two far groups and two codes: the first level is their means whatever the seed, the second what
+  is left of it.
+  """
   embeddings_ND = np.array([[0, 1.0], [0, 1.2], [5, 0], [5, 0.4]], np.float32)
-  vectors_QKD = np.asarray(embedding_tokens.fit(embeddings_ND, num_quantizers=2, codebook_size=2, seed=0))
+  vectors_QKD = np.asarray(
+    embedding_tokens.fit(embeddings_ND, num_quantizers=2, codebook_size=2, seed=0)
+  )
   first_KD = vectors_QKD[0][np.argsort(vectors_QKD[0][:, 0])]
   np.testing.assert_allclose(first_KD, [[0, 1.1], [5, 0.2]], atol=1e-6)
-  tokens_NQ = np.asarray(embedding_tokens.assign(jnp.asarray(vectors_QKD), jnp.asarray(embeddings_ND)))
+  tokens_NQ = np.asarray(
+    embedding_tokens.assign(jnp.asarray(vectors_QKD), jnp.asarray(embeddings_ND))
+  )
   left_ND = embeddings_ND - vectors_QKD[0][tokens_NQ[:, 0]]
   for code in range(2):
-    np.testing.assert_allclose(vectors_QKD[1][code], left_ND[tokens_NQ[:, 1] == code].mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+      vectors_QKD[1][code], left_ND[tokens_NQ[:, 1] == code].mean(axis=0), atol=1e-6
+    )
   again = embedding_tokens.fit(embeddings_ND, num_quantizers=2, codebook_size=2, seed=0)
   np.testing.assert_array_equal(again, vectors_QKD)
 

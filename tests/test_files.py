@@ -25,11 +25,11 @@ def umask():
 
 
 WRITERS = {
-    'voice.wav': lambda path: audio.save(path, np.zeros(1600, np.float32), 16_000),
-    'voice.alm': lambda path: codes_file.save(
-        path, codes_file.Header(16_000, 320, 12, 1024, 320 * 5, '0' * 16), np.zeros((5, 12), np.int32)
-    ),
-    'text.json': lambda path: files.write_text(path, '{}'),
+  'voice.wav': lambda path: audio.save(path, np.zeros(1600, np.float32), 16_000),
+  'voice.alm': lambda path: codes_file.save(
+    path, codes_file.Header(16_000, 320, 12, 1024, 320 * 5, '0' * 16), np.zeros((5, 12), np.int32)
+  ),
+  'text.json': lambda path: files.write_text(path, '{}'),
 }
 
 
@@ -99,11 +99,19 @@ def test_the_longest_names_are_written(tmp_path, name):
 
 
 def test_what_a_killed_writer_left_is_deleted_and_nothing_else(tmp_path):
-  dead = subprocess.run(['sh', '-c', 'echo $$'], capture_output=True, text=True, check=True).stdout.strip()
+  dead = subprocess.run(
+    ['sh', '-c', 'echo $$'], capture_output=True, text=True, check=True
+  ).stdout.strip()
   here, end = socket.gethostname(), f'{"0" * 16}.partial'
   old = {f'b.there.1.{end}', f'a.{here}.1.{end}'}
   gone = {f'a.{here}.{dead}.{end}', *old}
-  stays = {f'c.{here}.1.{end}', f'a.there.{dead}.{end}', f'{dead}.partial', 'x.partial', f'{"9" * 30}.{end}'}
+  stays = {
+    f'c.{here}.1.{end}',
+    f'a.there.{dead}.{end}',
+    f'{dead}.partial',
+    'x.partial',
+    f'{"9" * 30}.{end}',
+  }
   for name in gone | stays:
     (tmp_path / name).touch()
   for name in old:
@@ -130,15 +138,15 @@ def test_a_pipe_is_refused_at_once(tmp_path):
 
 
 DAMAGED = {
-    '': 'is not JSON',
-    '{"a": 1': 'is not JSON',
-    '[1, 2]': 'holds a list, not an object',
-    '1' * 5000: 'is not JSON',
-    '[' * 100_000: 'is not JSON',
-    '{"a":' * 100_000: 'is not JSON',
-    '"' + 'x' * 2000: 'has more than 1,000 bytes',
-    '\x00\x1b[31m': 'is not JSON',
-    '\udcff': 'is not JSON',
+  '': 'is not JSON',
+  '{"a": 1': 'is not JSON',
+  '[1, 2]': 'holds a list, not an object',
+  '1' * 5000: 'is not JSON',
+  '[' * 100_000: 'is not JSON',
+  '{"a":' * 100_000: 'is not JSON',
+  '"' + 'x' * 2000: 'has more than 1,000 bytes',
+  '\x00\x1b[31m': 'is not JSON',
+  '\udcff': 'is not JSON',
 }
 
 
@@ -163,12 +171,15 @@ def test_bad_lines_are_skipped_and_counted(tmp_path, monkeypatch):
 
 def test_a_line_of_just_the_bound_is_read(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'MAX_LINE_BYTES', 16)
-  lines = [b'{"a": "1234567"}', b'{"a": "123456"}', b'{"b": 1}']  # with its end, the first is longer than the bound
+  # with its end, the first is longer than the bound
+  lines = [b'{"a": "1234567"}', b'{"a": "123456"}', b'{"b": 1}']
   (tmp_path / 'a').write_bytes(b'\n'.join(lines))
   assert files.json_lines(tmp_path / 'a') == ([{'a': '123456'}, {'b': 1}], 1)
 
 
-@pytest.mark.parametrize('text, shown', [
+@pytest.mark.parametrize(
+  'text, shown',
+  [
     ('plain name.wav', 'plain name.wav'),
     ('Ünï – 語.wav', 'Ünï – 語.wav'),
     ('\x1b]0;owned\x07\x1b[2J', r'\x1b]0;owned\x07\x1b[2J'),
@@ -177,7 +188,8 @@ def test_a_line_of_just_the_bound_is_read(tmp_path, monkeypatch):
     ('gpj\u202e.exe', r'gpj\u202e.exe'),
     ('caf\udce9', r'caf\udce9'),
     (pathlib.Path('a\x1bb'), r'a\x1bb'),
-])
+  ],
+)
 def test_terminal_escapes_in_names_are_printed_as_text(text, shown):
   assert files.printable(text) == shown
   shown.encode('utf-8')
@@ -190,19 +202,26 @@ def test_long_names_are_cut_and_lines_kept_where_wanted():
 
 def test_sha256_is_that_of_the_content(tmp_path):
   (tmp_path / 'a').write_bytes(b'abc')  # the example of FIPS 180-2
-  assert files.sha256(tmp_path / 'a') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+  assert (
+    files.sha256(tmp_path / 'a')
+    == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+  )
 
 
 # Moves of whole files and folders, by the file that makes them: no writes.
 MOVES = {
-    'audiolm_jax/training/checkpoints.py': 2, 'audiolm_jax/data/synthesized_benchmark.py': 1, 'experiments/demo.py': 1,
+  'audiolm_jax/training/checkpoints.py': 2,
+  'audiolm_jax/data/synthesized_benchmark.py': 1,
+  'experiments/demo.py': 1,
 }
 MOVE = re.compile(r'os\.(?:replace|rename|link)\(|\)\.rename\(|shutil\.(?:move|copy)')
 BY_HAND = re.compile(r"f'[^']*\.(?:tmp|partial)'|NamedTemporaryFile|mks?temp|file_digest")
 
 
 def test_nobody_else_writes_atomically_or_hashes_files_by_hand():
-  for path in sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')]):
+  for path in sorted(
+    [*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')]
+  ):
     if path == pathlib.Path(files.__file__):
       continue
     text, name = path.read_text(), path.relative_to(ROOT).as_posix()

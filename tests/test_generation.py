@@ -1,4 +1,6 @@
-"""The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it can be checked."""
+"""The pipelines with a fake codec and a fake semantic tokenizer: both write what they saw where it
+can be checked.
+"""
 
 import dataclasses
 
@@ -16,7 +18,9 @@ from audiolm_jax.stages import base, coarse, fine, semantic, soundstorm
 from audiolm_jax.stages.base import Variables
 
 HOP, K = 4, 8
-TINY = TransformerConfig(num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False)
+TINY = TransformerConfig(
+  num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False
+)
 GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0), ParallelRule(Rule(0.0), 0.0, (3, 1)))
 
 
@@ -33,7 +37,9 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the codes."""
+  """A frame's code is 8 times its first sample, at every level; decoding repeats the sum of the
+  codes.
+  """
 
   sample_rate: int = 200
   hop_length: int = HOP
@@ -50,7 +56,9 @@ class Codec:
       codes_BF = jnp.round(wave_BT[:, :: self.hop_length] * 8).astype(jnp.int32)
       return jnp.repeat(codes_BF[..., None], 3, axis=2)
 
-    decode = lambda variables, codes_BFQ: jnp.repeat(codes_BFQ.sum(-1) / 8.0, self.hop_length, axis=1)
+    decode = lambda variables, codes_BFQ: jnp.repeat(
+      codes_BFQ.sum(-1) / 8.0, self.hop_length, axis=1
+    )
     return base.Codec(encode, decode, self.context)
 
 
@@ -62,16 +70,22 @@ def with_variables(config, seed):
 def models():
   shared = dict(num_clusters=K, transformer=TINY)
   return Models(
-      soundstream=(Codec(), Variables({}, {})),
-      w2v_bert=(Tokenizer(), Variables({}, {})),
-      semantic_quantizer=None,
-      semantic=with_variables(semantic.Config(crop_seconds=0.8, **shared), 0),
-      coarse=with_variables(
-          coarse.Config(crop_seconds=0.4, codebook_size=K, num_quantizers=2, total_quantizers=3, **shared), 1
+    soundstream=(Codec(), Variables({}, {})),
+    w2v_bert=(Tokenizer(), Variables({}, {})),
+    semantic_quantizer=None,
+    semantic=with_variables(semantic.Config(crop_seconds=0.8, **shared), 0),
+    coarse=with_variables(
+      coarse.Config(
+        crop_seconds=0.4, codebook_size=K, num_quantizers=2, total_quantizers=3, **shared
       ),
-      fine=with_variables(
-          fine.Config(crop_seconds=0.2, num_coarse=2, total_quantizers=3, codebook_size=K, transformer=TINY), 2
+      1,
+    ),
+    fine=with_variables(
+      fine.Config(
+        crop_seconds=0.2, num_coarse=2, total_quantizers=3, codebook_size=K, transformer=TINY
       ),
+      2,
+    ),
   )
 
 
@@ -79,12 +93,23 @@ def models():
 def parallel(models):
   """Models without coarse and fine stages; the semantic model keeps its repeats."""
   config = soundstorm.Config(
-      crop_seconds=0.8, num_clusters=K, codebook_size=K, num_quantizers=3, num_layers=1, num_heads=2, width=16,
-      mlp_width=16, dtype='float32', remat=False,
+    crop_seconds=0.8,
+    num_clusters=K,
+    codebook_size=K,
+    num_quantizers=3,
+    num_layers=1,
+    num_heads=2,
+    width=16,
+    mlp_width=16,
+    dtype='float32',
+    remat=False,
   )
   aligned = dataclasses.replace(models.semantic[0], deduplicate=False)
   return models._replace(
-      semantic=(aligned, models.semantic[1]), coarse=None, fine=None, soundstorm=with_variables(config, 4)
+    semantic=(aligned, models.semantic[1]),
+    coarse=None,
+    fine=None,
+    soundstorm=with_variables(config, 4),
   )
 
 
@@ -95,8 +120,11 @@ def fakes(monkeypatch):
 
 
 def prompts():
-  wave_BT = np.random.default_rng(0).integers(0, K, (2, 20, 1)).repeat(HOP, axis=2).reshape(2, -1) / 8
-  return wave_BT.astype(np.float32), np.array([80, 50])  # 20 and 12 codec frames (50 samples: 6 whole pairs)
+  wave_BT = (
+    np.random.default_rng(0).integers(0, K, (2, 20, 1)).repeat(HOP, axis=2).reshape(2, -1) / 8
+  )
+  # 20 and 12 codec frames (50 samples: 6 whole pairs)
+  return wave_BT.astype(np.float32), np.array([80, 50])
 
 
 def test_tokenize_pads_and_aligns(models):
@@ -111,7 +139,9 @@ def test_tokenize_pads_and_aligns(models):
 def test_continuation_keeps_the_prompt_and_decodes_all(models):
   wave_BT, lengths_B = prompts()
   # 0.8 s is two windows of the coarse model and several chunks of the fine one.
-  result = generation.continue_audio(models, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12)
+  result = generation.continue_audio(
+    models, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12
+  )
   own = generation.tokenize(models, wave_BT, lengths_B)[1]
   np.testing.assert_array_equal(result.num_frames_B, [60, 52])
   for b in range(2):
@@ -136,8 +166,11 @@ def test_lengths_share_compilations(models):
   wave_BT, _ = prompts()
   windows.sample_targets.clear_cache()
   for num_samples in (56, 64, 72, 80):  # 14 to 20 frames: one bucket
-    generation.continue_audio(models, jax.random.key(0), wave_BT[:1, :num_samples], seconds=0.08, carry_seconds=0.08)
-  assert windows.sample_targets._cache_size() <= 6  # four lengths, three models: at most two buckets a model
+    generation.continue_audio(
+      models, jax.random.key(0), wave_BT[:1, :num_samples], seconds=0.08, carry_seconds=0.08
+    )
+  # four lengths, three models: at most two buckets a model
+  assert windows.sample_targets._cache_size() <= 6
 
 
 def test_acoustics_from_semantic_and_unconditional(models):
@@ -153,13 +186,17 @@ def test_acoustic_only_and_no_fine_stage(models):
   config = dataclasses.replace(models.coarse[0], condition_on_semantic=False)
   piano = models._replace(coarse=with_variables(config, 3), fine=None)
   wave_BT, _ = prompts()
-  result = generation.continue_audio(piano, jax.random.key(0), wave_BT, seconds=0.08, carry_seconds=0.12)
+  result = generation.continue_audio(
+    piano, jax.random.key(0), wave_BT, seconds=0.08, carry_seconds=0.12
+  )
   assert result.codes_BFQ.shape == (2, 24, 2)
 
 
 def test_what_does_not_fit_is_refused(models):
   wave_BT, _ = prompts()
-  go = lambda models, **options: generation.continue_audio(models, jax.random.key(0), wave_BT, **options)
+  go = lambda models, **options: generation.continue_audio(
+    models, jax.random.key(0), wave_BT, **options
+  )
   with pytest.raises(ValueError, match='carry_seconds'):
     go(models, seconds=0.2, carry_seconds=3.0)
   with pytest.raises(ValueError, match='less than one semantic frame'):
@@ -172,9 +209,13 @@ def test_what_does_not_fit_is_refused(models):
   with pytest.raises(ValueError, match='batch_size=0: must be a whole number of at least 1'):
     generation.generate_unconditional(models, jax.random.key(0), 0, 0.2)
   for code in (K, -2):
-    with pytest.raises(ValueError, match=f'prompt_BFQ holds {code}, outside of 0 to {K - 1} and -1'):
+    with pytest.raises(
+      ValueError, match=f'prompt_BFQ holds {code}, outside of 0 to {K - 1} and -1'
+    ):
       prompt_BFQ = np.full((1, 2, 3), code, np.int32)
-      generation.generate_acoustics(models, jax.random.key(0), np.zeros((1, 4), np.int32), prompt_BFQ)
+      generation.generate_acoustics(
+        models, jax.random.key(0), np.zeros((1, 4), np.int32), prompt_BFQ
+      )
   with pytest.raises(ValueError, match=f'codes_BFQ holds {K}, outside of 0 to {K - 1}'):
     generation.decode_codes(models, np.full((1, 4, 3), K, np.int32), np.array([4]))
   aligned = dataclasses.replace(models.coarse[0], deduplicate=False)
@@ -188,15 +229,24 @@ def test_soundstorm_takes_the_place_of_coarse_and_fine(parallel):
   wave_BT, lengths_B = prompts()
   # 0.8 s after 0.4 s is two windows.
   result = generation.continue_audio(
-      parallel, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12, acoustic='soundstorm'
+    parallel,
+    jax.random.key(0),
+    wave_BT,
+    lengths_B,
+    seconds=0.8,
+    carry_seconds=0.12,
+    acoustic='soundstorm',
   )
   own_semantic_BS, own = generation.tokenize(parallel, wave_BT, lengths_B)
   np.testing.assert_array_equal(result.num_frames_B, [60, 52])
-  np.testing.assert_array_equal((result.semantic_BS >= 0).sum(axis=1), [30, 26])  # two frames a token, repeats and all
+  # two frames a token, repeats and all
+  np.testing.assert_array_equal((result.semantic_BS >= 0).sum(axis=1), [30, 26])
   for b in range(2):
     frames, prompt_frames = result.num_frames_B[b], result.prompt_frames_B[b]
     np.testing.assert_array_equal(result.codes_BFQ[b, :prompt_frames], own[b, :prompt_frames])
-    np.testing.assert_array_equal(result.semantic_BS[b, : prompt_frames // 2], own_semantic_BS[b, : prompt_frames // 2])
+    np.testing.assert_array_equal(
+      result.semantic_BS[b, : prompt_frames // 2], own_semantic_BS[b, : prompt_frames // 2]
+    )
     codes_FQ = result.codes_BFQ[b, :frames]
     assert codes_FQ.min() >= 0 and codes_FQ.max() < K
     assert (result.codes_BFQ[b, frames:] == -1).all()
@@ -213,44 +263,57 @@ def test_a_row_alone_is_the_row_in_a_batch_by_soundstorm_too(parallel):
 
 
 def test_both_paths_share_the_semantic_tokens(models, parallel):
-  """Models that hold all stages make the same semantic tokens, whichever stages make the codes of them."""
+  """Models that hold all stages make the same semantic tokens, whichever stages make the codes of
+  them.
+  """
   both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
   wave_BT, lengths_B = prompts()
   options = dict(seconds=0.2, carry_seconds=0.12)
   results = [
-      generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, acoustic=acoustic, **options)
-      for acoustic in generation.ACOUSTIC
+    generation.continue_audio(
+      both, jax.random.key(0), wave_BT, lengths_B, acoustic=acoustic, **options
+    )
+    for acoustic in generation.ACOUSTIC
   ]
   np.testing.assert_array_equal(results[0].semantic_BS, results[1].semantic_BS)
   assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
 
 
 @pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
-def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(models, parallel, acoustic):
+def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(
+  models, parallel, acoustic
+):
   both = models._replace(semantic=parallel.semantic, soundstorm=parallel.soundstorm)
   wave_BT, lengths_B = prompts()
   options = dict(carry_seconds=0.12, acoustic=acoustic)
-  whole = generation.continue_audio(both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options)
+  whole = generation.continue_audio(
+    both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options
+  )
   own = generation.tokenize(both, wave_BT, lengths_B)[1]
   again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
   for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
     np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
   with pytest.raises(ValueError, match='a prompt has 16 frames more than its semantic tokens'):
     generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS[:, :2], own, **options)
-  with pytest.raises(ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'):
-    generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options)
+  with pytest.raises(
+    ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'
+  ):
+    generation.generate_acoustics(
+      both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options
+    )
 
 
 def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):
   semantic_BS = np.array([[1, 1, 2, 3, 3], [4, 4, 5, -1, -1]], np.int32)
-  deduplicated = parallel._replace(semantic=models.semantic)  # which is not asked: the tokens are given
+  # which is not asked: the tokens are given
+  deduplicated = parallel._replace(semantic=models.semantic)
   result = generation.generate_acoustics(
-      deduplicated, jax.random.key(0), semantic_BS, carry_seconds=0.12, acoustic='soundstorm'
+    deduplicated, jax.random.key(0), semantic_BS, carry_seconds=0.12, acoustic='soundstorm'
   )
   np.testing.assert_array_equal(result.num_frames_B, [10, 6])
   np.testing.assert_array_equal(result.semantic_BS, semantic_BS)
   free = generation.generate_unconditional(
-      parallel, jax.random.key(0), 2, 0.4, carry_seconds=0.12, acoustic='soundstorm'
+    parallel, jax.random.key(0), 2, 0.4, carry_seconds=0.12, acoustic='soundstorm'
   )
   assert free.codes_BFQ.shape == (2, 20, 3) and free.codes_BFQ.min() >= 0
 
@@ -258,11 +321,18 @@ def test_soundstorm_from_semantic_tokens_and_from_nothing(models, parallel):
 def test_what_soundstorm_cannot_use_is_refused(models, parallel):
   wave_BT, _ = prompts()
   go = lambda models, acoustic='soundstorm', **options: generation.continue_audio(
-      models, jax.random.key(0), wave_BT, seconds=0.2, acoustic=acoustic, **options
+    models, jax.random.key(0), wave_BT, seconds=0.2, acoustic=acoustic, **options
   )
   deduplicated = parallel._replace(semantic=models.semantic)
-  for make in (go, lambda m: generation.generate_unconditional(m, jax.random.key(0), 1, 0.2, acoustic='soundstorm')):
-    with pytest.raises(ValueError, match='deduplicated: its tokens have lost the durations.*deduplicate=False'):
+  for make in (
+    go,
+    lambda m: generation.generate_unconditional(
+      m, jax.random.key(0), 1, 0.2, acoustic='soundstorm'
+    ),
+  ):
+    with pytest.raises(
+      ValueError, match='deduplicated: its tokens have lost the durations.*deduplicate=False'
+    ):
       make(deduplicated)
   with pytest.raises(ValueError, match='needs the stage soundstorm'):
     go(models)
@@ -278,7 +348,9 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
 
 @pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
 def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
-  """A codec of 75 frames/s that looks ahead: the alignment, the silence it sees, and a decoder that is held."""
+  """A codec of 75 frames/s that looks ahead: the alignment, the silence it sees, and a decoder that
+  is held.
+  """
   seen = {}
 
   class LooksAhead(Codec):
@@ -296,20 +368,32 @@ def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
   changed = {'soundstream': (codec, Variables({}, {}))}
   for name in ('coarse', 'fine', 'soundstorm'):
     if getattr(fitted, name) is not None:
-      changed[name] = with_variables(dataclasses.replace(getattr(fitted, name)[0], frame_rate=75.0), 5)
+      changed[name] = with_variables(
+        dataclasses.replace(getattr(fitted, name)[0], frame_rate=75.0), 5
+      )
   fitted = fitted._replace(**changed)
-  levels_F = np.arange(24) % 4 + 2  # 8 semantic frames of 3, far from where resampling would overshoot
+  # 8 semantic frames of 3, far from where resampling would overshoot
+  levels_F = np.arange(24) % 4 + 2
   wave_BT = (levels_F.repeat(HOP) / 8)[None].astype(np.float32)
   semantic_BS, codes_BFQ = generation.tokenize(fitted, wave_BT[:, :-1])  # less than the last one
   assert semantic_BS.shape == (1, 7) and codes_BFQ.shape == (1, 21, 3)
   result = generation.continue_audio(
-      fitted, jax.random.key(0), wave_BT, seconds=0.2, carry_seconds=0.12, acoustic=acoustic
+    fitted, jax.random.key(0), wave_BT, seconds=0.2, carry_seconds=0.12, acoustic=acoustic
   )
   np.testing.assert_array_equal([result.num_frames_B, result.prompt_frames_B], [[39], [24]])
   assert result.wave_BT.shape == (1, 39 * HOP) and seen['frames'] == 75
   with pytest.raises(ValueError, match='the codec: 75.0 Hz, but the stage was made for 50.0 Hz'):
     generation.generate_unconditional(
-        fitted._replace(**{name: getattr(models if name != 'soundstorm' else parallel, name)
-                           for name in changed if name != 'soundstream'}),
-        jax.random.key(0), 1, 0.2, carry_seconds=0.12, acoustic=acoustic,
+      fitted._replace(
+        **{
+          name: getattr(models if name != 'soundstorm' else parallel, name)
+          for name in changed
+          if name != 'soundstream'
+        }
+      ),
+      jax.random.key(0),
+      1,
+      0.2,
+      carry_seconds=0.12,
+      acoustic=acoustic,
     )

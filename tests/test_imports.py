@@ -6,16 +6,31 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEAVES = {'errors', 'files', 'audio', 'audio_checks', 'checks', 'codes_file', 'tokens', 'kmeans', 'losses'}
+LEAVES = {
+  'errors',
+  'files',
+  'audio',
+  'audio_checks',
+  'checks',
+  'codes_file',
+  'tokens',
+  'kmeans',
+  'losses',
+}
 # Leaves come before all of them.
 ROOMS = ['nn', 'stages', 'middle', 'windows', 'streaming', 'generation', 'experiments']
 MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {
-    'grain': ('audiolm_jax/data/',),
-    'orbax': ('audiolm_jax/training/checkpoints.py',),
-    'torch': ('experiments/benchmarks/',),  # to be timed beside
-    'flax': ('audiolm_jax/nn/', 'audiolm_jax/stages/', 'audiolm_jax/pretrained/', 'audiolm_jax/training/sharding.py'),
+  'grain': ('audiolm_jax/data/',),
+  'orbax': ('audiolm_jax/training/checkpoints.py',),
+  'torch': ('experiments/benchmarks/',),  # to be timed beside
+  'flax': (
+    'audiolm_jax/nn/',
+    'audiolm_jax/stages/',
+    'audiolm_jax/pretrained/',
+    'audiolm_jax/training/sharding.py',
+  ),
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'joblib'}
 
@@ -31,7 +46,9 @@ def imported_modules(path):
 
 
 def room(module):
-  """Returns the rank of a module of ours: leaves -1, then the index in ROOMS; None for what anyone may import."""
+  """Returns the rank of a module of ours: leaves -1, then the index in ROOMS; None for what anyone
+  may import.
+  """
   parts = module.split('.')
   if parts[0] == 'experiments':
     return ROOMS.index('experiments')
@@ -55,16 +72,26 @@ def test_imports_follow_the_architecture(path):
       assert relative.startswith(THIRD_PARTY_HOMES[top]), f'{relative} imports {module}'
     other_room = room(module)
     if own_room is not None and other_room is not None:
-      assert other_room <= own_room, f'{relative} imports {module}, which lives further down the stream'
+      assert other_room <= own_room, (
+        f'{relative} imports {module}, which lives further down the stream'
+      )
     if relative.startswith('audiolm_jax/stages/') and module.startswith('audiolm_jax.stages.'):
-      assert module.startswith('audiolm_jax.stages.base'), f'{relative}: a stage imports another stage: {module}'
+      assert module.startswith('audiolm_jax.stages.base'), (
+        f'{relative}: a stage imports another stage: {module}'
+      )
     if relative.startswith(('audiolm_jax/data/', 'audiolm_jax/training/', 'audiolm_jax/sampling')):
       if module.startswith('audiolm_jax.stages.'):
         assert module.startswith('audiolm_jax.stages.base'), f'{relative} knows a stage: {module}'
 
 
 def test_programs_do_not_import_one_another():
-  programs = {path.stem for path in (ROOT / 'experiments').glob('*.py') if "__name__ == '__main__'" in path.read_text()}
+  programs = {
+    path.stem
+    for path in (ROOT / 'experiments').glob('*.py')
+    if "__name__ == '__main__'" in path.read_text()
+  }
   for name in programs:
     for module in imported_modules(ROOT / 'experiments' / f'{name}.py'):
-      assert not (module.startswith('experiments.') and module.split('.')[1] in programs), f'{name} imports {module}'
+      assert not (module.startswith('experiments.') and module.split('.')[1] in programs), (
+        f'{name} imports {module}'
+      )

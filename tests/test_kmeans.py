@@ -9,7 +9,10 @@ from audiolm_jax.metrics import tokens
 def test_assign_is_the_nearest_centroid():
   rng = np.random.default_rng(0)
   quantizer = kmeans.SemanticQuantizer(
-      *(jnp.asarray(x, jnp.float32) for x in (rng.normal(size=5), rng.uniform(1, 3, 5), rng.normal(size=(7, 5))))
+    *(
+      jnp.asarray(x, jnp.float32)
+      for x in (rng.normal(size=5), rng.uniform(1, 3, 5), rng.normal(size=(7, 5)))
+    )
   )
   features_BSD = rng.normal(size=(2, 11, 5)).astype(np.float32) * 3
   got = kmeans.assign(quantizer, jnp.asarray(features_BSD))
@@ -25,7 +28,8 @@ def test_fit_finds_planted_clusters_whatever_the_scale_of_a_dimension():
   centres = np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [0, 0, 10]])
   scales = np.array([1e-3, 1.0, 1e3])  # without normalization the last would decide alone
   features_ND = (centres[truth_N] + rng.normal(size=(2000, 3))) * scales + scales * 7
-  features_ND = np.concatenate([features_ND, np.full((2000, 1), 3.0)], axis=1).astype(np.float32)  # one is constant
+  # one is constant
+  features_ND = np.concatenate([features_ND, np.full((2000, 1), 3.0)], axis=1).astype(np.float32)
   quantizer = kmeans.fit(features_ND, num_clusters=4, seed=0)
   got_N = np.asarray(kmeans.assign(quantizer, jnp.asarray(features_ND[None]))[0])
   assert tokens.normalized_mutual_information(got_N, truth_N) > 0.99

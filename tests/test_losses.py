@@ -13,7 +13,9 @@ def _noise(seed, num_samples=2400):
 
 
 def _white_noise_in_mel(level, window):
-  """Returns the mel magnitude of white noise: the energy of a Hann window, and of filters whose area is 1 in hertz."""
+  """Returns the mel magnitude of white noise: the energy of a Hann window, and of filters whose
+  area is 1 in hertz.
+  """
   return level * np.sqrt(window * 3 / 8) * max(window, 512) / RATE
 
 
@@ -30,18 +32,28 @@ def test_spectral_reconstruction_matches_librosa():
     logs = [np.log(mel + _white_noise_in_mel(0.01, window)) for mel in mels]
     want.append(np.abs(mels[0] - mels[1]).mean())
     want[-1] += np.sqrt(window / 2) * np.sqrt(np.square(logs[0] - logs[1]).mean(-1)).mean()
-  got = losses.spectral_reconstruction(jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=RATE, floor=0.01)
+  got = losses.spectral_reconstruction(
+    jnp.asarray(target_BT), jnp.asarray(estimate_BT), sample_rate=RATE, floor=0.01
+  )
   np.testing.assert_allclose(got, np.mean(want), rtol=1e-3)
 
 
 def test_spectral_reconstruction_has_finite_gradients_at_silence_and_equality():
-  gradient = jax.jit(jax.grad(lambda e, t: losses.spectral_reconstruction(t, e, sample_rate=RATE, floor=1e-3)))
-  for target_BT, estimate_BT in ((_noise(0), _noise(0)), (_noise(0), 0 * _noise(0)), (0 * _noise(0), 0 * _noise(0))):
+  gradient = jax.jit(
+    jax.grad(lambda e, t: losses.spectral_reconstruction(t, e, sample_rate=RATE, floor=1e-3))
+  )
+  for target_BT, estimate_BT in (
+    (_noise(0), _noise(0)),
+    (_noise(0), 0 * _noise(0)),
+    (0 * _noise(0), 0 * _noise(0)),
+  ):
     assert np.isfinite(gradient(estimate_BT, target_BT)).all()
 
 
 def test_the_floor_bounds_the_gradient_of_silence():
-  """A quiet sound, 60 dB below full scale, comes 3 dB too quiet: without a floor its gradient goes as 1 / level."""
+  """A quiet sound, 60 dB below full scale, comes 3 dB too quiet: without a floor its gradient goes
+  as 1 / level.
+  """
   target_BT = 1e-3 * _noise(0, 32_000)
 
   def length(floor):
@@ -55,14 +67,18 @@ def test_the_floor_is_the_level_of_white_noise():
   noise_BT, floor = 4 * _noise(0, 32_000), 0.01
   options = dict(sample_rate=RATE, floor=floor)
   loss = lambda level: losses.spectral_reconstruction(level * noise_BT, 0 * noise_BT, **options)
-  # The magnitude of noise is on average sqrt(pi) / 2 of its root mean square: log(1 + 0.886) above silence.
+  # The magnitude of noise is on average sqrt(pi) / 2 of its root mean square: log(1 + 0.886) above
+  # silence.
   want = np.mean([np.sqrt(window / 2) for window in losses.SPECTRAL_WINDOWS]) * np.log(1.886)
   np.testing.assert_allclose(loss(floor), want, rtol=0.15)
   assert loss(0.01 * floor) < 0.03 * want
 
 
 def test_hinge_losses_by_hand():
-  real, fake = [jnp.asarray([[2.0, 0.0]]), jnp.asarray([[0.5]])], [jnp.asarray([[-3.0, 1.0]]), jnp.asarray([[0.0]])]
+  real, fake = (
+    [jnp.asarray([[2.0, 0.0]]), jnp.asarray([[0.5]])],
+    [jnp.asarray([[-3.0, 1.0]]), jnp.asarray([[0.0]])],
+  )
   # Critic 0: (0 + 1) / 2 + (0 + 2) / 2; critic 1: 0.5 + 1.
   np.testing.assert_allclose(losses.hinge_discriminator(real, fake), (1.5 + 1.5) / 2)
   # Critic 0: (4 + 0) / 2; critic 1: 1.
@@ -77,24 +93,34 @@ def test_feature_matching_weighs_layers_and_critics_alike():
 
 def test_relative_squared_error_of_silence_is_one():
   np.testing.assert_allclose(losses.relative_squared_error(_noise(0), 0 * _noise(0)), 1, rtol=1e-4)
-  np.testing.assert_allclose(losses.relative_squared_error(_noise(0), 0.5 * _noise(0)), 0.25, rtol=1e-4)
+  np.testing.assert_allclose(
+    losses.relative_squared_error(_noise(0), 0.5 * _noise(0)), 0.25, rtol=1e-4
+  )
 
 
 def test_balanced_terms_share_the_gradient_as_asked():
-  """Three terms of wild scales; with decay 0 the average is the step's own length, and the shares are exact."""
+  """Three terms of wild scales; with decay 0 the average is the step's own length, and the shares
+  are exact.
+  """
   estimate_BT, num_values = _noise(0, 40), 80
   terms = lambda x: {
-      'a': 1e4 * jnp.mean(jnp.square(x)),
-      'b': 1e-5 * jnp.sum(jnp.abs(x - 1)),
-      'c': jnp.mean(x) ** 3,
+    'a': 1e4 * jnp.mean(jnp.square(x)),
+    'b': 1e-5 * jnp.sum(jnp.abs(x - 1)),
+    'c': jnp.mean(x) ** 3,
   }
   gradients = jax.jacrev(terms)(estimate_BT)
   balance = losses.update_balance(losses.init_balance('abc'), gradients, 0.0)
   weights = losses.balanced_weights(balance, {'a': 1.0, 'b': 3.0, 'c': 0.0}, num_values)
-  lengths = {name: np.linalg.norm(weights[name] * gradients[name]) * num_values**0.5 for name in 'abc'}
+  lengths = {
+    name: np.linalg.norm(weights[name] * gradients[name]) * num_values**0.5 for name in 'abc'
+  }
   np.testing.assert_allclose([lengths[name] for name in 'abc'], [0.25, 0.75, 0.0], rtol=1e-5)
-  total = jax.grad(lambda x: sum(weights[name] * term for name, term in terms(x).items()))(estimate_BT)
-  np.testing.assert_allclose(total, sum(weights[name] * gradients[name] for name in 'abc'), rtol=1e-4, atol=1e-7)
+  total = jax.grad(lambda x: sum(weights[name] * term for name, term in terms(x).items()))(
+    estimate_BT
+  )
+  np.testing.assert_allclose(
+    total, sum(weights[name] * gradients[name] for name in 'abc'), rtol=1e-4, atol=1e-7
+  )
 
 
 def test_lengths_are_averaged_without_bias_and_absent_terms_wait():

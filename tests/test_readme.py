@@ -139,9 +139,11 @@ def test_the_catalogue_is_listed(capsys):
 @pytest.mark.slow
 def test_commands_run_as_copied_after_the_demo(tmp_path):
   """All that need no data or machine of the reader's, one after the other, in tiny sizes."""
-  sizes = SIZES | {f'forgeries.num_{split}': 2 for split in ('train', 'validation', 'test')} | {
-      'forgeries.batch_size': 2, 'detector.train.num_steps': 2,
-  }  # fmt: skip
+  sizes = (
+    SIZES
+    | {f'forgeries.num_{split}': 2 for split in ('train', 'validation', 'test')}
+    | {'forgeries.batch_size': 2, 'detector.train.num_steps': 2}
+  )
   flags = [f'--set={field}={value}' for field, value in sizes.items()]
   commands = [
     ['python', '-m', 'experiments.demo'],

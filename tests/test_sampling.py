@@ -49,7 +49,9 @@ def test_ties_do_not_widen_top_k():
 def test_the_loop_feeds_tokens_back_and_stops():
   step = lambda carry, token_B, n: (jax.nn.one_hot((token_B + carry) % 7, 7), carry)
   run = jax.jit(
-      lambda n: sampling.autoregress(step, jax.nn.one_hot(jnp.array([1, 2]), 7), 2, jax.random.key(0), Rule(0.0), n, 6)
+    lambda n: sampling.autoregress(
+      step, jax.nn.one_hot(jnp.array([1, 2]), 7), 2, jax.random.key(0), Rule(0.0), n, 6
+    )
   )
   np.testing.assert_array_equal(run(4), [[1, 3, 5, 0, -1, -1], [2, 4, 6, 1, -1, -1]])
   np.testing.assert_array_equal(run(0), np.full((2, 6), -1))
@@ -57,15 +59,15 @@ def test_the_loop_feeds_tokens_back_and_stops():
 
 
 @pytest.mark.parametrize(
-    'arguments, message',
-    [
-        ((-1.0,), 'temperature=-1.0: must be'),
-        ((float('nan'),), 'temperature=nan'),
-        ((float('inf'),), 'temperature=inf'),
-        ((1.0, 0), 'top_k=0: must be a whole number of at least 1'),
-        ((1.0, True), 'top_k=True'),
-        ((1.0, None, 0.0), 'top_p=0.0: must be above 0, and at most 1'),
-    ],
+  'arguments, message',
+  [
+    ((-1.0,), 'temperature=-1.0: must be'),
+    ((float('nan'),), 'temperature=nan'),
+    ((float('inf'),), 'temperature=inf'),
+    ((1.0, 0), 'top_k=0: must be a whole number of at least 1'),
+    ((1.0, True), 'top_k=True'),
+    ((1.0, None, 0.0), 'top_p=0.0: must be above 0, and at most 1'),
+  ],
 )
 def test_rules_refuse_what_cannot_draw_when_they_are_made(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -78,9 +80,15 @@ def maskgit(logits, tokens_FQ, iterations):
   for level, count in enumerate(iterations):
     first = int((tokens_FQ[:, level] < 0).sum())
     for i in range(1, count + 1):
-      log_FV = np.log(np.exp(logits(tokens_FQ, level)) / np.exp(logits(tokens_FQ, level)).sum(-1, keepdims=True))
+      log_FV = np.log(
+        np.exp(logits(tokens_FQ, level)) / np.exp(logits(tokens_FQ, level)).sum(-1, keepdims=True)
+      )
       unknown = np.flatnonzero(tokens_FQ[:, level] < 0)
-      hidden = max(1, min(len(unknown) - 1, int(first * np.cos(np.pi / 2 * i / count)))) if i < count else 0
+      hidden = (
+        max(1, min(len(unknown) - 1, int(first * np.cos(np.pi / 2 * i / count))))
+        if i < count
+        else 0
+      )
       by_confidence = sorted(unknown, key=lambda f: log_FV[f].max())
       for f in by_confidence[hidden:]:
         tokens_FQ[f, level] = log_FV[f].argmax()
@@ -113,9 +121,15 @@ def test_parallel_decoding_is_maskgit_level_by_level():
     return jnp.einsum('fvqg,bqg->bfv', jnp.asarray(weights)[level], known_BQF) / V
 
   got = jax.jit(
-      lambda start: sampling.decode_masked(
-          batched, start, jnp.ones((2, F), bool), jax.random.key(0), Rule(0.0), noise=0.0, iterations=iterations
-      )
+    lambda start: sampling.decode_masked(
+      batched,
+      start,
+      jnp.ones((2, F), bool),
+      jax.random.key(0),
+      Rule(0.0),
+      noise=0.0,
+      iterations=iterations,
+    )
   )(start_BFQ)
   jax.effects_barrier()
   for row_FQ, start_FQ in zip(np.asarray(got), start_BFQ, strict=True):
@@ -126,21 +140,32 @@ def test_parallel_decoding_is_maskgit_level_by_level():
 
 
 def test_the_papers_schedule_takes_27_passes_and_an_oracle_is_decoded_exactly():
-  """The oracle knows a level's tokens only where all coarser ones are right: any other order goes wrong."""
+  """The oracle knows a level's tokens only where all coarser ones are right: any other order goes
+  wrong.
+  """
   B, F, Q, V = 2, 40, 12, 6
   answer_BFQ = np.random.default_rng(0).integers(0, V, (B, F, Q), dtype=np.int32)
   calls = []
 
   def oracle(tokens_BFQ, level):
     jax.debug.callback(calls.append, level, ordered=True)
-    right_BF = jnp.all((tokens_BFQ == answer_BFQ) | (jnp.arange(Q) >= level), axis=(1, 2), keepdims=True)[..., 0]
-    token_BF = jnp.where(right_BF, jnp.asarray(answer_BFQ)[..., level], (jnp.asarray(answer_BFQ)[..., level] + 1) % V)
+    right_BF = jnp.all(
+      (tokens_BFQ == answer_BFQ) | (jnp.arange(Q) >= level), axis=(1, 2), keepdims=True
+    )[..., 0]
+    token_BF = jnp.where(
+      right_BF, jnp.asarray(answer_BFQ)[..., level], (jnp.asarray(answer_BFQ)[..., level] + 1) % V
+    )
     return 50 * jax.nn.one_hot(token_BF, V)
 
   how = sampling.ParallelRule()
   got = sampling.decode_masked(
-      oracle, jnp.full((B, F, Q), -1, jnp.int32), jnp.ones((B, F), bool), jax.random.key(0), how.rule,
-      noise=how.noise, iterations=how.iterations,
+    oracle,
+    jnp.full((B, F, Q), -1, jnp.int32),
+    jnp.ones((B, F), bool),
+    jax.random.key(0),
+    how.rule,
+    noise=how.noise,
+    iterations=how.iterations,
   )
   jax.effects_barrier()
   np.testing.assert_array_equal(got, answer_BFQ)
@@ -149,7 +174,9 @@ def test_the_papers_schedule_takes_27_passes_and_an_oracle_is_decoded_exactly():
 
 @pytest.mark.parametrize('noise', [0.0, 4.5])
 def test_each_pass_keeps_its_share_and_never_touches_what_is_known(noise):
-  """What is known before each pass is what the schedule says, for every row by its own number of unknown tokens."""
+  """What is known before each pass is what the schedule says, for every row by its own number of
+  unknown tokens.
+  """
   F, V, count = 50, 7, 8
   start_BF1 = np.full((4, F, 1), -1, np.int32)
   start_BF1[1, :30] = 3
@@ -159,12 +186,19 @@ def test_each_pass_keeps_its_share_and_never_touches_what_is_known(noise):
   seen = []
 
   def logits(tokens_BFQ, level):
-    jax.debug.callback(lambda tokens_BFQ: seen.append(np.array(tokens_BFQ[..., 0])), tokens_BFQ, ordered=True)
+    jax.debug.callback(
+      lambda tokens_BFQ: seen.append(np.array(tokens_BFQ[..., 0])), tokens_BFQ, ordered=True
+    )
     return jax.random.normal(jax.random.key(3), (4, F, V))
 
   got = sampling.decode_masked(
-      logits, jnp.asarray(start_BF1), jnp.asarray(valid_BF), jax.random.key(0), Rule(1.0), noise=noise,
-      iterations=(count,),
+    logits,
+    jnp.asarray(start_BF1),
+    jnp.asarray(valid_BF),
+    jax.random.key(0),
+    Rule(1.0),
+    noise=noise,
+    iterations=(count,),
   )
   jax.effects_barrier()
   assert len(seen) == count
@@ -173,7 +207,9 @@ def test_each_pass_keeps_its_share_and_never_touches_what_is_known(noise):
     np.testing.assert_array_equal(after_BF[before_BF >= 0], before_BF[before_BF >= 0])
     for b, first in enumerate((50, 20, 2, 20)):
       unknown = int(((before_BF[b] < 0) & valid_BF[b]).sum())
-      hidden = max(1, min(unknown - 1, int(first * np.cos(np.pi / 2 * i / count)))) if i < count else 0
+      hidden = (
+        max(1, min(unknown - 1, int(first * np.cos(np.pi / 2 * i / count)))) if i < count else 0
+      )
       assert ((after_BF[b] < 0) & valid_BF[b]).sum() == hidden, (i, b)
   assert (seen[-1][3, 20:] == -1).all() and (seen[-1][valid_BF] >= 0).all()
 
@@ -181,31 +217,38 @@ def test_each_pass_keeps_its_share_and_never_touches_what_is_known(noise):
 def test_the_last_pass_is_greedy_and_noise_changes_which_tokens_are_kept():
   logits = lambda tokens_BFQ, level: jnp.broadcast_to(jnp.array([0.0, 0.3, 0.1]), (1, 2000, 3))
   decode = lambda rule, noise, iterations: np.asarray(
-      sampling.decode_masked(
-          logits, jnp.full((1, 2000, 1), -1, jnp.int32), jnp.ones((1, 2000), bool), jax.random.key(1), rule,
-          noise=noise, iterations=iterations,
-      )
+    sampling.decode_masked(
+      logits,
+      jnp.full((1, 2000, 1), -1, jnp.int32),
+      jnp.ones((1, 2000), bool),
+      jax.random.key(1),
+      rule,
+      noise=noise,
+      iterations=iterations,
+    )
   )[0, :, 0]
   assert (decode(Rule(1.0), 4.5, (1,)) == 1).all()
   frequency = lambda tokens_F: np.bincount(tokens_F, minlength=3) / len(tokens_F)
-  # Two passes: 1 - cos(pi / 4) of the tokens come from the first. Without noise they are the most probable drawn
-  # (token 1 was drawn often enough); with much noise they follow the softmax.
+  # Two passes: 1 - cos(pi / 4) of the tokens come from the first. Without noise they are the most
+  # probable drawn (token 1 was drawn often enough); with much noise they follow the softmax.
   early = 1 - np.floor(2000 * np.cos(np.pi / 4)) / 2000
   noisy = frequency(decode(Rule(1.0), 1e6, (2,)))
-  expected = early * np.asarray(jax.nn.softmax(jnp.array([0.0, 0.3, 0.1]))) + (1 - early) * np.eye(3)[1]
+  expected = (
+    early * np.asarray(jax.nn.softmax(jnp.array([0.0, 0.3, 0.1]))) + (1 - early) * np.eye(3)[1]
+  )
   np.testing.assert_allclose(noisy, expected, atol=0.03)
   assert (decode(Rule(1.0), 0.0, (2,)) == 1).all()
 
 
 @pytest.mark.parametrize(
-    'how, message',
-    [
-        (lambda: sampling.ParallelRule(iterations=()), 'iterations'),
-        (lambda: sampling.ParallelRule(iterations=(16, 0)), 'iterations'),
-        (lambda: sampling.ParallelRule(iterations=(1, 1, 1, 1)), 'each of the 3 levels'),
-        (lambda: sampling.ParallelRule(noise=-1.0), 'noise'),
-        (lambda: sampling.ParallelRule(rule=Rule(-1.0)), 'temperature'),
-    ],
+  'how, message',
+  [
+    (lambda: sampling.ParallelRule(iterations=()), 'iterations'),
+    (lambda: sampling.ParallelRule(iterations=(16, 0)), 'iterations'),
+    (lambda: sampling.ParallelRule(iterations=(1, 1, 1, 1)), 'each of the 3 levels'),
+    (lambda: sampling.ParallelRule(noise=-1.0), 'noise'),
+    (lambda: sampling.ParallelRule(rule=Rule(-1.0)), 'temperature'),
+  ],
 )
 def test_bad_parallel_rules(how, message):
   with pytest.raises(ValueError, match=message):

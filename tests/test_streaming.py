@@ -1,4 +1,6 @@
-"""Chunks give what the whole clip gives, whatever their sizes, and clips of any length come back at that length."""
+"""Chunks give what the whole clip gives, whatever their sizes, and clips of any length come back at
+that length.
+"""
 
 import dataclasses
 import functools
@@ -17,13 +19,19 @@ from audiolm_jax.stages import soundstream
 from tests.stages.test_soundstream import CONFIG, FSQ, random_variables
 
 CONFIGS = {
-    'rvq': CONFIG, 'fsq': FSQ, 'stem': dataclasses.replace(CONFIG, stem_stride=4, strides=(2,)),
-    'mel': dataclasses.replace(CONFIG, mel_encoder=True),
-    'frame_rate': dataclasses.replace(
-        CONFIG, network=FrameRate(hop_length=8, window_length=24, overlap=4, width=8, num_blocks=2, kernel_size=3)
+  'rvq': CONFIG,
+  'fsq': FSQ,
+  'stem': dataclasses.replace(CONFIG, stem_stride=4, strides=(2,)),
+  'mel': dataclasses.replace(CONFIG, mel_encoder=True),
+  'frame_rate': dataclasses.replace(
+    CONFIG,
+    network=FrameRate(
+      hop_length=8, window_length=24, overlap=4, width=8, num_blocks=2, kernel_size=3
     ),
-}  # fmt: skip
-HOP, FRAMES, LARGEST_CHUNK = 8, 24, 5  # frames; one is shorter than what the dilated convolutions remember
+  ),
+}
+# frames; one is shorter than what the dilated convolutions remember
+HOP, FRAMES, LARGEST_CHUNK = 8, 24, 5
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,7 +56,9 @@ def whole(name):
 
 
 def in_chunks(step, state, array, sizes, unit):
-  """Returns what `step` makes of the chunks of array [B, N, ...], `sizes` times `unit` long, joined along N."""
+  """Returns what `step` makes of the chunks of array [B, N, ...], `sizes` times `unit` long, joined
+  along N.
+  """
   parts, start = [], 0
   for size in sizes:
     part, state = step(state, array[:, start * unit : (start + size) * unit])
@@ -70,7 +80,9 @@ def chunkings(draw):
 def test_no_frame_here_is_within_rounding_of_another_code(name):
   """So that the tests below may ask for equal codes: rounding moves a distance by about 1e-6."""
   config, variables, wave_BT, *_ = whole(name)
-  z_BFD = soundstream.encoder(config).apply({'params': variables.params['generator']['encoder']}, wave_BT)
+  z_BFD = soundstream.encoder(config).apply(
+    {'params': variables.params['generator']['encoder']}, wave_BT
+  )
   if config.fsq_levels is not None:
     bounded_BFD = np.asarray(quantizer._fsq_bound(config.fsq_levels, z_BFD))
     assert np.abs(bounded_BFD - np.floor(bounded_BFD) - 0.5).min() > 1e-5
@@ -78,7 +90,10 @@ def test_no_frame_here_is_within_rounding_of_another_code(name):
   vectors_QKD = variables.state['codebooks'].vectors_QKD
   _, residuals_QBFD = quantizer.encode(vectors_QKD, z_BFD)
   for residual_BFD, vectors_KD in zip(residuals_QBFD, vectors_QKD):
-    nearest = np.sort(np.linalg.norm(np.asarray(residual_BFD)[:, :, None] - np.asarray(vectors_KD), axis=-1), axis=-1)
+    nearest = np.sort(
+      np.linalg.norm(np.asarray(residual_BFD)[:, :, None] - np.asarray(vectors_KD), axis=-1),
+      axis=-1,
+    )
     assert (nearest[..., 1] - nearest[..., 0]).min() > 1e-5
 
 
@@ -87,7 +102,9 @@ def test_no_frame_here_is_within_rounding_of_another_code(name):
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_any_chunks_give_the_codes_and_the_waveform_of_the_whole(name, sizes):
   config, variables, wave_BT, codes_BFQ, decoded_BT = whole(name)
-  encode, decode = (functools.partial(step, config, variables) for step in (encode_step, decode_step))
+  encode, decode = (
+    functools.partial(step, config, variables) for step in (encode_step, decode_step)
+  )
   got_BFQ = in_chunks(encode, streaming.encoder_state(config, 3), wave_BT, sizes, HOP)
   np.testing.assert_array_equal(got_BFQ, codes_BFQ)
   got_BT = in_chunks(decode, streaming.decoder_state(config, 3), codes_BFQ, sizes, 1)
@@ -96,7 +113,9 @@ def test_any_chunks_give_the_codes_and_the_waveform_of_the_whole(name, sizes):
 
 def test_a_batch_gives_what_its_clips_give():
   config, variables, wave_BT, codes_BFQ, decoded_BT = whole('rvq')
-  encode, decode = (functools.partial(step, config, variables) for step in (encode_step, decode_step))
+  encode, decode = (
+    functools.partial(step, config, variables) for step in (encode_step, decode_step)
+  )
   for row in range(3):
     one = slice(row, row + 1)
     got_BFQ = in_chunks(encode, streaming.encoder_state(config, 1), wave_BT[one], [4] * 6, HOP)
@@ -135,7 +154,7 @@ def test_clips_of_any_length_come_back_at_that_length(num_samples):
   decoded_BT = decode(config, variables, codes_BFQ, num_samples)
   assert decoded_BT.shape == (3, num_samples)
   np.testing.assert_allclose(
-      decoded_BT, decode(config, variables, codes_BFQ, frames * HOP)[:, :num_samples], atol=1e-5
+    decoded_BT, decode(config, variables, codes_BFQ, frames * HOP)[:, :num_samples], atol=1e-5
   )
 
 
@@ -153,5 +172,7 @@ def test_mistakes_are_explained():
   with pytest.raises(ValueError, match='0 samples'):
     streaming.encode_clip(config, variables, wave_BT[:, :0])
   for num_samples in (0, 2 * HOP, 3 * HOP + 1):
-    with pytest.raises(ValueError, match=f'num_samples={num_samples} does not go with 3 frames of hop_length=8'):
+    with pytest.raises(
+      ValueError, match=f'num_samples={num_samples} does not go with 3 frames of hop_length=8'
+    ):
       streaming.decode_clip(config, variables, codes_BFQ[:, :3], num_samples)

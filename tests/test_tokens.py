@@ -14,7 +14,9 @@ from audiolm_jax import tokens
 def codes(draw):
   shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4)))
   size = draw(st.integers(1, 9))
-  values = draw(st.lists(st.integers(-1, size - 1), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+  values = draw(
+    st.lists(st.integers(-1, size - 1), min_size=int(np.prod(shape)), max_size=int(np.prod(shape)))
+  )
   return np.array(values, np.int32).reshape(shape), size
 
 
@@ -46,7 +48,9 @@ def test_deduplicate_equals_groupby_on_host_and_device(row):
 def test_ranges_of_a_vocabulary_are_disjoint_and_fill_it():
   vocabulary = tokens.Vocabulary(prefix_levels=1, prefix_size=7, target_levels=3, target_size=5)
   prefix = tokens.flatten(np.arange(7).reshape(1, 7, 1), 7, vocabulary.prefix_offset)
-  target = tokens.flatten(np.tile(np.arange(5)[None, :, None], (1, 1, 3)), 5, vocabulary.target_offset)
+  target = tokens.flatten(
+    np.tile(np.arange(5)[None, :, None], (1, 1, 3)), 5, vocabulary.target_offset
+  )
   ids = [tokens.START, *np.asarray(prefix).ravel(), *np.asarray(target).ravel()]
   assert sorted(ids) == list(range(vocabulary.num_ids))
 

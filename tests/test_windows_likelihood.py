@@ -12,11 +12,19 @@ from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import semantic
 
 CONFIG = semantic.Config(
-    crop_seconds=0.64, num_clusters=7, deduplicate=False,
-    transformer=TransformerConfig(
-        num_layers=1, num_heads=2, width=16, mlp_width=16, dropout_rate=0.0, dtype='float32', remat=False
-    ),
-)  # fmt: skip
+  crop_seconds=0.64,
+  num_clusters=7,
+  deduplicate=False,
+  transformer=TransformerConfig(
+    num_layers=1,
+    num_heads=2,
+    width=16,
+    mlp_width=16,
+    dropout_rate=0.0,
+    dtype='float32',
+    remat=False,
+  ),
+)
 MODEL = CONFIG.language_model
 CROP = CONFIG.num_semantic  # 16
 
@@ -40,10 +48,14 @@ def test_a_model_that_knows_nothing_gives_every_code_the_same_probability(params
 
 def test_likelihood_is_what_training_minimizes_whatever_is_in_the_batch(params):
   rows, told = rows_of(5, 16, 1, 9), []
-  together = windows.log_likelihoods(MODEL, params, rows, crop=CROP, batch_size=3, progress=told.append)
+  together = windows.log_likelihoods(
+    MODEL, params, rows, crop=CROP, batch_size=3, progress=told.append
+  )
   assert sum(told) == len(rows)
   for row, found in zip(rows, together, strict=True):
-    nats, _ = language_model.loss(MODEL, params, jnp.zeros((1, 0, 1), jnp.int32), jnp.asarray(row)[None], None)
+    nats, _ = language_model.loss(
+      MODEL, params, jnp.zeros((1, 0, 1), jnp.int32), jnp.asarray(row)[None], None
+    )
     assert -found.mean() == pytest.approx(float(nats), abs=1e-5)
     assert np.ptp(found) > 0.1 or len(row) == 1
 
@@ -63,14 +75,14 @@ def test_long_rows_are_predicted_from_at_least_half_a_crop_of_their_past(params)
 
 
 @pytest.mark.parametrize(
-    'row, message',
-    [
-        (np.array([[0], [7]], np.int32), r'rows\[1\] holds 7, outside of 0 to 6'),
-        (np.array([[0], [-1]], np.int32), r'rows\[1\] holds -1'),
-        (np.zeros((2, 3), np.int32), r'rows\[1\] has shape \(2, 3\): must be frames of 1 levels'),
-        (np.zeros((0, 1), np.int32), r'rows\[1\] has shape \(0, 1\)'),
-        (np.zeros((2, 1), np.float32), r'rows\[1\] is of type float32: ids are integers'),
-    ],
+  'row, message',
+  [
+    (np.array([[0], [7]], np.int32), r'rows\[1\] holds 7, outside of 0 to 6'),
+    (np.array([[0], [-1]], np.int32), r'rows\[1\] holds -1'),
+    (np.zeros((2, 3), np.int32), r'rows\[1\] has shape \(2, 3\): must be frames of 1 levels'),
+    (np.zeros((0, 1), np.int32), r'rows\[1\] has shape \(0, 1\)'),
+    (np.zeros((2, 1), np.float32), r'rows\[1\] is of type float32: ids are integers'),
+  ],
 )
 def test_a_row_with_a_code_out_of_range_has_no_likelihood(params, row, message):
   with pytest.raises(ValueError, match=message):

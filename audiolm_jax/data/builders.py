@@ -1,8 +1,10 @@
-"""TFDS data sets of encoded audio, prepared on Apache Beam: Libri-Light, MAESTRO, or a folder of files.
+"""TFDS data sets of encoded audio, prepared on Apache Beam: Libri-Light, MAESTRO, or a folder of
+files.
 
-For corpora that outgrow one host: `prepare` runs the builder on any Beam runner, without TensorFlow, and writes
-ArrayRecord shards that `data.tfds` reads. An example is the bytes of a FLAC (a part of a file), or those of the file
-itself, with its id, speaker (-1: unknown), number of samples, rate, and the SHA-256 of the bytes.
+For corpora that outgrow one host: `prepare` runs the builder on any Beam runner, without
+TensorFlow, and writes ArrayRecord shards that `data.tfds` reads. An example is the bytes of a FLAC
+(a part of a file), or those of the file itself, with its id, speaker (-1: unknown), number of
+samples, rate, and the SHA-256 of the bytes.
 
 Imported only where data sets are prepared: it needs the extra `beam`.
 """
@@ -21,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from audiolm_jax import audio, files
 from audiolm_jax.data import folders, librilight
+from audiolm_jax.errors import UserError
 
 _COUNTERS = 'audiolm_jax'
 
@@ -40,32 +43,45 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     raise NotImplementedError
 
   def _info(self) -> tfds.core.DatasetInfo:
-    text = lambda: tfds.features.Tensor(shape=(), dtype=np.object_)  # tfds.features.Text and Audio want TensorFlow
+    # tfds.features.Text and Audio want TensorFlow
+    text = lambda: tfds.features.Tensor(shape=(), dtype=np.object_)
     features = {
-        'audio': text(),
-        'id': text(),
-        'sha256': text(),
-        'speaker': tfds.features.Scalar(np.int32),
-        'num_samples': tfds.features.Scalar(np.int64),
-        'sample_rate': tfds.features.Scalar(np.int32),
+      'audio': text(),
+      'id': text(),
+      'sha256': text(),
+      'speaker': tfds.features.Scalar(np.int32),
+      'num_samples': tfds.features.Scalar(np.int64),
+      'sample_rate': tfds.features.Scalar(np.int32),
     }
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    return {split: self._generate_examples(parts) for split, parts in self._parts().items() if parts}
+    return {
+      split: self._generate_examples(parts) for split, parts in self._parts().items() if parts
+    }
 
   def _generate_examples(self, parts: Sequence[folders.Part]) -> beam.PTransform:
     root = self._root
-    # Files are told apart by names, and shuffled before they are read: neighbours in a list are of one book.
-    return beam.Create(list(parts)) | beam.Reshuffle() | beam.FlatMap(lambda part: _examples(part, root))
+    # Files are told apart by names, and shuffled before they are read: neighbours in a list are of
+    # one book.
+    return (
+      beam.Create(list(parts)) | beam.Reshuffle() | beam.FlatMap(lambda part: _examples(part, root))
+    )
 
 
 class LibriLight(_Builder):
-  """Libri-Light's unlab splits as downloaded (`data.librilight`); `held_out` is a share of the speakers."""
+  """Libri-Light's unlab splits as downloaded (`data.librilight`); `held_out` is a share of the
+  speakers.
+  """
 
   def __init__(
-      self, *, root, splits: Sequence[str] = ('unlab-600', 'unlab-6k', 'unlab-60k'), held_out: float = 0.005, **options
+    self,
+    *,
+    root,
+    splits: Sequence[str] = ('unlab-600', 'unlab-6k', 'unlab-60k'),
+    held_out: float = 0.005,
+    **options,
   ):
     self._subsets, self._held_out = tuple(splits), held_out
     super().__init__(root=root, **options)
@@ -76,7 +92,9 @@ class LibriLight(_Builder):
 
 
 class Maestro(_Builder):
-  """MAESTRO v3 as unpacked; its table (maestro-v3.0.0.csv) says which recording is of which split."""
+  """MAESTRO v3 as unpacked; its table (maestro-v3.0.0.csv) says which recording is of which
+  split.
+  """
 
   def _parts(self):
     [table] = _tables(self._root)
@@ -84,7 +102,9 @@ class Maestro(_Builder):
     with files.open_csv(table, 'get it anew') as file:
       for row in csv.DictReader(file):
         if row['split'] not in parts:
-          raise ValueError(f'{table}: split {row["split"]!r} of {row["audio_filename"]} is not one of {sorted(parts)}')
+          raise UserError(
+            f'{table}: split {row["split"]!r} of {row["audio_filename"]} is not one of {sorted(parts)}'
+          )
         parts[row['split']].append(folders.Part(os.path.join(self._root, row['audio_filename'])))
     return parts
 
@@ -106,31 +126,41 @@ class AudioFolder(_Builder):
 
 
 def prepare(
-    builder: tfds.core.GeneratorBasedBuilder, beam_options: Sequence[str] = (), *, num_shards: int | None = None
+  builder: tfds.core.GeneratorBasedBuilder,
+  beam_options: Sequence[str] = (),
+  *,
+  num_shards: int | None = None,
 ) -> dict[str, int]:
-  """Prepares the data set and returns how many examples each split has; what is prepared already is left alone.
+  """Prepares the data set and returns how many examples each split has; what is prepared already is
+  left alone.
 
   beam_options: flags of Beam, as in ['--runner=DirectRunner', '--direct_num_workers=8'].
   """
   config = tfds.download.DownloadConfig(
-      manual_dir=builder._root,
-      beam_options=beam.options.pipeline_options.PipelineOptions(list(beam_options)),
-      try_download_gcs=False,
-      num_shards=num_shards,
+    manual_dir=builder._root,
+    beam_options=beam.options.pipeline_options.PipelineOptions(list(beam_options)),
+    try_download_gcs=False,
+    num_shards=num_shards,
   )
   builder.download_and_prepare(download_config=config)
   return {name: split.num_examples for name, split in builder.info.splits.items()}
 
 
 def _tables(root: str) -> list[str]:
-  found = sorted(name for name in os.listdir(root) if name.startswith('maestro-') and name.endswith('.csv'))
+  found = sorted(
+    name for name in os.listdir(root) if name.startswith('maestro-') and name.endswith('.csv')
+  )
   if len(found) != 1:
-    raise ValueError(f'{root}: holds {found or "no maestro-*.csv"}: give the folder into which MAESTRO was unpacked')
+    raise UserError(
+      f'{root}: holds {found or "no maestro-*.csv"}: give the folder into which MAESTRO was unpacked'
+    )
   return [os.path.join(root, found[0])]
 
 
 def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, list[folders.Part]]:
-  """Splits by the checksum of a name, as the corpora of the recipes do: the same files are held out."""
+  """Splits by the checksum of a name, as the corpora of the recipes do: the same files are held
+  out.
+  """
   splits = {'train': [], 'test': []}
   for part in parts:
     splits['test' if folders.is_held_out(name(part), share) else 'train'].append(part)
@@ -148,20 +178,27 @@ def _examples(part: folders.Part, root: str) -> Iterator[tuple[bytes, dict[str, 
   key = os.fsencode(os.path.relpath(part.path, root))  # bytes: a name need not be text
   if part.num_seconds is not None:
     key += f'@{part.start_seconds:.3f}'.encode()
-  yield key, {
+  yield (
+    key,
+    {
       'audio': content,
       'id': key,
       'sha256': hashlib.sha256(content).hexdigest().encode(),
       'speaker': -1 if part.speaker is None else part.speaker,
       'num_samples': num_samples,
       'sample_rate': sample_rate,
-  }
+    },
+  )
 
 
 def _encoded(part: folders.Part) -> tuple[bytes, int, int]:
-  """Returns (bytes, samples, rate): a whole file as it is, once it could be decoded; a part of one as FLAC."""
+  """Returns (bytes, samples, rate): a whole file as it is, once it could be decoded; a part of one
+  as FLAC.
+  """
   rate = audio.info(part.path).sample_rate
-  wave_T = audio.load(part.path, rate, start_seconds=part.start_seconds, num_seconds=part.num_seconds)
+  wave_T = audio.load(
+    part.path, rate, start_seconds=part.start_seconds, num_seconds=part.num_seconds
+  )
   if part.num_seconds is None and not part.start_seconds:
     with open(part.path, 'rb') as file:
       return file.read(), len(wave_T), rate

@@ -11,19 +11,21 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from audiolm_jax.errors import UserError
+
 # Each package and a file or folder below `share` that shows that it is there.
 PACKAGES = {
-    'festvox-ru': 'festival/voices/russian/msu_ru_nsh_clunits/wav',
-    'asterisk-core-sounds-en-g722': 'asterisk/sounds/en_US_f_Allison/digits',
-    'asterisk-core-sounds-es-g722': 'asterisk/sounds/es_MX_f_Allison/digits',
-    'asterisk-core-sounds-fr-g722': 'asterisk/sounds/fr_CA_f_June/digits',
-    'asterisk-core-sounds-it-g722': 'asterisk/sounds/it_IT_m_Carlo/digits',
-    'asterisk-core-sounds-ru-g722': 'asterisk/sounds/ru_RU_f_IvrvoiceRU/digits',
-    'fillets-ng-data': 'games/fillets-ng/script/airplane/dialogs_cs.lua',
-    'fillets-ng-data-cs': 'games/fillets-ng/sound/airplane/cs',
-    'fillets-ng-data-nl': 'games/fillets-ng/sound/airplane/nl',
-    'tuxpaint-stamps-default': 'tuxpaint/stamps/animals',
-    'klettres-data': 'klettres/en/alpha',
+  'festvox-ru': 'festival/voices/russian/msu_ru_nsh_clunits/wav',
+  'asterisk-core-sounds-en-g722': 'asterisk/sounds/en_US_f_Allison/digits',
+  'asterisk-core-sounds-es-g722': 'asterisk/sounds/es_MX_f_Allison/digits',
+  'asterisk-core-sounds-fr-g722': 'asterisk/sounds/fr_CA_f_June/digits',
+  'asterisk-core-sounds-it-g722': 'asterisk/sounds/it_IT_m_Carlo/digits',
+  'asterisk-core-sounds-ru-g722': 'asterisk/sounds/ru_RU_f_IvrvoiceRU/digits',
+  'fillets-ng-data': 'games/fillets-ng/script/airplane/dialogs_cs.lua',
+  'fillets-ng-data-cs': 'games/fillets-ng/sound/airplane/cs',
+  'fillets-ng-data-nl': 'games/fillets-ng/sound/airplane/nl',
+  'tuxpaint-stamps-default': 'tuxpaint/stamps/animals',
+  'klettres-data': 'klettres/en/alpha',
 }
 # Allison Smith speaks English and Spanish: one voice.
 _ASTERISK_VOICES = {'en': 'allison', 'es': 'allison', 'fr': 'june', 'it': 'carlo', 'ru': 'ivrvoice'}
@@ -55,8 +57,8 @@ def festvox_ru(share: pathlib.Path) -> list[Clip]:
   prompts = _PROMPT.findall((root / 'etc/txt.done.data').read_text('utf-8'))
   texts = {name: text.replace('\\"', '"') for name, text in prompts}
   return [
-      Clip(str(path), 'festvox-ru', 'ru', texts.get(path.stem), str(root / f'lab/{path.stem}.lab'))
-      for path in sorted((root / 'wav').glob('*.wav'))
+    Clip(str(path), 'festvox-ru', 'ru', texts.get(path.stem), str(root / f'lab/{path.stem}.lab'))
+    for path in sorted((root / 'wav').glob('*.wav'))
   ]
 
 
@@ -121,9 +123,12 @@ def klettres(share: pathlib.Path) -> list[Clip]:
 
 
 _READERS: dict[str, Callable[[pathlib.Path], list[Clip]]] = {
-    'festvox-ru': festvox_ru, 'asterisk-core-sounds-': asterisk, 'fillets-ng-data': fillets,
-    'tuxpaint-stamps-default': tuxpaint, 'klettres-data': klettres,
-}  # fmt: skip
+  'festvox-ru': festvox_ru,
+  'asterisk-core-sounds-': asterisk,
+  'fillets-ng-data': fillets,
+  'tuxpaint-stamps-default': tuxpaint,
+  'klettres-data': klettres,
+}
 
 
 def clips(root: str | os.PathLike, packages: Sequence[str] = tuple(PACKAGES)) -> list[Clip]:
@@ -133,16 +138,16 @@ def clips(root: str | os.PathLike, packages: Sequence[str] = tuple(PACKAGES)) ->
   Raises ValueError for packages that are unknown or not there, with the commands that get them.
   """
   if unknown := set(packages) - PACKAGES.keys():
-    raise ValueError(f'packages has {sorted(unknown)}; there are readers for {", ".join(PACKAGES)}')
+    raise UserError(f'packages has {sorted(unknown)}; there are readers for {", ".join(PACKAGES)}')
   share = pathlib.Path(root) / 'usr/share'
   if missing := [name for name in packages if not (share / PACKAGES[name]).exists()]:
-    raise ValueError(
-        f'{share} lacks {" ".join(missing)}. On Debian or Ubuntu: '
-        f'apt-get download {" ".join(missing)}; '
-        'for deb in *.deb; do dpkg-deb -x $deb FOLDER; done; then --set corpus.root=FOLDER'
+    raise UserError(
+      f'{share} lacks {" ".join(missing)}. On Debian or Ubuntu: '
+      f'apt-get download {" ".join(missing)}; '
+      'for deb in *.deb; do dpkg-deb -x $deb FOLDER; done; then --set corpus.root=FOLDER'
     )
   readers = [
-      read for start, read in _READERS.items() if any(name.startswith(start) for name in packages)
+    read for start, read in _READERS.items() if any(name.startswith(start) for name in packages)
   ]
   return [clip for read in readers for clip in read(share)]
 
@@ -161,12 +166,12 @@ def read_labels(path: str | os.PathLike) -> list[tuple[float, str]]:
       end, _, phone = line.split()
       end = float(end)
     except ValueError:
-      raise ValueError(
-          f'{path}, line {number}: {line!r} is not `end_seconds number phone`'
+      raise UserError(
+        f'{path}, line {number}: {line!r} is not `end_seconds number phone`'
       ) from None
     if not last <= end < float('inf'):
-      raise ValueError(
-          f'{path}, line {number}: {phone} ends at {end} s, the phone before it at {last} s'
+      raise UserError(
+        f'{path}, line {number}: {phone} ends at {end} s, the phone before it at {last} s'
       )
     labels.append((end, phone))
     last = end

@@ -1,12 +1,14 @@
-"""Speaks texts with espeak-ng, one fresh process an utterance: a command that `data.synthesized` starts.
+"""Speaks texts with espeak-ng, one fresh process an utterance: a command that `data.synthesized`
+starts.
 
-It reads a JSON list of requests {voice, pitch, rate, gap, seed, text} from standard input and writes, for each, one
-JSON line {rate, num_samples, phones: [[sample, name]], words: [sample]} (where each phone and each word begins) and
-then the samples as raw int16 to standard output.
+It reads a JSON list of requests {voice, pitch, rate, gap, seed, text} from standard input and
+writes, for each, one JSON line {rate, num_samples, phones: [[sample, name]], words: [sample]}
+(where each phone and each word begins) and then the samples as raw int16 to standard output.
 
-espeak-ng keeps global state that its random seed does not cover: an utterance depends on those spoken before it, but
-is bit-exact in a fresh process. So this program never speaks itself: it forks a child for every request. Only the
-standard library is imported, because forking a process that holds JAX's threads may hang.
+espeak-ng keeps global state that its random seed does not cover: an utterance depends on those
+spoken before it, but is bit-exact in a fresh process. So this program never speaks itself: it forks
+a child for every request. Only the standard library is imported, because forking a process that
+holds JAX's threads may hang.
 """
 
 import array
@@ -14,6 +16,8 @@ import ctypes
 import json
 import os
 import sys
+
+from audiolm_jax.errors import UserError
 
 _SYNCHRONOUS = 2
 _PHONEME_EVENTS, _DONT_EXIT = 0x1, 0x8000
@@ -24,18 +28,20 @@ _END_OF_LIST = 0
 
 class _Event(ctypes.Structure):
   _fields_ = [
-      ('type', ctypes.c_int),
-      ('unique_identifier', ctypes.c_uint),
-      ('text_position', ctypes.c_int),
-      ('length', ctypes.c_int),
-      ('audio_position', ctypes.c_int),
-      ('sample', ctypes.c_int),
-      ('user_data', ctypes.c_void_p),
-      ('string', ctypes.c_char * 8),
+    ('type', ctypes.c_int),
+    ('unique_identifier', ctypes.c_uint),
+    ('text_position', ctypes.c_int),
+    ('length', ctypes.c_int),
+    ('audio_position', ctypes.c_int),
+    ('sample', ctypes.c_int),
+    ('user_data', ctypes.c_void_p),
+    ('string', ctypes.c_char * 8),
   ]
 
 
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_CALLBACK = ctypes.CFUNCTYPE(
+  ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
 
 
 def _speak(library, sample_rate: int, request: dict) -> tuple[dict, bytes]:
@@ -57,11 +63,12 @@ def _speak(library, sample_rate: int, request: dict) -> tuple[dict, bytes]:
   library.espeak_SetSynthCallback(callback)
   library.espeak_ng_SetRandSeed(ctypes.c_long(request['seed']))
   if library.espeak_SetVoiceByName(request['voice'].encode()):
-    raise ValueError(f'espeak-ng has no voice {request["voice"]!r}')
+    raise UserError(f'espeak-ng has no voice {request["voice"]!r}')
   for parameter, name in ((_RATE, 'rate'), (_PITCH, 'pitch'), (_WORD_GAP, 'gap')):
     library.espeak_SetParameter(parameter, request[name], 0)
   text = request['text'].encode() + b'\0'
-  library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, 1, None, None)  # 1: the text is UTF-8
+  # 1: the text is UTF-8
+  library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, 1, None, None)
   header = {'rate': sample_rate, 'num_samples': len(samples), 'phones': phones, 'words': words}
   return header, samples.tobytes()
 
@@ -72,7 +79,9 @@ def _write(file, header: dict, samples: bytes):
 
 def main(library_path: str, data_path: str):
   library = ctypes.CDLL(library_path)
-  sample_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data_path.encode(), _PHONEME_EVENTS | _DONT_EXIT)
+  sample_rate = library.espeak_Initialize(
+    _SYNCHRONOUS, 0, data_path.encode(), _PHONEME_EVENTS | _DONT_EXIT
+  )
   if sample_rate <= 0:
     raise OSError(f'espeak-ng could not be initialized with the data in {data_path}')
   for request in json.load(sys.stdin):

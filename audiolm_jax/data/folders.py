@@ -12,14 +12,36 @@ import numpy as np
 
 from audiolm_jax import audio
 from audiolm_jax.data import skipped
+from audiolm_jax.errors import UserError
 
 EXTENSIONS = ('.wav', '.wave', '.flac', '.ogg', '.oga', '.opus', '.mp3')
 # Audio and video that is not read: to be said, where it lies among files that are.
 _OTHER_AUDIO = (
-    '.aac', '.aif', '.aifc', '.aiff', '.alac', '.amr', '.ape', '.au', '.caf', '.gsm', '.m4a',
-    '.m4b', '.mka', '.mkv', '.mov', '.mp2', '.mp4', '.ra', '.sph', '.voc', '.w64', '.webm', '.wma',
-    '.wv',
-)  # fmt: skip
+  '.aac',
+  '.aif',
+  '.aifc',
+  '.aiff',
+  '.alac',
+  '.amr',
+  '.ape',
+  '.au',
+  '.caf',
+  '.gsm',
+  '.m4a',
+  '.m4b',
+  '.mka',
+  '.mkv',
+  '.mov',
+  '.mp2',
+  '.mp4',
+  '.ra',
+  '.sph',
+  '.voc',
+  '.w64',
+  '.webm',
+  '.wma',
+  '.wv',
+)
 
 
 class Part(NamedTuple):
@@ -43,11 +65,12 @@ class AudioFiles:
 
   It is None where the file cannot be read.
 
-  An unreadable file and the reason go to `bad`, and as a line of JSON to the file `quarantine` when one is named (where
-  it survives worker processes). `root` is what `inventory` tells paths from, so that a corpus may
-  be moved.
+  An unreadable file and the reason go to `bad`, and as a line of JSON to the file `quarantine` when
+  one is named (where it survives worker processes). `root` is what `inventory` tells paths from, so
+  that a corpus may be moved.
 
-  Raises ValueError, when reading, once more than `max_bad_fraction` of the parts turned out unreadable.
+  Raises ValueError, when reading, once more than `max_bad_fraction` of the parts turned out
+  unreadable.
   """
 
   def __init__(
@@ -75,9 +98,11 @@ class AudioFiles:
     return self._example(i, audio.load)
 
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
-    """Returns `files[i]` with `waveform[first:stop]` alone, where `first, stop = choose(len(waveform))`.
+    """Returns `files[i]` with `waveform[first:stop]` alone, where `first, stop =
+    choose(len(waveform))`.
 
-    Only that is decoded where `audio.load_slice` can; what is wrong with the rest of the file may not be noticed.
+    Only that is decoded where `audio.load_slice` can; what is wrong with the rest of the file may
+    not be noticed.
     """
     return self._example(i, functools.partial(audio.load_slice, choose=choose))
 
@@ -173,7 +198,8 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
 def _walk(
   root: str, left_out: list[tuple[str, str]]
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-  """Yields (path, status) of all files below a folder: those in it first, then those behind links.
+  """Yields (path, status) of all files below a folder: those in it first, then those behind
+  links.
   """
   places, links, seen = [root], collections.deque(), set()
   while places or links:
@@ -217,7 +243,7 @@ def find(
   if not paths:
     kind = 'audio files' if extensions == EXTENSIONS else 'files'
     named = skipped.named([f'{path} ({reason})' for path, reason in left_out])
-    raise ValueError(
+    raise UserError(
       f'{skipped.shown(root)}: no {kind} ({", ".join(extensions)}) in it or below'
       + (f'; left out: {named}' if left_out else '')
     )
@@ -225,7 +251,8 @@ def find(
 
 
 def same_files(paths: Sequence[str]) -> set:
-  """Returns what tells the files of these paths from all others, however they are named or linked.
+  """Returns what tells the files of these paths from all others, however they are named or
+  linked.
   """
   return {_identity(path, os.stat(path)) for path in paths if os.path.exists(path)}
 
@@ -249,7 +276,8 @@ def split_name(part: Part, root: str | os.PathLike, speaker_folders: bool) -> st
 def examples(
   root: str | os.PathLike, sample_rate: int, *, speaker_folders: bool = False, **options
 ) -> AudioFiles:
-  """Returns all audio files below `root`; with `speaker_folders` the name of a file's folder is its speaker.
+  """Returns all audio files below `root`; with `speaker_folders` the name of a file's folder is its
+  speaker.
 
   Speakers are numbered in the sorted order of their folders' names. `options` are those of
   `AudioFiles`; what is left out (see `scan`) is listed in `quarantine`, too.

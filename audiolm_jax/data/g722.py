@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+from audiolm_jax.errors import UserError
+
 SAMPLE_RATE = 16_000  # Hz
 _BIT_RATE = 64_000  # bit/s; one byte is two samples
 
@@ -23,9 +25,9 @@ def load(path: str | os.PathLike, *, max_seconds: float = 3600.0) -> np.ndarray:
   num_bytes = os.path.getsize(path)
   seconds = 8 * num_bytes / _BIT_RATE
   if not 0 < seconds <= max_seconds:
-    raise ValueError(
-        f'{path}: {num_bytes} bytes are {seconds:g} s of G.722; '
-        f'expected more than 0, at most {max_seconds:g}: leave it out, or raise max_seconds'
+    raise UserError(
+      f'{path}: {num_bytes} bytes are {seconds:g} s of G.722; '
+      f'expected more than 0, at most {max_seconds:g}: leave it out, or raise max_seconds'
     )
   with open(path, 'rb') as file:
     samples_T = G722.G722(SAMPLE_RATE, _BIT_RATE).decode(file.read())

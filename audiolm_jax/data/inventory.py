@@ -1,4 +1,5 @@
-"""The list of what a corpus holds, by which what was made of it knows whether it is still the same.
+"""The list of what a corpus holds, by which what was made of it knows whether it is still the
+same.
 """
 
 import collections
@@ -10,12 +11,14 @@ from typing import Any
 
 from audiolm_jax import files
 from audiolm_jax.data import skipped
+from audiolm_jax.errors import UserError
 
 MAX_BYTES = 2**30  # ten million files
 
 
 def of(source: Any) -> list[str]:
-  """Returns a line for each example: what the source's `inventory()` gives, else just their number.
+  """Returns a line for each example: what the source's `inventory()` gives, else just their
+  number.
   """
   return source.inventory() if hasattr(source, 'inventory') else [f'{len(source)} examples']
 
@@ -56,12 +59,12 @@ def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], rem
   before = load(path)
   if before is None:
     if made:
-      raise ValueError(
+      raise UserError(
         f'{made[0]} is there, but not {path}, which lists the files it was made of: {remedy}'
       )
     save(path, lines)
   elif changed := difference(before, lines):
-    raise ValueError(f'the corpus is not the one that {path} lists: {changed}. {remedy}')
+    raise UserError(f'the corpus is not the one that {path} lists: {changed}. {remedy}')
 
 
 def save(path: str | os.PathLike, lines: Sequence[str]):
@@ -70,11 +73,13 @@ def save(path: str | os.PathLike, lines: Sequence[str]):
 
 
 def load(path: str | os.PathLike) -> list[str] | None:
-  """Returns what `save` wrote; None where there is no file. Raises ValueError where it is damaged."""
+  """Returns what `save` wrote; None where there is no file. Raises ValueError where it is
+  damaged.
+  """
   if not os.path.lexists(path):
     return None
   remedy = 'move it and what was made with it away'
   lines = files.read_json(path, remedy, max_bytes=MAX_BYTES).get('files')
   if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-    raise ValueError(f'{path} has no list of files: {remedy}')
+    raise UserError(f'{path} has no list of files: {remedy}')
   return lines

@@ -1,6 +1,8 @@
-"""Libri-Light's unlabelled splits as downloaded: `unlab-*/<speaker>/<book>/*.flac`, each with a JSON file beside it.
+"""Libri-Light's unlabelled splits as downloaded: `unlab-*/<speaker>/<book>/*.flac`, each with a
+JSON file beside it.
 
-Recordings are whole chapters: they are read as parts, cut where the JSON file's voice activity pauses.
+Recordings are whole chapters: they are read as parts, cut where the JSON file's voice activity
+pauses.
 """
 
 import os
@@ -8,35 +10,39 @@ from collections.abc import Sequence
 
 from audiolm_jax import files
 from audiolm_jax.data import folders, skipped
+from audiolm_jax.errors import UserError
 
 _MAX_SECONDS = 7 * 24 * 3600.0  # of a chapter
 
 
 def examples(
-    root: str | os.PathLike,
-    sample_rate: int = 16_000,
-    *,
-    splits: Sequence[str] = ('unlab-600', 'unlab-6k', 'unlab-60k'),
-    part_seconds: float = 60.0,
-    **options,
+  root: str | os.PathLike,
+  sample_rate: int = 16_000,
+  *,
+  splits: Sequence[str] = ('unlab-600', 'unlab-6k', 'unlab-60k'),
+  part_seconds: float = 60.0,
+  **options,
 ) -> folders.AudioFiles:
   """Returns the parts, of at most about `part_seconds`, of the splits found under `root`; 'speaker'
   is the speaker's number.
 
-  A chapter without voice activity is one part. All JSON files are read here, once. `options` are `AudioFiles`'.
+  A chapter without voice activity is one part. All JSON files are read here, once. `options` are
+  `AudioFiles`'.
 
   Raises ValueError when none of the splits is there or a path is not <speaker>/<book>/<file>.
   """
   there = [split for split in splits if os.path.isdir(os.path.join(root, split))]
   if not there:
-    raise ValueError(f'{root}: has none of {", ".join(splits)}: give the folder into which Libri-Light was unpacked')
+    raise UserError(
+      f'{root}: has none of {", ".join(splits)}: give the folder into which Libri-Light was unpacked'
+    )
   parts = []
   for split in there:
     folder = os.path.join(root, split)
     for path in folders.find(folder, listing=options.get('quarantine')):
       speaker = os.path.relpath(path, folder).split(os.sep)[0]
       if not (speaker.isascii() and speaker.isdigit()):
-        raise ValueError(
+        raise UserError(
           f'{skipped.shown(path)}: expected <speaker number>/<book>/<file> below {folder}'
         )
       for start, end in _voiced_parts(os.path.splitext(path)[0] + '.json', part_seconds):
@@ -55,7 +61,7 @@ def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | N
     again = 'unpack it again'
     voiced = files.read_json(path, again).get('voice_activity') or []
     if not isinstance(voiced, list) or not all(map(_is_stretch, voiced)):
-      raise ValueError(f'{path}: voice_activity is no list of [start, end] in seconds: {again}')
+      raise UserError(f'{path}: voice_activity is no list of [start, end] in seconds: {again}')
   if not voiced:
     return [(0.0, None)]
   parts = []

@@ -7,6 +7,7 @@ import re
 
 from audiolm_jax.data import folders
 from audiolm_jax.data.utterances import Utterance
+from audiolm_jax.errors import UserError
 
 _NAME = re.compile(r'(\d+)-(\d+)-\d+\.flac')
 
@@ -22,8 +23,8 @@ def utterances(root: str | os.PathLike) -> list[Utterance]:
     folder, name = os.path.split(path)
     match = _NAME.fullmatch(name)
     if match is None:
-      raise ValueError(
-          f"{path}: LibriSpeech's files are named speaker-chapter-number.flac; give their folder"
+      raise UserError(
+        f"{path}: LibriSpeech's files are named speaker-chapter-number.flac; give their folder"
       )
     transcripts = os.path.join(folder, f'{match[1]}-{match[2]}.trans.txt')
     if transcripts not in texts:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from audiolm_jax.data import inventory
+from audiolm_jax.errors import UserError
 
 CLEAN_SHARE = 0.2  # of the examples have no noise: the switch must not touch what is clean
 
@@ -12,8 +13,9 @@ CLEAN_SHARE = 0.2  # of the examples have no noise: the switch must not touch wh
 class WithNoise:
   """A source whose examples hold 'noise' [T] besides, to be added to 'waveform'.
 
-  The noise of example i is always the same: a part of one of `noises`, repeated where it is shorter, or, without any,
-  Gaussian noise whose power falls with the frequency to a power between 0 (white) and 2 (brown).
+  The noise of example i is always the same: a part of one of `noises`, repeated where it is
+  shorter, or, without any, Gaussian noise whose power falls with the frequency to a power between 0
+  (white) and 2 (brown).
 
   source, noises: random access, `[i]` -> {'waveform', ...} or None; of the same sample rate.
   snr_db: between these the ratio of the powers of waveform and noise is drawn, in dB.
@@ -22,10 +24,15 @@ class WithNoise:
   """
 
   def __init__(
-      self, source: Any, noises: Any | None = None, *, snr_db: tuple[float, float] = (0.0, 15.0), seed: int = 0
+    self,
+    source: Any,
+    noises: Any | None = None,
+    *,
+    snr_db: tuple[float, float] = (0.0, 15.0),
+    seed: int = 0,
   ):
     if noises is not None and not len(noises):
-      raise ValueError('noises has no examples: name a folder of noise, or none for Gaussian noise')
+      raise UserError('noises has no examples: name a folder of noise, or none for Gaussian noise')
     self._source, self._noises, self._snr_db, self._seed = source, noises, snr_db, seed
 
   @property
@@ -49,10 +56,17 @@ class WithNoise:
     example = self._source[i]
     if example is None:
       return None
-    wave_T, random = np.asarray(example['waveform'], np.float32), np.random.default_rng((self._seed, i))
+    wave_T, random = (
+      np.asarray(example['waveform'], np.float32),
+      np.random.default_rng((self._seed, i)),
+    )
     if random.random() < CLEAN_SHARE:
       return {**example, 'noise': np.zeros_like(wave_T)}
-    noise_T = _coloured(len(wave_T), random) if self._noises is None else self._recorded(len(wave_T), random)
+    noise_T = (
+      _coloured(len(wave_T), random)
+      if self._noises is None
+      else self._recorded(len(wave_T), random)
+    )
     ratio = 10 ** (random.uniform(*self._snr_db) / 10)
     gain = np.sqrt(np.mean(np.square(wave_T)) / max(ratio * np.mean(np.square(noise_T)), 1e-12))
     return {**example, 'noise': (gain * noise_T).astype(np.float32)}
@@ -66,9 +80,11 @@ class WithNoise:
         repeated_T = np.resize(noise['waveform'], max(length, len(noise['waveform'])))
         start = int(random.integers(len(repeated_T) - length + 1))
         return repeated_T[start : start + length]
-    raise ValueError('none of the recordings of noise can be read')
+    raise UserError('none of the recordings of noise can be read')
 
 
 def _coloured(length: int, random: np.random.Generator) -> np.ndarray:
   spectrum_N = np.fft.rfft(random.normal(size=length))
-  return np.fft.irfft(spectrum_N * np.arange(1, len(spectrum_N) + 1) ** (-random.uniform(0, 2) / 2), n=length)
+  return np.fft.irfft(
+    spectrum_N * np.arange(1, len(spectrum_N) + 1) ** (-random.uniform(0, 2) / 2), n=length
+  )

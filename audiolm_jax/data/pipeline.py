@@ -1,18 +1,26 @@
-"""From a source of examples to batches: shuffled, cropped at one instant, shared among processes, resumable.
+"""From a source of examples to batches: shuffled, cropped at one instant, shared among processes,
+resumable.
 
-A *source* has `len(source)` and `source[i]`, a dict of arrays, or None when example i cannot be read. What a batch
-holds is said by a stage's `Feature`s, and nothing here knows a stage.
+A *source* has `len(source)` and `source[i]`, a dict of arrays, or None when example i cannot be
+read. What a batch holds is said by a stage's `Feature`s, and nothing here knows a stage.
 
-A source that can seek also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]` alone, where
-`first, stop = choose(len(waveform))`. It is used where the waveform is the only time series that is wanted. Sources
-made of others need not have it: all of an example is read then, as noise must be, whose gain is that of the whole.
+A source that can seek also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]`
+alone, where `first, stop = choose(len(waveform))`. It is used where the waveform is the only time
+series that is wanted. Sources
+made of others need not have it: all of an example is read then, as noise must be, whose gain is
+that of the whole.
 
-  order: every epoch is one permutation of the whole source, a new one each time. Each example gives one crop an epoch,
-    however long it is; a source that wants long recordings to count for more cuts them into several examples.
-  crop: one start time, drawn on the finest grid where every feature's index is whole (40 ms for 25 Hz).
-  processes: global batch `step` is the same for any number of processes; each reads only its own rows of it.
-  position: the number of batches given, nothing else; so a run may resume on another number of processes.
-  bad examples: the next readable one stands in, so that every process still agrees on what comes when.
+  order: every epoch is one permutation of the whole source, a new one each time. Each example gives
+    one crop an epoch, however long it is; a source that wants long recordings to count for more
+    cuts them into several examples.
+  crop: one start time, drawn on the finest grid where every feature's index is whole (40 ms for 25
+  Hz).
+  processes: global batch `step` is the same for any number of processes; each reads only its own
+  rows of it.
+  position: the number of batches given, nothing else; so a run may resume on another number of
+  processes.
+  bad examples: the next readable one stands in, so that every process still agrees on what comes
+  when.
 """
 
 import copy
@@ -26,6 +34,7 @@ import numpy as np
 from absl import flags
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Feature
 
 PAD = -1  # as tokens.PAD
@@ -38,7 +47,9 @@ class Batches:
   `get_state` returns a small dict fit for JSON, and `set_state` continues from one exactly.
   """
 
-  def __init__(self, dataset: grain.MapDataset, identity: dict[str, int], num_threads: int, num_workers: int):
+  def __init__(
+    self, dataset: grain.MapDataset, identity: dict[str, int], num_threads: int, num_workers: int
+  ):
     self._dataset = dataset
     self._identity = identity
     self._num_threads = num_threads
@@ -51,12 +62,16 @@ class Batches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     if self._iterator is None:
-      # Slicing, and not the iterator's own state: a step means the same whatever the threads and workers.
-      options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=max(2, 2 * self._num_threads))
+      # Slicing, and not the iterator's own state: a step means the same whatever the threads and
+      # workers.
+      options = grain.ReadOptions(
+        num_threads=self._num_threads, prefetch_buffer_size=max(2, 2 * self._num_threads)
+      )
       dataset = self._dataset[self._step :].to_iter_dataset(options)
       if self._num_workers:
         if not flags.FLAGS.is_parsed():
-          flags.FLAGS.mark_as_parsed()  # Grain reads absl flags before it starts workers; a notebook parses none
+          # Grain reads absl flags before it starts workers; a notebook parses none
+          flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
       self._iterator = iter(dataset)
     batch = next(self._iterator)
@@ -74,9 +89,9 @@ class Batches:
     """
     for name, value in self._identity.items():
       if state.get(name) != value:
-        raise ValueError(
-            f'the saved input position has {name}={state.get(name)}, this run has {value}: '
-            'the batches would not be those that follow; use the same settings, or start from step 0'
+        raise UserError(
+          f'the saved input position has {name}={state.get(name)}, this run has {value}: '
+          'the batches would not be those that follow; use the same settings, or start from step 0'
         )
     if self._iterator is not None and hasattr(self._iterator, 'close'):
       self._iterator.close()
@@ -84,95 +99,114 @@ class Batches:
 
 
 def batches(
-    source: Any,
-    features: Mapping[str, Feature],
-    *,
-    batch_size: int,
-    seed: int,
-    num_epochs: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int = 4,
-    num_workers: int = 0,
+  source: Any,
+  features: Mapping[str, Feature],
+  *,
+  batch_size: int,
+  seed: int,
+  num_epochs: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 4,
+  num_workers: int = 0,
 ) -> Batches:
   """Returns an iterator of {name: array [batch_size / process_count, *features[name].shape]}.
 
   `batch_size` is global; the rows of process 0, 1, ... in this order are the global batch, as
-  `jax.make_array_from_process_local_data` wants them. The last rows of `num_epochs` that fill no batch are dropped.
-  `num_threads` read ahead; `num_workers` processes do so when above 0 (the source must then be picklable).
+  `jax.make_array_from_process_local_data` wants them. The last rows of `num_epochs` that fill no
+  batch are dropped. `num_threads` read ahead; `num_workers` processes do so when above 0 (the
+  source must then be picklable).
 
-  Raises ValueError when the batch size cannot be shared out or exceeds a finite source, or when the first readable
-  example lacks a feature.
+  Raises ValueError when the batch size cannot be shared out or exceeds a finite source, or when the
+  first readable example lacks a feature.
   """
   checks.values(
-      batch_size=(batch_size, checks.WHOLE), seed=(seed, checks.SEED),
-      num_epochs=(num_epochs, checks.optional(checks.WHOLE)), num_threads=(num_threads, checks.WHOLE),
-      num_workers=(num_workers, checks.whole(0)), process_count=(process_count, checks.WHOLE),
+    batch_size=(batch_size, checks.WHOLE),
+    seed=(seed, checks.SEED),
+    num_epochs=(num_epochs, checks.optional(checks.WHOLE)),
+    num_threads=(num_threads, checks.WHOLE),
+    num_workers=(num_workers, checks.whole(0)),
+    process_count=(process_count, checks.WHOLE),
   )
   if batch_size % process_count:
-    raise ValueError(f'batch_size={batch_size} is global and must be a multiple of process_count={process_count}')
+    raise UserError(
+      f'batch_size={batch_size} is global and must be a multiple of process_count={process_count}'
+    )
   if not 0 <= process_index < process_count:
-    raise ValueError(f'process_index={process_index} must be from 0 to process_count - 1 = {process_count - 1}')
+    raise UserError(
+      f'process_index={process_index} must be from 0 to process_count - 1 = {process_count - 1}'
+    )
   if not len(source):
-    raise ValueError('the source has no examples')
+    raise UserError('the source has no examples')
   if num_epochs is not None and num_epochs * len(source) < batch_size:
-    raise ValueError(
-        f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower batch_size'
+    raise UserError(
+      f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower batch_size'
     )
   _crop_of(source, 0, features)  # what is missing is said now, not inside a thread
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(num_epochs)
   dataset = dataset.random_map(lambda i, random: _crop_of(source, i, features, random))
   if num_epochs is not None:
     dataset = dataset[: num_epochs * len(source) // batch_size * batch_size]
-  dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
+  dataset = dataset.batch(batch_size // process_count, drop_remainder=True)[
+    process_index::process_count
+  ]
   identity = {'seed': seed, 'batch_size': batch_size, 'num_examples': len(source)}
   return Batches(dataset, identity, num_threads, num_workers)
 
 
 def evaluation_batches(
-    source: Any,
-    features: Mapping[str, Feature],
-    *,
-    batch_size: int,
-    num_batches: int,
-    seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+  source: Any,
+  features: Mapping[str, Feature],
+  *,
+  batch_size: int,
+  num_batches: int,
+  seed: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-  """Returns the same `num_batches` batches on every call; a short source is gone through more than once.
+  """Returns the same `num_batches` batches on every call; a short source is gone through more than
+  once.
 
   Raises ValueError as `batches` does.
   """
   checks.values(num_batches=(num_batches, checks.WHOLE))
   endless = batches(
-      source, features, batch_size=batch_size, seed=seed, process_index=process_index, process_count=process_count
+    source,
+    features,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=process_index,
+    process_count=process_count,
   )
   return [next(endless) for _ in range(num_batches)]
 
 
 def crop(
-    example: Mapping[str, Any], features: Mapping[str, Feature], random: np.random.Generator | None = None
+  example: Mapping[str, Any],
+  features: Mapping[str, Feature],
+  random: np.random.Generator | None = None,
 ) -> dict[str, np.ndarray]:
   """Cuts every feature of one example at the same instant; the start is 0 s when `random` is None.
 
-  An example too short for the crop starts at 0 s and is padded: floats with 0, integers with -1. Features of one
-  example may differ in length by a frame: the start is drawn so that none runs out. Trailing axes take their leading
-  part.
+  An example too short for the crop starts at 0 s and is padded: floats with 0, integers with -1.
+  Features of one
+  example may differ in length by a frame: the start is drawn so that none runs out. Trailing axes
+  take their leading part.
 
-  Raises ValueError when a feature is missing (naming those that are there), has the wrong shape, or holds ids that the
-  stage does not have.
+  Raises ValueError when a feature is missing (naming those that are there), has the wrong shape, or
+  holds ids that the stage does not have.
   """
   for name in features:
     if name not in example:
-      raise ValueError(f'the stage asks for {name!r}; the source has {sorted(example)}')
+      raise UserError(f'the stage asks for {name!r}; the source has {sorted(example)}')
   arrays = {name: np.asarray(example[name]) for name in features}
   for name, feature in features.items():
     _check_shape(name, arrays[name].shape, feature)
   grid = grid_rate([feature.rate for feature in features.values() if feature.rate is not None])
   starts = [  # on the grid, after which a whole crop is left
-      math.floor((len(arrays[name]) - feature.shape[0]) / (Fraction(feature.rate) / grid))
-      for name, feature in features.items()
-      if feature.rate is not None
+    math.floor((len(arrays[name]) - feature.shape[0]) / (Fraction(feature.rate) / grid))
+    for name, feature in features.items()
+    if feature.rate is not None
   ]
   start = _draw(min(starts, default=0), random)
   cut = {name: _cut(arrays[name], feature, start, grid) for name, feature in features.items()}
@@ -187,10 +221,14 @@ def _draw(last: int, random: np.random.Generator | None) -> int:
 
 
 def grid_rate(rates: Iterable[float | int]) -> Fraction:
-  """Returns the rate (Hz) of the finest grid of instants where every rate's index is whole: their rational gcd."""
+  """Returns the rate (Hz) of the finest grid of instants where every rate's index is whole: their
+  rational gcd.
+  """
   fractions = [Fraction(rate) for rate in rates]
   denominator = math.lcm(*(fraction.denominator for fraction in fractions))
-  return Fraction(math.gcd(*(int(fraction * denominator) for fraction in fractions)) or 1, denominator)
+  return Fraction(
+    math.gcd(*(int(fraction * denominator) for fraction in fractions)) or 1, denominator
+  )
 
 
 def _check_shape(name: str, shape: tuple[int, ...], feature: Feature):
@@ -198,10 +236,12 @@ def _check_shape(name: str, shape: tuple[int, ...], feature: Feature):
     fits = shape == tuple(feature.shape)
   else:
     fits = len(shape) == len(feature.shape) and all(
-        has >= wanted for has, wanted in zip(shape[1:], feature.shape[1:], strict=True)
+      has >= wanted for has, wanted in zip(shape[1:], feature.shape[1:], strict=True)
     )
   if not fits:
-    raise ValueError(f'{name!r} has shape {shape} in the source; the stage asks for {tuple(feature.shape)}')
+    raise UserError(
+      f'{name!r} has shape {shape} in the source; the stage asks for {tuple(feature.shape)}'
+    )
 
 
 def _cut(array: np.ndarray, feature: Feature, start: int, grid: Fraction) -> np.ndarray:
@@ -216,26 +256,33 @@ def _cut(array: np.ndarray, feature: Feature, start: int, grid: Fraction) -> np.
 
 
 def _crop_of(
-    source: Any, i: int, features: Mapping[str, Feature], random: np.random.Generator | None = None
+  source: Any, i: int, features: Mapping[str, Feature], random: np.random.Generator | None = None
 ) -> dict[str, np.ndarray]:
-  """Returns the crop of example i, which is read alone where the source can seek; the same crop either way."""
+  """Returns the crop of example i, which is read alone where the source can seek; the same crop
+  either way.
+  """
   timed = [name for name, feature in features.items() if feature.rate is not None]
   if timed != ['waveform'] or not hasattr(source, 'crop'):
     return crop(_read(source.__getitem__, len(source), i), features, random)
   wanted = features['waveform'].shape[0]
 
   def choose(length: int) -> tuple[int, int]:
-    # From a copy: where another example stands in for a damaged one, its start is the first draw, not the second.
+    # From a copy: where another example stands in for a damaged one, its start is the first draw,
+    # not the second.
     start = _draw(length - wanted, copy.deepcopy(random))  # the grid of one rate is that rate
     return start, min(length, start + wanted)
 
   return crop(_read(lambda at: source.crop(at, choose), len(source), i), features)
 
 
-def _read(read: Callable[[int], Mapping[str, Any] | None], num_examples: int, i: int) -> Mapping[str, Any]:
+def _read(
+  read: Callable[[int], Mapping[str, Any] | None], num_examples: int, i: int
+) -> Mapping[str, Any]:
   attempts = min(num_examples, _MOST_BAD_IN_A_ROW)
   for offset in range(attempts):
     example = read((i + offset) % num_examples)
     if example is not None:
       return example
-  raise ValueError(f'{attempts} examples from example {i} on could not be read: see the records of the source')
+  raise UserError(
+    f'{attempts} examples from example {i} on could not be read: see the records of the source'
+  )

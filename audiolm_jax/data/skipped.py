@@ -6,6 +6,7 @@ import json
 import os
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 
 NUM_NAMED = 3  # in a message
 
@@ -53,7 +54,7 @@ class Skipped(dict):
         listed(self._listing, [(name, reason)])
     if len(self) > self._max_fraction * self._num_examples:
       where = '' if self._listing is None else f' (all of them: {shown(self._listing)})'
-      raise ValueError(
+      raise UserError(
         f'{len(self)} of {self._num_examples} {self._what} cannot be read, more than '
         f'max_bad_fraction={self._max_fraction}; the last: {shown(reason)}{where}. Mend them, '
         'move them away, or raise '

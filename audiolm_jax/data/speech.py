@@ -21,6 +21,7 @@ import numpy as np
 from audiolm_jax import audio, files
 from audiolm_jax.data import debian, g722, synthesized, zerospeech
 from audiolm_jax.data.utterances import Utterance
+from audiolm_jax.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz
 SPLITS = ('train', 'test', 'labelled')
@@ -53,8 +54,8 @@ def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> path
   Raises ValueError when nothing is left, ImportError when G.722 files lack their decoder.
   """
   known = [
-      [os.path.basename(clip.path), clip.voice, clip.text, os.path.getsize(clip.path)]
-      for clip in clips
+    [os.path.basename(clip.path), clip.voice, clip.text, os.path.getsize(clip.path)]
+    for clip in clips
   ]
   key = hashlib.sha256(json.dumps([_FORMAT, known]).encode()).hexdigest()[:16]
   folder = pathlib.Path(cache_dir) / f'speech-{key}'
@@ -70,21 +71,21 @@ def utterances(folder: str | os.PathLike, split: str) -> tuple[list[Utterance], 
   Voices are numbered from FIRST_SPEAKER in their sorted order. Raises ValueError for another split.
   """
   if split not in SPLITS:
-    raise ValueError(f'split is {split!r}; there are {", ".join(SPLITS)}')
+    raise UserError(f'split is {split!r}; there are {", ".join(SPLITS)}')
   folder = pathlib.Path(folder)
   path = folder / _MANIFEST
   stored = files.read_json(path, f'delete {path}, then the corpus is prepared again')
   number = {voice: FIRST_SPEAKER + index for index, voice in enumerate(stored['voices'])}
   names = sorted({phone for one in stored['utterances'] for _, phone in one['phones']})
   return [
-      Utterance(
-          str(folder / one['file']),
-          number[one['voice']],
-          one['text'],
-          [tuple(pair) for pair in one['phones']],
-      )
-      for one in stored['utterances']
-      if one['split'] == split
+    Utterance(
+      str(folder / one['file']),
+      number[one['voice']],
+      one['text'],
+      [tuple(pair) for pair in one['phones']],
+    )
+    for one in stored['utterances']
+    if one['split'] == split
   ], tuple(names)
 
 
@@ -101,7 +102,7 @@ def _prepare(clips: Sequence[debian.Clip], folder: pathlib.Path):
     file = f'{split}/{clip.voice}/{name}.flac'
     made.append({'split': split, 'file': file, 'voice': clip.voice, 'text': text, 'phones': phones})
   if not made:
-    raise ValueError(f'none of {len(clips)} clips can be used; the first: {left_out[:3]}')
+    raise UserError(f'none of {len(clips)} clips can be used; the first: {left_out[:3]}')
   voices = sorted({clip.voice for clip in clips})
   content = json.dumps({'voices': voices, 'utterances': made}, ensure_ascii=False)
   files.write_text(folder / 'left_out.txt', ''.join(f'{line}\n' for line in left_out))
@@ -111,7 +112,7 @@ def _prepare(clips: Sequence[debian.Clip], folder: pathlib.Path):
 
 
 def _joined(
-    clips: Iterable[debian.Clip], left_out: list[str]
+  clips: Iterable[debian.Clip], left_out: list[str]
 ) -> Iterator[tuple[str, debian.Clip, np.ndarray, str | None]]:
   """Yields (split, first clip, waveform, text): labelled clips as they are, others joined to
   _JOINED_SECONDS.
@@ -146,7 +147,7 @@ def _load(path: str) -> np.ndarray:
 
 
 def _join(
-    parts: list[tuple[debian.Clip, np.ndarray]],
+  parts: list[tuple[debian.Clip, np.ndarray]],
 ) -> tuple[debian.Clip, np.ndarray, str | None]:
   texts = [clip.text for clip, _ in parts]
   text = None if None in texts else ' '.join(texts)
@@ -164,7 +165,7 @@ def trimmed(wave_T: np.ndarray) -> np.ndarray | None:
   if len(wave_T) < _LEAST_SECONDS * SAMPLE_RATE:
     return None
   amplitude_W = np.sqrt(
-      np.mean(wave_T[: num_windows * _WINDOW].reshape(num_windows, _WINDOW) ** 2, axis=1)
+    np.mean(wave_T[: num_windows * _WINDOW].reshape(num_windows, _WINDOW) ** 2, axis=1)
   )
   loud = np.percentile(amplitude_W, 95)
   if loud < _LEAST_AMPLITUDE:
@@ -189,11 +190,11 @@ def _items(one: dict) -> Iterator[zerospeech.Item]:
   for index in range(1, len(names) - 1):
     if 'pau' not in names[index - 1 : index + 2] and ends[index] < ends[index + 1]:
       yield zerospeech.Item(
-          pathlib.Path(one['file']).stem,
-          ends[index],
-          ends[index + 1],
-          names[index],
-          names[index - 1],
-          names[index + 1],
-          one['voice'],
+        pathlib.Path(one['file']).stem,
+        ends[index],
+        ends[index + 1],
+        names[index],
+        names[index - 1],
+        names[index + 1],
+        one['voice'],
       )

@@ -1,11 +1,15 @@
-"""The embedded corpus: synthesized speakers that count and say short sentences, with phones, words and texts known.
+"""The embedded corpus: synthesized speakers that count and say short sentences, with phones, words
+and texts known.
 
-Nothing is downloaded: espeak-ng (the extra `pip install audiolm_jax[synth]`, GPL-3, loaded at run time) speaks. Every
-utterance is the same to the bit on every run. Two splits, 'train' and 'test', share neither voices nor texts:
+Nothing is downloaded: espeak-ng (the extra `pip install audiolm_jax[synth]`, GPL-3, loaded at run
+time) speaks. Every utterance is the same to the bit on every run. Two splits, 'train' and 'test',
+share neither voices nor texts:
 
-  counting (about 60 %): 'seven eight nine ...', up or down, wrapping around after `highest_number`; structure that a
+  counting (about 60 %): 'seven eight nine ...', up or down, wrapping around after `highest_number`;
+  structure that a
     recognizer for few words can check. The test split has pairs (start, step) of its own.
-  sentences: from a template grammar. A sentence belongs to the test split when its checksum says so.
+  sentences: from a template grammar. A sentence belongs to the test split when its checksum says
+  so.
 """
 
 import concurrent.futures
@@ -24,41 +28,102 @@ import soxr
 
 from audiolm_jax import checks, files
 from audiolm_jax.data import espeak
+from audiolm_jax.errors import UserError
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
-_FORMAT = 1  # raise when what is spoken for a config changes: caches of older versions are then made anew
+# raise when what is spoken for a config changes: caches of older versions are then made anew
+_FORMAT = 1
 
 _ACCENTS = (
-    'en-us', 'en-gb-scotland', 'en-gb-x-rp', 'en-029', 'en-gb-x-gbclan', 'en-us-nyc', 'en-gb-x-gbcwmd', 'en',
-)  # fmt: skip
+  'en-us',
+  'en-gb-scotland',
+  'en-gb-x-rp',
+  'en-029',
+  'en-gb-x-gbclan',
+  'en-us-nyc',
+  'en-gb-x-gbcwmd',
+  'en',
+)
 _VARIANTS = ('m1', 'f2', 'm3', 'f4', 'm5', 'f5', 'm7', 'f1', 'm2', 'f3', 'm4', 'm8', 'm6')
 
 NUMBERS = (
-    'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten', 'eleven', 'twelve',
-    'thirteen', 'fourteen', 'fifteen', 'sixteen', 'seventeen', 'eighteen', 'nineteen', 'twenty',
-)  # fmt: skip
+  'zero',
+  'one',
+  'two',
+  'three',
+  'four',
+  'five',
+  'six',
+  'seven',
+  'eight',
+  'nine',
+  'ten',
+  'eleven',
+  'twelve',
+  'thirteen',
+  'fourteen',
+  'fifteen',
+  'sixteen',
+  'seventeen',
+  'eighteen',
+  'nineteen',
+  'twenty',
+)
 
 _SUBJECTS = (
-    'the old sailor', 'my sister', 'a small dog', 'the teacher', 'our neighbour', 'the young king', 'a black cat',
-    'the farmer', 'her brother', 'the quiet doctor',
-)  # fmt: skip
+  'the old sailor',
+  'my sister',
+  'a small dog',
+  'the teacher',
+  'our neighbour',
+  'the young king',
+  'a black cat',
+  'the farmer',
+  'her brother',
+  'the quiet doctor',
+)
 _VERBS = (
-    'found', 'carried', 'painted', 'followed', 'remembered', 'wanted', 'watched', 'lost', 'bought', 'dropped',
-)  # fmt: skip
+  'found',
+  'carried',
+  'painted',
+  'followed',
+  'remembered',
+  'wanted',
+  'watched',
+  'lost',
+  'bought',
+  'dropped',
+)
 _OBJECTS = (
-    'a golden ring', 'the heavy box', 'a letter', 'the green boat', 'three apples', 'the wooden door', 'a long rope',
-    'some fresh bread', 'the broken clock', 'a silver key',
-)  # fmt: skip
-# espeak-ng speaks 'in the', 'on the' and 'of the' as one word, without a word event for 'the': avoided.
+  'a golden ring',
+  'the heavy box',
+  'a letter',
+  'the green boat',
+  'three apples',
+  'the wooden door',
+  'a long rope',
+  'some fresh bread',
+  'the broken clock',
+  'a silver key',
+)
+# espeak-ng speaks 'in the', 'on the' and 'of the' as one word, without a word event for 'the':
+# avoided.
 _PLACES = (
-    'near the river', 'behind the garden', 'after the rain', 'over the hill', 'before dinner', 'under the bridge',
-    'at the market', 'one morning',
-)  # fmt: skip
+  'near the river',
+  'behind the garden',
+  'after the rain',
+  'over the hill',
+  'before dinner',
+  'under the bridge',
+  'at the market',
+  'one morning',
+)
 
-# espeak-ng's names without stress marks, for all accents and words above; a pause is '_', anything new is '?'.
+# espeak-ng's names without stress marks, for all accents and words above; a pause is '_', anything
+# new is '?'.
 PHONES = tuple(
-    '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h i i: i@ i@3 j k l m '
-    'n o@ oU p r s t t# tS t[ u: v w z'.split()
+  '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h i i: i@ i@3 j k l m '
+  'n o@ oU p r s t t# tS t[ u: v w z'.split()
 )
 
 
@@ -83,10 +148,17 @@ class Config:
   def __post_init__(self):
     step = checks.whole(-checks.LARGEST)
     checks.fields(
-        self, num_train_voices=checks.WHOLE, num_test_voices=checks.WHOLE, train_minutes=checks.POSITIVE,
-        test_minutes=checks.POSITIVE, utterance_seconds=checks.POSITIVE, counting_share=checks.SHARE,
-        highest_number=checks.whole(1, len(NUMBERS) - 1), steps=checks.each(step), sample_rate=checks.WHOLE,
-        seed=checks.SEED,
+      self,
+      num_train_voices=checks.WHOLE,
+      num_test_voices=checks.WHOLE,
+      train_minutes=checks.POSITIVE,
+      test_minutes=checks.POSITIVE,
+      utterance_seconds=checks.POSITIVE,
+      counting_share=checks.SHARE,
+      highest_number=checks.whole(1, len(NUMBERS) - 1),
+      steps=checks.each(step),
+      sample_rate=checks.WHOLE,
+      seed=checks.SEED,
     )
 
 
@@ -104,7 +176,9 @@ def voices(config: Config) -> list[Voice]:
   total = config.num_train_voices + config.num_test_voices
   num_pitches = -(-total // len(_VARIANTS))
   if num_pitches > 20:
-    raise ValueError(f'{total} voices are asked for; more than {20 * len(_VARIANTS)} would sound alike')
+    raise UserError(
+      f'{total} voices are asked for; more than {20 * len(_VARIANTS)} would sound alike'
+    )
   pitches = np.linspace(10, 90, num_pitches).round().astype(int) if num_pitches > 1 else [50]
   pairs = [(variant, int(pitch)) for pitch in pitches for variant in _VARIANTS]
   random = np.random.default_rng([config.seed, 1])
@@ -128,51 +202,68 @@ def counting_text(random: np.random.Generator, config: Config, split: str, num_w
 
 
 def sentences_text(random: np.random.Generator, split: str, num_words: int) -> str:
-  """Returns sentences of the split, each followed by a full stop, of at least `num_words` words in all."""
+  """Returns sentences of the split, each followed by a full stop, of at least `num_words` words in
+  all.
+  """
   said = []
   while sum(len(sentence.split()) for sentence in said) < num_words:
-    sentence = ' '.join(words[random.integers(len(words))] for words in (_SUBJECTS, _VERBS, _OBJECTS, _PLACES))
+    sentence = ' '.join(
+      words[random.integers(len(words))] for words in (_SUBJECTS, _VERBS, _OBJECTS, _PLACES)
+    )
     if (zlib.crc32(sentence.encode()) % 5 == 0) == (split == 'test'):
       said.append(sentence)
   return '. '.join(said) + '.'
 
 
 def requests(config: Config, split: str) -> list[dict]:
-  """Returns what to speak: one dict {speaker, kind, voice, pitch, rate, gap, seed, text} for each utterance.
+  """Returns what to speak: one dict {speaker, kind, voice, pitch, rate, gap, seed, text} for each
+  utterance.
 
-  The speakers take turns and all speak equally much. Speakers of the test split are numbered after the others.
+  The speakers take turns and all speak equally much. Speakers of the test split are numbered after
+  the others.
   """
   if split not in ('train', 'test'):
-    raise ValueError(f"split is {split!r}; there are 'train' and 'test'")
+    raise UserError(f"split is {split!r}; there are 'train' and 'test'")
   minutes = config.train_minutes if split == 'train' else config.test_minutes
-  first, count = (0, config.num_train_voices) if split == 'train' else (config.num_train_voices, config.num_test_voices)
+  first, count = (
+    (0, config.num_train_voices)
+    if split == 'train'
+    else (config.num_train_voices, config.num_test_voices)
+  )
   all_voices = voices(config)
   made = []
   for i in range(max(1, round(60 * minutes / config.utterance_seconds))):
     random = np.random.default_rng([config.seed, 3 if split == 'train' else 4, i])
     speaker = first + i % count
     voice = all_voices[speaker]
-    # In every run of `count` utterances the same share counts, and over many runs every speaker does both.
+    # In every run of `count` utterances the same share counts, and over many runs every speaker
+    # does both.
     turn, place = divmod(i, count)
     counting = (place * 0.618034 + turn * 0.381966 + 0.5 / count) % 1.0 < config.counting_share
-    # Seconds a word measured at 170 words a minute: 0.40 and a gap of 0.08 when counting, 0.34 in sentences.
+    # Seconds a word measured at 170 words a minute: 0.40 and a gap of 0.08 when counting, 0.34 in
+    # sentences.
     if counting:
       text = counting_text(
-          random, config, split, max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08)))
+        random,
+        config,
+        split,
+        max(2, round(config.utterance_seconds / (0.40 * 170 / voice.rate + 0.08))),
       )
     else:
-      text = sentences_text(random, split, max(2, round(config.utterance_seconds / (0.34 * 170 / voice.rate))))
+      text = sentences_text(
+        random, split, max(2, round(config.utterance_seconds / (0.34 * 170 / voice.rate)))
+      )
     made.append(
-        {
-            'speaker': speaker,
-            'kind': 'counting' if counting else 'sentences',
-            'voice': voice.name,
-            'pitch': voice.pitch,
-            'rate': voice.rate,
-            'gap': 8 if counting else 1,  # pause between words, in 10 ms
-            'seed': i + 1,
-            'text': text,
-        }
+      {
+        'speaker': speaker,
+        'kind': 'counting' if counting else 'sentences',
+        'voice': voice.name,
+        'pitch': voice.pitch,
+        'rate': voice.rate,
+        'gap': 8 if counting else 1,  # pause between words, in 10 ms
+        'seed': i + 1,
+        'text': text,
+      }
     )
   return made
 
@@ -206,19 +297,23 @@ class Examples:
     num_samples = utterance['num_samples']
     wave_T = self._samples[self._ends[i] - num_samples : self._ends[i]].astype(np.float32) / 32768
     return {
-        'waveform': wave_T,
-        'speaker': np.int32(utterance['speaker']),
-        'phones': _frame_phones(utterance['phones'], num_samples, self.sample_rate),
-        'text': utterance['text'],
-        'kind': utterance['kind'],
-        'words': [tuple(word) for word in utterance['words']],
+      'waveform': wave_T,
+      'speaker': np.int32(utterance['speaker']),
+      'phones': _frame_phones(utterance['phones'], num_samples, self.sample_rate),
+      'text': utterance['text'],
+      'kind': utterance['kind'],
+      'words': [tuple(word) for word in utterance['words']],
     }
 
 
-def examples(config: Config, split: str, *, cache_dir: str | None = None, num_workers: int | None = None) -> Examples:
-  """Speaks the split, or reads it from `cache_dir` where an earlier call with the same config left it.
+def examples(
+  config: Config, split: str, *, cache_dir: str | None = None, num_workers: int | None = None
+) -> Examples:
+  """Speaks the split, or reads it from `cache_dir` where an earlier call with the same config left
+  it.
 
-  Raises ValueError for an unknown split and ImportError, naming the extra, when espeakng-loader is missing.
+  Raises ValueError for an unknown split and ImportError, naming the extra, when espeakng-loader is
+  missing.
   """
   path = None
   if cache_dir is not None:
@@ -228,18 +323,22 @@ def examples(config: Config, split: str, *, cache_dir: str | None = None, num_wo
     if os.path.exists(path):
       return _stored(path, config)
   utterances, waves = [], []
-  for request, (header, wave_T) in zip(wanted := requests(config, split), speak(wanted, num_workers), strict=True):
-    wave_T = level(soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate))
+  for request, (header, wave_T) in zip(
+    wanted := requests(config, split), speak(wanted, num_workers), strict=True
+  ):
+    wave_T = level(
+      soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate)
+    )
     scale = config.sample_rate / header['rate']
     utterances.append(
-        {
-            'speaker': request['speaker'],
-            'kind': request['kind'],
-            'text': request['text'],
-            'num_samples': len(wave_T),
-            'phones': [[round(sample * scale), name] for sample, name in header['phones']],
-            'words': _words(request['text'], header, scale, len(wave_T)),
-        }
+      {
+        'speaker': request['speaker'],
+        'kind': request['kind'],
+        'text': request['text'],
+        'num_samples': len(wave_T),
+        'phones': [[round(sample * scale), name] for sample, name in header['phones']],
+        'words': _words(request['text'], header, scale, len(wave_T)),
+      }
     )
     waves.append(np.round(wave_T * 32767).astype(np.int16))
   samples = np.concatenate(waves)
@@ -251,26 +350,36 @@ def examples(config: Config, split: str, *, cache_dir: str | None = None, num_wo
 def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict, np.ndarray]]:
   """Returns (header, int16 samples at header['rate']) for every request, see `espeak`.
 
-  Raises ImportError, naming the extra, when espeakng-loader is missing; RuntimeError when espeak-ng fails.
+  Raises ImportError, naming the extra, when espeakng-loader is missing; RuntimeError when espeak-ng
+  fails.
   """
   try:
     import espeakng_loader
   except ImportError as error:
-    raise ImportError('the synthesized corpus needs espeak-ng: pip install audiolm_jax[synth]') from error
-  # -I: the helper must not see this process's import path; it needs nothing but the standard library.
+    raise ImportError(
+      'the synthesized corpus needs espeak-ng: pip install audiolm_jax[synth]'
+    ) from error
+  # -I: the helper must not see this process's import path; it needs nothing but the standard
+  # library.
   command = [sys.executable, '-I', espeak.__file__, str(espeakng_loader.get_library_path())]
   command.append(str(espeakng_loader.get_data_path()))
 
   def work(share: list[dict]) -> list[tuple[dict, np.ndarray]]:
-    done = subprocess.run(command, input=json.dumps(share).encode(), capture_output=True, check=False)
+    done = subprocess.run(
+      command, input=json.dumps(share).encode(), capture_output=True, check=False
+    )
     if done.returncode:
       raise RuntimeError(f'espeak-ng failed: {done.stderr.decode(errors="replace")[-500:]}')
     return _parse(done.stdout, len(share))
 
-  num_workers = num_workers or min(len(wanted), len(os.sched_getaffinity(0)) if sys.platform == 'linux' else 2)
+  num_workers = num_workers or min(
+    len(wanted), len(os.sched_getaffinity(0)) if sys.platform == 'linux' else 2
+  )
   spoken = [None] * len(wanted)
   with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-    for first, results in enumerate(pool.map(work, [wanted[i::num_workers] for i in range(num_workers)])):
+    for first, results in enumerate(
+      pool.map(work, [wanted[i::num_workers] for i in range(num_workers)])
+    ):
       spoken[first::num_workers] = results
   return spoken
 
@@ -297,11 +406,17 @@ def plain_phone(name: str) -> str:
 
 
 def _words(text: str, header: dict, scale: float, num_samples: int) -> list[list]:
-  """Returns [[word, first sample, end sample]]; a word lasts until the next pause, or until the next word."""
-  pauses = [sample for sample, name in header['phones'] if plain_phone(name) == '_'] + [header['num_samples']]
+  """Returns [[word, first sample, end sample]]; a word lasts until the next pause, or until the
+  next word.
+  """
+  pauses = [sample for sample, name in header['phones'] if plain_phone(name) == '_'] + [
+    header['num_samples']
+  ]
   starts = header['words'] + [header['num_samples']]
   words = []
-  for word, start, following in zip(text.replace('.', '').split(), header['words'], starts[1:], strict=True):
+  for word, start, following in zip(
+    text.replace('.', '').split(), header['words'], starts[1:], strict=True
+  ):
     end = min(following, min(pause for pause in pauses if pause > start))
     words.append([word, round(start * scale), min(round(end * scale), num_samples)])
   return words
@@ -328,10 +443,12 @@ def _stored(path: str, config: Config) -> Examples:
       utterances = json.loads(stored['utterances'].tobytes())
       return Examples(config.sample_rate, utterances, stored['samples'])
   except (*torn, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise ValueError(f'{path} is damaged ({error!r}): delete it, and it is spoken again') from error
+    raise UserError(f'{path} is damaged ({error!r}): delete it, and it is spoken again') from error
 
 
 def _store(path: str, utterances: list[dict], samples: np.ndarray):
   os.makedirs(os.path.dirname(path), exist_ok=True)
   with files.atomically(path) as partial, open(partial, 'wb') as file:
-    np.savez(file, utterances=np.frombuffer(json.dumps(utterances).encode(), np.uint8), samples=samples)
+    np.savez(
+      file, utterances=np.frombuffer(json.dumps(utterances).encode(), np.uint8), samples=samples
+    )

@@ -1,11 +1,12 @@
-"""A twin of ZeroSpeech 2021 with known ground truth, spoken by espeak-ng, in that benchmark's own layout.
+"""A twin of ZeroSpeech 2021 with known ground truth, spoken by espeak-ng, in that benchmark's own
+layout.
 
   phonetic   syllables that differ in one phone (pit, bit, pat, ...), twice by each voice, phones and times known
   lexical    words of the corpus' vocabulary against nonwords: the same word but for one phone, as English might have it
   syntactic  what the corpus' grammar says (numbers that count; sentences) against the same words in a wrong order
 
-Voices and texts are those that `synthesized.Config` holds out: a model of its training split has heard none of it, but
-for the single words.
+Voices and texts are those that `synthesized.Config` holds out: a model of its training split has
+heard none of it, but for the single words.
 """
 
 import collections
@@ -24,27 +25,60 @@ from audiolm_jax import audio, checks
 from audiolm_jax.data import synthesized, zerospeech
 
 SUBSET = 'twin'
-_FORMAT = 1  # raise when what is spoken for a config changes: folders of older versions are then made anew
+# raise when what is spoken for a config changes: folders of older versions are then made anew
+_FORMAT = 1
 
 _ONSETS = ('p', 'b', 't', 'd', 's', 'm')
 _RHYMES = ('it', 'at', 'eet', 'oat', 'en', 'an')
 _EDGE = 0.04  # seconds of a pause that count as the neighbour of a phone
 
 _WORDS = (
-    ('zero', 'vero'), ('one', 'wum'), ('two', 'thoo'), ('three', 'shree'), ('four', 'thore'), ('five', 'fithe'),
-    ('six', 'thix'), ('seven', 'sezzen'), ('eight', 'aith'), ('nine', 'nithe'),
-    ('sailor', 'zailor'), ('sister', 'zister'), ('small', 'smool'), ('teacher', 'teesher'), ('neighbour', 'neighdour'),
-    ('young', 'yug'), ('king', 'keng'), ('black', 'blick'), ('farmer', 'farver'), ('brother', 'bruzzer'),
-    ('doctor', 'doptor'), ('found', 'vound'), ('followed', 'fossowed'), ('remembered', 'remempered'),
-    ('watched', 'woshed'), ('bought', 'bawth'), ('dropped', 'droffed'), ('heavy', 'hezzy'), ('letter', 'lecker'),
-    ('green', 'greeb'), ('boat', 'boath'), ('silver', 'silner'), ('river', 'rizzer'), ('garden', 'garzen'),
-    ('bridge', 'brizz'), ('fresh', 'fref'), ('morning', 'morling'), ('golden', 'goalzen'),
-)  # fmt: skip
+  ('zero', 'vero'),
+  ('one', 'wum'),
+  ('two', 'thoo'),
+  ('three', 'shree'),
+  ('four', 'thore'),
+  ('five', 'fithe'),
+  ('six', 'thix'),
+  ('seven', 'sezzen'),
+  ('eight', 'aith'),
+  ('nine', 'nithe'),
+  ('sailor', 'zailor'),
+  ('sister', 'zister'),
+  ('small', 'smool'),
+  ('teacher', 'teesher'),
+  ('neighbour', 'neighdour'),
+  ('young', 'yug'),
+  ('king', 'keng'),
+  ('black', 'blick'),
+  ('farmer', 'farver'),
+  ('brother', 'bruzzer'),
+  ('doctor', 'doptor'),
+  ('found', 'vound'),
+  ('followed', 'fossowed'),
+  ('remembered', 'remempered'),
+  ('watched', 'woshed'),
+  ('bought', 'bawth'),
+  ('dropped', 'droffed'),
+  ('heavy', 'hezzy'),
+  ('letter', 'lecker'),
+  ('green', 'greeb'),
+  ('boat', 'boath'),
+  ('silver', 'silner'),
+  ('river', 'rizzer'),
+  ('garden', 'garzen'),
+  ('bridge', 'brizz'),
+  ('fresh', 'fref'),
+  ('morning', 'morling'),
+  ('golden', 'goalzen'),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """How much is spoken. The first `num_voices` held-out voices say the words and phrases; all say the syllables."""
+  """How much is spoken. The first `num_voices` held-out voices say the words and phrases; all say
+  the syllables.
+  """
 
   num_voices: int = 4
   num_words: int = len(_WORDS)  # pairs
@@ -52,12 +86,18 @@ class Sizes:
 
   def __post_init__(self):
     checks.fields(
-        self, num_voices=checks.WHOLE, num_words=checks.whole(1, len(_WORDS)), num_phrases=checks.WHOLE
+      self,
+      num_voices=checks.WHOLE,
+      num_words=checks.whole(1, len(_WORDS)),
+      num_phrases=checks.WHOLE,
     )
 
 
-def folder(config: synthesized.Config, cache_dir: str | os.PathLike, sizes: Sizes = Sizes()) -> pathlib.Path:
-  """Returns the benchmark's folder below `cache_dir`, spoken now unless an earlier call with the same configs left it.
+def folder(
+  config: synthesized.Config, cache_dir: str | os.PathLike, sizes: Sizes = Sizes()
+) -> pathlib.Path:
+  """Returns the benchmark's folder below `cache_dir`, spoken now unless an earlier call with the
+  same configs left it.
 
   Raises ImportError, naming the extra, when espeakng-loader is missing.
   """
@@ -89,32 +129,49 @@ def write(config: synthesized.Config, root: pathlib.Path, sizes: Sizes = Sizes()
   items = []
   for request, (header, wave_T) in zip(wanted, spoken, strict=True):
     wave_T = soxr.resample(wave_T.astype(np.float32) / 32768, header['rate'], config.sample_rate)
-    audio.save(folders[request['task']] / f'{request["file"]}.wav', synthesized.level(wave_T), config.sample_rate)
+    audio.save(
+      folders[request['task']] / f'{request["file"]}.wav',
+      synthesized.level(wave_T),
+      config.sample_rate,
+    )
     if request['task'] == 'phonetic':
       items += _items(request, header)
   zerospeech.write_items(folders['phonetic'] / f'{SUBSET}.item', items)
   for task, columns, rows in (
-      ('lexical', zerospeech.LEXICAL_COLUMNS, words), ('syntactic', zerospeech.SYNTACTIC_COLUMNS, phrases)
+    ('lexical', zerospeech.LEXICAL_COLUMNS, words),
+    ('syntactic', zerospeech.SYNTACTIC_COLUMNS, phrases),
   ):
     zerospeech.write_gold(folders[task] / 'gold.csv', columns, [row for _, row in rows])
 
 
-def _request(voice: synthesized.Voice, number: int, task: str, file: str, text: str, gap: int) -> dict:
+def _request(
+  voice: synthesized.Voice, number: int, task: str, file: str, text: str, gap: int
+) -> dict:
   return {
-      'task': task, 'file': file, 'speaker': f'voice{number}', 'text': text, 'gap': gap, 'seed': 1,
-      'voice': voice.name, 'pitch': voice.pitch, 'rate': voice.rate,
-  }  # fmt: skip
+    'task': task,
+    'file': file,
+    'speaker': f'voice{number}',
+    'text': text,
+    'gap': gap,
+    'seed': 1,
+    'voice': voice.name,
+    'pitch': voice.pitch,
+    'rate': voice.rate,
+  }
 
 
 def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> list[dict]:
-  """Every syllable twice by each voice, in two orders, of which each fills two recordings of some 8 s."""
+  """Every syllable twice by each voice, in two orders, of which each fills two recordings of some 8
+  s.
+  """
   random = np.random.default_rng([config.seed, 5])
   syllables = [onset + rhyme for onset in _ONSETS for rhyme in _RHYMES]
   made = []
   for n, voice in enumerate(voices):
     takes = [half for _ in range(2) for half in np.split(random.permutation(syllables), 2)]
     made += [
-        _request(voice, n, 'phonetic', f'voice{n}-{take}', ' '.join(said), gap=8) for take, said in enumerate(takes)
+      _request(voice, n, 'phonetic', f'voice{n}-{take}', ' '.join(said), gap=8)
+      for take, said in enumerate(takes)
     ]
   return made
 
@@ -122,7 +179,9 @@ def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> l
 def _items(request: dict, header: dict) -> Iterator[zerospeech.Item]:
   """Yields each phone with its neighbours, of which a pause counts for at most _EDGE."""
   phones = [(0.0, '_')]  # espeak-ng leaves out the pause that an utterance begins with
-  phones += [(sample / header['rate'], synthesized.plain_phone(name)) for sample, name in header['phones']]
+  phones += [
+    (sample / header['rate'], synthesized.plain_phone(name)) for sample, name in header['phones']
+  ]
   times = [time for time, _ in phones] + [header['num_samples'] / header['rate']]
   for n in range(1, len(phones) - 1):
     (before, phone, after) = (name for _, name in phones[n - 1 : n + 2])
@@ -131,20 +190,31 @@ def _items(request: dict, header: dict) -> Iterator[zerospeech.Item]:
     onset, offset = times[n - 1], times[n + 2]
     onset = max(onset, times[n] - _EDGE) if before == '_' else onset
     offset = min(offset, times[n + 1] + _EDGE) if after == '_' else offset
-    yield zerospeech.Item(request['file'], round(onset, 4), round(offset, 4), phone, before, after, request['speaker'])
+    yield zerospeech.Item(
+      request['file'], round(onset, 4), round(offset, 4), phone, before, after, request['speaker']
+    )
 
 
 def _lexical(config, voices, num_words: int) -> Iterator[tuple[dict, dict]]:
-  """Yields a request and its row of gold.csv; a word's frequency is how often the training split says it."""
+  """Yields a request and its row of gold.csv; a word's frequency is how often the training split
+  says it.
+  """
   heard = collections.Counter(
-      word for request in synthesized.requests(config, 'train') for word in request['text'].replace('.', '').split()
+    word
+    for request in synthesized.requests(config, 'train')
+    for word in request['text'].replace('.', '').split()
   )
   for n, voice in enumerate(voices):
     for pair, texts in enumerate(_WORDS[:num_words]):
       for correct, text in zip((1, 0), texts, strict=True):
         file = f'word{pair}-{"right" if correct else "wrong"}-voice{n}'
-        row = dict(filename=file, id=pair, voice=f'voice{n}', word=text, length=len(text), correct=correct)
-        yield _request(voice, n, 'lexical', file, text, gap=8), row | ({'frequency': heard[text]} if correct else {})
+        row = dict(
+          filename=file, id=pair, voice=f'voice{n}', word=text, length=len(text), correct=correct
+        )
+        yield (
+          _request(voice, n, 'lexical', file, text, gap=8),
+          row | ({'frequency': heard[text]} if correct else {}),
+        )
 
 
 def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
@@ -154,7 +224,12 @@ def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
   for pair in range(num_phrases):
     counting = synthesized.counting_text(random, config, 'test', 6)
     pairs.append(
-        (pair, 'counting', counting, ' '.join(_out_of_step(random, counting.split(), config.highest_number + 1)))
+      (
+        pair,
+        'counting',
+        counting,
+        ' '.join(_out_of_step(random, counting.split(), config.highest_number + 1)),
+      )
     )
     sentence = synthesized.sentences_text(random, 'test', 1).removesuffix('.')
     pairs.append((pair, 'sentence', sentence, ' '.join(_disordered(random, sentence.split()))))
@@ -163,7 +238,13 @@ def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
       for correct, text in zip((1, 0), texts, strict=True):
         file = f'{kind}{pair}-{"right" if correct else "wrong"}-voice{n}'
         row = dict(
-            filename=file, id=pair, voice=f'voice{n}', type=kind, subtype=kind, transcription=text, correct=correct
+          filename=file,
+          id=pair,
+          voice=f'voice{n}',
+          type=kind,
+          subtype=kind,
+          transcription=text,
+          correct=correct,
         )
         yield _request(voice, n, 'syntactic', file, text, gap=8 if kind == 'counting' else 1), row
 
@@ -171,7 +252,9 @@ def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
 def _out_of_step(random: np.random.Generator, words: list[str], period: int) -> list[str]:
   """Returns the numbers in an order in which none follows its neighbour, up or down."""
   numbers = [synthesized.NUMBERS.index(word) for word in words]
-  while any((after - before) % period in (1, period - 1) for before, after in zip(numbers, numbers[1:])):
+  while any(
+    (after - before) % period in (1, period - 1) for before, after in zip(numbers, numbers[1:])
+  ):
     numbers = [int(number) for number in random.permutation(numbers)]
   return [synthesized.NUMBERS[number] for number in numbers]
 

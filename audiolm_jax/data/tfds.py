@@ -9,6 +9,7 @@ import soxr
 
 from audiolm_jax import audio, audio_checks
 from audiolm_jax.data import skipped
+from audiolm_jax.errors import UserError
 
 
 class Examples:
@@ -21,15 +22,15 @@ class Examples:
   """
 
   def __init__(
-      self,
-      source: Any,
-      sample_rate: int,
-      stored_sample_rate: int,
-      audio_name: str,
-      speaker_name: str | None,
-      max_bad_fraction: float = 0.05,
-      quarantine: str | None = None,
-      identity: str = '',
+    self,
+    source: Any,
+    sample_rate: int,
+    stored_sample_rate: int,
+    audio_name: str,
+    speaker_name: str | None,
+    max_bad_fraction: float = 0.05,
+    quarantine: str | None = None,
+    identity: str = '',
   ):
     self.bad = skipped.Skipped(len(source), max_bad_fraction, 'records', quarantine)
     self._source = source
@@ -65,46 +66,56 @@ class Examples:
     if isinstance(stored, bytes):
       return audio.decode(io.BytesIO(stored), rate, name=f'record {i}')
     if stored.ndim != 1 or not len(stored):
-      raise ValueError(f'record {i}: {self._audio_name!r} has shape {stored.shape}; one channel of samples is wanted')
+      raise UserError(
+        f'record {i}: {self._audio_name!r} has shape {stored.shape}; one channel of samples is wanted'
+      )
     wave_T = stored.astype(np.float32)
-    if np.issubdtype(stored.dtype, np.integer):  # 16-bit samples, in whatever integers they are kept
+    # 16-bit samples, in whatever integers they are kept
+    if np.issubdtype(stored.dtype, np.integer):
       wave_T = wave_T / 32768
     audio_checks.check_samples(wave_T, f'record {i}')
     if stored_rate != rate:
       wave_T = soxr.resample(wave_T, stored_rate, rate)
     if not len(wave_T):
-      raise ValueError(audio_checks.too_short(f'record {i}'))
+      raise UserError(audio_checks.too_short(f'record {i}'))
     return wave_T
 
 
 def examples(
-    folder: str | os.PathLike,
-    split: str,
-    sample_rate: int,
-    *,
-    audio_name: str = 'audio',
-    speaker_name: str | None = None,
-    stored_sample_rate: int | None = None,
-    max_bad_fraction: float = 0.05,
-    quarantine: str | None = None,
+  folder: str | os.PathLike,
+  split: str,
+  sample_rate: int,
+  *,
+  audio_name: str = 'audio',
+  speaker_name: str | None = None,
+  stored_sample_rate: int | None = None,
+  max_bad_fraction: float = 0.05,
+  quarantine: str | None = None,
 ) -> Examples:
   """Returns a split of the data set prepared in `folder` (the one with dataset_info.json).
 
-  The audio is an encoded file's bytes, or samples (integers are 16-bit) at `stored_sample_rate`, by default
-  `sample_rate`. `speaker_name`: the feature that numbers the speakers.
+  The audio is an encoded file's bytes, or samples (integers are 16-bit) at `stored_sample_rate`, by
+  default `sample_rate`. `speaker_name`: the feature that numbers the speakers.
 
-  Raises ImportError, naming the extra, without tensorflow-datasets; ValueError when a feature or split is missing.
+  Raises ImportError, naming the extra, without tensorflow-datasets; ValueError when a feature or
+  split is missing.
   """
   try:
     import tensorflow_datasets
   except ImportError as error:
-    raise ImportError('TFDS data sets need tensorflow-datasets: pip install audiolm_jax[tfds]') from error
+    raise ImportError(
+      'TFDS data sets need tensorflow-datasets: pip install audiolm_jax[tfds]'
+    ) from error
   builder = tensorflow_datasets.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
-    raise ValueError(f'{folder}: split {split!r} is asked for; there are {sorted(builder.info.splits)}')
+    raise UserError(
+      f'{folder}: split {split!r} is asked for; there are {sorted(builder.info.splits)}'
+    )
   for name in (audio_name, speaker_name):
     if name is not None and name not in builder.info.features:
-      raise ValueError(f'{folder}: feature {name!r} is asked for; there are {sorted(builder.info.features)}')
+      raise UserError(
+        f'{folder}: feature {name!r} is asked for; there are {sorted(builder.info.features)}'
+      )
   source = builder.as_data_source(split)
   return Examples(
     source,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audiolm_jax.data import folders
+from audiolm_jax.errors import UserError
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
 
@@ -28,12 +29,12 @@ class Utterances:
   """
 
   def __init__(
-      self,
-      utterances: Sequence[Utterance],
-      sample_rate: int,
-      *,
-      phone_names: Sequence[str] = (),
-      **options,
+    self,
+    utterances: Sequence[Utterance],
+    sample_rate: int,
+    *,
+    phone_names: Sequence[str] = (),
+    **options,
   ):
     """`options` are those of `folders.AudioFiles`. Raises ValueError when `phone_names` lacks a
     phone.
@@ -44,7 +45,7 @@ class Utterances:
     self.sample_rate, self.phone_names, self.bad = sample_rate, tuple(phone_names), self._files.bad
     self._ids = {name: index for index, name in enumerate(self.phone_names)}
     if unknown := {phone for one in self._utterances for _, phone in one.phones} - self._ids.keys():
-      raise ValueError(f'phone_names lacks {", ".join(sorted(unknown))}')
+      raise UserError(f'phone_names lacks {", ".join(sorted(unknown))}')
 
   def __len__(self) -> int:
     return len(self._utterances)
@@ -66,7 +67,7 @@ class Utterances:
       ends_N = np.array([end for end, _ in utterance.phones])
       centres_S = (np.arange(num_frames) + 0.5) / PHONE_RATE
       example['phones'] = ids_N[
-          np.minimum(np.searchsorted(ends_N, centres_S, side='right'), len(ids_N) - 1)
+        np.minimum(np.searchsorted(ends_N, centres_S, side='right'), len(ids_N) - 1)
       ]
     return example
 

@@ -1,10 +1,12 @@
-"""Other people's tests of speech: Libri-Light's `.item` files and the layout of ZeroSpeech 2021, read and written.
+"""Other people's tests of speech: Libri-Light's `.item` files and the layout of ZeroSpeech 2021,
+read and written.
 
   ROOT/phonetic/SET/SET.item, ROOT/phonetic/SET/*.wav             phones in context, for ABX
   ROOT/lexical/SET/gold.csv, ROOT/lexical/SET/*.wav               words and nonwords (sWUGGY)
   ROOT/syntactic/SET/gold.csv, ROOT/syntactic/SET/*.wav           sentences, grammatical or not (sBLIMP)
 
-Item files may lie anywhere below ROOT, and so may the audio that they name: Libri-Light's own lie beside LibriSpeech's
+Item files may lie anywhere below ROOT, and so may the audio that they name: Libri-Light's own lie
+beside LibriSpeech's
 folders. Source: arXiv 2011.11588 and its programs.
 """
 
@@ -17,11 +19,13 @@ from typing import NamedTuple
 
 from audiolm_jax import audio, files
 from audiolm_jax.data import folders
+from audiolm_jax.errors import UserError
 
 ITEM_HEADER = '#file onset offset #phone prev-phone next-phone speaker'
 LEXICAL_COLUMNS = ('filename', 'id', 'voice', 'frequency', 'word', 'phones', 'length', 'correct')
 SYNTACTIC_COLUMNS = ('filename', 'id', 'voice', 'type', 'subtype', 'transcription', 'correct')
-_BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))  # upper ends, exclusive
+# upper ends, exclusive
+_BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))
 _SLACK = 0.1  # seconds by which a label may end after its audio
 
 
@@ -42,10 +46,11 @@ class Item(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """One recording of a test of preference; the `correct` one of two with the same pair and voice should be likelier.
+  """One recording of a test of preference; the `correct` one of two with the same pair and voice
+  should be likelier.
 
-  kind: of sWUGGY the band of frequency ('oov' or how often LibriSpeech has the word; '' for nonwords), of sBLIMP the
-  type.
+  kind: of sWUGGY the band of frequency ('oov' or how often LibriSpeech has the word; '' for
+  nonwords), of sBLIMP the type.
   """
 
   file: str
@@ -59,28 +64,35 @@ class Sample(NamedTuple):
 def read_items(path: str | os.PathLike) -> list[Item]:
   """Returns the items of a Libri-Light `.item` file.
 
-  Raises ValueError, naming the line, for a missing header, another number of columns, or times that are no stretch.
+  Raises ValueError, naming the line, for a missing header, another number of columns, or times that
+  are no stretch.
   """
   with open(path, encoding='utf-8', errors='surrogateescape') as file:  # names are bytes
     lines = file.read().splitlines()
   if not lines or not lines[0].startswith('#'):
     found = repr(lines[0][:60]) if lines else 'nothing'
-    raise ValueError(f'{path}: begins with {found}, not with the header {ITEM_HEADER!r}: is it an item file?')
+    raise UserError(
+      f'{path}: begins with {found}, not with the header {ITEM_HEADER!r}: is it an item file?'
+    )
   items = []
   for number, line in enumerate(lines[1:], 2):
     columns = line.split()
     if len(columns) != len(Item._fields):
-      raise ValueError(f'{path}, line {number}: {len(columns)} columns, expected {len(Item._fields)}: {ITEM_HEADER}')
+      raise UserError(
+        f'{path}, line {number}: {len(columns)} columns, expected {len(Item._fields)}: {ITEM_HEADER}'
+      )
     name, onset, offset, *labels = columns
     try:
       onset, offset = float(onset), float(offset)
     except ValueError:
       onset = math.nan
     if not 0 <= onset < offset < math.inf:
-      raise ValueError(f'{path}, line {number}: {" ".join(columns[1:3])!r} is no onset before an offset, in seconds')
+      raise UserError(
+        f'{path}, line {number}: {" ".join(columns[1:3])!r} is no onset before an offset, in seconds'
+      )
     items.append(Item(name, onset, offset, *labels))
   if not items:
-    raise ValueError(f'{path}: a header and no items: copy or download it again')
+    raise UserError(f'{path}: a header and no items: copy or download it again')
   return items
 
 
@@ -91,17 +103,20 @@ def write_items(path: str | os.PathLike, items: Iterable[Item]):
 
 
 def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
-  """Raises ValueError, naming the item, when one ends more than 0.1 s after its audio; seconds: of each file."""
+  """Raises ValueError, naming the item, when one ends more than 0.1 s after its audio; seconds: of
+  each file.
+  """
   for item in items:
     if item.offset > seconds[item.file] + _SLACK:
-      raise ValueError(
-          f'item {item.phone} of {item.file} ends at {item.offset:g} s, its audio at {seconds[item.file]:g} s: '
-          'the items belong to other audio'
+      raise UserError(
+        f'item {item.phone} of {item.file} ends at {item.offset:g} s, its audio at {seconds[item.file]:g} s: '
+        'the items belong to other audio'
       )
 
 
 def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
-  """Returns the item file below `root` that is named `subset`, or `subset`-clean, as dev-clean.item.
+  """Returns the item file below `root` that is named `subset`, or `subset`-clean, as
+  dev-clean.item.
 
   Raises ValueError, with what there is, where there is none, or more than one.
   """
@@ -109,8 +124,8 @@ def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
   found = [path for path in there if path.stem in (subset, f'{subset}-clean')]
   if len(found) != 1:
     names = ', '.join(str(path.relative_to(root)) for path in there[:6]) or 'no item files'
-    raise ValueError(
-        f'{root} has {names}; exactly one must be {subset}.item or {subset}-clean.item: name another subset'
+    raise UserError(
+      f'{root} has {names}; exactly one must be {subset}.item or {subset}-clean.item: name another subset'
     )
   return found[0]
 
@@ -125,26 +140,41 @@ def gold_file(root: str | os.PathLike, task: str, subset: str) -> str | None:
   path = os.path.join(root, task, subset, 'gold.csv')
   if not os.path.isfile(path):
     there = sorted(os.listdir(os.path.join(root, task)))
-    raise ValueError(f'{path} does not exist; {task} has {", ".join(there) or "nothing"}: name a subset that has gold')
+    raise UserError(
+      f'{path} does not exist; {task} has {", ".join(there) or "nothing"}: name a subset that has gold'
+    )
   return path
 
 
 def read_lexical(path: str | os.PathLike) -> list[Sample]:
-  """Returns the words and nonwords of a gold.csv; ValueError as `_read_gold`, or for a frequency that is no number."""
+  """Returns the words and nonwords of a gold.csv; ValueError as `_read_gold`, or for a frequency
+  that is no number.
+  """
   return [
-      Sample(row['filename'], row['id'], row['voice'], correct, _band(path, row) if correct else '', row['word'])
-      for row, correct in _read_gold(path, LEXICAL_COLUMNS)
+    Sample(
+      row['filename'],
+      row['id'],
+      row['voice'],
+      correct,
+      _band(path, row) if correct else '',
+      row['word'],
+    )
+    for row, correct in _read_gold(path, LEXICAL_COLUMNS)
   ]
 
 
 def read_syntactic(path: str | os.PathLike) -> list[Sample]:
   """Returns the sentences of a gold.csv; ValueError as `_read_gold`."""
   return [
-      Sample(
-          row['filename'], '/'.join((row['type'], row['subtype'], row['id'])), row['voice'], correct, row['type'],
-          row['transcription'],
-      )
-      for row, correct in _read_gold(path, SYNTACTIC_COLUMNS)
+    Sample(
+      row['filename'],
+      '/'.join((row['type'], row['subtype'], row['id'])),
+      row['voice'],
+      correct,
+      row['type'],
+      row['transcription'],
+    )
+    for row, correct in _read_gold(path, SYNTACTIC_COLUMNS)
   ]
 
 
@@ -153,13 +183,17 @@ def _read_gold(path, columns: Sequence[str]) -> list[tuple[dict[str, str], bool]
     reader = csv.DictReader(file)
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
-      raise ValueError(f'{path}: has the columns {reader.fieldnames}, without {", ".join(missing)}: is it a gold file?')
+      raise UserError(
+        f'{path}: has the columns {reader.fieldnames}, without {", ".join(missing)}: is it a gold file?'
+      )
     rows = list(reader)
   if not rows:
-    raise ValueError(f'{path}: a header and no rows: copy or download it again')
+    raise UserError(f'{path}: a header and no rows: copy or download it again')
   for number, row in enumerate(rows, 2):
-    if row['correct'] not in ('0', '1') or not row['filename'] or None in row.values() or None in row:
-      raise ValueError(
+    if (
+      row['correct'] not in ('0', '1') or not row['filename'] or None in row.values() or None in row
+    ):
+      raise UserError(
         f'{path}, line {number}: not {len(columns)} values with 0 or 1 for correct: copy or '
         'download it again'
       )
@@ -170,11 +204,15 @@ def _band(path, row: dict[str, str]) -> str:
   try:
     frequency = float(row['frequency'])
   except ValueError:
-    raise ValueError(f'{path}: word {row["word"]!r} has frequency {row["frequency"]!r}, not a number') from None
+    raise UserError(
+      f'{path}: word {row["word"]!r} has frequency {row["frequency"]!r}, not a number'
+    ) from None
   return next(name for end, name in _BANDS if frequency < end)
 
 
-def write_gold(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]):
+def write_gold(
+  path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
+):
   """Writes a gold.csv; what a row lacks stays empty."""
   with files.atomically(path) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
@@ -183,21 +221,25 @@ def write_gold(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[M
 
 
 class Recordings:
-  """The audio of named recordings anywhere below a folder: a random access source of {'waveform', 'file'}."""
+  """The audio of named recordings anywhere below a folder: a random access source of {'waveform',
+  'file'}.
+  """
 
   def __init__(self, root: str | os.PathLike, names: Iterable[str], sample_rate: int):
-    """Raises ValueError, naming some, when recordings are missing or there is more than one of a name."""
+    """Raises ValueError, naming some, when recordings are missing or there is more than one of a
+    name.
+    """
     self.names, self.sample_rate = sorted(set(names)), sample_rate
     wanted, found = set(self.names), {}
     for path in folders.find(root):
       name = os.path.splitext(os.path.basename(path))[0]
       if name in wanted and found.setdefault(name, path) != path:
-        raise ValueError(f'{found[name]} and {path} have one name: give a folder with one of them')
+        raise UserError(f'{found[name]} and {path} have one name: give a folder with one of them')
     missing = [name for name in self.names if name not in found]
     if missing:
-      raise ValueError(
-          f'{root}: no audio for {len(missing)} of {len(wanted)} recordings, as '
-          f'{", ".join(missing[:3])}: copy or download it again'
+      raise UserError(
+        f'{root}: no audio for {len(missing)} of {len(wanted)} recordings, as '
+        f'{", ".join(missing[:3])}: copy or download it again'
       )
     self._paths = found
 

@@ -1,14 +1,16 @@
 """Phonetic ABX: how often a phone X sounds nearer to another phone B than to one of its own kind A.
 
-A, B and X are stretches of features or tokens, phones in the same context (triphones). The distance of two stretches is
-the cost of their cheapest alignment (dynamic time warping) over the length of its path; the error of a comparison is
-the share of triplets with d(X, B) < d(X, A), ties count half. Within: A, B and X are of one speaker, X is another A.
+A, B and X are stretches of features or tokens, phones in the same context (triphones). The distance
+of two stretches is the cost of their cheapest alignment (dynamic time warping) over the length of
+its path; the error of a comparison is the share of triplets with d(X, B) < d(X, A), ties count
+half. Within: A, B and X are of one speaker, X is another A.
 Across: A and B of one speaker, X of another.
 
-Definitions, averages and even the draws of ZeroSpeech 2021 and Libri-Light (Schatz et al., 2013; Nguyen et al., 2020,
-arXiv 2011.11588; Kahn et al., 2020): errors are averaged over contexts (across: and speakers of X), then over speakers,
-then over ordered pairs of phones; groups of more than `max_group` stretches and of more than `max_speakers` other
-speakers are drawn from, in their order, by their generator.
+Definitions, averages and even the draws of ZeroSpeech 2021 and Libri-Light (Schatz et al., 2013;
+Nguyen et al., 2020, arXiv 2011.11588; Kahn et al., 2020): errors are averaged over contexts
+(across: and speakers of X), then over speakers, then over ordered pairs of phones; groups of more
+than `max_group` stretches and of more than `max_speakers` other speakers are drawn from, in their
+order, by their generator.
 """
 
 import functools
@@ -22,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax.errors import UserError
+
 SPEAKERS = ('within', 'across')
 DISTANCES = ('angular', 'cosine', 'identity')
 _BLOCK = 1 << 20  # alignments whose costs are held at a time
@@ -29,7 +33,9 @@ _BATCH_FRAMES = 1 << 15  # gathered on either side for one batch of alignments
 
 
 class Score(NamedTuple):
-  """error: in [0, 1]; chance is 0.5. comparisons, alignments: how many there were. phone_pairs: what error averages."""
+  """error: in [0, 1]; chance is 0.5. comparisons, alignments: how many there were. phone_pairs:
+  what error averages.
+  """
 
   error: float
   comparisons: int
@@ -38,7 +44,9 @@ class Score(NamedTuple):
 
 
 class _Comparison(NamedTuple):
-  """Indices of stretches; `symmetric`: X is the same group as A, and no stretch is compared with itself."""
+  """Indices of stretches; `symmetric`: X is the same group as A, and no stretch is compared with
+  itself.
+  """
 
   key: tuple[int, int, int]  # speaker, phone of A, phone of B
   a: np.ndarray
@@ -50,45 +58,55 @@ class _Comparison(NamedTuple):
 def cut(features_FD: np.ndarray, onset: float, offset: float, rate: float) -> np.ndarray:
   """Returns the frames between two times in seconds; `rate` is in frames per second. May be empty.
 
-  A frame belongs to a stretch when its middle does, as in Libri-Light: ceil(rate onset - 1/2) up to, excluding,
-  floor(rate offset - 1/2).
+  A frame belongs to a stretch when its middle does, as in Libri-Light: ceil(rate onset - 1/2) up
+  to, excluding, floor(rate offset - 1/2).
   """
-  return features_FD[max(0, math.ceil(rate * onset - 0.5)) : max(0, math.floor(rate * offset - 0.5))]
+  return features_FD[
+    max(0, math.ceil(rate * onset - 0.5)) : max(0, math.floor(rate * offset - 0.5))
+  ]
 
 
 def score(
-    segments: Sequence[np.ndarray],
-    phones: Sequence[Hashable],
-    contexts: Sequence[Hashable],
-    speakers: Sequence[Hashable],
-    *,
-    speaker: str,
-    distance: str = 'angular',
-    max_group: int = 10,
-    max_speakers: int = 5,
-    seed: int = 3459,
-    progress: Callable[[int], object] = lambda alignments: None,
+  segments: Sequence[np.ndarray],
+  phones: Sequence[Hashable],
+  contexts: Sequence[Hashable],
+  speakers: Sequence[Hashable],
+  *,
+  speaker: str,
+  distance: str = 'angular',
+  max_group: int = 10,
+  max_speakers: int = 5,
+  seed: int = 3459,
+  progress: Callable[[int], object] = lambda alignments: None,
 ) -> Score:
-  """Returns the ABX error of stretches [F, D], each with its phone, context and speaker; empty stretches are left out.
+  """Returns the ABX error of stretches [F, D], each with its phone, context and speaker; empty
+  stretches are left out.
 
   speaker: 'within' or 'across'.
-  distance, of two frames: 'angular', the angle over pi (what ZeroSpeech calls cosine; a frame of zeros is at 1 from
-    all others); 'cosine', 1 - cosine; 'identity', the share of columns that differ, for tokens.
-  progress: told the number of alignments after each batch.
-  Raises ValueError for lengths that differ, an unknown name, tokens with another distance than 'identity', features
-  that are not finite, or when nothing can be compared.
+  distance, of two frames: 'angular', the angle over pi (what ZeroSpeech calls cosine; a frame of
+    zeros is at 1 from all others); 'cosine', 1 - cosine; 'identity', the share of columns that
+    differ, for tokens.
+  progress: told the number of alignments after each batch. Raises ValueError for lengths that
+  differ, an unknown name, tokens with another distance than 'identity', features that are not
+  finite, or when nothing can be compared.
   """
   if speaker not in SPEAKERS or distance not in DISTANCES:
-    raise ValueError(f'speaker={speaker!r}, distance={distance!r}: choose from {SPEAKERS} and {DISTANCES}')
+    raise UserError(
+      f'speaker={speaker!r}, distance={distance!r}: choose from {SPEAKERS} and {DISTANCES}'
+    )
   counts = [len(segments), len(phones), len(contexts), len(speakers)]
   if len(set(counts)) > 1:
-    raise ValueError(f'segments, phones, contexts and speakers are {counts} in number: give one of each')
+    raise UserError(
+      f'segments, phones, contexts and speakers are {counts} in number: give one of each'
+    )
   _check_frames(segments, distance)
   labels_N3 = np.stack([_numbered(names) for names in (contexts, speakers, phones)], axis=1)
   lengths_N = np.array([len(segment) for segment in segments], np.int64)
   groups = _groups(labels_N3, np.flatnonzero(lengths_N))
   comparisons = (
-      _within(groups, max_group, seed) if speaker == 'within' else _across(groups, max_group, max_speakers, seed)
+    _within(groups, max_group, seed)
+    if speaker == 'within'
+    else _across(groups, max_group, max_speakers, seed)
   )
   costs = _Alignments(segments, lengths_N, distance, progress)
   keys, errors, alignments = [], [], 0
@@ -98,10 +116,10 @@ def score(
     errors += found
     alignments += count
   if not keys:
-    raise ValueError(
-        f'{np.sum(lengths_N > 0)} stretches, and no {speaker}-speaker comparison among them: there must be two phones '
-        'in one context of one speaker, and one of them again by '
-        f'{"the same" if speaker == "within" else "another"} speaker'
+    raise UserError(
+      f'{np.sum(lengths_N > 0)} stretches, and no {speaker}-speaker comparison among them: there must be two phones '
+      'in one context of one speaker, and one of them again by '
+      f'{"the same" if speaker == "within" else "another"} speaker'
     )
   by_speaker, over_contexts = _grouped_mean(np.array(keys), np.array(errors))
   by_pair, over_speakers = _grouped_mean(by_speaker[:, 1:], over_contexts)
@@ -112,12 +130,12 @@ def _check_frames(segments: Sequence[np.ndarray], distance: str):
   for number, segment in enumerate(segments):
     segment = np.asarray(segment)
     if distance != 'identity' and np.issubdtype(segment.dtype, np.integer):
-      raise ValueError(
-          f'segments[{number}] is of type {segment.dtype} and distance={distance!r}: tokens have no angle, take '
-          "distance='identity'; features are floats"
+      raise UserError(
+        f'segments[{number}] is of type {segment.dtype} and distance={distance!r}: tokens have no angle, take '
+        "distance='identity'; features are floats"
       )
     if not np.isfinite(segment).all():
-      raise ValueError(f'segments[{number}] holds NaN or infinity: look at the model that made it')
+      raise UserError(f'segments[{number}] holds NaN or infinity: look at the model that made it')
 
 
 def _numbered(names: Sequence[Hashable]) -> np.ndarray:
@@ -127,7 +145,9 @@ def _numbered(names: Sequence[Hashable]) -> np.ndarray:
 
 
 def _groups(labels_N3: np.ndarray, kept: np.ndarray) -> dict[int, dict[int, dict[int, np.ndarray]]]:
-  """Returns the stretches' indices as groups[context][speaker][phone], each level in ascending order."""
+  """Returns the stretches' indices as groups[context][speaker][phone], each level in ascending
+  order.
+  """
   order = kept[np.lexsort(labels_N3[kept].T[::-1])]
   changes = np.flatnonzero(np.any(np.diff(labels_N3[order], axis=0), axis=1)) + 1
   groups = {}
@@ -157,7 +177,9 @@ def _across(groups, max_group: int, max_speakers: int, seed: int) -> Iterator[_C
       if len(by_phone) < 2:
         continue
       for phone_a, a in by_phone.items():
-        others = [own[phone_a] for other, own in by_speaker.items() if other != speaker and phone_a in own]
+        others = [
+          own[phone_a] for other, own in by_speaker.items() if other != speaker and phone_a in own
+        ]
         for x in generator.sample(others, max_speakers) if len(others) > max_speakers else others:
           for phone_b, b in by_phone.items():
             if phone_b != phone_a:
@@ -170,7 +192,9 @@ def _draw(generator: random.Random, group: np.ndarray, size: int) -> np.ndarray:
 
 
 def _blocks(comparisons: Iterator[_Comparison]) -> Iterator[list[_Comparison]]:
-  """Yields neighbouring comparisons, which share most of their alignments, until there are about _BLOCK of these."""
+  """Yields neighbouring comparisons, which share most of their alignments, until there are about
+  _BLOCK of these.
+  """
   block, count = [], 0
   for comparison in comparisons:
     block.append(comparison)
@@ -187,11 +211,15 @@ def _errors(block: list[_Comparison], costs: '_Alignments', size: int) -> tuple[
   wanted = []  # pairs (row, column) as one number row * size + column
   for comparison in block:
     rows, columns = comparison.x[:, None], comparison.a[None, :]
-    if comparison.symmetric:  # one alignment for both directions, the one that comes first as the row
+    # one alignment for both directions, the one that comes first as the row
+    if comparison.symmetric:
       place = np.arange(len(comparison.a))
       first = place[:, None] < place[None, :]
       rows, columns = np.where(first, rows, columns), np.where(first, columns, rows)
-    wanted += [(rows * size + columns).ravel(), (comparison.x[:, None] * size + comparison.b[None, :]).ravel()]
+    wanted += [
+      (rows * size + columns).ravel(),
+      (comparison.x[:, None] * size + comparison.b[None, :]).ravel(),
+    ]
   unique, inverse = np.unique(np.concatenate(wanted), return_inverse=True)
   cost_P = costs(unique // size, unique % size)[inverse]
   errors, at = [], 0
@@ -200,7 +228,9 @@ def _errors(block: list[_Comparison], costs: '_Alignments', size: int) -> tuple[
     to_a_XA = cost_P[at : at + num_x * num_a].reshape(num_x, num_a)
     to_b_XB = cost_P[at + num_x * num_a :][: num_x * num_b].reshape(num_x, num_b)
     at += num_x * (num_a + num_b)
-    worse_XAB = (to_b_XB[:, None, :] < to_a_XA[:, :, None]) + 0.5 * (to_b_XB[:, None, :] == to_a_XA[:, :, None])
+    worse_XAB = (to_b_XB[:, None, :] < to_a_XA[:, :, None]) + 0.5 * (
+      to_b_XB[:, None, :] == to_a_XA[:, :, None]
+    )
     if comparison.symmetric:
       worse_XAB[np.arange(num_a), np.arange(num_a)] = 0
       errors.append(float(worse_XAB.sum() / (num_a * (num_a - 1) * num_b)))
@@ -217,7 +247,9 @@ def _grouped_mean(keys_NK: np.ndarray, values_N: np.ndarray) -> tuple[np.ndarray
 
 
 class _Alignments:
-  """Costs of aligning pairs of stretches, in batches of few compiled shapes; frames stay on the device."""
+  """Costs of aligning pairs of stretches, in batches of few compiled shapes; frames stay on the
+  device.
+  """
 
   def __init__(self, segments, lengths_N: np.ndarray, distance: str, progress):
     frames_FD = np.concatenate([np.asarray(s) for s in segments])
@@ -231,7 +263,8 @@ class _Alignments:
     costs_P = np.empty(len(rows_P), np.float32)
     for bucket in np.unique(buckets_P):
       chosen = np.flatnonzero(buckets_P == bucket)
-      batch = 1 << int(np.log2(max(64, _BATCH_FRAMES // bucket)))  # one for all widths: one compilation
+      # one for all widths: one compilation
+      batch = 1 << int(np.log2(max(64, _BATCH_FRAMES // bucket)))
       pending = []
       for at in range(0, len(chosen), batch):
         some = chosen[at : at + batch]
@@ -239,7 +272,9 @@ class _Alignments:
         row_P, column_P = rows_P[padded], columns_P[padded]
         starts = self._starts_N[row_P], self._starts_N[column_P]
         distance_PNM = _gathered_distances(self._frames_FD, *starts, int(bucket), self._distance)
-        pending.append((some, _jitted_cost(distance_PNM, self._lengths_N[row_P], self._lengths_N[column_P])))
+        pending.append(
+          (some, _jitted_cost(distance_PNM, self._lengths_N[row_P], self._lengths_N[column_P]))
+        )
         if len(pending) > 1:  # the next batch is put together while one is computed
           self._store(costs_P, *pending.pop(0))
       for done in pending:
@@ -258,22 +293,28 @@ def _bucket(lengths_P: np.ndarray) -> np.ndarray:
 
 
 def _normalized(frames_FD: np.ndarray) -> np.ndarray:
-  """Returns frames of length 1, with one more column: 1 for a frame of zeros, which is like no other."""
+  """Returns frames of length 1, with one more column: 1 for a frame of zeros, which is like no
+  other.
+  """
   frames_FD = np.asarray(frames_FD, np.float32)
   norm_F1 = np.sqrt(np.sum(np.square(frames_FD), axis=1, keepdims=True))
-  return np.concatenate([frames_FD / np.where(norm_F1 > 0, norm_F1, 1), norm_F1 == 0], axis=1, dtype=np.float32)
+  return np.concatenate(
+    [frames_FD / np.where(norm_F1 > 0, norm_F1, 1), norm_F1 == 0], axis=1, dtype=np.float32
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('length', 'distance'))
 def _gathered_distances(frames_FD, start_P, other_start_P, length: int, distance: str):
-  gather = lambda start_P: frames_FD[jnp.minimum(start_P[:, None] + jnp.arange(length), len(frames_FD) - 1)]
+  gather = lambda start_P: frames_FD[
+    jnp.minimum(start_P[:, None] + jnp.arange(length), len(frames_FD) - 1)
+  ]
   return frame_distances(gather(start_P), gather(other_start_P), distance)
 
 
 def frame_distances(
-    one_PND: Float[Array, 'P N D'] | Int[Array, 'P N D'],
-    other_PMD: Float[Array, 'P M D'] | Int[Array, 'P M D'],
-    distance: str,
+  one_PND: Float[Array, 'P N D'] | Int[Array, 'P N D'],
+  other_PMD: Float[Array, 'P M D'] | Int[Array, 'P M D'],
+  distance: str,
 ) -> Float[Array, 'P N M']:
   """Returns the distance of every frame of one stretch from every frame of the other.
 
@@ -289,12 +330,13 @@ def frame_distances(
 
 
 def alignment_cost(
-    distance_PNM: Float[Array, 'P N M'], rows_P: Int[Array, 'P'], columns_P: Int[Array, 'P']
+  distance_PNM: Float[Array, 'P N M'], rows_P: Int[Array, 'P'], columns_P: Int[Array, 'P']
 ) -> Float[Array, 'P']:
   """Returns the cost of the cheapest alignment of each pair over the length of its path.
 
-  Of the matrix of each pair the first `rows` rows and `columns` columns count. A step goes down, right or both; among
-  equal costs the path that ends diagonally is taken, then the one that ends with a step right.
+  Of the matrix of each pair the first `rows` rows and `columns` columns count. A step goes down,
+  right or both; among equal costs the path that ends diagonally is taken, then the one that ends
+  with a step right.
   """
   _, num_rows, num_columns = distance_PNM.shape
   width = num_rows + num_columns - 1
@@ -306,13 +348,19 @@ def alignment_cost(
   down = lambda x_NP, fill: jnp.concatenate([jnp.full_like(x_NP[:1], fill), x_NP[:-1]])
 
   def advance(carry, inputs):
-    (cost_NP, path_NP), (before_NP, path_before_NP), result_P = carry  # the last diagonal, the one before it
+    # the last diagonal, the one before it
+    (cost_NP, path_NP), (before_NP, path_before_NP), result_P = carry
     distances_NP, k = inputs
     up_NP, diagonal_NP = down(cost_NP, jnp.inf), down(before_NP, jnp.inf)
     straight_NP = (diagonal_NP <= cost_NP) & (diagonal_NP <= up_NP)
     right_NP = cost_NP <= up_NP
     best_NP = jnp.minimum(jnp.minimum(up_NP, cost_NP), diagonal_NP)
-    path = jnp.where(straight_NP, down(path_before_NP, 0), jnp.where(right_NP, path_NP, down(path_NP, 0))) + 1
+    path = (
+      jnp.where(
+        straight_NP, down(path_before_NP, 0), jnp.where(right_NP, path_NP, down(path_NP, 0))
+      )
+      + 1
+    )
     first = (k == 0) & (row_N1 == 0)
     cost, path = distances_NP + jnp.where(first, 0, best_NP), jnp.where(first, 1, path)
     ends_NP = (row_N1 == rows_P - 1) & (k == rows_P + columns_P - 2)
@@ -324,4 +372,5 @@ def alignment_cost(
   return jax.lax.scan(advance, initial, (diagonals_KNP, jnp.arange(width)))[0][2]
 
 
-_jitted_cost = jax.jit(alignment_cost)  # apart from the distances: it does not depend on the width of the frames
+# apart from the distances: it does not depend on the width of the frames
+_jitted_cost = jax.jit(alignment_cost)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from audiolm_jax import audio
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.quantizer import perplexity as codebook_perplexity
 
 __all__ = ['codebook_perplexity', 'log_mel_distance', 'multi_scale_stft_distance', 'si_sdr']
@@ -11,8 +12,11 @@ __all__ = ['codebook_perplexity', 'log_mel_distance', 'multi_scale_stft_distance
 STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of it
 
 
-def si_sdr(reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']) -> Float[Array, 'B']:
-  """Returns the scale-invariant signal-to-distortion ratio of each example, in dB (Le Roux et al., 2019).
+def si_sdr(
+  reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
+) -> Float[Array, 'B']:
+  """Returns the scale-invariant signal-to-distortion ratio of each example, in dB (Le Roux et al.,
+  2019).
 
   Means are removed first. A silent estimate scores -100 dB, an equal one +100 dB.
   """
@@ -28,33 +32,48 @@ def si_sdr(reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']) 
 
 
 def log_mel_distance(
-    reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T'], sample_rate: int
+  reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T'], sample_rate: int
 ) -> Float[Array, 'B']:
-  """Returns the mean absolute difference of natural log-mel magnitudes of each example (64 ms windows, 80 bins)."""
+  """Returns the mean absolute difference of natural log-mel magnitudes of each example (64 ms
+  windows, 80 bins).
+  """
   window = int(0.064 * sample_rate)
   options = dict(sample_rate=sample_rate, window_length=window, hop_length=window // 4, num_mels=80)
-  reference_BFM, estimate_BFM = (audio.log_mel_spectrogram(wave, **options) for wave in (reference_BT, estimate_BT))
+  reference_BFM, estimate_BFM = (
+    audio.log_mel_spectrogram(wave, **options) for wave in (reference_BT, estimate_BT)
+  )
   return jnp.mean(jnp.abs(reference_BFM - estimate_BFM), axis=(1, 2))
 
 
-def multi_scale_stft_distance(reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']) -> Float[Array, 'B']:
-  """Returns spectral convergence plus mean absolute difference of natural log magnitudes, mean over STFT_WINDOWS.
+def multi_scale_stft_distance(
+  reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
+) -> Float[Array, 'B']:
+  """Returns spectral convergence plus mean absolute difference of natural log magnitudes, mean over
+  STFT_WINDOWS.
 
-  Spectral convergence is the norm of the difference of magnitudes over that of the reference's. Windows longer than
-  the waveform are left out. Source: Yamamoto et al., 2020 (Parallel WaveGAN), equations 3 to 6, with
-  windows in powers of 2 and a hop of a quarter.
+  Spectral convergence is the norm of the difference of magnitudes over that of the reference's.
+  Windows longer than
+  the waveform are left out. Source: Yamamoto et al., 2020 (Parallel WaveGAN), equations 3 to 6,
+  with windows in powers of 2 and a hop of a quarter.
 
   Raises ValueError when the waveform is shorter than every window.
   """
   if reference_BT.shape[-1] < STFT_WINDOWS[0]:
-    raise ValueError(f'waveform has {reference_BT.shape[-1]} samples, the shortest window {STFT_WINDOWS[0]}')
+    raise UserError(
+      f'waveform has {reference_BT.shape[-1]} samples, the shortest window {STFT_WINDOWS[0]}'
+    )
   total_B, windows = 0.0, [w for w in STFT_WINDOWS if w <= reference_BT.shape[-1]]
   for window in windows:
     reference_BFN, estimate_BFN = (
-        jnp.abs(audio.stft(wave, window, window // 4)) for wave in (reference_BT, estimate_BT)
+      jnp.abs(audio.stft(wave, window, window // 4)) for wave in (reference_BT, estimate_BT)
     )
     norm = lambda x_BFN: jnp.sqrt(jnp.sum(jnp.square(x_BFN), axis=(1, 2)))
-    convergence_B = norm(reference_BFN - estimate_BFN) / jnp.maximum(norm(reference_BFN), audio.LOG_FLOOR)
-    logs = [jnp.log(jnp.maximum(magnitude, audio.LOG_FLOOR)) for magnitude in (reference_BFN, estimate_BFN)]
+    convergence_B = norm(reference_BFN - estimate_BFN) / jnp.maximum(
+      norm(reference_BFN), audio.LOG_FLOOR
+    )
+    logs = [
+      jnp.log(jnp.maximum(magnitude, audio.LOG_FLOOR))
+      for magnitude in (reference_BFN, estimate_BFN)
+    ]
     total_B += convergence_B + jnp.mean(jnp.abs(logs[0] - logs[1]), axis=(1, 2))
   return total_B / len(windows)

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 
 
 def fit(
-    given_N: Int[np.ndarray, 'N'], code_N: Int[np.ndarray, 'N'], num_given: int, codebook_size: int
+  given_N: Int[np.ndarray, 'N'], code_N: Int[np.ndarray, 'N'], num_given: int, codebook_size: int
 ) -> Float[np.ndarray, 'G V']:
   """Returns how often each code (column) comes with each given token (row)."""
   counts_GV = np.zeros((num_given, codebook_size))
@@ -14,19 +14,25 @@ def fit(
 
 
 def probabilities(
-    counts_GV: Float[np.ndarray, 'G V'], concentration: float = 10.0, smoothing: float = 1.0
+  counts_GV: Float[np.ndarray, 'G V'], concentration: float = 10.0, smoothing: float = 1.0
 ) -> Float[np.ndarray, 'G V']:
-  """Returns p(code | given), backed off to the unigram with add-`smoothing` counts (Dirichlet prior).
+  """Returns p(code | given), backed off to the unigram with add-`smoothing` counts (Dirichlet
+  prior).
 
-  p(v | g) = (count(g, v) + concentration * unigram(v)) / (count(g) + concentration), as in metrics.language.
+  p(v | g) = (count(g, v) + concentration * unigram(v)) / (count(g) + concentration), as in
+  metrics.language.
   """
   unigram_V = counts_GV.sum(axis=0) + smoothing
   unigram_V /= unigram_V.sum()
-  return (counts_GV + concentration * unigram_V) / (counts_GV.sum(axis=1, keepdims=True) + concentration)
+  return (counts_GV + concentration * unigram_V) / (
+    counts_GV.sum(axis=1, keepdims=True) + concentration
+  )
 
 
 def scores(
-    probability_GV: Float[np.ndarray, 'G V'], given_N: Int[np.ndarray, 'N'], code_N: Int[np.ndarray, 'N']
+  probability_GV: Float[np.ndarray, 'G V'],
+  given_N: Int[np.ndarray, 'N'],
+  code_N: Int[np.ndarray, 'N'],
 ) -> tuple[float, float]:
   """Returns the nats per code, and the accuracy in [0, 1] of guessing the most probable code."""
   hit_N = probability_GV.argmax(axis=1)[given_N] == code_N

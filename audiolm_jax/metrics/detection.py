@@ -1,6 +1,7 @@
 """How well scores tell two classes apart, and how far they can be believed.
 
-A score is higher where the clip sounds more like label 1 ("generated"); log odds where probabilities are made of it.
+A score is higher where the clip sounds more like label 1 ("generated"); log odds where
+probabilities are made of it.
 """
 
 from typing import NamedTuple
@@ -8,9 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from audiolm_jax.errors import UserError
+
 
 class Roc(NamedTuple):
-  """Rates at every distinct threshold, from (0, 0) where nothing is called generated to (1, 1) where all is."""
+  """Rates at every distinct threshold, from (0, 0) where nothing is called generated to (1, 1)
+  where all is.
+  """
 
   false_positive_N: np.ndarray
   true_positive_N: np.ndarray
@@ -29,8 +34,12 @@ class Interval(NamedTuple):
   high: float
 
 
-def accuracy(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], threshold: float = 0.0) -> float:
-  """Returns the share of clips on the right side of the threshold; scores above it are called generated."""
+def accuracy(
+  score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], threshold: float = 0.0
+) -> float:
+  """Returns the share of clips on the right side of the threshold; scores above it are called
+  generated.
+  """
   score_N, label_N = _checked(score_N, label_N)
   return float(np.mean((score_N > threshold) == (label_N == 1)))
 
@@ -40,22 +49,29 @@ def roc(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> Roc:
   score_N, label_N = _checked(score_N, label_N, both=True)
   order = np.argsort(-score_N, kind='stable')
   score_N, label_N = score_N[order], label_N[order]
-  last_N = np.append(np.flatnonzero(np.diff(score_N)), len(score_N) - 1)  # of each run of equal scores
+  # of each run of equal scores
+  last_N = np.append(np.flatnonzero(np.diff(score_N)), len(score_N) - 1)
   true_N, all_N = np.cumsum(label_N)[last_N], last_N + 1
   false_N = all_N - true_N
   return Roc(
-      np.append(0.0, false_N / false_N[-1]), np.append(0.0, true_N / true_N[-1]), np.append(np.inf, score_N[last_N])
+    np.append(0.0, false_N / false_N[-1]),
+    np.append(0.0, true_N / true_N[-1]),
+    np.append(np.inf, score_N[last_N]),
   )
 
 
 def area_under_curve(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> float:
-  """Returns the area under the ROC: how often a generated clip scores above an original one, ties counted half."""
+  """Returns the area under the ROC: how often a generated clip scores above an original one, ties
+  counted half.
+  """
   curve = roc(score_N, label_N)
   return float(np.trapezoid(curve.true_positive_N, curve.false_positive_N))
 
 
 def equal_error_rate(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> float:
-  """Returns the rate at which false positives and misses are equally frequent, on straight lines between thresholds."""
+  """Returns the rate at which false positives and misses are equally frequent, on straight lines
+  between thresholds.
+  """
   curve = roc(score_N, label_N)
   gap_N = curve.false_positive_N - (1 - curve.true_positive_N)  # rises from -1 to 1
   after = int(np.argmax(gap_N >= 0))
@@ -64,11 +80,13 @@ def equal_error_rate(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '
   return float(before + share * (curve.false_positive_N[after] - before))
 
 
-def fit_calibration(log_odds_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> Calibration:
+def fit_calibration(
+  log_odds_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']
+) -> Calibration:
   """Fits scale and offset to clips that the detector was not trained on, by the likelihood.
 
-  The targets are not 0 and 1 but (1 / (n + 2)) and ((n + 1) / (n + 2)) for n clips of the class, as Platt has it:
-  classes without overlap would otherwise ask for an infinite scale.
+  The targets are not 0 and 1 but (1 / (n + 2)) and ((n + 1) / (n + 2)) for n clips of the class, as
+  Platt has it: classes without overlap would otherwise ask for an infinite scale.
   """
   from scipy.optimize import minimize  # slow to import
 
@@ -81,13 +99,19 @@ def fit_calibration(log_odds_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray,
   def nats(unknown):
     z_N = unknown[0] * score_N + unknown[1]
     slope_N = 1 / (1 + np.exp(-np.clip(z_N, -500, 500))) - target_N
-    return np.sum(np.logaddexp(0, z_N) - target_N * z_N), np.array([np.sum(slope_N * score_N), np.sum(slope_N)])
+    return np.sum(np.logaddexp(0, z_N) - target_N * z_N), np.array(
+      [np.sum(slope_N * score_N), np.sum(slope_N)]
+    )
 
-  found = minimize(nats, np.array([1.0, 0.0]), jac=True, method='BFGS', options={'gtol': 1e-8 * len(score_N)})
+  found = minimize(
+    nats, np.array([1.0, 0.0]), jac=True, method='BFGS', options={'gtol': 1e-8 * len(score_N)}
+  )
   return Calibration(float(found.x[0] / unit), float(found.x[1]))
 
 
-def probability(calibration: Calibration, log_odds_N: Float[np.ndarray, '*dims']) -> Float[np.ndarray, '*dims']:
+def probability(
+  calibration: Calibration, log_odds_N: Float[np.ndarray, '*dims']
+) -> Float[np.ndarray, '*dims']:
   """Returns p(generated), where originals and generated clips are equally frequent."""
   from scipy.special import expit  # no overflow
 
@@ -95,9 +119,11 @@ def probability(calibration: Calibration, log_odds_N: Float[np.ndarray, '*dims']
 
 
 def calibration_error(
-    probability_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], num_bins: int = 10
+  probability_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], num_bins: int = 10
 ) -> float:
-  """Returns by how much probability and frequency differ, mean over clips in bins of equal width (ECE)."""
+  """Returns by how much probability and frequency differ, mean over clips in bins of equal width
+  (ECE).
+  """
   probability_N, label_N = _checked(probability_N, label_N)
   bin_N = np.minimum((probability_N * num_bins).astype(int), num_bins - 1)
   gaps = np.bincount(bin_N, weights=probability_N - label_N, minlength=num_bins)
@@ -115,11 +141,15 @@ def proportion_interval(successes: int, total: int, confidence: float = 0.95) ->
 def _checked(score_N, label_N, both: bool = False):
   score_N, label_N = np.asarray(score_N, np.float64), np.asarray(label_N)
   if score_N.shape != label_N.shape or not len(score_N):
-    raise ValueError(f'{len(score_N)} scores and {len(label_N)} labels: give one label for each of at least one score')
+    raise UserError(
+      f'{len(score_N)} scores and {len(label_N)} labels: give one label for each of at least one score'
+    )
   if not np.isin(label_N, (0, 1)).all():
-    raise ValueError(f'labels are 0 (original) and 1 (generated), not {sorted(set(label_N.tolist()) - {0, 1})}')
+    raise UserError(
+      f'labels are 0 (original) and 1 (generated), not {sorted(set(label_N.tolist()) - {0, 1})}'
+    )
   if not np.isfinite(score_N).all():
-    raise ValueError(f'{np.sum(~np.isfinite(score_N))} of {len(score_N)} scores are not finite')
+    raise UserError(f'{np.sum(~np.isfinite(score_N))} of {len(score_N)} scores are not finite')
   if both and len(set(label_N.tolist())) < 2:
-    raise ValueError(f'all {len(label_N)} clips have the label {label_N[0]}: both are needed')
+    raise UserError(f'all {len(label_N)} clips have the label {label_N[0]}: both are needed')
   return score_N, label_N

@@ -3,10 +3,16 @@
 import importlib
 import types
 
+from audiolm_jax.errors import UserError
+
 
 def load(module: str, name: str | None = None) -> types.ModuleType:
-  """Returns a module; ValueError naming the extra where it cannot be imported. name: what the error calls it."""
+  """Returns a module; ValueError naming the extra where it cannot be imported. name: what the error
+  calls it.
+  """
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ValueError(f"{name or module} is not installed: pip install 'audiolm_jax[eval]' ({error})") from error
+    raise UserError(
+      f"{name or module} is not installed: pip install 'audiolm_jax[eval]' ({error})"
+    ) from error

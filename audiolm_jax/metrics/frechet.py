@@ -1,13 +1,14 @@
-"""Frechet audio distance: how far the embeddings of two sets of clips lie apart, taken for Gaussians.
+"""Frechet audio distance: how far the embeddings of two sets of clips lie apart, taken for
+Gaussians.
 
 Source: Kilgour et al., 2019 (arXiv 1812.08466); for Gaussians, Dowson and Landau, 1982:
 
   |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-A covariance is kept as a factor R with S = R^T R, of no more rows than there are embeddings: tr (S1 S2)^(1/2) is then
-the sum of the singular values of R1 R2^T. No covariance is squared and no root of a matrix taken, so that few
-embeddings of many dimensions, whose covariances have no full rank, do no harm; in float64, because the terms nearly
-cancel.
+A covariance is kept as a factor R with S = R^T R, of no more rows than there are embeddings: tr (S1
+S2)^(1/2) is then the sum of the singular values of R1 R2^T. No covariance is squared and no root of
+a matrix taken, so that few embeddings of many dimensions, whose covariances have no full rank, do
+no harm; in float64, because the terms nearly cancel.
 
 The distance of finite samples is too large, by more for fewer clips: compare sets of one size.
 """
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from audiolm_jax.errors import UserError
 
 
 class Gaussian(NamedTuple):
@@ -31,12 +34,16 @@ def fit(embedding_ND: Float[np.ndarray, 'N D']) -> Gaussian:
   """
   count = len(embedding_ND)
   if count < 2:
-    raise ValueError(f'{count} embeddings: a covariance needs at least 2')
+    raise UserError(f'{count} embeddings: a covariance needs at least 2')
   embedding_ND = np.asarray(embedding_ND, np.float64)
   if not np.isfinite(embedding_ND).all():
-    raise ValueError(f'{np.sum(~np.isfinite(embedding_ND).all(axis=1))} of {count} embeddings are not finite')
+    raise UserError(
+      f'{np.sum(~np.isfinite(embedding_ND).all(axis=1))} of {count} embeddings are not finite'
+    )
   mean_D = embedding_ND.mean(axis=0)
-  return Gaussian(mean_D, np.linalg.qr((embedding_ND - mean_D) / np.sqrt(count - 1), mode='r'), count)
+  return Gaussian(
+    mean_D, np.linalg.qr((embedding_ND - mean_D) / np.sqrt(count - 1), mode='r'), count
+  )
 
 
 def distance(one: Gaussian, other: Gaussian) -> float:
@@ -45,7 +52,9 @@ def distance(one: Gaussian, other: Gaussian) -> float:
   Raises ValueError where the embeddings have different widths.
   """
   if one.mean_D.shape != other.mean_D.shape:
-    raise ValueError(f'embeddings of {len(one.mean_D)} and {len(other.mean_D)} dimensions: use one model for both')
+    raise UserError(
+      f'embeddings of {len(one.mean_D)} and {len(other.mean_D)} dimensions: use one model for both'
+    )
   traces = np.sum(np.square(one.factor_RD)) + np.sum(np.square(other.factor_RD))
   shared = np.linalg.svd(one.factor_RD @ other.factor_RD.T, compute_uv=False).sum()
   return float(max(0.0, np.sum(np.square(one.mean_D - other.mean_D)) + traces - 2 * shared))

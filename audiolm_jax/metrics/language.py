@@ -1,7 +1,9 @@
-"""What a language model knows: what counting achieves in its place, and which of two recordings it holds for likelier.
+"""What a language model knows: what counting achieves in its place, and which of two recordings it
+holds for likelier.
 
-Counting: unigram and bigram baselines in nats per token. Preference: sWUGGY and sBLIMP of ZeroSpeech 2021 (arXiv
-2011.11588), pairs of a right and a wrong recording that a model should tell apart by their likelihood.
+Counting: unigram and bigram baselines in nats per token. Preference: sWUGGY and sBLIMP of
+ZeroSpeech 2021 (arXiv 2011.11588), pairs of a right and a wrong recording that a model should tell
+apart by their likelihood.
 """
 
 from collections.abc import Sequence
@@ -10,19 +12,23 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.tokens import PAD
 
 
 class Counts(NamedTuple):
-  """Counts of each level: unigram_QV, and bigram_QUV[q, u, v] of v at level q after the code u before it in
-  row-major order (u = V: START)."""
+  """Counts of each level: unigram_QV, and bigram_QUV[q, u, v] of v at level q after the code u
+  before it in row-major order (u = V: START).
+  """
 
   unigram_QV: Float[np.ndarray, 'Q V']
   bigram_QUV: Float[np.ndarray, 'Q U V']
 
 
 def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
-  """Counts codes (PAD left out) and pairs of neighbours in the flattened sequence, level by level."""
+  """Counts codes (PAD left out) and pairs of neighbours in the flattened sequence, level by
+  level.
+  """
   levels = codes_BFQ.shape[-1]
   before_BFQ = _before(codes_BFQ, codebook_size)
   unigram_QV = np.zeros((levels, codebook_size), np.float32)
@@ -34,8 +40,12 @@ def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
   return Counts(unigram_QV, bigram_QUV)
 
 
-def unigram_nats(counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], smoothing: float = 1.0) -> float:
-  """Returns nats per token of held-out codes under the unigram of each level with add-`smoothing` counts."""
+def unigram_nats(
+  counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], smoothing: float = 1.0
+) -> float:
+  """Returns nats per token of held-out codes under the unigram of each level with add-`smoothing`
+  counts.
+  """
   probability_QV = _unigram(counts, smoothing)
   here = codes_BFQ != PAD
   level_BFQ = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)
@@ -43,16 +53,25 @@ def unigram_nats(counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], smoothing:
 
 
 def bigram_nats(
-    counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], concentration: float = 10.0, smoothing: float = 1.0
+  counts: Counts,
+  codes_BFQ: Int[np.ndarray, 'B F Q'],
+  concentration: float = 10.0,
+  smoothing: float = 1.0,
 ) -> float:
   """Returns nats per token of held-out codes under `bigram_log_probabilities`."""
-  return -float(bigram_log_probabilities(counts, codes_BFQ, concentration, smoothing)[codes_BFQ != PAD].mean())
+  return -float(
+    bigram_log_probabilities(counts, codes_BFQ, concentration, smoothing)[codes_BFQ != PAD].mean()
+  )
 
 
 def bigram_log_probabilities(
-    counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], concentration: float = 10.0, smoothing: float = 1.0
+  counts: Counts,
+  codes_BFQ: Int[np.ndarray, 'B F Q'],
+  concentration: float = 10.0,
+  smoothing: float = 1.0,
 ) -> Float[np.ndarray, 'B F Q']:
-  """Returns the log-probability of every code, in nats, under the bigram backed off to the unigram (Dirichlet prior).
+  """Returns the log-probability of every code, in nats, under the bigram backed off to the unigram
+  (Dirichlet prior).
 
   p(v | u) = (count(u, v) + concentration * unigram(v)) / (count(u) + concentration). 0 at PAD.
   """
@@ -65,7 +84,9 @@ def bigram_log_probabilities(
 
 
 class Recording(NamedTuple):
-  """One of two recordings with the same `pair` and `voice`, of which the `correct` one should be likelier."""
+  """One of two recordings with the same `pair` and `voice`, of which the `correct` one should be
+  likelier.
+  """
 
   pair: str
   voice: str
@@ -74,7 +95,9 @@ class Recording(NamedTuple):
 
 
 class Preference(NamedTuple):
-  """accuracy: over pairs, of the mean over voices; by_kind: the same for each kind; pairs: their number."""
+  """accuracy: over pairs, of the mean over voices; by_kind: the same for each kind; pairs: their
+  number.
+  """
 
   accuracy: float
   by_kind: dict[str, float]
@@ -82,30 +105,36 @@ class Preference(NamedTuple):
 
 
 def preference(recordings: Sequence[Recording], scores: Sequence[float]) -> Preference:
-  """Returns how often the correct recording of a pair has the higher score; equal scores count half.
+  """Returns how often the correct recording of a pair has the higher score; equal scores count
+  half.
 
-  Source: the lexical and syntactic tasks of ZeroSpeech 2021: the mean over the voices of a pair, then over pairs.
-  Raises ValueError for a recording without its counterpart, or more than one of it, and for a score that is no number.
+  Source: the lexical and syntactic tasks of ZeroSpeech 2021: the mean over the voices of a pair,
+  then over pairs. Raises ValueError for a recording without its counterpart, or more than one of
+  it, and for a score that is no number.
   """
   if len(recordings) != len(scores) or not recordings:
-    raise ValueError(f'{len(recordings)} recordings and {len(scores)} scores: give one for each')
+    raise UserError(f'{len(recordings)} recordings and {len(scores)} scores: give one for each')
   found: dict[tuple[str, str], dict[bool, tuple[float, str]]] = {}
   for recording, score in zip(recordings, scores, strict=True):
     sides = found.setdefault((recording.pair, recording.voice), {})
     if recording.correct in sides or not np.isfinite(score):
-      raise ValueError(f'{recording} is there twice, or its score {score} is not finite')
+      raise UserError(f'{recording} is there twice, or its score {score} is not finite')
     sides[recording.correct] = (float(score), recording.kind)
   by_pair: dict[tuple[str, str], list[float]] = {}
   for (pair, voice), sides in found.items():
     if len(sides) != 2:
-      raise ValueError(f'pair {pair}, voice {voice} has no {"wrong" if True in sides else "correct"} recording')
+      raise UserError(
+        f'pair {pair}, voice {voice} has no {"wrong" if True in sides else "correct"} recording'
+      )
     (right, kind), (wrong, _) = sides[True], sides[False]
     by_pair.setdefault((kind, pair), []).append(1.0 * (right > wrong) + 0.5 * (right == wrong))
   kinds: dict[str, list[float]] = {}
   for (kind, _), won in by_pair.items():
     kinds.setdefault(kind, []).append(float(np.mean(won)))
   accuracy = float(np.mean([value for values in kinds.values() for value in values]))
-  return Preference(accuracy, {kind: float(np.mean(values)) for kind, values in kinds.items()}, len(by_pair))
+  return Preference(
+    accuracy, {kind: float(np.mean(values)) for kind, values in kinds.items()}, len(by_pair)
+  )
 
 
 def _unigram(counts, smoothing):

@@ -1,6 +1,8 @@
-"""How natural speech sounds, without a reference: DNSMOS (Reddy et al., 2021 and 2022), a network's guess of ratings.
+"""How natural speech sounds, without a reference: DNSMOS (Reddy et al., 2021 and 2022), a network's
+guess of ratings.
 
-By `speechmos` (the extra `eval`), which brings its weights along. It was trained on noisy and denoised recordings of
+By `speechmos` (the extra `eval`), which brings its weights along. It was trained on noisy and
+denoised recordings of
 people: it says little of the voices of synthesizers, and nothing of what is said.
 """
 

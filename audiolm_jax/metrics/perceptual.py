@@ -1,7 +1,9 @@
-"""Perceived quality as standards and their implementers estimate it: PESQ, STOI and ViSQOL, each of one clip of speech.
+"""Perceived quality as standards and their implementers estimate it: PESQ, STOI and ViSQOL, each of
+one clip of speech.
 
-Thin wrappers of `pesq`, `pystoi` and `visqol-python` (the `eval` extra), which disagree in how they fail: they raise,
-give NaN, or make up a number near 0. Here every call ends in a `Score` whose status says why there is no value.
+Thin wrappers of `pesq`, `pystoi` and `visqol-python` (the `eval` extra), which disagree in how they
+fail: they raise, give NaN, or make up a number near 0. Here every call ends in a `Score` whose
+status says why there is no value.
 """
 
 import functools
@@ -15,9 +17,11 @@ import numpy as np
 from jaxtyping import Float
 
 from audiolm_jax import audio
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import extras
 
-RATE = 16_000  # Hz; wide-band PESQ and ViSQOL's speech mode are defined at this rate, and STOI goes below it
+# Hz; wide-band PESQ and ViSQOL's speech mode are defined at this rate, and STOI goes below it
+RATE = 16_000
 SILENCE = 1e-4  # root mean square, -80 dB of full scale
 SHORTEST = 0.7  # seconds, what ViSQOL takes; PESQ takes 0.25, STOI 0.4
 
@@ -25,7 +29,9 @@ MODULES = {'pesq': 'pesq', 'stoi': 'pystoi', 'visqol': 'visqol'}
 
 
 class Score(NamedTuple):
-  """status: 'ok', or why there is no value: 'silent' (one of the two), 'too short' or 'not finite'."""
+  """status: 'ok', or why there is no value: 'silent' (one of the two), 'too short' or 'not
+  finite'.
+  """
 
   value: float | None
   status: str
@@ -38,16 +44,22 @@ class Mean(NamedTuple):
 
 def available() -> tuple[str, ...]:
   """Returns the names of the measures that are installed."""
-  return tuple(name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None)
+  return tuple(
+    name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None
+  )
 
 
 def mean(scores: Iterable[Score]) -> Mean:
-  """Returns the mean of the scores that there are, and their number, without which it means nothing."""
+  """Returns the mean of the scores that there are, and their number, without which it means
+  nothing.
+  """
   values = [score.value for score in scores if score.status == 'ok']
   return Mean(float(np.mean(values)) if values else None, len(values))
 
 
-def pesq(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int) -> Score:
+def pesq(
+  reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
+) -> Score:
   """Returns wide-band PESQ (ITU-T P.862.2): 1.02 to 4.64.
 
   Raises ValueError, as the other two do, when the lengths differ or the measure is not installed.
@@ -65,8 +77,12 @@ def pesq(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T']
   return _guarded(measure, reference_T, estimate_T, sample_rate)
 
 
-def stoi(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int) -> Score:
-  """Returns STOI (Taal et al., 2011), a correlation: up to 1. 'too short' where pauses leave less than 30 frames."""
+def stoi(
+  reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
+) -> Score:
+  """Returns STOI (Taal et al., 2011), a correlation: up to 1. 'too short' where pauses leave less
+  than 30 frames.
+  """
   module = extras.load(MODULES['stoi'], 'stoi')
 
   def measure(reference_T, estimate_T):
@@ -80,14 +96,20 @@ def stoi(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T']
   return _guarded(measure, reference_T, estimate_T, sample_rate)
 
 
-def visqol(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int) -> Score:
+def visqol(
+  reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
+) -> Score:
   """Returns ViSQOL v3 in speech mode: 1 to 5, by the mapping that `visqol_mapper` names."""
   api = _visqol()
 
   def measure(reference_T, estimate_T):
     try:
-      result = api.measure_from_arrays(reference_T.astype(np.float64), estimate_T.astype(np.float64), RATE)
-    except IndexError:  # it takes the first of no patches: its detector of voices found none in the reference
+      result = api.measure_from_arrays(
+        reference_T.astype(np.float64), estimate_T.astype(np.float64), RATE
+      )
+    except (
+      IndexError
+    ):  # it takes the first of no patches: its detector of voices found none in the reference
       return Score(None, 'silent')
     return Score(float(result.moslqo), 'ok')
 
@@ -95,9 +117,11 @@ def visqol(reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T
 
 
 def visqol_mapper() -> str:
-  """Returns how ViSQOL's similarity becomes a score: 'lattice' as in the original, or 'polynomial', a fallback.
+  """Returns how ViSQOL's similarity becomes a score: 'lattice' as in the original, or 'polynomial',
+  a fallback.
 
-  To be printed beside every score: the second, taken where ai-edge-litert is missing, gives 1 to 2 points more.
+  To be printed beside every score: the second, taken where ai-edge-litert is missing, gives 1 to 2
+  points more.
   """
   return 'polynomial' if importlib.util.find_spec('ai_edge_litert') is None else 'lattice'
 
@@ -113,7 +137,9 @@ def _visqol():
 def _guarded(measure, reference_T, estimate_T, sample_rate: int) -> Score:
   """Returns the score of what can be scored, at the rate of the measures."""
   if reference_T.shape != estimate_T.shape or reference_T.ndim != 1:
-    raise ValueError(f'waveforms of shapes {reference_T.shape} and {estimate_T.shape}: give two of one length, [T]')
+    raise UserError(
+      f'waveforms of shapes {reference_T.shape} and {estimate_T.shape}: give two of one length, [T]'
+    )
   if not (np.isfinite(reference_T).all() and np.isfinite(estimate_T).all()):
     return Score(None, 'not finite')
   if len(reference_T) < SHORTEST * sample_rate:

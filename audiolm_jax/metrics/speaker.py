@@ -1,4 +1,6 @@
-"""Whose voice it is, and whether it stays: similarity of speaker embeddings, whichever model makes them."""
+"""Whose voice it is, and whether it stays: similarity of speaker embeddings, whichever model makes
+them.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,35 +8,45 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 
 
 class Verification(NamedTuple):
-  """Mean cosine of clips with the prompts that they continue, and with the prompts of other speakers, beside it."""
+  """Mean cosine of clips with the prompts that they continue, and with the prompts of other
+  speakers, beside it.
+  """
 
   own: float
   others: float
-  equal_error_rate: float  # of telling the two kinds of pairs apart by their cosine; 0.5: the voice is lost
+  # of telling the two kinds of pairs apart by their cosine; 0.5: the voice is lost
+  equal_error_rate: float
 
 
-def similarity(one_ND: Float[np.ndarray, 'N D'], other_ND: Float[np.ndarray, 'N D']) -> Float[np.ndarray, 'N']:
+def similarity(
+  one_ND: Float[np.ndarray, 'N D'], other_ND: Float[np.ndarray, 'N D']
+) -> Float[np.ndarray, 'N']:
   """Returns the cosine of each pair of embeddings, in [-1, 1]."""
   norm = lambda x_ND: np.maximum(np.linalg.norm(x_ND, axis=-1), 1e-12)
   return np.sum(one_ND * other_ND, axis=-1) / (norm(one_ND) * norm(other_ND))
 
 
 def verification(
-    prompt_BD: Float[np.ndarray, 'B D'], clip_BD: Float[np.ndarray, 'B D'], speaker_B: np.ndarray
+  prompt_BD: Float[np.ndarray, 'B D'], clip_BD: Float[np.ndarray, 'B D'], speaker_B: np.ndarray
 ) -> Verification:
-  """Compares every clip with every prompt; clip b continues prompt b, of the speaker `speaker_B[b]`.
+  """Compares every clip with every prompt; clip b continues prompt b, of the speaker
+  `speaker_B[b]`.
 
-  The mean of all prompts' embeddings is taken off first: what all voices share would make all of them alike.
+  The mean of all prompts' embeddings is taken off first: what all voices share would make all of
+  them alike.
 
   Raises ValueError when all are of one speaker.
   """
   speaker_B = np.asarray(speaker_B)
   if len(set(speaker_B.tolist())) < 2:
-    raise ValueError(f'all {len(speaker_B)} prompts are of one speaker: similarity needs others to compare with')
+    raise UserError(
+      f'all {len(speaker_B)} prompts are of one speaker: similarity needs others to compare with'
+    )
   mean_D, count = prompt_BD.mean(axis=0), len(speaker_B)
   clip_N, prompt_N = (index_BB.ravel() for index_BB in np.indices((count, count)))
   cosine_N = similarity(clip_BD[clip_N] - mean_D, prompt_BD[prompt_N] - mean_D)
@@ -45,12 +57,13 @@ def verification(
 
 
 def drift(
-    prompts: Sequence[Float[np.ndarray, 'D']], clips: Sequence[Float[np.ndarray, '_ D']]
+  prompts: Sequence[Float[np.ndarray, 'D']], clips: Sequence[Float[np.ndarray, '_ D']]
 ) -> Float[np.ndarray, 'N']:
-  """Returns how similar the n-th window of a clip is to the clip's prompt: the mean cosine over clips, for each n.
+  """Returns how similar the n-th window of a clip is to the clip's prompt: the mean cosine over
+  clips, for each n.
 
-  prompts: the embedding of each clip's prompt. clips: the embeddings of its windows, in their order; a clip that is
-    over counts no more.
+  prompts: the embedding of each clip's prompt. clips: the embeddings of its windows, in their
+    order; a clip that is over counts no more.
   Source: SoundStorm (arXiv 2305.09636), section 4.2, "Acoustic consistency drift" and figure 2.
   """
   longest = max(map(len, clips))

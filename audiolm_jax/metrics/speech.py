@@ -1,9 +1,9 @@
 """What is said: numbers recognized in audio, and whether they count on as the prompt did.
 
-The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and NO_NUMBER for windows
-whose middle lies between words. It is trained on codec audio of the training voices; how often it errs on held-out
-voices is reported beside every score. Other recognizers are functions from waveform [T] and rate (Hz) to text, see
-`error_rates`.
+The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and
+NO_NUMBER for windows whose middle lies between words. It is trained on codec audio of the training
+voices; how often it errs on held-out voices is reported beside every score. Other recognizers are
+functions from waveform [T] and rate (Hz) to text, see `error_rates`.
 """
 
 import re
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from audiolm_jax import audio
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import extras
 
 NUMBERS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -27,20 +28,23 @@ def counting_step(words: Sequence[str]) -> int:
   """
   steps = set(_steps([NUMBERS.index(word) for word in words]))
   if len(steps) != 1:
-    raise ValueError(f'{" ".join(words)!r} does not count by one step')
+    raise UserError(f'{" ".join(words)!r} does not count by one step')
   return steps.pop()
 
 
 def windows(wave_T: Float[np.ndarray, 'T'], length: int, hop: int) -> Float[np.ndarray, 'N W']:
-  """Returns windows of `length` samples every `hop` samples, the first one centred on the start; zeros outside."""
+  """Returns windows of `length` samples every `hop` samples, the first one centred on the start;
+  zeros outside.
+  """
   padded_T = np.pad(wave_T, (length // 2, length))
   return np.stack([padded_T[start : start + length] for start in range(0, len(wave_T), hop)])
 
 
 def number_windows(
-    wave_T: Float[np.ndarray, 'T'], words: Sequence[tuple[str, int, int]], length: int
+  wave_T: Float[np.ndarray, 'T'], words: Sequence[tuple[str, int, int]], length: int
 ) -> list[tuple[np.ndarray, int]]:
-  """Returns labelled windows of a counting utterance: one in the middle of each word, one between it and the next.
+  """Returns labelled windows of a counting utterance: one in the middle of each word, one between
+  it and the next.
 
   words: (word, first sample, end sample).
   """
@@ -53,10 +57,14 @@ def number_windows(
   return labelled
 
 
-def decode_numbers(log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float = 4.0) -> list[int]:
-  """Returns the numbers of the best path through the windows, where each change of class costs `switch_penalty` nats.
+def decode_numbers(
+  log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float = 4.0
+) -> list[int]:
+  """Returns the numbers of the best path through the windows, where each change of class costs
+  `switch_penalty` nats.
 
-  A path stays in a class over neighbouring windows; what remains after collapsing it, without NO_NUMBER, was said.
+  A path stays in a class over neighbouring windows; what remains after collapsing it, without
+  NO_NUMBER, was said.
   """
   num_windows, num_classes = log_probs_NC.shape
   if not num_windows:
@@ -77,16 +85,20 @@ def decode_numbers(log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float
 def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict[str, float]:
   """Returns how well the numbers heard in each clip count by the step of its prompt.
 
-  obeys: share of clips in which at least two numbers were heard and every neighbouring pair differs by the step.
-  right_steps: share of all neighbouring pairs that differ by the step (chance: 0.1, ten numbers in any order).
+  obeys: share of clips in which at least two numbers were heard and every neighbouring pair differs
+  by the step.
+  right_steps: share of all neighbouring pairs that differ by the step (chance: 0.1, ten numbers in
+  any order).
   numbers: mean count of numbers heard in a clip.
   """
-  right = [[found == step for found in _steps(values)] for values, step in zip(heard, steps, strict=True)]
+  right = [
+    [found == step for found in _steps(values)] for values, step in zip(heard, steps, strict=True)
+  ]
   pairs = [pair for clip in right for pair in clip]
   return {
-      'obeys': float(np.mean([bool(clip) and all(clip) for clip in right])),
-      'right_steps': float(np.mean(pairs)) if pairs else 0.0,
-      'numbers': float(np.mean([len(values) for values in heard])),
+    'obeys': float(np.mean([bool(clip) and all(clip) for clip in right])),
+    'right_steps': float(np.mean(pairs)) if pairs else 0.0,
+    'numbers': float(np.mean([len(values) for values in heard])),
   }
 
 
@@ -96,47 +108,60 @@ def word_error_rate(heard: Sequence[Sequence[int]], said: Sequence[Sequence[int]
 
 
 class ErrorRates(NamedTuple):
-  """Insertions, deletions and substitutions per word and per character said, over all clips (may exceed 1)."""
+  """Insertions, deletions and substitutions per word and per character said, over all clips (may
+  exceed 1).
+  """
 
   words: float
   characters: float
 
 
 def error_rates(
-    recognize: Callable[[np.ndarray, int], str], waves: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int
+  recognize: Callable[[np.ndarray, int], str],
+  waves: Sequence[np.ndarray],
+  texts: Sequence[str],
+  sample_rate: int,
 ) -> ErrorRates:
-  """Returns how far what `recognize` hears in the waveforms is from their texts; case and punctuation do not count.
+  """Returns how far what `recognize` hears in the waveforms is from their texts; case and
+  punctuation do not count.
 
   Raises ValueError when a clip has no text, or jiwer is not installed.
   """
   jiwer = extras.load('jiwer')
   if len(waves) != len(texts):
-    raise ValueError(f'{len(waves)} clips and {len(texts)} texts: give one text for each clip')
+    raise UserError(f'{len(waves)} clips and {len(texts)} texts: give one text for each clip')
   said = [_plain(text) for text in texts]
   if silent := [number for number, text in enumerate(said) if not text]:
-    raise ValueError(f'clips {silent} have no text: there is nothing to be wrong about, leave them out')
+    raise UserError(
+      f'clips {silent} have no text: there is nothing to be wrong about, leave them out'
+    )
   heard = [_plain(recognize(wave_T, sample_rate)) for wave_T in waves]
   return ErrorRates(float(jiwer.wer(said, heard)), float(jiwer.cer(said, heard)))
 
 
 def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
-  """Returns a recognizer of strings of the ten NUMBERS: pocketsphinx with its own English model, which it brings along.
+  """Returns a recognizer of strings of the ten NUMBERS: pocketsphinx with its own English model,
+  which it brings along.
 
-  Another opinion than that of a network trained here, of models that are small and old: it errs a lot on voices that
-  are not human. Raises ValueError when pocketsphinx is not installed.
+  Another opinion than that of a network trained here, of models that are small and old: it errs a
+  lot on voices that are not human. Raises ValueError when pocketsphinx is not installed.
   """
   sphinx = extras.load('pocketsphinx')
   rate = 16_000  # of its model
   # cmn: the loudness of each clip by itself, or what is heard would depend on the clips before.
   decoder = sphinx.Decoder(samprate=rate, cmn='batch', lm=None, loglevel='FATAL')
-  decoder.add_jsgf_string('numbers', f'#JSGF V1.0; grammar g; public <numbers> = ({" | ".join(NUMBERS)})+;')
+  decoder.add_jsgf_string(
+    'numbers', f'#JSGF V1.0; grammar g; public <numbers> = ({" | ".join(NUMBERS)})+;'
+  )
   decoder.activate_search('numbers')
 
   def recognize(wave_T: np.ndarray, sample_rate: int) -> str:
     [wave_T] = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, rate)
     decoder.start_utt()
     decoder.process_raw(
-        np.round(np.clip(wave_T, -1, 1) * 32767).astype('<i2').tobytes(), no_search=False, full_utt=True
+      np.round(np.clip(wave_T, -1, 1) * 32767).astype('<i2').tobytes(),
+      no_search=False,
+      full_utt=True,
     )
     decoder.end_utt()
     found = decoder.hyp()

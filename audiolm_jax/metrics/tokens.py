@@ -1,8 +1,8 @@
-"""How well discrete tokens follow phones (or speakers), from two aligned integer sequences; and what they carry of the
-frames that they came from, by the best linear decoder.
+"""How well discrete tokens follow phones (or speakers), from two aligned integer sequences; and
+what they carry of the frames that they came from, by the best linear decoder.
 
-Negative entries, in either sequence, are padding or unlabelled and are left out. Source of the two purities: HuBERT
-(arXiv 2106.07447), section IV-D.
+Negative entries, in either sequence, are padding or unlabelled and are left out. Source of the two
+purities: HuBERT (arXiv 2106.07447), section IV-D.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,28 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from audiolm_jax.errors import UserError
+
 
 def phone_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's phone as its token's most frequent one."""
+  """Returns the accuracy, in [0, 1], of guessing each frame's phone as its token's most frequent
+  one.
+  """
   counts = _contingency(tokens_N, phones_N)
   return float(counts.max(axis=1).sum() / counts.sum())
 
 
 def cluster_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's token as its phone's most frequent one."""
+  """Returns the accuracy, in [0, 1], of guessing each frame's token as its phone's most frequent
+  one.
+  """
   counts = _contingency(tokens_N, phones_N)
   return float(counts.max(axis=0).sum() / counts.sum())
 
 
-def normalized_mutual_information(tokens_N: Int[np.ndarray, '_'], labels_N: Int[np.ndarray, '_']) -> float:
+def normalized_mutual_information(
+  tokens_N: Int[np.ndarray, '_'], labels_N: Int[np.ndarray, '_']
+) -> float:
   """Returns the mutual information over the mean of the two entropies, in [0, 1]."""
   from sklearn.metrics import normalized_mutual_info_score  # slow to import
 
@@ -32,41 +40,53 @@ def normalized_mutual_information(tokens_N: Int[np.ndarray, '_'], labels_N: Int[
 
 
 class LinearDecoder(NamedTuple):
-  """weight_ID: from a frame and its `context` neighbours on either side, the earliest first, and a constant 1."""
+  """weight_ID: from a frame and its `context` neighbours on either side, the earliest first, and a
+  constant 1.
+  """
 
   weight_ID: Float[np.ndarray, 'I D']
   context: int
 
 
 def fit_linear_decoder(
-    inputs: Sequence[Float[np.ndarray, '_ E']],
-    targets: Sequence[Float[np.ndarray, '_ D']],
-    context: int,
-    ridge: float = 1.0,
+  inputs: Sequence[Float[np.ndarray, '_ E']],
+  targets: Sequence[Float[np.ndarray, '_ D']],
+  context: int,
+  ridge: float = 1.0,
 ) -> LinearDecoder:
-  """Returns the linear map from frames in context to targets with the least squared error, by ridge regression.
+  """Returns the linear map from frames in context to targets with the least squared error, by ridge
+  regression.
 
-  inputs, targets: of each clip, equally many frames. ridge: added to the squares that the input's columns sum up to.
-  Raises ValueError for clips that differ in number or length.
+  inputs, targets: of each clip, equally many frames. ridge: added to the squares that the input's
+  columns sum up to. Raises ValueError for clips that differ in number or length.
   """
   lengths = [[len(one) for one in side] for side in (inputs, targets)]
   if lengths[0] != lengths[1] or not sum(lengths[0]):
-    raise ValueError(f'inputs of {lengths[0][:8]} frames, targets of {lengths[1][:8]}: cut both at the same frames')
+    raise UserError(
+      f'inputs of {lengths[0][:8]} frames, targets of {lengths[1][:8]}: cut both at the same frames'
+    )
   squares_II, products_ID = 0.0, 0.0
   for input_SE, target_SD in zip(inputs, targets, strict=True):
     window_SI = _in_context(input_SE, context)
-    squares_II, products_ID = squares_II + window_SI.T @ window_SI, products_ID + window_SI.T @ target_SD
+    squares_II, products_ID = (
+      squares_II + window_SI.T @ window_SI,
+      products_ID + window_SI.T @ target_SD,
+    )
   weight_ID = np.linalg.solve(squares_II + ridge * np.eye(len(squares_II)), products_ID)
   return LinearDecoder(weight_ID.astype(np.float32), context)
 
 
-def decode_linearly(decoder: LinearDecoder, input_SE: Float[np.ndarray, 'S E']) -> Float[np.ndarray, 'S D']:
+def decode_linearly(
+  decoder: LinearDecoder, input_SE: Float[np.ndarray, 'S E']
+) -> Float[np.ndarray, 'S D']:
   """Returns what the decoder makes of the frames of a clip."""
   return (_in_context(input_SE, decoder.context) @ decoder.weight_ID).astype(np.float32)
 
 
 def _in_context(frames_SE: np.ndarray, context: int) -> np.ndarray:
-  """Returns each frame beside its neighbours and a 1, [S, (2 context + 1) E + 1]; zeros beyond the ends."""
+  """Returns each frame beside its neighbours and a 1, [S, (2 context + 1) E + 1]; zeros beyond the
+  ends.
+  """
   padded = np.pad(frames_SE.astype(np.float64), ((context, context), (0, 0)))
   shifted = [padded[n : n + len(frames_SE)] for n in range(2 * context + 1)]
   return np.concatenate([*shifted, np.ones((len(frames_SE), 1))], axis=1)
@@ -74,10 +94,12 @@ def _in_context(frames_SE: np.ndarray, context: int) -> np.ndarray:
 
 def _labelled(tokens_N, labels_N):
   if tokens_N.shape != labels_N.shape:
-    raise ValueError(f'{tokens_N.shape[0]} tokens and {labels_N.shape[0]} labels: cut both at the same frames')
+    raise UserError(
+      f'{tokens_N.shape[0]} tokens and {labels_N.shape[0]} labels: cut both at the same frames'
+    )
   keep = (tokens_N >= 0) & (labels_N >= 0)
   if not keep.any():
-    raise ValueError(f'none of the {tokens_N.shape[0]} frames has both a token and a label')
+    raise UserError(f'none of the {tokens_N.shape[0]} frames has both a token and a label')
   return tokens_N[keep], labels_N[keep]
 
 

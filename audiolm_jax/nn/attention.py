@@ -8,18 +8,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import block_attention, placement
 
 # Logical axis names of parameters; `training.sharding` maps them to mesh axes.
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
 
-CAUSAL = 'causal_attention'  # the scope of products of which half are of use: `training.flops` counts these
+# the scope of products of which half are of use: `training.flops` counts these
+CAUSAL = 'causal_attention'
 
-# What a layer that recomputes its activations keeps: its matrix products with weights, and the attention kernel's
-# result.
+# What a layer that recomputes its activations keeps: its matrix products with weights, and the
+# attention kernel's result.
 REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names(block_attention.SAVED),
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  jax.checkpoint_policies.save_only_these_names(block_attention.SAVED),
 )
 
 
@@ -29,34 +31,34 @@ def partitioned(init: jax.nn.initializers.Initializer, *axes: str | None):
 
 
 def dense(
-    features: int | Sequence[int],
-    kernel_axes: Sequence[str | None],
-    *,
-    axis: int | Sequence[int] = -1,
-    use_bias: bool = False,
-    dtype: Any = jnp.float32,
-    name: str | None = None,
+  features: int | Sequence[int],
+  kernel_axes: Sequence[str | None],
+  *,
+  axis: int | Sequence[int] = -1,
+  use_bias: bool = False,
+  dtype: Any = jnp.float32,
+  name: str | None = None,
 ) -> nn.DenseGeneral:
   """Returns a linear layer whose kernel [*inputs, *features] carries `kernel_axes`."""
   num_outputs = 1 if isinstance(features, int) else len(features)
   return nn.DenseGeneral(
-      features,
-      axis=axis,
-      use_bias=use_bias,
-      dtype=dtype,
-      kernel_init=partitioned(nn.initializers.lecun_normal(), *kernel_axes),
-      bias_init=partitioned(nn.initializers.zeros, *kernel_axes[-num_outputs:]),
-      name=name,
+    features,
+    axis=axis,
+    use_bias=use_bias,
+    dtype=dtype,
+    kernel_init=partitioned(nn.initializers.lecun_normal(), *kernel_axes),
+    bias_init=partitioned(nn.initializers.zeros, *kernel_axes[-num_outputs:]),
+    name=name,
   )
 
 
 def attend(
-    query_BLHD: Float[Array, 'B L H D'],
-    key_BNHD: Float[Array, 'B N H D'],
-    value_BNHD: Float[Array, 'B N H D'],
-    *,
-    bias: Float[Array, 'P #H #L N'] | None = None,
-    mask: Bool[Array, '#B #H #L N'] | None = None,
+  query_BLHD: Float[Array, 'B L H D'],
+  key_BNHD: Float[Array, 'B N H D'],
+  value_BNHD: Float[Array, 'B N H D'],
+  *,
+  bias: Float[Array, 'P #H #L N'] | None = None,
+  mask: Bool[Array, '#B #H #L N'] | None = None,
 ) -> Float[Array, 'B L H D']:
   """Returns softmax(q k / sqrt(D) + bias) v; positions where `mask` is False are never looked at.
 
@@ -64,7 +66,9 @@ def attend(
   The softmax is in float32: bfloat16 has 8 bits, too few for the tail of a long row.
   """
   scale = query_BLHD.shape[-1] ** -0.5
-  scores_BHLN = jnp.einsum('blhd,bnhd->bhln', query_BLHD * scale, key_BNHD, preferred_element_type=jnp.float32)
+  scores_BHLN = jnp.einsum(
+    'blhd,bnhd->bhln', query_BLHD * scale, key_BNHD, preferred_element_type=jnp.float32
+  )
   if bias is not None:
     parts = scores_BHLN.reshape(bias.shape[0], -1, *scores_BHLN.shape[1:])
     scores_BHLN = (parts + bias[:, None]).reshape(scores_BHLN.shape)
@@ -81,28 +85,36 @@ class Tiles(NamedTuple):
 
 
 def attend_in_blocks(
-    query_BLHD: Float[Array, 'B L H D'],
-    key_BLHD: Float[Array, 'B L H D'],
-    value_BLHD: Float[Array, 'B L H D'],
-    valid_BL: Bool[Array, 'B L'],
-    bias: Tiles | None = None,
-    *,
-    interpret: bool = False,
+  query_BLHD: Float[Array, 'B L H D'],
+  key_BLHD: Float[Array, 'B L H D'],
+  value_BLHD: Float[Array, 'B L H D'],
+  valid_BL: Bool[Array, 'B L'],
+  bias: Tiles | None = None,
+  *,
+  interpret: bool = False,
 ) -> Float[Array, 'B L H D']:
-  """As `attend` over valid keys, causal where there is a bias, by the kernel for TPUs, on each device its own part."""
+  """As `attend` over valid keys, causal where there is a bias, by the kernel for TPUs, on each
+  device its own part.
+  """
 
   def function(query, key, value, valid, *tiles):
     one = tiles[0][0] if tiles else None
     return block_attention.attend(query, key, value, valid, one, interpret=interpret)
 
   activation = (placement.BATCH, None, placement.HEADS, None)
-  inputs = [activation] * 3 + [(placement.BATCH,)] + [(placement.BATCH, placement.HEADS)] * (bias is not None)
+  inputs = (
+    [activation] * 3
+    + [(placement.BATCH,)]
+    + [(placement.BATCH, placement.HEADS)] * (bias is not None)
+  )
   call = placement.per_device(function, inputs)
   return call(query_BLHD, key_BLHD, value_BLHD, valid_BL, *(bias or ()))
 
 
 class LayerCache(NamedTuple):
-  """Keys and values of one layer for all columns; columns from `KVCache.index` on hold nothing yet."""
+  """Keys and values of one layer for all columns; columns from `KVCache.index` on hold nothing
+  yet.
+  """
 
   key_BNHD: Array
   value_BNHD: Array
@@ -111,9 +123,9 @@ class LayerCache(NamedTuple):
 class SelfAttention(nn.Module):
   """Self-attention over [B, L, D] with `num_heads` heads of width D / num_heads.
 
-  With a `cache`, the keys and values of x_BLD are written at column `index` and x_BLD attends to all N columns of the
-  cache (`bias` and `mask` are then over [L, N]); returns the output and the new cache. Without, it is
-  causal; with `Tiles`, `mask` is over keys alone, [B, L].
+  With a `cache`, the keys and values of x_BLD are written at column `index` and x_BLD attends to
+  all N columns of the cache (`bias` and `mask` are then over [L, N]); returns the output and the
+  new cache. Without, it is causal; with `Tiles`, `mask` is over keys alone, [B, L].
   """
 
   num_heads: int
@@ -123,10 +135,13 @@ class SelfAttention(nn.Module):
   def __call__(self, x_BLD, *, bias=None, mask=None, cache: LayerCache | None = None, index=None):
     width = x_BLD.shape[-1]
     if width % self.num_heads:
-      raise ValueError(f'width {width} is not a multiple of num_heads={self.num_heads}: change one of them')
+      raise UserError(
+        f'width {width} is not a multiple of num_heads={self.num_heads}: change one of them'
+      )
     shape = (self.num_heads, width // self.num_heads)
     query, key, value = (
-        dense(shape, (EMBED, HEADS, HEAD_DIM), dtype=self.dtype, name=name)(x_BLD) for name in ('query', 'key', 'value')
+      dense(shape, (EMBED, HEADS, HEAD_DIM), dtype=self.dtype, name=name)(x_BLD)
+      for name in ('query', 'key', 'value')
     )
     if cache is not None:
       # One buffer a layer and a scalar index: XLA updates it in place.
@@ -139,5 +154,7 @@ class SelfAttention(nn.Module):
         mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
     else:
       mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
-    output_BLD = dense(width, (HEADS, HEAD_DIM, EMBED), axis=(-2, -1), dtype=self.dtype, name='output')(mixed_BLHD)
+    output_BLD = dense(
+      width, (HEADS, HEAD_DIM, EMBED), axis=(-2, -1), dtype=self.dtype, name='output'
+    )(mixed_BLHD)
     return output_BLD if cache is None else (output_BLD, LayerCache(key, value))

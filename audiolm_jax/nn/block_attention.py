@@ -2,12 +2,14 @@
 
 Causal with T5's bias or without either.
 
-As FlashAttention (arXiv 2205.14135, 2307.08691) in blocks of queries and keys, transposed, so that positions fill the
-lanes of the vector unit and what is kept of a row (maximum, sum) is a row there too.
+As FlashAttention (arXiv 2205.14135, 2307.08691) in blocks of queries and keys, transposed, so that
+positions fill the lanes of the vector unit and what is kept of a row (maximum, sum) is a row there
+too.
 
-T5's bias needs no [H, L, L]: it is the same for all distances from `max_distance` on. The softmax doesn't see what is
-added to a whole row, so this constant is taken off everywhere, and what is left is two tiles for each head: that of
-the diagonal blocks, the causal mask included, and that of the blocks below.
+T5's bias needs no [H, L, L]: it is the same for all distances from `max_distance` on. The softmax
+doesn't see what is added to a whole row, so this constant is taken off everywhere, and what is left
+is two tiles for each head: that of the diagonal blocks, the causal mask included, and that of the
+blocks below.
 """
 
 import functools
@@ -19,10 +21,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-BLOCKS = (256, 384)  # queries, and keys, of a block: the size that pads a sequence least, the first of equals
+# queries, and keys, of a block: the size that pads a sequence least, the first of equals
+BLOCKS = (256, 384)
 SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
 _MASKED = -1e30  # not infinite: infinity less infinity is no number
-# Channels more, a whole tile, of queries and keys in a kernel: the first masks keys, at no cost on the matrix unit.
+# Channels more, a whole tile, of queries and keys in a kernel: the first masks keys, at no cost on
+# the matrix unit.
 _EXTRA = 16
 
 
@@ -42,43 +46,53 @@ def _block_size(length: int) -> int:
 
 
 def bias_tiles(
-    table_NH: Float[Array, 'N H'], bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']], length: int
+  table_NH: Float[Array, 'N H'],
+  bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']],
+  length: int,
 ) -> Float[Array, 'H 2 K Q']:
-  """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], for sequences of `length`.
+  """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], for
+  sequences of `length`.
 
-  The table's last entry is for all distances from some `max_distance` on that `fits`. The first tile is for diagonal
-  blocks, the second for those below.
+  The table's last entry is for all distances from some `max_distance` on that `fits`. The first
+  tile is for diagonal blocks, the second for those below.
   """
   block = _block_size(length)
   apart_KQ = jnp.arange(block) - jnp.arange(block)[:, None]
   buckets_TKQ = jnp.stack([bucket(apart_KQ), bucket(apart_KQ + block)])
   # A product, not a gather, whose gradient would be a scatter: slow on TPUs.
   chosen_TKQN = jax.nn.one_hot(buckets_TKQ, len(table_NH))
-  tiles = jnp.einsum('tkqn,nh->htkq', chosen_TKQN, table_NH - table_NH[-1], precision=jax.lax.Precision.HIGHEST)
+  tiles = jnp.einsum(
+    'tkqn,nh->htkq', chosen_TKQN, table_NH - table_NH[-1], precision=jax.lax.Precision.HIGHEST
+  )
   future_TKQ = jnp.stack([apart_KQ < 0, jnp.zeros_like(apart_KQ, bool)])
   return jnp.where(future_TKQ, _MASKED, tiles)
 
 
 def whole_blocks(x_BL: Shaped[Array, 'B L *dims']) -> Shaped[Array, 'B M *dims']:
   """Pads the sequence on its right, with zeros, to whole blocks."""
-  return jnp.pad(x_BL, ((0, 0), (0, padded_length(x_BL.shape[1]) - x_BL.shape[1]), *((0, 0),) * (x_BL.ndim - 2)))
+  return jnp.pad(
+    x_BL, ((0, 0), (0, padded_length(x_BL.shape[1]) - x_BL.shape[1]), *((0, 0),) * (x_BL.ndim - 2))
+  )
 
 
 def attend(
-    query_BLHD: Float[Array, 'B L H D'],
-    key_BLHD: Float[Array, 'B L H D'],
-    value_BLHD: Float[Array, 'B L H D'],
-    valid_BL: Bool[Array, 'B L'],
-    tiles_HTKQ: Float[Array, 'H 2 K Q'] | None = None,
-    *,
-    interpret: bool = False,
+  query_BLHD: Float[Array, 'B L H D'],
+  key_BLHD: Float[Array, 'B L H D'],
+  value_BLHD: Float[Array, 'B L H D'],
+  valid_BL: Bool[Array, 'B L'],
+  tiles_HTKQ: Float[Array, 'H 2 K Q'] | None = None,
+  *,
+  interpret: bool = False,
 ) -> Float[Array, 'B L H D']:
-  """Returns softmax(q k / sqrt(D) + bias) v over the valid keys; with tiles, over those at and before each query.
+  """Returns softmax(q k / sqrt(D) + bias) v over the valid keys; with tiles, over those at and
+  before each query.
 
   A query that sees no valid key gets a finite value that means nothing.
   """
   length, width = query_BLHD.shape[1], query_BLHD.shape[3]
-  query_BLHD, key_BLHD, value_BLHD, valid_BL = map(whole_blocks, (query_BLHD, key_BLHD, value_BLHD, valid_BL))
+  query_BLHD, key_BLHD, value_BLHD, valid_BL = map(
+    whole_blocks, (query_BLHD, key_BLHD, value_BLHD, valid_BL)
+  )
 
   # What they are made of need not be kept.
   columns = lambda x_BLHD: checkpoint_name(x_BLHD.transpose(0, 2, 3, 1), SAVED)
@@ -161,7 +175,9 @@ def _forward_kernel(query_ref, key_ref, value_ref, key_mask_ref, *refs):
   lse_ref[...] = top_1Q + jnp.log(total_1Q)
 
 
-def _backward_kernel(query_ref, key_ref, value_ref, key_mask_ref, lse_ref, grad_ref, delta_ref, *refs):
+def _backward_kernel(
+  query_ref, key_ref, value_ref, key_mask_ref, lse_ref, grad_ref, delta_ref, *refs
+):
   tiles_ref = grad_tiles_ref = None
   if len(refs) == 5:
     tiles_ref, *refs, grad_tiles_ref = refs
@@ -201,7 +217,9 @@ def _backward_kernel(query_ref, key_ref, value_ref, key_mask_ref, lse_ref, grad_
 
   start = (jnp.zeros(key_DK.shape, jnp.float32), jnp.zeros(value_DK.shape, jnp.float32))
   num_blocks = query_ref.shape[1] // size
-  grad_key_DK, grad_value_DK = jax.lax.fori_loop(0 if tiles_ref is None else j, num_blocks, body, start)
+  grad_key_DK, grad_value_DK = jax.lax.fori_loop(
+    0 if tiles_ref is None else j, num_blocks, body, start
+  )
   grad_key_ref[...] = grad_key_DK.astype(grad_key_ref.dtype)
   grad_value_ref[...] = grad_value_DK.astype(grad_value_ref.dtype)
 
@@ -226,10 +244,12 @@ def _tiles(size):
 def _cost(query, tiles, products: int) -> pl.CostEstimate:
   """Of `products` matrix products over all blocks, or over those at and below the diagonal."""
   batch, heads, width, length = query.shape
-  pairs = batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)
+  pairs = (
+    batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)
+  )
   size = 4 * batch * heads * length * width * query.dtype.itemsize
   return pl.CostEstimate(
-      flops=2 * products * pairs * width, transcendentals=pairs, bytes_accessed=size * products // 2
+    flops=2 * products * pairs * width, transcendentals=pairs, bytes_accessed=size * products // 2
   )
 
 
@@ -237,21 +257,24 @@ def _forward(query, key, value, key_mask, tiles, interpret):
   batch, heads, width, length = query.shape
   biases, size = [] if tiles is None else [tiles], _block_size(length)
   return pl.pallas_call(
-      _forward_kernel,
-      grid=(heads, batch, length // size),
-      in_specs=[
-          _cut(width, size), _whole(width, length), _whole(width, length), _mask(length, False),
-          *[_tiles(size)] * len(biases),
-      ],
-      out_specs=[_cut(width, size), _cut(1, size)],
-      out_shape=[
-          jax.ShapeDtypeStruct(value.shape, value.dtype),
-          jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
-      ],
-      cost_estimate=_cost(query, tiles, 2),
-      interpret=interpret,
-      name='attention',
-  )(query, key, value, key_mask, *biases)  # fmt: skip
+    _forward_kernel,
+    grid=(heads, batch, length // size),
+    in_specs=[
+      _cut(width, size),
+      _whole(width, length),
+      _whole(width, length),
+      _mask(length, False),
+      *[_tiles(size)] * len(biases),
+    ],
+    out_specs=[_cut(width, size), _cut(1, size)],
+    out_shape=[
+      jax.ShapeDtypeStruct(value.shape, value.dtype),
+      jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
+    ],
+    cost_estimate=_cost(query, tiles, 2),
+    interpret=interpret,
+    name='attention',
+  )(query, key, value, key_mask, *biases)
 
 
 def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
@@ -259,21 +282,34 @@ def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
   biases, size = [] if tiles is None else [tiles], _block_size(length)
   like = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
   grad_query, *grads = pl.pallas_call(
-      _backward_kernel,
-      grid=(heads, batch, length // size),
-      in_specs=[
-          _whole(width, length), _cut(width, size), _cut(width, size), _mask(size, True), _whole(1, length),
-          _whole(width, length), _whole(1, length), *[_tiles(size)] * len(biases),
-      ],
-      out_specs=[_whole(width, length), _cut(width, size), _cut(width, size), *[_tiles(size)] * len(biases)],
-      out_shape=[
-          like(query, jnp.float32), like(key, key.dtype), like(value, value.dtype),
-          *[like(tiles, jnp.float32) for tiles in biases],
-      ],
-      cost_estimate=_cost(query, tiles, 5),
-      metadata={'recomputed_products': '1', 'products': '5'},  # of which training.flops counts four
-      interpret=interpret,
-      name='attention_backward',
-  )(query, key, value, key_mask, lse, grad, delta, *biases)  # fmt: skip
+    _backward_kernel,
+    grid=(heads, batch, length // size),
+    in_specs=[
+      _whole(width, length),
+      _cut(width, size),
+      _cut(width, size),
+      _mask(size, True),
+      _whole(1, length),
+      _whole(width, length),
+      _whole(1, length),
+      *[_tiles(size)] * len(biases),
+    ],
+    out_specs=[
+      _whole(width, length),
+      _cut(width, size),
+      _cut(width, size),
+      *[_tiles(size)] * len(biases),
+    ],
+    out_shape=[
+      like(query, jnp.float32),
+      like(key, key.dtype),
+      like(value, value.dtype),
+      *[like(tiles, jnp.float32) for tiles in biases],
+    ],
+    cost_estimate=_cost(query, tiles, 5),
+    metadata={'recomputed_products': '1', 'products': '5'},  # of which training.flops counts four
+    interpret=interpret,
+    name='attention_backward',
+  )(query, key, value, key_mask, lse, grad, delta, *biases)
   grad_key, grad_value, *grad_tiles = grads
   return grad_query.astype(query.dtype), grad_key, grad_value, None, *(grad_tiles or [None])

@@ -1,8 +1,9 @@
-"""Conformer blocks (arXiv 2005.08100) with rotary positions, and a stack that is scanned over its layers.
+"""Conformer blocks (arXiv 2005.08100) with rotary positions, and a stack that is scanned over its
+layers.
 
-Deviations from the Conformer paper: positions are rotary (as in SoundStorm) where it has relative positions of
-Transformer-XL, and the convolution module normalizes by layer norm where it has batch norm, so that a block keeps no
-statistics and treats every example alone.
+Deviations from the Conformer paper: positions are rotary (as in SoundStorm) where it has relative
+positions of Transformer-XL, and the convolution module normalizes by layer norm where it has batch
+norm, so that a block keeps no statistics and treats every example alone.
 
 Dropout happens when, and only when, `apply` is given a 'dropout' key: there is no other switch.
 """
@@ -15,55 +16,74 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import placement
 from audiolm_jax.nn.attention import (
-    EMBED, HEAD_DIM, HEADS, LAYERS, MLP, REMAT_POLICY, attend, attend_in_blocks, dense, partitioned,
-)  # fmt: skip
+  EMBED,
+  HEAD_DIM,
+  HEADS,
+  LAYERS,
+  MLP,
+  REMAT_POLICY,
+  attend,
+  attend_in_blocks,
+  dense,
+  partitioned,
+)
 from audiolm_jax.nn.dropout import Dropout
 
 
 def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[Array, 'B L H D']:
-  """Turns each pair of channels by an angle proportional to its position (rotary embedding, arXiv 2104.09864).
+  """Turns each pair of channels by an angle proportional to its position (rotary embedding, arXiv
+  2104.09864).
 
   The angles are in float32: bfloat16 cannot tell position 1,000 from 1,001.
   """
   length, width = x_BLHD.shape[1], x_BLHD.shape[-1]
   if width % 2:
-    raise ValueError(f'rotary positions turn pairs of channels, and a head has {width}: make the head width even')
+    raise UserError(
+      f'rotary positions turn pairs of channels, and a head has {width}: make the head width even'
+    )
   frequency_N = base ** (-np.arange(0, width, 2) / width)
   angle_LN = (np.arange(length)[:, None] * frequency_N).astype(np.float32)
   cosine_LHN, sine_LHN = np.cos(angle_LN)[:, None], np.sin(angle_LN)[:, None]
   first, second = jnp.split(x_BLHD.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(
-      [first * cosine_LHN - second * sine_LHN, second * cosine_LHN + first * sine_LHN], axis=-1
+    [first * cosine_LHN - second * sine_LHN, second * cosine_LHN + first * sine_LHN], axis=-1
   )
   return turned.astype(x_BLHD.dtype)
 
 
-def convolve_depthwise(x_BLD: Float[Array, 'B L D'], kernel_ND: Float[Array, 'N D']) -> Float[Array, 'B L D']:
-  """Correlates each channel with its own kernel, centred, zeros beyond the ends: y[l] = sum_n x[l + n - N // 2] k[n].
+def convolve_depthwise(
+  x_BLD: Float[Array, 'B L D'], kernel_ND: Float[Array, 'N D']
+) -> Float[Array, 'B L D']:
+  """Correlates each channel with its own kernel, centred, zeros beyond the ends: y[l] = sum_n x[l +
+  n - N // 2] k[n].
 
-  A sum of shifted products, not a grouped convolution: XLA fuses it, and on CPU it is many times faster.
+  A sum of shifted products, not a grouped convolution: XLA fuses it, and on CPU it is many times
+  faster.
   """
   size, length = kernel_ND.shape[0], x_BLD.shape[1]
   if size % 2 == 0:
-    raise ValueError(f'a kernel of {size} frames has no centre: make kernel_size odd')
+    raise UserError(f'a kernel of {size} frames has no centre: make kernel_size odd')
   padded = jnp.pad(x_BLD, ((0, 0), (size // 2, size // 2), (0, 0)))
   return sum(padded[:, n : n + length] * kernel_ND[n] for n in range(size))
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
   return nn.LayerNorm(
-      dtype=dtype, scale_init=partitioned(nn.initializers.ones, EMBED),
-      bias_init=partitioned(nn.initializers.zeros, EMBED), name=name,
+    dtype=dtype,
+    scale_init=partitioned(nn.initializers.ones, EMBED),
+    bias_init=partitioned(nn.initializers.zeros, EMBED),
+    name=name,
   )
 
 
 class GatedDense(nn.Module):
   """Gated linear unit [B, L, D] -> [B, L, features]: (x W + b) * sigmoid(x V + c).
 
-  W and V are side by side in one kernel. The kernel is cut in two, not what it makes: the axis may lie over devices,
-  and activations are what should stay there.
+  W and V are side by side in one kernel. The kernel is cut in two, not what it makes: the axis may
+  lie over devices, and activations are what should stay there.
   """
 
   features: int
@@ -76,17 +96,18 @@ class GatedDense(nn.Module):
     bias = self.param('bias', partitioned(nn.initializers.zeros, MLP), shape[1:])
     x_BLD = x_BLD.astype(self.dtype)
     value, gate = (
-        x_BLD @ half_DE.astype(self.dtype) + half_E.astype(self.dtype)
-        for half_DE, half_E in zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2))
+      x_BLD @ half_DE.astype(self.dtype) + half_E.astype(self.dtype)
+      for half_DE, half_E in zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2))
     )
     return value * jax.nn.sigmoid(gate)
 
 
 class ConformerBlock(nn.Module):
-  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but the last.
+  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but
+  the last.
 
-  Called with x_BLD and an optional mask_BL, False at padding, which then influences nothing else. Returns its output
-  twice, as `nn.scan` wants: to carry on to the next layer, and to stack.
+  Called with x_BLD and an optional mask_BL, False at padding, which then influences nothing else.
+  Returns its output twice, as `nn.scan` wants: to carry on to the next layer, and to stack.
   """
 
   num_heads: int
@@ -120,11 +141,14 @@ class ConformerBlock(nn.Module):
   def _attention(self, x_BLD, mask_BL):
     width = x_BLD.shape[-1]
     if width % self.num_heads:
-      raise ValueError(f'width {width} is not a multiple of num_heads={self.num_heads}: change one of them')
+      raise UserError(
+        f'width {width} is not a multiple of num_heads={self.num_heads}: change one of them'
+      )
     shape = (self.num_heads, width // self.num_heads)
     x_BLD = layer_norm(self.dtype, 'attention_norm')(x_BLD)
     query, key, value = (
-        self._dense(shape, (EMBED, HEADS, HEAD_DIM), name)(x_BLD) for name in ('query', 'key', 'value')
+      self._dense(shape, (EMBED, HEADS, HEAD_DIM), name)(x_BLD)
+      for name in ('query', 'key', 'value')
     )
     if placement.on_tpu():
       valid_BL = jnp.ones(x_BLD.shape[:2], bool) if mask_BL is None else mask_BL
@@ -132,7 +156,9 @@ class ConformerBlock(nn.Module):
     else:
       mask = None if mask_BL is None else mask_BL[:, None, None, :]
       mixed_BLHD = attend(rotate(query), rotate(key), value, mask=mask)
-    return self._drop(self._dense(width, (HEADS, HEAD_DIM, EMBED), 'output', axis=(-2, -1))(mixed_BLHD))
+    return self._drop(
+      self._dense(width, (HEADS, HEAD_DIM, EMBED), 'output', axis=(-2, -1))(mixed_BLHD)
+    )
 
   def _convolution(self, x_BLD, mask_BL):
     width = x_BLD.shape[-1]
@@ -142,17 +168,19 @@ class ConformerBlock(nn.Module):
       x_BLD = jnp.where(mask_BL[..., None], x_BLD, 0)
     init = partitioned(nn.initializers.normal(self.kernel_size**-0.5), None, EMBED)
     kernel_ND = self.param('depthwise', init, (self.kernel_size, width)).astype(self.dtype)
-    x_BLD = jax.nn.silu(layer_norm(self.dtype, 'depthwise_norm')(convolve_depthwise(x_BLD, kernel_ND)))
+    x_BLD = jax.nn.silu(
+      layer_norm(self.dtype, 'depthwise_norm')(convolve_depthwise(x_BLD, kernel_ND))
+    )
     return self._drop(self._dense(width, (MLP, EMBED), 'convolution_out')(x_BLD))
 
 
 class Conformer(nn.Module):
   """`num_layers` Conformer blocks, scanned.
 
-  Called with x_BLD and an optional mask_BL (False at padding); returns (x_BLD, hidden_NBLD), where hidden_NBLD[n - 1]
-  is the output of layer n and the last equals x_BLD. What the caller does not use of it is not computed under jit.
-  The parameters of the first n layers are the parameters' leading slice: `jax.tree.map(lambda p: p[:n], params)` runs
-  in a Conformer of n layers.
+  Called with x_BLD and an optional mask_BL (False at padding); returns (x_BLD, hidden_NBLD), where
+  hidden_NBLD[n - 1] is the output of layer n and the last equals x_BLD. What the caller does not
+  use of it is not computed under jit. The parameters of the first n layers are the parameters'
+  leading slice: `jax.tree.map(lambda p: p[:n], params)` runs in a Conformer of n layers.
   """
 
   num_layers: int
@@ -161,24 +189,25 @@ class Conformer(nn.Module):
   kernel_size: int
   dropout: float = 0.0
   dtype: Any = jnp.float32
-  remat: bool = False  # recompute the activations of a block in the backward pass, but for its matrix products
+  # recompute the activations of a block in the backward pass, but for its matrix products
+  remat: bool = False
 
   @nn.compact
   def __call__(
-      self, x_BLD: Float[Array, 'B L D'], mask_BL: Bool[Array, 'B L'] | None = None
+    self, x_BLD: Float[Array, 'B L D'], mask_BL: Bool[Array, 'B L'] | None = None
   ) -> tuple[Float[Array, 'B L D'], Float[Array, 'N B L D']]:
     block = ConformerBlock
     if self.remat:
       block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICY)
     layers = nn.scan(
-        block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True, 'dropout': True},
-        in_axes=nn.broadcast,
-        length=self.num_layers,
-        unroll=placement.unrolls_layers(),
-        metadata_params={nn.PARTITION_NAME: LAYERS},
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=nn.broadcast,
+      length=self.num_layers,
+      unroll=placement.unrolls_layers(),
+      metadata_params={nn.PARTITION_NAME: LAYERS},
     )
-    return layers(self.num_heads, self.mlp_width, self.kernel_size, self.dropout, self.dtype, name='layers')(
-        x_BLD.astype(self.dtype), mask_BL
-    )
+    return layers(
+      self.num_heads, self.mlp_width, self.kernel_size, self.dropout, self.dtype, name='layers'
+    )(x_BLD.astype(self.dtype), mask_BL)

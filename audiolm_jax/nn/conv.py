@@ -1,8 +1,10 @@
-"""Convolutions: causal ones in time, over arrays [B, N, D], for the codec, and those of its critics.
+"""Convolutions: causal ones in time, over arrays [B, N, D], for the codec, and those of its
+critics.
 
-A clip comes whole or in chunks. Causal convolutions keep the inputs that later outputs need in the variable collection
-`PAST`: apply with `mutable=[PAST]` returns it, and given back it lets the next chunk go on from there. Where the
-collection is not mutable, the input is a clip from its beginning, and zeros are its past.
+A clip comes whole or in chunks. Causal convolutions keep the inputs that later outputs need in the
+variable collection `PAST`: apply with `mutable=[PAST]` returns it, and given back it lets the next
+chunk go on from there. Where the collection is not mutable, the input is a clip from its beginning,
+and zeros are its past.
 """
 
 import functools
@@ -19,8 +21,12 @@ from audiolm_jax.nn.attention import partitioned
 PAST = 'past'
 
 
-def with_past(module: nn.Module, x: Float[Array, 'B N *dims'], length: int) -> Float[Array, 'B M *dims']:
-  """Returns `x` behind the `length` inputs before it: those that `module` keeps in `PAST`, or zeros; M = N + length."""
+def with_past(
+  module: nn.Module, x: Float[Array, 'B N *dims'], length: int
+) -> Float[Array, 'B M *dims']:
+  """Returns `x` behind the `length` inputs before it: those that `module` keeps in `PAST`, or
+  zeros; M = N + length.
+  """
   if not length:
     return x
   zeros = lambda: jnp.zeros((len(x), length, *x.shape[2:]), x.dtype)
@@ -34,17 +40,19 @@ def with_past(module: nn.Module, x: Float[Array, 'B N *dims'], length: int) -> F
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
-    x: Float[Array, 'B *spatial D'],
-    kernel: Float[Array, '*taps D E'],
-    strides: tuple[int, ...],
-    padding: tuple[tuple[int, int], ...],
-    dilation: tuple[int, ...],
+  x: Float[Array, 'B *spatial D'],
+  kernel: Float[Array, '*taps D E'],
+  strides: tuple[int, ...],
+  padding: tuple[tuple[int, int], ...],
+  dilation: tuple[int, ...],
 ) -> Float[Array, 'B *spatial_out E']:
-  """Returns `lax.conv_general_dilated`, whose gradients are convolutions of the same form, with transposes around them.
+  """Returns `lax.conv_general_dilated`, whose gradients are convolutions of the same form, with
+  transposes around them.
 
-  JAX writes them by naming the axes in another order instead. XLA:CPU brings such convolutions into the form that it
-  has a fast program for only where they stand in no branch and no loop: in a `lax.cond`, where the codec's critics
-  are, gradients took 20 to 80 times as long (docs/log.md). The numbers are the same, bit by bit.
+  JAX writes them by naming the axes in another order instead. XLA:CPU brings such convolutions into
+  the form that it has a fast program for only where they stand in no branch and no loop: in a
+  `lax.cond`, where the codec's critics are, gradients took 20 to 80 times as long (docs/log.md).
+  The numbers are the same, bit by bit.
   """
   return _convolve(x, kernel, strides, padding, dilation)
 
@@ -61,18 +69,23 @@ def _forward(x, kernel, *options):
 
 def _backward(strides, padding, dilation, inputs, gradient):
   x, kernel = inputs
-  # Samples of x, along each axis: from the first tap to the last, from the first output to the last, and the zeros
-  # before and after that are read (fewer than none where the last samples are not).
+  # Samples of x, along each axis: from the first tap to the last, from the first output to the
+  # last, and the zeros before and after that are read (fewer than none where the last samples are
+  # not).
   reach = [(taps - 1) * step for taps, step in zip(kernel.shape, dilation)]
   spread = [(size - 1) * stride for size, stride in zip(gradient.shape[1:], strides)]
   before = [low for low, _ in padding]
   after = [s + r + 1 - size - low for s, r, size, low in zip(spread, reach, x.shape[1:], before)]
   flipped = jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
   x_padding = [(r - low, r - high) for r, low, high in zip(reach, before, after)]
-  x_gradient = _convolve(gradient, flipped, (1,) * len(reach), x_padding, dilation, x_dilation=strides)
+  x_gradient = _convolve(
+    gradient, flipped, (1,) * len(reach), x_padding, dilation, x_dilation=strides
+  )
   # Examples are summed over as channels are, and channels kept apart as examples are.
   as_kernel = jnp.moveaxis(gradient, 0, -2)
-  kernel_gradient = _convolve(jnp.swapaxes(x, 0, -1), as_kernel, dilation, list(zip(before, after)), strides)
+  kernel_gradient = _convolve(
+    jnp.swapaxes(x, 0, -1), as_kernel, dilation, list(zip(before, after)), strides
+  )
   return x_gradient, jnp.moveaxis(kernel_gradient, 0, -2)
 
 
@@ -80,9 +93,11 @@ convolve.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-  """What `nn.Conv` computes, [B, *N, D] -> [B, *M, features], by `convolve`, with parameters that no axis cuts.
+  """What `nn.Conv` computes, [B, *N, D] -> [B, *M, features], by `convolve`, with parameters that
+  no axis cuts.
 
-  Codecs have a few million parameters and odd channel counts (1 at both ends): nothing is won by sharding them.
+  Codecs have a few million parameters and odd channel counts (1 at both ends): nothing is won by
+  sharding them.
   """
 
   features: int
@@ -94,19 +109,24 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (*self.kernel_shape, x.shape[-1], self.features)
-    kernel = self.param('kernel', partitioned(nn.initializers.lecun_normal(), *[None] * len(shape)), shape)
+    kernel = self.param(
+      'kernel', partitioned(nn.initializers.lecun_normal(), *[None] * len(shape)), shape
+    )
     bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
     strides = self.strides or (1,) * len(self.kernel_shape)
     padding = tuple(lax.padtype_to_pads(x.shape[1:-1], self.kernel_shape, strides, self.padding))
-    y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding, (1,) * len(strides))
+    y = convolve(
+      x.astype(self.dtype), kernel.astype(self.dtype), strides, padding, (1,) * len(strides)
+    )
     return y + bias_D.astype(self.dtype)
 
 
 class CausalConv(nn.Module):
-  """Convolution [B, N, D] -> [B, N / stride, features] that sees the past alone; N is a multiple of `stride`.
+  """Convolution [B, N, D] -> [B, N / stride, features] that sees the past alone; N is a multiple of
+  `stride`.
 
-  Output n depends on inputs up to (n + 1) * stride - 1: a strided output stands for a whole group of `stride` inputs
-  and waits for its last one.
+  Output n depends on inputs up to (n + 1) * stride - 1: a strided output stands for a whole group
+  of `stride` inputs and waits for its last one.
   """
 
   features: int
@@ -128,16 +148,20 @@ class CausalConv(nn.Module):
     x_BND, kernel = x_BND.astype(self.dtype), kernel.astype(self.dtype)
     y_BND = convolve(x_BND, kernel, (self.stride,), ((zeros, 0),), (self.dilation,))
     if self.use_bias:
-      y_BND += self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,)).astype(self.dtype)
+      y_BND += self.param(
+        'bias', partitioned(nn.initializers.zeros, None), (self.features,)
+      ).astype(self.dtype)
     return y_BND
 
 
 class CausalConvTranspose(nn.Module):
-  """Transposed convolution [B, N, D] -> [B, N * stride, features], kernel 2 * stride, trimmed on the right.
+  """Transposed convolution [B, N, D] -> [B, N * stride, features], kernel 2 * stride, trimmed on
+  the right.
 
-  Input n reaches outputs n * stride and later, and 2 * stride of them: so each output sees two inputs, and the whole
-  is a convolution of kernel 2 that makes `stride` outputs at a time. In this form XLA:CPU runs forward and backward
-  5 to 15 times faster than `lax.conv_transpose` (measured at strides 2 and 8).
+  Input n reaches outputs n * stride and later, and 2 * stride of them: so each output sees two
+  inputs, and the whole is a convolution of kernel 2 that makes `stride` outputs at a time. In this
+  form XLA:CPU runs forward and backward 5 to 15 times faster than `lax.conv_transpose` (measured at
+  strides 2 and 8).
   """
 
   features: int
@@ -147,18 +171,25 @@ class CausalConvTranspose(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     batch, length, _ = x_BND.shape
-    groups_BND = CausalConv(self.stride * self.features, 2, use_bias=False, dtype=self.dtype, name='kernel')(x_BND)
+    groups_BND = CausalConv(
+      self.stride * self.features, 2, use_bias=False, dtype=self.dtype, name='kernel'
+    )(x_BND)
     bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
-    return groups_BND.reshape(batch, length * self.stride, self.features) + bias_D.astype(self.dtype)
+    return groups_BND.reshape(batch, length * self.stride, self.features) + bias_D.astype(
+      self.dtype
+    )
 
 
 class GroupedConv(nn.Module):
-  """Strided convolution [B, N, D] -> [B, ceil(N / stride), features] whose groups of 4 channels are kept apart.
+  """Strided convolution [B, N, D] -> [B, ceil(N / stride), features] whose groups of 4 channels are
+  kept apart.
 
-  What `nn.Conv(feature_group_count=D // 4)` computes, from the same parameters. Written as dense convolutions with
-  block-diagonal kernels, since XLA's partitioner sums the kernel gradient of a grouped convolution once too often for
-  every replica (docs/log.md), and since on a CPU it is 2 to 7 times faster, zeros included. The samples of one stride
-  are channels of one step: the gradient then holds no zeros between samples, and is 1.5 to 40 times faster.
+  What `nn.Conv(feature_group_count=D // 4)` computes, from the same parameters. Written as dense
+  convolutions with block-diagonal kernels, since XLA's partitioner sums the kernel gradient of a
+  grouped convolution once too often for every replica (docs/log.md), and since on a CPU it is 2 to
+  7 times faster, zeros included. The samples of one stride
+  are channels of one step: the gradient then holds no zeros between samples, and is 1.5 to 40 times
+  faster.
   """
 
   features: int
@@ -167,7 +198,9 @@ class GroupedConv(nn.Module):
   dtype: Any = jnp.float32
 
   GROUP = 4
-  BLOCK = 64  # channels that one dense kernel holds: a few groups fill a matrix unit, all of them would waste it
+  # channels that one dense kernel holds: a few groups fill a matrix unit, all of them would waste
+  # it
+  BLOCK = 64
 
   @nn.compact
   def __call__(self, x_BND):
@@ -176,7 +209,9 @@ class GroupedConv(nn.Module):
     kernel = self.param('kernel', kernel_init, (self.kernel_size, self.GROUP, self.features))
     bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
     num_blocks = max(channels // self.BLOCK, 1)
-    blocks = zip(jnp.split(self._padded(x_BND), num_blocks, axis=-1), jnp.split(kernel, num_blocks, axis=-1))
+    blocks = zip(
+      jnp.split(self._padded(x_BND), num_blocks, axis=-1), jnp.split(kernel, num_blocks, axis=-1)
+    )
     y_BND = jnp.concatenate([self._block(x, block) for x, block in blocks], axis=-1)
     return y_BND + bias_D.astype(self.dtype)
 
@@ -192,7 +227,12 @@ class GroupedConv(nn.Module):
     batch, length, channels = x_BND.shape
     groups, width = channels // self.GROUP, self.stride * channels
     grouped = kernel.reshape(self.kernel_size, self.GROUP, groups, -1)
-    diagonal = jnp.einsum('kigo,gh->khigo', grouped, jnp.eye(groups)).reshape(self.kernel_size, channels, -1)
+    diagonal = jnp.einsum('kigo,gh->khigo', grouped, jnp.eye(groups)).reshape(
+      self.kernel_size, channels, -1
+    )
     diagonal = jnp.pad(diagonal, ((0, -self.kernel_size % self.stride), (0, 0), (0, 0)))
-    kernel, x_BND = diagonal.reshape(-1, width, kernel.shape[-1]), x_BND.reshape(batch, length // self.stride, width)
+    kernel, x_BND = (
+      diagonal.reshape(-1, width, kernel.shape[-1]),
+      x_BND.reshape(batch, length // self.stride, width),
+    )
     return convolve(x_BND.astype(self.dtype), kernel.astype(self.dtype), (1,), ((0, 0),), (1,))

@@ -1,4 +1,6 @@
-"""The critics of SoundStream (section III-D): one on the complex spectrum, three on the waveform at falling rates."""
+"""The critics of SoundStream (section III-D): one on the complex spectrum, three on the waveform at
+falling rates.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,26 +12,31 @@ from jaxtyping import Array, Float
 from audiolm_jax import audio
 from audiolm_jax.nn.conv import Conv, GroupedConv
 
-# (width multiplier, stride in time, stride in frequency) of the residual units of the spectral critic.
+# (width multiplier, stride in time, stride in frequency) of the residual units of the spectral
+# critic.
 SPECTRAL_UNITS = ((2, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2))
 
 
 class Judgement(NamedTuple):
-  """Scores over time (positive: real), and the hidden layers that led to them, for feature matching."""
+  """Scores over time (positive: real), and the hidden layers that led to them, for feature
+  matching.
+  """
 
   logits_BN: Float[Array, 'B N']
   features: Sequence[Array]
 
 
 def _activate(x):
-  return nn.leaky_relu(x, 0.2)  # not stated in the paper; that of MelGAN, whose waveform critics it cites
+  # not stated in the paper; that of MelGAN, whose waveform critics it cites
+  return nn.leaky_relu(x, 0.2)
 
 
 class SpectralDiscriminator(nn.Module):
   """Judges a waveform [B, T] by its STFT; one logit per 8 hops.
 
-  Real and imaginary part are two channels; the highest bin is dropped, so that six strides of 2 leave window / 128.
-  The spectrum is divided by the root of the window length: else its loudest bins are hundreds.
+  Real and imaginary part are two channels; the highest bin is dropped, so that six strides of 2
+  leave window / 128. The spectrum is divided by the root of the window length: else its loudest
+  bins are hundreds.
   """
 
   channels: int = 32
@@ -39,7 +46,9 @@ class SpectralDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(self, wave_BT) -> Judgement:
-    spectrum_BFN = audio.stft(wave_BT, self.window_length, self.hop_length)[..., :-1] / self.window_length**0.5
+    spectrum_BFN = (
+      audio.stft(wave_BT, self.window_length, self.hop_length)[..., :-1] / self.window_length**0.5
+    )
     x = jnp.stack([spectrum_BFN.real, spectrum_BFN.imag], axis=-1)
     x = _activate(Conv(self.channels, (7, 7), dtype=self.dtype, name='stem')(x))
     features = [x]
@@ -47,8 +56,12 @@ class SpectralDiscriminator(nn.Module):
       width, strides = x.shape[-1], (stride_time, stride_frequency)
       hidden = _activate(Conv(width, (3, 3), dtype=self.dtype, name=f'unit{index}_conv')(x))
       kernel = (stride_time + 2, stride_frequency + 2)
-      hidden = Conv(multiplier * width, kernel, strides=strides, dtype=self.dtype, name=f'unit{index}_down')(hidden)
-      shortcut = Conv(multiplier * width, (1, 1), strides=strides, dtype=self.dtype, name=f'unit{index}_shortcut')(x)
+      hidden = Conv(
+        multiplier * width, kernel, strides=strides, dtype=self.dtype, name=f'unit{index}_down'
+      )(hidden)
+      shortcut = Conv(
+        multiplier * width, (1, 1), strides=strides, dtype=self.dtype, name=f'unit{index}_shortcut'
+      )(x)
       x = _activate(hidden + shortcut)
       features.append(x)
     logits = Conv(1, (1, x.shape[2]), padding='VALID', dtype=self.dtype, name='logits')(x)
@@ -58,7 +71,8 @@ class SpectralDiscriminator(nn.Module):
 class WaveformDiscriminator(nn.Module):
   """Judges a waveform [B, T] by grouped convolutions, as MelGAN; one logit per 256 samples.
 
-  Zero padding instead of MelGAN's reflection, and no weight normalization: neither is stated in the paper.
+  Zero padding instead of MelGAN's reflection, and no weight normalization: neither is stated in the
+  paper.
   """
 
   channels: int = 16
@@ -80,7 +94,9 @@ class WaveformDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-  """All critics of a waveform [B, T]: the spectral one first, then those on the waveform, its half and its quarter."""
+  """All critics of a waveform [B, T]: the spectral one first, then those on the waveform, its half
+  and its quarter.
+  """
 
   spectral_channels: int
   spectral_window_length: int
@@ -92,11 +108,13 @@ class Discriminators(nn.Module):
   @nn.compact
   def __call__(self, wave_BT) -> list[Judgement]:
     window = self.spectral_window_length
-    spectral = SpectralDiscriminator(self.spectral_channels, window, window // 4, self.dtype, name='spectral')
+    spectral = SpectralDiscriminator(
+      self.spectral_channels, window, window // 4, self.dtype, name='spectral'
+    )
     judgements = [spectral(wave_BT)]
     for index in range(self.num_waveform):
       critic = WaveformDiscriminator(
-          self.waveform_channels, self.waveform_max_channels, self.dtype, name=f'waveform{index}'
+        self.waveform_channels, self.waveform_max_channels, self.dtype, name=f'waveform{index}'
       )
       judgements.append(critic(wave_BT))
       wave_BT = nn.avg_pool(wave_BT[..., None], (4,), (2,), 'SAME', count_include_pad=False)[..., 0]

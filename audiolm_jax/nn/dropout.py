@@ -1,6 +1,7 @@
 """Dropout that draws one byte for each activation, where `nn.Dropout` draws four.
 
-On a TPU the random bits of a Transformer's dropout take longer than all else that is neither product nor attention.
+On a TPU the random bits of a Transformer's dropout take longer than all else that is neither
+product nor attention.
 """
 
 import jax
@@ -8,13 +9,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import placement
 
 
 class Dropout(nn.Module):
-  """Zeroes each value with probability `rate`, rounded to 1/256 (0.1 to 26/256), and scales the others by its inverse.
+  """Zeroes each value with probability `rate`, rounded to 1/256 (0.1 to 26/256), and scales the
+  others by its inverse.
 
-  The key is that of the collection 'dropout'. Raises ValueError for a rate that is not 0 and rounds to 0 or 1.
+  The key is that of the collection 'dropout'. Raises ValueError for a rate that is not 0 and rounds
+  to 0 or 1.
   """
 
   rate: float
@@ -26,13 +30,21 @@ class Dropout(nn.Module):
       return x_BLD
     dropped = round(256 * self.rate)
     if not 0 < dropped < 256:
-      raise ValueError(f'dropout of {self.rate}: choose 0, or between 1/512 and 511/512; it is rounded to 1/256')
+      raise UserError(
+        f'dropout of {self.rate}: choose 0, or between 1/512 and 511/512; it is rounded to 1/256'
+      )
     width = x_BLD.shape[-1]
-    words = jax.random.bits(self.make_rng('dropout'), (*x_BLD.shape[:-1], -(-width // 4)), jnp.uint32)
-    words = jax.lax.optimization_barrier(words)  # or XLA draws the words again for each of their bytes
-    # Side by side, not interleaved: lanes of a TPU stay where they are. And whole on each device, though it may hold
+    words = jax.random.bits(
+      self.make_rng('dropout'), (*x_BLD.shape[:-1], -(-width // 4)), jnp.uint32
+    )
+    # or XLA draws the words again for each of their bytes
+    words = jax.lax.optimization_barrier(words)
+    # Side by side, not interleaved: lanes of a TPU stay where they are. And whole on each device,
+    # though it may hold
     # a part of the width: none of it travels.
-    kept_BLD = jnp.concatenate([(words >> shift & 255) >= dropped for shift in (0, 8, 16, 24)], axis=-1)
+    kept_BLD = jnp.concatenate(
+      [(words >> shift & 255) >= dropped for shift in (0, 8, 16, 24)], axis=-1
+    )
     kept_BLD = placement.by_batch(kept_BLD)[..., :width]
     scale = jnp.asarray(256 / (256 - dropped), x_BLD.dtype)
     return jnp.where(kept_BLD, x_BLD * scale, 0)

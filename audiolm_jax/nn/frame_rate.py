@@ -1,12 +1,14 @@
-"""A codec network whose every layer runs at the frame rate, in the line of Vocos (Siuzdak, 2023, arXiv 2306.00814).
+"""A codec network whose every layer runs at the frame rate, in the line of Vocos (Siuzdak, 2023,
+arXiv 2306.00814).
 
-Encoder: short-time spectrum -> ConvNeXt blocks -> embedding. Decoder: embedding -> ConvNeXt blocks -> magnitude and
-phase -> inverse FFT -> overlap-add. All products are of full matrices at 50 frames/s, where SEANet has convolutions of
+Encoder: short-time spectrum -> ConvNeXt blocks -> embedding. Decoder: embedding -> ConvNeXt blocks
+-> magnitude and phase -> inverse FFT -> overlap-add. All products are of full matrices at 50
+frames/s, where SEANet has convolutions of
 few channels at up to 16,000 steps/s: matrix units are filled, and a CPU step takes less time.
 
-Causal, unlike Vocos: frame f sees samples before (f + 1) * hop_length, and sample t depends on no frame after
-t // hop_length. A frame's inverse FFT therefore covers its own hop and only `overlap` samples of the next, across which
-the two frames are cross-faded.
+Causal, unlike Vocos: frame f sees samples before (f + 1) * hop_length, and sample t depends on no
+frame after t // hop_length. A frame's inverse FFT therefore covers its own hop and only `overlap`
+samples of the next, across which the two frames are cross-faded.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 from audiolm_jax import audio, checks
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import partitioned
 from audiolm_jax.nn.conv import with_past
 
@@ -42,17 +45,19 @@ class FrameRate:
     overlap = checks.whole(0, self.hop_length)
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE), overlap=overlap)
     if self.window_length % self.hop_length:
-      raise ValueError(
-          f'window_length={self.window_length}: must be a multiple of hop_length={self.hop_length}'
+      raise UserError(
+        f'window_length={self.window_length}: must be a multiple of hop_length={self.hop_length}'
       )
     if (self.hop_length + self.overlap) % 2:
-      raise ValueError(
-          f'overlap={self.overlap}: with hop_length={self.hop_length} it must sum to an even number'
+      raise UserError(
+        f'overlap={self.overlap}: with hop_length={self.hop_length} it must sum to an even number'
       )
 
 
 class Block(nn.Module):
-  """ConvNeXt block on [B, F, D]: causal depthwise convolution, layer norm, two dense layers, scaled residual."""
+  """ConvNeXt block on [B, F, D]: causal depthwise convolution, layer norm, two dense layers, scaled
+  residual.
+  """
 
   kernel_size: int
   expansion: int
@@ -67,7 +72,9 @@ class Block(nn.Module):
     past_BFD = with_past(self, x_BFD, self.kernel_size - 1)
     # Sums of shifted products: XLA:CPU has no fast program for depthwise convolutions.
     h_BFD = sum(past_BFD[:, k : k + num_frames] * kernel_KD[k] for k in range(self.kernel_size))
-    h_BFD = nn.gelu(_dense(self.expansion * width, self.dtype, 'expand')(_norm(self.dtype, 'norm')(h_BFD)))
+    h_BFD = nn.gelu(
+      _dense(self.expansion * width, self.dtype, 'expand')(_norm(self.dtype, 'norm')(h_BFD))
+    )
     gamma_D = self.param('gamma', partitioned(nn.initializers.constant(self.scale), None), (width,))
     return x_BFD + gamma_D.astype(self.dtype) * _dense(width, self.dtype, 'project')(h_BFD)
 
@@ -83,7 +90,9 @@ class Trunk(nn.Module):
     c = self.config
     x_BFD = _dense(c.width, self.dtype, 'stem')(x_BFD.astype(self.dtype))
     for index in range(c.num_blocks):
-      x_BFD = Block(c.kernel_size, c.expansion, 1 / c.num_blocks, self.dtype, name=f'block{index}')(x_BFD)
+      x_BFD = Block(c.kernel_size, c.expansion, 1 / c.num_blocks, self.dtype, name=f'block{index}')(
+        x_BFD
+      )
     return _norm(self.dtype, 'norm')(x_BFD)
 
 
@@ -99,7 +108,9 @@ class Encoder(nn.Module):
     c = self.config
     wave_BT = with_past(self, wave_BT, c.window_length - c.hop_length)
     spectrum_BFN = audio.stft(wave_BT, c.window_length, c.hop_length)
-    magnitude_BFN = jnp.sqrt(jnp.square(spectrum_BFN.real) + jnp.square(spectrum_BFN.imag) + MAGNITUDE_FLOOR**2)
+    magnitude_BFN = jnp.sqrt(
+      jnp.square(spectrum_BFN.real) + jnp.square(spectrum_BFN.imag) + MAGNITUDE_FLOOR**2
+    )
     compressed_BFN = spectrum_BFN * magnitude_BFN ** (COMPRESSION - 1)
     features = compressed_BFN.real, compressed_BFN.imag, COMPRESSION * jnp.log(magnitude_BFN)
     x_BFD = Trunk(c, self.dtype, name='trunk')(jnp.concatenate(features, axis=-1))
@@ -119,7 +130,8 @@ class Decoder(nn.Module):
     x_BFD = Trunk(c, self.dtype, name='trunk')(z_BFD)
     spectrum = _dense(3 * (fft_length // 2 + 1), self.dtype, 'head')(x_BFD).astype(jnp.float32)
     log_magnitude_BFN, real_BFN, imaginary_BFN = jnp.split(spectrum, 3, axis=-1)
-    # Bounded as Vocos does, for a step that goes astray. The constant keeps the gradient finite at 0.
+    # Bounded as Vocos does, for a step that goes astray. The constant keeps the gradient finite at
+    # 0.
     magnitude_BFN = jnp.minimum(jnp.exp(log_magnitude_BFN - 1), 100.0)
     length_BFN = jnp.sqrt(jnp.square(real_BFN) + jnp.square(imaginary_BFN) + 1e-6)
     unit_BFN = jnp.asarray(real_BFN, jnp.complex64) + 1j * imaginary_BFN
@@ -148,5 +160,7 @@ def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
 
 
 def _norm(dtype: Any, name: str) -> nn.LayerNorm:
-  scale_init, bias_init = (partitioned(init, None) for init in (nn.initializers.ones, nn.initializers.zeros))
+  scale_init, bias_init = (
+    partitioned(init, None) for init in (nn.initializers.ones, nn.initializers.zeros)
+  )
   return nn.LayerNorm(dtype=dtype, scale_init=scale_init, bias_init=bias_init, name=name)

@@ -1,7 +1,8 @@
-"""What AudioLM's three language models share: sequence, loss on the predicted part, and cached steps.
+"""What AudioLM's three language models share: sequence, loss on the predicted part, and cached
+steps.
 
-A stage turns its batch into two arrays of codes, the prefix (conditioning) and the targets; sequence, positions,
-offsets and masks are made here.
+A stage turns its batch into two arrays of codes, the prefix (conditioning) and the targets;
+sequence, positions, offsets and masks are made here.
 """
 
 import dataclasses
@@ -18,13 +19,15 @@ from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-  """A Transformer over `prefix, START, target`; hashable, so that a jitted function can take it as static.
+  """A Transformer over `prefix, START, target`; hashable, so that a jitted function can take it as
+  static.
 
   prefix_rate, target_rate: frames per second of the two parts, for the time embedding.
-  time_embedding: adds sinusoids of the time in seconds, through a learned linear map, to each token's embedding; a
-    prefix token has its own time, START and targets have the time of the token they predict.
-  code_dropout: share of the target codes that are left out of the input while training (and predicted all the same), so
-    that the prefix is needed.
+  time_embedding: adds sinusoids of the time in seconds, through a learned linear map, to each
+    token's embedding; a prefix token has its own time, START and targets have the time of the token
+    they predict.
+  code_dropout: share of the target codes that are left out of the input while training (and
+    predicted all the same), so that the prefix is needed.
   """
 
   transformer: TransformerConfig
@@ -45,9 +48,10 @@ def init(model: LanguageModel, key: jax.Array):
 
 
 def sequence(
-    model: LanguageModel, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q']
+  model: LanguageModel, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q']
 ) -> tuple[Int[Array, 'B L'], Float[Array, 'B L']]:
-  """Returns the ids `prefix, START, target` and their times in seconds; PAD in the prefix moves to its left.
+  """Returns the ids `prefix, START, target` and their times in seconds; PAD in the prefix moves to
+  its left.
 
   Relative positions make left padding invisible, and START has the same column in every row.
   """
@@ -71,25 +75,30 @@ def target_time(model: LanguageModel, position: Int[Array, '*dims']) -> Float[Ar
 
 
 def target_logits(
-    model: LanguageModel,
-    params,
-    prefix_BPN: Int[Array, 'B P N'],
-    codes_BFQ: Int[Array, 'B F Q'],
-    key: jax.Array | None,
+  model: LanguageModel,
+  params,
+  prefix_BPN: Int[Array, 'B P N'],
+  codes_BFQ: Int[Array, 'B F Q'],
+  key: jax.Array | None,
 ) -> Float[Array, 'B F Q K']:
   """Returns the logits of every target code over the entries of its own level, in float32.
 
-  The softmax runs over the legal range of each position only: the others have probability 0 by construction.
+  The softmax runs over the legal range of each position only: the others have probability 0 by
+  construction.
   """
   batch, frames, levels = codes_BFQ.shape
   ids_BL, times_BL = sequence(model, prefix_BPN, codes_BFQ)
   if key is not None and model.code_dropout:
     key, code_key = jax.random.split(key)
     kept_BN = jax.random.bernoulli(code_key, 1 - model.code_dropout, (batch, frames * levels))
-    ids_BL = ids_BL.at[:, -frames * levels :].set(jnp.where(kept_BN, ids_BL[:, -frames * levels :], tokens.PAD))
+    ids_BL = ids_BL.at[:, -frames * levels :].set(
+      jnp.where(kept_BN, ids_BL[:, -frames * levels :], tokens.PAD)
+    )
   module = model.module(deterministic=key is None)
   rngs = {} if key is None else {'dropout': key}
-  hidden_BLD, output_VD, _ = module.apply({'params': params}, ids_BL[:, :-1], times_BL[:, :-1], rngs=rngs)
+  hidden_BLD, output_VD, _ = module.apply(
+    {'params': params}, ids_BL[:, :-1], times_BL[:, :-1], rngs=rngs
+  )
   hidden_BFQD = hidden_BLD[:, -frames * levels :].reshape(batch, frames, levels, -1)
   table_QKD = output_VD.reshape(levels, model.vocabulary.target_size, -1)
   table_QKD = table_QKD.astype(hidden_BFQD.dtype)
@@ -97,9 +106,15 @@ def target_logits(
 
 
 def loss(
-    model: LanguageModel, params, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q'], key: jax.Array | None
+  model: LanguageModel,
+  params,
+  prefix_BPN: Int[Array, 'B P N'],
+  codes_BFQ: Int[Array, 'B F Q'],
+  key: jax.Array | None,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
-  """Returns nats per predicted token (PAD left out) and metrics: nats, accuracy, and nats of each level."""
+  """Returns nats per predicted token (PAD left out) and metrics: nats, accuracy, and nats of each
+  level.
+  """
   logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, key)
   mask_BFQ = codes_BFQ != tokens.PAD
   safe_BFQ = jnp.maximum(codes_BFQ, 0)
@@ -115,9 +130,14 @@ def loss(
 
 
 def prefill(
-    model: LanguageModel, params, ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L'], num_columns: int
+  model: LanguageModel,
+  params,
+  ids_BL: Int[Array, 'B L'],
+  times_BL: Float[Array, 'B L'],
+  num_columns: int,
 ) -> tuple[Float[Array, 'B K'], KVCache]:
-  """Reads a left-padded context (whole target frames) into a cache of `num_columns`; `params` from `unstack`.
+  """Reads a left-padded context (whole target frames) into a cache of `num_columns`; `params` from
+  `unstack`.
 
   Returns the logits of the next code, of level 0.
   """
@@ -126,7 +146,12 @@ def prefill(
 
 
 def step(
-    model: LanguageModel, params, cache: KVCache, code_B: Int[Array, 'B'], first_B: Int[Array, 'B'], n: Int[Array, '']
+  model: LanguageModel,
+  params,
+  cache: KVCache,
+  code_B: Int[Array, 'B'],
+  first_B: Int[Array, 'B'],
+  n: Int[Array, ''],
 ) -> tuple[Float[Array, 'B K'], KVCache]:
   """Appends the n-th new code (level n % Q) and returns the logits of the next one.
 
@@ -144,5 +169,7 @@ def _extend(model, params, cache, ids_BL, times_BL, level):
   hidden_BLD, output_VD, cache = module.apply({'params': params}, ids_BL, times_BL, cache)
   size = model.vocabulary.target_size
   table_KD = jax.lax.dynamic_slice_in_dim(output_VD, level * size, size).astype(hidden_BLD.dtype)
-  logits_BK = jnp.einsum('bd,kd->bk', hidden_BLD[:, -1], table_KD, preferred_element_type=jnp.float32)
+  logits_BK = jnp.einsum(
+    'bd,kd->bk', hidden_BLD[:, -1], table_KD, preferred_element_type=jnp.float32
+  )
   return logits_BK, cache

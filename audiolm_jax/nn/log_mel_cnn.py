@@ -1,10 +1,12 @@
-"""The convolutional network on log-mel that classifies audio (AudioLM, arXiv 2209.03143, sections IV-D and IV-I).
+"""The convolutional network on log-mel that classifies audio (AudioLM, arXiv 2209.03143, sections
+IV-D and IV-I).
 
-Six blocks of a 3x1 convolution over time and a 1x3 convolution over mel bands, ReLU and normalization; 2x2 max-pooling
-where the channels grow; mean over what is left of time and bands (the embedding); a linear layer.
+Six blocks of a 3x1 convolution over time and a 1x3 convolution over mel bands, ReLU and
+normalization; 2x2 max-pooling where the channels grow; mean over what is left of time and bands
+(the embedding); a linear layer.
 
-Deviation: group norm in place of batch norm, so that an example is treated alone and there is no state. Chosen: the
-log-mel is shifted and scaled by constants, so that loudness is kept.
+Deviation: group norm in place of batch norm, so that an example is treated alone and there is no
+state. Chosen: the log-mel is shifted and scaled by constants, so that loudness is kept.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from audiolm_jax import audio, checks
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 
 
@@ -32,14 +35,19 @@ class LogMelCNNConfig:
 
   def __post_init__(self):
     checks.fields(
-        self, channels=checks.each(checks.WHOLE), num_mels=checks.WHOLE,
-        window_length=checks.WHOLE, hop_length=checks.WHOLE, sample_rate=checks.WHOLE,
-        crop_seconds=checks.POSITIVE, dtype=checks.FLOAT_TYPE,
+      self,
+      channels=checks.each(checks.WHOLE),
+      num_mels=checks.WHOLE,
+      window_length=checks.WHOLE,
+      hop_length=checks.WHOLE,
+      sample_rate=checks.WHOLE,
+      crop_seconds=checks.POSITIVE,
+      dtype=checks.FLOAT_TYPE,
     )
     if self.crop_length < self.window_length:
-      raise ValueError(
-          f'crop_seconds={self.crop_seconds} are {self.crop_length} samples: at least one window of '
-          f'window_length={self.window_length} is needed'
+      raise UserError(
+        f'crop_seconds={self.crop_seconds} are {self.crop_length} samples: at least one window of '
+        f'window_length={self.window_length} is needed'
       )
 
   @property
@@ -54,7 +62,9 @@ class Output(NamedTuple):
 
 
 class LogMelCNN(nn.Module):
-  """wave_BT, of at least one window (ValueError else), to `num_outputs` logits and the embedding."""
+  """wave_BT, of at least one window (ValueError else), to `num_outputs` logits and the
+  embedding.
+  """
 
   config: LogMelCNNConfig
   num_outputs: int
@@ -63,24 +73,39 @@ class LogMelCNN(nn.Module):
   def __call__(self, wave_BT: Float[Array, 'B T']) -> Output:
     c = self.config
     log_mel_BFM = audio.log_mel_spectrogram(
-        wave_BT, sample_rate=c.sample_rate, window_length=c.window_length, hop_length=c.hop_length,
-        num_mels=c.num_mels, fft_length=512,
+      wave_BT,
+      sample_rate=c.sample_rate,
+      window_length=c.window_length,
+      hop_length=c.hop_length,
+      num_mels=c.num_mels,
+      fft_length=512,
     )
-    x = ((log_mel_BFM + 5) / 3)[..., None].astype(c.dtype)  # about zero mean and unit variance on speech
+    # about zero mean and unit variance on speech
+    x = ((log_mel_BFM + 5) / 3)[..., None].astype(c.dtype)
     previous = c.channels[0]
     for block, channels in enumerate(c.channels):
       for shape in ((3, 1), (1, 3)):
         x = nn.Conv(
-            channels, shape, dtype=c.dtype, name=f'conv_{block + 1}_{shape[0]}x{shape[1]}',
-            kernel_init=partitioned(nn.initializers.he_normal(), None, None, None, EMBED),
-            bias_init=partitioned(nn.initializers.zeros, EMBED),
+          channels,
+          shape,
+          dtype=c.dtype,
+          name=f'conv_{block + 1}_{shape[0]}x{shape[1]}',
+          kernel_init=partitioned(nn.initializers.he_normal(), None, None, None, EMBED),
+          bias_init=partitioned(nn.initializers.zeros, EMBED),
         )(x)
       x = nn.GroupNorm(
-          num_groups=None, group_size=math.gcd(channels, 8), dtype=c.dtype, name=f'norm_{block + 1}',
-          scale_init=partitioned(nn.initializers.ones, EMBED), bias_init=partitioned(nn.initializers.zeros, EMBED),
+        num_groups=None,
+        group_size=math.gcd(channels, 8),
+        dtype=c.dtype,
+        name=f'norm_{block + 1}',
+        scale_init=partitioned(nn.initializers.ones, EMBED),
+        bias_init=partitioned(nn.initializers.zeros, EMBED),
       )(jax.nn.relu(x))
       if channels > previous:
         x = nn.max_pool(x, (2, 2), strides=(2, 2), padding='SAME')
       previous = channels
     embedding_BD = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-    return Output(dense(self.num_outputs, (EMBED, VOCAB), use_bias=True, name='logits')(embedding_BD), embedding_BD)
+    return Output(
+      dense(self.num_outputs, (EMBED, VOCAB), use_bias=True, name='logits')(embedding_BD),
+      embedding_BD,
+    )

@@ -1,14 +1,15 @@
-"""What layers say about where their activations lie; void but within `on(mesh, rules)`, which the train step opens.
+"""What layers say about where their activations lie; void but within `on(mesh, rules)`, which the
+train step opens.
 
-Without it XLA's partitioner tends to cut activations along their width, as the parameters are, and pays with traffic in
-every layer.
+Without it XLA's partitioner tends to cut activations along their width, as the parameters are, and
+pays with traffic in every layer.
 """
 
 import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ class _Placement(NamedTuple):
   rules: Mapping[str, tuple[str, ...]]
 
 
-_PLACEMENT: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar('placement', default=None)
+_PLACEMENT: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
+  'placement', default=None
+)
 
 
 @contextlib.contextmanager
@@ -45,9 +48,9 @@ def on_tpu() -> bool:
 def unrolls_layers() -> bool:
   """Whether layers are to be unrolled, not looped over.
 
-  On TPUs a loop copies what the backward pass needs in and out of arrays of all layers: a fifth of a step. On several
-  devices of a CPU the collectives of a loop and those outside come in any order, and wait for one another forever
-  (docs/log.md).
+  On TPUs a loop copies what the backward pass needs in and out of arrays of all layers: a fifth of
+  a step. On several devices of a CPU the collectives of a loop and those outside come in any order,
+  and wait for one another forever (docs/log.md).
   """
   placement = _PLACEMENT.get()
   return on_tpu() or (placement is not None and placement.mesh.size > 1)
@@ -56,7 +59,11 @@ def unrolls_layers() -> bool:
 def batch_parts() -> int:
   """Returns into how many parts a batch is cut."""
   placement = _PLACEMENT.get()
-  return 1 if placement is None else math.prod(placement.mesh.shape[axis] for axis in placement.rules[BATCH])
+  return (
+    1
+    if placement is None
+    else math.prod(placement.mesh.shape[axis] for axis in placement.rules[BATCH])
+  )
 
 
 def by_batch(x: Shaped[Array, 'B *dims']) -> Shaped[Array, 'B *dims']:
@@ -72,15 +79,17 @@ def whole(table: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
 def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
   """Gives each part of the batch a copy of what is per head.
 
-  So the copies' gradients are summed over devices once. What every layer uses would otherwise have its gradient summed
-  over all devices in every layer.
+  So the copies' gradients are summed over devices once. What every layer uses would otherwise have
+  its gradient summed over all devices in every layer.
   """
   return _constrained(jnp.broadcast_to(x_H, (batch_parts(), *x_H.shape)), (BATCH, HEADS))
 
 
-def per_device(function: Callable[..., Array], inputs: Sequence[Sequence[str | None]]) -> Callable[..., Array]:
-  """Returns `function` run by every device on its own part of arrays with these logical axes: for kernels, which XLA
-  cannot cut. The result has the shape and the axes of the first input.
+def per_device(
+  function: Callable[..., Array], inputs: Sequence[Sequence[str | None]]
+) -> Callable[..., Array]:
+  """Returns `function` run by every device on its own part of arrays with these logical axes: for
+  kernels, which XLA cannot cut. The result has the shape and the axes of the first input.
   """
   placement = _PLACEMENT.get()
   if placement is None:
@@ -89,7 +98,7 @@ def per_device(function: Callable[..., Array], inputs: Sequence[Sequence[str | N
   def call(*args):
     specs = tuple(_spec(placement, axes, arg.shape) for axes, arg in zip(inputs, args, strict=True))
     return jax.shard_map(
-        function, mesh=placement.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+      function, mesh=placement.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
     )(*args)
 
   return call
@@ -99,11 +108,15 @@ def _constrained(x, axes):
   placement = _PLACEMENT.get()
   if placement is None:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, _spec(placement, axes, x.shape)))
+  return jax.lax.with_sharding_constraint(
+    x, NamedSharding(placement.mesh, _spec(placement, axes, x.shape))
+  )
 
 
 def _spec(placement: _Placement, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-  """Heads that the mesh does not divide evenly stay together, as parameters do; a batch must divide."""
+  """Heads that the mesh does not divide evenly stay together, as parameters do; a batch must
+  divide.
+  """
   parts = lambda axis: math.prod(placement.mesh.shape[name] for name in placement.rules[axis])
   kept = [None if axis == HEADS and size % parts(axis) else axis for axis, size in zip(axes, shape)]
   return PartitionSpec(*(None if axis is None else placement.rules[axis] for axis in kept))

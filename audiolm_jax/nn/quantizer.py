@@ -1,10 +1,12 @@
-"""Residual vector quantization with codebooks learned by exponential moving averages (SoundStream, section III-C).
+"""Residual vector quantization with codebooks learned by exponential moving averages (SoundStream,
+section III-C).
 
-Pure functions over `Codebooks`, which live in a stage's `state`: no gradient ever reaches them. Everything is float32:
-distances and running sums lose codes in bfloat16. Arrays are global, so k-means and the averages see the whole batch.
+Pure functions over `Codebooks`, which live in a stage's `state`: no gradient ever reaches them.
+Everything is float32: distances and running sums lose codes in bfloat16. Arrays are global, so
+k-means and the averages see the whole batch.
 
-At the end, the alternative that learns no codebook: finite scalar quantization (Mentzer et al., 2023,
-arXiv 2309.15505).
+At the end, the alternative that learns no codebook: finite scalar quantization (Mentzer et al.,
+2023, arXiv 2309.15505).
 """
 
 from collections.abc import Sequence
@@ -16,17 +18,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 
 KMEANS_ITERATIONS = 10
-FIT = 'fit_codebooks'  # the scope of what runs at the first step alone: `training` counts none of it
-HIGHEST = jax.lax.Precision.HIGHEST  # TPUs would otherwise round the float32 operands of a product to bfloat16
+# the scope of what runs at the first step alone: `training` counts none of it
+FIT = 'fit_codebooks'
+# TPUs would otherwise round the float32 operands of a product to bfloat16
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Codebooks(NamedTuple):
   """Codebooks of Q levels, and the moving averages that they are made of.
 
   vectors_QKD: the code vectors.
-  counts_QK: moving average of how many frames of a batch choose each code (the paper's assignment statistic).
+  counts_QK: moving average of how many frames of a batch choose each code (the paper's assignment
+  statistic).
   sums_QKD: moving average of the sum of those frames; vectors = sums / counts.
   fitted: whether k-means has placed the vectors; before, they are small random vectors.
   """
@@ -43,7 +49,8 @@ class Quantized(NamedTuple):
   z_BFD: sum of the chosen vectors, gradients passed straight through to the input.
   codes_BFQ: the chosen codes of all levels.
   residuals_QBFD: what each level was given (level 0: the input), without gradient.
-  commitment: mean squared distance per dimension from each level's input to its vector, mean over levels in use.
+  commitment: mean squared distance per dimension from each level's input to its vector, mean over
+  levels in use.
   """
 
   z_BFD: Float[Array, 'B F D']
@@ -53,7 +60,9 @@ class Quantized(NamedTuple):
 
 
 def init(key: jax.Array, num_quantizers: int, codebook_size: int, dim: int) -> Codebooks:
-  """Returns codebooks of small random vectors, to be placed by `fit` on the first training batch."""
+  """Returns codebooks of small random vectors, to be placed by `fit` on the first training
+  batch.
+  """
   vectors_QKD = 0.1 * jax.random.normal(key, (num_quantizers, codebook_size, dim))
   counts_QK = jnp.ones((num_quantizers, codebook_size))
   # A copy: a train step that donates its state must not be given one buffer twice.
@@ -64,13 +73,16 @@ def nearest(vectors_KD: Float[Array, 'K D'], x: Float[Array, '*dims D']) -> Int[
   """Returns the index of the vector nearest to each x; the first one among equals."""
   products = jnp.einsum('...d,kd->...k', x, vectors_KD, precision=HIGHEST)
   # |x|^2 is the same for every k.
-  return jnp.argmin(jnp.sum(jnp.square(vectors_KD), axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+  return jnp.argmin(jnp.sum(jnp.square(vectors_KD), axis=-1) - 2 * products, axis=-1).astype(
+    jnp.int32
+  )
 
 
 def encode(
-    vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D']
+  vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D']
 ) -> tuple[Int[Array, 'B F Q'], Float[Array, 'Q B F D']]:
-  """Returns the codes of all levels, each chosen for what the levels before it left, and what each level was given.
+  """Returns the codes of all levels, each chosen for what the levels before it left, and what each
+  level was given.
 
   Raises ValueError for another rank, and for widths that differ.
   """
@@ -84,14 +96,18 @@ def encode(
   return jnp.moveaxis(codes_QBF, 0, -1), residuals_QBFD
 
 
-def lookup(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) -> Float[Array, 'Qu B F D']:
+def lookup(
+  vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']
+) -> Float[Array, 'Qu B F D']:
   """Returns the vectors behind the codes of the first levels, as many as are given."""
   return jax.vmap(lambda vectors_KD, codes_BF: vectors_KD[codes_BF])(
-      vectors_QKD[: codes_BFQ.shape[-1]], jnp.moveaxis(codes_BFQ, -1, 0)
+    vectors_QKD[: codes_BFQ.shape[-1]], jnp.moveaxis(codes_BFQ, -1, 0)
   )
 
 
-def decode(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) -> Float[Array, 'B F D']:
+def decode(
+  vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']
+) -> Float[Array, 'B F D']:
   """Returns the sum of the vectors of the first levels, as many as are given.
 
   Raises ValueError for another rank, more levels than there are, and a code beyond the codebook;
@@ -101,9 +117,9 @@ def decode(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) 
   checks.shapes(codes_BFQ=codes_BFQ)
   levels, size = codes_BFQ.shape[-1], vectors_QKD.shape[1]
   if levels > len(vectors_QKD):
-    raise ValueError(
-        f'codes_BFQ has {levels} levels, the codebooks {len(vectors_QKD)}: '
-        'were they made by another codec?'
+    raise UserError(
+      f'codes_BFQ has {levels} levels, the codebooks {len(vectors_QKD)}: '
+      'were they made by another codec?'
     )
   checks.ids('codes_BFQ', codes_BFQ, size, padding=False)
   codes_BFQ = jnp.asarray(codes_BFQ)
@@ -112,9 +128,10 @@ def decode(vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']) 
 
 
 def quantize(
-    vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D'], levels_B: Int[Array, 'B']
+  vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D'], levels_B: Int[Array, 'B']
 ) -> Quantized:
-  """Quantizes each example with its first `levels_B` levels (quantizer dropout chooses them at random).
+  """Quantizes each example with its first `levels_B` levels (quantizer dropout chooses them at
+  random).
 
   Raises ValueError for another rank, and for sizes that differ.
   """
@@ -123,11 +140,14 @@ def quantize(
   vectors_QBFD = lookup(vectors_QKD, codes_BFQ)
   used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B
   z_BFD = jnp.einsum('qb,qbfd->bfd', used_QB.astype(jnp.float32), vectors_QBFD, precision=HIGHEST)
-  # The input of level q is x minus the vectors of the levels before: in x, the gradient of the commitment is that of x.
+  # The input of level q is x minus the vectors of the levels before: in x, the gradient of the
+  # commitment is that of x.
   inputs_QBFD = x_BFD + jax.lax.stop_gradient(residuals_QBFD - x_BFD)
   distance_QB = jnp.mean(jnp.square(inputs_QBFD - vectors_QBFD), axis=(-2, -1))
   commitment = jnp.sum(jnp.where(used_QB, distance_QB, 0)) / jnp.sum(used_QB)
-  return Quantized(x_BFD + jax.lax.stop_gradient(z_BFD - x_BFD), codes_BFQ, residuals_QBFD, commitment)
+  return Quantized(
+    x_BFD + jax.lax.stop_gradient(z_BFD - x_BFD), codes_BFQ, residuals_QBFD, commitment
+  )
 
 
 def _totals(codes_N, x_ND, codebook_size):
@@ -137,10 +157,11 @@ def _totals(codes_N, x_ND, codebook_size):
 
 
 def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> Codebooks:
-  """Places the vectors by k-means on the frames of one batch, level by level on what the levels before left.
+  """Places the vectors by k-means on the frames of one batch, level by level on what the levels
+  before left.
 
-  With fewer frames than codes some vectors start equal; only the first of them is ever chosen, and `update` replaces
-  the others by frames of later batches.
+  With fewer frames than codes some vectors start equal; only the first of them is ever chosen, and
+  `update` replaces the others by frames of later batches.
   """
   checks.shapes(vectors_QKD=codebooks.vectors_QKD, x_BFD=x_BFD)
   codebook_size = codebooks.vectors_QKD.shape[1]
@@ -156,29 +177,40 @@ def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> C
     order_N = jax.random.permutation(key, num_frames)
     start_KD = residual_ND[order_N[jnp.arange(codebook_size) % num_frames]]
     vectors_KD, counts_IK = jax.lax.scan(
-        lambda vectors_KD, _: lloyd(vectors_KD, residual_ND), start_KD, length=KMEANS_ITERATIONS
+      lambda vectors_KD, _: lloyd(vectors_KD, residual_ND), start_KD, length=KMEANS_ITERATIONS
     )
     next_ND = residual_ND - vectors_KD[nearest(vectors_KD, residual_ND)]
     return next_ND, (vectors_KD, counts_IK[-1])
 
-  _, (vectors_QKD, counts_QK) = jax.lax.scan(level, x_ND, jax.random.split(key, len(codebooks.vectors_QKD)))
+  _, (vectors_QKD, counts_QK) = jax.lax.scan(
+    level, x_ND, jax.random.split(key, len(codebooks.vectors_QKD))
+  )
   return Codebooks(vectors_QKD, counts_QK, vectors_QKD * counts_QK[..., None], jnp.asarray(True))
 
 
 def fitted(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> Codebooks:
   """Returns the codebooks, `fit` to this batch unless they are fitted already."""
   with jax.named_scope(FIT):
-    return jax.lax.cond(codebooks.fitted, lambda books: books, lambda books: fit(books, x_BFD, key), codebooks)
+    return jax.lax.cond(
+      codebooks.fitted, lambda books: books, lambda books: fit(books, x_BFD, key), codebooks
+    )
 
 
 def update(
-    codebooks: Codebooks, quantized: Quantized, key: jax.Array, *, decay: float, dead_code_threshold: float
+  codebooks: Codebooks,
+  quantized: Quantized,
+  key: jax.Array,
+  *,
+  decay: float,
+  dead_code_threshold: float,
 ) -> Codebooks:
-  """Moves the codebooks towards the frames that chose them, and replaces codes that are hardly chosen.
+  """Moves the codebooks towards the frames that chose them, and replaces codes that are hardly
+  chosen.
 
-  All levels learn from all frames, whatever quantizer dropout used of them. A code whose moving count falls below
-  `dead_code_threshold` frames a batch becomes a random input of its level from this batch, and starts with a fair share
-  of the frames as its count, so that it has time to find its own.
+  All levels learn from all frames, whatever quantizer dropout used of them. A code whose moving
+  count falls below `dead_code_threshold` frames a batch becomes a random input of its level from
+  this batch, and starts with a fair share of the frames as its count, so that it has time to find
+  its own.
   """
   codebook_size = codebooks.vectors_QKD.shape[1]
 
@@ -188,7 +220,9 @@ def update(
     counts_K = decay * counts_K + (1 - decay) * batch_counts_K
     sums_KD = decay * sums_KD + (1 - decay) * batch_sums_KD
     # A code that was never chosen has no mean: it stays.
-    vectors_KD = jnp.where(counts_K[:, None] > 0, sums_KD / jnp.maximum(counts_K, 1e-9)[:, None], vectors_KD)
+    vectors_KD = jnp.where(
+      counts_K[:, None] > 0, sums_KD / jnp.maximum(counts_K, 1e-9)[:, None], vectors_KD
+    )
     dead_K = counts_K < dead_code_threshold
     fresh_KD = residual_ND[jax.random.randint(key, (codebook_size,), 0, len(residual_ND))]
     share = max(dead_code_threshold, len(residual_ND) / codebook_size)
@@ -197,12 +231,12 @@ def update(
     return vectors_KD, counts_K, jnp.where(dead_K[:, None], share * fresh_KD, sums_KD)
 
   updated = jax.vmap(level)(
-      codebooks.counts_QK,
-      codebooks.sums_QKD,
-      codebooks.vectors_QKD,
-      jnp.moveaxis(quantized.codes_BFQ, -1, 0),
-      quantized.residuals_QBFD,
-      jax.random.split(key, len(codebooks.counts_QK)),
+    codebooks.counts_QK,
+    codebooks.sums_QKD,
+    codebooks.vectors_QKD,
+    jnp.moveaxis(quantized.codes_BFQ, -1, 0),
+    quantized.residuals_QBFD,
+    jax.random.split(key, len(codebooks.counts_QK)),
   )
   return Codebooks(*updated, codebooks.fitted)
 
@@ -217,10 +251,11 @@ FSQ_EPSILON = 1e-3  # keeps what saturates off the border between two integers
 
 
 def _fsq_bound(levels: Sequence[int], x: Float[Array, '*dims D']) -> Float[Array, '*dims D']:
-  """Returns x bounded so that rounding leaves L integers in each dimension, the lowest of them -(L // 2).
+  """Returns x bounded so that rounding leaves L integers in each dimension, the lowest of them -(L
+  // 2).
 
-  Even L lie asymmetrically about 0, so x is shifted first. The tangent is what the paper's listing has; 0 would stay at
-  0 by the inverse of tanh, which is infinite for L = 2.
+  Even L lie asymmetrically about 0, so x is shifted first. The tangent is what the paper's listing
+  has; 0 would stay at 0 by the inverse of tanh, which is infinite for L = 2.
   """
   levels_D = np.asarray(levels)
   half_D = (levels_D - 1) * (1 - FSQ_EPSILON) / 2
@@ -229,7 +264,9 @@ def _fsq_bound(levels: Sequence[int], x: Float[Array, '*dims D']) -> Float[Array
 
 
 def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array, 'B F 1']:
-  """Returns one code a frame: its rounded dimensions are the digits of a number, the first one the lowest."""
+  """Returns one code a frame: its rounded dimensions are the digits of a number, the first one the
+  lowest.
+  """
   checks.shapes(x_BFD=x_BFD, levels_D=levels)
   levels_D = np.asarray(levels)
   digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + levels_D // 2
@@ -253,7 +290,9 @@ def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[A
 
 
 def fsq_quantize(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Quantized:
-  """Quantizes each frame; gradients pass straight through the rounding, not through the bound. No commitment loss."""
+  """Quantizes each frame; gradients pass straight through the rounding, not through the bound. No
+  commitment loss.
+  """
   codes_BFQ = fsq_encode(levels, x_BFD)
   bounded_BFD = _fsq_bound(levels, x_BFD) / (np.asarray(levels) // 2)
   z_BFD = bounded_BFD + jax.lax.stop_gradient(fsq_decode(levels, codes_BFQ) - bounded_BFD)

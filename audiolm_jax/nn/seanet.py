@@ -1,4 +1,5 @@
-"""The SEANet encoder and decoder of SoundStream: causal, ELU, no normalization, no skips between the two.
+"""The SEANet encoder and decoder of SoundStream: causal, ELU, no normalization, no skips between
+the two.
 
 And what may take the place of the encoder, and FiLM, by which a switch acts between the two.
 """
@@ -17,9 +18,11 @@ DILATIONS = (1, 3, 9)
 
 
 def elu(x: jnp.ndarray) -> jnp.ndarray:
-  """Returns x where it is positive, elsewhere exp(x) - 1: in float32 off by 6e-8 at most from `jax.nn.elu`.
+  """Returns x where it is positive, elsewhere exp(x) - 1: in float32 off by 6e-8 at most from
+  `jax.nn.elu`.
 
-  That one calls expm1, which XLA:CPU computes value by value: it was an eighth of a whole forward pass.
+  That one calls expm1, which XLA:CPU computes value by value: it was an eighth of a whole forward
+  pass.
   """
   x32 = x.astype(jnp.float32)
   return jnp.where(x32 > 0, x32, jnp.exp(jnp.minimum(x32, 0)) - 1).astype(x.dtype)
@@ -28,10 +31,11 @@ def elu(x: jnp.ndarray) -> jnp.ndarray:
 class ResidualUnit(nn.Module):
   """x + conv1(elu(dilated conv3(elu(x)))), full width.
 
-  The paper's figure prints kernel 7, but full width at kernel 7 exceeds its parameter table by a fifth. Kernel 3 at
-  full width and kernel 7 with a half-width middle have the same count (4 N^2) and both fit. We take the first:
-  XLA:CPU runs it 1.5 to 2.5 times faster, and twice the width suits a matrix unit. The last convolution starts at 0, so
-  that the stack without normalization starts nearly linear: it then learns phase within hundreds of steps.
+  The paper's figure prints kernel 7, but full width at kernel 7 exceeds its parameter table by a
+  fifth. Kernel 3 at full width and kernel 7 with a half-width middle have the same count (4 N^2)
+  and both fit. We take the first: XLA:CPU runs it 1.5 to 2.5 times faster, and twice the width
+  suits a matrix unit. The last convolution starts at 0, so that the stack without normalization
+  starts nearly linear: it then learns phase within hundreds of steps.
   """
 
   dilation: int
@@ -40,16 +44,21 @@ class ResidualUnit(nn.Module):
   @nn.compact
   def __call__(self, x_BND):
     width = x_BND.shape[-1]
-    hidden_BND = CausalConv(width, 3, dilation=self.dilation, dtype=self.dtype, name='dilated')(elu(x_BND))
-    pointwise = CausalConv(width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='pointwise')
+    hidden_BND = CausalConv(width, 3, dilation=self.dilation, dtype=self.dtype, name='dilated')(
+      elu(x_BND)
+    )
+    pointwise = CausalConv(
+      width, 1, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='pointwise'
+    )
     return x_BND + pointwise(elu(hidden_BND))
 
 
 class Encoder(nn.Module):
-  """Waveform [B, T] -> embeddings [B, T / (stem_stride * prod(strides)), embedding_dim]; each stride doubles the width.
+  """Waveform [B, T] -> embeddings [B, T / (stem_stride * prod(strides)), embedding_dim]; each
+  stride doubles the width.
 
-  stem_stride: samples that the first convolution takes as one step. 1 is the paper; 8 spares the layers at the full
-  rate, which have few channels, much memory traffic, and most of the time.
+  stem_stride: samples that the first convolution takes as one step. 1 is the paper; 8 spares the
+  layers at the full rate, which have few channels, much memory traffic, and most of the time.
   """
 
   channels: int
@@ -67,12 +76,17 @@ class Encoder(nn.Module):
       for dilation in DILATIONS:
         x_BND = ResidualUnit(dilation, self.dtype, name=f'level{level}_dilation{dilation}')(x_BND)
       width = 2 * x_BND.shape[-1]
-      x_BND = CausalConv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(elu(x_BND))
-    return CausalConv(self.embedding_dim, 3, dtype=self.dtype, name='head')(elu(x_BND)).astype(jnp.float32)
+      x_BND = CausalConv(width, 2 * stride, stride=stride, dtype=self.dtype, name=f'down{level}')(
+        elu(x_BND)
+      )
+    return CausalConv(self.embedding_dim, 3, dtype=self.dtype, name='head')(elu(x_BND)).astype(
+      jnp.float32
+    )
 
 
 class MelEncoder(nn.Module):
-  """Waveform [B, T] -> log-mel frames [B, T / hop_length, num_mels]: what an encoder that learns nothing would be.
+  """Waveform [B, T] -> log-mel frames [B, T / hop_length, num_mels]: what an encoder that learns
+  nothing would be.
 
   Causal: frame f is of the last WINDOW hops before (f + 1) * hop_length.
   """
@@ -88,13 +102,18 @@ class MelEncoder(nn.Module):
     wave_BT = with_past(self, wave_BT, (self.WINDOW - 1) * self.hop_length)
     window = self.WINDOW * self.hop_length
     return audio.log_mel_spectrogram(
-        wave_BT, sample_rate=self.sample_rate, window_length=window, hop_length=self.hop_length, num_mels=self.num_mels,
-        fft_length=max(window, 1024),
-    )  # fmt: skip
+      wave_BT,
+      sample_rate=self.sample_rate,
+      window_length=window,
+      hop_length=self.hop_length,
+      num_mels=self.num_mels,
+      fft_length=max(window, 1024),
+    )
 
 
 class FiLM(nn.Module):
-  """(1 + scale) * x + shift for x [B, F, D], scale and shift [B, D] linear in a condition [B, C]; begins as x.
+  """(1 + scale) * x + shift for x [B, F, D], scale and shift [B, D] linear in a condition [B, C];
+  begins as x.
 
   Perez et al., 2018, arXiv 1709.07871, without bias: a one-hot condition makes it of no use.
   """
@@ -117,7 +136,9 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z_BFD):
-    x_BND = CausalConv(self.channels * 2 ** len(self.strides), 7, dtype=self.dtype, name='stem')(z_BFD)
+    x_BND = CausalConv(self.channels * 2 ** len(self.strides), 7, dtype=self.dtype, name='stem')(
+      z_BFD
+    )
     for level, stride in reversed(list(enumerate(self.strides))):
       width = x_BND.shape[-1] // 2
       x_BND = CausalConvTranspose(width, stride, self.dtype, name=f'up{level}')(elu(x_BND))

@@ -1,7 +1,9 @@
-"""Decoder-only Transformer with T5 relative positions, over a whole sequence or step by step with a KV cache.
+"""Decoder-only Transformer with T5 relative positions, over a whole sequence or step by step with a
+KV cache.
 
-Pre-norm (RMS), GELU feed-forward without gate, no biases, untied input and output tables. The paper names T5
-relative positions and the sizes; norm, feed-forward type and tying are open there and are choices of ours.
+Pre-norm (RMS), GELU feed-forward without gate, no biases, untied input and output tables. The paper
+names T5 relative positions and the sizes; norm, feed-forward type and tying are open there and are
+choices of ours.
 """
 
 import dataclasses
@@ -14,8 +16,19 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import attention, block_attention, placement
-from audiolm_jax.nn.attention import EMBED, HEADS, LAYERS, MLP, VOCAB, LayerCache, Tiles, dense, partitioned
+from audiolm_jax.nn.attention import (
+  EMBED,
+  HEADS,
+  LAYERS,
+  MLP,
+  VOCAB,
+  LayerCache,
+  Tiles,
+  dense,
+  partitioned,
+)
 from audiolm_jax.nn.dropout import Dropout
 
 
@@ -40,18 +53,31 @@ class TransformerConfig:
 
   def __post_init__(self):
     checks.fields(
-        self, num_layers=checks.WHOLE, num_heads=checks.WHOLE, width=checks.WHOLE, mlp_width=checks.WHOLE,
-        dropout_rate=checks.BELOW_ONE, num_buckets=checks.whole(2), max_distance=checks.WHOLE,
-        dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
+      self,
+      num_layers=checks.WHOLE,
+      num_heads=checks.WHOLE,
+      width=checks.WHOLE,
+      mlp_width=checks.WHOLE,
+      dropout_rate=checks.BELOW_ONE,
+      num_buckets=checks.whole(2),
+      max_distance=checks.WHOLE,
+      dtype=checks.FLOAT_TYPE,
+      remat=checks.FLAG,
     )
     if self.width % self.num_heads:
-      raise ValueError(f'width={self.width} is not a multiple of num_heads={self.num_heads}: change one of them')
+      raise UserError(
+        f'width={self.width} is not a multiple of num_heads={self.num_heads}: change one of them'
+      )
     if self.max_distance <= self.num_buckets // 2:
-      raise ValueError(f'max_distance={self.max_distance} must exceed half of num_buckets={self.num_buckets}')
+      raise UserError(
+        f'max_distance={self.max_distance} must exceed half of num_buckets={self.num_buckets}'
+      )
 
 
 class KVCache(NamedTuple):
-  """Keys and values of the columns seen so far, one buffer a layer; valid_BN is False at PAD; index: next column."""
+  """Keys and values of the columns seen so far, one buffer a layer; valid_BN is False at PAD;
+  index: next column.
+  """
 
   layers: tuple[LayerCache, ...]
   valid_BN: Array
@@ -66,8 +92,11 @@ def empty_cache(config: TransformerConfig, batch_size: int, num_columns: int) ->
   return KVCache(layers, jnp.zeros((batch_size, num_columns), bool), jnp.zeros((), jnp.int32))
 
 
-def relative_buckets(distance: Int[Array, '*dims'], num_buckets: int, max_distance: int) -> Int[Array, '*dims']:
-  """Returns T5's causal bucket of `distance` = query column - key column; negative distances count as 0.
+def relative_buckets(
+  distance: Int[Array, '*dims'], num_buckets: int, max_distance: int
+) -> Int[Array, '*dims']:
+  """Returns T5's causal bucket of `distance` = query column - key column; negative distances count
+  as 0.
 
   The first half of the buckets is exact, the rest grows logarithmically up to max_distance.
   """
@@ -81,7 +110,9 @@ def relative_buckets(distance: Int[Array, '*dims'], num_buckets: int, max_distan
 
 
 def sinusoids(times_BL: Float[Array, 'B L'], width: int) -> Float[Array, 'B L D']:
-  """Returns sines and cosines of times in seconds, periods from 0.08 s (two semantic frames) to 40 s."""
+  """Returns sines and cosines of times in seconds, periods from 0.08 s (two semantic frames) to 40
+  s.
+  """
   periods_N = np.geomspace(0.08, 40.0, width // 2)
   angle_BLN = times_BL[..., None] * (2 * np.pi / periods_N).astype(np.float32)
   return jnp.concatenate([jnp.sin(angle_BLN), jnp.cos(angle_BLN)], axis=-1)
@@ -99,11 +130,15 @@ class Block(nn.Module):
     x_BLD = placement.by_batch(x_BLD)
     drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
     attend = attention.SelfAttention(config.num_heads, dtype, name='attention')
-    mixed_BLD = attend(norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index)
+    mixed_BLD = attend(
+      norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index
+    )
     if cache is not None:
       mixed_BLD, cache = mixed_BLD
     x_BLD += drop(mixed_BLD)
-    hidden = dense(config.mlp_width, (EMBED, MLP), dtype=dtype, name='mlp_in')(norm(dtype, 'mlp_norm')(x_BLD))
+    hidden = dense(config.mlp_width, (EMBED, MLP), dtype=dtype, name='mlp_in')(
+      norm(dtype, 'mlp_norm')(x_BLD)
+    )
     x_BLD += drop(dense(config.width, (MLP, EMBED), dtype=dtype, name='mlp_out')(nn.gelu(hidden)))
     return x_BLD, cache
 
@@ -113,11 +148,12 @@ def norm(dtype: Any, name: str) -> nn.RMSNorm:
 
 
 class Transformer(nn.Module):
-  """Token ids to the hidden vectors that predict the next token, and the table that turns them into logits.
+  """Token ids to the hidden vectors that predict the next token, and the table that turns them into
+  logits.
 
-  scanned: layers are one `nn.scan` over stacked parameters (training). Decoding wants them unrolled, since a cache
-  carried through a scan over layers is copied at every token: `unstack` turns the parameters of one form into the
-  other.
+  scanned: layers are one `nn.scan` over stacked parameters (training). Decoding wants them
+  unrolled, since a cache carried through a scan over layers is copied at every token: `unstack`
+  turns the parameters of one form into the other.
   """
 
   config: TransformerConfig
@@ -139,12 +175,15 @@ class Transformer(nn.Module):
     drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
     x_BLD = drop(x_BLD.astype(config.dtype))
     bias_table = self.param(
-        'relative_bias', partitioned(nn.initializers.normal(0.1), None, HEADS), (config.num_buckets, config.num_heads)
+      'relative_bias',
+      partitioned(nn.initializers.normal(0.1), None, HEADS),
+      (config.num_buckets, config.num_heads),
     )
     valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
     padding = block_attention.padded_length(length) - length
     if cache is None and placement.on_tpu() and 8 * padding <= length:
-      # Once here, where the kernel would pad every array of every layer, if that is cheaper than the products with it.
+      # Once here, where the kernel would pad every array of every layer, if that is cheaper than
+      # the products with it.
       x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
     x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache)
     return norm(config.dtype, 'final_norm')(x_BLD[:, :length]), output_VD, cache
@@ -162,20 +201,24 @@ class Transformer(nn.Module):
       for i in range(config.num_layers):
         layer = None if cache is None else cache.layers[i]
         index = None if cache is None else cache.index
-        x_BLD, layer = Block(config, self.deterministic, name=f'layer_{i}')(x_BLD, bias, mask, layer, index)
+        x_BLD, layer = Block(config, self.deterministic, name=f'layer_{i}')(
+          x_BLD, bias, mask, layer, index
+        )
         layers.append(layer)
-      return x_BLD, None if cache is None else KVCache(tuple(layers), valid_BL, cache.index + length)
+      return x_BLD, None if cache is None else KVCache(
+        tuple(layers), valid_BL, cache.index + length
+      )
     block = Block
     if config.remat:
       block = nn.remat(Block, policy=attention.REMAT_POLICY, prevent_cse=False)
     scan = nn.scan(
-        block,
-        variable_axes={'params': 0},
-        split_rngs={'params': True, 'dropout': True},
-        in_axes=(nn.broadcast, nn.broadcast),
-        length=config.num_layers,
-        unroll=placement.unrolls_layers(),
-        metadata_params={nn.PARTITION_NAME: LAYERS},
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(nn.broadcast, nn.broadcast),
+      length=config.num_layers,
+      unroll=placement.unrolls_layers(),
+      metadata_params={nn.PARTITION_NAME: LAYERS},
     )
     return scan(config, self.deterministic, name='layers')(x_BLD, bias, mask)
 
@@ -183,13 +226,18 @@ class Transformer(nn.Module):
 def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
   """Returns the parameters of a scanned Transformer (unboxed) in the form of an unrolled one."""
   rest = {name: value for name, value in params.items() if name != 'layers'}
-  layers = {f'layer_{i}': jax.tree.map(lambda p, i=i: p[i], params['layers']) for i in range(config.num_layers)}
+  layers = {
+    f'layer_{i}': jax.tree.map(lambda p, i=i: p[i], params['layers'])
+    for i in range(config.num_layers)
+  }
   return rest | layers
 
 
 def causal_mask(index, valid_BN, length):
   columns_L = index + jnp.arange(length)
-  return (columns_L[:, None] >= jnp.arange(valid_BN.shape[1]))[None, None] & valid_BN[:, None, None, :]
+  return (columns_L[:, None] >= jnp.arange(valid_BN.shape[1]))[None, None] & valid_BN[
+    :, None, None, :
+  ]
 
 
 def step_bias(config, bias_table, index, length, num_columns):
@@ -203,14 +251,19 @@ def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
   length = valid_BL.shape[1]
   if placement.on_tpu() and block_attention.fits(config.max_distance):
     bucket = lambda distance: relative_buckets(distance, config.num_buckets, config.max_distance)
-    return Tiles(placement.each_part(block_attention.bias_tiles(bias_table, bucket, length))), valid_BL
-  return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(0, valid_BL, length)
+    return Tiles(
+      placement.each_part(block_attention.bias_tiles(bias_table, bucket, length))
+    ), valid_BL
+  return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(
+    0, valid_BL, length
+  )
 
 
 def whole_bias(config, bias_table, length):
   """Returns the bias [H, L, L] of a whole sequence as a Toeplitz matrix made by tiling.
 
-  A gather from the table would need, in the backward pass, a scatter over L * L entries: slow everywhere.
+  A gather from the table would need, in the backward pass, a scatter over L * L entries: slow
+  everywhere.
   """
   period = 2 * length
   distance = -jnp.arange(period) % period  # column - row of the tiled vector is minus the distance

@@ -1,1 +1,3 @@
-"""Foreign weights in: one file per source, safetensors to variables. Nothing is unpickled, torch never imported."""
+"""Foreign weights in: one file per source, safetensors to variables. Nothing is unpickled, torch
+never imported.
+"""

@@ -1,7 +1,9 @@
-"""Texts to token ids by byte pairs, as GPT-2 and RoBERTa have them (Sennrich et al., 2016; Radford et al., 2019).
+"""Texts to token ids by byte pairs, as GPT-2 and RoBERTa have them (Sennrich et al., 2016; Radford
+et al., 2019).
 
-A text is cut into words, a word into its UTF-8 bytes, each written as a visible character, and neighbours are joined in
-the order of `merges.txt`. Nothing in a text is a special token: `<s>` is the three characters.
+A text is cut into words, a word into its UTF-8 bytes, each written as a visible character, and
+neighbours are joined in the order of `merges.txt`. Nothing in a text is a special token: `<s>` is
+the three characters.
 """
 
 import functools
@@ -13,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import tensors
 
 FILES = VOCABULARY, MERGES = ('vocab.json', 'merges.txt')
@@ -33,8 +36,14 @@ class BytePairs(NamedTuple):
 
 @functools.cache
 def _visible() -> tuple[str, ...]:
-  """Returns the character that stands for each byte: itself where it is visible in Latin-1, else one from 256 on."""
-  shown = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+  """Returns the character that stands for each byte: itself where it is visible in Latin-1, else
+  one from 256 on.
+  """
+  shown = [
+    *range(ord('!'), ord('~') + 1),
+    *range(ord('¡'), ord('¬') + 1),
+    *range(ord('®'), ord('ÿ') + 1),
+  ]
   others = [byte for byte in range(256) if byte not in shown]
   return tuple(chr(byte) if byte in shown else chr(256 + others.index(byte)) for byte in range(256))
 
@@ -42,24 +51,37 @@ def _visible() -> tuple[str, ...]:
 def load(folder: pathlib.Path, vocab_size: int, padding: int) -> BytePairs:
   """Returns what is in `folder`.
 
-  Raises ValueError: a file is missing or damaged; a token that every text needs is not among them (the three special
-  ones, the 256 bytes); ids beyond `vocab_size`, another id of padding than `padding`.
+  Raises ValueError: a file is missing or damaged; a token that every text needs is not among them
+  (the three special ones, the 256 bytes); ids beyond `vocab_size`, another id of padding than
+  `padding`.
   """
   folder = pathlib.Path(folder)
   ids = tensors.read_json(folder / VOCABULARY)
-  bad = [token for token, number in ids.items() if type(number) is not int or not 0 <= number < vocab_size]
+  bad = [
+    token
+    for token, number in ids.items()
+    if type(number) is not int or not 0 <= number < vocab_size
+  ]
   if bad:
     number = str(ids[bad[0]])[:80]
-    raise ValueError(f'{folder / VOCABULARY}: {bad[0]!r} has the id {number}; the model has {vocab_size:,}')
+    raise UserError(
+      f'{folder / VOCABULARY}: {bad[0]!r} has the id {number}; the model has {vocab_size:,}'
+    )
   if missing := [token for token in (FIRST, PADDING, LAST, *_visible()) if token not in ids]:
-    raise ValueError(f'{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs like RoBERTa\'s')
+    raise UserError(
+      f"{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs like RoBERTa's"
+    )
   if ids[PADDING] != padding:
-    raise ValueError(f'{folder / VOCABULARY}: {PADDING} has the id {ids[PADDING]}, in the model {padding}')
+    raise UserError(
+      f'{folder / VOCABULARY}: {PADDING} has the id {ids[PADDING]}, in the model {padding}'
+    )
   ranks = {}
   for line in _lines(folder / MERGES):
     pair = tuple(line.split(' '))
     if len(pair) != 2 or ''.join(pair) not in ids:
-      raise ValueError(f'{folder / MERGES}: {line[:80]!r} joins no two tokens to one of {VOCABULARY}: fetch both again')
+      raise UserError(
+        f'{folder / MERGES}: {line[:80]!r} joins no two tokens to one of {VOCABULARY}: fetch both again'
+      )
     ranks.setdefault(pair, len(ranks))
   return BytePairs(ids, ranks)
 
@@ -70,15 +92,25 @@ def _lines(path: pathlib.Path) -> list[str]:
       data = file.read(MAX_MERGES_BYTES + 1)
     text = data.decode()
   except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path} cannot be read: {error}; texts need {VOCABULARY} and {MERGES}') from error
+    raise UserError(
+      f'{path} cannot be read: {error}; texts need {VOCABULARY} and {MERGES}'
+    ) from error
   if len(data) > MAX_MERGES_BYTES:
-    raise ValueError(f'{path} has more than {MAX_MERGES_BYTES:,} bytes: this is no list of byte pairs')
+    raise UserError(
+      f'{path} has more than {MAX_MERGES_BYTES:,} bytes: this is no list of byte pairs'
+    )
   first, *lines = text.split('\n')
-  return [line.rstrip('\r') for line in ([] if first.startswith('#version') else [first]) + lines if line.strip()]
+  return [
+    line.rstrip('\r')
+    for line in ([] if first.startswith('#version') else [first]) + lines
+    if line.strip()
+  ]
 
 
 def _kind(character: str) -> str:
-  """Returns L for letters, N for numbers, S for white space but ' ', O for others, the space as it is."""
+  """Returns L for letters, N for numbers, S for white space but ' ', O for others, the space as it
+  is.
+  """
   if character == ' ':
     return ' '
   if character.isspace() and not '\x1c' <= character <= '\x1f':  # Unicode does not count those four
@@ -118,20 +150,27 @@ def encode(pairs: BytePairs, text: str) -> list[int]:
   return [pairs.ids[token] for token in (FIRST, *(token for part in parts for token in part), LAST)]
 
 
-def encode_all(pairs: BytePairs, texts: Sequence[str], max_tokens: int, multiple: int = 1) -> np.ndarray:
-  """Returns the ids of texts as int32 [B, L], filled up with padding to the longest, and to a `multiple`.
+def encode_all(
+  pairs: BytePairs, texts: Sequence[str], max_tokens: int, multiple: int = 1
+) -> np.ndarray:
+  """Returns the ids of texts as int32 [B, L], filled up with padding to the longest, and to a
+  `multiple`.
 
   Raises ValueError for no texts, and for a text of more than `max_tokens` or MAX_CHARACTERS.
   """
   if not texts:
-    raise ValueError('no texts: give at least one')
+    raise UserError('no texts: give at least one')
   for text in texts:
     if len(text) > MAX_CHARACTERS:
-      raise ValueError(f'{text[:40]!r}... has {len(text):,} characters, more than {MAX_CHARACTERS:,}: shorten the text')
+      raise UserError(
+        f'{text[:40]!r}... has {len(text):,} characters, more than {MAX_CHARACTERS:,}: shorten the text'
+      )
   rows = [encode(pairs, text) for text in texts]
   longest = max(rows, key=len)
   if len(longest) > max_tokens:
     text = texts[rows.index(longest)]
-    raise ValueError(f'{text[:40]!r}... makes {len(longest)} tokens, the model reads {max_tokens}: shorten the text')
+    raise UserError(
+      f'{text[:40]!r}... makes {len(longest)} tokens, the model reads {max_tokens}: shorten the text'
+    )
   length = min(max_tokens, -(-len(longest) // multiple) * multiple)
   return np.array([row + [pairs.ids[PADDING]] * (length - len(row)) for row in rows], np.int32)

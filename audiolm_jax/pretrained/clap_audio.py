@@ -1,12 +1,14 @@
-"""CLAP's ears: HTSAT (Chen et al., 2022, arXiv 2202.00874), a Swin Transformer over a folded log-mel spectrogram.
+"""CLAP's ears: HTSAT (Chen et al., 2022, arXiv 2202.00874), a Swin Transformer over a folded
+log-mel spectrogram.
 
-Ten seconds at 48 kHz make 1001 frames of 64 mel bands, in decibels: `log_mel` does what `ClapFeatureExtractor` does,
-but for an FFT in float32, which shows where a band is 100 dB below another (0.04 dB beside a tone alone).
+Ten seconds at 48 kHz make 1001 frames of 64 mel bands, in decibels: `log_mel` does what
+`ClapFeatureExtractor` does, but for an FFT in float32, which shows where a band is 100 dB below
+another (0.04 dB beside a tone alone).
 
-They are stretched to 1024 frames, cut into 4 pieces of time that are laid over one another (256 x 256, the lowest band
-of the first piece on top), and cut into patches of 4 x 4. Attention is within windows of 8 x 8 patches, every second
-time moved by half a window; between the stages, 2 x 2 patches become one of twice the width. The output is the mean of
-all patches.
+They are stretched to 1024 frames, cut into 4 pieces of time that are laid over one another (256 x
+256, the lowest band of the first piece on top), and cut into patches of 4 x 4. Attention is within
+windows of 8 x 8 patches, every second time moved by half a window; between the stages, 2 x 2
+patches become one of twice the width. The output is the mean of all patches.
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from audiolm_jax import audio
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import layer_norm
@@ -27,7 +30,8 @@ from audiolm_jax.pretrained.layers import layer_norm
 SAMPLE_RATE, CLIP = 48_000, 480_000  # Hz; samples: what every published CLAP hears at a time
 WINDOW, MEL_HOP = 1024, 480  # samples
 FRAMES = 1 + CLIP // MEL_HOP
-LOWEST, HIGHEST = 50.0, 14_000.0  # Hz, of the mel bands: what every published preprocessor_config.json has
+# Hz, of the mel bands: what every published preprocessor_config.json has
+LOWEST, HIGHEST = 50.0, 14_000.0
 FLOOR = 1e-10  # of a mel band's power before the logarithm
 EPSILON = 1e-5  # of the norms that do not follow the config
 FAR = -100.0  # added to the scores of patches that the moved window joins, but the picture does not
@@ -58,55 +62,70 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that `audio_config` of a config.json describes; ValueError for what we do not implement."""
+  """Returns the config that `audio_config` of a config.json describes; ValueError for what we do
+  not implement.
+  """
   if data.get('enable_fusion', False):
-    raise ValueError(
-        'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not implemented; take '
-        'one that is not fused, such as laion/clap-htsat-unfused or laion/larger_clap_music'
+    raise UserError(
+      'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not implemented; take '
+      'one that is not fused, such as laion/clap-htsat-unfused or laion/larger_clap_music'
     )
   default = Config()
   config = Config(
-      num_mels=tensors.integer(data, 'num_mel_bins', default.num_mels),
-      size=tensors.integer(data, 'spec_size', default.size),
-      patch=tensors.integer(data, 'patch_size', default.patch),
-      width=tensors.integer(data, 'patch_embeds_hidden_size', default.width),
-      depths=tensors.integers(data, 'depths', default.depths),
-      num_heads=tensors.integers(data, 'num_attention_heads', default.num_heads),
-      window=tensors.integer(data, 'window_size', default.window),
-      mlp_ratio=tensors.positive(data, 'mlp_ratio', default.mlp_ratio, high=100.0),
-      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
+    num_mels=tensors.integer(data, 'num_mel_bins', default.num_mels),
+    size=tensors.integer(data, 'spec_size', default.size),
+    patch=tensors.integer(data, 'patch_size', default.patch),
+    width=tensors.integer(data, 'patch_embeds_hidden_size', default.width),
+    depths=tensors.integers(data, 'depths', default.depths),
+    num_heads=tensors.integers(data, 'num_attention_heads', default.num_heads),
+    window=tensors.integer(data, 'window_size', default.window),
+    mlp_ratio=tensors.positive(data, 'mlp_ratio', default.mlp_ratio, high=100.0),
+    epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   stages = len(config.depths)
   if len(config.num_heads) != stages:
-    raise ValueError(f'depths={config.depths} and num_attention_heads={config.num_heads} have different lengths')
+    raise UserError(
+      f'depths={config.depths} and num_attention_heads={config.num_heads} have different lengths'
+    )
   tensors.bounded('the width of the last stage', config.output_width)
   if sum(config.depths) > tensors.MAX_LAYERS:
-    raise ValueError(f'depths={config.depths} are more than {tensors.MAX_LAYERS} layers')
+    raise UserError(f'depths={config.depths} are more than {tensors.MAX_LAYERS} layers')
   tensors.require(
-      data,
-      {
-          'patch_stride': [config.patch] * 2, 'patch_embed_input_channels': 1, 'enable_patch_layer_norm': True,
-          'flatten_patch_embeds': True, 'qkv_bias': True, 'hidden_act': 'gelu', 'hidden_size': config.output_width,
-      },
-  )  # fmt: skip
+    data,
+    {
+      'patch_stride': [config.patch] * 2,
+      'patch_embed_input_channels': 1,
+      'enable_patch_layer_norm': True,
+      'flatten_patch_embeds': True,
+      'qkv_bias': True,
+      'hidden_act': 'gelu',
+      'hidden_size': config.output_width,
+    },
+  )
   if config.size % config.num_mels or config.pieces * config.size < FRAMES:
-    raise ValueError(
-        f'spec_size={config.size} does not hold {FRAMES} frames of num_mel_bins={config.num_mels} in whole pieces'
+    raise UserError(
+      f'spec_size={config.size} does not hold {FRAMES} frames of num_mel_bins={config.num_mels} in whole pieces'
     )
   if config.size % (config.patch * config.window * 2 ** (stages - 1)):
-    raise ValueError(
-        f'spec_size={config.size} in patches of {config.patch} is no multiple of window_size={config.window} in each '
-        f'of {stages} stages'
+    raise UserError(
+      f'spec_size={config.size} in patches of {config.patch} is no multiple of window_size={config.window} in each '
+      f'of {stages} stages'
     )
   for stage, heads in enumerate(config.num_heads):
     if config.width * 2**stage % heads:
-      raise ValueError(f'stage {stage} of width {config.width * 2**stage} is no multiple of its {heads} heads')
+      raise UserError(
+        f'stage {stage} of width {config.width * 2**stage} is no multiple of its {heads} heads'
+      )
   return config
 
 
 def log_mel(config: Config, wave_BT: Float[Array, 'B 480000']) -> Float[Array, 'B F M']:
-  """Returns mel bands in decibels, F = 1001; frame f is centred at f * MEL_HOP, the ends are mirrored."""
-  spectrum_BFN = audio.stft(jnp.pad(wave_BT, ((0, 0), (WINDOW // 2,) * 2), mode='reflect'), WINDOW, MEL_HOP)
+  """Returns mel bands in decibels, F = 1001; frame f is centred at f * MEL_HOP, the ends are
+  mirrored.
+  """
+  spectrum_BFN = audio.stft(
+    jnp.pad(wave_BT, ((0, 0), (WINDOW // 2,) * 2), mode='reflect'), WINDOW, MEL_HOP
+  )
   power_BFN = jnp.square(spectrum_BFN.real) + jnp.square(spectrum_BFN.imag)
   filters_NM = audio.mel_filterbank(SAMPLE_RATE, WINDOW, config.num_mels, LOWEST, HIGHEST)
   return 10 * jnp.log10(jnp.maximum(jnp.matmul(power_BFN, filters_NM, precision='highest'), FLOOR))
@@ -114,7 +133,8 @@ def log_mel(config: Config, wave_BT: Float[Array, 'B 480000']) -> Float[Array, '
 
 @functools.cache
 def _cubic_taps(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns which 4 of `size` points make each of `wanted`, [4, wanted], and their weights: cubic, a = -0.75.
+  """Returns which 4 of `size` points make each of `wanted`, [4, wanted], and their weights: cubic,
+  a = -0.75.
 
   Places are rounded to float32, as where the model was trained.
   """
@@ -128,9 +148,13 @@ def _cubic_taps(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fold(config: Config, mels_BFM: Float[Array, 'B F M']) -> Float[Array, 'B size size']:
-  """Stretches time, and lays its pieces over one another: axes are (piece and band, time within a piece)."""
+  """Stretches time, and lays its pieces over one another: axes are (piece and band, time within a
+  piece).
+  """
   index, weights = _cubic_taps(mels_BFM.shape[1], config.pieces * config.size)
-  stretched_BFM = sum(mels_BFM[:, points] * factors[:, None] for points, factors in zip(index, weights))
+  stretched_BFM = sum(
+    mels_BFM[:, points] * factors[:, None] for points, factors in zip(index, weights)
+  )
   pieces = stretched_BFM.reshape(-1, config.pieces, config.size, config.num_mels)
   return pieces.swapaxes(2, 3).reshape(-1, config.size, config.size)
 
@@ -143,7 +167,10 @@ class BandNorm(nn.Module):
     shape = (mels_BFM.shape[-1],)
     mean_M = self.param('running_mean', nn.initializers.zeros, shape)
     variance_M = self.param('running_var', nn.initializers.ones, shape)
-    scale_M, bias_M = self.param('scale', nn.initializers.ones, shape), self.param('bias', nn.initializers.zeros, shape)
+    scale_M, bias_M = (
+      self.param('scale', nn.initializers.ones, shape),
+      self.param('bias', nn.initializers.zeros, shape),
+    )
     return (mels_BFM - mean_M) / jnp.sqrt(variance_M + EPSILON) * scale_M + bias_M
 
 
@@ -155,9 +182,18 @@ class Patches(nn.Module):
   @nn.compact
   def __call__(self, picture_BHW):
     size, parts = self.config.patch, self.config.size // self.config.patch
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (size, size, 1, self.config.width))  # across, down
-    x = picture_BHW.reshape(-1, parts, size, parts, size).transpose(0, 1, 3, 4, 2).reshape(-1, parts, parts, size**2)
-    return x @ kernel.reshape(size**2, -1) + self.param('bias', nn.initializers.zeros, (self.config.width,))
+    # across, down
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (size, size, 1, self.config.width)
+    )
+    x = (
+      picture_BHW.reshape(-1, parts, size, parts, size)
+      .transpose(0, 1, 3, 4, 2)
+      .reshape(-1, parts, parts, size**2)
+    )
+    return x @ kernel.reshape(size**2, -1) + self.param(
+      'bias', nn.initializers.zeros, (self.config.width,)
+    )
 
 
 class PatchEmbedding(nn.Module):
@@ -169,30 +205,42 @@ class PatchEmbedding(nn.Module):
 
 
 def _relative_index(window: int) -> np.ndarray:
-  """Returns the row of the table for every pair of patches in a window, by how far apart they are, [N, N]."""
-  place_N2 = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing='ij'), axis=-1).reshape(-1, 2)
+  """Returns the row of the table for every pair of patches in a window, by how far apart they are,
+  [N, N].
+  """
+  place_N2 = np.stack(
+    np.meshgrid(np.arange(window), np.arange(window), indexing='ij'), axis=-1
+  ).reshape(-1, 2)
   apart_NN2 = place_N2[:, None] - place_N2 + window - 1
   return apart_NN2[..., 0] * (2 * window - 1) + apart_NN2[..., 1]
 
 
 @functools.cache
 def _joins(side: int, window: int, shift: int) -> np.ndarray:
-  """Returns FAR for pairs of patches that are in one moved window but not side by side in the picture, [W, N, N]."""
+  """Returns FAR for pairs of patches that are in one moved window but not side by side in the
+  picture, [W, N, N].
+  """
   region_N = (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
   region_WN = _windows((region_N[:, None] * 3 + region_N)[None, ..., None], window)[..., 0]
   return np.where(region_WN[:, None] == region_WN[:, :, None], 0, FAR).astype(np.float32)
 
 
 def _windows(x_BHWD, window: int):
-  """[B, H, W, D] to windows, window by window (all rows of the batch, then the next), [H W B / N, N, D]."""
+  """[B, H, W, D] to windows, window by window (all rows of the batch, then the next), [H W B / N,
+  N, D].
+  """
   batch, side, _, width = x_BHWD.shape
-  x = x_BHWD.reshape(batch, side // window, window, side // window, window, width).transpose(1, 3, 0, 2, 4, 5)
+  x = x_BHWD.reshape(batch, side // window, window, side // window, window, width).transpose(
+    1, 3, 0, 2, 4, 5
+  )
   return x.reshape(-1, window**2, width)
 
 
 def _picture(x_WND, side: int, window: int):
   """The way back of `_windows`."""
-  x = x_WND.reshape(side // window, side // window, -1, window, window, x_WND.shape[-1]).transpose(2, 0, 3, 1, 4, 5)
+  x = x_WND.reshape(side // window, side // window, -1, window, window, x_WND.shape[-1]).transpose(
+    2, 0, 3, 1, 4, 5
+  )
   return x.reshape(-1, side, side, x_WND.shape[-1])
 
 
@@ -206,7 +254,9 @@ class WindowAttention(nn.Module):
   def __call__(self, x_WND, joins):
     width = x_WND.shape[-1]
     heads = (*x_WND.shape[:-1], self.num_heads, -1)
-    query, key, value = (nn.Dense(width, name=name)(x_WND).reshape(heads) for name in ('query', 'key', 'value'))
+    query, key, value = (
+      nn.Dense(width, name=name)(x_WND).reshape(heads) for name in ('query', 'key', 'value')
+    )
     shape = ((2 * self.window - 1) ** 2, self.num_heads)
     table = self.param('relative_position_bias_table', nn.initializers.normal(0.02), shape)
     bias_1HNN = table[_relative_index(self.window)].transpose(2, 0, 1)[None]
@@ -235,7 +285,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each normalized before; `moved`: the windows lie half a window further."""
+  """Attention and feed-forward, each normalized before; `moved`: the windows lie half a window
+  further.
+  """
 
   config: Config
   num_heads: int
@@ -257,7 +309,9 @@ class Block(nn.Module):
 
 
 class Merge(nn.Module):
-  """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]; of four patches, the one below comes second, the one beside third."""
+  """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]; of four patches, the one below comes second, the one
+  beside third.
+  """
 
   @nn.compact
   def __call__(self, x_BHWD):
@@ -274,13 +328,22 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x_BHWD):
     for number in range(self.config.depths[self.number]):
-      block = Block(self.config, self.config.num_heads[self.number], moved=number % 2 == 1, name=f'blocks_{number}')
+      block = Block(
+        self.config,
+        self.config.num_heads[self.number],
+        moved=number % 2 == 1,
+        name=f'blocks_{number}',
+      )
       x_BHWD = block(x_BHWD)
-    return x_BHWD if self.number == len(self.config.depths) - 1 else Merge(name='downsample')(x_BHWD)
+    return (
+      x_BHWD if self.number == len(self.config.depths) - 1 else Merge(name='downsample')(x_BHWD)
+    )
 
 
 class Encoder(nn.Module):
-  """Log-mel frames [B, F, M] -> the mean patch [B, D], and the patches that each stage is given and the last makes."""
+  """Log-mel frames [B, F, M] -> the mean patch [B, D], and the patches that each stage is given and
+  the last makes.
+  """
 
   config: Config
 

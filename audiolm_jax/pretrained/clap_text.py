@@ -1,6 +1,7 @@
 """CLAP's reader: RoBERTa (Liu et al., 2019, arXiv 1907.11692), token ids to a vector for each text.
 
-Padding (id 1) is never looked at and takes no position: a text's vector does not depend on what it is padded to.
+Padding (id 1) is never looked at and takes no position: a text's vector does not depend on what it
+is padded to.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import layer_norm
@@ -36,26 +38,34 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that `text_config` of a config.json describes; ValueError for what we do not implement."""
-  tensors.require(data, {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'is_decoder': False})
+  """Returns the config that `text_config` of a config.json describes; ValueError for what we do not
+  implement.
+  """
+  tensors.require(
+    data, {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'is_decoder': False}
+  )
   default = Config()
   config = Config(
-      vocab_size=tensors.integer(data, 'vocab_size', default.vocab_size),
-      padding=tensors.integer(data, 'pad_token_id', default.padding),
-      num_positions=tensors.integer(data, 'max_position_embeddings', default.num_positions),
-      num_types=tensors.integer(data, 'type_vocab_size', default.num_types),
-      num_layers=tensors.integer(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
-      width=tensors.integer(data, 'hidden_size', default.width),
-      num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
-      mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
-      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
+    vocab_size=tensors.integer(data, 'vocab_size', default.vocab_size),
+    padding=tensors.integer(data, 'pad_token_id', default.padding),
+    num_positions=tensors.integer(data, 'max_position_embeddings', default.num_positions),
+    num_types=tensors.integer(data, 'type_vocab_size', default.num_types),
+    num_layers=tensors.integer(
+      data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS
+    ),
+    width=tensors.integer(data, 'hidden_size', default.width),
+    num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
+    mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
+    epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   if config.width % config.num_heads:
-    raise ValueError(f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}')
+    raise UserError(
+      f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}'
+    )
   if config.padding >= config.vocab_size or config.max_tokens < 2:
-    raise ValueError(
-        f'pad_token_id={config.padding} leaves no text in vocab_size={config.vocab_size} and '
-        f'max_position_embeddings={config.num_positions}'
+    raise UserError(
+      f'pad_token_id={config.padding} leaves no text in vocab_size={config.vocab_size} and '
+      f'max_position_embeddings={config.num_positions}'
     )
   return config
 
@@ -70,9 +80,9 @@ class Embeddings(nn.Module):
     position_BL = jnp.where(inside_BL, jnp.cumsum(inside_BL, axis=1), 0) + c.padding
     embed = lambda name, size, index: nn.Embed(size, c.width, name=name)(index)
     return layer_norm(c.epsilon, 'LayerNorm')(
-        embed('word_embeddings', c.vocab_size, tokens_BL)
-        + embed('token_type_embeddings', c.num_types, jnp.zeros_like(tokens_BL))
-        + embed('position_embeddings', c.num_positions, position_BL)
+      embed('word_embeddings', c.vocab_size, tokens_BL)
+      + embed('token_type_embeddings', c.num_types, jnp.zeros_like(tokens_BL))
+      + embed('position_embeddings', c.num_positions, position_BL)
     )
 
 
@@ -83,7 +93,8 @@ class SelfAttention(nn.Module):
   def __call__(self, x_BLD, mask):
     heads = (*x_BLD.shape[:-1], self.config.num_heads, -1)
     query, key, value = (
-        nn.Dense(self.config.width, name=name)(x_BLD).reshape(heads) for name in ('query', 'key', 'value')
+      nn.Dense(self.config.width, name=name)(x_BLD).reshape(heads)
+      for name in ('query', 'key', 'value')
     )
     return attend(query, key, value, mask=mask).reshape(x_BLD.shape)
 
@@ -95,7 +106,9 @@ class Residual(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLN, around_BLD):
-    return layer_norm(self.config.epsilon, 'LayerNorm')(around_BLD + nn.Dense(self.config.width, name='dense')(x_BLN))
+    return layer_norm(self.config.epsilon, 'LayerNorm')(
+      around_BLD + nn.Dense(self.config.width, name='dense')(x_BLN)
+    )
 
 
 class Attention(nn.Module):
@@ -103,7 +116,9 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, mask):
-    return Residual(self.config, name='output')(SelfAttention(self.config, name='self')(x_BLD, mask), x_BLD)
+    return Residual(self.config, name='output')(
+      SelfAttention(self.config, name='self')(x_BLD, mask), x_BLD
+    )
 
 
 class Intermediate(nn.Module):
@@ -122,7 +137,9 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x_BLD, mask):
     x_BLD = Attention(self.config, name='attention')(x_BLD, mask)
-    return Residual(self.config, name='output')(Intermediate(self.config, name='intermediate')(x_BLD), x_BLD)
+    return Residual(self.config, name='output')(
+      Intermediate(self.config, name='intermediate')(x_BLD), x_BLD
+    )
 
 
 class Layers(nn.Module):
@@ -147,12 +164,16 @@ class Pooler(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Token ids [B, L] -> a vector for each text [B, D], and the input of the first layer and the outputs of all."""
+  """Token ids [B, L] -> a vector for each text [B, D], and the input of the first layer and the
+  outputs of all.
+  """
 
   config: Config
 
   @nn.compact
   def __call__(self, tokens_BL):
     mask = (tokens_BL != self.config.padding)[:, None, None]
-    states = Layers(self.config, name='encoder')(Embeddings(self.config, name='embeddings')(tokens_BL), mask)
+    states = Layers(self.config, name='encoder')(
+      Embeddings(self.config, name='embeddings')(tokens_BL), mask
+    )
     return Pooler(self.config, name='pooler')(states[-1]), states

@@ -1,9 +1,10 @@
-"""Speech recognizers of the HuBERT base layout with a CTC head: Hugging Face's `Wav2Vec2ForCTC` and `HubertForCTC`.
+"""Speech recognizers of the HuBERT base layout with a CTC head: Hugging Face's `Wav2Vec2ForCTC` and
+`HubertForCTC`.
 
-`facebook/wav2vec2-base-960h` (Apache-2.0) is one: its encoder is laid out as HuBERT base's. A linear layer gives the
-logits of characters for every frame of 20 ms; the best path, its repeats and its blanks taken out, is the text (Graves
-et al., 2006). Loaded from a folder with config.json, model.safetensors and vocab.json; neither torch nor a tokenizer's
-code.
+`facebook/wav2vec2-base-960h` (Apache-2.0) is one: its encoder is laid out as HuBERT base's. A
+linear layer gives the logits of characters for every frame of 20 ms; the best path, its repeats and
+its blanks taken out, is the text (Graves et al., 2006). Loaded from a folder with config.json,
+model.safetensors and vocab.json; neither torch nor a tokenizer's code.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import audio
+from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hubert, tensors
 from audiolm_jax.pretrained.layers import Model
 from audiolm_jax.stages.base import Variables
@@ -42,24 +44,28 @@ class Config:
 
 
 def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
-  """Returns (config, variables) of the recognizer in a folder; ValueError for another model, or what is damaged."""
+  """Returns (config, variables) of the recognizer in a folder; ValueError for another model, or
+  what is damaged.
+  """
   folder = pathlib.Path(folder)
   data = tensors.read_json(folder / tensors.CONFIG)
   kind, architectures = str(data.get('model_type')), data.get('architectures') or []
   if kind not in ENCODERS or not any(str(name).endswith('ForCTC') for name in architectures):
-    raise ValueError(
-        f'{folder / tensors.CONFIG} has model_type={kind[:80]!r} and architectures={str(architectures)[:80]}: a '
-        f'recognizer is one of {", ".join(ENCODERS)} whose architecture ends in ForCTC'
+    raise UserError(
+      f'{folder / tensors.CONFIG} has model_type={kind[:80]!r} and architectures={str(architectures)[:80]}: a '
+      f'recognizer is one of {", ".join(ENCODERS)} whose architecture ends in ForCTC'
     )
   try:
     encoder = hubert.config_from(data)
   except ValueError as error:
-    raise ValueError(f'{folder}: {error}; of recognizers, those of the size base are read') from error
+    raise UserError(
+      f'{folder}: {error}; of recognizers, those of the size base are read'
+    ) from error
   symbols = _symbols(folder / VOCABULARY, tensors.integer(data, 'vocab_size', 32))
   blank = data.get('pad_token_id', 0)
   if type(blank) is not int or not 0 <= blank < len(symbols):
-    raise ValueError(
-        f'{folder / tensors.CONFIG}: pad_token_id={str(blank)[:80]}, the blank, is no symbol of {VOCABULARY}'
+    raise UserError(
+      f'{folder / tensors.CONFIG}: pad_token_id={str(blank)[:80]}, the blank, is no symbol of {VOCABULARY}'
     )
   config = Config(encoder=encoder, name=kind, symbols=symbols, blank=blank)
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
@@ -69,7 +75,9 @@ def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
 def _symbols(path: pathlib.Path, size: int) -> tuple[str, ...]:
   numbers = tensors.read_json(path)
   if sorted(map(str, numbers.values())) != sorted(map(str, range(size))):
-    raise ValueError(f'{path} does not number its symbols from 0 to {size - 1}, as vocab_size={size} asks')
+    raise UserError(
+      f'{path} does not number its symbols from 0 to {size - 1}, as vocab_size={size} asks'
+    )
   return tuple(sorted(numbers, key=numbers.get))
 
 
@@ -85,31 +93,47 @@ def _head(config: Config) -> nn.Dense:
 
 
 def logits(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_samples_B: Int[Array, 'B'] | None = None
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S V']:
-  """Returns the logits of the symbols of each frame; see `hubert.hidden_states` for arguments and errors."""
+  """Returns the logits of the symbols of each frame; see `hubert.hidden_states` for arguments and
+  errors.
+  """
   encoder = Variables(variables.params[config.name], {})
-  hidden_BSD = hubert.features(config.encoder, encoder, wave_BT, config.encoder.num_layers, num_samples_B)
+  hidden_BSD = hubert.features(
+    config.encoder, encoder, wave_BT, config.encoder.num_layers, num_samples_B
+  )
   return _head(config).apply({'params': variables.params['lm_head']}, hidden_BSD)
 
 
 def text(config: Config, symbol_S: Sequence[int]) -> str:
   """Returns what a path of symbols, one for each frame, says."""
-  said = [config.symbols[number] for number, _ in itertools.groupby(symbol_S) if number != config.blank]
-  return ' '.join(''.join(symbol for symbol in said if len(symbol) == 1).replace(SEPARATOR, ' ').split())
+  said = [
+    config.symbols[number] for number, _ in itertools.groupby(symbol_S) if number != config.blank
+  ]
+  return ' '.join(
+    ''.join(symbol for symbol in said if len(symbol) == 1).replace(SEPARATOR, ' ').split()
+  )
 
 
 def recognizer(folder: str | os.PathLike) -> Callable[[np.ndarray, int], str]:
-  """Returns a function from a waveform [T] and its rate (Hz) to text, for `metrics.speech.error_rates`."""
+  """Returns a function from a waveform [T] and its rate (Hz) to text, for
+  `metrics.speech.error_rates`.
+  """
   config, variables = from_folder(folder)
 
   def recognize(wave_T: np.ndarray, sample_rate: int) -> str:
     rate, shortest = config.encoder.sample_rate, config.encoder.frame_length
     wave_1T = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, rate)
     length = max(wave_1T.shape[1], shortest)
-    padded_1T = np.pad(wave_1T, ((0, 0), (0, -(-length // rate) * rate - wave_1T.shape[1])))  # few shapes to compile
+    # few shapes to compile
+    padded_1T = np.pad(wave_1T, ((0, 0), (0, -(-length // rate) * rate - wave_1T.shape[1])))
     best_1S = _best(config, variables, padded_1T, np.array([length]))
-    return text(config, np.asarray(best_1S)[0, : int(hubert.num_frames(config.encoder, length))].tolist())
+    return text(
+      config, np.asarray(best_1S)[0, : int(hubert.num_frames(config.encoder, length))].tolist()
+    )
 
   return recognize
 

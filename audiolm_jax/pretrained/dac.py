@@ -1,10 +1,13 @@
-"""DAC (Kumar et al., 2023, arXiv 2306.06546) from the layout of Hugging Face's `DacModel`: waveform_BT <-> codes_BFQ.
+"""DAC (Kumar et al., 2023, arXiv 2306.06546) from the layout of Hugging Face's `DacModel`:
+waveform_BT <-> codes_BFQ.
 
-`descript/dac_16khz` has AudioLM's acoustic tokens: 16 kHz, 50 frames/s, 12 levels of 1024 codes. Not causal: padding is
-on both sides. The `hop_length` in published config.json files is wrong (512); ours is the product of the strides.
+`descript/dac_16khz` has AudioLM's acoustic tokens: 16 kHz, 50 frames/s, 12 levels of 1024 codes.
+Not causal: padding is on both sides. The `hop_length` in published config.json files is wrong
+(512); ours is the product of the strides.
 
-Upsampling by an odd stride loses its last sample, so the decoder returns a few samples less than F * hop_length (8 of
-them at 16 kHz); `decode` appends zeros. A module has the name of its tensors (`tensors`).
+Upsampling by an odd stride loses its last sample, so the decoder returns a few samples less than F
+* hop_length (8 of them at 16 kHz); `decode` appends zeros. A module has the name of its tensors
+(`tensors`).
 """
 
 import dataclasses
@@ -19,9 +22,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.quantizer import HIGHEST
 from audiolm_jax.pretrained import tensors
-from audiolm_jax.pretrained.layers import Conv, Model, OverlapAdd, check_codes, check_length, check_levels, squared_sine
+from audiolm_jax.pretrained.layers import (
+  Conv,
+  Model,
+  OverlapAdd,
+  check_codes,
+  check_length,
+  check_levels,
+  squared_sine,
+)
 from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'dac'
@@ -33,7 +45,8 @@ class Config:
   """Defaults: `descript/dac_16khz`."""
 
   sample_rate: int = 16_000  # Hz
-  strides: tuple[int, ...] = (2, 4, 5, 8)  # of the encoder; the decoder has them in the opposite order
+  # of the encoder; the decoder has them in the opposite order
+  strides: tuple[int, ...] = (2, 4, 5, 8)
   encoder_channels: int = 64
   decoder_channels: int = 1536
   num_quantizers: int = 12
@@ -56,9 +69,12 @@ class Config:
 
   @property
   def context(self) -> int:
-    """Frames on either side of its own that a frame depends on, in the encoder or the decoder; rounded up."""
+    """Frames on either side of its own that a frame depends on, in the encoder or the decoder;
+    rounded up.
+    """
     ends, units = 3, sum(3 * dilation for dilation in DILATIONS)
-    encoder, decoder, step = ends, ends * self.hop_length, 1  # samples; of one step at the present rate
+    # samples; of one step at the present rate
+    encoder, decoder, step = ends, ends * self.hop_length, 1
     for stride in self.strides:
       encoder += step * (units + 2 * stride)
       decoder += step * (units + stride)
@@ -73,28 +89,38 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `DacModel`'s config.json describes; ValueError for what we do not implement."""
+  """Returns the config that a `DacModel`'s config.json describes; ValueError for what we do not
+  implement.
+  """
   strides = tensors.integers(data, 'downsampling_ratios', (2, 4, 8, 8))
   config = Config(
-      sample_rate=tensors.integer(data, 'sampling_rate', 16_000),
-      strides=strides,
-      encoder_channels=tensors.integer(data, 'encoder_hidden_size', 64),
-      decoder_channels=tensors.integer(data, 'decoder_hidden_size', 1536),
-      num_quantizers=tensors.integer(data, 'n_codebooks', 9, high=tensors.MAX_LAYERS),
-      codebook_size=tensors.integer(data, 'codebook_size', 1024),
-      codebook_dim=tensors.integer(data, 'codebook_dim', 8),
+    sample_rate=tensors.integer(data, 'sampling_rate', 16_000),
+    strides=strides,
+    encoder_channels=tensors.integer(data, 'encoder_hidden_size', 64),
+    decoder_channels=tensors.integer(data, 'decoder_hidden_size', 1536),
+    num_quantizers=tensors.integer(data, 'n_codebooks', 9, high=tensors.MAX_LAYERS),
+    codebook_size=tensors.integer(data, 'codebook_size', 1024),
+    codebook_dim=tensors.integer(data, 'codebook_dim', 8),
   )
   tensors.bounded('the hop length', config.hop_length)
   tensors.bounded('the embedding', config.embedding_dim)
-  tensors.require(data, {'upsampling_ratios': list(strides[::-1]), 'hidden_size': config.embedding_dim})
+  tensors.require(
+    data, {'upsampling_ratios': list(strides[::-1]), 'hidden_size': config.embedding_dim}
+  )
   if config.decoder_channels % 2 ** len(strides):
-    raise ValueError(f'decoder_hidden_size={config.decoder_channels} cannot be halved {len(strides)} times')
+    raise UserError(
+      f'decoder_hidden_size={config.decoder_channels} cannot be halved {len(strides)} times'
+    )
   return config
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
-  return Variables(tensors.load(folder, jax.eval_shape(config.make().init, jax.random.key(0)).params), {})
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
+  `config`.
+  """
+  return Variables(
+    tensors.load(folder, jax.eval_shape(config.make().init, jax.random.key(0)).params), {}
+  )
 
 
 class Snake(nn.Module):
@@ -115,7 +141,9 @@ class ResidualUnit(nn.Module):
   def __call__(self, x_BND):
     width = x_BND.shape[-1]
     hidden_BND = Snake(name='snake1')(x_BND)
-    hidden_BND = Conv(width, 7, dilation=self.dilation, padding=3 * self.dilation, name='conv1')(hidden_BND)
+    hidden_BND = Conv(width, 7, dilation=self.dilation, padding=3 * self.dilation, name='conv1')(
+      hidden_BND
+    )
     return x_BND + Conv(width, 1, name='conv2')(Snake(name='snake2')(hidden_BND))
 
 
@@ -126,7 +154,9 @@ def _residual_units(x_BND):
 
 
 class EncoderBlock(nn.Module):
-  """Three residual units, then a convolution that doubles the width and takes `stride` steps as one."""
+  """Three residual units, then a convolution that doubles the width and takes `stride` steps as
+  one.
+  """
 
   stride: int
 
@@ -134,11 +164,15 @@ class EncoderBlock(nn.Module):
   def __call__(self, x_BND):
     x_BND = Snake(name='snake1')(_residual_units(x_BND))
     padding = math.ceil(self.stride / 2)
-    return Conv(2 * x_BND.shape[-1], 2 * self.stride, stride=self.stride, padding=padding, name='conv1')(x_BND)
+    return Conv(
+      2 * x_BND.shape[-1], 2 * self.stride, stride=self.stride, padding=padding, name='conv1'
+    )(x_BND)
 
 
 class DecoderBlock(nn.Module):
-  """A transposed convolution that halves the width and makes `stride` steps of one, then three residual units."""
+  """A transposed convolution that halves the width and makes `stride` steps of one, then three
+  residual units.
+  """
 
   stride: int
 
@@ -146,7 +180,9 @@ class DecoderBlock(nn.Module):
   def __call__(self, x_BND):
     x_BND = Snake(name='snake1')(x_BND)
     trim = math.ceil(self.stride / 2)
-    x_BND = OverlapAdd(x_BND.shape[-1] // 2, self.stride, trim_start=trim, trim_end=trim, name='conv_t1')(x_BND)
+    x_BND = OverlapAdd(
+      x_BND.shape[-1] // 2, self.stride, trim_start=trim, trim_end=trim, name='conv_t1'
+    )(x_BND)
     return _residual_units(x_BND)
 
 
@@ -189,7 +225,7 @@ class VectorQuantizer(nn.Module):
   def encode(self, x_BFD):
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     products_BFK = jnp.einsum(
-        'bfd,kd->bfk', unit(self.in_proj(x_BFD)), unit(self.codebook.embedding), precision=HIGHEST
+      'bfd,kd->bfk', unit(self.in_proj(x_BFD)), unit(self.codebook.embedding), precision=HIGHEST
     )
     return jnp.argmax(products_BFK, axis=-1).astype(jnp.int32)
 
@@ -213,8 +249,10 @@ class ResidualVectorQuantizer(nn.Module):
     return jnp.stack(codes, axis=-1)
 
   def decode(self, codes_BFQ):
-    return sum(quantizer.decode(codes_BFQ[..., level])
-               for level, quantizer in enumerate(self.quantizers[: codes_BFQ.shape[-1]]))
+    return sum(
+      quantizer.decode(codes_BFQ[..., level])
+      for level, quantizer in enumerate(self.quantizers[: codes_BFQ.shape[-1]])
+    )
 
   def __call__(self, z_BFD):
     return self.decode(self.encode(z_BFD, None))
@@ -224,33 +262,47 @@ def _init(config: Config, key: jax.Array) -> Variables:
   keys = jax.random.split(key, 3)
   z_BFD = jnp.zeros((1, 2, config.embedding_dim))
   modules = {
-      'encoder': (Encoder(config), jnp.zeros((1, 2 * config.hop_length))),
-      'decoder': (Decoder(config), z_BFD),
-      'quantizer': (ResidualVectorQuantizer(config), z_BFD),
+    'encoder': (Encoder(config), jnp.zeros((1, 2 * config.hop_length))),
+    'decoder': (Decoder(config), z_BFD),
+    'quantizer': (ResidualVectorQuantizer(config), z_BFD),
   }
   return Variables(
-      {name: module.init(key, x)['params'] for key, (name, (module, x)) in zip(keys, modules.items())}, {}
+    {
+      name: module.init(key, x)['params'] for key, (name, (module, x)) in zip(keys, modules.items())
+    },
+    {},
   )
 
 
 def encode(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T / hop_length.
+  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T /
+  hop_length.
 
-  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels.
+  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so
+  many levels.
   """
   check_length('DAC', config.hop_length, wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
   z_BFD = Encoder(config).apply({'params': variables.params['encoder']}, wave_BT)
   quantizer = ResidualVectorQuantizer(config)
-  return quantizer.apply({'params': variables.params['quantizer']}, z_BFD, num_quantizers, method='encode')
+  return quantizer.apply(
+    {'params': variables.params['quantizer']}, z_BFD, num_quantizers, method='encode'
+  )
 
 
-def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
+def decode(
+  config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']
+) -> Float[Array, 'B T']:
+  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
+  hop_length.
 
-  Raises ValueError when there are more levels than the codec has, and for a code beyond its codebook.
+  Raises ValueError when there are more levels than the codec has, and for a code beyond its
+  codebook.
   """
   check_codes(config, codes_BFQ)
   quantizer = ResidualVectorQuantizer(config)

@@ -1,8 +1,10 @@
-"""EnCodec (Défossez et al., 2022, arXiv 2210.13438) from Hugging Face's `EncodecModel`: waveform_BT <-> codes_BFQ.
+"""EnCodec (Défossez et al., 2022, arXiv 2210.13438) from Hugging Face's `EncodecModel`: waveform_BT
+<-> codes_BFQ.
 
-`facebook/encodec_24khz`: 24 kHz, 75 frames/s, 32 levels of 1024 codes. A bandwidth is a number of levels, 750 bit/s
-each: 1.5 kbit/s are the first 2, 24 kbit/s all 32. Causal: convolutions and an LSTM. The 32 kHz and 48 kHz models,
-which are not causal, or stereo and normalized chunk by chunk, are refused.
+`facebook/encodec_24khz`: 24 kHz, 75 frames/s, 32 levels of 1024 codes. A bandwidth is a number of
+levels, 750 bit/s
+each: 1.5 kbit/s are the first 2, 24 kbit/s all 32. Causal: convolutions and an LSTM. The 32 kHz and
+48 kHz models, which are not causal, or stereo and normalized chunk by chunk, are refused.
 
 A clip begins with its own reflection, as in the original.
 """
@@ -18,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import Model, check_codes, check_levels, check_not_empty
@@ -25,7 +28,8 @@ from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
 from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'encodec'
-UNUSED = r'quantizer\.layers\.\d+\.codebook\.(cluster_size|embed_avg|inited)'  # the averages of training
+# the averages of training
+UNUSED = r'quantizer\.layers\.\d+\.codebook\.(cluster_size|embed_avg|inited)'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,8 @@ class Config:
   """Defaults: `facebook/encodec_24khz`."""
 
   sample_rate: int = 24_000  # Hz
-  strides: tuple[int, ...] = (2, 4, 5, 8)  # of the encoder; the decoder has them in the opposite order
+  # of the encoder; the decoder has them in the opposite order
+  strides: tuple[int, ...] = (2, 4, 5, 8)
   num_filters: int = 32
   embedding_dim: int = 128
   num_quantizers: int = 32
@@ -69,66 +74,91 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that an `EncodecModel`'s config.json describes; ValueError for what we do not implement."""
+  """Returns the config that an `EncodecModel`'s config.json describes; ValueError for what we do
+  not implement.
+  """
   tensors.require(
-      data,
-      {
-          'use_causal_conv': True, 'norm_type': 'weight_norm', 'pad_mode': 'reflect', 'trim_right_ratio': 1.0,
-          'audio_channels': 1, 'normalize': False, 'chunk_length_s': None,
-      },
-  )  # fmt: skip
+    data,
+    {
+      'use_causal_conv': True,
+      'norm_type': 'weight_norm',
+      'pad_mode': 'reflect',
+      'trim_right_ratio': 1.0,
+      'audio_channels': 1,
+      'normalize': False,
+      'chunk_length_s': None,
+    },
+  )
   default = Config()
   shortcut = data.get('use_conv_shortcut', True)
   if not isinstance(shortcut, bool):
-    raise ValueError(f'use_conv_shortcut={str(shortcut)[:80]}; expected true or false')
+    raise UserError(f'use_conv_shortcut={str(shortcut)[:80]}; expected true or false')
   config = Config(
-      sample_rate=tensors.integer(data, 'sampling_rate', default.sample_rate),
-      strides=tensors.integers(data, 'upsampling_ratios', default.strides[::-1])[::-1],
-      num_filters=tensors.integer(data, 'num_filters', default.num_filters),
-      embedding_dim=tensors.integer(data, 'hidden_size', default.embedding_dim),
-      codebook_size=tensors.integer(data, 'codebook_size', default.codebook_size),
-      kernel_size=tensors.integer(data, 'kernel_size', default.kernel_size),
-      last_kernel_size=tensors.integer(data, 'last_kernel_size', default.last_kernel_size),
-      residual_kernel_size=tensors.integer(data, 'residual_kernel_size', default.residual_kernel_size),
-      num_residual_layers=tensors.integer(data, 'num_residual_layers', default.num_residual_layers, high=8),
-      dilation_growth=tensors.integer(data, 'dilation_growth_rate', default.dilation_growth, high=16),
-      compress=tensors.integer(data, 'compress', default.compress),
-      conv_shortcut=shortcut,
-      num_lstm_layers=tensors.integer(data, 'num_lstm_layers', default.num_lstm_layers, high=16),
+    sample_rate=tensors.integer(data, 'sampling_rate', default.sample_rate),
+    strides=tensors.integers(data, 'upsampling_ratios', default.strides[::-1])[::-1],
+    num_filters=tensors.integer(data, 'num_filters', default.num_filters),
+    embedding_dim=tensors.integer(data, 'hidden_size', default.embedding_dim),
+    codebook_size=tensors.integer(data, 'codebook_size', default.codebook_size),
+    kernel_size=tensors.integer(data, 'kernel_size', default.kernel_size),
+    last_kernel_size=tensors.integer(data, 'last_kernel_size', default.last_kernel_size),
+    residual_kernel_size=tensors.integer(
+      data, 'residual_kernel_size', default.residual_kernel_size
+    ),
+    num_residual_layers=tensors.integer(
+      data, 'num_residual_layers', default.num_residual_layers, high=8
+    ),
+    dilation_growth=tensors.integer(data, 'dilation_growth_rate', default.dilation_growth, high=16),
+    compress=tensors.integer(data, 'compress', default.compress),
+    conv_shortcut=shortcut,
+    num_lstm_layers=tensors.integer(data, 'num_lstm_layers', default.num_lstm_layers, high=16),
   )
   tensors.bounded('the hop length', config.hop_length)
   tensors.bounded('the width', config.num_filters * 2 ** len(config.strides))
   if config.num_filters % config.compress:
-    raise ValueError(f'num_filters={config.num_filters} is not a multiple of compress={config.compress}')
+    raise UserError(
+      f'num_filters={config.num_filters} is not a multiple of compress={config.compress}'
+    )
   if data.get('codebook_dim') not in (None, config.embedding_dim):
-    raise ValueError(f'codebook_dim={str(data["codebook_dim"])[:80]} is not hidden_size={config.embedding_dim}')
+    raise UserError(
+      f'codebook_dim={str(data["codebook_dim"])[:80]} is not hidden_size={config.embedding_dim}'
+    )
   return dataclasses.replace(config, num_quantizers=_levels(data, config))
 
 
 def _levels(data: Mapping[str, Any], config: Config) -> int:
   """Returns the levels of the largest bandwidth."""
   bandwidths = data.get('target_bandwidths', [24.0])
-  numbers = isinstance(bandwidths, list) and all(type(value) in (int, float) for value in bandwidths)
+  numbers = isinstance(bandwidths, list) and all(
+    type(value) in (int, float) for value in bandwidths
+  )
   if not numbers or not bandwidths or not 0 < bandwidths[-1] < 1e4:
-    raise ValueError(f'target_bandwidths={str(bandwidths)[:80]}; expected a list of kbit/s')
+    raise UserError(f'target_bandwidths={str(bandwidths)[:80]}; expected a list of kbit/s')
   bits = math.ceil(math.log2(config.codebook_size)) * math.ceil(config.frame_rate)
   levels = int(1000 * bandwidths[-1] // bits) if bits else 0
-  return tensors.integer({'levels of target_bandwidths': levels}, 'levels of target_bandwidths', 1, tensors.MAX_LAYERS)
+  return tensors.integer(
+    {'levels of target_bandwidths': levels}, 'levels of target_bandwidths', 1, tensors.MAX_LAYERS
+  )
 
 
 def stored(config: Config) -> Any:
   """Returns the tensors of a file as a tree of ShapeDtypeStruct, a codebook for each level."""
   params = jax.eval_shape(config.make().init, jax.random.key(0)).params
   vectors_KD = jax.ShapeDtypeStruct(params['codebooks'].shape[1:], jnp.float32)
-  levels = {f'layers_{level}': {'codebook': {'embed': vectors_KD}} for level in range(config.num_quantizers)}
+  levels = {
+    f'layers_{level}': {'codebook': {'embed': vectors_KD}} for level in range(config.num_quantizers)
+  }
   return {'encoder': params['encoder'], 'decoder': params['decoder'], 'quantizer': levels}
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
+  `config`.
+  """
   params = tensors.load(folder, stored(config), UNUSED)
   levels = params.pop('quantizer')
-  vectors = [levels[f'layers_{level}']['codebook']['embed'] for level in range(config.num_quantizers)]
+  vectors = [
+    levels[f'layers_{level}']['codebook']['embed'] for level in range(config.num_quantizers)
+  ]
   return Variables(params | {'codebooks': jnp.stack(vectors)}, {})
 
 
@@ -137,23 +167,27 @@ def _init(config: Config, key: jax.Array) -> Variables:
   z_BFD = jnp.zeros((1, 1, config.embedding_dim))
   vectors = (config.num_quantizers, config.codebook_size, config.embedding_dim)
   return Variables(
-      {
-          'encoder': Encoder(config.seanet).init(keys[0], jnp.zeros((1, config.hop_length)))['params'],
-          'decoder': Decoder(config.seanet).init(keys[1], z_BFD)['params'],
-          'codebooks': jax.random.normal(keys[2], vectors),
-      },
-      {},
+    {
+      'encoder': Encoder(config.seanet).init(keys[0], jnp.zeros((1, config.hop_length)))['params'],
+      'decoder': Decoder(config.seanet).init(keys[1], z_BFD)['params'],
+      'codebooks': jax.random.normal(keys[2], vectors),
+    },
+    {},
   )
 
 
 def encode(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = ceil(T / hop_length).
+  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = ceil(T /
+  hop_length).
 
-  An incomplete last frame is filled up by reflection, as in the original; `audio.pad_to_multiple` fills it with zeros
-  and spares a compilation for every length. Raises ValueError when the waveform is empty, or the codec does not have so
-  many levels.
+  An incomplete last frame is filled up by reflection, as in the original; `audio.pad_to_multiple`
+  fills it with zeros and spares a compilation for every length. Raises ValueError when the waveform
+  is empty, or the codec does not have so many levels.
   """
   check_not_empty(wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
@@ -161,10 +195,14 @@ def encode(
   return quantizer.encode(variables.params['codebooks'][:num_quantizers], z_BFD)[0]
 
 
-def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
+def decode(
+  config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']
+) -> Float[Array, 'B T']:
+  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
+  hop_length.
 
-  Raises ValueError when there are more levels than the codec has, and for a code beyond its codebook.
+  Raises ValueError when there are more levels than the codec has, and for a code beyond its
+  codebook.
   """
   check_codes(config, codes_BFQ)
   z_BFD = quantizer.decode(variables.params['codebooks'], codes_BFQ)

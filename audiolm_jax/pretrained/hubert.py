@@ -1,11 +1,15 @@
-"""HuBERT base (Hsu et al., 2021, arXiv 2106.07447) from Hugging Face's `HubertModel`: waveform_BT -> features_BSD.
+"""HuBERT base (Hsu et al., 2021, arXiv 2106.07447) from Hugging Face's `HubertModel`: waveform_BT
+-> features_BSD.
 
-`facebook/hubert-base-ls960` makes 50 frames/s of width 768 from 16 kHz; the rate follows from the config's strides.
-Frame s sees samples from s * hop_length on, `frame_length` of them, before the Transformer mixes all frames. The
-waveform needs no normalization: the first convolution has no bias, and each of its channels is normalized over time.
+`facebook/hubert-base-ls960` makes 50 frames/s of width 768 from 16 kHz; the rate follows from the
+config's strides. Frame s sees samples from s * hop_length on, `frame_length` of them, before the
+Transformer mixes all frames. The
+waveform needs no normalization: the first convolution has no bias, and each of its channels is
+normalized over time.
 
-Padding has no influence on the rest where `num_samples_B` tells of it: rows of a batch are as they would be alone. (The
-original normalizes over the padding, too, so that its rows depend on the longest.)
+Padding has no influence on the rest where `num_samples_B` tells of it: rows of a batch are as they
+would be alone. (The original normalizes over the padding, too, so that its rows depend on the
+longest.)
 """
 
 import dataclasses
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import Conv, Model, aligned, encoder_inputs, layer_norm
@@ -64,7 +69,9 @@ class Config:
 
   def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
     """Returns `features` of ceil(T / hop_length) frames; see `layers.aligned`."""
-    extract = lambda wave_BT, num_samples_B: features(self, variables, wave_BT, layer, num_samples_B)
+    extract = lambda wave_BT, num_samples_B: features(
+      self, variables, wave_BT, layer, num_samples_B
+    )
     return aligned(extract, num_frames, self, wave_BT)
 
   def make(self) -> Model:
@@ -72,45 +79,61 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `HubertModel`'s config.json describes; ValueError for what we do not implement."""
+  """Returns the config that a `HubertModel`'s config.json describes; ValueError for what we do not
+  implement.
+  """
   tensors.require(
-      data,
-      {
-          'feat_extract_norm': 'group', 'do_stable_layer_norm': False, 'conv_bias': False, 'conv_pos_batch_norm': False,
-          'feat_proj_layer_norm': True, 'hidden_act': 'gelu', 'feat_extract_activation': 'gelu',
-      },
-  )  # fmt: skip
+    data,
+    {
+      'feat_extract_norm': 'group',
+      'do_stable_layer_norm': False,
+      'conv_bias': False,
+      'conv_pos_batch_norm': False,
+      'feat_proj_layer_norm': True,
+      'hidden_act': 'gelu',
+      'feat_extract_activation': 'gelu',
+    },
+  )
   default = Config()
   config = Config(
-      conv_channels=tensors.integers(data, 'conv_dim', default.conv_channels),
-      conv_kernels=tensors.integers(data, 'conv_kernel', default.conv_kernels),
-      conv_strides=tensors.integers(data, 'conv_stride', default.conv_strides),
-      position_kernel=tensors.integer(data, 'num_conv_pos_embeddings', default.position_kernel),
-      position_groups=tensors.integer(data, 'num_conv_pos_embedding_groups', default.position_groups),
-      num_layers=tensors.integer(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
-      width=tensors.integer(data, 'hidden_size', default.width),
-      num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
-      mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
-      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
+    conv_channels=tensors.integers(data, 'conv_dim', default.conv_channels),
+    conv_kernels=tensors.integers(data, 'conv_kernel', default.conv_kernels),
+    conv_strides=tensors.integers(data, 'conv_stride', default.conv_strides),
+    position_kernel=tensors.integer(data, 'num_conv_pos_embeddings', default.position_kernel),
+    position_groups=tensors.integer(data, 'num_conv_pos_embedding_groups', default.position_groups),
+    num_layers=tensors.integer(
+      data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS
+    ),
+    width=tensors.integer(data, 'hidden_size', default.width),
+    num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
+    mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
+    epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   if not len(config.conv_channels) == len(config.conv_kernels) == len(config.conv_strides):
-    raise ValueError('conv_dim, conv_kernel and conv_stride have different lengths')
+    raise UserError('conv_dim, conv_kernel and conv_stride have different lengths')
   tensors.bounded('the samples of a frame', config.frame_length)
-  divisors = {'num_attention_heads': config.num_heads, 'num_conv_pos_embedding_groups': config.position_groups}
+  divisors = {
+    'num_attention_heads': config.num_heads,
+    'num_conv_pos_embedding_groups': config.position_groups,
+  }
   for name, parts in divisors.items():
     if config.width % parts:
-      raise ValueError(f'hidden_size={config.width} is not a multiple of {name}={parts}')
+      raise UserError(f'hidden_size={config.width} is not a multiple of {name}={parts}')
   return config
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
+  `config`.
+  """
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
   return Variables(tensors.load(folder, template, UNUSED), {})
 
 
 class ConvLayer(nn.Module):
-  """Convolution without padding and without bias, then GELU; `normalized`: each channel over time, in between."""
+  """Convolution without padding and without bias, then GELU; `normalized`: each channel over time,
+  in between.
+  """
 
   features: int
   kernel_size: int
@@ -119,15 +142,23 @@ class ConvLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BND, length_B):
-    """Returns the outputs; the normalization is over the first of them, those that see `length_B` inputs alone."""
-    x_BND = Conv(self.features, self.kernel_size, stride=self.stride, use_bias=False, name='conv')(x_BND)
+    """Returns the outputs; the normalization is over the first of them, those that see `length_B`
+    inputs alone.
+    """
+    x_BND = Conv(self.features, self.kernel_size, stride=self.stride, use_bias=False, name='conv')(
+      x_BND
+    )
     if self.normalized:
-      x_BND = OverTimeNorm(name='layer_norm')(x_BND, (length_B - self.kernel_size) // self.stride + 1)
+      x_BND = OverTimeNorm(name='layer_norm')(
+        x_BND, (length_B - self.kernel_size) // self.stride + 1
+      )
     return nn.gelu(x_BND, approximate=False)
 
 
 class OverTimeNorm(nn.Module):
-  """Zero mean and unit variance of each channel over the first `length_B` steps, then scale and bias."""
+  """Zero mean and unit variance of each channel over the first `length_B` steps, then scale and
+  bias.
+  """
 
   @nn.compact
   def __call__(self, x_BND, length_B):
@@ -152,7 +183,9 @@ class FeatureExtractor(nn.Module):
     x_BND = wave_BT[..., None]
     shapes = zip(self.config.conv_channels, self.config.conv_kernels, self.config.conv_strides)
     for level, shape in enumerate(shapes):
-      x_BND = ConvLayer(*shape, normalized=level == 0, name=f'conv_layers_{level}')(x_BND, num_samples_B)
+      x_BND = ConvLayer(*shape, normalized=level == 0, name=f'conv_layers_{level}')(
+        x_BND, num_samples_B
+      )
     return x_BND
 
 
@@ -161,11 +194,15 @@ class FeatureProjection(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    return nn.Dense(self.config.width, name='projection')(layer_norm(self.config.epsilon, 'layer_norm')(x_BSD))
+    return nn.Dense(self.config.width, name='projection')(
+      layer_norm(self.config.epsilon, 'layer_norm')(x_BSD)
+    )
 
 
 class PositionalConv(nn.Module):
-  """What a grouped convolution over 128 frames, as many before as after, says of a frame's position."""
+  """What a grouped convolution over 128 frames, as many before as after, says of a frame's
+  position.
+  """
 
   config: Config
 
@@ -174,9 +211,12 @@ class PositionalConv(nn.Module):
     before = self.config.position_kernel // 2
     padding = ((before, self.config.position_kernel - 1 - before),)
     conv = nn.Conv(
-        self.config.width, (self.config.position_kernel,), padding=padding,
-        feature_group_count=self.config.position_groups, name='conv',
-    )  # fmt: skip
+      self.config.width,
+      (self.config.position_kernel,),
+      padding=padding,
+      feature_group_count=self.config.position_groups,
+      name='conv',
+    )
     return nn.gelu(conv(x_BSD), approximate=False)
 
 
@@ -187,7 +227,8 @@ class Attention(nn.Module):
   def __call__(self, x_BSD, mask):
     heads = (*x_BSD.shape[:-1], self.config.num_heads, -1)
     query, key, value = (
-        nn.Dense(self.config.width, name=name)(x_BSD).reshape(heads) for name in ('q_proj', 'k_proj', 'v_proj')
+      nn.Dense(self.config.width, name=name)(x_BSD).reshape(heads)
+      for name in ('q_proj', 'k_proj', 'v_proj')
     )
     mixed_BSD = attend(query, key, value, mask=mask).reshape(x_BSD.shape)
     return nn.Dense(self.config.width, name='out_proj')(mixed_BSD)
@@ -198,7 +239,9 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    hidden = nn.gelu(nn.Dense(self.config.mlp_width, name='intermediate_dense')(x_BSD), approximate=False)
+    hidden = nn.gelu(
+      nn.Dense(self.config.mlp_width, name='intermediate_dense')(x_BSD), approximate=False
+    )
     return nn.Dense(self.config.width, name='output_dense')(hidden)
 
 
@@ -235,34 +278,40 @@ def _init(config: Config, key: jax.Array) -> Variables:
   channels = jnp.zeros((1, 2, config.conv_channels[-1]))
   projected = jnp.zeros((1, 2, config.width))
   return Variables(
-      {
-          'feature_extractor': FeatureExtractor(config).init(
-              keys[0], jnp.zeros((1, config.frame_length)), jnp.full(1, config.frame_length)
-          )['params'],
-          'feature_projection': FeatureProjection(config).init(keys[1], channels)['params'],
-          'encoder': Encoder(config).init(keys[2], projected, jnp.ones((1, 2), bool), config.num_layers)['params'],
-      },
-      {},
+    {
+      'feature_extractor': FeatureExtractor(config).init(
+        keys[0], jnp.zeros((1, config.frame_length)), jnp.full(1, config.frame_length)
+      )['params'],
+      'feature_projection': FeatureProjection(config).init(keys[1], channels)['params'],
+      'encoder': Encoder(config).init(
+        keys[2], projected, jnp.ones((1, 2), bool), config.num_layers
+      )['params'],
+    },
+    {},
   )
 
 
 def num_frames(config: Config, num_samples: Any) -> Any:
-  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where too few for one."""
+  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where
+  too few for one.
+  """
   return jnp.maximum(0, (num_samples - config.frame_length) // config.hop_length + 1)
 
 
 def hidden_states(
-    config: Config,
-    variables: Variables,
-    wave_BT: Float[Array, 'B T'],
-    num_layers: int | None = None,
-    num_samples_B: Int[Array, 'B'] | None = None,
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_layers: int | None = None,
+  num_samples_B: Int[Array, 'B'] | None = None,
 ) -> list[Float[Array, 'B S D']]:
-  """Returns the input of the first Transformer layer and the outputs of the first `num_layers` (None: all).
+  """Returns the input of the first Transformer layer and the outputs of the first `num_layers`
+  (None: all).
 
   Args:
     wave_BT: at `sample_rate`; T of at least `frame_length`.
-    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no influence.
+    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no
+    influence.
 
   Raises:
     ValueError: T is too short, or the model does not have so many layers.
@@ -276,11 +325,13 @@ def hidden_states(
 
 
 def features(
-    config: Config,
-    variables: Variables,
-    wave_BT: Float[Array, 'B T'],
-    layer: int,
-    num_samples_B: Int[Array, 'B'] | None = None,
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  layer: int,
+  num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S D']:
-  """Returns the output of Transformer layer `layer`, from 1 (0: what the first is given); see `hidden_states`."""
+  """Returns the output of Transformer layer `layer`, from 1 (0: what the first is given); see
+  `hidden_states`.
+  """
   return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]

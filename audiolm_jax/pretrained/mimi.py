@@ -1,8 +1,10 @@
-"""Mimi (Défossez et al., 2024, arXiv 2410.00037) from Hugging Face's `MimiModel`: waveform_BT <-> codes_BFQ.
+"""Mimi (Défossez et al., 2024, arXiv 2410.00037) from Hugging Face's `MimiModel`: waveform_BT <->
+codes_BFQ.
 
-`kyutai/mimi`: 24 kHz, 12.5 frames/s, 32 levels of 2048 codes, the first of them distilled from WavLM ("semantic").
-SEANet at 25 frames/s, a causal Transformer that sees the last 250 of these frames, and every two of them made one. The
-first level and the others quantize the same embedding, side by side; each of the others what those before it left.
+`kyutai/mimi`: 24 kHz, 12.5 frames/s, 32 levels of 2048 codes, the first of them distilled from
+WavLM ("semantic"). SEANet at 25 frames/s, a causal Transformer that sees the last 250 of these
+frames, and every two of them made one. The first level and the others quantize the same embedding,
+side by side; each of the others what those before it left.
 """
 
 import dataclasses
@@ -17,12 +19,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import (
-    CausalConv, Conv, Model, check_codes, check_levels, check_not_empty, layer_norm,
-)  # fmt: skip
+  CausalConv,
+  Conv,
+  Model,
+  check_codes,
+  check_levels,
+  check_not_empty,
+  layer_norm,
+)
 from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
 from audiolm_jax.stages.base import Codec, Variables
 
@@ -38,7 +47,8 @@ class Config:
   """Defaults: `kyutai/mimi`."""
 
   sample_rate: int = 24_000  # Hz
-  strides: tuple[int, ...] = (4, 5, 6, 8)  # of the encoder; the decoder has them in the opposite order
+  # of the encoder; the decoder has them in the opposite order
+  strides: tuple[int, ...] = (4, 5, 6, 8)
   num_filters: int = 64
   width: int = 512  # of the embeddings and the Transformers
   num_quantizers: int = 32
@@ -81,36 +91,45 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `MimiModel`'s config.json describes; ValueError for what we do not implement."""
+  """Returns the config that a `MimiModel`'s config.json describes; ValueError for what we do not
+  implement.
+  """
   default, count = Config(), tensors.integer
   tensors.require(
-      data,
-      {
-          'use_causal_conv': True, 'pad_mode': 'constant', 'trim_right_ratio': 1.0, 'audio_channels': 1,
-          'hidden_act': 'gelu', 'attention_bias': False, 'use_conv_shortcut': False,
-      },
-  )  # fmt: skip
+    data,
+    {
+      'use_causal_conv': True,
+      'pad_mode': 'constant',
+      'trim_right_ratio': 1.0,
+      'audio_channels': 1,
+      'hidden_act': 'gelu',
+      'attention_bias': False,
+      'use_conv_shortcut': False,
+    },
+  )
   config = Config(
-      sample_rate=count(data, 'sampling_rate', default.sample_rate),
-      strides=tensors.integers(data, 'upsampling_ratios', default.strides[::-1])[::-1],
-      num_filters=count(data, 'num_filters', default.num_filters),
-      width=count(data, 'hidden_size', default.width),
-      num_quantizers=count(data, 'num_quantizers', default.num_quantizers, high=tensors.MAX_LAYERS),
-      num_semantic=count(data, 'num_semantic_quantizers', default.num_semantic, high=tensors.MAX_LAYERS),
-      codebook_size=count(data, 'codebook_size', default.codebook_size),
-      codebook_dim=count(data, 'codebook_dim', default.codebook_dim),
-      kernel_size=count(data, 'kernel_size', default.kernel_size),
-      last_kernel_size=count(data, 'last_kernel_size', default.last_kernel_size),
-      residual_kernel_size=count(data, 'residual_kernel_size', default.residual_kernel_size),
-      num_residual_layers=count(data, 'num_residual_layers', default.num_residual_layers, high=8),
-      dilation_growth=count(data, 'dilation_growth_rate', default.dilation_growth, high=16),
-      compress=count(data, 'compress', default.compress),
-      num_layers=count(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
-      num_heads=count(data, 'num_attention_heads', default.num_heads),
-      mlp_width=count(data, 'intermediate_size', default.mlp_width),
-      window=count(data, 'sliding_window', default.window),
-      rope_theta=_rope_theta(data, default.rope_theta),
-      epsilon=tensors.positive(data, 'norm_eps', default.epsilon, high=1.0),
+    sample_rate=count(data, 'sampling_rate', default.sample_rate),
+    strides=tensors.integers(data, 'upsampling_ratios', default.strides[::-1])[::-1],
+    num_filters=count(data, 'num_filters', default.num_filters),
+    width=count(data, 'hidden_size', default.width),
+    num_quantizers=count(data, 'num_quantizers', default.num_quantizers, high=tensors.MAX_LAYERS),
+    num_semantic=count(
+      data, 'num_semantic_quantizers', default.num_semantic, high=tensors.MAX_LAYERS
+    ),
+    codebook_size=count(data, 'codebook_size', default.codebook_size),
+    codebook_dim=count(data, 'codebook_dim', default.codebook_dim),
+    kernel_size=count(data, 'kernel_size', default.kernel_size),
+    last_kernel_size=count(data, 'last_kernel_size', default.last_kernel_size),
+    residual_kernel_size=count(data, 'residual_kernel_size', default.residual_kernel_size),
+    num_residual_layers=count(data, 'num_residual_layers', default.num_residual_layers, high=8),
+    dilation_growth=count(data, 'dilation_growth_rate', default.dilation_growth, high=16),
+    compress=count(data, 'compress', default.compress),
+    num_layers=count(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
+    num_heads=count(data, 'num_attention_heads', default.num_heads),
+    mlp_width=count(data, 'intermediate_size', default.mlp_width),
+    window=count(data, 'sliding_window', default.window),
+    rope_theta=_rope_theta(data, default.rope_theta),
+    epsilon=tensors.positive(data, 'norm_eps', default.epsilon, high=1.0),
   )
   _check(data, config)
   return config
@@ -120,58 +139,79 @@ def _rope_theta(data: Mapping[str, Any], default: float) -> float:
   """Returns the base of the rotary positions, which newer files keep in an object of its own."""
   parameters = data.get('rope_parameters') or data
   if not isinstance(parameters, dict):
-    raise ValueError(f'rope_parameters={str(parameters)[:80]}; expected an object')
+    raise UserError(f'rope_parameters={str(parameters)[:80]}; expected an object')
   tensors.require(parameters, {'rope_type': 'default'})
   return tensors.positive(parameters, 'rope_theta', default, high=1e9)
 
 
 def _check(data: Mapping[str, Any], config: Config):
-  """Raises ValueError where sizes do not fit one another, or are not those of the parts that we implement."""
+  """Raises ValueError where sizes do not fit one another, or are not those of the parts that we
+  implement.
+  """
   tensors.bounded('the hop length', config.hop_length)
   tensors.bounded('the widest convolution', config.num_filters * 2 ** len(config.strides))
   if config.num_semantic >= config.num_quantizers:
-    raise ValueError(
-        f'num_semantic_quantizers={config.num_semantic} is not below num_quantizers={config.num_quantizers}'
+    raise UserError(
+      f'num_semantic_quantizers={config.num_semantic} is not below num_quantizers={config.num_quantizers}'
     )
   if config.width % (2 * config.num_heads):
-    raise ValueError(f'hidden_size={config.width} gives {config.num_heads} heads no even width each')
+    raise UserError(f'hidden_size={config.width} gives {config.num_heads} heads no even width each')
   if config.num_filters % config.compress:
-    raise ValueError(f'num_filters={config.num_filters} is not a multiple of compress={config.compress}')
+    raise UserError(
+      f'num_filters={config.num_filters} is not a multiple of compress={config.compress}'
+    )
   if config.width == config.codebook_dim:
-    raise ValueError(
-        f'codebook_dim={config.codebook_dim} is hidden_size: only codebooks between projections are implemented'
+    raise UserError(
+      f'codebook_dim={config.codebook_dim} is hidden_size: only codebooks between projections are implemented'
     )
   expected = {
-      'upsample_groups': config.width, 'num_key_value_heads': config.num_heads,
-      'vector_quantization_hidden_dimension': config.codebook_dim,
-  }  # fmt: skip
+    'upsample_groups': config.width,
+    'num_key_value_heads': config.num_heads,
+    'vector_quantization_hidden_dimension': config.codebook_dim,
+  }
   tensors.require(data, expected)
-  for name, value in (('head_dim', config.width // config.num_heads), ('frame_rate', config.frame_rate)):
+  for name, value in (
+    ('head_dim', config.width // config.num_heads),
+    ('frame_rate', config.frame_rate),
+  ):
     if data.get(name) not in (None, value):
-      raise ValueError(f'{name}={str(data[name])[:80]}, only {value} is implemented')
+      raise UserError(f'{name}={str(data[name])[:80]}, only {value} is implemented')
 
 
 def stored(config: Config) -> Any:
-  """Returns the tensors of a file as a tree of ShapeDtypeStruct: sums and counts in the place of code vectors."""
+  """Returns the tensors of a file as a tree of ShapeDtypeStruct: sums and counts in the place of
+  code vectors.
+  """
   params = jax.eval_shape(config.make().init, jax.random.key(0)).params
   size, dim = config.codebook_size, config.codebook_dim
   book = {
-      'embed_sum': jax.ShapeDtypeStruct((size, dim), jnp.float32),
-      'cluster_usage': jax.ShapeDtypeStruct((size,), jnp.float32),
+    'embed_sum': jax.ShapeDtypeStruct((size, dim), jnp.float32),
+    'cluster_usage': jax.ShapeDtypeStruct((size,), jnp.float32),
   }
   levels = {}
   for name, module in _quantizers(config).items():
-    levels[name] = {part: leaf for part, leaf in params['quantizer'][name].items() if part != 'vectors'}
-    levels[name] |= {f'layers_{level}': {'codebook': book} for level in range(module.num_quantizers)}
+    levels[name] = {
+      part: leaf for part, leaf in params['quantizer'][name].items() if part != 'vectors'
+    }
+    levels[name] |= {
+      f'layers_{level}': {'codebook': book} for level in range(module.num_quantizers)
+    }
   return params | {'quantizer': levels}
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
+  `config`.
+  """
   params = tensors.load(folder, stored(config), UNUSED)
   for name, module in _quantizers(config).items():
-    books = [params['quantizer'][name].pop(f'layers_{level}')['codebook'] for level in range(module.num_quantizers)]
-    vectors = [book['embed_sum'] / jnp.maximum(book['cluster_usage'], MIN_USAGE)[:, None] for book in books]
+    books = [
+      params['quantizer'][name].pop(f'layers_{level}')['codebook']
+      for level in range(module.num_quantizers)
+    ]
+    vectors = [
+      book['embed_sum'] / jnp.maximum(book['cluster_usage'], MIN_USAGE)[:, None] for book in books
+    ]
     params['quantizer'][name]['vectors'] = jnp.stack(vectors)
   return Variables(params, {})
 
@@ -189,10 +229,17 @@ class Attention(nn.Module):
   def __call__(self, x_BSD):
     config, length = self.config, x_BSD.shape[1]
     heads = (*x_BSD.shape[:-1], config.num_heads, -1)
-    query, key, value = (_dense(config.width, name)(x_BSD).reshape(heads) for name in ('q_proj', 'k_proj', 'v_proj'))
+    query, key, value = (
+      _dense(config.width, name)(x_BSD).reshape(heads) for name in ('q_proj', 'k_proj', 'v_proj')
+    )
     distance = jnp.arange(length)[:, None] - jnp.arange(length)
     mask = (distance >= 0) & (distance < config.window)
-    mixed = attend(_rotate(query, config.rope_theta), _rotate(key, config.rope_theta), value, mask=mask[None, None])
+    mixed = attend(
+      _rotate(query, config.rope_theta),
+      _rotate(key, config.rope_theta),
+      value,
+      mask=mask[None, None],
+    )
     return _dense(config.width, 'o_proj')(mixed.reshape(x_BSD.shape))
 
 
@@ -222,9 +269,13 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    mixed = Attention(self.config, name='self_attn')(layer_norm(self.config.epsilon, 'input_layernorm')(x_BSD))
+    mixed = Attention(self.config, name='self_attn')(
+      layer_norm(self.config.epsilon, 'input_layernorm')(x_BSD)
+    )
     x_BSD = x_BSD + LayerScale(name='self_attn_layer_scale')(mixed)
-    hidden = FeedForward(self.config, name='mlp')(layer_norm(self.config.epsilon, 'post_attention_layernorm')(x_BSD))
+    hidden = FeedForward(self.config, name='mlp')(
+      layer_norm(self.config.epsilon, 'post_attention_layernorm')(x_BSD)
+    )
     return x_BSD + LayerScale(name='mlp_layer_scale')(hidden)
 
 
@@ -241,7 +292,9 @@ class Transformer(nn.Module):
 
 
 class ResidualVectorQuantizer(nn.Module):
-  """Embeddings [B, F, D] <-> codes [B, F, Q] of `num_quantizers` levels, between two projections."""
+  """Embeddings [B, F, D] <-> codes [B, F, Q] of `num_quantizers` levels, between two
+  projections.
+  """
 
   config: Config
   num_quantizers: int
@@ -263,7 +316,9 @@ class ResidualVectorQuantizer(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-  """[B, F, D] -> [B, 2 F, D]: a transposed convolution of kernel 4, each dimension by itself, trimmed on the right."""
+  """[B, F, D] -> [B, 2 F, D]: a transposed convolution of kernel 4, each dimension by itself,
+  trimmed on the right.
+  """
 
   @nn.compact
   def __call__(self, z_BFD):
@@ -286,7 +341,9 @@ def _dense(features: int, name: str) -> nn.Dense:
 
 def _downsample(config: Config) -> CausalConv:
   """[B, N, D] -> [B, ceil(N / 2), D]; the first frame is repeated before itself."""
-  return CausalConv(config.width, 2 * FRAME_STRIDE, stride=FRAME_STRIDE, mode='edge', use_bias=False)
+  return CausalConv(
+    config.width, 2 * FRAME_STRIDE, stride=FRAME_STRIDE, mode='edge', use_bias=False
+  )
 
 
 def _quantizers(config: Config) -> dict[str, ResidualVectorQuantizer]:
@@ -298,26 +355,32 @@ def _init(config: Config, key: jax.Array) -> Variables:
   keys = iter(jax.random.split(key, 8))
   z_BFD = jnp.zeros((1, 2, config.width))
   modules = {
-      'encoder': (Encoder(config.seanet), jnp.zeros((1, config.hop_length))),
-      'encoder_transformer': (Transformer(config), z_BFD),
-      'downsample': (_downsample(config), z_BFD),
-      'upsample': (Upsample(), z_BFD),
-      'decoder_transformer': (Transformer(config), z_BFD),
-      'decoder': (Decoder(config.seanet), z_BFD),
+    'encoder': (Encoder(config.seanet), jnp.zeros((1, config.hop_length))),
+    'encoder_transformer': (Transformer(config), z_BFD),
+    'downsample': (_downsample(config), z_BFD),
+    'upsample': (Upsample(), z_BFD),
+    'decoder_transformer': (Transformer(config), z_BFD),
+    'decoder': (Decoder(config.seanet), z_BFD),
   }
   params = {name: module.init(next(keys), x)['params'] for name, (module, x) in modules.items()}
-  books = {name: module.init(next(keys), z_BFD)['params'] for name, module in _quantizers(config).items()}
+  books = {
+    name: module.init(next(keys), z_BFD)['params'] for name, module in _quantizers(config).items()
+  }
   return Variables(params | {'quantizer': books}, {})
 
 
 def encode(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], num_quantizers: int | None = None
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = ceil(T / hop_length).
+  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = ceil(T /
+  hop_length).
 
-  An incomplete last frame is filled up layer by layer, as in the original; `audio.pad_to_multiple` fills it with zeros
-  and spares a compilation for every length. Raises ValueError when the waveform is empty, or the codec does not have so
-  many levels.
+  An incomplete last frame is filled up layer by layer, as in the original; `audio.pad_to_multiple`
+  fills it with zeros and spares a compilation for every length. Raises ValueError when the waveform
+  is empty, or the codec does not have so many levels.
   """
   check_not_empty(wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
@@ -325,13 +388,16 @@ def encode(
   counts = (min(total, config.num_semantic), total - config.num_semantic)
   z_BFD = embeddings(config, variables, wave_BT)
   codes = [
-      module.apply({'params': variables.params['quantizer'][name]}, z_BFD, count, method='encode')
-      for (name, module), count in zip(_quantizers(config).items(), counts) if count > 0
+    module.apply({'params': variables.params['quantizer'][name]}, z_BFD, count, method='encode')
+    for (name, module), count in zip(_quantizers(config).items(), counts)
+    if count > 0
   ]
   return jnp.concatenate(codes, axis=-1)
 
 
-def embeddings(config: Config, variables: Variables, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B F D']:
+def embeddings(
+  config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
+) -> Float[Array, 'B F D']:
   """Returns what is quantized."""
   apply = lambda module, name, x: module.apply({'params': variables.params[name]}, x)
   x_BND = apply(Encoder(config.seanet), 'encoder', wave_BT)
@@ -339,16 +405,21 @@ def embeddings(config: Config, variables: Variables, wave_BT: Float[Array, 'B T'
   return apply(_downsample(config), 'downsample', x_BND)
 
 
-def decode(config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
+def decode(
+  config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']
+) -> Float[Array, 'B T']:
+  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
+  hop_length.
 
-  Raises ValueError when there are more levels than the codec has, and for a code beyond its codebook.
+  Raises ValueError when there are more levels than the codec has, and for a code beyond its
+  codebook.
   """
   check_codes(config, codes_BFQ)
   parts = (codes_BFQ[..., : config.num_semantic], codes_BFQ[..., config.num_semantic :])
   z_BFD = sum(
-      module.apply({'params': variables.params['quantizer'][name]}, part, method='decode')
-      for (name, module), part in zip(_quantizers(config).items(), parts) if part.shape[-1]
+    module.apply({'params': variables.params['quantizer'][name]}, part, method='decode')
+    for (name, module), part in zip(_quantizers(config).items(), parts)
+    if part.shape[-1]
   )
   apply = lambda module, name, x: module.apply({'params': variables.params[name]}, x)
   x_BND = apply(Upsample(), 'upsample', z_BFD)

@@ -1,6 +1,7 @@
 """SEANet as EnCodec and Mimi have it: causal convolutions between residual units, ELU before each.
 
-A module has the name of its tensors: `layers_3` is the fourth entry of the original's list, in which activations count.
+A module has the name of its tensors: `layers_3` is the fourth entry of the original's list, in
+which activations count.
 """
 
 import dataclasses
@@ -49,14 +50,16 @@ class ResidualUnit(nn.Module):
   def __call__(self, x_BND):
     config, width = self.config, x_BND.shape[-1]
     hidden = config.conv(
-        width // config.compress, config.residual_kernel_size, 'block_1', dilation=self.dilation
+      width // config.compress, config.residual_kernel_size, 'block_1', dilation=self.dilation
     )(elu(x_BND))
     hidden = config.conv(width, 1, 'block_3')(elu(hidden))
     return hidden + (config.conv(width, 1, 'shortcut')(x_BND) if config.conv_shortcut else x_BND)
 
 
 class Lstm(nn.Module):
-  """x + LSTM(x), with the parameters of PyTorch; the gates of a layer lie in the order input, forget, cell, output."""
+  """x + LSTM(x), with the parameters of PyTorch; the gates of a layer lie in the order input,
+  forget, cell, output.
+  """
 
   num_layers: int
 
@@ -69,7 +72,9 @@ class Lstm(nn.Module):
 
   def _layer(self, x_BND, layer):
     batch, _, width = x_BND.shape
-    weight = lambda name: self.param(f'weight_{name}_l{layer}', nn.initializers.lecun_normal(), (4 * width, width))
+    weight = lambda name: self.param(
+      f'weight_{name}_l{layer}', nn.initializers.lecun_normal(), (4 * width, width)
+    )
     bias = lambda name: self.param(f'bias_{name}_l{layer}', nn.initializers.zeros, (4 * width,))
     inputs_NBG = jnp.moveaxis(x_BND @ weight('ih').T + (bias('ih') + bias('hh')), 1, 0)
     recurrent = weight('hh').T
@@ -104,8 +109,11 @@ class Encoder(nn.Module):
     x_BND = config.conv(filters, config.kernel_size, 'layers_0')(wave_BT[..., None])
     for stride in config.strides:
       for depth in range(config.num_residual_layers):
-        x_BND = ResidualUnit(config, config.dilation_growth**depth, name=f'layers_{number + depth}')(x_BND)
-      number += config.num_residual_layers + 2  # with the activation and the convolution that follow
+        x_BND = ResidualUnit(
+          config, config.dilation_growth**depth, name=f'layers_{number + depth}'
+        )(x_BND)
+      # with the activation and the convolution that follow
+      number += config.num_residual_layers + 2
       filters *= 2
       x_BND = config.conv(filters, 2 * stride, f'layers_{number - 1}', stride=stride)(elu(x_BND))
     if config.num_lstm_layers:
@@ -132,6 +140,8 @@ class Decoder(nn.Module):
       x_BND = CausalConvTranspose(filters, stride, name=f'layers_{number + 1}')(elu(x_BND))
       number += 2
       for depth in range(config.num_residual_layers):
-        x_BND = ResidualUnit(config, config.dilation_growth**depth, name=f'layers_{number + depth}')(x_BND)
+        x_BND = ResidualUnit(
+          config, config.dilation_growth**depth, name=f'layers_{number + depth}'
+        )(x_BND)
       number += config.num_residual_layers
     return config.conv(1, config.last_kernel_size, f'layers_{number + 1}')(elu(x_BND))[..., 0]

@@ -1,8 +1,9 @@
 """Reads folders of safetensors that somebody else wrote, and lays the tensors out as our variables.
 
-Nothing in such a folder is trusted: what a file declares is compared with what the model needs before any weight is
-read, so that a bad file costs no memory. The modules of a source carry the names of its tensors: the path
-`encoder.block_0.conv1.kernel` is the tensor `encoder.block.0.conv1.weight`. Weight normalization is folded.
+Nothing in such a folder is trusted: what a file declares is compared with what the model needs
+before any weight is read, so that a bad file costs no memory. The modules of a source carry the
+names of its tensors: the path `encoder.block_0.conv1.kernel` is the tensor
+`encoder.block.0.conv1.weight`. Weight normalization is folded.
 """
 
 import pathlib
@@ -16,14 +17,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kilobytes
 MAX_HEADER_BYTES = 2**23  # of a safetensors file; w2v-BERT 2.0, the largest source, has 0.2 MB
 MAX_INTEGER = 2**20  # of a number in config.json: sizes and rates
 MAX_LAYERS = 256  # of layers and codebooks, which are made one by one
-DTYPES = ('F32', 'BF16', 'F16', 'F64')  # all become float32: a model computes in the precision that it is tested in
-NORM_NAMES = (('parametrizations.weight.original0', 'parametrizations.weight.original1'), ('weight_g', 'weight_v'))
+# all become float32: a model computes in the precision that it is tested in
+DTYPES = ('F32', 'BF16', 'F16', 'F64')
+NORM_NAMES = (
+  ('parametrizations.weight.original0', 'parametrizations.weight.original1'),
+  ('weight_g', 'weight_v'),
+)
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
 
 
@@ -36,7 +42,9 @@ class Entry(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """How a parameter of ours is stored elsewhere: its name there, its shape there from ours, and the way back."""
+  """How a parameter of ours is stored elsewhere: its name there, its shape there from ours, and the
+  way back.
+  """
 
   name: str
   shape: Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -44,73 +52,94 @@ class Layout(NamedTuple):
 
 
 def _split_taps(weight_IOK: np.ndarray) -> np.ndarray:
-  """[in, out, 2 * stride] to the taps of `OverlapAdd`, [2, in, stride, out]: the newer input comes last."""
+  """[in, out, 2 * stride] to the taps of `OverlapAdd`, [2, in, stride, out]: the newer input comes
+  last.
+  """
   num_inputs, num_outputs, kernel_size = weight_IOK.shape
-  return weight_IOK.reshape(num_inputs, num_outputs, 2, kernel_size // 2)[:, :, ::-1].transpose(2, 0, 3, 1)
+  return weight_IOK.reshape(num_inputs, num_outputs, 2, kernel_size // 2)[:, :, ::-1].transpose(
+    2, 0, 3, 1
+  )
 
 
-# By the name of the leaf. PyTorch has the axes of convolutions and linear layers in the opposite order.
+# By the name of the leaf. PyTorch has the axes of convolutions and linear layers in the opposite
+# order.
 LAYOUTS = {
-    'kernel': Layout('weight', lambda shape: shape[::-1], lambda x: x.T),
-    'taps': Layout('weight', lambda shape: (shape[1], shape[3], 2 * shape[2]), _split_taps),
-    'scale': Layout('weight', lambda shape: shape, lambda x: x),
-    'embedding': Layout('weight', lambda shape: shape, lambda x: x),
-    'depthwise': Layout('weight', lambda shape: (shape[1], 1, shape[0]), lambda x: x[:, 0].T),
-    'factors': Layout('scale', lambda shape: shape, lambda x: x),
-    'alpha': Layout('alpha', lambda shape: (1, *shape, 1), lambda x: x.reshape(-1)),
+  'kernel': Layout('weight', lambda shape: shape[::-1], lambda x: x.T),
+  'taps': Layout('weight', lambda shape: (shape[1], shape[3], 2 * shape[2]), _split_taps),
+  'scale': Layout('weight', lambda shape: shape, lambda x: x),
+  'embedding': Layout('weight', lambda shape: shape, lambda x: x),
+  'depthwise': Layout('weight', lambda shape: (shape[1], 1, shape[0]), lambda x: x[:, 0].T),
+  'factors': Layout('scale', lambda shape: shape, lambda x: x),
+  'alpha': Layout('alpha', lambda shape: (1, *shape, 1), lambda x: x.reshape(-1)),
 }
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the object in a small JSON file; ValueError where it is missing, large, or no object."""
+  """Returns the object in a small JSON file; ValueError where it is missing, large, or no
+  object.
+  """
   remedy = f'a pretrained model is a folder with {CONFIG} and {WEIGHTS}, fetch it again'
   return files.read_json(path, remedy, max_bytes=MAX_JSON_BYTES)
 
 
 def integer(data: Mapping[str, Any], name: str, default: int, high: int = MAX_INTEGER) -> int:
-  """Returns the integer `name`, from 1 to `high`, of a config.json, or `default` where it is absent."""
+  """Returns the integer `name`, from 1 to `high`, of a config.json, or `default` where it is
+  absent.
+  """
   value = data.get(name, default)
   if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected an integer from 1 to {high:,}')
+    raise UserError(f'{CONFIG}: {name}={str(value)[:80]}; expected an integer from 1 to {high:,}')
   return value
 
 
 def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tuple[int, ...]:
-  """Returns the short list of positive integers `name` of a config.json, or `default` where it is absent."""
+  """Returns the short list of positive integers `name` of a config.json, or `default` where it is
+  absent.
+  """
   values = data.get(name, list(default))
   if not isinstance(values, list) or not 1 <= len(values) <= 16:
-    raise ValueError(f'{CONFIG}: {name}={str(values)[:80]}; expected a list of 1 to 16 integers')
+    raise UserError(f'{CONFIG}: {name}={str(values)[:80]}; expected a list of 1 to 16 integers')
   return tuple(integer({name: value}, name, 1) for value in values)
 
 
 def positive(data: Mapping[str, Any], name: str, default: float, high: float) -> float:
-  """Returns the number `name`, above 0 and below `high`, of a config.json, or `default` where it is absent."""
+  """Returns the number `name`, above 0 and below `high`, of a config.json, or `default` where it is
+  absent.
+  """
   value = data.get(name, default)
   if type(value) not in (int, float) or not 0 < value < high:
-    raise ValueError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and {high:g}')
+    raise UserError(f'{CONFIG}: {name}={str(value)[:80]}; expected a number between 0 and {high:g}')
   return float(value)
 
 
 def bounded(name: str, value: int) -> int:
-  """Returns a size that follows from several numbers of a config.json; ValueError where it is beyond any model's."""
+  """Returns a size that follows from several numbers of a config.json; ValueError where it is
+  beyond any model's.
+  """
   if value > MAX_INTEGER:
-    raise ValueError(f'{CONFIG}: {name} would be {value:,}, more than {MAX_INTEGER:,}')
+    raise UserError(f'{CONFIG}: {name} would be {value:,}, more than {MAX_INTEGER:,}')
   return value
 
 
 def require(data: Mapping[str, Any], expected: Mapping[str, Any]):
-  """Raises ValueError naming the fields of a config.json (absent: as expected) that we do not implement."""
-  lines = [f'{name}={str(data[name])[:80]}, only {value!r} is implemented'
-           for name, value in expected.items() if data.get(name, value) != value]
+  """Raises ValueError naming the fields of a config.json (absent: as expected) that we do not
+  implement.
+  """
+  lines = [
+    f'{name}={str(data[name])[:80]}, only {value!r} is implemented'
+    for name, value in expected.items()
+    if data.get(name, value) != value
+  ]
   if lines:
-    raise ValueError(f'{CONFIG}: ' + '; '.join(lines))
+    raise UserError(f'{CONFIG}: ' + '; '.join(lines))
 
 
 def declared(folder: pathlib.Path) -> dict[str, Entry]:
   """Returns what the headers in `folder` declare, by tensor name, without reading a weight.
 
-  Raises ValueError: no safetensors (files that would have to be unpickled are never opened), an index that leads out
-  of the folder, a truncated or malformed file, a header of more than MAX_HEADER_BYTES.
+  Raises ValueError: no safetensors (files that would have to be unpickled are never opened), an
+  index that leads out of the folder, a truncated or malformed file, a header of more than
+  MAX_HEADER_BYTES.
   """
   result = {}
   for path in _weight_files(folder):
@@ -121,11 +150,11 @@ def declared(folder: pathlib.Path) -> dict[str, Entry]:
           part = file.get_slice(name)
           if name in result:
             other = result[name].path
-            raise ValueError(f'{path} and {other} both hold {files.printable(name, 200)}')
+            raise UserError(f'{path} and {other} both hold {files.printable(name, 200)}')
           result[name] = Entry(path, tuple(part.get_shape()), part.get_dtype())
     except (SafetensorError, OSError) as error:
       reason = files.printable(error, 200)
-      raise ValueError(f'{path} is damaged: {reason}; fetch it again') from error
+      raise UserError(f'{path} is damaged: {reason}; fetch it again') from error
   return result
 
 
@@ -135,22 +164,24 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   if (folder / INDEX).is_file():
     names = read_json(folder / INDEX).get('weight_map')
     if not isinstance(names, dict) or not names:
-      raise ValueError(f'{folder / INDEX} has no weight_map')
+      raise UserError(f'{folder / INDEX} has no weight_map')
     names = sorted({str(name) for name in names.values()})
     for name in names:
       if not re.fullmatch(r'[A-Za-z0-9][\w.-]*\.safetensors', name):
-        raise ValueError(f'{folder / INDEX} names the file {name[:80]!r}: only *.safetensors beside it are read')
+        raise UserError(
+          f'{folder / INDEX} names the file {name[:80]!r}: only *.safetensors beside it are read'
+        )
     if missing := [name for name in names if not (folder / name).is_file()]:
-      raise ValueError(f'{folder} lacks {missing[:3]}, which {INDEX} names: fetch the folder again')
+      raise UserError(f'{folder} lacks {missing[:3]}, which {INDEX} names: fetch the folder again')
     return [folder / name for name in names]
   pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
   if pickles:
-    raise ValueError(
-        f'{folder} has {pickles[:3]} but no {WEIGHTS}: such files are not opened, since reading them can run code '
-        '(unpickling). Take a revision with safetensors, or convert with '
-        '`transformers` (`model.save_pretrained(folder, safe_serialization=True)`) where you trust the file'
+    raise UserError(
+      f'{folder} has {pickles[:3]} but no {WEIGHTS}: such files are not opened, since reading them can run code '
+      '(unpickling). Take a revision with safetensors, or convert with '
+      '`transformers` (`model.save_pretrained(folder, safe_serialization=True)`) where you trust the file'
     )
-  raise ValueError(f'{folder} has neither {WEIGHTS} nor {INDEX}')
+  raise UserError(f'{folder} has neither {WEIGHTS} nor {INDEX}')
 
 
 def _check_header_size(path: pathlib.Path):
@@ -160,11 +191,15 @@ def _check_header_size(path: pathlib.Path):
     with path.open('rb') as file:
       header = int.from_bytes(file.read(8), 'little')
   except OSError as error:
-    raise ValueError(f'{path} cannot be read: {error.strerror}') from error
+    raise UserError(f'{path} cannot be read: {error.strerror}') from error
   if size < 8 or header > size - 8:
-    raise ValueError(f'{path} has {size:,} bytes but declares a header of {header:,}: truncated, or no safetensors')
+    raise UserError(
+      f'{path} has {size:,} bytes but declares a header of {header:,}: truncated, or no safetensors'
+    )
   if header > MAX_HEADER_BYTES:
-    raise ValueError(f'{path} declares a header of {header:,} bytes, more than {MAX_HEADER_BYTES:,}: no model needs it')
+    raise UserError(
+      f'{path} declares a header of {header:,} bytes, more than {MAX_HEADER_BYTES:,}: no model needs it'
+    )
 
 
 def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
@@ -176,8 +211,8 @@ def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
     unused: regular expression of tensors that inference does not need; present or absent.
 
   Raises:
-    ValueError: what `declared` raises; a parameter diff (tensors that are missing, left over, of another shape or
-      dtype); a weight that is not finite.
+    ValueError: what `declared` raises; a parameter diff (tensors that are missing, left over, of
+      another shape or dtype); a weight that is not finite.
   """
   entries = declared(folder)
   leaves, structure = jax.tree.flatten_with_path(template)
@@ -189,20 +224,25 @@ def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
     lines += _faults(entries, names, layout.shape(tuple(leaf.shape)))
     used |= set(names)
     sources.append((names, layout))
-  lines += [f'{files.printable(name, 200)}: {list(entries[name].shape)} in the file, '
-            '(absent) in the model'
-            for name in sorted(entries.keys() - used) if not re.fullmatch(unused, name)]
+  lines += [
+    f'{files.printable(name, 200)}: {list(entries[name].shape)} in the file, (absent) in the model'
+    for name in sorted(entries.keys() - used)
+    if not re.fullmatch(unused, name)
+  ]
   if lines:
     more = [f'and {len(lines) - 20} more'] if len(lines) > 20 else []
-    raise ValueError(
-        f'{folder} does not hold the tensors that its {CONFIG} asks for:\n  ' + '\n  '.join(lines[:20] + more)
+    raise UserError(
+      f'{folder} does not hold the tensors that its {CONFIG} asks for:\n  '
+      + '\n  '.join(lines[:20] + more)
     )
   arrays = [jnp.asarray(layout.convert(_weight(entries, names))) for names, layout in sources]
   return jax.tree.unflatten(structure, arrays)
 
 
 def _names(entries: Mapping[str, Entry], stem: str, leaf: str) -> tuple[str, ...]:
-  """Returns the tensor that is a parameter, or the (magnitude, direction) of a weight that is still normalized."""
+  """Returns the tensor that is a parameter, or the (magnitude, direction) of a weight that is still
+  normalized.
+  """
   if leaf == 'weight' and f'{stem}.weight' not in entries:
     for pair in NORM_NAMES:
       names = tuple(f'{stem}.{name}' for name in pair)
@@ -211,8 +251,12 @@ def _names(entries: Mapping[str, Entry], stem: str, leaf: str) -> tuple[str, ...
   return (f'{stem}.{leaf}' if stem else leaf,)
 
 
-def _faults(entries: Mapping[str, Entry], names: tuple[str, ...], shape: tuple[int, ...]) -> list[str]:
-  """Returns a line for each of a parameter's tensors that is missing, or has another shape or dtype."""
+def _faults(
+  entries: Mapping[str, Entry], names: tuple[str, ...], shape: tuple[int, ...]
+) -> list[str]:
+  """Returns a line for each of a parameter's tensors that is missing, or has another shape or
+  dtype.
+  """
   lines = []
   for name in names:
     if name not in entries:
@@ -223,7 +267,9 @@ def _faults(entries: Mapping[str, Entry], names: tuple[str, ...], shape: tuple[i
       lines.append(f'{name}: {entry.dtype} in the file, a weight is one of {DTYPES}')
     is_magnitude = len(names) == 2 and name == names[0]
     matches = entry.shape == shape or (
-        is_magnitude and len(entry.shape) == len(shape) and all(n in (1, m) for n, m in zip(entry.shape, shape))
+      is_magnitude
+      and len(entry.shape) == len(shape)
+      and all(n in (1, m) for n, m in zip(entry.shape, shape))
     )
     if not matches:
       lines.append(f'{name}: {list(entry.shape)} in the file, {list(shape)} in the model')
@@ -237,7 +283,7 @@ def _weight(entries: Mapping[str, Entry], names: tuple[str, ...]) -> np.ndarray:
     with safe_open(entries[name].path, 'numpy') as file:
       array = np.asarray(file.get_tensor(name)).astype(np.float32)
     if not np.isfinite(array).all():
-      raise ValueError(f'{entries[name].path}: {name} holds NaN or infinity')
+      raise UserError(f'{entries[name].path}: {name} holds NaN or infinity')
     arrays.append(array)
   if len(arrays) == 1:
     return arrays[0]

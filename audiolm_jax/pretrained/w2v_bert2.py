@@ -1,12 +1,16 @@
-"""w2v-BERT 2.0 (SeamlessM4T, Meta, 2023, arXiv 2312.05187) from Hugging Face's `Wav2Vec2BertModel`: wave -> features.
+"""w2v-BERT 2.0 (SeamlessM4T, Meta, 2023, arXiv 2312.05187) from Hugging Face's `Wav2Vec2BertModel`:
+wave -> features.
 
-`facebook/w2v-bert-2.0` makes 50 frames/s of width 1024 from 16 kHz, trained on 4.5 million hours in 143 languages. Its
-input is Kaldi's log-mel (25 ms windows each 10 ms, 80 bands), zero mean and unit variance per band over the utterance,
-two frames side by side: `log_mel` does what `SeamlessM4TFeatureExtractor` does. Frame s sees `frame_length` samples
-from s * hop_length on, before the blocks mix the frames.
+`facebook/w2v-bert-2.0` makes 50 frames/s of width 1024 from 16 kHz, trained on 4.5 million hours in
+143 languages. Its input is Kaldi's log-mel (25 ms windows each 10 ms, 80 bands), zero mean and unit
+variance per band over the utterance,
+two frames side by side: `log_mel` does what `SeamlessM4TFeatureExtractor` does. Frame s sees
+`frame_length` samples from audiolm_jax.errors import UserError from s * hop_length on, before the
+blocks mix the frames.
 
-A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance of two frames, up
-to 64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are as they would be alone.
+A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance
+of two frames, up to 64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are
+as they would be alone.
 """
 
 import dataclasses
@@ -68,7 +72,9 @@ class Config:
 
   def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
     """Returns `features` of ceil(T / hop_length) frames; see `layers.aligned`."""
-    extract = lambda wave_BT, num_samples_B: features(self, variables, wave_BT, layer, num_samples_B)
+    extract = lambda wave_BT, num_samples_B: features(
+      self, variables, wave_BT, layer, num_samples_B
+    )
     return aligned(extract, num_frames, self, wave_BT)
 
   def make(self) -> Model:
@@ -76,45 +82,59 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `Wav2Vec2BertModel`'s config.json describes; ValueError for what we do not implement."""
+  """Returns the config that a `Wav2Vec2BertModel`'s config.json describes; ValueError for what we
+  do not implement.
+  """
   tensors.require(
-      data,
-      {
-          'hidden_act': 'swish', 'position_embeddings_type': 'relative_key', 'add_adapter': False,
-          'use_intermediate_ffn_before_adapter': False,
-      },
-  )  # fmt: skip
+    data,
+    {
+      'hidden_act': 'swish',
+      'position_embeddings_type': 'relative_key',
+      'add_adapter': False,
+      'use_intermediate_ffn_before_adapter': False,
+    },
+  )
   default = Config()
   inputs = tensors.integer(data, 'feature_projection_input_dim', default.stacked * default.num_mels)
   if inputs % default.stacked:
-    raise ValueError(f'feature_projection_input_dim={inputs}; expected {default.stacked} log-mel frames side by side')
+    raise UserError(
+      f'feature_projection_input_dim={inputs}; expected {default.stacked} log-mel frames side by side'
+    )
   config = Config(
-      num_mels=inputs // default.stacked,
-      num_layers=tensors.integer(data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS),
-      width=tensors.integer(data, 'hidden_size', default.width),
-      num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
-      mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
-      kernel_size=tensors.integer(data, 'conv_depthwise_kernel_size', default.kernel_size, high=1023),
-      farthest_left=tensors.integer(data, 'left_max_position_embeddings', default.farthest_left),
-      farthest_right=tensors.integer(data, 'right_max_position_embeddings', default.farthest_right),
-      epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
+    num_mels=inputs // default.stacked,
+    num_layers=tensors.integer(
+      data, 'num_hidden_layers', default.num_layers, high=tensors.MAX_LAYERS
+    ),
+    width=tensors.integer(data, 'hidden_size', default.width),
+    num_heads=tensors.integer(data, 'num_attention_heads', default.num_heads),
+    mlp_width=tensors.integer(data, 'intermediate_size', default.mlp_width),
+    kernel_size=tensors.integer(data, 'conv_depthwise_kernel_size', default.kernel_size, high=1023),
+    farthest_left=tensors.integer(data, 'left_max_position_embeddings', default.farthest_left),
+    farthest_right=tensors.integer(data, 'right_max_position_embeddings', default.farthest_right),
+    epsilon=tensors.positive(data, 'layer_norm_eps', default.epsilon, high=1.0),
   )
   if config.width % config.num_heads:
-    raise ValueError(f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}')
+    raise UserError(
+      f'hidden_size={config.width} is not a multiple of num_attention_heads={config.num_heads}'
+    )
   if config.kernel_size % 2 == 0:
-    raise ValueError(f'conv_depthwise_kernel_size={config.kernel_size}; expected an odd number')
+    raise UserError(f'conv_depthwise_kernel_size={config.kernel_size}; expected an odd number')
   return config
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of `config`."""
+  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
+  `config`.
+  """
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
   return Variables(tensors.load(folder, template, UNUSED), {})
 
 
 @functools.cache
 def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
-  """Returns Kaldi's filters [FFT // 2 + 1, num_mels]: triangles over the mel scale, each of height 1."""
+  """Returns Kaldi's filters [FFT // 2 + 1, num_mels]: triangles over the mel scale, each of height
+  1.
+  """
   mel = lambda hertz: 1127 * np.log1p(hertz / 700)
   edges_N = np.linspace(mel(LOWEST), mel(HIGHEST), num_mels + 2)
   bins_N1 = mel(np.arange(FFT // 2 + 1) * sample_rate / FFT)[:, None]
@@ -125,9 +145,11 @@ def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
 
 @functools.cache
 def _front_end() -> tuple[np.ndarray, ...]:
-  """Returns what makes a spectrum of a frame, halved, [WINDOW, 2 (FFT / 2 + 1)] real and imaginary, and its `_slices`.
+  """Returns what makes a spectrum of a frame, halved, [WINDOW, 2 (FFT / 2 + 1)] real and imaginary,
+  and its `_slices`.
 
-  All of it is linear: the mean is taken away, each sample loses 0.97 of the one before, Povey's window, the transform.
+  All of it is linear: the mean is taken away, each sample loses 0.97 of the one before, Povey's
+  window, the transform.
   """
   centre_NN = np.eye(WINDOW) - 1 / WINDOW
   filter_NN = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=1)
@@ -140,43 +162,56 @@ def _front_end() -> tuple[np.ndarray, ...]:
 
 
 def _slices(x, numpy):
-  """Returns x, of numbers in [-1, 1], as a sum: two numbers of 8 bits, each on a grid of its own, and the rest."""
+  """Returns x, of numbers in [-1, 1], as a sum: two numbers of 8 bits, each on a grid of its own,
+  and the rest.
+  """
   first = numpy.round(x * 2**7) / 2**7
   second = numpy.round((x - first) * 2**15) / 2**15
   return first, second, x - first - second
 
 
 def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
-  """Returns real and imaginary parts, accurate far below float32's rounding of the strongest frequency.
+  """Returns real and imaginary parts, accurate far below float32's rounding of the strongest
+  frequency.
 
-  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum of 400 products of
-  two numbers of 8 bits is exact in float32, whatever its order, so that only small terms are rounded.
+  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum
+  of 400 products of two numbers of 8 bits is exact in float32, whatever its order, so that only
+  small terms are rounded.
   """
   matrix, matrix_1, matrix_2, matrix_3 = _front_end()
   largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
   exponent_BF1 = jax.lax.bitcast_convert_type(largest_BF1, jnp.int32) & 0x7F80_0000
-  scale_BF1 = 2 * jax.lax.bitcast_convert_type(exponent_BF1, jnp.float32)  # a power of two: division rounds nothing
+  # a power of two: division rounds nothing
+  scale_BF1 = 2 * jax.lax.bitcast_convert_type(exponent_BF1, jnp.float32)
   x_1, x_2, x_3 = _slices(frames_BFN / scale_BF1, jnp)
   product = functools.partial(jnp.matmul, precision='highest')
   small = product(x_3, matrix) + product(x_1 + x_2, matrix_3) + product(x_2, matrix_2)
-  return (product(x_1, matrix_1) + (product(x_1, matrix_2) + product(x_2, matrix_1) + small)) * (2 * scale_BF1)
+  return (product(x_1, matrix_1) + (product(x_1, matrix_2) + product(x_2, matrix_1) + small)) * (
+    2 * scale_BF1
+  )
 
 
 def log_mel(
-    config: Config, wave_BT: Float[Array, 'B T'], num_samples_B: Int[Array, 'B'] | None = None
+  config: Config, wave_BT: Float[Array, 'B T'], num_samples_B: Int[Array, 'B'] | None = None
 ) -> Float[Array, 'B S N']:
-  """Returns normalized log-mel frames, `stacked` side by side: N = stacked * num_mels; 0 where padding is seen."""
+  """Returns normalized log-mel frames, `stacked` side by side: N = stacked * num_mels; 0 where
+  padding is seen.
+  """
   frames_BFN = audio.frame(wave_BT * 2.0**15, WINDOW, MEL_HOP)
   real_BFN, imaginary_BFN = jnp.split(_spectrum(frames_BFN), 2, axis=-1)
   power_BFN = jnp.square(real_BFN) + jnp.square(imaginary_BFN)
-  mels_BFM = jnp.matmul(power_BFN, _mel_filters(config.sample_rate, config.num_mels), precision='highest')
+  mels_BFM = jnp.matmul(
+    power_BFN, _mel_filters(config.sample_rate, config.num_mels), precision='highest'
+  )
   log_BFM = jnp.log(jnp.maximum(mels_BFM, FLOOR))
 
   batch, length, _ = log_BFM.shape
   num_samples_B = jnp.full(*wave_BT.shape) if num_samples_B is None else num_samples_B
   num_B = (num_samples_B - WINDOW) // MEL_HOP + 1
   inside_BF1 = (jnp.arange(length) < num_B[:, None])[..., None]
-  moment = lambda x_BFM, count_B: jnp.sum(x_BFM, axis=1, keepdims=True, where=inside_BF1) / count_B[:, None, None]
+  moment = lambda x_BFM, count_B: (
+    jnp.sum(x_BFM, axis=1, keepdims=True, where=inside_BF1) / count_B[:, None, None]
+  )
   for _ in range(2):  # the first mean, of large numbers, is rounded
     log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
   log_BFM *= jax.lax.rsqrt(moment(jnp.square(log_BFM), jnp.maximum(num_B - 1, 1)) + 1e-7)
@@ -190,7 +225,9 @@ class FeatureProjection(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSN):
-    return nn.Dense(self.config.width, name='projection')(layer_norm(self.config.epsilon, 'layer_norm')(x_BSN))
+    return nn.Dense(self.config.width, name='projection')(
+      layer_norm(self.config.epsilon, 'layer_norm')(x_BSN)
+    )
 
 
 class FeedForward(nn.Module):
@@ -212,10 +249,13 @@ class Attention(nn.Module):
     c = self.config
     heads = (*x_BSD.shape[:-1], c.num_heads, -1)
     query, key, value = (
-        nn.Dense(c.width, name=name)(x_BSD).reshape(heads) for name in ('linear_q', 'linear_k', 'linear_v')
+      nn.Dense(c.width, name=name)(x_BSD).reshape(heads)
+      for name in ('linear_q', 'linear_k', 'linear_v')
     )
     size = c.width // c.num_heads
-    distances = nn.Embed(c.farthest_left + c.farthest_right + 1, size, name='distance_embedding').embedding
+    distances = nn.Embed(
+      c.farthest_left + c.farthest_right + 1, size, name='distance_embedding'
+    ).embedding
     by_distance_BHSN = jnp.einsum('bshd,nd->bhsn', query * size**-0.5, distances)
     bias_BHSS = spread(by_distance_BHSN, c.farthest_left)
     mixed_BSD = attend(query, key, value, bias=bias_BHSS, mask=mask).reshape(x_BSD.shape)
@@ -234,7 +274,9 @@ class PointwiseConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (1, x_BSD.shape[-1], self.features))
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (1, x_BSD.shape[-1], self.features)
+    )
     return x_BSD @ kernel.reshape(-1, self.features)
 
 
@@ -245,7 +287,9 @@ class DepthwiseConv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD):
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (self.kernel_size, 1, x_BSD.shape[-1]))
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (self.kernel_size, 1, x_BSD.shape[-1])
+    )
     # A centred convolution of what comes half a kernel later.
     delayed = jnp.pad(x_BSD, ((0, 0), (self.kernel_size // 2, 0), (0, 0)))
     return convolve_depthwise(delayed, kernel[:, 0])[:, : x_BSD.shape[1]]
@@ -265,7 +309,9 @@ class ConvolutionModule(nn.Module):
 
 
 class Layer(nn.Module):
-  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but the last."""
+  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but
+  the last.
+  """
 
   config: Config
 
@@ -298,48 +344,57 @@ def _init(config: Config, key: jax.Array) -> Variables:
   stacked = jnp.zeros((1, 2, config.stacked * config.num_mels))
   projected = jnp.zeros((1, 2, config.width))
   return Variables(
-      {
-          'feature_projection': FeatureProjection(config).init(keys[0], stacked)['params'],
-          'encoder': Encoder(config).init(keys[1], projected, jnp.ones((1, 2), bool), config.num_layers)['params'],
-      },
-      {},
+    {
+      'feature_projection': FeatureProjection(config).init(keys[0], stacked)['params'],
+      'encoder': Encoder(config).init(
+        keys[1], projected, jnp.ones((1, 2), bool), config.num_layers
+      )['params'],
+    },
+    {},
   )
 
 
 def num_frames(config: Config, num_samples: Any) -> Any:
-  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where too few for one."""
+  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where
+  too few for one.
+  """
   return jnp.maximum(0, (num_samples - WINDOW) // MEL_HOP + 1) // config.stacked
 
 
 def hidden_states(
-    config: Config,
-    variables: Variables,
-    wave_BT: Float[Array, 'B T'],
-    num_layers: int | None = None,
-    num_samples_B: Int[Array, 'B'] | None = None,
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_layers: int | None = None,
+  num_samples_B: Int[Array, 'B'] | None = None,
 ) -> list[Float[Array, 'B S D']]:
   """Returns the input of the first block and the outputs of the first `num_layers` (None: all).
 
   Args:
     wave_BT: at `sample_rate`; T of at least `frame_length`.
-    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no influence.
+    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no
+    influence.
 
   Raises:
     ValueError: T is too short, or the model does not have so many layers.
   """
   num_layers, num_samples_B = encoder_inputs(config, wave_BT, num_layers, num_samples_B)
   apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
-  x_BSD = apply(FeatureProjection(config), 'feature_projection', log_mel(config, wave_BT, num_samples_B))
+  x_BSD = apply(
+    FeatureProjection(config), 'feature_projection', log_mel(config, wave_BT, num_samples_B)
+  )
   mask_BS = jnp.arange(x_BSD.shape[1]) < num_frames(config, num_samples_B)[:, None]
   return apply(Encoder(config), 'encoder', x_BSD, mask_BS, num_layers)
 
 
 def features(
-    config: Config,
-    variables: Variables,
-    wave_BT: Float[Array, 'B T'],
-    layer: int,
-    num_samples_B: Int[Array, 'B'] | None = None,
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  layer: int,
+  num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S D']:
-  """Returns the output of block `layer`, from 1 (0: what the first is given); see `hidden_states`."""
+  """Returns the output of block `layer`, from 1 (0: what the first is given); see
+  `hidden_states`.
+  """
   return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]

@@ -1,1 +1,3 @@
-"""One file per trainable thing; each reads like its paper. The contract they share is in `base.py`."""
+"""One file per trainable thing; each reads like its paper. The contract they share is in
+`base.py`.
+"""

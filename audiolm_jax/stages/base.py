@@ -1,7 +1,9 @@
-"""The contract between a trainable stage and everything that is written once (input, mesh, train step, loop).
+"""The contract between a trainable stage and everything that is written once (input, mesh, train
+step, loop).
 
-A stage is what an `optax.GradientTransformation` is: a record of pure functions, made from a frozen config by
-`Config.make()`. The type of the config selects the stage; Python's import is the registry.
+A stage is what an `optax.GradientTransformation` is: a record of pure functions, made from a frozen
+config by `Config.make()`. The type of the config selects the stage; Python's import is the
+registry.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 
 Key = jax.Array  # a typed PRNG key, from jax.random.key
-Params = Any  # tree of arrays that receive gradients; its top-level names are the optimizer's groups
+# tree of arrays that receive gradients; its top-level names are the optimizer's groups
+Params = Any
 State = Any  # tree of arrays that do not (EMA codebooks, counters); most stages: {}
 Batch = Mapping[str, jax.Array]
 
@@ -22,10 +26,11 @@ Batch = Mapping[str, jax.Array]
 class Feature(NamedTuple):
   """One entry of a batch, for one example.
 
-  The input pipeline cuts every time series of an example at the same instant: `start_seconds * rate` along axis 0,
-  for `shape[0]` entries. The remaining axes take the leading part of what the source holds (a stage that asks for 4
-  quantizer levels gets the first 4). An example that is too short is padded: floats with 0, integers with
-  `tokens.PAD` (-1). Integers below `num_ids` are ids, -1 is padding; None: any number is legal.
+  The input pipeline cuts every time series of an example at the same instant: `start_seconds *
+  rate` along axis 0, for `shape[0]` entries. The remaining axes take the leading part of what the
+  source holds (a stage that asks for 4 quantizer levels gets the first 4). An example that is too
+  short is padded: floats with 0, integers with `tokens.PAD` (-1). Integers below `num_ids` are ids,
+  -1 is padding; None: any number is legal.
   """
 
   shape: tuple[int, ...]
@@ -40,7 +45,9 @@ class Variables(NamedTuple):
 
 
 class Aux(NamedTuple):
-  """What a loss returns beside the loss: the next state, and scalars to log (float32, means over the global batch)."""
+  """What a loss returns beside the loss: the next state, and scalars to log (float32, means over
+  the global batch).
+  """
 
   state: State
   metrics: Mapping[str, jax.Array]
@@ -50,10 +57,12 @@ class Stage(NamedTuple):
   """A trainable model.
 
   batch: what one example must hold, by name ('waveform', 'semantic', 'codes', 'label', ...).
-  init: key -> Variables. The leaves of `params` are boxed by `nn.with_logical_partitioning` where an axis can be
-    sharded; `training.sharding` reads the boxes and unboxes. `loss` takes unboxed trees.
-  loss: (params, state, batch, key) -> (scalar, Aux). `key is None` means evaluation: no dropout, no masking noise
-    that is not derived from a fixed key, no codebook update, no other change of state.
+  init: key -> Variables. The leaves of `params` are boxed by `nn.with_logical_partitioning` where
+    an axis can be sharded; `training.sharding` reads the boxes and unboxes. `loss` takes unboxed
+    trees.
+  loss: (params, state, batch, key) -> (scalar, Aux). `key is None` means evaluation: no dropout, no
+    masking noise that is not derived from a fixed key, no codebook update, no other change of
+    state.
 
   Arrays are global: a mean is a mean over the global batch.
   """
@@ -64,12 +73,13 @@ class Stage(NamedTuple):
 
 
 class Codec(NamedTuple):
-  """What AudioLM needs of a codec, ours or imported: a record of pure functions, made by `Config.codec()`.
+  """What AudioLM needs of a codec, ours or imported: a record of pure functions, made by
+  `Config.codec()`.
 
   encode: (variables, wave_BT, num_quantizers or None for all) -> codes_BFQ, T = F * hop_length.
   decode: (variables, codes_BFQ of the first levels) -> wave_BT.
-  context: frames after its own that the codes or the audio of a frame depend on, and as many before it; 0: a causal
-    codec, which depends on what came before alone.
+  context: frames after its own that the codes or the audio of a frame depend on, and as many before
+    it; 0: a causal codec, which depends on what came before alone.
 
   The config has `sample_rate`, `hop_length`, `frame_rate`, `num_quantizers` and `codebook_size`.
   """
@@ -85,22 +95,25 @@ def empty_batch(stage: Stage, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def check_batch(features: Mapping[str, Feature], batch: Mapping[str, Any], batch_size: int) -> None:
-  """Raises ValueError where a batch on the host is not `batch_size` examples of what `features` say.
+  """Raises ValueError where a batch on the host is not `batch_size` examples of what `features`
+  say.
 
-  Compares names, shapes, integers or floats, and the range of ids; arrays that no feature names are let through. The
-  loop calls it with the first batch of a run; your own loop should.
+  Compares names, shapes, integers or floats, and the range of ids; arrays that no feature names are
+  let through. The loop calls it with the first batch of a run; your own loop should.
   """
   if missing := sorted(set(features) - set(batch)):
-    raise ValueError(f'the batch has {sorted(batch)}; the stage asks for {missing} besides')
+    raise UserError(f'the batch has {sorted(batch)}; the stage asks for {missing} besides')
   for name, feature in features.items():
     array, wanted = batch[name], (batch_size, *feature.shape)
     if np.shape(array) != wanted:
-      raise ValueError(f'{name!r} has shape {np.shape(array)} in the batch; the stage asks for {wanted}')
+      raise UserError(
+        f'{name!r} has shape {np.shape(array)} in the batch; the stage asks for {wanted}'
+      )
     kind = jnp.integer if jnp.issubdtype(feature.dtype, jnp.integer) else jnp.floating
     if not jnp.issubdtype(jnp.result_type(array), kind):
-      raise ValueError(
-          f'{name!r} is of type {jnp.result_type(array)} in the batch; the stage asks for '
-          f'{np.dtype(feature.dtype).name}'
+      raise UserError(
+        f'{name!r} is of type {jnp.result_type(array)} in the batch; the stage asks for '
+        f'{np.dtype(feature.dtype).name}'
       )
     if feature.num_ids is not None:
       checks.ids(repr(name), array, feature.num_ids)

@@ -1,13 +1,15 @@
 """AudioLM, stage 2 (arXiv 2209.03143): coarse acoustic tokens given semantic tokens.
 
-Inputs: semantic_BS at 25 Hz, frame-aligned (repeats are removed here), and codes_BFQ at 50 Hz, of which the first
-`num_quantizers` levels. Sequence: z_1, ..., z_N, START, y_1^1, ..., y_1^Q, y_2^1, ...; only y is predicted. Piano
-(section IV-I): num_quantizers=3, codebook_size=2**14, and no stage 3.
+Inputs: semantic_BS at 25 Hz, frame-aligned (repeats are removed here), and codes_BFQ at 50 Hz, of
+which the first `num_quantizers` levels. Sequence: z_1, ..., z_N, START, y_1^1, ..., y_1^Q, y_2^1,
+...; only y is predicted. Piano (section IV-I): num_quantizers=3, codebook_size=2**14, and no stage
+3.
 
-Deviation: the softmax of a position runs over its own level only, so an illegal code has probability 0 from the
-start. Not in the paper, off by default, for tiny models: `time_embedding` (needs deduplicate=False), since they cannot
-afford to learn which semantic token belongs to a frame by counting, and `code_dropout`, since they learn to go on from
-the codes before long before they learn to read the semantic tokens.
+Deviation: the softmax of a position runs over its own level only, so an illegal code has
+probability 0 from the start. Not in the paper, off by default, for tiny models: `time_embedding`
+(needs deduplicate=False), since they cannot afford to learn which semantic token belongs to a frame
+by counting, and `code_dropout`, since they learn to go on from the codes before long before they
+learn to read the semantic tokens.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -41,16 +44,26 @@ class Config:
 
   def __post_init__(self):
     checks.fields(
-        self, crop_seconds=checks.POSITIVE, semantic_rate=checks.POSITIVE, frame_rate=checks.POSITIVE,
-        num_clusters=checks.WHOLE, total_quantizers=checks.WHOLE, num_quantizers=checks.WHOLE,
-        codebook_size=checks.WHOLE, condition_on_semantic=checks.FLAG, deduplicate=checks.FLAG,
-        time_embedding=checks.FLAG, code_dropout=checks.BELOW_ONE,
+      self,
+      crop_seconds=checks.POSITIVE,
+      semantic_rate=checks.POSITIVE,
+      frame_rate=checks.POSITIVE,
+      num_clusters=checks.WHOLE,
+      total_quantizers=checks.WHOLE,
+      num_quantizers=checks.WHOLE,
+      codebook_size=checks.WHOLE,
+      condition_on_semantic=checks.FLAG,
+      deduplicate=checks.FLAG,
+      time_embedding=checks.FLAG,
+      code_dropout=checks.BELOW_ONE,
     )
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.num_quantizers > self.total_quantizers:
-      raise ValueError(f'num_quantizers={self.num_quantizers} is not in 1..total_quantizers={self.total_quantizers}')
+      raise UserError(
+        f'num_quantizers={self.num_quantizers} is not in 1..total_quantizers={self.total_quantizers}'
+      )
     if self.time_embedding and self.condition_on_semantic and self.deduplicate:
-      raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
+      raise UserError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
 
   @property
   def num_semantic(self) -> int:
@@ -70,22 +83,24 @@ class Config:
   @property
   def language_model(self) -> LanguageModel:
     vocabulary = tokens.Vocabulary(
-        prefix_levels=int(self.condition_on_semantic),
-        prefix_size=self.num_clusters,
-        target_levels=self.num_quantizers,
-        target_size=self.codebook_size,
+      prefix_levels=int(self.condition_on_semantic),
+      prefix_size=self.num_clusters,
+      target_levels=self.num_quantizers,
+      target_size=self.codebook_size,
     )
     return LanguageModel(
-        transformer=self.transformer,
-        vocabulary=vocabulary,
-        prefix_rate=self.semantic_rate,
-        target_rate=self.frame_rate,
-        time_embedding=self.time_embedding,
-        code_dropout=self.code_dropout,
+      transformer=self.transformer,
+      vocabulary=vocabulary,
+      prefix_rate=self.semantic_rate,
+      target_rate=self.frame_rate,
+      time_embedding=self.time_embedding,
+      code_dropout=self.code_dropout,
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B S 1'], Int[Array, 'B F Q']]:
-    """Returns the conditioning tokens of a batch (none for the acoustic-only model) and the predicted codes."""
+    """Returns the conditioning tokens of a batch (none for the acoustic-only model) and the
+    predicted codes.
+    """
     codes_BFQ = jnp.asarray(batch['codes'])
     if not self.condition_on_semantic:
       return jnp.zeros((codes_BFQ.shape[0], 0, 1), jnp.int32), codes_BFQ
@@ -100,12 +115,12 @@ class Config:
 
 def make(config: Config) -> Stage:
   codes = Feature(
-      (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
+    (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
   )
   features = {'codes': codes}
   if config.condition_on_semantic:
     features['semantic'] = Feature(
-        (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+      (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
     )
 
   def loss(params, state, batch, key):
@@ -114,7 +129,7 @@ def make(config: Config) -> Stage:
     return nats, Aux(state, metrics)
 
   return Stage(
-      batch=features,
-      init=lambda key: Variables(language_model.init(config.language_model, key), {}),
-      loss=loss,
+    batch=features,
+    init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+    loss=loss,
   )

@@ -1,9 +1,11 @@
 """AudioLM, stage 3 (arXiv 2209.03143): fine acoustic tokens given coarse ones, no semantic tokens.
 
-Input: codes_BFQ at 50 Hz, all levels. Sequence: the coarse codes of the crop frame by frame, START, the fine codes
-frame by frame; only the fine ones are predicted (the paper does not say whether the coarse part has a loss).
+Input: codes_BFQ at 50 Hz, all levels. Sequence: the coarse codes of the crop frame by frame, START,
+the fine codes frame by frame; only the fine ones are predicted (the paper does not say whether the
+coarse part has a loss).
 
-Deviation: the softmax of a position runs over its own level only. Not in the paper, off by default: `time_embedding`.
+Deviation: the softmax of a position runs over its own level only. Not in the paper, off by default:
+`time_embedding`.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -32,12 +35,19 @@ class Config:
 
   def __post_init__(self):
     checks.fields(
-        self, crop_seconds=checks.POSITIVE, frame_rate=checks.POSITIVE, total_quantizers=checks.WHOLE,
-        num_coarse=checks.WHOLE, codebook_size=checks.WHOLE, time_embedding=checks.FLAG,
+      self,
+      crop_seconds=checks.POSITIVE,
+      frame_rate=checks.POSITIVE,
+      total_quantizers=checks.WHOLE,
+      num_coarse=checks.WHOLE,
+      codebook_size=checks.WHOLE,
+      time_embedding=checks.FLAG,
     )
     tokens.semantic_frames(self.crop_seconds, self.frame_rate, self.frame_rate)
     if self.num_coarse >= self.total_quantizers:
-      raise ValueError(f'num_coarse={self.num_coarse} leaves no fine level of total_quantizers={self.total_quantizers}')
+      raise UserError(
+        f'num_coarse={self.num_coarse} leaves no fine level of total_quantizers={self.total_quantizers}'
+      )
 
   @property
   def num_frames(self) -> int:
@@ -47,17 +57,17 @@ class Config:
   @property
   def language_model(self) -> LanguageModel:
     vocabulary = tokens.Vocabulary(
-        prefix_levels=self.num_coarse,
-        prefix_size=self.codebook_size,
-        target_levels=self.total_quantizers - self.num_coarse,
-        target_size=self.codebook_size,
+      prefix_levels=self.num_coarse,
+      prefix_size=self.codebook_size,
+      target_levels=self.total_quantizers - self.num_coarse,
+      target_size=self.codebook_size,
     )
     return LanguageModel(
-        transformer=self.transformer,
-        vocabulary=vocabulary,
-        prefix_rate=self.frame_rate,
-        target_rate=self.frame_rate,
-        time_embedding=self.time_embedding,
+      transformer=self.transformer,
+      vocabulary=vocabulary,
+      prefix_rate=self.frame_rate,
+      target_rate=self.frame_rate,
+      time_embedding=self.time_embedding,
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B F Q1'], Int[Array, 'B F Q2']]:
@@ -77,7 +87,7 @@ def make(config: Config) -> Stage:
 
   shape = (config.num_frames, config.total_quantizers)
   return Stage(
-      batch={'codes': Feature(shape, jnp.int32, config.frame_rate, config.codebook_size)},
-      init=lambda key: Variables(language_model.init(config.language_model, key), {}),
-      loss=loss,
+    batch={'codes': Feature(shape, jnp.int32, config.frame_rate, config.codebook_size)},
+    init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+    loss=loss,
   )

@@ -1,10 +1,13 @@
 """AudioLM, stage 1 (Borsos et al., 2022, arXiv 2209.03143): a language model over semantic tokens.
 
-Input: semantic_BS at 25 Hz, frame-aligned; repeats are removed here. Sequence: START, z_1, ..., z_N; all of z is
-predicted. No end token: crops end anywhere. Open in the paper and chosen here: see nn/transformer.py.
+Input: semantic_BS at 25 Hz, frame-aligned; repeats are removed here. Sequence: START, z_1, ...,
+z_N; all of z is
+predicted. No end token: crops end anywhere. Open in the paper and chosen here: see
+nn/transformer.py.
 
-Deviation: the softmax runs over semantic ids only, START cannot be predicted. Not in the paper, off by default:
-`time_embedding`, for tiny models; it needs deduplicate=False, since deduplicated tokens have no time.
+Deviation: the softmax runs over semantic ids only, START cannot be predicted. Not in the paper, off
+by default: `time_embedding`, for tiny models; it needs deduplicate=False, since deduplicated tokens
+have no time.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -32,11 +36,15 @@ class Config:
 
   def __post_init__(self):
     checks.fields(
-        self, crop_seconds=checks.POSITIVE, semantic_rate=checks.POSITIVE, num_clusters=checks.WHOLE,
-        deduplicate=checks.FLAG, time_embedding=checks.FLAG,
+      self,
+      crop_seconds=checks.POSITIVE,
+      semantic_rate=checks.POSITIVE,
+      num_clusters=checks.WHOLE,
+      deduplicate=checks.FLAG,
+      time_embedding=checks.FLAG,
     )
     if self.time_embedding and self.deduplicate:
-      raise ValueError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
+      raise UserError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.semantic_rate)
 
   @property
@@ -47,10 +55,10 @@ class Config:
   @property
   def language_model(self) -> LanguageModel:
     return LanguageModel(
-        transformer=self.transformer,
-        vocabulary=tokens.Vocabulary(target_size=self.num_clusters),
-        target_rate=self.semantic_rate,
-        time_embedding=self.time_embedding,
+      transformer=self.transformer,
+      vocabulary=tokens.Vocabulary(target_size=self.num_clusters),
+      target_rate=self.semantic_rate,
+      time_embedding=self.time_embedding,
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B 0 1'], Int[Array, 'B S 1']]:
@@ -71,7 +79,11 @@ def make(config: Config) -> Stage:
     return nats, Aux(state, metrics)
 
   return Stage(
-      batch={'semantic': Feature((config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters)},
-      init=lambda key: Variables(language_model.init(config.language_model, key), {}),
-      loss=loss,
+    batch={
+      'semantic': Feature(
+        (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+      )
+    },
+    init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+    loss=loss,
   )

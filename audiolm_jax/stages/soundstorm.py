@@ -1,23 +1,26 @@
-"""SoundStorm (arXiv 2305.09636): the codes of all levels given semantic tokens, many at once, by one Conformer.
+"""SoundStorm (arXiv 2305.09636): the codes of all levels given semantic tokens, many at once, by
+one Conformer.
 
-Inputs: semantic_BS at 25 Hz, frame-aligned (a deduplicated token has lost its duration), each repeated to the codec's
-50 Hz, and codes_BFQ with F = 2 S. What a frame holds (semantic token and Q codes, or a learned vector of the level
-where the code is masked) is embedded and summed, so that attention runs over frames, however many levels there are. A
-linear head for each level predicts its codes.
+Inputs: semantic_BS at 25 Hz, frame-aligned (a deduplicated token has lost its duration), each
+repeated to the codec's 50 Hz, and codes_BFQ with F = 2 S. What a frame holds (semantic token and Q
+codes, or a learned vector of the level where the code is masked) is embedded and summed, so that
+attention runs over frames, however many levels there are. A linear head for each level predicts its
+codes.
 
-Training (section 3.2): a prompt of t ~ U{0, F - 1} frames stays visible, and so do all semantic tokens. After it, at a
-level q ~ U{1, Q}, each code is masked with probability cos(u), u ~ U[0, pi / 2]; all finer levels are masked, all
-coarser ones visible. The loss is the cross entropy of the masked codes of level q, as a mean over those of the batch.
-Examples are windows of random length (section 4.1): `random_length` takes the beginning of the crop.
+Training (section 3.2): a prompt of t ~ U{0, F - 1} frames stays visible, and so do all semantic
+tokens. After it, at a level q ~ U{1, Q}, each code is masked with probability cos(u), u ~ U[0, pi /
+2]; all finer levels are masked, all coarser ones visible. The loss is the cross entropy of the
+masked codes of level q, as a mean over those of the batch. Examples are windows of random length
+(section 4.1): `random_length` takes the beginning of the crop.
 
-Evaluation draws the same way from a fixed key, but masks every example once at each level instead of at a random one:
-the same batch always gives the same numbers, and there is one for each level. They are those of half-masked levels, no
-likelihood of the sequence.
+Evaluation draws the same way from a fixed key, but masks every example once at each level instead
+of at a random one: the same batch always gives the same numbers, and there is one for each level.
+They are those of half-masked levels, no likelihood of the sequence.
 
-Open in the paper and chosen here: a prompt of t frames is frames 1 to t (as in its example of t = 0, nothing visible);
-dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py. Not in the paper, off by default:
-`level_skew` draws coarse levels more often than fine ones, for models that are trained too briefly to learn all alike;
-the voice is in the coarse ones.
+Open in the paper and chosen here: a prompt of t frames is frames 1 to t (as in its example of t =
+0, nothing visible); dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py.
+Not in the paper, off by default: `level_skew` draws coarse levels more often than fine ones, for
+models that are trained too briefly to learn all alike; the voice is in the coarse ones.
 """
 
 import dataclasses
@@ -30,6 +33,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.losses import masked_mean
 from audiolm_jax.nn.attention import EMBED, VOCAB, partitioned
 from audiolm_jax.nn.conformer import Conformer
@@ -43,7 +47,8 @@ class Config:
 
   crop_seconds: float = 30.0
   random_length: bool = True  # train on windows from one semantic frame to the whole crop
-  level_skew: float = 0.0  # P(q) ~ q ** -level_skew, q = 1 to Q; 0: all levels alike, as in the paper
+  # P(q) ~ q ** -level_skew, q = 1 to Q; 0: all levels alike, as in the paper
+  level_skew: float = 0.0
   semantic_rate: float = 25.0  # Hz
   frame_rate: float = 50.0  # Hz
   num_clusters: int = 1024
@@ -60,24 +65,34 @@ class Config:
 
   def __post_init__(self):
     sizes = (
-        'num_clusters', 'num_quantizers', 'codebook_size', 'num_layers', 'num_heads', 'width', 'mlp_width',
-        'kernel_size',
+      'num_clusters',
+      'num_quantizers',
+      'codebook_size',
+      'num_layers',
+      'num_heads',
+      'width',
+      'mlp_width',
+      'kernel_size',
     )
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
     rates = ('crop_seconds', 'semantic_rate', 'frame_rate')
     checks.fields(self, **dict.fromkeys(rates, checks.POSITIVE))
     checks.fields(
-        self, random_length=checks.FLAG, level_skew=checks.NOT_NEGATIVE, dropout=checks.BELOW_ONE,
-        dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
+      self,
+      random_length=checks.FLAG,
+      level_skew=checks.NOT_NEGATIVE,
+      dropout=checks.BELOW_ONE,
+      dtype=checks.FLOAT_TYPE,
+      remat=checks.FLAG,
     )
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.width % (2 * self.num_heads):
-      raise ValueError(
-          f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
-          'change one of them'
+      raise UserError(
+        f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
+        'change one of them'
       )
     if self.kernel_size % 2 == 0:
-      raise ValueError(f'kernel_size={self.kernel_size} has no centre: make it odd')
+      raise UserError(f'kernel_size={self.kernel_size} has no centre: make it odd')
 
   @property
   def num_semantic(self) -> int:
@@ -102,26 +117,33 @@ def make(config: Config) -> Stage:
   def init(key: Key) -> Variables:
     semantic_BS = jnp.zeros((1, 1), jnp.int32)
     codes_BFQ = jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
-    return Variables(SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {})
+    return Variables(
+      SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {}
+    )
 
   return Stage(
-      batch={
-          'semantic': Feature(
-              (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
-          ),
-          'codes': Feature(
-              (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
-          ),
-      },
-      init=init,
-      loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
+    batch={
+      'semantic': Feature(
+        (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+      ),
+      'codes': Feature(
+        (config.num_frames, config.num_quantizers),
+        jnp.int32,
+        config.frame_rate,
+        config.codebook_size,
+      ),
+    },
+    init=init,
+    loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
   )
 
 
 class SoundStorm(nn.Module):
-  """Called with semantic_BS, codes_BFQ and one level for each row; returns the logits of that level's codes, float32.
+  """Called with semantic_BS, codes_BFQ and one level for each row; returns the logits of that
+  level's codes, float32.
 
-  A code that is PAD is masked. A frame whose semantic token is PAD is padding, and influences nothing.
+  A code that is PAD is masked. A frame whose semantic token is PAD is padding, and influences
+  nothing.
   """
 
   config: Config
@@ -131,16 +153,26 @@ class SoundStorm(nn.Module):
     c = self.config
     levels, init = c.num_quantizers, nn.initializers.normal((c.num_quantizers + 1) ** -0.5)
     semantic_KD = self.param('semantic', partitioned(init, VOCAB, EMBED), (c.num_clusters, c.width))
-    codes_QKD = self.param('codes', partitioned(init, None, VOCAB, EMBED), (levels, c.codebook_size, c.width))
+    codes_QKD = self.param(
+      'codes', partitioned(init, None, VOCAB, EMBED), (levels, c.codebook_size, c.width)
+    )
     masked_QD = self.param('masked', partitioned(init, None, EMBED), (levels, c.width))
     semantic_BF = jnp.repeat(semantic_BS, c.frames_per_semantic, axis=1)
     x_BFD = semantic_KD[jnp.maximum(semantic_BF, 0)]
     for q in range(levels):  # one after the other: [B, F, Q, D] would be the largest array of all
       code_BF1 = codes_BFQ[..., q, None]
-      x_BFD += jnp.where(code_BF1 == PAD, masked_QD[q], codes_QKD[q][jnp.maximum(code_BF1[..., 0], 0)])
+      x_BFD += jnp.where(
+        code_BF1 == PAD, masked_QD[q], codes_QKD[q][jnp.maximum(code_BF1[..., 0], 0)]
+      )
     conformer = Conformer(
-        num_layers=c.num_layers, num_heads=c.num_heads, mlp_width=c.mlp_width, kernel_size=c.kernel_size,
-        dropout=c.dropout, dtype=c.dtype, remat=c.remat, name='conformer',
+      num_layers=c.num_layers,
+      num_heads=c.num_heads,
+      mlp_width=c.mlp_width,
+      kernel_size=c.kernel_size,
+      dropout=c.dropout,
+      dtype=c.dtype,
+      remat=c.remat,
+      name='conformer',
     )
     hidden_BFD, _ = conformer(x_BFD, semantic_BF != PAD)
     init = partitioned(nn.initializers.normal(c.width**-0.5), None, EMBED, VOCAB)
@@ -150,13 +182,17 @@ class SoundStorm(nn.Module):
 
 
 class Masking(NamedTuple):
-  """What is hidden from the model, and what of it the loss is over: the hidden codes of the drawn level."""
+  """What is hidden from the model, and what of it the loss is over: the hidden codes of the drawn
+  level.
+  """
 
   hidden_BFQ: Bool[Array, 'B F Q']
   target_BF: Bool[Array, 'B F']
 
 
-def draw_masking(key: Key, valid_BF: Bool[Array, 'B F'], level_B: Int[Array, 'B'], num_levels: int) -> Masking:
+def draw_masking(
+  key: Key, valid_BF: Bool[Array, 'B F'], level_B: Int[Array, 'B'], num_levels: int
+) -> Masking:
   """Draws prompt, ratio and mask of each row (section 3.2).
 
   valid_BF: False at padding, which is on the right. level_B: the level that is predicted, from 0.
@@ -179,19 +215,29 @@ def draw_levels(key: Key, batch_size: int, num_levels: int, skew: float) -> Int[
 
 
 def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
-  """Returns the beginning of each row, of uniform random length from 1 to all of it; PAD fills the rest."""
+  """Returns the beginning of each row, of uniform random length from 1 to all of it; PAD fills the
+  rest.
+  """
   length_B = (semantic_BS != PAD).sum(axis=1)
   kept_B = 1 + jax.random.randint(key, length_B.shape, 0, jnp.maximum(length_B, 1))
   return jnp.where(jnp.arange(semantic_BS.shape[1]) < kept_B[:, None], semantic_BS, PAD)
 
 
-def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | None) -> tuple[Array, Aux]:
-  """See the module's docstring. Metrics: nats, accuracy; in evaluation also nats and accuracy of each level."""
+def loss(
+  config: Config, params: Params, state: State, batch: Batch, key: Key | None
+) -> tuple[Array, Aux]:
+  """See the module's docstring. Metrics: nats, accuracy; in evaluation also nats and accuracy of
+  each level.
+  """
   semantic_BS, codes_BFQ = jnp.asarray(batch['semantic']), jnp.asarray(batch['codes'])
-  length_key, level_key, mask_key, dropout_key = jax.random.split(jax.random.key(0) if key is None else key, 4)
+  length_key, level_key, mask_key, dropout_key = jax.random.split(
+    jax.random.key(0) if key is None else key, 4
+  )
   if config.random_length:
     semantic_BS = shorten(length_key, semantic_BS)
-  valid_BF = (jnp.repeat(semantic_BS, config.frames_per_semantic, axis=1) != PAD) & (codes_BFQ[..., 0] != PAD)
+  valid_BF = (jnp.repeat(semantic_BS, config.frames_per_semantic, axis=1) != PAD) & (
+    codes_BFQ[..., 0] != PAD
+  )
   model, rngs = SoundStorm(config), {} if key is None else {'dropout': dropout_key}
 
   def masked_nats(level_B, mask_key):
@@ -220,12 +266,14 @@ def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | 
 
 
 def logits(
-    config: Config,
-    params: Params,
-    semantic_BS: Int[Array, 'B S'],
-    codes_BFQ: Int[Array, 'B F Q'],
-    level: Int[Array, ''],
+  config: Config,
+  params: Params,
+  semantic_BS: Int[Array, 'B S'],
+  codes_BFQ: Int[Array, 'B F Q'],
+  level: Int[Array, ''],
 ) -> Float[Array, 'B F K']:
-  """Returns the logits of the codes of one level (from 0), in float32; PAD among the codes is what is not known yet."""
+  """Returns the logits of the codes of one level (from 0), in float32; PAD among the codes is what
+  is not known yet.
+  """
   level_B = jnp.full(len(codes_BFQ), level)
   return SoundStorm(config).apply({'params': params}, semantic_BS, codes_BFQ, level_B)

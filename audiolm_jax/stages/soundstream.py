@@ -1,35 +1,43 @@
-"""SoundStream (Zeghidour et al., 2021, arXiv 2107.03312): a neural codec, waveform_BT <-> codes_BFQ.
+"""SoundStream (Zeghidour et al., 2021, arXiv 2107.03312): a neural codec, waveform_BT <->
+codes_BFQ.
 
-A causal convolutional encoder makes one embedding per `hop_length` samples, a residual vector quantizer turns it into
-one code per level, and a causal decoder makes the waveform from the sum of the code vectors. With the defaults (as in
-AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes, 6000 bit/s. Frame f depends on samples before (f + 1) *
-hop_length, and no sample depends on a later frame. Any leading number of levels decodes, by quantizer dropout.
+A causal convolutional encoder makes one embedding per `hop_length` samples, a residual vector
+quantizer turns it into one code per level, and a causal decoder makes the waveform from the sum of
+the code vectors. With the defaults (as in AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes,
+6000 bit/s. Frame f depends on samples before (f + 1) * hop_length, and no sample depends on a later
+frame. Any leading number of levels decodes, by quantizer dropout.
 
-`encode` and `decode` take clips of whole frames; `audiolm_jax.streaming` clips of any length, and without end.
+`encode` and `decode` take clips of whole frames; `audiolm_jax.streaming` clips of any length, and
+without end.
 
 Where the paper is silent or unclear, and where we leave it:
-- Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`), so that they do not
-  follow the crop. Our weight of the feature term is 10, the paper's 100: the spectral term is now near 20 at first, and
-  should lead.
-- The logarithm of the spectral term has a floor, `spectral_floor`, of which the paper says nothing. The default is as
-  good as none: silence then has most of the gradient. What a higher one did to two corpora is in docs/log.md.
+- Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`),
+  so that they do not follow the crop. Our weight of the feature term is 10, the paper's 100: the
+  spectral term is now near 20 at first, and should lead.
+- The logarithm of the spectral term has a floor, `spectral_floor`, of which the paper says nothing.
+  The default is as good as none: silence then has most of the gradient. What a higher one did to
+  two corpora is in docs/log.md.
 - The paper prints no commitment loss; without one, the encoder may outrun its codebooks.
-- Residual units have kernel 3 at full width (`nn.seanet.ResidualUnit` says why); D = 256 fits the table of sizes.
-- `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None leaves them out for good:
-  short runs spend their time on reconstruction.
-- `waveform_weight` > 0 (default 0, the paper) adds the relative squared error of the waveform: short runs learn
-  phase by it, which the spectral loss ignores.
-- `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar quantization
-  (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid does not follow the embeddings,
-  which are small at first: they may all round to 0 for some hundred steps.
-- `network` (default None, SEANet as in the paper) is a network at the frame rate (`nn.frame_rate`): of the fields of
-  SEANet (`strides`, `stem_stride`, the channels) none then counts.
-- `film` (default None) adds the denoising switch of its section III-F at the end of the encoder or the beginning of the
-  decoder. Training then needs noise beside the waveform; each example is denoised or not by chance.
-- `balance_decay` (default None, the paper: fixed weights) turns the weights of the terms that see the estimated
-  waveform into shares of its gradient (EnCodec, arXiv 2210.13438, section 3.4, with decay 0.999; there the shares are
-  1.1 spectral, 3 adversarial, 3 feature): no term takes over because its scale grew. It costs a second pass through the
-  critics, forward once and backward twice. The value of the loss then says little: look at its terms.
+- Residual units have kernel 3 at full width (`nn.seanet.ResidualUnit` says why); D = 256 fits the
+  table of sizes.
+- `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None
+  leaves them out for good: short runs spend their time on reconstruction.
+- `waveform_weight` > 0 (default 0, the paper) adds the relative squared error of the waveform:
+  short runs learn phase by it, which the spectral loss ignores.
+- `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar
+  quantization (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid
+  does not follow the embeddings, which are small at first: they may all round to 0 for some hundred
+  steps.
+- `network` (default None, SEANet as in the paper) is a network at the frame rate (`nn.frame_rate`):
+  of the fields of SEANet (`strides`, `stem_stride`, the channels) none then counts.
+- `film` (default None) adds the denoising switch of its section III-F at the end of the encoder or
+  the beginning of the decoder. Training then needs noise beside the waveform; each example is
+  denoised or not by chance.
+- `balance_decay` (default None, the paper: fixed weights) turns the weights of the terms that see
+  the estimated waveform into shares of its gradient (EnCodec, arXiv 2210.13438, section 3.4, with
+  decay 0.999; there the shares are 1.1 spectral, 3 adversarial, 3 feature): no term takes over
+  because its scale grew. It costs a second pass through the critics, forward once and backward
+  twice. The value of the loss then says little: look at its terms.
 """
 
 import dataclasses
@@ -42,78 +50,114 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from audiolm_jax import audio, checks, losses
+from audiolm_jax import checks, losses
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import frame_rate, quantizer
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
-from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, State, Variables
+from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Defaults: AudioLM's codec.
 
-  Raises ValueError for a value that is not legal, when `crop_length` is no whole number of frames, or `fsq_levels` and
-  the sizes disagree, or the balance of the loss is impossible.
+  Raises ValueError for a value that is not legal, when `crop_length` is no whole number of frames,
+  or `fsq_levels` and the sizes disagree, or the balance of the loss is impossible.
   """
 
   sample_rate: int = 16_000  # Hz
   crop_length: int = 16_000  # samples of a training example; not stated in the paper
   strides: tuple[int, ...] = (2, 4, 5, 8)
-  stem_stride: int = 1  # of the first and the last convolution; above 1 no layer runs at the full rate (nn.seanet)
+  # of the first and the last convolution; above 1 no layer runs at the full rate (nn.seanet)
+  stem_stride: int = 1
   encoder_channels: int = 32
   decoder_channels: int = 32
-  network: FrameRate | None = None  # one at the frame rate, in the place of SEANet of the fields above
-  mel_encoder: bool = False  # the paper's ablation: a mel filterbank in place of the learned encoder
+  # one at the frame rate, in the place of SEANet of the fields above
+  network: FrameRate | None = None
+  # the paper's ablation: a mel filterbank in place of the learned encoder
+  mel_encoder: bool = False
   embedding_dim: int = 256
   num_quantizers: int = 12
-  quantizer_dropout: bool = True  # each training example uses a random number of levels; without, always all
+  # each training example uses a random number of levels; without, always all
+  quantizer_dropout: bool = True
   codebook_size: int = 1024
-  fsq_levels: tuple[int, ...] | None = None  # of each dimension of the embedding; None: residual vector quantization
-  film: str | None = None  # 'encoder' or 'decoder': where the switch that denoises acts (FiLM); None: there is none
+  # of each dimension of the embedding; None: residual vector quantization
+  fsq_levels: tuple[int, ...] | None = None
+  # 'encoder' or 'decoder': where the switch that denoises acts (FiLM); None: there is none
+  film: str | None = None
   codebook_decay: float = 0.99
   dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
   spectral_channels: int = 32  # of the critic on the STFT
   spectral_window_length: int = 1024  # samples; hop a quarter of it
   num_waveform_critics: int = 3  # each at half the rate of the one before
-  waveform_channels: int = 16  # of the critics on the waveform: a multiple of 4, times 4 per layer, up to the next
+  # of the critics on the waveform: a multiple of 4, times 4 per layer, up to the next
+  waveform_channels: int = 16
   waveform_max_channels: int = 1024
   adversarial_start: int | None = 0  # training step; None: never
-  spectral_floor: float = 1e-5  # of the spectral term: the level of white noise below which little counts (losses)
+  # of the spectral term: the level of white noise below which little counts (losses)
+  spectral_floor: float = 1e-5
   spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples, of the spectral term
   spectral_weight: float = 1.0
   waveform_weight: float = 0.0
   commitment_weight: float = 1.0
   adversarial_weight: float = 1.0
   feature_weight: float = 10.0
-  balance_decay: float | None = None  # of the mean lengths of the terms' gradients, a step; None: fixed weights
+  # of the mean lengths of the terms' gradients, a step; None: fixed weights
+  balance_decay: float | None = None
   dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
 
   def __post_init__(self):
     sizes = (
-        'sample_rate', 'crop_length', 'stem_stride', 'encoder_channels', 'decoder_channels', 'embedding_dim',
-        'num_quantizers', 'codebook_size', 'spectral_channels', 'spectral_window_length', 'num_waveform_critics',
-        'waveform_channels', 'waveform_max_channels',
+      'sample_rate',
+      'crop_length',
+      'stem_stride',
+      'encoder_channels',
+      'decoder_channels',
+      'embedding_dim',
+      'num_quantizers',
+      'codebook_size',
+      'spectral_channels',
+      'spectral_window_length',
+      'num_waveform_critics',
+      'waveform_channels',
+      'waveform_max_channels',
     )
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
-    weights = [f'{name}_weight' for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')]
+    weights = [
+      f'{name}_weight' for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')
+    ]
     checks.fields(self, **dict.fromkeys(weights, checks.NOT_NEGATIVE))
     checks.fields(
-        self, strides=checks.each(checks.WHOLE), mel_encoder=checks.FLAG, quantizer_dropout=checks.FLAG,
-        film=checks.one_of(None, 'encoder', 'decoder'), codebook_decay=checks.BELOW_ONE,
-        dead_code_threshold=checks.NOT_NEGATIVE, adversarial_start=checks.optional(checks.whole(0)),
-        spectral_floor=checks.POSITIVE, spectral_windows=checks.each(checks.WHOLE), balance_decay=checks.optional(checks.BELOW_ONE), dtype=checks.FLOAT_TYPE,
+      self,
+      strides=checks.each(checks.WHOLE),
+      mel_encoder=checks.FLAG,
+      quantizer_dropout=checks.FLAG,
+      film=checks.one_of(None, 'encoder', 'decoder'),
+      codebook_decay=checks.BELOW_ONE,
+      dead_code_threshold=checks.NOT_NEGATIVE,
+      adversarial_start=checks.optional(checks.whole(0)),
+      spectral_floor=checks.POSITIVE,
+      spectral_windows=checks.each(checks.WHOLE),
+      balance_decay=checks.optional(checks.BELOW_ONE),
+      dtype=checks.FLOAT_TYPE,
     )
     check_length(self, self.crop_length)
     _check_fsq(self)
     if self.balance_decay is not None and not any(self.loss_weights[name] for name in BALANCED):
-      raise ValueError(f'balance_decay={self.balance_decay} with all weights of {BALANCED} 0: give one of them a share')
+      raise UserError(
+        f'balance_decay={self.balance_decay} with all weights of {BALANCED} 0: give one of them a share'
+      )
 
   @property
   def hop_length(self) -> int:
     """Samples per frame."""
-    return self.stem_stride * math.prod(self.strides) if self.network is None else self.network.hop_length
+    return (
+      self.stem_stride * math.prod(self.strides)
+      if self.network is None
+      else self.network.hop_length
+    )
 
   @property
   def frame_rate(self) -> float:
@@ -129,12 +173,12 @@ class Config:
   def loss_weights(self) -> Mapping[str, float]:
     """The weight of each term of the loss, by its name."""
     return {
-        'spectral': self.spectral_weight,
-        'waveform': self.waveform_weight,
-        'commitment': self.commitment_weight,
-        'adversarial': self.adversarial_weight,
-        'feature': self.feature_weight,
-        'discriminator': 1.0,  # alone in its optimizer group
+      'spectral': self.spectral_weight,
+      'waveform': self.waveform_weight,
+      'commitment': self.commitment_weight,
+      'adversarial': self.adversarial_weight,
+      'feature': self.feature_weight,
+      'discriminator': 1.0,  # alone in its optimizer group
     }
 
   def make(self) -> Stage:
@@ -144,7 +188,8 @@ class Config:
     return Codec(functools.partial(encode, self), functools.partial(decode, self))
 
 
-BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')  # the terms that see the estimated waveform
+# the terms that see the estimated waveform
+BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')
 
 
 def _check_fsq(config: Config):
@@ -152,38 +197,52 @@ def _check_fsq(config: Config):
     return
   legal = checks.each(checks.whole(2)).holds(config.fsq_levels)
   if not legal or math.prod(config.fsq_levels) >= 2**31:
-    raise ValueError(f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes')
-  wanted = dict(num_quantizers=1, codebook_size=math.prod(config.fsq_levels), embedding_dim=len(config.fsq_levels))
+    raise UserError(
+      f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes'
+    )
+  wanted = dict(
+    num_quantizers=1,
+    codebook_size=math.prod(config.fsq_levels),
+    embedding_dim=len(config.fsq_levels),
+  )
   found = {name: getattr(config, name) for name in wanted}
   if found != wanted:
-    raise ValueError(f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three')
+    raise UserError(
+      f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three'
+    )
 
 
 def check_length(config: Config, num_samples: int):
   if num_samples == 0 or num_samples % config.hop_length:
-    raise ValueError(
-        f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
-        f'hop_length={config.hop_length}: pad with audio.pad_to_multiple'
+    raise UserError(
+      f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
+      f'hop_length={config.hop_length}: pad with audio.pad_to_multiple'
     )
 
 
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
-PIANO = Config(num_quantizers=3, codebook_size=2**14)  # AudioLM, section IV-I: 50 frames/s, 2100 bit/s
-SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)  # its paper: 75 frames/s, 6000 bit/s
-# MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480; the split is ours.
+# AudioLM, section IV-I: 50 frames/s, 2100 bit/s
+PIANO = Config(num_quantizers=3, codebook_size=2**14)
+# its paper: 75 frames/s, 6000 bit/s
+SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)
+# MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480;
+# the split is ours.
 MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
 
 Denoise = bool | Bool[Array, 'B']
-UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}  # what critics cost whose logits are all 0
+# what critics cost whose logits are all 0
+UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}
 
 
 def make(config: Config) -> Stage:
-  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and 'discriminator'."""
+  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and
+  'discriminator'.
+  """
   names = ('waveform',) if config.film is None else ('waveform', 'noise')
   return Stage(
-      batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
-      init=lambda key: _init(config, key),
-      loss=lambda params, state, batch, key: _loss(config, params, state, batch, key),
+    batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
+    init=lambda key: _init(config, key),
+    loss=lambda params, state, batch, key: _loss(config, params, state, batch, key),
   )
 
 
@@ -193,7 +252,9 @@ def encoder(config: Config) -> Encoder | MelEncoder | frame_rate.Encoder:
     return MelEncoder(config.embedding_dim, config.sample_rate, config.hop_length)
   if config.network is not None:
     return frame_rate.Encoder(config.network, config.embedding_dim, config.dtype)
-  return Encoder(config.encoder_channels, config.strides, config.embedding_dim, config.dtype, config.stem_stride)
+  return Encoder(
+    config.encoder_channels, config.strides, config.embedding_dim, config.dtype, config.stem_stride
+  )
 
 
 def decoder(config: Config) -> Decoder | frame_rate.Decoder:
@@ -205,12 +266,12 @@ def decoder(config: Config) -> Decoder | frame_rate.Decoder:
 
 def _discriminators(config: Config) -> Discriminators:
   return Discriminators(
-      config.spectral_channels,
-      config.spectral_window_length,
-      config.waveform_channels,
-      config.waveform_max_channels,
-      config.num_waveform_critics,
-      dtype=config.dtype,
+    config.spectral_channels,
+    config.spectral_window_length,
+    config.waveform_channels,
+    config.waveform_max_channels,
+    config.num_waveform_critics,
+    dtype=config.dtype,
   )
 
 
@@ -219,18 +280,18 @@ def _init(config: Config, key: jax.Array) -> Variables:
   wave_BT = jnp.zeros((1, config.crop_length))
   z_BFD = jnp.zeros((1, config.crop_length // config.hop_length, config.embedding_dim))
   params = {
-      'generator': {
-          'encoder': encoder(config).init(keys[0], wave_BT).get('params', {}),
-          'decoder': decoder(config).init(keys[1], z_BFD)['params'],
-      },
-      'discriminator': _discriminators(config).init(keys[2], wave_BT)['params'],
+    'generator': {
+      'encoder': encoder(config).init(keys[0], wave_BT).get('params', {}),
+      'decoder': decoder(config).init(keys[1], z_BFD)['params'],
+    },
+    'discriminator': _discriminators(config).init(keys[2], wave_BT)['params'],
   }
   if config.film is not None:
     params['generator']['film'] = FiLM().init(keys[0], z_BFD, jnp.zeros((1, 2)))['params']
   state = {'step': jnp.zeros((), jnp.int32)}
   if config.fsq_levels is None:
     state['codebooks'] = quantizer.init(
-        keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim
+      keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim
     )
   if config.balance_decay is not None:
     state['balance'] = losses.init_balance(BALANCED)
@@ -238,21 +299,32 @@ def _init(config: Config, key: jax.Array) -> Variables:
 
 
 def _loss(config: Config, params, state, batch, key):
-  generator, wave_BT, input_BT, denoise_B = params['generator'], batch['waveform'], batch['waveform'], False
+  generator, wave_BT, input_BT, denoise_B = (
+    params['generator'],
+    batch['waveform'],
+    batch['waveform'],
+    False,
+  )
   if config.film is not None:
     denoise_key, key = (None, None) if key is None else jax.random.split(key)
     denoise_B = _denoised(denoise_key, len(wave_BT))
     input_BT = wave_BT + batch['noise']
     wave_BT = jnp.where(denoise_B[:, None], wave_BT, input_BT)
   z_BFD = encoder(config).apply({'params': generator['encoder']}, input_BT)
-  quantized, next_state = _quantize(config, state, _switched(config, generator, 'encoder', z_BFD, denoise_B), key)
+  quantized, next_state = _quantize(
+    config, state, _switched(config, generator, 'encoder', z_BFD, denoise_B), key
+  )
   z_BFD = _switched(config, generator, 'decoder', quantized.z_BFD, denoise_B)
   estimate_BT = decoder(config).apply({'params': generator['decoder']}, z_BFD)
   waves = wave_BT, estimate_BT
-  terms = _reconstruction_terms(config, *waves) | _critic_terms(config, params['discriminator'], state['step'], *waves)
+  terms = _reconstruction_terms(config, *waves) | _critic_terms(
+    config, params['discriminator'], state['step'], *waves
+  )
   terms['commitment'] = quantized.commitment
   perplexity_Q = quantizer.perplexity(quantized.codes_BFQ, config.codebook_size)
-  metrics = terms | {f'perplexity_{level}': perplexity_Q[level] for level in range(config.num_quantizers)}
+  metrics = terms | {
+    f'perplexity_{level}': perplexity_Q[level] for level in range(config.num_quantizers)
+  }
   weights = dict(config.loss_weights)
   if config.balance_decay is not None:
     balance = state['balance']
@@ -266,7 +338,9 @@ def _loss(config: Config, params, state, batch, key):
 
 
 def _denoised(key, batch_size: int):
-  """Returns which examples are to come out without their noise: half of them by chance, in evaluation all."""
+  """Returns which examples are to come out without their noise: half of them by chance, in
+  evaluation all.
+  """
   if key is None:
     return jnp.ones(batch_size, bool)
   return jax.random.bernoulli(key, shape=(batch_size,))
@@ -282,44 +356,52 @@ def _switched(config: Config, generator, place: str, z_BFD, denoise):
 
 def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
   options = dict(
-      sample_rate=config.sample_rate, floor=config.spectral_floor, windows=config.spectral_windows
+    sample_rate=config.sample_rate, floor=config.spectral_floor, windows=config.spectral_windows
   )
   return {
-      'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, **options),
-      'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
+    'spectral': losses.spectral_reconstruction(wave_BT, estimate_BT, **options),
+    'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
   }
 
 
 def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
-  """Returns the terms that need the critics; before their start those of undecided ones, so that the loss won't jump."""
+  """Returns the terms that need the critics; before their start those of undecided ones, so that
+  the loss won't jump.
+  """
   if config.adversarial_start is None:
     return {name: jnp.zeros(()) for name in UNDECIDED}
   judge = lambda params, wave: _discriminators(config).apply({'params': params}, wave)
   return jax.lax.cond(
-      step >= config.adversarial_start,
-      lambda *waves: losses.adversarial_terms(judge, params, *waves),
-      lambda *_: {name: jnp.full((), value) for name, value in UNDECIDED.items()},
-      wave_BT,
-      estimate_BT,
+    step >= config.adversarial_start,
+    lambda *waves: losses.adversarial_terms(judge, params, *waves),
+    lambda *_: {name: jnp.full((), value) for name, value in UNDECIDED.items()},
+    wave_BT,
+    estimate_BT,
   )
 
 
 def _estimate_gradients(config: Config, params, step, wave_BT, estimate_BT):
-  """Returns the gradient of each balanced term with respect to the estimate, {name: [B, T]}, constant itself."""
+  """Returns the gradient of each balanced term with respect to the estimate, {name: [B, T]},
+  constant itself.
+  """
   wave_BT, estimate_BT, params = jax.lax.stop_gradient((wave_BT, estimate_BT, params))
 
   def critic_terms(estimate_BT):
     terms = _critic_terms(config, params, step, wave_BT, estimate_BT)
     return {name: terms[name] for name in ('adversarial', 'feature')}
 
-  reconstruction = jax.jacrev(lambda estimate_BT: _reconstruction_terms(config, wave_BT, estimate_BT))(estimate_BT)
+  reconstruction = jax.jacrev(
+    lambda estimate_BT: _reconstruction_terms(config, wave_BT, estimate_BT)
+  )(estimate_BT)
   return reconstruction | jax.jacrev(critic_terms)(estimate_BT)
 
 
 def _quantize(config: Config, state, z_BFD, key):
   """Quantizes, and in training (`key` given) fits or moves the codebooks and counts the step."""
   if config.fsq_levels is not None:
-    return quantizer.fsq_quantize(config.fsq_levels, z_BFD), state | {'step': state['step'] + (key is not None)}
+    return quantizer.fsq_quantize(config.fsq_levels, z_BFD), state | {
+      'step': state['step'] + (key is not None)
+    }
   codebooks, batch_size = state['codebooks'], len(z_BFD)
   if key is None:
     levels_B = jnp.full(batch_size, config.num_quantizers)
@@ -330,42 +412,50 @@ def _quantize(config: Config, state, z_BFD, key):
   codebooks = quantizer.fitted(codebooks, jax.lax.stop_gradient(z_BFD), fit_key)
   quantized = quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B)
   codebooks = quantizer.update(
-      codebooks,
-      quantized,
-      update_key,
-      decay=config.codebook_decay,
-      dead_code_threshold=config.dead_code_threshold,
+    codebooks,
+    quantized,
+    update_key,
+    decay=config.codebook_decay,
+    dead_code_threshold=config.dead_code_threshold,
   )
   return quantized, {'codebooks': codebooks, 'step': state['step'] + 1}
 
 
 def critic_accuracy(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  estimate_BT: Float[Array, 'B T'],
 ) -> Float[Array, '']:
-  """Returns the share of logits on their side of 0, mean over critics: 0.5 where they cannot tell, 1 where they win."""
+  """Returns the share of logits on their side of 0, mean over critics: 0.5 where they cannot tell,
+  1 where they win.
+  """
   checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
-  judge = lambda wave: _discriminators(config).apply({'params': variables.params['discriminator']}, wave)
+  judge = lambda wave: _discriminators(config).apply(
+    {'params': variables.params['discriminator']}, wave
+  )
   shares = [
-      (jnp.mean(real.logits_BN > 0) + jnp.mean(fake.logits_BN < 0)) / 2
-      for real, fake in zip(judge(wave_BT), judge(estimate_BT), strict=True)
+    (jnp.mean(real.logits_BN > 0) + jnp.mean(fake.logits_BN < 0)) / 2
+    for real, fake in zip(judge(wave_BT), judge(estimate_BT), strict=True)
   ]
   return sum(shares) / len(shares)
 
 
 def encode(
-    config: Config,
-    variables: Variables,
-    wave_BT: Float[Array, 'B T'],
-    num_quantizers: int | None = None,
-    *,
-    denoise: Denoise = False,
+  config: Config,
+  variables: Variables,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
+  *,
+  denoise: Denoise = False,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T / hop_length.
+  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T /
+  hop_length.
 
   denoise: leave out the noise, of all or of these examples; only for a codec with film='encoder'.
 
-  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so many levels or the
-  switch.
+  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so
+  many levels or the switch.
   """
   checks.shapes(wave_BT=wave_BT)
   check_length(config, wave_BT.shape[-1])
@@ -374,19 +464,22 @@ def encode(
 
 
 def decode(
-    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], *, denoise: Denoise = False
+  config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], *, denoise: Denoise = False
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F * hop_length.
+  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
+  hop_length.
 
   denoise: as `encode`, for a codec with film='decoder'.
 
-  Raises ValueError when there are more levels than the codec has, or it has no switch, or a code is beyond the
-  codebook; in compiled code, which cannot raise, the audio of such a code is NaN.
+  Raises ValueError when there are more levels than the codec has, or it has no switch, or a code is
+  beyond the codebook; in compiled code, which cannot raise, the audio of such a code is NaN.
   """
   return decode_vectors(config, variables, vectors(config, variables, codes_BFQ, denoise))
 
 
-def denoised(config: Config, variables: Variables, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B T']:
+def denoised(
+  config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
+) -> Float[Array, 'B T']:
   """Returns the waveform passed through all levels with the switch on, wherever it is.
 
   Raises ValueError as `encode` does.
@@ -395,13 +488,19 @@ def denoised(config: Config, variables: Variables, wave_BT: Float[Array, 'B T'])
   return decode(config, variables, codes_BFQ, denoise=config.film != 'encoder')
 
 
-def decode_vectors(config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']) -> Float[Array, 'B T']:
+def decode_vectors(
+  config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']
+) -> Float[Array, 'B T']:
   """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
   return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
 
 
 def codes(
-    config: Config, variables: Variables, z_BFD: Float[Array, 'B F D'], num_quantizers: int | None, denoise: Denoise
+  config: Config,
+  variables: Variables,
+  z_BFD: Float[Array, 'B F D'],
+  num_quantizers: int | None,
+  denoise: Denoise,
 ) -> Int[Array, 'B F Q']:
   """Returns the codes of what the encoder made: the second half of `encode`."""
   _check_num_quantizers(config, num_quantizers)
@@ -413,15 +512,17 @@ def codes(
 
 
 def vectors(
-    config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
+  config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
 ) -> Float[Array, 'B F D']:
-  """Returns the embeddings that the decoder reads for the codes of the first levels; raises as `decode`."""
+  """Returns the embeddings that the decoder reads for the codes of the first levels; raises as
+  `decode`.
+  """
   checks.shapes(codes_BFQ=codes_BFQ)
   checks.ids('codes_BFQ', codes_BFQ, config.codebook_size, padding=False)
   if codes_BFQ.shape[-1] > config.num_quantizers:
-    raise ValueError(
-        f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
-        'were they made by another codec?'
+    raise UserError(
+      f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
+      'were they made by another codec?'
     )
   _check_switch(config, 'decoder', denoise)
   if config.fsq_levels is not None:
@@ -433,14 +534,14 @@ def vectors(
 
 def _check_num_quantizers(config: Config, num_quantizers: int | None):
   if num_quantizers is not None and not 1 <= num_quantizers <= config.num_quantizers:
-    raise ValueError(
-        f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
-        'give a number of these, or None for all'
+    raise UserError(
+      f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
+      'give a number of these, or None for all'
     )
 
 
 def _check_switch(config: Config, place: str, denoise: Denoise):
   if denoise is not False and config.film != place:
-    raise ValueError(
-        f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}'
+    raise UserError(
+      f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}'
     )

@@ -1,26 +1,31 @@
-"""w2v-BERT (arXiv 2108.06209): a waveform [T] at 16 kHz to features [S, D] at 25 Hz, the source of semantic tokens.
+"""w2v-BERT (arXiv 2108.06209): a waveform [T] at 16 kHz to features [S, D] at 25 Hz, the source of
+semantic tokens.
 
-Log-mel frames (10 ms) pass two 2-D convolutions of stride 2, 2 into frames of 40 ms. Spans of these are replaced by
-random vectors; a linear layer and the contrastive Conformer blocks turn them into context vectors, which must pick
-the quantized version of the original frame among those of other masked frames. The MLM blocks read the context
-vectors and predict the quantizer's ids of the masked frames. AudioLM clusters the output of MLM block 7.
+Log-mel frames (10 ms) pass two 2-D convolutions of stride 2, 2 into frames of 40 ms. Spans of these
+are replaced by random vectors; a linear layer and the contrastive Conformer blocks turn them into
+context vectors, which must pick the quantized version of the original frame among those of other
+masked frames. The MLM blocks read the context vectors and predict the quantizer's ids of the masked
+frames. AudioLM clusters the output of MLM block 7.
 
     loss = contrastive_weight (contrastive + diversity_weight diversity) + mlm_weight mlm
 
-Where the paper is silent or unknown to us, chosen: negatives, temperature, and the annealing of the Gumbel softmax
-are wav2vec 2.0's; each frame starts a masked span by an independent draw; the log-mel is normalized to zero mean and
-unit variance per band over the utterance; the convolutions' output is layer-normalized, so that the random vectors are
-standard normal; the context is projected to the codes' width before the comparison; the ids that the MLM part predicts
-are the quantizer's choice without Gumbel noise; crops are 15 s; computation is in `dtype`, float32 unless a recipe
-says bfloat16.
+Where the paper is silent or unknown to us, chosen: negatives, temperature, and the annealing of the
+Gumbel softmax are wav2vec 2.0's; each frame starts a masked span by an independent draw; the
+log-mel is normalized to zero mean and unit variance per band over the utterance; the convolutions'
+output is layer-normalized, so that the random vectors are standard normal; the context is projected
+to the codes' width before the comparison; the ids that the MLM part predicts are the quantizer's
+choice without Gumbel noise; crops are 15 s; computation is in `dtype`, float32 unless a recipe says
+bfloat16.
 
-Two options that are not in the paper, off by default, for short runs on little data. `targets='clusters'`: the codes
-are clusters of the stacked log-mel frames, found by k-means on the first batch and moved by averages, as in
-vq-wav2vec's k-means variant and HuBERT's first round; the Gumbel quantizer needs many thousand steps before its codes
-mean anything. `unmasked_weight` adds the prediction of the frames that are not masked.
+Two options that are not in the paper, off by default, for short runs on little data.
+`targets='clusters'`: the codes are clusters of the stacked log-mel frames, found by k-means on the
+first batch and moved by averages, as in vq-wav2vec's k-means variant and HuBERT's first round; the
+Gumbel quantizer needs many thousand steps before its codes mean anything. `unmasked_weight` adds
+the prediction of the frames that are not masked.
 
-Deviations: rotary positions where the paper has relative ones or none, and layer norm where the Conformer has batch
-norm (see nn/conformer.py). Zeros at the end of a waveform are taken for padding, and have no influence on the rest.
+Deviations: rotary positions where the paper has relative ones or none, and layer norm where the
+Conformer has batch norm (see nn/conformer.py). Zeros at the end of a waveform are taken for
+padding, and have no influence on the rest.
 """
 
 import dataclasses
@@ -33,6 +38,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import audio, checks, losses
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer as vector_quantizer
 from audiolm_jax.nn.attention import EMBED, MLP, VOCAB, dense, partitioned
 from audiolm_jax.nn.conformer import Conformer, layer_norm
@@ -66,7 +72,8 @@ class Config:
   contrastive_weight: float = 1.0  # beta
   diversity_weight: float = 0.1  # alpha
   mlm_weight: float = 1.0  # gamma
-  unmasked_weight: float = 0.0  # of predicting the ids of frames that are not masked; not in the paper
+  # of predicting the ids of frames that are not masked; not in the paper
+  unmasked_weight: float = 0.0
   targets: str = 'gumbel'  # or 'clusters'; not in the paper
   gumbel_temperature: float = 2.0  # at step 0
   gumbel_temperature_end: float = 0.5
@@ -78,29 +85,53 @@ class Config:
 
   def __post_init__(self):
     sizes = (
-        'sample_rate', 'num_mels', 'conv_channels', 'num_contrastive_layers', 'num_mlm_layers', 'width', 'num_heads',
-        'mlp_width', 'kernel_size', 'codebook_size', 'code_width', 'mask_span', 'num_negatives', 'feature_layer',
-        'mel_hop_length',
+      'sample_rate',
+      'num_mels',
+      'conv_channels',
+      'num_contrastive_layers',
+      'num_mlm_layers',
+      'width',
+      'num_heads',
+      'mlp_width',
+      'kernel_size',
+      'codebook_size',
+      'code_width',
+      'mask_span',
+      'num_negatives',
+      'feature_layer',
+      'mel_hop_length',
     )
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
     weights = ('contrastive_weight', 'diversity_weight', 'mlm_weight', 'unmasked_weight')
     checks.fields(self, **dict.fromkeys(weights, checks.NOT_NEGATIVE))
-    temperatures = ('contrastive_temperature', 'gumbel_temperature', 'gumbel_temperature_end', 'crop_seconds')
+    temperatures = (
+      'contrastive_temperature',
+      'gumbel_temperature',
+      'gumbel_temperature_end',
+      'crop_seconds',
+    )
     checks.fields(self, **dict.fromkeys(temperatures, checks.POSITIVE))
     checks.fields(
-        self, window_length=checks.whole(self.mel_hop_length), dropout=checks.BELOW_ONE,
-        mask_probability=checks.SHARE, targets=checks.one_of('gumbel', 'clusters'),
-        gumbel_decay=checks.POSITIVE_SHARE, dtype=checks.FLOAT_TYPE, remat=checks.FLAG,
+      self,
+      window_length=checks.whole(self.mel_hop_length),
+      dropout=checks.BELOW_ONE,
+      mask_probability=checks.SHARE,
+      targets=checks.one_of('gumbel', 'clusters'),
+      gumbel_decay=checks.POSITIVE_SHARE,
+      dtype=checks.FLOAT_TYPE,
+      remat=checks.FLAG,
     )
     if self.width % (2 * self.num_heads):
-      raise ValueError(
-          f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
-          'change one of them'
+      raise UserError(
+        f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
+        'change one of them'
       )
     if self.kernel_size % 2 == 0:
-      raise ValueError(f'kernel_size={self.kernel_size} has no centre: make it odd')
+      raise UserError(f'kernel_size={self.kernel_size} has no centre: make it odd')
     if self.crop_seconds * self.sample_rate < self.hop_length:
-      raise ValueError(f'crop_seconds={self.crop_seconds} is less than one frame of {self.hop_length} samples')
+      raise UserError(
+        f'crop_seconds={self.crop_seconds} is less than one frame of {self.hop_length} samples'
+      )
 
   @property
   def hop_length(self) -> int:
@@ -130,9 +161,9 @@ class Config:
       return Variables(params, state)
 
     return Stage(
-        batch={'waveform': Feature((num_samples,), np.float32, self.sample_rate)},
-        init=init,
-        loss=lambda params, state, batch, key: loss(self, params, state, batch, key),
+      batch={'waveform': Feature((num_samples,), np.float32, self.sample_rate)},
+      init=init,
+      loss=lambda params, state, batch, key: loss(self, params, state, batch, key),
     )
 
 
@@ -145,8 +176,12 @@ class W2vBert(nn.Module):
     self.encoder = Encoder(c.conv_channels, c.dtype)
     self.projection = dense(c.width, (MLP, EMBED), **options)
     blocks = dict(
-        num_heads=c.num_heads, mlp_width=c.mlp_width, kernel_size=c.kernel_size, dropout=c.dropout, dtype=c.dtype,
-        remat=c.remat,
+      num_heads=c.num_heads,
+      mlp_width=c.mlp_width,
+      kernel_size=c.kernel_size,
+      dropout=c.dropout,
+      dtype=c.dtype,
+      remat=c.remat,
     )
     self.contrastive_blocks = Conformer(num_layers=c.num_contrastive_layers, **blocks)
     self.mlm_blocks = Conformer(num_layers=c.num_mlm_layers, **blocks)
@@ -156,9 +191,11 @@ class W2vBert(nn.Module):
     self.mlm_head = dense(c.codebook_size, (EMBED, VOCAB), **options)
 
   def __call__(self, wave_BT, mask_key, gumbel_key, temperature=1.0, cluster_ids_BS=None):
-    """Returns what the loss compares: a dict of arrays over [B, S], for masks drawn from `mask_key`.
+    """Returns what the loss compares: a dict of arrays over [B, S], for masks drawn from
+    `mask_key`.
 
-    `gumbel_key` None: the quantizer picks its most likely code. `cluster_ids_BS`: the ids, where targets='clusters'.
+    `gumbel_key` None: the quantizer picks its most likely code. `cluster_ids_BS`: the ids, where
+    targets='clusters'.
     """
     c = self.config
     mel_BFM, valid_BF = normalized_log_mel(c, wave_BT)
@@ -173,13 +210,13 @@ class W2vBert(nn.Module):
       codes_BSD, ids_BS = self.quantizer(cluster_ids_BS), cluster_ids_BS
       probabilities_BSK = jax.nn.one_hot(ids_BS, c.codebook_size)
     return dict(
-        masked_BS=masked_BS,
-        valid_BS=valid_BS,
-        context_BSD=self.context_projection(context_BSD),
-        codes_BSD=codes_BSD,
-        ids_BS=ids_BS,
-        probabilities_BSK=probabilities_BSK,
-        logits_BSK=self.mlm_head(self.mlm_blocks(context_BSD, valid_BS)[0]),
+      masked_BS=masked_BS,
+      valid_BS=valid_BS,
+      context_BSD=self.context_projection(context_BSD),
+      codes_BSD=codes_BSD,
+      ids_BS=ids_BS,
+      probabilities_BSK=probabilities_BSK,
+      logits_BSK=self.mlm_head(self.mlm_blocks(context_BSD, valid_BS)[0]),
     )
 
   def features(self, wave_BT):
@@ -203,32 +240,45 @@ class Encoder(nn.Module):
     x = mel_BFM[..., None].astype(self.dtype)
     for layer in range(2):
       x = nn.Conv(
-          self.channels, (3, 3), strides=(2, 2), padding=1, dtype=self.dtype, name=f'conv_{layer + 1}',
-          kernel_init=partitioned(nn.initializers.he_normal(), None, None, None, EMBED),
-          bias_init=partitioned(nn.initializers.zeros, EMBED),
+        self.channels,
+        (3, 3),
+        strides=(2, 2),
+        padding=1,
+        dtype=self.dtype,
+        name=f'conv_{layer + 1}',
+        kernel_init=partitioned(nn.initializers.he_normal(), None, None, None, EMBED),
+        bias_init=partitioned(nn.initializers.zeros, EMBED),
       )(x)
       valid_BF = valid_BF[:, ::2]
-      # The last convolution is linear: what a rectifier leaves shares a large mean, and the quantizer, seeing little
-      # else, would begin with a handful of codes.
+      # The last convolution is linear: what a rectifier leaves shares a large mean, and the
+      # quantizer, seeing little else, would begin with a handful of codes.
       x = jnp.where(valid_BF[..., None, None], x if layer else jax.nn.relu(x), 0)
     frames_BSN = x.reshape(*x.shape[:2], -1)
     return layer_norm(self.dtype, 'norm')(frames_BSN), valid_BF
 
 
 class GumbelQuantizer(nn.Module):
-  """Picks one code per frame by a Gumbel softmax with straight-through gradients (wav2vec 2.0, section 2)."""
+  """Picks one code per frame by a Gumbel softmax with straight-through gradients (wav2vec 2.0,
+  section 2).
+  """
 
   codebook_size: int
   code_width: int
 
   @nn.compact
   def __call__(self, frames_BSN, key, temperature):
-    """Returns codes_BSD, the most likely ids_BS, and the softmax over codes without noise; all in float32."""
-    # Weights of variance 1, as in wav2vec 2.0's code: from flat logits the Gumbel noise alone would pick the codes, and
-    # the diversity term, which is best at a flat softmax, would keep it so.
+    """Returns codes_BSD, the most likely ids_BS, and the softmax over codes without noise; all in
+    float32.
+    """
+    # Weights of variance 1, as in wav2vec 2.0's code: from flat logits the Gumbel noise alone would
+    # pick the codes, and the diversity term, which is best at a flat softmax, would keep it so.
     init = nn.initializers.normal(1.0)
-    kernel_NK = self.param('kernel', partitioned(init, MLP, VOCAB), (frames_BSN.shape[-1], self.codebook_size))
-    codebook_KD = self.param('codebook', partitioned(init, VOCAB, EMBED), (self.codebook_size, self.code_width))
+    kernel_NK = self.param(
+      'kernel', partitioned(init, MLP, VOCAB), (frames_BSN.shape[-1], self.codebook_size)
+    )
+    codebook_KD = self.param(
+      'codebook', partitioned(init, VOCAB, EMBED), (self.codebook_size, self.code_width)
+    )
     logits_BSK = frames_BSN.astype(jnp.float32) @ kernel_NK
     ids_BS = jnp.argmax(logits_BSK, axis=-1).astype(jnp.int32)
     if key is None:
@@ -253,7 +303,9 @@ class ClusterCodes(nn.Module):
 
 
 def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key | None):
-  """Returns each frame's cluster ids_BS among the stacked log-mel frames, and the state with the clusters moved."""
+  """Returns each frame's cluster ids_BS among the stacked log-mel frames, and the state with the
+  clusters moved.
+  """
   log_mel_BFM, _ = normalized_log_mel(config, wave_BT)
   stacked_BSN = log_mel_BFM.reshape(log_mel_BFM.shape[0], -1, SUBSAMPLING * config.num_mels)
   codebooks, all_levels_B = state['codebooks'], jnp.ones(stacked_BSN.shape[0], jnp.int32)
@@ -262,24 +314,29 @@ def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key
     codebooks = vector_quantizer.fitted(codebooks, stacked_BSN, fit_key)
   quantized = vector_quantizer.quantize(codebooks.vectors_QKD, stacked_BSN, all_levels_B)
   if key is not None:
-    codebooks = vector_quantizer.update(codebooks, quantized, update_key, decay=0.99, dead_code_threshold=0.5)
+    codebooks = vector_quantizer.update(
+      codebooks, quantized, update_key, decay=0.99, dead_code_threshold=0.5
+    )
   return quantized.codes_BFQ[..., 0], {**state, 'codebooks': codebooks}
 
 
 def normalized_log_mel(
-    config: Config, wave_BT: Float[Array, 'B T']
+  config: Config, wave_BT: Float[Array, 'B T']
 ) -> tuple[Float[Array, 'B F M'], Bool[Array, 'B F']]:
-  """Returns log-mel frames (4 per output frame), zero mean and unit variance per band over the utterance, and which of
-  them start before the zeros that end the waveform; the others are 0.
+  """Returns log-mel frames (4 per output frame), zero mean and unit variance per band over the
+  utterance, and which of them start before the zeros that end the waveform; the others are 0.
   """
   wave_BT = audio.pad_to_multiple(wave_BT, config.hop_length)
   num_samples = wave_BT.shape[-1]
   length_B = jnp.max(jnp.where(wave_BT != 0, np.arange(1, num_samples + 1), 0), axis=-1)
   valid_BF = np.arange(0, num_samples, config.mel_hop_length) < length_B[:, None]
   log_mel_BFM = audio.log_mel_spectrogram(
-      jnp.pad(wave_BT, ((0, 0), (0, config.window_length - config.mel_hop_length))),
-      sample_rate=config.sample_rate, window_length=config.window_length, hop_length=config.mel_hop_length,
-      num_mels=config.num_mels, fft_length=512,
+    jnp.pad(wave_BT, ((0, 0), (0, config.window_length - config.mel_hop_length))),
+    sample_rate=config.sample_rate,
+    window_length=config.window_length,
+    hop_length=config.mel_hop_length,
+    num_mels=config.num_mels,
+    fft_length=512,
   )
   weights_BF1 = (valid_BF / jnp.maximum(valid_BF.sum(axis=1, keepdims=True), 1))[..., None]
   centred_BFM = log_mel_BFM - jnp.sum(log_mel_BFM * weights_BF1, axis=1, keepdims=True)
@@ -289,8 +346,11 @@ def normalized_log_mel(
   return jnp.where(valid_BF[..., None], normalized_BFM, 0), valid_BF
 
 
-def span_mask(key: Key, shape: tuple[int, int], probability: float, span: int) -> Bool[Array, 'B S']:
-  """Returns a mask [B, S]: every frame starts, with `probability`, a masked span of `span` frames; spans may overlap.
+def span_mask(
+  key: Key, shape: tuple[int, int], probability: float, span: int
+) -> Bool[Array, 'B S']:
+  """Returns a mask [B, S]: every frame starts, with `probability`, a masked span of `span` frames;
+  spans may overlap.
 
   Frame s is masked with probability 1 - (1 - probability) ** min(s + 1, span).
   """
@@ -299,73 +359,100 @@ def span_mask(key: Key, shape: tuple[int, int], probability: float, span: int) -
   return jnp.any(jnp.stack([padded[:, n : n + shape[1]] for n in range(span)]), axis=0)
 
 
-def sample_negatives(key: Key, masked_BS: Bool[Array, 'B S'], num_negatives: int) -> Int[Array, 'B S N']:
-  """Returns, for each masked frame, frames drawn uniformly among the other masked frames of its utterance.
+def sample_negatives(
+  key: Key, masked_BS: Bool[Array, 'B S'], num_negatives: int
+) -> Int[Array, 'B S N']:
+  """Returns, for each masked frame, frames drawn uniformly among the other masked frames of its
+  utterance.
 
-  Where the utterance has fewer than two masked frames, and at frames that are not masked, the result means nothing.
+  Where the utterance has fewer than two masked frames, and at frames that are not masked, the
+  result means nothing.
   """
   num_masked_B11 = masked_BS.sum(axis=-1)[:, None, None]
   masked_first_BS = jnp.argsort(~masked_BS, axis=-1, stable=True)
   rank_BS1 = jnp.cumsum(masked_BS, axis=-1)[..., None] - 1
-  # Going 1 .. count - 1 masked frames ahead, round the end, meets each other masked frame once and never the own.
+  # Going 1 .. count - 1 masked frames ahead, round the end, meets each other masked frame once and
+  # never the own.
   others = jnp.maximum(num_masked_B11 - 1, 1)
   ahead_BSN = 1 + jax.random.randint(key, (*masked_BS.shape, num_negatives), 0, others)
   rank_BSN = (rank_BS1 + ahead_BSN) % jnp.maximum(num_masked_B11, 1)
   return jnp.take_along_axis(masked_first_BS[:, None], rank_BSN, axis=-1)
 
 
-def loss(config: Config, params: Params, state: State, batch: Batch, key: Key | None) -> tuple[Array, Aux]:
+def loss(
+  config: Config, params: Params, state: State, batch: Batch, key: Key | None
+) -> tuple[Array, Aux]:
   """See the module's docstring. With `key` None the masks and negatives come from a fixed key."""
   training = key is not None
   keys = jax.random.split(key if training else jax.random.key(0), 5)
   mask_key, negative_key, gumbel_key, dropout_key, cluster_key = keys
   temperature = jnp.maximum(
-      config.gumbel_temperature * config.gumbel_decay ** state['step'], config.gumbel_temperature_end
+    config.gumbel_temperature * config.gumbel_decay ** state['step'], config.gumbel_temperature_end
   )
   cluster_ids_BS, next_state = None, state
   if config.targets == 'clusters':
-    cluster_ids_BS, next_state = cluster(config, state, batch['waveform'], cluster_key if training else None)
+    cluster_ids_BS, next_state = cluster(
+      config, state, batch['waveform'], cluster_key if training else None
+    )
   out = W2vBert(config).apply(
-      {'params': params}, batch['waveform'], mask_key, gumbel_key if training else None, temperature, cluster_ids_BS,
-      rngs={'dropout': dropout_key} if training else {},
+    {'params': params},
+    batch['waveform'],
+    mask_key,
+    gumbel_key if training else None,
+    temperature,
+    cluster_ids_BS,
+    rngs={'dropout': dropout_key} if training else {},
   )
   masked_BS, valid_BS = out['masked_BS'], out['valid_BS']
   comparable_BS = masked_BS & (masked_BS.sum(axis=-1, keepdims=True) > 1)
   contrastive, contrastive_accuracy = losses.contrastive(
-      out['context_BSD'], out['codes_BSD'], sample_negatives(negative_key, masked_BS, config.num_negatives),
-      comparable_BS, temperature=config.contrastive_temperature,
+    out['context_BSD'],
+    out['codes_BSD'],
+    sample_negatives(negative_key, masked_BS, config.num_negatives),
+    comparable_BS,
+    temperature=config.contrastive_temperature,
   )
   diversity = losses.diversity(out['probabilities_BSK'], valid_BS)
   mlm = losses.cross_entropy(out['logits_BSK'], out['ids_BS'], masked_BS)
-  total = config.contrastive_weight * (contrastive + config.diversity_weight * diversity) + config.mlm_weight * mlm
+  total = (
+    config.contrastive_weight * (contrastive + config.diversity_weight * diversity)
+    + config.mlm_weight * mlm
+  )
   if config.unmasked_weight:
-    total += config.unmasked_weight * losses.cross_entropy(out['logits_BSK'], out['ids_BS'], valid_BS & ~masked_BS)
+    total += config.unmasked_weight * losses.cross_entropy(
+      out['logits_BSK'], out['ids_BS'], valid_BS & ~masked_BS
+    )
   correct_BS = (jnp.argmax(out['logits_BSK'], axis=-1) == out['ids_BS']).astype(jnp.float32)
   used_BSK = jax.nn.one_hot(out['ids_BS'], config.codebook_size)
   metrics = dict(
-      loss=total,
-      contrastive=contrastive,
-      diversity=diversity,
-      mlm=mlm,
-      contrastive_accuracy=contrastive_accuracy,
-      mlm_accuracy=losses.masked_mean(correct_BS, masked_BS),
-      codebook_perplexity=losses.codebook_perplexity(used_BSK, valid_BS),
+    loss=total,
+    contrastive=contrastive,
+    diversity=diversity,
+    mlm=mlm,
+    contrastive_accuracy=contrastive_accuracy,
+    mlm_accuracy=losses.masked_mean(correct_BS, masked_BS),
+    codebook_perplexity=losses.codebook_perplexity(used_BSK, valid_BS),
   )
   return total, Aux({**next_state, 'step': state['step'] + 1} if training else state, metrics)
 
 
 def features(
-    config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], layer: int | None = None
+  config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], layer: int | None = None
 ) -> Float[Array, 'B S D']:
-  """Returns the output of MLM block `layer` (from 1; None: config.feature_layer), S = ceil(T / 640) frames at 25 Hz.
+  """Returns the output of MLM block `layer` (from 1; None: config.feature_layer), S = ceil(T / 640)
+  frames at 25 Hz.
 
-  Only the blocks up to `layer` run. Frames that lie wholly in the zeros at the end of a waveform mean nothing. Raises
+  Only the blocks up to `layer` run. Frames that lie wholly in the zeros at the end of a waveform
+  mean nothing. Raises
   ValueError when there is no such block. Source: AudioLM, section III-B.
   """
   checks.shapes(wave_BT=wave_BT)
   layer = config.feature_layer if layer is None else layer
   if not 1 <= layer <= config.num_mlm_layers:
-    raise ValueError(f'no MLM block {layer}: there are blocks 1 to {config.num_mlm_layers}')
-  params = {**variables.params, 'mlm_blocks': jax.tree.map(lambda p: p[:layer], variables.params['mlm_blocks'])}
+    raise UserError(f'no MLM block {layer}: there are blocks 1 to {config.num_mlm_layers}')
+  params = {
+    **variables.params,
+    'mlm_blocks': jax.tree.map(lambda p: p[:layer], variables.params['mlm_blocks']),
+  }
   model = W2vBert(dataclasses.replace(config, num_mlm_layers=layer))
   return model.apply({'params': params}, wave_BT, method='features').astype(jnp.float32)

@@ -1,12 +1,14 @@
-"""Checkpoints: asynchronous, atomic, and digested, so that a flipped bit never becomes a wrong weight.
+"""Checkpoints: asynchronous, atomic, and digested, so that a flipped bit never becomes a wrong
+weight.
 
-`directory`/<step>/ holds one Orbax item for each part of the train state (params, state, opt_state, ema_params; empty
-parts are left out), a JSON item `metadata`, and `digest.json` with the SHA-256 of every other file. The digest is
-written after the data and before Orbax renames the temporary directory to its final name: what carries a step's name
-is whole. On restore the digest is checked; a bad step is set aside as <step>.rejected and the one before is used.
+`directory`/<step>/ holds one Orbax item for each part of the train state (params, state, opt_state,
+ema_params; empty parts are left out), a JSON item `metadata`, and `digest.json` with the SHA-256 of
+every other file. The digest is written after the data and before Orbax renames the temporary
+directory to its final name: what carries a step's name is whole. On restore the digest is checked;
+a bad step is set aside as <step>.rejected and the one before is used.
 
-Every part is stored as a flat {path: array}: empty containers and NamedTuples of optax need no special care, and a
-change of structure is reported as a difference of paths.
+Every part is stored as a flat {path: array}: empty containers and NamedTuples of optax need no
+special care, and a change of structure is reported as a difference of paths.
 """
 
 import contextlib
@@ -26,6 +28,7 @@ from jax.experimental import multihost_utils
 
 import audiolm_jax
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import configs, sharding
 
@@ -33,7 +36,8 @@ FORMAT = 1
 DIGEST, METADATA, MARKER = 'digest.json', 'metadata', 'audiolm_jax.json'
 _REMEDY = 'it is damaged, or no checkpoint of this package'
 _TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # half-saved, half-deleted
-UNDIGESTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # Orbax's stamps, made after the digest: no weights
+# Orbax's stamps, made after the digest: no weights
+UNDIGESTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
 
 
 class Restored(NamedTuple):
@@ -44,20 +48,23 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-  """Saves and restores the parts of a train state in `directory`, which this process must hold (training.workdir).
+  """Saves and restores the parts of a train state in `directory`, which this process must hold
+  (training.workdir).
 
-  The newest `max_to_keep` steps stay, and all multiples of `keep_every`; the others go once a newer one is whole.
-  Temporary directories of killed saves are deleted, in directories that a Checkpointer made. Under several processes
-  every one makes the same calls.
+  The newest `max_to_keep` steps stay, and all multiples of `keep_every`; the others go once a newer
+  one is whole. Temporary directories of killed saves are deleted, in directories that a
+  Checkpointer made. Under several processes every one makes the same calls.
 
   Raises ValueError where `directory` holds something but was not made by a Checkpointer.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, max_to_keep: int = 3, keep_every: int | None = None):
+  def __init__(
+    self, directory: str | pathlib.Path, *, max_to_keep: int = 3, keep_every: int | None = None
+  ):
     if max_to_keep < 1:
-      raise ValueError(f'max_to_keep={max_to_keep}: at least one checkpoint must stay')
+      raise UserError(f'max_to_keep={max_to_keep}: at least one checkpoint must stay')
     if keep_every is not None and keep_every < 1:
-      raise ValueError(f'keep_every={keep_every}: a number of steps, or None')
+      raise UserError(f'keep_every={keep_every}: a number of steps, or None')
     self._directory = pathlib.Path(directory).absolute()
     self._max_to_keep, self._keep_every = max_to_keep, keep_every
     self._saving: int | None = None
@@ -65,12 +72,15 @@ class Checkpointer:
       _claim(self._directory)
     _sync('checkpoints claimed')
     self._orbax = ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(),
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
+      ocp.CompositeCheckpointHandler(),
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
     )
 
-  def save(self, step: int, parts: Mapping[str, Any], data_position: Any, metadata: Mapping[str, Any]) -> None:
-    """Starts saving `step`; arrays may be donated once this returns. A step that is already there is left alone.
+  def save(
+    self, step: int, parts: Mapping[str, Any], data_position: Any, metadata: Mapping[str, Any]
+  ) -> None:
+    """Starts saving `step`; arrays may be donated once this returns. A step that is already there
+    is left alone.
 
     Raises OSError when this save, or the one before, could not be written.
     """
@@ -79,34 +89,39 @@ class Checkpointer:
       return
     flat = {name: _flatten(tree) for name, tree in parts.items()}
     described = dict(
-        metadata,
-        format=FORMAT,
-        version=audiolm_jax.__version__,
-        step=step,
-        data_position=data_position,
-        structure=structure(parts),
+      metadata,
+      format=FORMAT,
+      version=audiolm_jax.__version__,
+      step=step,
+      data_position=data_position,
+      structure=structure(parts),
     )
     try:
       json.dumps(described)
     except TypeError as error:
-      raise ValueError(f'metadata and data position of step {step} must be JSON: {error}') from error
+      raise UserError(f'metadata and data position of step {step} must be JSON: {error}') from error
     items = {name: ocp.args.StandardSave(leaves) for name, leaves in flat.items() if leaves}
     if jax.process_index() == 0:
-      _clear(self._directory)  # of saves that failed: what some of their threads wrote after the failure
+      # of saves that failed: what some of their threads wrote after the failure
+      _clear(self._directory)
     self._saving = step  # read by _write_digest
     with self._in_save():
       self._orbax.save(
-          self._directory / str(step), args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(described)})
+        self._directory / str(step),
+        args=ocp.args.Composite(**items, **{METADATA: ocp.args.JsonSave(described)}),
       )
 
   def check(self) -> None:
-    """Raises OSError when the save in progress is known to have failed; waits for nothing otherwise."""
+    """Raises OSError when the save in progress is known to have failed; waits for nothing
+    otherwise.
+    """
     if self._saving is not None:
       with self._in_save():
         self._orbax.check_for_errors()
 
   def wait(self) -> bool:
-    """Waits until the save in progress is whole, then deletes the steps that need not stay; False: there was none.
+    """Waits until the save in progress is whole, then deletes the steps that need not stay; False:
+    there was none.
 
     Raises OSError when the save failed.
     """
@@ -119,7 +134,8 @@ class Checkpointer:
       for old in steps(self._directory)[: -self._max_to_keep]:
         if self._keep_every is not None and old % self._keep_every == 0:
           continue
-        pruned = self._directory / f'{old}.pruned'  # a name that is no step: a kill in between leaves no half step
+        # a name that is no step: a kill in between leaves no half step
+        pruned = self._directory / f'{old}.pruned'
         (self._directory / str(old)).rename(pruned)
         shutil.rmtree(pruned)
     return True
@@ -129,10 +145,11 @@ class Checkpointer:
     self._orbax.close()
 
   def restore(self, targets: Mapping[str, Any], config: Mapping[str, Any]) -> Restored | None:
-    """Restores the newest good step into the shapes, dtypes and shardings of `targets`; None when there is no step.
+    """Restores the newest good step into the shapes, dtypes and shardings of `targets`; None when
+    there is no step.
 
-    `config` is the described stage config. Raises ValueError when it differs from the checkpoint's, when the trees
-    differ, or when steps exist and none is good.
+    `config` is the described stage config. Raises ValueError when it differs from the checkpoint's,
+    when the trees differ, or when steps exist and none is good.
     """
     step = self._newest_good()
     if step is None:
@@ -140,26 +157,29 @@ class Checkpointer:
     metadata = _read_metadata(self._directory / str(step))
     differing = configs.differences(metadata['config'], config)
     if differing:
-      raise ValueError(
-          f'{self._directory} was trained with another config; use that one, or another workdir:\n  '
-          + '\n  '.join(differing)
+      raise UserError(
+        f'{self._directory} was trained with another config; use that one, or another workdir:\n  '
+        + '\n  '.join(differing)
       )
     parts = _restore_parts(self._directory / str(step), targets, metadata)
     return Restored(step, parts, metadata['data_position'], metadata)
 
   @contextlib.contextmanager
   def _in_save(self) -> Iterator[None]:
-    """Turns what Orbax raises when storage fails into an OSError that names the directory and what is left."""
+    """Turns what Orbax raises when storage fails into an OSError that names the directory and what
+    is left.
+    """
     try:
       yield
     except Exception as error:
       step, self._saving = self._saving, None
-      if jax.process_index() == 0:  # every failed attempt leaves its files: the disk would stay full
+      # every failed attempt leaves its files: the disk would stay full
+      if jax.process_index() == 0:
         for path in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
           shutil.rmtree(path, ignore_errors=True)
       raise OSError(
-          f'checkpoint {step} could not be written to {self._directory} ({error}); whole steps there: '
-          f'{steps(self._directory)}'
+        f'checkpoint {step} could not be written to {self._directory} ({error}); whole steps there: '
+        f'{steps(self._directory)}'
       ) from error
 
   def _newest_good(self) -> int | None:
@@ -172,18 +192,23 @@ class Checkpointer:
     if jax.process_count() > 1:
       code = {None: -1}.get(step, step) if not error else -2
       code = int(multihost_utils.broadcast_one_to_all(np.int64(code)))
-      step, error = (None if code < 0 else code), error or ('no good checkpoint' if code == -2 else '')
+      step, error = (
+        (None if code < 0 else code),
+        error or ('no good checkpoint' if code == -2 else ''),
+      )
     if error:
-      raise ValueError(error)
+      raise UserError(error)
     return step
 
   def _write_digest(self) -> None:
-    """Runs in Orbax's thread on the primary process, between the last data file and the final name."""
+    """Runs in Orbax's thread on the primary process, between the last data file and the final
+    name.
+    """
     [temporary] = self._directory.glob(f'{self._saving}.orbax-checkpoint-tmp*')
     digests = {
-        str(path.relative_to(temporary)): [path.stat().st_size, files.sha256(path)]
-        for path in sorted(temporary.rglob('*'))
-        if path.is_file() and str(path.relative_to(temporary)) not in UNDIGESTED
+      str(path.relative_to(temporary)): [path.stat().st_size, files.sha256(path)]
+      for path in sorted(temporary.rglob('*'))
+      if path.is_file() and str(path.relative_to(temporary)) not in UNDIGESTED
     }
     with (temporary / DIGEST).open('w') as file:
       json.dump({'format': FORMAT, 'files': digests}, file, indent=1)
@@ -192,17 +217,23 @@ class Checkpointer:
 
 
 def steps(directory: str | pathlib.Path) -> list[int]:
-  """Returns the steps in `directory` that were saved to the end, in order (their digests are not checked here)."""
+  """Returns the steps in `directory` that were saved to the end, in order (their digests are not
+  checked here).
+  """
   directory = pathlib.Path(directory)
-  names = [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+  names = (
+    [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+  )
   return sorted(int(name) for name in names if (directory / name / DIGEST).is_file())
 
 
 def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
   """Returns the shape and dtype of every array (or shape) in each part, by its dotted path."""
   return {
-      name: {path: [list(x.shape), str(x.dtype)] for path, x in _flatten(sharding.unbox(tree)).items()}
-      for name, tree in parts.items()
+    name: {
+      path: [list(x.shape), str(x.dtype)] for path, x in _flatten(sharding.unbox(tree)).items()
+    }
+    for name, tree in parts.items()
   }
 
 
@@ -229,7 +260,11 @@ def fault(directory: pathlib.Path) -> str | None:
 
 
 def load_variables(
-    directory: str | pathlib.Path, step: int | None = None, *, use_ema: bool = True, config: Any = None
+  directory: str | pathlib.Path,
+  step: int | None = None,
+  *,
+  use_ema: bool = True,
+  config: Any = None,
 ) -> tuple[Any, base.Variables, dict[str, Any]]:
   """Loads a trained stage for inference, on the default device, without optimizer or trainer.
 
@@ -237,49 +272,52 @@ def load_variables(
     directory: a run's checkpoint directory, or its workdir.
     step: which one; None takes the newest good one.
     use_ema: take the averaged parameters where training kept them.
-    config: of a stage from outside of this package, which a checkpoint may name but not import; it must be the one that
-      was trained. None: the checkpoint's own.
+    config: of a stage from outside of this package, which a checkpoint may name but not import; it
+      must be the one that was trained. None: the checkpoint's own.
 
   Returns:
-    (config, Variables of plain arrays, metadata with 'step', 'version', 'fingerprints' and what else was saved).
+    (config, Variables of plain arrays, metadata with 'step', 'version', 'fingerprints' and what
+    else was saved).
 
   Raises:
-    ValueError: no good checkpoint, an unknown config class or field, another config than that of the checkpoint, or
-      another structure than `config.make()` has.
+    ValueError: no good checkpoint, an unknown config class or field, another config than that of
+      the checkpoint, or another structure than `config.make()` has.
   """
   directory = _checkpoints(directory)
   if step is None:
     step = _newest_readable(directory)
   elif reason := fault(directory / str(step)):
-    raise ValueError(f'checkpoint {directory / str(step)}: {reason}')
+    raise UserError(f'checkpoint {directory / str(step)}: {reason}')
   metadata = _read_metadata(directory / str(step))
   if config is None:
     config = configs.rebuild(metadata['config'], metadata['version'])
   elif differing := configs.differences(metadata['config'], configs.describe(config)):
-    raise ValueError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
+    raise UserError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
   try:
     variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
   except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
-    raise ValueError(
-        f'checkpoint {directory / str(step)}: its config makes no model ({error!r}): {_REMEDY}'
+    raise UserError(
+      f'checkpoint {directory / str(step)}: its config makes no model ({error!r}): {_REMEDY}'
     ) from error
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params_name = 'ema_params' if use_ema and metadata['structure'].get('ema_params') else 'params'
   targets = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-      {params_name: variables.params, 'state': variables.state},
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+    {params_name: variables.params, 'state': variables.state},
   )
   parts = _restore_parts(directory / str(step), targets, metadata)
   return config, base.Variables(parts[params_name], parts['state']), metadata
 
 
 def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:
-  """Loads parts of another run's newest good step into the shapes, dtypes and shardings of `targets`, to begin with.
+  """Loads parts of another run's newest good step into the shapes, dtypes and shardings of
+  `targets`, to begin with.
 
-  The configs may differ, the arrays not. `directory` is a checkpoint directory, or a workdir that holds one.
+  The configs may differ, the arrays not. `directory` is a checkpoint directory, or a workdir that
+  holds one.
 
-  Raises ValueError for no good checkpoint, and where arrays are missing, superfluous or of another shape, with a line
-  for each.
+  Raises ValueError for no good checkpoint, and where arrays are missing, superfluous or of another
+  shape, with a line for each.
   """
   directory = _checkpoints(directory)
   step = _newest_readable(directory)
@@ -300,7 +338,7 @@ def _claim(directory: pathlib.Path) -> None:
   marker = directory / MARKER
   if not marker.is_file():
     if found := sorted(path.name for path in directory.iterdir() if path.suffix != '.partial'):
-      raise ValueError(f'{directory} holds {found[:3]} but no {MARKER}: choose an empty directory')
+      raise UserError(f'{directory} holds {found[:3]} but no {MARKER}: choose an empty directory')
     files.write_text(marker, json.dumps({'format': FORMAT}))
   _clear(directory)
 
@@ -313,9 +351,13 @@ def _clear(directory: pathlib.Path) -> None:
 
 
 def _reject_bad(directory: pathlib.Path) -> int | None:
-  """Returns the newest good step and renames newer bad ones, so that their step numbers are free again."""
+  """Returns the newest good step and renames newer bad ones, so that their step numbers are free
+  again.
+  """
   bad = {}
-  names = sorted((int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True)
+  names = sorted(
+    (int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True
+  )
   good = None
   for step in names:
     reason = fault(directory / str(step))
@@ -324,8 +366,9 @@ def _reject_bad(directory: pathlib.Path) -> int | None:
       break
     bad[step] = reason
   if good is None and bad:
-    raise ValueError(
-        f'no good checkpoint in {directory}: ' + '; '.join(f'{step}: {reason}' for step, reason in bad.items())
+    raise UserError(
+      f'no good checkpoint in {directory}: '
+      + '; '.join(f'{step}: {reason}' for step, reason in bad.items())
     )
   for step, reason in bad.items():
     rejected = directory / f'{step}.rejected'
@@ -333,7 +376,7 @@ def _reject_bad(directory: pathlib.Path) -> int | None:
       rejected = rejected.with_name(rejected.name + '+')
     (directory / str(step)).rename(rejected)
     warnings.warn(
-        f'checkpoint {step} in {directory} is bad ({reason}): kept as {rejected.name}, continuing from step {good}'
+      f'checkpoint {step} in {directory} is bad ({reason}): kept as {rejected.name}, continuing from step {good}'
     )
   return good
 
@@ -348,30 +391,44 @@ def _newest_readable(directory: pathlib.Path) -> int:
         warnings.warn(f'checkpoint {bad} in {directory} is bad ({why}): using step {step}')
       return step
     newer[step] = reason
-  raise ValueError(f'no good checkpoint in {directory}: ' + ('; '.join(newer.values()) or 'it holds no step'))
+  raise UserError(
+    f'no good checkpoint in {directory}: ' + ('; '.join(newer.values()) or 'it holds no step')
+  )
 
 
-def _restore_parts(directory: pathlib.Path, targets: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-  """Restores the parts that `targets` names after comparing their paths and shapes with what was saved."""
+def _restore_parts(
+  directory: pathlib.Path, targets: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Restores the parts that `targets` names after comparing their paths and shapes with what was
+  saved.
+  """
   flat = {name: _flatten(tree) for name, tree in targets.items()}
   lines = []
   for name, leaves in flat.items():
-    saved = {path: (tuple(shape), dtype) for path, (shape, dtype) in metadata['structure'].get(name, {}).items()}
+    saved = {
+      path: (tuple(shape), dtype)
+      for path, (shape, dtype) in metadata['structure'].get(name, {}).items()
+    }
     wanted = {path: (tuple(x.shape), str(x.dtype)) for path, x in leaves.items()}
     lines += [
-        f'{name}.{files.printable(path, 200)}: '
-        f'checkpoint {saved.get(path, "(absent)")}, now {wanted.get(path, "(absent)")}'
-        for path in sorted(saved.keys() | wanted.keys())
-        if saved.get(path) != wanted.get(path)
+      f'{name}.{files.printable(path, 200)}: '
+      f'checkpoint {saved.get(path, "(absent)")}, now {wanted.get(path, "(absent)")}'
+      for path in sorted(saved.keys() | wanted.keys())
+      if saved.get(path) != wanted.get(path)
     ]
   if lines:
-    raise ValueError(f'{directory} (audiolm_jax {metadata["version"]}) holds other arrays:\n  ' + '\n  '.join(lines))
+    raise UserError(
+      f'{directory} (audiolm_jax {metadata["version"]}) holds other arrays:\n  '
+      + '\n  '.join(lines)
+    )
   items = {name: ocp.args.StandardRestore(leaves) for name, leaves in flat.items() if leaves}
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
     restored = orbax.restore(directory, args=ocp.args.Composite(**items)) if items else {}
   return {
-      name: jax.tree.unflatten(jax.tree.structure(tree), [restored[name][path] for path in flat[name]])
-      for name, tree in targets.items()
+    name: jax.tree.unflatten(
+      jax.tree.structure(tree), [restored[name][path] for path in flat[name]]
+    )
+    for name, tree in targets.items()
   }
 
 
@@ -382,7 +439,9 @@ def _flatten(tree: Any) -> dict[str, Any]:
 
 
 def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
-  """Reads what was saved beside the arrays. Raises ValueError for a format that this version does not know."""
+  """Reads what was saved beside the arrays. Raises ValueError for a format that this version does
+  not know.
+  """
   path = directory / METADATA / METADATA  # the JSON item names its file so
   metadata = files.read_json(path, _REMEDY)
   metadata.setdefault('fingerprints', {})
@@ -391,12 +450,12 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   if not bad and not all(map(_lists_arrays, metadata['structure'].values())):
     bad = ['structure']
   if bad:
-    raise ValueError(f'{path} has no {bad[0]} as audiolm_jax writes it: {_REMEDY}')
+    raise UserError(f'{path} has no {bad[0]} as audiolm_jax writes it: {_REMEDY}')
   if metadata['format'] != FORMAT:
-    raise ValueError(
-        f'{directory} has format {metadata["format"]}, '
-        f'written by audiolm_jax {files.printable(metadata["version"], 80)}; '
-        f'audiolm_jax {audiolm_jax.__version__} reads format {FORMAT}'
+    raise UserError(
+      f'{directory} has format {metadata["format"]}, '
+      f'written by audiolm_jax {files.printable(metadata["version"], 80)}; '
+      f'audiolm_jax {audiolm_jax.__version__} reads format {FORMAT}'
     )
   return metadata
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import audiolm_jax
+from audiolm_jax.errors import UserError
 
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
 _MISSING = '(absent)'
@@ -16,12 +17,15 @@ _MAX_DEPTH, _MAX_ITEMS = 32, 4096  # of a config; ours have 6 and some dozens
 
 
 def describe(value: Any) -> Any:
-  """Returns a config as JSON-ready data: dataclasses as {'class', 'fields'}, tuples as lists, dtypes as {'dtype'}.
+  """Returns a config as JSON-ready data: dataclasses as {'class', 'fields'}, tuples as lists,
+  dtypes as {'dtype'}.
 
   Raises ValueError for values that JSON cannot bring back.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    fields = {
+      field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)
+    }
     return {'class': f'{type(value).__module__}.{type(value).__qualname__}', 'fields': fields}
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
@@ -31,36 +35,39 @@ def describe(value: Any) -> Any:
     return {str(name): describe(item) for name, item in value.items()}
   try:
     return {'dtype': jnp.dtype(value).name}
-  except TypeError:
-    raise ValueError(f'config value {value!r} cannot be stored: use numbers, strings, tuples, dtypes, dataclasses')
+  except TypeError as error:
+    raise UserError(
+      f'config value {value!r} cannot be stored: use numbers, strings, tuples, dtypes, dataclasses'
+    ) from error
 
 
 def rebuild(data: Mapping[str, Any], version: str) -> Any:
   """Returns the stage config that `describe` wrote, under package version `version`.
 
-  Only `audiolm_jax.stages.<module>.Config` and `audiolm_jax.pretrained.<module>.Config` are imported, and for nested
-  configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises ValueError for anything else
-  and for fields this version lacks.
+  Only `audiolm_jax.stages.<module>.Config` and `audiolm_jax.pretrained.<module>.Config` are
+  imported, and for nested
+  configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises
+  ValueError for anything else and for fields this version lacks.
   """
   path = data.get('class')
   is_path = isinstance(path, str) and path.startswith(_ROOMS)
   if not (is_path and path.count('.') == 3 and path.endswith('.Config')):
     allowed = ' and '.join(f'{room}<module>.Config' for room in _ROOMS)
     shown = str(path)[:200]
-    raise ValueError(
-        f'checkpoint names the config class {shown!r}: only {allowed} are imported; for a stage of '
-        'your own give the config: checkpoints.load_variables(directory, config=...)'
+    raise UserError(
+      f'checkpoint names the config class {shown!r}: only {allowed} are imported; for a stage of '
+      'your own give the config: checkpoints.load_variables(directory, config=...)'
     )
   if set(data) != {'class', 'fields'}:
-    raise ValueError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
+    raise UserError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
   return _rebuild(data, version, _MAX_DEPTH)
 
 
 def _rebuild(data: Any, version: str, depth: int) -> Any:
   if depth == 0:
-    raise ValueError(f'checkpoint has a config nested deeper than {_MAX_DEPTH}: it is damaged')
+    raise UserError(f'checkpoint has a config nested deeper than {_MAX_DEPTH}: it is damaged')
   if isinstance(data, (list, Mapping)) and len(data) > _MAX_ITEMS:
-    raise ValueError(f'checkpoint has a config of {len(data):,} items in one place: it is damaged')
+    raise UserError(f'checkpoint has a config of {len(data):,} items in one place: it is damaged')
   if isinstance(data, list):
     return tuple(_rebuild(item, version, depth - 1) for item in data)
   if not isinstance(data, Mapping):
@@ -70,22 +77,22 @@ def _rebuild(data: Any, version: str, depth: int) -> Any:
   if set(data) != {'class', 'fields'}:
     return {name: _rebuild(item, version, depth - 1) for name, item in data.items()}
   if not (isinstance(data['class'], str) and isinstance(data['fields'], Mapping)):
-    raise ValueError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
+    raise UserError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
   kind = _import_class(data['class'], version)
   known = {field.name for field in dataclasses.fields(kind)}
   unknown = sorted(set(data['fields']) - known)
   if unknown:
-    raise ValueError(
-        f'checkpoint of audiolm_jax {version} sets {data["class"]} fields {str(unknown)[:200]}, '
-        f'which audiolm_jax '
-        f'{audiolm_jax.__version__} does not have: load it with the version that wrote it'
+    raise UserError(
+      f'checkpoint of audiolm_jax {version} sets {data["class"]} fields {str(unknown)[:200]}, '
+      f'which audiolm_jax '
+      f'{audiolm_jax.__version__} does not have: load it with the version that wrote it'
     )
   fields = {name: _rebuild(item, version, depth - 1) for name, item in data['fields'].items()}
   try:
     return kind(**fields)
   except TypeError as error:  # a field is missing, or compared with a number
-    raise ValueError(
-        f'checkpoint of audiolm_jax {version} does not make a {data["class"]}: {error}'
+    raise UserError(
+      f'checkpoint of audiolm_jax {version} does not make a {data["class"]}: {error}'
     ) from error
 
 
@@ -93,22 +100,28 @@ def _dtype(name: Any) -> Any:
   """Returns the dtype of that name as configs hold it, such as jnp.bfloat16."""
   kind = getattr(jnp, name, None) if isinstance(name, str) and name.isidentifier() else None
   if not (hasattr(kind, 'dtype') and isinstance(kind.dtype, np.dtype) and kind.dtype.name == name):
-    raise ValueError(f'checkpoint has a config of dtype {str(name)[:200]!r}, which JAX does not have')
+    raise UserError(
+      f'checkpoint has a config of dtype {str(name)[:200]!r}, which JAX does not have'
+    )
   return kind
 
 
 def _import_class(path: str, version: str) -> type:
   module_name, _, name = path.rpartition('.')
   if not module_name.startswith(_PACKAGE):
-    raise ValueError(f'checkpoint names the class {path!r}: only classes of {_PACKAGE[:-1]} are allowed')
+    raise UserError(
+      f'checkpoint names the class {path!r}: only classes of {_PACKAGE[:-1]} are allowed'
+    )
   try:
     kind = getattr(importlib.import_module(module_name), name)
-  except (ImportError, AttributeError):
-    raise ValueError(
-        f'checkpoint of audiolm_jax {version} needs {path}, which audiolm_jax {audiolm_jax.__version__} does not have'
-    )
-  if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen):
-    raise ValueError(f'checkpoint names {path!r}, which is not a frozen dataclass')
+  except (ImportError, AttributeError) as error:
+    raise UserError(
+      f'checkpoint of audiolm_jax {version} needs {path}, which audiolm_jax {audiolm_jax.__version__} does not have'
+    ) from error
+  if not (
+    isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
+  ):
+    raise UserError(f'checkpoint names {path!r}, which is not a frozen dataclass')
   return kind
 
 
@@ -116,9 +129,9 @@ def differences(saved: Any, given: Any) -> list[str]:
   """Returns one line per field that differs between two described configs."""
   old, new = dict(_leaves(saved)), dict(_leaves(given))
   return [
-      f'{name}: checkpoint {old.get(name, _MISSING)!r}, now {new.get(name, _MISSING)!r}'
-      for name in sorted(old.keys() | new.keys())
-      if old.get(name, _MISSING) != new.get(name, _MISSING)
+    f'{name}: checkpoint {old.get(name, _MISSING)!r}, now {new.get(name, _MISSING)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name, _MISSING) != new.get(name, _MISSING)
   ]
 
 

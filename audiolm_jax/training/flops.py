@@ -1,8 +1,9 @@
-"""Floating-point operations of the matrix products and convolutions in a traced function, and its largest array.
+"""Floating-point operations of the matrix products and convolutions in a traced function, and its
+largest array.
 
-Counted in the jaxpr, so that loops count as often as they run, on any machine and without compiling. All else
-(normalization, softmax, activations) is left out, as is usual where utilization is told: it does not run on the
-matrix unit.
+Counted in the jaxpr, so that loops count as often as they run, on any machine and without
+compiling. All else (normalization, softmax, activations) is left out, as is usual where utilization
+is told: it does not run on the matrix unit.
 """
 
 import math
@@ -13,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import attention, quantizer
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
-  """Returns the operations of `function(*args)` over all devices, a multiply-add being two; `args` may be shapes.
+  """Returns the operations of `function(*args)` over all devices, a multiply-add being two; `args`
+  may be shapes.
 
-  Causal attention counts the half that is of use. A conditional counts as its dearest branch, or, if it is there for
-  the first step alone, as its cheapest. A kernel counts as its own cost estimate says, less what it recomputes.
+  Causal attention counts the half that is of use. A conditional counts as its dearest branch, or,
+  if it is there for the first step alone, as its cheapest. A kernel counts as its own cost estimate
+  says, less what it recomputes.
 
   Raises ValueError where a matrix product lies in a loop without a fixed number of rounds.
   """
@@ -33,12 +37,18 @@ def count_jaxpr(jaxpr: Any) -> int:
 
 
 def largest_array(jaxpr: Any) -> jax.core.ShapedArray:
-  """Returns shape and dtype of the largest array that a jaxpr makes, over all devices; it must make one.
+  """Returns shape and dtype of the largest array that a jaxpr makes, over all devices; it must make
+  one.
 
   Those in loops and calls are among them; whether the compiler fuses one away is not known here.
   """
   made = [variable.aval for equation in jaxpr.eqns for variable in equation.outvars]
-  made += [largest_array(inner) for equation in jaxpr.eqns for inner in _inside(equation.params) if inner.eqns]
+  made += [
+    largest_array(inner)
+    for equation in jaxpr.eqns
+    for inner in _inside(equation.params)
+    if inner.eqns
+  ]
   numbers = [aval for aval in made if jnp.issubdtype(aval.dtype, jnp.number)]
   return max(numbers or made, key=lambda aval: aval.size * aval.dtype.itemsize)
 
@@ -58,7 +68,9 @@ def _equation(equation) -> int:
   if name == 'scan':
     return params['length'] * inner
   if name == 'while' and inner:
-    raise ValueError('a matrix product lies in a while loop, whose rounds nobody knows: count one round instead')
+    raise UserError(
+      'a matrix product lies in a while loop, whose rounds nobody knows: count one round instead'
+    )
   if name == 'shard_map':
     return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes']) * inner
   return inner
@@ -66,10 +78,14 @@ def _equation(equation) -> int:
 
 def _kernel(params) -> int:
   if params['cost_estimate'] is None:
-    raise ValueError(f'the kernel {params["name"]!r} has no cost estimate: give pallas_call one')
+    raise UserError(f'the kernel {params["name"]!r} has no cost estimate: give pallas_call one')
   metadata = {name: params['metadata'][name] for name in params['metadata'] or ()}
   products = int(metadata.get('products', 1))
-  return params['cost_estimate'].flops * (products - int(metadata.get('recomputed_products', 0))) // products
+  return (
+    params['cost_estimate'].flops
+    * (products - int(metadata.get('recomputed_products', 0)))
+    // products
+  )
 
 
 def _inside(params) -> Iterator[Any]:
@@ -84,13 +100,18 @@ def _inside(params) -> Iterator[Any]:
 def _dot(equation) -> int:
   (contracted, _), _ = equation.params['dimension_numbers']
   left = equation.invars[0].aval.shape
-  operations = 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-  # Its name stack tells where an equation, of a backward pass too, comes from. The diagonal counts half.
+  operations = (
+    2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+  )
+  # Its name stack tells where an equation, of a backward pass too, comes from. The diagonal counts
+  # half.
   return operations // 2 if attention.CAUSAL in str(equation.source_info.name_stack) else operations
 
 
 def _convolution(equation) -> int:
-  """Counts the products with what is neither padding nor a hole of dilation: backward passes have many of both."""
+  """Counts the products with what is neither padding nor a hole of dilation: backward passes have
+  many of both.
+  """
   params, out = equation.params, equation.outvars[0].aval
   left, right = (variable.aval for variable in equation.invars[:2])
   numbers = params['dimension_numbers']

@@ -1,6 +1,8 @@
-"""What a compiled program does, read from its text: rounds of its loops, products, memory traffic, collectives.
+"""What a compiled program does, read from its text: rounds of its loops, products, memory traffic,
+collectives.
 
-XLA's own `cost_analysis` counts the body of a loop once, and a model whose layers are scanned is all loops.
+XLA's own `cost_analysis` counts the body of a loop once, and a model whose layers are scanned is
+all loops.
 """
 
 import dataclasses
@@ -11,21 +13,53 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 
-COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute')
+COLLECTIVES = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'ragged-all-to-all',
+  'collective-permute',
+)
 _BYTES = {'pred': 1, 'bf16': 2, 'token': 0, 'opaque': 0}  # others carry their bits in the name
 # Opcodes that move nothing.
 _FREE = {
-    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
-    'while', 'conditional', 'call', 'copy-done', 'slice-done', 'async-done', 'async-update', 'opt-barrier', 'iota',
-    'all-gather-done', 'all-reduce-done', 'collective-permute-done', 'send', 'send-done', 'recv', 'recv-done',
-    'domain', 'add-dependency',
-}  # fmt: skip
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'while',
+  'conditional',
+  'call',
+  'copy-done',
+  'slice-done',
+  'async-done',
+  'async-update',
+  'opt-barrier',
+  'iota',
+  'all-gather-done',
+  'all-reduce-done',
+  'collective-permute-done',
+  'send',
+  'send-done',
+  'recv',
+  'recv-done',
+  'domain',
+  'add-dependency',
+}
 
 
 class Shape(NamedTuple):
-  """One array of a program: `text` as the compiler writes it, its bytes, and whether it lies in HBM (not in VMEM)."""
+  """One array of a program: `text` as the compiler writes it, its bytes, and whether it lies in HBM
+  (not in VMEM).
+  """
 
   text: str
   size: int
@@ -42,9 +76,11 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """One collective: its kind, the largest array it takes or gives, the devices of one group, rounds in a step.
+  """One collective: its kind, the largest array it takes or gives, the devices of one group, rounds
+  in a step.
 
-  Between slices all devices are one group, and `size` is the part that each device gives to its host to exchange.
+  Between slices all devices are one group, and `size` is the part that each device gives to its
+  host to exchange.
   """
 
   kind: str
@@ -52,7 +88,8 @@ class Collective(NamedTuple):
   size: int  # bytes of the whole: gathered, or before it is scattered
   group: tuple[int, ...]  # the first of its groups
   rounds: int
-  beside: float  # cycles of what it is fused with; 0: it stops the cores, infinite: asynchronous, beside anything
+  # cycles of what it is fused with; 0: it stops the cores, infinite: asynchronous, beside anything
+  beside: float
   source: str  # the operation it comes from
 
 
@@ -60,8 +97,8 @@ class Collective(NamedTuple):
 class Program:
   """Instructions of each computation, and how often a step runs it.
 
-  Computations inside fusions are no part of `rounds`, nor is what fits codebooks at the first step alone. Of other
-  conditionals all branches count.
+  Computations inside fusions are no part of `rounds`, nor is what fits codebooks at the first step
+  alone. Of other conditionals all branches count.
   """
 
   computations: Mapping[str, Mapping[str, Instruction]]
@@ -88,7 +125,7 @@ def parse(text: str) -> Program:
       instruction = _instruction(line)
       current[instruction.name] = instruction
   if entry is None:
-    raise ValueError('no ENTRY computation: this is not the text of a compiled program')
+    raise UserError('no ENTRY computation: this is not the text of a compiled program')
   rounds, unknown = {}, 0
 
   def visit(name, times):
@@ -100,7 +137,9 @@ def parse(text: str) -> Program:
         known = _trip_count(computations, attributes)
         unknown += known is None
         inner *= known or 1
-      elif instruction.opcode not in ('conditional', 'call') and not instruction.opcode.startswith('async'):
+      elif instruction.opcode not in ('conditional', 'call') and not instruction.opcode.startswith(
+        'async'
+      ):
         continue
       if instruction.opcode == 'conditional' and quantizer.FIT in attributes:
         continue
@@ -112,7 +151,9 @@ def parse(text: str) -> Program:
 
 
 def _lines(text: str) -> Iterator[str]:
-  """Yields the lines, with an instruction on one: the metadata of a kernel is written on several."""
+  """Yields the lines, with an instruction on one: the metadata of a kernel is written on
+  several.
+  """
   begins = re.compile(r'  (ROOT )?%?[\w.\-]+ = |ENTRY |%?[\w.\-]+ \(|HloModule|\}$|$')
   line = ''
   for part in text.splitlines():
@@ -125,11 +166,15 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _trip_count(computations, attributes: str) -> int | None:
-  """Returns the rounds of a while loop, as the compiler notes them or from a condition `counter < constant`."""
+  """Returns the rounds of a while loop, as the compiler notes them or from a condition `counter <
+  constant`.
+  """
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes):
     return int(known[1])
   condition = computations.get(re.search(r'condition=%?([\w.\-]+)', attributes)[1], {}).values()
-  constants = [one.arguments for one in condition if one.opcode == 'constant' and one.arguments.isdigit()]
+  constants = [
+    one.arguments for one in condition if one.opcode == 'constant' and one.arguments.isdigit()
+  ]
   counts = any(one.opcode == 'compare' and 'direction=LT' in one.attributes for one in condition)
   return int(constants[0]) if counts and len(constants) == 1 else None
 
@@ -152,7 +197,7 @@ def _closing(text: str, start: int) -> int:
     depth += (text[i] == '(') - (text[i] == ')')
     if not depth:
       return i + 1
-  raise ValueError(f'a bracket does not close: {text[:80]}')
+  raise UserError(f'a bracket does not close: {text[:80]}')
 
 
 def _shapes(kind: str) -> tuple[Shape, ...]:
@@ -167,7 +212,9 @@ def _shapes(kind: str) -> tuple[Shape, ...]:
 
 
 def _called(attributes: str) -> list[str]:
-  called = re.findall(r'(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)', attributes)
+  called = re.findall(
+    r'(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)', attributes
+  )
   for branches in re.findall(r'branch_computations=\{([^}]*)\}', attributes):
     called += re.findall(r'%?([\w.\-]+)', branches)
   return called
@@ -176,16 +223,21 @@ def _called(attributes: str) -> list[str]:
 def collectives(program: Program, num_devices: int) -> list[Collective]:
   """Returns the collectives of a step.
 
-  Between slices TPU programs hand arrays to the hosts, by a send of each. Some collectives they hide in fusions: a
-  reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as a fusion that starts it, some that do a
-  part of it beside a product, and one that ends it, all with one channel. (Those of unrolled layers share channels.)
+  Between slices TPU programs hand arrays to the hosts, by a send of each. Some collectives they
+  hide in fusions: a reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as
+  a fusion that starts it, some that do a part of it beside a product, and one that ends it, all
+  with one channel. (Those of unrolled layers share channels.)
   """
   found, begun = [], {}
   for instruction, rounds in program.instructions():
     sends = instruction.opcode == 'send'
-    if sends and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)):
+    if sends and (
+      between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    ):
       kind, sent = between[1].lower().replace('_', '-'), instruction.shapes[0]
-      found.append(Collective(kind, sent.text, sent.size, tuple(range(num_devices)), rounds, math.inf, ''))
+      found.append(
+        Collective(kind, sent.text, sent.size, tuple(range(num_devices)), rounds, math.inf, '')
+      )
       continue
     called = _called(instruction.attributes)[:1] if instruction.opcode == 'fusion' else []
     inner = [one for name in called for one in program.computations.get(name, {}).values()]
@@ -196,7 +248,9 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
       channel = re.search(r'channel_id=(\d+)|$', one.attributes)[1]
       if channel in begun and any('async_collective_fusion' in name for name in called):
         first = begun[channel]
-        found[first] = found[first]._replace(beside=found[first].beside + _estimated_cycles(instruction))
+        found[first] = found[first]._replace(
+          beside=found[first].beside + _estimated_cycles(instruction)
+        )
         continue
       if instruction.name.startswith('async-collective-start'):
         begun[channel] = len(found)
@@ -209,7 +263,9 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
       size = _payload(kind, one, largest)
       kind = 'reduce-scatter' if any('all-reduce-scatter' in name for name in called) else kind
       group = _group(one.attributes, num_devices)
-      found.append(Collective(kind, largest.text, size, group, rounds, beside, source[1] if source else ''))
+      found.append(
+        Collective(kind, largest.text, size, group, rounds, beside, source[1] if source else '')
+      )
   return found
 
 
@@ -228,27 +284,37 @@ def _operand(program: Program, instruction: Instruction, operand: str) -> tuple[
 
 
 def _group(attributes: str, num_devices: int) -> tuple[int, ...]:
-  """Returns the first group of devices; the text has four ways to write them, the last being all."""
+  """Returns the first group of devices; the text has four ways to write them, the last being
+  all.
+  """
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
     return _numbers(listed[1])
   if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', attributes):
     return tuple(_iota(iota[3]).reshape(int(iota[1]), int(iota[2]))[0].tolist())
-  if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes):
+  if meshed := re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}', attributes
+  ):
     names = re.findall(r"'([^']+)'=(\d+)", meshed[1])
     sizes, chosen = [int(size) for _, size in names], re.findall(r"'([^']+)'", meshed[3])
     if ':' in meshed[3]:
-      raise ValueError(f'a collective runs over a part of a mesh axis, which is not understood: {meshed[0]}')
+      raise UserError(
+        f'a collective runs over a part of a mesh axis, which is not understood: {meshed[0]}'
+      )
     devices = _iota(meshed[2] or f'[{math.prod(sizes)}]').reshape(sizes)
-    return tuple(devices[tuple(slice(None) if name in chosen else 0 for name, _ in names)].ravel().tolist())
+    return tuple(
+      devices[tuple(slice(None) if name in chosen else 0 for name, _ in names)].ravel().tolist()
+    )
   if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes):
     return (int(pairs[1]), int(pairs[2]))
   if 'replica_groups=' in attributes and 'replica_groups={}' not in attributes:
-    raise ValueError(f'these groups of devices are not understood: {attributes[:200]}')
+    raise UserError(f'these groups of devices are not understood: {attributes[:200]}')
   return tuple(range(num_devices))
 
 
 def _iota(text: str) -> np.ndarray:
-  """Returns what `[4,2]T(1,0)` stands for: 0, 1, ... in this shape, transposed; a plain list of numbers is itself."""
+  """Returns what `[4,2]T(1,0)` stands for: 0, 1, ... in this shape, transposed; a plain list of
+  numbers is itself.
+  """
   if not text.startswith('['):
     return np.array(_numbers(text))
   shape = _numbers(text[1 : text.index(']')])
@@ -275,15 +341,19 @@ def kernels(program: Program) -> list[Kernel]:
   found = []
   for instruction, rounds in program.instructions():
     if instruction.opcode == 'custom-call' and '"tpu_custom_call"' in instruction.attributes:
-      number = lambda name, text=instruction.attributes: int((re.search(rf'"{name}":"?(\d+)', text) or [0, 0])[1])
+      number = lambda name, text=instruction.attributes: int(
+        (re.search(rf'"{name}":"?(\d+)', text) or [0, 0])[1]
+      )
       found.append(Kernel(instruction.name, number('flops'), number('transcendentals'), rounds))
   return found
 
 
 def cycles(program: Program) -> int:
-  """Returns the compiler's own estimate of a step's cycles on the cores of one chip (TPU programs only).
+  """Returns the compiler's own estimate of a step's cycles on the cores of one chip (TPU programs
+  only).
 
-  Collectives and the asynchronous copies between HBM and VMEM, which run beside the cores, are left out.
+  Collectives and the asynchronous copies between HBM and VMEM, which run beside the cores, are left
+  out.
   """
   total = 0
   for instruction, rounds in program.instructions():
@@ -299,7 +369,8 @@ def _estimated_cycles(instruction: Instruction) -> int:
 
 
 def hbm_bytes(program: Program) -> int:
-  """Returns the bytes that a step reads from and writes to HBM, each operand and result of each fusion once.
+  """Returns the bytes that a step reads from and writes to HBM, each operand and result of each
+  fusion once.
 
   What is sliced, or updated in place, counts as the slice.
   """
@@ -312,13 +383,17 @@ def hbm_bytes(program: Program) -> int:
   return total
 
 
-def _traffic(program: Program, computation: Mapping[str, Instruction], instruction: Instruction) -> int:
+def _traffic(
+  program: Program, computation: Mapping[str, Instruction], instruction: Instruction
+) -> int:
   shapes_of = lambda operand: computation[operand].shapes if operand in computation else ()
   inner, opcode = {}, instruction.opcode
   if opcode == 'fusion':
     inner = program.computations[_called(instruction.attributes)[0]]
   elif opcode == 'slice-start':  # ((whole), slice, context)
-    return instruction.shapes[1].size * (instruction.shapes[0].in_hbm + instruction.shapes[1].in_hbm)
+    return instruction.shapes[1].size * (
+      instruction.shapes[0].in_hbm + instruction.shapes[1].in_hbm
+    )
   elif opcode.endswith('-start'):  # the result holds the operand too
     return _in_hbm(instruction.shapes)
   elif opcode in ('dynamic-slice', 'slice'):
@@ -330,9 +405,12 @@ def _traffic(program: Program, computation: Mapping[str, Instruction], instructi
   for number, operand in enumerate(instruction.operands):
     users = [one for one in inner.values() if parameters.get(number) in one.operands]
     if users and all(one.opcode == 'dynamic-slice' for one in users):
-      total += min(_in_hbm(shapes_of(operand)), sum(shape.size for one in users for shape in one.shapes))
+      total += min(
+        _in_hbm(shapes_of(operand)), sum(shape.size for one in users for shape in one.shapes)
+      )
     elif users and all(
-        one.opcode == 'dynamic-update-slice' and one.operands[0] == parameters[number] for one in users
+      one.opcode == 'dynamic-update-slice' and one.operands[0] == parameters[number]
+      for one in users
     ):
       slices = sum(shape.size for one in users for shape in inner[one.operands[1]].shapes)
       updated.append((_in_hbm(shapes_of(operand)), slices))

@@ -1,4 +1,6 @@
-"""Metrics on disk: JSON lines always, TensorBoard events when wanted. A failing writer never stops training."""
+"""Metrics on disk: JSON lines always, TensorBoard events when wanted. A failing writer never stops
+training.
+"""
 
 import json
 import pathlib
@@ -16,11 +18,13 @@ FILE = 'metrics.jsonl'
 
 
 class MetricsWriter:
-  """Appends to `directory`/metrics.jsonl, and to TensorBoard event files in `directory`/tensorboard.
+  """Appends to `directory`/metrics.jsonl, and to TensorBoard event files in
+  `directory`/tensorboard.
 
-  A line is {'step': ..., 'time': seconds since the epoch, name: value, ...}. After a resume the steps since the
-  restored one are written again: `read` takes the last value of each name at each step. The first error of either
-  file becomes one warning, and that file is not written any more.
+  A line is {'step': ..., 'time': seconds since the epoch, name: value, ...}. After a resume the
+  steps since the
+  restored one are written again: `read` takes the last value of each name at each step. The first
+  error of either file becomes one warning, and that file is not written any more.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, tensorboard: bool = True):
@@ -46,21 +50,33 @@ class MetricsWriter:
     return tensorboardX.SummaryWriter(str(self._path.parent / 'tensorboard'))
 
   def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-    """Writes one line of finite or non-finite numbers (JSON's NaN, Infinity as Python reads them)."""
+    """Writes one line of finite or non-finite numbers (JSON's NaN, Infinity as Python reads
+    them).
+    """
     values = {name: float(value) for name, value in values.items()}
     if self._lines is not None:
-      self._try(lambda: self._write_line({'step': int(step), 'time': time.time(), **values}), '_lines')
+      self._try(
+        lambda: self._write_line({'step': int(step), 'time': time.time(), **values}), '_lines'
+      )
     for name, value in values.items():
       self._event(lambda: self._events.add_scalar(name, value, step))
 
-  def audio(self, step: int, name: str, wave_T: Float[Array | np.ndarray, 'T'], sample_rate: int) -> None:
+  def audio(
+    self, step: int, name: str, wave_T: Float[Array | np.ndarray, 'T'], sample_rate: int
+  ) -> None:
     """Writes one waveform in [-1, 1] to TensorBoard."""
     samples_by_channels = np.asarray(wave_T)[:, None]
-    self._event(lambda: self._events.add_audio(name, samples_by_channels, step, sample_rate=sample_rate))
+    self._event(
+      lambda: self._events.add_audio(name, samples_by_channels, step, sample_rate=sample_rate)
+    )
 
-  def image(self, step: int, name: str, image_HWC: Float[Array | np.ndarray, 'height width channels']) -> None:
+  def image(
+    self, step: int, name: str, image_HWC: Float[Array | np.ndarray, 'height width channels']
+  ) -> None:
     """Writes one image with values in [0, 1] and 1 or 3 channels to TensorBoard."""
-    self._event(lambda: self._events.add_image(name, np.asarray(image_HWC), step, dataformats='HWC'))
+    self._event(
+      lambda: self._events.add_image(name, np.asarray(image_HWC), step, dataformats='HWC')
+    )
 
   def close(self) -> None:
     for file in (self._lines, self._events):
@@ -87,10 +103,11 @@ class MetricsWriter:
 
 
 def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
-  """Returns {step: {name: value}} of a metrics file, or of the directory that holds one: the last value of each.
+  """Returns {step: {name: value}} of a metrics file, or of the directory that holds one: the last
+  value of each.
 
-  Lines that a killed process left unfinished, and others that are no metrics of a step, are skipped,
-  and counted in a warning. Raises FileNotFoundError where there is no file.
+  Lines that a killed process left unfinished, and others that are no metrics of a step, are
+  skipped, and counted in a warning. Raises FileNotFoundError where there is no file.
   """
   path = pathlib.Path(path)
   path = path / FILE if path.is_dir() else path

@@ -1,4 +1,6 @@
-"""Optimizers from frozen configs: one for all parameters, or one for each top-level group of them."""
+"""Optimizers from frozen configs: one for all parameters, or one for each top-level group of
+them.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,20 +11,24 @@ import optax
 from jax.typing import ArrayLike
 
 from audiolm_jax import checks
+from audiolm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """One chain: clip by the global norm of the group, scale by `name`'s rule, decay the weights, follow `schedule`.
+  """One chain: clip by the global norm of the group, scale by `name`'s rule, decay the weights,
+  follow `schedule`.
 
-  Steps count updates of the parameters (with gradient accumulation: not micro-batches). Raises ValueError for a value
-  that is not legal, and for some that do not go together.
+  Steps count updates of the parameters (with gradient accumulation: not micro-batches). Raises
+  ValueError for a value that is not legal, and for some that do not go together.
   """
 
   name: str = 'adam'  # adam | adamw | adafactor
   learning_rate: float = 1e-4  # the peak, reached after the warm-up
-  schedule: str = 'constant'  # constant | cosine (to 0 at total_steps) | inverse_sqrt (from the end of the warm-up)
-  warmup_steps: int = 0  # linear from 0; step 0 has 1 / warmup_steps of the peak, so that no step is wasted
+  # constant | cosine (to 0 at total_steps) | inverse_sqrt (from the end of the warm-up)
+  schedule: str = 'constant'
+  # linear from 0; step 0 has 1 / warmup_steps of the peak, so that no step is wasted
+  warmup_steps: int = 0
   total_steps: int | None = None  # cosine only, the warm-up included
   b1: float = 0.9  # adam, adamw
   b2: float = 0.999  # adam, adamw
@@ -31,17 +37,25 @@ class OptimizerConfig:
 
   def __post_init__(self):
     checks.fields(
-        self, name=checks.one_of('adam', 'adamw', 'adafactor'), learning_rate=checks.NOT_NEGATIVE,
-        schedule=checks.one_of('constant', 'cosine', 'inverse_sqrt'), warmup_steps=checks.whole(0),
-        total_steps=checks.optional(checks.WHOLE), b1=checks.BELOW_ONE, b2=checks.BELOW_ONE,
-        weight_decay=checks.NOT_NEGATIVE, clip_norm=checks.optional(checks.POSITIVE),
+      self,
+      name=checks.one_of('adam', 'adamw', 'adafactor'),
+      learning_rate=checks.NOT_NEGATIVE,
+      schedule=checks.one_of('constant', 'cosine', 'inverse_sqrt'),
+      warmup_steps=checks.whole(0),
+      total_steps=checks.optional(checks.WHOLE),
+      b1=checks.BELOW_ONE,
+      b2=checks.BELOW_ONE,
+      weight_decay=checks.NOT_NEGATIVE,
+      clip_norm=checks.optional(checks.POSITIVE),
     )
-    if self.schedule == 'cosine' and (self.total_steps is None or self.total_steps <= self.warmup_steps):
-      raise ValueError(
-          f'total_steps={self.total_steps} with warmup_steps={self.warmup_steps}: cosine needs a larger total_steps'
+    if self.schedule == 'cosine' and (
+      self.total_steps is None or self.total_steps <= self.warmup_steps
+    ):
+      raise UserError(
+        f'total_steps={self.total_steps} with warmup_steps={self.warmup_steps}: cosine needs a larger total_steps'
       )
     if self.name == 'adam' and self.weight_decay:
-      raise ValueError(f'weight_decay={self.weight_decay} with adam: use adamw')
+      raise UserError(f'weight_decay={self.weight_decay} with adam: use adamw')
 
 
 Optimizer = OptimizerConfig | Mapping[str, OptimizerConfig]
@@ -56,7 +70,8 @@ def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
     body = optax.cosine_decay_schedule(peak, config.total_steps - warmup)
   else:
     start = max(warmup, 1)
-    body = lambda count: peak * jnp.sqrt(start / (start + jnp.maximum(count, 0)))  # join_schedules asks before 0 too
+    # join_schedules asks before 0 too
+    body = lambda count: peak * jnp.sqrt(start / (start + jnp.maximum(count, 0)))
   if not warmup:
     return body
   rise = lambda count: peak * (count + 1) / warmup
@@ -64,15 +79,17 @@ def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
 
 
 def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransformation:
-  """Returns the optimizer of `config`; a mapping gives every top-level group of the parameters its own.
+  """Returns the optimizer of `config`; a mapping gives every top-level group of the parameters its
+  own.
 
-  `accumulate_steps` micro-batches are averaged into one update. The transformation's `init` and `update` raise
-  ValueError when a mapping misses a group of the parameters or names one that they do not have.
+  `accumulate_steps` micro-batches are averaged into one update. The transformation's `init` and
+  `update` raise ValueError when a mapping misses a group of the parameters or names one that they
+  do not have.
   """
   checks.values(accumulate_steps=(accumulate_steps, checks.WHOLE))
   if isinstance(config, Mapping):
     transformation = optax.partition(
-        {group: _chain(one) for group, one in config.items()}, lambda params: _labels(config, params)
+      {group: _chain(one) for group, one in config.items()}, lambda params: _labels(config, params)
     )
   else:
     transformation = _chain(config)
@@ -82,18 +99,22 @@ def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransfor
 
 
 def learning_rates(config: Optimizer, num_updates: ArrayLike) -> dict[str, ArrayLike]:
-  """Returns the learning rates after `num_updates` updates: 'learning_rate', or 'learning_rate/<group>' of each."""
+  """Returns the learning rates after `num_updates` updates: 'learning_rate', or
+  'learning_rate/<group>' of each.
+  """
   if not isinstance(config, Mapping):
     return {'learning_rate': learning_rate(config)(num_updates)}
-  return {f'learning_rate/{group}': learning_rate(one)(num_updates) for group, one in config.items()}
+  return {
+    f'learning_rate/{group}': learning_rate(one)(num_updates) for group, one in config.items()
+  }
 
 
 def _labels(config: Mapping[str, OptimizerConfig], params) -> dict[str, str]:
   missing, invented = sorted(set(params) - set(config)), sorted(set(config) - set(params))
   if missing or invented:
-    raise ValueError(
-        f'optimizer groups {sorted(config)} do not match the parameter groups {sorted(params)}: '
-        f'missing {missing}, unknown {invented}'
+    raise UserError(
+      f'optimizer groups {sorted(config)} do not match the parameter groups {sorted(params)}: '
+      f'missing {missing}, unknown {invented}'
     )
   return {group: group for group in params}  # a prefix of the tree is enough
 

@@ -13,14 +13,15 @@ from jax.experimental import multihost_utils
 def stop_signal() -> Iterator[Callable[[int], bool]]:
   """Yields step -> whether to save and leave at this step.
 
-  One process: the first SIGTERM or SIGINT asks for it, the second ends the process at once. Several processes: JAX's
-  own handler agrees on one step for all of them.
+  One process: the first SIGTERM or SIGINT asks for it, the second ends the process at once. Several
+  processes: JAX's own handler agrees on one step for all of them.
   """
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return
   received = threading.Event()
-  if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+  # Python allows handlers in the main thread only
+  if threading.current_thread() is not threading.main_thread():
     yield lambda step: False
     return
   signals = (signal.SIGTERM, signal.SIGINT)

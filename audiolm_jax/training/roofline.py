@@ -1,20 +1,25 @@
-"""How fast a compiled step can be on a TPU: its products, memory traffic and collectives over what the chip has.
+"""How fast a compiled step can be on a TPU: its products, memory traffic and collectives over what
+the chip has.
 
 Assumptions, all stated with the result:
 
-- FLOPs are those of the model: of causal attention the half that is of use, nothing recomputed, no padding.
+- FLOPs are those of the model: of causal attention the half that is of use, nothing recomputed, no
+  padding.
 - Products run at the peak rate of bfloat16, memory at the full bandwidth of HBM.
-- A collective within a slice goes round one axis of the torus, in one direction of one link: an all-gather, a
-  reduce-scatter or an all-to-all of n bytes takes n / bandwidth, an all-reduce twice that. A ring that closes would be
-  twice as fast: 16 chips along an axis of v5e or v6e, 4 of v4 or v5p.
+- A collective within a slice goes round one axis of the torus, in one direction of one link: an
+  all-gather, a reduce-scatter or an all-to-all of n bytes takes n / bandwidth, an all-reduce twice
+  that. A ring that closes would be twice as fast: 16 chips along an axis of v5e or v6e, 4 of v4 or
+  v5p.
 - A collective across slices goes through each chip's share of its host's network card.
-- An asynchronous collective hides behind the computation, one that is fused with a product for as long as the compiler
-  thinks that this takes; the others stop it.
-- The computation takes as long as the compiler's own estimate of cycles, which knows how full the matrix unit is and
-  what waits for memory; it is never less than the products at the peak or the traffic at full bandwidth.
-- Of a kernel of ours the compiler estimates nothing. Its products have one side of a head's width, 64, and fill that
-  share of the matrix unit's width; for each weight of attention (one exponential) the vector unit works 10 times; and
-  the two units are taken to wait for one another, which they need not.
+- An asynchronous collective hides behind the computation, one that is fused with a product for as
+  long as the compiler thinks that this takes; the others stop it.
+- The computation takes as long as the compiler's own estimate of cycles, which knows how full the
+  matrix unit is and what waits for memory; it is never less than the products at the peak or the
+  traffic at full bandwidth.
+- Of a kernel of ours the compiler estimates nothing. Its products have one side of a head's width,
+  64, and fill that share of the matrix unit's width; for each weight of attention (one exponential)
+  the vector unit works 10 times; and the two units are taken to wait for one another, which they
+  need not.
 """
 
 import dataclasses
@@ -27,8 +32,9 @@ from audiolm_jax.training import hlo
 class Chip:
   """One TPU chip.
 
-  Sources: peak, memory and its bandwidth from cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e); links and network
-  from "How to Scale Your Model" (jax-ml.github.io/scaling-book, the table of its chapter on TPUs).
+  Sources: peak, memory and its bandwidth from cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e);
+  links and network from "How to Scale Your Model" (jax-ml.github.io/scaling-book, the table of its
+  chapter on TPUs).
   """
 
   flops: float  # bfloat16, per second
@@ -46,23 +52,44 @@ HEAD_WIDTH, VECTOR_OPERATIONS = 64, 10  # of our attention kernel; see above
 KERNEL_MODEL_SHARE = 6 / 7  # two products forward, five backward, of which one recomputes
 
 CHIPS = {
-    'v4': Chip(
-        flops=275e12, hbm_bytes=32 * 2**30, hbm_bandwidth=1.2e12, link_bandwidth=4.5e10, network_bandwidth=6.25e9,
-        clock=1.05e9, cores=2, topology_options=(('chip_config_name', 'megacore'),),
-    ),
-    'v5e': Chip(
-        flops=197e12, hbm_bytes=16 * 2**30, hbm_bandwidth=8.19e11, link_bandwidth=4.5e10, network_bandwidth=3.125e9,
-        clock=1.5e9,
-    ),
-    'v5p': Chip(
-        flops=459e12, hbm_bytes=95 * 2**30, hbm_bandwidth=2.765e12, link_bandwidth=9e10, network_bandwidth=6.25e9,
-        clock=1.75e9, cores=2, topology_options=(('chip_config_name', 'megacore'),),
-    ),
-    'v6e': Chip(
-        flops=918e12, hbm_bytes=32 * 2**30, hbm_bandwidth=1.64e12, link_bandwidth=9e10, network_bandwidth=1.25e10,
-        clock=1.75e9, matrix_width=256,
-    ),
-}  # fmt: skip
+  'v4': Chip(
+    flops=275e12,
+    hbm_bytes=32 * 2**30,
+    hbm_bandwidth=1.2e12,
+    link_bandwidth=4.5e10,
+    network_bandwidth=6.25e9,
+    clock=1.05e9,
+    cores=2,
+    topology_options=(('chip_config_name', 'megacore'),),
+  ),
+  'v5e': Chip(
+    flops=197e12,
+    hbm_bytes=16 * 2**30,
+    hbm_bandwidth=8.19e11,
+    link_bandwidth=4.5e10,
+    network_bandwidth=3.125e9,
+    clock=1.5e9,
+  ),
+  'v5p': Chip(
+    flops=459e12,
+    hbm_bytes=95 * 2**30,
+    hbm_bandwidth=2.765e12,
+    link_bandwidth=9e10,
+    network_bandwidth=6.25e9,
+    clock=1.75e9,
+    cores=2,
+    topology_options=(('chip_config_name', 'megacore'),),
+  ),
+  'v6e': Chip(
+    flops=918e12,
+    hbm_bytes=32 * 2**30,
+    hbm_bandwidth=1.64e12,
+    link_bandwidth=9e10,
+    network_bandwidth=1.25e10,
+    clock=1.75e9,
+    matrix_width=256,
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,11 +106,15 @@ class Prediction:
 
   @property
   def compute_seconds(self) -> float:
-    return max(self.hbm_seconds, self.kernel_seconds + max(self.dense_seconds, self.compiler_seconds))
+    return max(
+      self.hbm_seconds, self.kernel_seconds + max(self.dense_seconds, self.compiler_seconds)
+    )
 
   @property
   def step_seconds(self) -> float:
-    return max(self.compute_seconds, self.hidden_collective_seconds) + self.exposed_collective_seconds
+    return (
+      max(self.compute_seconds, self.hidden_collective_seconds) + self.exposed_collective_seconds
+    )
 
   @property
   def utilization(self) -> float:
@@ -101,8 +132,14 @@ class Prediction:
 
 
 def predict(
-    chip: Chip, *, product_flops: float, hbm_bytes: int, cycles: int, kernels: Sequence[hlo.Kernel],
-    collectives: Sequence[hlo.Collective], devices_per_slice: int,
+  chip: Chip,
+  *,
+  product_flops: float,
+  hbm_bytes: int,
+  cycles: int,
+  kernels: Sequence[hlo.Kernel],
+  collectives: Sequence[hlo.Collective],
+  devices_per_slice: int,
 ) -> Prediction:
   """Returns the time of a step; all numbers are of one device."""
   hidden = exposed = 0.0
@@ -111,21 +148,25 @@ def predict(
     beside = min(seconds, one.beside / chip.clock)
     hidden, exposed = hidden + one.rounds * beside, exposed + one.rounds * (seconds - beside)
   return Prediction(
-      product_seconds=product_flops / chip.flops,
-      dense_seconds=max(product_flops - KERNEL_MODEL_SHARE * sum(one.rounds * one.flops for one in kernels), 0.0)
-      / chip.flops,
-      hbm_seconds=hbm_bytes / chip.hbm_bandwidth,
-      compiler_seconds=cycles / chip.clock,
-      kernel_seconds=sum((one.rounds * kernel_seconds(chip, one) for one in kernels), 0.0),
-      hidden_collective_seconds=hidden,
-      exposed_collective_seconds=exposed,
+    product_seconds=product_flops / chip.flops,
+    dense_seconds=max(
+      product_flops - KERNEL_MODEL_SHARE * sum(one.rounds * one.flops for one in kernels), 0.0
+    )
+    / chip.flops,
+    hbm_seconds=hbm_bytes / chip.hbm_bandwidth,
+    compiler_seconds=cycles / chip.clock,
+    kernel_seconds=sum((one.rounds * kernel_seconds(chip, one) for one in kernels), 0.0),
+    hidden_collective_seconds=hidden,
+    exposed_collective_seconds=exposed,
   )
 
 
 def kernel_seconds(chip: Chip, kernel: hlo.Kernel) -> float:
   """Returns the time of one round of an attention kernel."""
   products = kernel.flops / (chip.flops * min(1, HEAD_WIDTH / chip.matrix_width))
-  return products + VECTOR_OPERATIONS * kernel.transcendentals / (4 * 1024 * chip.cores * chip.clock)
+  return products + VECTOR_OPERATIONS * kernel.transcendentals / (
+    4 * 1024 * chip.cores * chip.clock
+  )
 
 
 def collective_seconds(chip: Chip, one: hlo.Collective, devices_per_slice: int) -> float:

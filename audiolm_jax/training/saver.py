@@ -1,4 +1,6 @@
-"""Saving that outlives a full disk or a storage that errs for a while: a failed save is a warning, and tried again."""
+"""Saving that outlives a full disk or a storage that errs for a while: a failed save is a warning,
+and tried again.
+"""
 
 import time
 import warnings
@@ -6,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints
 
 BACK_OFF_SECONDS, MOST_SECONDS = 1.0, 60.0
@@ -14,13 +17,16 @@ BACK_OFF_SECONDS, MOST_SECONDS = 1.0, 60.0
 class Saver:
   """Counts the saves that failed in a row; the one after `max_failures` raises its OSError.
 
-  Training goes on meanwhile: a save that failed is made up for by a later one of a later state, after a pause that
-  doubles each time. Under several processes that is the next regular one, because their clocks differ.
+  Training goes on meanwhile: a save that failed is made up for by a later one of a later state,
+  after a pause that doubles each time. Under several processes that is the next regular one,
+  because their clocks differ.
   """
 
   def __init__(self, checkpointer: checkpoints.Checkpointer, max_failures: int):
     if max_failures < 0:
-      raise ValueError(f'max_failed_saves={max_failures}: must be 0 (the first stops the run) or more')
+      raise UserError(
+        f'max_failed_saves={max_failures}: must be 0 (the first stops the run) or more'
+      )
     self._checkpointer, self._max_failures = checkpointer, max_failures
     self._failures, self._retry_at = 0, None
 
@@ -59,5 +65,7 @@ class Saver:
         raise
       pause = min(BACK_OFF_SECONDS * 2 ** (self._failures - 1), MOST_SECONDS)
       self._retry_at = time.monotonic() + pause
-      warnings.warn(f'{error}: failure {self._failures} of {self._max_failures} in a row; training goes on')
+      warnings.warn(
+        f'{error}: failure {self._failures} of {self._max_failures} in a row; training goes on'
+      )
       return False

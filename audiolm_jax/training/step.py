@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import checkpoints, optimizers, sharding
 
@@ -23,58 +24,78 @@ class TrainState(NamedTuple):
 
 
 def make_init(
-    stage: base.Stage, optimizer: optimizers.Optimizer, mesh: Mesh, *, accumulate_steps: int = 1, keep_ema: bool = False
+  stage: base.Stage,
+  optimizer: optimizers.Optimizer,
+  mesh: Mesh,
+  *,
+  accumulate_steps: int = 1,
+  keep_ema: bool = False,
 ) -> tuple[Callable[[base.Key], TrainState], TrainState, TrainState]:
-  """Returns (key -> TrainState placed on `mesh`, its shapes, its shardings); the arrays of all three are unboxed."""
+  """Returns (key -> TrainState placed on `mesh`, its shapes, its shardings); the arrays of all
+  three are unboxed.
+  """
   transformation = optimizers.make(optimizer, accumulate_steps)
 
   def init(key):
     params, state = stage.init(key)
     ema_params = jax.tree.map(jnp.copy, params) if keep_ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, state, transformation.init(params), ema_params)
+    return TrainState(
+      jnp.zeros((), jnp.int32), params, state, transformation.init(params), ema_params
+    )
 
-  boxed = jax.eval_shape(init, jax.random.key(0))  # optax maps over the boxes: its moments carry them too
+  # optax maps over the boxes: its moments carry them too
+  boxed = jax.eval_shape(init, jax.random.key(0))
   shardings = sharding.tree_shardings(boxed, mesh)
-  return jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings), sharding.unbox(boxed), shardings
+  return (
+    jax.jit(lambda key: sharding.unbox(init(key)), out_shardings=shardings),
+    sharding.unbox(boxed),
+    shardings,
+  )
 
 
 def check_made_by(config: Any, stage: base.Stage, shapes: TrainState) -> None:
-  """Raises ValueError where checkpoints of `stage`, whose arrays are `shapes`, could not be loaded by `config`."""
+  """Raises ValueError where checkpoints of `stage`, whose arrays are `shapes`, could not be loaded
+  by `config`.
+  """
   remedy = 'give the config that made the stage: its checkpoints could not be loaded'
   if not hasattr(config, 'make'):
-    raise ValueError(f'config is of type {type(config).__name__}, which has no make(): {remedy}')
+    raise UserError(f'config is of type {type(config).__name__}, which has no make(): {remedy}')
   own = config.make()
   if dict(own.batch) != dict(stage.batch):
-    raise ValueError(f'the stage asks for {dict(stage.batch)}, that of the config for {dict(own.batch)}: {remedy}')
+    raise UserError(
+      f'the stage asks for {dict(stage.batch)}, that of the config for {dict(own.batch)}: {remedy}'
+    )
   params, state = jax.eval_shape(own.init, jax.random.key(0))
   wanted = checkpoints.structure({'params': params, 'state': state})
   found = checkpoints.structure({'params': shapes.params, 'state': shapes.state})
   lines = [
-      f'{part}.{path}: the stage has {found[part].get(path, "none")}, the config makes {wanted[part].get(path, "none")}'
-      for part in wanted
-      for path in sorted(wanted[part].keys() | found[part].keys())
-      if wanted[part].get(path) != found[part].get(path)
+    f'{part}.{path}: the stage has {found[part].get(path, "none")}, the config makes {wanted[part].get(path, "none")}'
+    for part in wanted
+    for path in sorted(wanted[part].keys() | found[part].keys())
+    if wanted[part].get(path) != found[part].get(path)
   ]
   if lines:
-    raise ValueError(f'{remedy}:\n  ' + '\n  '.join(lines))
+    raise UserError(f'{remedy}:\n  ' + '\n  '.join(lines))
 
 
 def make_train_step(
-    stage: base.Stage,
-    optimizer: optimizers.Optimizer,
-    mesh: Mesh,
-    shardings: TrainState,
-    *,
-    seed: int = 0,
-    accumulate_steps: int = 1,
-    ema_decay: float | None = None,
+  stage: base.Stage,
+  optimizer: optimizers.Optimizer,
+  mesh: Mesh,
+  shardings: TrainState,
+  *,
+  seed: int = 0,
+  accumulate_steps: int = 1,
+  ema_decay: float | None = None,
 ) -> Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]:
-  """Returns (train state, batch, number of this step, rate_scale=1) -> (next train state, metrics), jitted.
+  """Returns (train state, batch, number of this step, rate_scale=1) -> (next train state, metrics),
+  jitted.
 
   The state is donated. `rate_scale` multiplies every learning rate.
 
-  A step whose loss or gradients are not finite leaves the state as it was, and so does every later one, because the
-  step number that the host passes is then ahead of the state's: the host may find out late. `metrics['applied']` says.
+  A step whose loss or gradients are not finite leaves the state as it was, and so does every later
+  one, because the step number that the host passes is then ahead of the state's: the host may find
+  out late. `metrics['applied']` says.
   """
   transformation = optimizers.make(optimizer, accumulate_steps)
 
@@ -91,9 +112,9 @@ def make_train_step(
     updates = jax.tree.map(lambda update: (rate_scale * update).astype(update.dtype), updates)
     params = optax.apply_updates(params, updates)
     if ema_params is not None:
-      # Between two updates of an accumulation the parameters rest, and so does their average. It begins short, as
-      # long as a tenth of the updates so far, or runs of some hundred steps are judged by where they began
-      # (docs/log.md).
+      # Between two updates of an accumulation the parameters rest, and so does their average. It
+      # begins short, as long as a tenth of the updates so far, or runs of some hundred steps are
+      # judged by where they began (docs/log.md).
       updates_before = step // accumulate_steps
       decay = jnp.minimum(ema_decay, (1 + updates_before) / (10 + updates_before))
       step_size = jnp.where((step + 1) % accumulate_steps == 0, 1 - decay, 0.0)
@@ -111,9 +132,11 @@ def make_train_step(
 
 
 def make_eval_step(
-    stage: base.Stage, mesh: Mesh
+  stage: base.Stage, mesh: Mesh
 ) -> Callable[[base.Params, base.State, base.Batch], Mapping[str, jax.Array]]:
-  """Returns (params, state, batch) -> metrics with 'loss', without a key: no dropout, no change of state."""
+  """Returns (params, state, batch) -> metrics with 'loss', without a key: no dropout, no change of
+  state.
+  """
 
   def eval_step(params, state, batch):
     with sharding.activations(mesh):

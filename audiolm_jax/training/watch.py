@@ -1,7 +1,8 @@
 """Where the time of a run goes, and how long one phase of it may take.
 
-Goodput is the share of a run's wall time that went into steps; all else is badput, by name: init (start and restore),
-compile (the first step), data (waiting for the next batch), evaluation, checkpoint, other.
+Goodput is the share of a run's wall time that went into steps; all else is badput, by name: init
+(start and restore), compile (the first step), data (waiting for the next batch), evaluation,
+checkpoint, other.
 """
 
 import collections
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 
 PRODUCTIVE = 'step'
 FILE = 'goodput.jsonl'
@@ -33,14 +35,15 @@ class StalledError(TimeoutError):
 class Watch:
   """Adds up the seconds of every phase, and bounds the calls made through `bounded`.
 
-  A call that takes `slow_seconds` becomes a warning that names host and phase, one that takes `timeout_seconds` a
+  A call that takes `slow_seconds` becomes a warning that names host and phase, one that takes
+  `timeout_seconds` a
   StalledError. None: neither.
   """
 
   def __init__(self, slow_seconds: float | None = None, timeout_seconds: float | None = None):
     for name, value in (('slow_seconds', slow_seconds), ('timeout_seconds', timeout_seconds)):
       if value is not None and value <= 0:
-        raise ValueError(f'{name}={value}: must be positive, or None for no limit')
+        raise UserError(f'{name}={value}: must be positive, or None for no limit')
     self._slow, self._timeout = slow_seconds, timeout_seconds
     self._started = time.monotonic()
     self._began = time.time()
@@ -55,7 +58,9 @@ class Watch:
     finally:
       self._seconds[name] += time.monotonic() - started
 
-  def bounded(self, name: str, step: int, function: Callable[[], Any], extra_seconds: float = 0.0) -> Any:
+  def bounded(
+    self, name: str, step: int, function: Callable[[], Any], extra_seconds: float = 0.0
+  ) -> Any:
     """Returns function(), which may block; `extra_seconds` more are allowed (for compilation)."""
     with self.phase(name):
       if self._slow is None and self._timeout is None:
@@ -86,15 +91,17 @@ class Watch:
         warnings.warn(f'{where} has taken {waited:g} s so far')
     thread.join(None if limit is None else limit - waited)
     if thread.is_alive():
-      raise StalledError(f'{where} has not ended after {limit:g} s: look at this host, its data, and its peers')
+      raise StalledError(
+        f'{where} has not ended after {limit:g} s: look at this host, its data, and its peers'
+      )
 
   def summary(self) -> dict[str, Any]:
     """Returns {'goodput': share, 'seconds': {phase: seconds}} of this process so far."""
     total = max(time.monotonic() - self._started, 1e-9)
     seconds = dict(self._seconds) | {'other': max(total - sum(self._seconds.values()), 0.0)}
     return {
-        'goodput': seconds.get(PRODUCTIVE, 0.0) / total,
-        'seconds': {name: round(value, 3) for name, value in seconds.items()},
+      'goodput': seconds.get(PRODUCTIVE, 0.0) / total,
+      'seconds': {name: round(value, 3) for name, value in seconds.items()},
     }
 
   def write(self, directory: pathlib.Path, **more: Any) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 
 LOCK = 'lock'
 _PROBE_BYTES = 1 << 16
@@ -17,7 +18,9 @@ _MAX_LOCK_CHARACTERS = 4096
 
 
 def probe(directory: pathlib.Path) -> None:
-  """Makes `directory` and writes a little there. Raises OSError, before any compute, where that fails."""
+  """Makes `directory` and writes a little there. Raises OSError, before any compute, where that
+  fails.
+  """
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory) as file:  # it has no name that a link could take
@@ -26,7 +29,8 @@ def probe(directory: pathlib.Path) -> None:
       os.fsync(file.fileno())
   except OSError as error:
     raise OSError(
-        error.errno, f'cannot write to workdir {str(directory)!r} ({error.strerror}): free space or choose another'
+      error.errno,
+      f'cannot write to workdir {str(directory)!r} ({error.strerror}): free space or choose another',
     ) from error
 
 
@@ -41,12 +45,14 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
   with _exclusively(path) as file:
     holder = _holder(file, path)
     if holder is not None and (holder['host'] != socket.gethostname() or _alive(holder)):
-      raise ValueError(
-          f'{str(directory)!r} is in use by process {holder["pid"]} on '
-          f'{files.printable(holder["host"], 100)}: choose another workdir, '
-          f'or, if that machine is gone, delete {str(path)!r}'
+      raise UserError(
+        f'{str(directory)!r} is in use by process {holder["pid"]} on '
+        f'{files.printable(holder["host"], 100)}: choose another workdir, '
+        f'or, if that machine is gone, delete {str(path)!r}'
       )
-    _rewrite(file, {'pid': os.getpid(), 'host': socket.gethostname(), 'started': _started(os.getpid())})
+    _rewrite(
+      file, {'pid': os.getpid(), 'host': socket.gethostname(), 'started': _started(os.getpid())}
+    )
   try:
     yield
   finally:
@@ -56,7 +62,9 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exclusively(path: pathlib.Path):
-  """Opens the lock file while no other process looks at it: looking and taking must be one thing."""
+  """Opens the lock file while no other process looks at it: looking and taking must be one
+  thing.
+  """
   with files.open_in_place(path, 'r+') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield file
@@ -74,8 +82,8 @@ def _holder(file, path: pathlib.Path) -> dict | None:
       return {'pid': pid, 'host': host, 'started': holder.get('started')}
   except (ValueError, TypeError, KeyError, RecursionError):
     pass
-  raise ValueError(
-      f'{str(path)!r} does not say who holds it: delete it if no process uses this folder'
+  raise UserError(
+    f'{str(path)!r} does not say who holds it: delete it if no process uses this folder'
   )
 
 

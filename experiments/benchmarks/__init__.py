@@ -1,1 +1,3 @@
-"""Timings side by side, a file each: `add_arguments(parser)` and `run(args)`, which returns the report as text."""
+"""Timings side by side, a file each: `add_arguments(parser)` and `run(args)`, which returns the
+report as text.
+"""

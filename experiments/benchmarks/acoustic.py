@@ -1,15 +1,17 @@
-"""Seconds that the acoustic stages take for one clip: coarse and fine language models, and SoundStorm in their place.
+"""Seconds that the acoustic stages take for one clip: coarse and fine language models, and
+SoundStorm in their place.
 
   python -m experiments.benchmark acoustic
   python -m experiments.benchmark acoustic --recipe=tiny --seconds=4
 
-The models of the recipe (librilight: the papers' sizes) with random weights, batch 1, compilation left out. Some
---steps of the language models and --passes of SoundStorm are timed, and taken for all (0: all are run): a step attends
-to a cache of fixed size, and a pass to a window of fixed size, so that all take the same time. As in generation.py, the
-coarse model goes in windows, and the fine model's chunks are one batch.
+The models of the recipe (librilight: the papers' sizes) with random weights, batch 1, compilation
+left out. Some --steps of the language models and --passes of SoundStorm are timed, and taken for
+all (0: all are run): a step attends to a cache of fixed size, and a pass to a window of fixed size,
+so that all take the same time. As in generation.py, the coarse model goes in windows, and the fine
+model's chunks are one batch.
 
-Beside wall time stands the time that the processors spent, which says more where others use the machine too. nan: the
-machine was too busy for so few --steps.
+Beside wall time stands the time that the processors spent, which says more where others use the
+machine too. nan: the machine was too busy for so few --steps.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax import windows
+from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
@@ -39,7 +42,9 @@ class Seconds(NamedTuple):
 
 
 class Timing(NamedTuple):
-  """What a part takes in all, how many passes through the model these are, and how many were run."""
+  """What a part takes in all, how many passes through the model these are, and how many were
+  run.
+  """
 
   seconds: Seconds
   passes: int
@@ -47,39 +52,62 @@ class Timing(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  parser.add_argument('--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)')
+  parser.add_argument(
+    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)'
+  )
   parser.add_argument('--seconds', type=command_line.SECONDS, default=30.0, help='of audio (30)')
   parser.add_argument(
-      '--steps', type=command_line.COUNT_OR_ALL, default=64, help='passes to time of each language model; 0: all (64)'
+    '--steps',
+    type=command_line.COUNT_OR_ALL,
+    default=64,
+    help='passes to time of each language model; 0: all (64)',
   )
   parser.add_argument(
-      '--passes', type=command_line.COUNT_OR_ALL, default=0, help='passes to time of SoundStorm; 0: all (0)'
+    '--passes',
+    type=command_line.COUNT_OR_ALL,
+    default=0,
+    help='passes to time of SoundStorm; 0: all (0)',
   )
   parser.add_argument(
-      '--dtype', help='of activations (float32 on CPUs, which only emulate bfloat16; elsewhere what the recipe says)'
+    '--dtype',
+    help='of activations (float32 on CPUs, which only emulate bfloat16; elsewhere what the recipe says)',
   )
 
 
 def run(args: argparse.Namespace) -> str:
   recipe = recipe_lib.load(args.recipe)
-  if missing := [name for name in ('coarse', 'fine', 'soundstorm') if getattr(recipe, name) is None]:
-    raise ValueError(f'--recipe={args.recipe} has no {" and no ".join(missing)}: choose librilight or tiny')
+  if missing := [
+    name for name in ('coarse', 'fine', 'soundstorm') if getattr(recipe, name) is None
+  ]:
+    raise UserError(
+      f'--recipe={args.recipe} has no {" and no ".join(missing)}: choose librilight or tiny'
+    )
   if 'soundstream' in recipe.imports:
-    raise ValueError(
-        f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight or tiny'
+    raise UserError(
+      f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight or tiny'
     )
   if args.seconds * recipe.coarse.model.semantic_rate < 1:
-    raise ValueError(f'--seconds={args.seconds}: ask for a frame of audio')
+    raise UserError(f'--seconds={args.seconds}: ask for a frame of audio')
   dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else None)
-  coarse, fine, parallel = (_in_dtype(getattr(recipe, name).model, dtype) for name in ('coarse', 'fine', 'soundstorm'))
+  coarse, fine, parallel = (
+    _in_dtype(getattr(recipe, name).model, dtype) for name in ('coarse', 'fine', 'soundstorm')
+  )
   semantic_frames = round(args.seconds * coarse.semantic_rate)
   parts = {
-      'coarse': time_coarse(coarse, semantic_frames, recipe.evaluation.carry_seconds, args.steps),
-      'fine': time_fine(fine, coarse.frames_per_semantic * semantic_frames, args.steps),
-      'SoundStorm': time_soundstorm(parallel, semantic_frames, recipe.sampling.soundstorm, args.passes),
-      'codec decoder': time_decoder(recipe.soundstream.model, coarse.frames_per_semantic * semantic_frames),
+    'coarse': time_coarse(coarse, semantic_frames, recipe.evaluation.carry_seconds, args.steps),
+    'fine': time_fine(fine, coarse.frames_per_semantic * semantic_frames, args.steps),
+    'SoundStorm': time_soundstorm(
+      parallel, semantic_frames, recipe.sampling.soundstorm, args.passes
+    ),
+    'codec decoder': time_decoder(
+      recipe.soundstream.model, coarse.frames_per_semantic * semantic_frames
+    ),
   }
-  return table(parts, args.seconds, f'{args.recipe}, {dtype or "dtype of the recipe"}, {jax.devices()[0].device_kind}')
+  return table(
+    parts,
+    args.seconds,
+    f'{args.recipe}, {dtype or "dtype of the recipe"}, {jax.devices()[0].device_kind}',
+  )
 
 
 def table(parts: dict[str, Timing], seconds: float, where: str) -> str:
@@ -90,7 +118,9 @@ def table(parts: dict[str, Timing], seconds: float, where: str) -> str:
   lines = [f'{seconds:g} s of audio, one clip ({where})']
   lines.append(f'{"":24}{"wall":>10}{"processors":>12}{"passes":>10}{"measured":>10}')
   for name, part in parts.items():
-    lines.append(f'{name:24}{part.seconds.wall:10.3f}{part.seconds.processors:12.3f}{part.passes:10}{part.measured:10}')
+    lines.append(
+      f'{name:24}{part.seconds.wall:10.3f}{part.seconds.processors:12.3f}{part.passes:10}{part.measured:10}'
+    )
   lines.append(f'{"coarse + fine":24}{both.wall:10.3f}{both.processors:12.3f}')
   lines.append(f'coarse + fine over SoundStorm: {ratios[0]:.2f} (processors: {ratios[1]:.2f})')
   lines.append(f'real-time factor of SoundStorm and decoder: {factor:.3f}')
@@ -98,9 +128,11 @@ def table(parts: dict[str, Timing], seconds: float, where: str) -> str:
 
 
 def time_coarse(config, semantic_frames: int, carry_seconds: float, steps: int) -> Timing:
-  """Times the coarse model: all frames in windows of its crop, each after the first with a prompt of `carry_seconds`.
+  """Times the coarse model: all frames in windows of its crop, each after the first with a prompt
+  of `carry_seconds`.
 
-  The prompts, which make the later windows' caches longer, are left out: in favour of the language models.
+  The prompts, which make the later windows' caches longer, are left out: in favour of the language
+  models.
   """
   ratio, crop = config.frames_per_semantic, config.num_frames
   frames, carry = ratio * semantic_frames, ratio * round(carry_seconds * config.semantic_rate)
@@ -114,24 +146,34 @@ def time_fine(config, frames: int, steps: int) -> Timing:
   """Times the fine model: chunks of its crop, all in one batch."""
   new = min(frames, config.num_frames)
   rows = windows.row_bucket(-(-frames // new))
-  return _time_language_model(config, np.zeros((rows, new, config.num_coarse), np.int32), new, new, 1, steps)
+  return _time_language_model(
+    config, np.zeros((rows, new, config.num_coarse), np.int32), new, new, 1, steps
+  )
 
 
-def _time_language_model(config, prefix_BPN, new: int, frames: int, num_windows: int, steps: int) -> Timing:
-  """Times `num_windows` windows that draw `frames` frames in all, by a program that draws up to `new` of them."""
+def _time_language_model(
+  config, prefix_BPN, new: int, frames: int, num_windows: int, steps: int
+) -> Timing:
+  """Times `num_windows` windows that draw `frames` frames in all, by a program that draws up to
+  `new` of them.
+  """
   model = config.language_model
   params, levels = _random_params(config), model.vocabulary.target_levels
   prompt_BFQ = np.zeros((len(prefix_BPN), 0, levels), np.int32)
   arguments = (params, jax.random.key(0), prefix_BPN, prompt_BFQ)
-  compiled = windows.sample_targets.lower(model, *arguments, 0, Rule(0.8), capacity=new * levels).compile()
+  compiled = windows.sample_targets.lower(
+    model, *arguments, 0, Rule(0.8), capacity=new * levels
+  ).compile()
   draw = lambda number: _seconds(lambda: compiled(*arguments, number, Rule(0.8)))
   draw(1)
   few, many = 1, new * levels if steps == 0 else min(new * levels, 1 + steps)
   begun, whole = draw(few), draw(many)
-  # On a busy machine a few steps may seem to take longer than many: no number then, rather than a wrong one.
+  # On a busy machine a few steps may seem to take longer than many: no number then, rather than a
+  # wrong one.
   one_step = lambda started, ended: (ended - started) / (many - few) if ended > started else np.nan
   everything = lambda started, ended: (
-      num_windows * max(started - few * one_step(started, ended), 0) + frames * levels * one_step(started, ended)
+    num_windows * max(started - few * one_step(started, ended), 0)
+    + frames * levels * one_step(started, ended)
   )
   return Timing(Seconds(*map(everything, begun, whole)), frames * levels, many)
 
@@ -141,7 +183,9 @@ def time_soundstorm(config, semantic_frames: int, how: ParallelRule, passes: int
   params, frames = _random_params(config), min(semantic_frames, config.num_semantic)
   num_windows = -(-semantic_frames // frames)
   semantic_BS = np.zeros((1, frames), np.int32)
-  codes_BFQ = np.full((1, config.frames_per_semantic * frames, config.num_quantizers), PAD, np.int32)
+  codes_BFQ = np.full(
+    (1, config.frames_per_semantic * frames, config.num_quantizers), PAD, np.int32
+  )
   total = sum(how.iterations) + how.iterations[-1] * (config.num_quantizers - len(how.iterations))
   if passes == 0:
     arguments = (params, jax.random.key(0), semantic_BS, codes_BFQ, how.rule, how.noise)
@@ -164,7 +208,9 @@ def _most_probable(config, params, semantic_BS, codes_BFQ, level):
 def time_decoder(config: soundstream.Config, frames: int) -> Timing:
   variables = jax.jit(lambda key: sharding.unbox(config.make().init(key)))(jax.random.key(0))
   codes_BFQ = jnp.zeros((1, frames, config.num_quantizers), jnp.int32)
-  compiled = jax.jit(soundstream.decode, static_argnums=0).lower(config, variables, codes_BFQ).compile()
+  compiled = (
+    jax.jit(soundstream.decode, static_argnums=0).lower(config, variables, codes_BFQ).compile()
+  )
   compiled(variables, codes_BFQ)
   return Timing(_seconds(lambda: compiled(variables, codes_BFQ)), 1, 1)
 
@@ -178,7 +224,9 @@ def _in_dtype(config, dtype: str | None):
   if dtype is None:
     return config
   if hasattr(config, 'transformer'):
-    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, dtype=dtype))
+    return dataclasses.replace(
+      config, transformer=dataclasses.replace(config.transformer, dtype=dtype)
+    )
   return dataclasses.replace(config, dtype=dtype)
 
 

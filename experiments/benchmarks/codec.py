@@ -1,15 +1,18 @@
-"""SoundStream beside EnCodec and DAC of `transformers` at matched sizes, and how much faster than real time it streams.
+"""SoundStream beside EnCodec and DAC of `transformers` at matched sizes, and how much faster than
+real time it streams.
 
   make benchmark-codec
   python -m experiments.benchmark codec --channels=16 --seconds=2
 
-All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at the waveform.
-EnCodec has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec with SoundStream's three of full
-width, so that it does the same work (and an LSTM's, which its counter leaves out). GFLOP are of products and
-convolutions. The train step is the codec without critics: encode, quantize, decode, multi-scale mel loss, commitment,
-gradients, clipping, Adam. Ours moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move),
-and drops levels. Timings take turns in one process on the same cores, and the fastest of each counts; compilation is
-left out. Without torch and transformers (tests/requirements-oracle.txt) ours is timed alone.
+All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at
+the waveform. EnCodec has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec
+with SoundStream's three of full width, so that it does the same work (and an LSTM's, which its
+counter leaves out). GFLOP are of products and convolutions. The train step is the codec without
+critics: encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam. Ours
+moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and drops
+levels. Timings take turns in one process on the same cores, and the fastest of each counts;
+compilation is left out. Without torch and transformers (tests/requirements-oracle.txt) ours is
+timed alone.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import audio, losses, streaming
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base, soundstream
 from audiolm_jax.training import flops, optimizers, sharding
 from audiolm_jax.training import step as step_lib
@@ -50,20 +54,35 @@ class Model(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-      '--channels', type=command_line.COUNT, default=32, help='width of the layers next to the waveform (32)'
+    '--channels',
+    type=command_line.COUNT,
+    default=32,
+    help='width of the layers next to the waveform (32)',
   )
-  parser.add_argument('--seconds', type=command_line.SECONDS, default=4.0, help='of the clip to encode and decode (4)')
-  parser.add_argument('--batch', type=command_line.COUNT, default=4, help='clips of one second in a train step (4)')
-  parser.add_argument('--repeats', type=command_line.COUNT, default=5, help='turns; the fastest counts (5)')
+  parser.add_argument(
+    '--seconds', type=command_line.SECONDS, default=4.0, help='of the clip to encode and decode (4)'
+  )
+  parser.add_argument(
+    '--batch', type=command_line.COUNT, default=4, help='clips of one second in a train step (4)'
+  )
+  parser.add_argument(
+    '--repeats', type=command_line.COUNT, default=5, help='turns; the fastest counts (5)'
+  )
 
 
 def run(args: argparse.Namespace) -> str:
   if args.seconds * RATE < 320:
-    raise ValueError(f'--seconds={args.seconds}: must be at least 0.02, a frame')
+    raise UserError(f'--seconds={args.seconds}: must be at least 0.02, a frame')
   config = soundstream.Config(
-      encoder_channels=args.channels, decoder_channels=args.channels, adversarial_start=None,
-      spectral_channels=1, waveform_channels=4, waveform_max_channels=4, num_waveform_critics=1,  # which nobody asks
-  )  # fmt: skip
+    encoder_channels=args.channels,
+    decoder_channels=args.channels,
+    adversarial_start=None,
+    # which nobody asks
+    spectral_channels=1,
+    waveform_channels=4,
+    waveform_max_channels=4,
+    num_waveform_critics=1,
+  )
   length = round(args.seconds * RATE) // config.hop_length * config.hop_length
   random = np.random.default_rng(0)
   wave_1T = 0.1 * random.normal(size=(1, length)).astype(np.float32)
@@ -74,15 +93,23 @@ def run(args: argparse.Namespace) -> str:
     import torch
 
     torch.manual_seed(0)
-    for name, make in (('EnCodec', _encodec), ('EnCodec-S', _encodec_with_our_units), ('DAC', _dac)):
+    for name, make in (
+      ('EnCodec', _encodec),
+      ('EnCodec-S', _encodec_with_our_units),
+      ('DAC', _dac),
+    ):
       models[name] = theirs(make(args.channels, config), wave_1T, wave_BT)
   else:
-    lines.append('torch and transformers are not installed: `make benchmark-codec` times EnCodec and DAC beside these')
+    lines.append(
+      'torch and transformers are not installed: `make benchmark-codec` times EnCodec and DAC beside these'
+    )
   seconds = fastest({name: model.operations for name, model in models.items()}, args.repeats)
   cores = len(os.sched_getaffinity(0))
   header = f'{cores} cores, {args.seconds:g} s to encode and decode, batch of {args.batch} x 1 s to train; seconds'
   lines.append(f'{header}, in brackets: times as long as SoundStream')
-  line = lambda title, cells: lines.append(f'{title:<20}' + ''.join(f'{cell:>16}' for cell in cells))
+  line = lambda title, cells: lines.append(
+    f'{title:<20}' + ''.join(f'{cell:>16}' for cell in cells)
+  )
   line('', models)
   line('parameters, M', [f'{model.millions:.1f}' for model in models.values()])
   for operation in OPERATIONS:
@@ -93,14 +120,16 @@ def run(args: argparse.Namespace) -> str:
   for operation in ('encode_step', 'decode_step'):
     frame = seconds['SoundStream', operation] / STREAMED_FRAMES
     lines.append(
-        f'{operation}: {1000 * frame:.2f} ms for a frame of {1000 / config.frame_rate:.0f} ms, '
-        f'real-time factor {frame * config.frame_rate:.2f}'
+      f'{operation}: {1000 * frame:.2f} ms for a frame of {1000 / config.frame_rate:.0f} ms, '
+      f'real-time factor {frame * config.frame_rate:.2f}'
     )
   return '\n'.join(lines)
 
 
 def fastest(operations: Mapping[str, Operations], repeats: int) -> dict[tuple[str, str], float]:
-  """Returns the seconds of the fastest of `repeats` turns, after one that is not counted, by (model, operation)."""
+  """Returns the seconds of the fastest of `repeats` turns, after one that is not counted, by
+  (model, operation).
+  """
   seconds = {}
   for turn in range(repeats + 1):
     for model, own in operations.items():
@@ -108,7 +137,9 @@ def fastest(operations: Mapping[str, Operations], repeats: int) -> dict[tuple[st
         start = time.perf_counter()
         operation()
         if turn:
-          seconds[model, name] = min(seconds.get((model, name), np.inf), time.perf_counter() - start)
+          seconds[model, name] = min(
+            seconds.get((model, name), np.inf), time.perf_counter() - start
+          )
   return seconds
 
 
@@ -124,8 +155,13 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
   variables = jax.tree.map(np.array, base.Variables(held['state'].params, held['state'].state))
   variables = jax.device_put(variables, jax.devices()[0])
   encode, decode, encode_step, decode_step = (
-      jax.jit(functools.partial(function, config))
-      for function in (soundstream.encode, soundstream.decode, streaming.encode_step, streaming.decode_step)
+    jax.jit(functools.partial(function, config))
+    for function in (
+      soundstream.encode,
+      soundstream.decode,
+      streaming.encode_step,
+      streaming.decode_step,
+    )
   )
   codes_1FQ = jax.block_until_ready(encode(variables, wave_1T))
   frame_1T, codes_11Q = wave_1T[:, : config.hop_length], codes_1FQ[:, :1]
@@ -145,22 +181,24 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
 
   millions = sum(leaf.size for leaf in jax.tree.leaves(variables.params['generator'])) / 1e6
   operations = {
-      'encode': lambda: jax.block_until_ready(encode(variables, wave_1T)),
-      'decode': lambda: jax.block_until_ready(decode(variables, codes_1FQ)),
-      'train step': train,
-      'encode_step': lambda: stream(encode_step, encoder_state, frame_1T),
-      'decode_step': lambda: stream(decode_step, decoder_state, codes_11Q),
+    'encode': lambda: jax.block_until_ready(encode(variables, wave_1T)),
+    'decode': lambda: jax.block_until_ready(decode(variables, codes_1FQ)),
+    'train step': train,
+    'encode_step': lambda: stream(encode_step, encoder_state, frame_1T),
+    'decode_step': lambda: stream(decode_step, decoder_state, codes_11Q),
   }
   counted = {
-      'encode': flops.count(encode, variables, wave_1T),
-      'decode': flops.count(decode, variables, codes_1FQ),
-      'train step': flops.count(train_step, held['state'], batch, np.int32(0)),
+    'encode': flops.count(encode, variables, wave_1T),
+    'decode': flops.count(decode, variables, codes_1FQ),
+    'train step': flops.count(train_step, held['state'], batch, np.int32(0)),
   }
   return Model(millions, operations, counted)
 
 
 def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
-  """As `ours`, of what a function below made of `transformers`: (model, encode, decode, reconstruct in training)."""
+  """As `ours`, of what a function below made of `transformers`: (model, encode, decode, reconstruct
+  in training).
+  """
   import torch
   from torch.utils.flop_counter import FlopCounterMode
 
@@ -175,7 +213,9 @@ def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
     optimizer.zero_grad()
     estimate, commitment = reconstruct(batch)
     # DAC's decoder ends some samples early.
-    estimate = torch.nn.functional.pad(estimate[:, 0], (0, max(0, batch.shape[-1] - estimate.shape[-1])))
+    estimate = torch.nn.functional.pad(
+      estimate[:, 0], (0, max(0, batch.shape[-1] - estimate.shape[-1]))
+    )
     (mel_loss(estimate[:, : batch.shape[-1]]) + commitment.mean()).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()
@@ -192,21 +232,26 @@ def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
 
   codes = inference(encode, clip)
   operations = {
-      'encode': lambda: inference(encode, clip),
-      'decode': lambda: inference(decode, codes),
-      'train step': train,
+    'encode': lambda: inference(encode, clip),
+    'decode': lambda: inference(decode, codes),
+    'train step': train,
   }
   counted = {  # the counter does not run in inference mode
-      'encode': count(lambda: inference(encode, clip, mode=torch.no_grad)),
-      'decode': count(lambda: inference(decode, codes, mode=torch.no_grad)),
-      'train step': count(train),
+    'encode': count(lambda: inference(encode, clip, mode=torch.no_grad)),
+    'decode': count(lambda: inference(decode, codes, mode=torch.no_grad)),
+    'train step': count(train),
   }
   return Model(sum(p.numel() for p in model.parameters()) / 1e6, operations, counted)
 
 
 def _encodec_with_our_units(channels: int, config: soundstream.Config):
   return _encodec(
-      channels, config, num_residual_layers=3, dilation_growth_rate=3, compress=1, use_conv_shortcut=False
+    channels,
+    config,
+    num_residual_layers=3,
+    dilation_growth_rate=3,
+    compress=1,
+    use_conv_shortcut=False,
   )
 
 
@@ -214,12 +259,18 @@ def _encodec(channels: int, config: soundstream.Config, **units):
   from transformers import EncodecConfig, EncodecModel
 
   model = EncodecModel(
-      EncodecConfig(
-          sampling_rate=config.sample_rate, num_filters=channels, upsampling_ratios=list(config.strides)[::-1],
-          hidden_size=config.embedding_dim, codebook_size=config.codebook_size, target_bandwidths=[BANDWIDTH],
-          chunk_length_s=None, normalize=False, **units,
-      )
-  )  # fmt: skip
+    EncodecConfig(
+      sampling_rate=config.sample_rate,
+      num_filters=channels,
+      upsampling_ratios=list(config.strides)[::-1],
+      hidden_size=config.embedding_dim,
+      codebook_size=config.codebook_size,
+      target_bandwidths=[BANDWIDTH],
+      chunk_length_s=None,
+      normalize=False,
+      **units,
+    )
+  )
   quantizer = model.quantizer
 
   def reconstruct(wave):
@@ -236,19 +287,27 @@ def _dac(channels: int, config: soundstream.Config):
   from transformers import DacConfig, DacModel
 
   model = DacModel(
-      DacConfig(
-          sampling_rate=config.sample_rate, encoder_hidden_size=channels, downsampling_ratios=list(config.strides),
-          decoder_hidden_size=channels * 2 ** len(config.strides), n_codebooks=config.num_quantizers,
-          codebook_size=config.codebook_size,
-      )
-  )  # fmt: skip
+    DacConfig(
+      sampling_rate=config.sample_rate,
+      encoder_hidden_size=channels,
+      downsampling_ratios=list(config.strides),
+      decoder_hidden_size=channels * 2 ** len(config.strides),
+      n_codebooks=config.num_quantizers,
+      codebook_size=config.codebook_size,
+    )
+  )
 
   def reconstruct(wave):
     quantized, _, _, commitment, _ = model.quantizer(model.encoder(wave))
     return model.decoder(quantized), commitment
 
   encode = lambda wave: model.quantizer(model.encoder(wave))[1]
-  return model, encode, lambda codes: model.decoder(model.quantizer.from_codes(codes)[0]), reconstruct
+  return (
+    model,
+    encode,
+    lambda codes: model.decoder(model.quantizer.from_codes(codes)[0]),
+    reconstruct,
+  )
 
 
 def _torch_mel_loss(torch, wave_BT):
@@ -267,7 +326,9 @@ def _torch_mel_loss(torch, wave_BT):
     total = 0.0
     for target, (window, estimate) in zip(targets, mels(estimate_BT), strict=True):
       noise = losses.noise_magnitude(FLOOR, window, RATE)
-      distance_BF = torch.sqrt(torch.log((target + noise) / (estimate + noise)).square().mean(-1) + 1e-8)
+      distance_BF = torch.sqrt(
+        torch.log((target + noise) / (estimate + noise)).square().mean(-1) + 1e-8
+      )
       total = total + (target - estimate).abs().mean() + (window / 2) ** 0.5 * distance_BF.mean()
     return total / len(targets)
 

@@ -3,11 +3,12 @@
   python -m experiments.benchmark input
   python -m experiments.benchmark input --recipe=librilight --chips=16 --mfu=0.5
 
-Token shards and audio files are written to a temporary folder and read through the pipeline of the training: of the
-audio, FLAC files at the codec's rate, crops alone are decoded.
-Seconds are CPU seconds of this process with one reading thread, so that a busy machine changes little. What the chips
-consume follows from the model's arithmetic (6 FLOPs for each parameter and token; for the codec, three times the
-multiplications and additions of its loss) at the share `mfu` of their peak: the faster the step, the more is read.
+Token shards and audio files are written to a temporary folder and read through the pipeline of the
+training: of the audio, FLAC files at the codec's rate, crops alone are decoded. Seconds are CPU
+seconds of this process with one reading thread, so that a busy machine changes little. What the
+chips consume follows from the model's arithmetic (6 FLOPs for each parameter and token; for the
+codec, three times the multiplications and additions of its loss) at the share `mfu` of their peak:
+the faster the step, the more is read.
 """
 
 import argparse
@@ -28,21 +29,25 @@ from audiolm_jax.training import sharding
 from experiments import command_line
 from experiments import recipe as recipe_lib
 
-V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4  # bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
+# bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
+V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4
 SECONDS = 60.0  # of every recording
-EXAMPLES = 4096  # in a source, by naming a few again and again: of 8, Grain's shuffle takes 3 ms to choose one
+# in a source, by naming a few again and again: of 8, Grain's shuffle takes 3 ms to choose one
+EXAMPLES = 4096
 FILES = {  # (rate, channels, name of the file)
-    'FLAC 16 kHz mono': (16_000, 1, 'wave.flac'),
-    'FLAC 44.1 kHz stereo': (44_100, 2, 'wave.flac'),
-    'FLAC 48 kHz mono': (48_000, 1, 'wave.flac'),
-    'MP3 44.1 kHz stereo': (44_100, 2, 'wave.mp3'),
-    'WAV 44.1 kHz stereo': (44_100, 2, 'wave.wav'),
+  'FLAC 16 kHz mono': (16_000, 1, 'wave.flac'),
+  'FLAC 44.1 kHz stereo': (44_100, 2, 'wave.flac'),
+  'FLAC 48 kHz mono': (48_000, 1, 'wave.flac'),
+  'MP3 44.1 kHz stereo': (44_100, 2, 'wave.mp3'),
+  'WAV 44.1 kHz stereo': (44_100, 2, 'wave.wav'),
 }
 STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm')
 
 
 class Row(NamedTuple):
-  """One stage: examples that a core reads per second, examples that the chips consume, audio seconds of one."""
+  """One stage: examples that a core reads per second, examples that the chips consume, audio
+  seconds of one.
+  """
 
   read: float
   consumed: float
@@ -50,10 +55,16 @@ class Row(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  parser.add_argument('--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)')
+  parser.add_argument(
+    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)'
+  )
   parser.add_argument('--chips', type=command_line.COUNT, default=16, help='of TPU v5e (16)')
-  parser.add_argument('--mfu', type=command_line.SHARE, default=0.5, help='share of their peak that is reached (0.5)')
-  parser.add_argument('--examples', type=command_line.COUNT, default=512, help='to read for each timing (512)')
+  parser.add_argument(
+    '--mfu', type=command_line.SHARE, default=0.5, help='share of their peak that is reached (0.5)'
+  )
+  parser.add_argument(
+    '--examples', type=command_line.COUNT, default=512, help='to read for each timing (512)'
+  )
 
 
 def run(args: argparse.Namespace) -> str:
@@ -62,8 +73,11 @@ def run(args: argparse.Namespace) -> str:
     decoded = decoding_speeds(pathlib.Path(folder))
     sources = _sources(pathlib.Path(folder), recipe)
     rows = {
-        name: _row(getattr(recipe, name).model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS)
-        for name in STAGES if getattr(recipe, name) is not None
+      name: _row(
+        getattr(recipe, name).model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS
+      )
+      for name in STAGES
+      if getattr(recipe, name) is not None
     }
   return table(decoded, rows, args)
 
@@ -74,9 +88,9 @@ def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namesp
   lines += [f'  {name:22}{speed:8.0f}' for name, speed in decoded.items()]
   hosts = max(args.chips // CHIPS_PER_HOST, 1)
   lines += [
-      f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts',
-      f'  {"stage":12}{"read by a core":>16}{"consumed":>12}{"cores a host":>14}{"audio s":>9}',
-      f'  {"":12}{"examples/s":>16}{"examples/s":>12}{"busy reading":>14}{"each":>9}',
+    f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts',
+    f'  {"stage":12}{"read by a core":>16}{"consumed":>12}{"cores a host":>14}{"audio s":>9}',
+    f'  {"":12}{"examples/s":>16}{"examples/s":>12}{"busy reading":>14}{"each":>9}',
   ]
   for name, row in rows.items():
     busy = row.consumed / row.read / hosts
@@ -98,25 +112,34 @@ def decoding_speeds(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _music(rate: int, channels: int) -> np.ndarray:
-  """Returns gliding tones in noise: silence would be decoded faster, noise alone slower than what people record."""
+  """Returns gliding tones in noise: silence would be decoded faster, noise alone slower than what
+  people record.
+  """
   seconds_T = np.arange(round(SECONDS * rate)) / rate
-  tones_T = sum(np.sin(2 * np.pi * pitch * seconds_T * (1 + 0.01 * np.sin(seconds_T))) / 8 for pitch in (110, 221, 443))
+  tones_T = sum(
+    np.sin(2 * np.pi * pitch * seconds_T * (1 + 0.01 * np.sin(seconds_T))) / 8
+    for pitch in (110, 221, 443)
+  )
   noise_TC = 0.02 * np.random.default_rng(0).normal(size=(len(seconds_T), channels))
   return (tones_T[:, None] + noise_TC).astype(np.float32)
 
 
 def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
-  """Returns what stages read: {'waveform': 60 s FLAC files, as Libri-Light's parts; 'tokens': their token shards}."""
+  """Returns what stages read: {'waveform': 60 s FLAC files, as Libri-Light's parts; 'tokens': their
+  token shards}.
+  """
   random = np.random.default_rng(0)
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
-  examples = (_random_tokens(random, recipe.soundstream.model, recipe.semantic.model) for _ in range(64))
+  examples = (
+    _random_tokens(random, recipe.soundstream.model, recipe.semantic.model) for _ in range(64)
+  )
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})
   parts = [folders.Part(str(folder / f'part{index % 8}.flac')) for index in range(EXAMPLES)]
   return {
-      'waveform': folders.AudioFiles(parts, 16_000),
-      'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
+    'waveform': folders.AudioFiles(parts, 16_000),
+    'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
   }
 
 
@@ -125,8 +148,8 @@ def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> di
   frames = round(SECONDS * codec.frame_rate)
   ratio = tokens.frames_per_semantic(codec.frame_rate, semantic.semantic_rate)
   return {
-      'semantic': random.integers(0, semantic.num_clusters, frames // ratio),
-      'codes': random.integers(0, codec.codebook_size, (frames, codec.num_quantizers)),
+    'semantic': random.integers(0, semantic.num_clusters, frames // ratio),
+    'codes': random.integers(0, codec.codebook_size, (frames, codec.num_quantizers)),
   }
 
 

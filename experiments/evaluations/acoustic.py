@@ -1,4 +1,6 @@
-"""The acoustic stages alone: given true semantic tokens and the first seconds of codes, as in SoundStorm's table 1."""
+"""The acoustic stages alone: given true semantic tokens and the first seconds of codes, as in
+SoundStorm's table 1.
+"""
 
 import pathlib
 
@@ -19,22 +21,28 @@ SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns voice, words and distance to the original of what the acoustic stages make after the prompt.
+  """Returns voice, words and distance to the original of what the acoustic stages make after the
+  prompt.
 
   What the corpus or the recipe cannot tell is left out, and named in 'left_out' with the reason.
 
-  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original, too). sphinx_*, ctc_*:
-    the same by recognizers trained elsewhere, on people (the second where the settings name one).
+  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original,
+    too). sphinx_*, ctc_*: the same by recognizers trained elsewhere, on people (the second where
+    the settings name one).
   similarity: of the speaker embedding of each second to the prompt's, mean.
-  mel_distance: to the original through the codec, in nats: frames are aligned, since semantic tokens are.
+  mel_distance: to the original through the codec, in nats: frames are aligned, since semantic
+  tokens are.
   codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
-  perplexity: of the codes, mean over levels: far below the original's, a system says the same few everywhere.
+  perplexity: of the codes, mean over levels: far below the original's, a system says the same few
+  everywhere.
   """
   settings = recipe.evaluation
   models = workspace.load_models(workdir)
   rate, hop = models.soundstream[0].sample_rate, models.soundstream[0].hop_length
   examples = sources.prompts(recipe, workdir, rate)
-  start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
+  start, end = (
+    round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds)
+  )
   wave_BT, num_samples_B = workspace.stacked([example['waveform'][:end] for example in examples])
   semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, num_samples_B)
   prompt_BFQ = codes_BFQ[:, : start // hop]
@@ -44,10 +52,18 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     if (models.soundstorm if acoustic == 'soundstorm' else models.coarse) is None:
       continue
     result = generation.generate_acoustics(
-        models, jax.random.key(settings.seed), semantic_BS, prompt_BFQ, sampling=recipe.sampling,
-        carry_seconds=settings.carry_seconds, acoustic=acoustic,
+      models,
+      jax.random.key(settings.seed),
+      semantic_BS,
+      prompt_BFQ,
+      sampling=recipe.sampling,
+      carry_seconds=settings.carry_seconds,
+      acoustic=acoustic,
     )
-    waves[label] = [row_T[: frames * hop] for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)]
+    waves[label] = [
+      row_T[: frames * hop]
+      for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)
+    ]
     codes[label] = result.codes_BFQ
   judged = judges.load(recipe, workdir)
   left_out = judges.left_out(judged, examples)
@@ -75,8 +91,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   if any('words' not in example for example in examples):
     left_out['words'] = 'the corpus does not tell what is said'
   return {
-      'rows': rows, 'prompts': len(examples), 'seconds': settings.seconds, 'not_installed': opinions.missing(),
-      'left_out': left_out,
+    'rows': rows,
+    'prompts': len(examples),
+    'seconds': settings.seconds,
+    'not_installed': opinions.missing(),
+    'left_out': left_out,
   }
 
 
@@ -90,7 +109,9 @@ def _said(example: dict, start: int, end: int) -> list[int]:
   return [speech.NUMBERS.index(word) for word in _text(example, start, end).split()]
 
 
-def _mel_distance(originals: list[np.ndarray], clips: list[np.ndarray], start: int, rate: int) -> float:
+def _mel_distance(
+  originals: list[np.ndarray], clips: list[np.ndarray], start: int, rate: int
+) -> float:
   distances = []
   for original_T, clip_T in zip(originals, clips, strict=True):
     end = min(len(original_T), len(clip_T))
@@ -105,11 +126,11 @@ def _codes(true_BFQ: np.ndarray, codes_BFQ: np.ndarray, first: int) -> dict[str,
   true_NQ, codes_NQ = true_BFQ[:, first:, :levels][here_BF], codes_BFQ[:, first:, :levels][here_BF]
   hit_NQ = true_NQ == codes_NQ
   use = [
-      codec_metrics.codebook_perplexity(jnp.asarray(codes_N1[None]), 1 + int(codes_N1.max()))
-      for codes_N1 in codes_NQ.T[..., None]
+    codec_metrics.codebook_perplexity(jnp.asarray(codes_N1[None]), 1 + int(codes_N1.max()))
+    for codes_N1 in codes_NQ.T[..., None]
   ]
   return {
-      'codes_level_1': float(hit_NQ[:, 0].mean()),
-      'codes': float(hit_NQ.mean()),
-      'perplexity': float(np.mean(use)),
+    'codes_level_1': float(hit_NQ[:, 0].mean()),
+    'codes': float(hit_NQ.mean()),
+    'perplexity': float(np.mean(use)),
   }

@@ -27,10 +27,12 @@ PERCEPTUAL_CLIPS = 16  # the first ones: ViSQOL takes most of a second for each
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns what `row` measures by the number of levels, of Opus, of an untrained codec, and of silence.
+  """Returns what `row` measures by the number of levels, of Opus, of an untrained codec, and of
+  silence.
 
-  Of a codec with a denoising switch, too, the noisy clips as they are, and coded with the switch off and on. PESQ, STOI
-  and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there is named.
+  Of a codec with a denoising switch, too, the noisy clips as they are, and coded with the switch
+  off and on. PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there
+  is named.
   """
   config, variables = workspace.load_codec(workdir)
   wave_BT, noise_BT = held_out(recipe, workdir, config)
@@ -41,9 +43,13 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     rows[f'{n} levels'] = row(config, wave_BT, decode(codes_BFQ[..., :n]), level_rate * n)
   if not opus.missing():
     for rate in OPUS_RATES:
-      estimate_BT = np.stack([opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT])
+      estimate_BT = np.stack(
+        [opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT]
+      )
       rows[f'Opus {rate} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
-  untrained_BFQ, untrained_decode = _coder(config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT)
+  untrained_BFQ, untrained_decode = _coder(
+    config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT
+  )
   full_rate = level_rate * config.num_quantizers
   rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), full_rate)
   rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
@@ -59,12 +65,12 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   left_out = {'noise': 'the corpus has no noise'} if lacks_noise else {}
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
-      'rows': rows,
-      'perplexity': [float(x) for x in perplexity_Q],
-      'codebook_size': config.codebook_size,
-      'visqol_mapper': perceptual.visqol_mapper(),
-      'not_installed': [*(set(perceptual.MODULES) - set(perceptual.available())), *opus.missing()],
-      'left_out': left_out,
+    'rows': rows,
+    'perplexity': [float(x) for x in perplexity_Q],
+    'codebook_size': config.codebook_size,
+    'visqol_mapper': perceptual.visqol_mapper(),
+    'not_installed': [*(set(perceptual.MODULES) - set(perceptual.available())), *opus.missing()],
+    'left_out': left_out,
   }
 
 
@@ -74,7 +80,8 @@ def _has_switch(config) -> bool:
 
 
 def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray, np.ndarray | None]:
-  """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter, and the noise beside them.
+  """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter, and the
+  noise beside them.
 
   The noise is None for a codec without a denoising switch, and where the corpus has none.
   """
@@ -86,21 +93,28 @@ def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray,
       {},
     )
     names += ('noise',) if 'noise' in first else ()
-  batches = list(pipeline.evaluation_batches(
+  batches = list(
+    pipeline.evaluation_batches(
       source,
       {name: Feature((length,), np.float32, config.sample_rate) for name in names},
       batch_size=BATCH_SIZE,
       num_batches=-(-recipe.evaluation.num_clips // BATCH_SIZE),
       seed=recipe.evaluation.seed,
-  ))  # fmt: skip
+    )
+  )
   waves = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
   return waves['waveform'], waves.get('noise')
 
 
 def _coder(config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-  """Returns the codes [B, F, Q] of the clips, and the function that decodes any number of their levels."""
+  """Returns the codes [B, F, Q] of the clips, and the function that decodes any number of their
+  levels.
+  """
   codec = config.codec()
-  encode, decode = jax.jit(lambda variables, wave_BT: codec.encode(variables, wave_BT, None)), jax.jit(codec.decode)
+  encode, decode = (
+    jax.jit(lambda variables, wave_BT: codec.encode(variables, wave_BT, None)),
+    jax.jit(codec.decode),
+  )
 
   def decode_all(codes_BFQ):
     return _by_batches(lambda codes: decode(variables, codes), codes_BFQ)
@@ -110,31 +124,44 @@ def _coder(config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray
 
 def _by_batches(function, *arrays: np.ndarray) -> np.ndarray:
   starts = range(0, len(arrays[0]), BATCH_SIZE)
-  return np.concatenate([np.asarray(function(*(a[start : start + BATCH_SIZE] for a in arrays))) for start in starts])
+  return np.concatenate(
+    [np.asarray(function(*(a[start : start + BATCH_SIZE] for a in arrays))) for start in starts]
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _distances(sample_rate: int, wave_BT, estimate_BT):
-  return jnp.stack([
+  return jnp.stack(
+    [
       codec_metrics.si_sdr(wave_BT, estimate_BT),
       codec_metrics.log_mel_distance(wave_BT, estimate_BT, sample_rate),
       codec_metrics.multi_scale_stft_distance(wave_BT, estimate_BT),
-  ], axis=-1)  # fmt: skip
+    ],
+    axis=-1,
+  )
 
 
 def row(config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
-  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and estimates of perceived quality.
+  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and estimates of
+  perceived quality.
 
-  Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and None is of no clip.
+  Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and
+  None is of no clip.
   """
   distances = _by_batches(functools.partial(_distances, config.sample_rate), wave_BT, estimate_BT)
   si_sdr, mel, stft = (float(x) for x in distances.mean(axis=0))
   result = {
-      'kbit_s': bit_rate / 1000, 'si_sdr': si_sdr, 'mel_distance': mel, 'stft_distance': stft, 'clips': len(wave_BT),
-  }  # fmt: skip
+    'kbit_s': bit_rate / 1000,
+    'si_sdr': si_sdr,
+    'mel_distance': mel,
+    'stft_distance': stft,
+    'clips': len(wave_BT),
+  }
   counts = []
   for name in perceptual.available():
     pairs = zip(wave_BT[:PERCEPTUAL_CLIPS], estimate_BT[:PERCEPTUAL_CLIPS])
-    result[name], count = perceptual.mean(getattr(perceptual, name)(*pair, config.sample_rate) for pair in pairs)
+    result[name], count = perceptual.mean(
+      getattr(perceptual, name)(*pair, config.sample_rate) for pair in pairs
+    )
     counts.append(count)
   return result | ({'scored': min(counts)} if counts else {})

@@ -13,9 +13,9 @@ from experiments.recipe import Recipe
 
 # Label of a row: the coarse stage that has to be there, and the acoustic path.
 SYSTEMS = {
-    'continuation': ('coarse', 'autoregressive'),
-    'SoundStorm continuation': ('soundstorm', 'soundstorm'),
-    'acoustic-only continuation': ('acoustic_only', 'autoregressive'),
+  'continuation': ('coarse', 'autoregressive'),
+  'SoundStorm continuation': ('soundstorm', 'soundstorm'),
+  'acoustic-only continuation': ('acoustic_only', 'autoregressive'),
 }
 ORIGINAL = 'original, through the codec'
 
@@ -29,7 +29,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   settings = recipe.evaluation
   rate = workspace.load_stage(workdir, 'soundstream')[0].sample_rate
   prompts = sources.prompts(recipe, workdir, rate)
-  start, end = (round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds))
+  start, end = (
+    round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds)
+  )
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
   waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
   judged = judges.load(recipe, workdir)
@@ -59,33 +61,56 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       [clip[start:] for clip in clips[: settings.num_naturalness_clips]], rate
     )
   return {
-      'rows': rows, **facts, 'prompts': len(prompts), 'seconds': settings.seconds,
-      'not_installed': opinions.missing(), 'left_out': left_out,
-  }  # fmt: skip
+    'rows': rows,
+    **facts,
+    'prompts': len(prompts),
+    'seconds': settings.seconds,
+    'not_installed': opinions.missing(),
+    'left_out': left_out,
+  }
 
 
-def continuations(recipe: Recipe, workdir: pathlib.Path, prompts: list[np.ndarray], end: int) -> dict:
-  """Returns prompts and what follows them, up to sample `end`, by each system whose stages are there."""
+def continuations(
+  recipe: Recipe, workdir: pathlib.Path, prompts: list[np.ndarray], end: int
+) -> dict:
+  """Returns prompts and what follows them, up to sample `end`, by each system whose stages are
+  there.
+  """
   settings, (prompt_BT, num_samples_B) = recipe.evaluation, workspace.stacked(prompts)
   waves = {}
   for label, (stage, acoustic) in SYSTEMS.items():
     if not (workdir / stage).is_dir():
       continue
-    models = workspace.load_models(workdir, coarse=stage if acoustic == 'autoregressive' else 'coarse')
+    models = workspace.load_models(
+      workdir, coarse=stage if acoustic == 'autoregressive' else 'coarse'
+    )
     result = generation.continue_audio(
-        models, jax.random.key(settings.seed), prompt_BT, num_samples_B, seconds=settings.seconds,
-        sampling=recipe.sampling, carry_seconds=settings.carry_seconds, acoustic=acoustic,
+      models,
+      jax.random.key(settings.seed),
+      prompt_BT,
+      num_samples_B,
+      seconds=settings.seconds,
+      sampling=recipe.sampling,
+      carry_seconds=settings.carry_seconds,
+      acoustic=acoustic,
     )
     waves[label] = list(np.asarray(result.wave_BT)[:, :end])
   return waves
 
 
-def similarity_over_time(judged: judges.Judges, waves: dict, labels: np.ndarray, start: int) -> dict[str, list[float]]:
-  """Returns, for each system, how similar each second after sample `start` is to the prompt (metrics.speaker.drift).
+def similarity_over_time(
+  judged: judges.Judges, waves: dict, labels: np.ndarray, start: int
+) -> dict[str, list[float]]:
+  """Returns, for each system, how similar each second after sample `start` is to the prompt
+  (metrics.speaker.drift).
 
-  The prompt is heard through the codec, as the rest. The last entry is the floor: the originals of other voices.
+  The prompt is heard through the codec, as the rest. The last entry is the floor: the originals of
+  other voices.
   """
-  clips = {label: [judges.embeddings(judged, clip[start:]) for clip in rows] for label, rows in waves.items()}
+  clips = {
+    label: [judges.embeddings(judged, clip[start:]) for clip in rows]
+    for label, rows in waves.items()
+  }
   prompts = [judges.embeddings(judged, clip[:start]).mean(axis=0) for clip in waves[ORIGINAL]]
   result = {label: speaker.drift(prompts, rows).tolist() for label, rows in clips.items()}
   pairs = [(b, c) for b in range(len(labels)) for c in range(len(labels)) if labels[b] != labels[c]]
@@ -96,8 +121,14 @@ def similarity_over_time(judged: judges.Judges, waves: dict, labels: np.ndarray,
 
 
 def recognizer_error_rate(recipe: Recipe, workdir: pathlib.Path, judged: judges.Judges) -> float:
-  """Returns the word error rate of the number recognizer on whole held-out utterances, through the codec."""
+  """Returns the word error rate of the number recognizer on whole held-out utterances, through the
+  codec.
+  """
   _, utterances = sources.held_out_voices(recipe, workdir)
-  whole = sources.reconstructions([example for example in utterances if example['kind'] == 'counting'], workdir)
+  whole = sources.reconstructions(
+    [example for example in utterances if example['kind'] == 'counting'], workdir
+  )
   said = [[speech.NUMBERS.index(word) for word in example['text'].split()] for example in whole]
-  return speech.word_error_rate([judges.numbers(judged, example['waveform']) for example in whole], said)
+  return speech.word_error_rate(
+    [judges.numbers(judged, example['waveform']) for example in whole], said
+  )

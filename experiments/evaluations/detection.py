@@ -1,7 +1,8 @@
-"""The detector of generated speech on voices that neither it nor any model has heard, and the control beside it.
+"""The detector of generated speech on voices that neither it nor any model has heard, and the
+control beside it.
 
-The clips of `experiments.forge`: originals have been through the codec. The calibration, which `experiments.detect`
-needs, is fitted on validation voices and measured on held-out ones.
+The clips of `experiments.forge`: originals have been through the codec. The calibration, which
+`experiments.detect` needs, is fitted on validation voices and measured on held-out ones.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import files
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
@@ -21,10 +23,11 @@ from experiments.recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns how well the detector tells continuations from originals, by crops of a second and by whole clips.
+  """Returns how well the detector tells continuations from originals, by crops of a second and by
+  whole clips.
 
-  No rows where no detector was trained. low, high: Wilson's 95 % interval of the accuracy, where clips are independent
-  and seconds of one clip are one trial.
+  No rows where no detector was trained. low, high: Wilson's 95 % interval of the accuracy, where
+  clips are independent and seconds of one clip are one trial.
   """
   del recipe
   rows, curves, facts = {}, {}, {}
@@ -33,8 +36,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       continue
     config, variables, metadata = workspace.load_stage(workdir, name)
     validation, test = (
-        forgeries.Clips(forgeries.load(workdir, split), by_lot=name == 'detector_control', seed=seed)
-        for seed, split in enumerate(('validation', 'test'), 1)
+      forgeries.Clips(forgeries.load(workdir, split), by_lot=name == 'detector_control', seed=seed)
+      for seed, split in enumerate(('validation', 'test'), 1)
     )
     check_same_models(workdir, name, metadata['fingerprints'], test.fingerprints)
     known, unseen = (scored(config, variables, clips) for clips in (validation, test))
@@ -57,9 +60,13 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   return {'rows': rows, 'chance': 0.5, 'roc': path.name, **facts}
 
 
-def scored(config: detector.Config, variables: Variables, clips) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def scored(
+  config: detector.Config, variables: Variables, clips
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Returns (log odds, labels) of every second, and of every clip: the mean over its seconds."""
-  examples = [example for example in (clips[index] for index in range(len(clips))) if example is not None]
+  examples = [
+    example for example in (clips[index] for index in range(len(clips))) if example is not None
+  ]
   found = log_odds(config, variables, [example['waveform'] for example in examples])
   label_N = np.array([int(example['label']) for example in examples])
   seconds_N = np.concatenate(found), np.repeat(label_N, [len(seconds) for seconds in found])
@@ -67,37 +74,44 @@ def scored(config: detector.Config, variables: Variables, clips) -> dict[str, tu
 
 
 def row(
-    log_odds_N: np.ndarray, label_N: np.ndarray, calibration: detection.Calibration, num_clips: int
+  log_odds_N: np.ndarray, label_N: np.ndarray, calibration: detection.Calibration, num_clips: int
 ) -> dict[str, float | int]:
   accuracy = detection.accuracy(log_odds_N, label_N)
   interval = detection.proportion_interval(round(accuracy * num_clips), num_clips)
   probability_N = detection.probability(calibration, log_odds_N)
   return {
-      'accuracy': accuracy,
-      'low': interval.low,
-      'high': interval.high,
-      'equal_error_rate': detection.equal_error_rate(log_odds_N, label_N),
-      'area_under_curve': detection.area_under_curve(log_odds_N, label_N),
-      'calibration_error': detection.calibration_error(probability_N, label_N),
-      'scored': len(label_N),
+    'accuracy': accuracy,
+    'low': interval.low,
+    'high': interval.high,
+    'equal_error_rate': detection.equal_error_rate(log_odds_N, label_N),
+    'area_under_curve': detection.area_under_curve(log_odds_N, label_N),
+    'calibration_error': detection.calibration_error(probability_N, label_N),
+    'scored': len(label_N),
   }
 
 
-def log_odds(config: detector.Config, variables: Variables, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Returns the log odds [N] of each second (the detector's crop) of each waveform; the last second ends where it ends.
+def log_odds(
+  config: detector.Config, variables: Variables, waves: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Returns the log odds [N] of each second (the detector's crop) of each waveform; the last second
+  ends where it ends.
 
   Raises ValueError where a waveform is shorter than one crop.
   """
   length = config.crop_length
   if short := [len(wave_T) for wave_T in waves if len(wave_T) < length]:
-    raise ValueError(f'a clip has {short[0]} samples, the detector hears {length} at a time: give a longer one')
+    raise UserError(
+      f'a clip has {short[0]} samples, the detector hears {length} at a time: give a longer one'
+    )
   starts = [[*range(0, len(wave_T) - length, length), len(wave_T) - length] for wave_T in waves]
   crops = [wave_T[start : start + length] for wave_T, own in zip(waves, starts) for start in own]
   scores_N = judges.in_buckets(_score, config, variables, np.stack(crops)).astype(np.float64)
   return np.split(scores_N, np.cumsum([len(own) for own in starts])[:-1])
 
 
-def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, detection.Calibration]:
+def load_calibrations(
+  workdir: pathlib.Path, variables: Variables
+) -> dict[str, detection.Calibration]:
   """Returns the calibrations of a second and of a clip.
 
   Raises ValueError naming the command that fits them to this detector.
@@ -105,23 +119,29 @@ def load_calibrations(workdir: pathlib.Path, variables: Variables) -> dict[str, 
   path = workdir / 'evaluation' / 'detection.json'
   again = f'run `{command_line.command("evaluate", workdir, "--suite=detection")}` first'
   if not path.is_file():
-    raise ValueError(f'{path} does not exist, and with it the calibration of the detector: {again}')
+    raise UserError(f'{path} does not exist, and with it the calibration of the detector: {again}')
   found = files.read_json(path, again)
   if found.get('detector') is None:
-    raise ValueError(f'{path} was measured when there was no detector: {again}')
+    raise UserError(f'{path} was measured when there was no detector: {again}')
   if found['detector'] != workspace.fingerprint(variables.params):
-    raise ValueError(f'{path} was measured with another detector than {workdir}/detector holds: {again}')
+    raise UserError(
+      f'{path} was measured with another detector than {workdir}/detector holds: {again}'
+    )
   try:
-    return {unit: detection.Calibration(**found[f'calibration_{unit}']) for unit in ('second', 'clip')}
+    return {
+      unit: detection.Calibration(**found[f'calibration_{unit}']) for unit in ('second', 'clip')
+    }
   except (KeyError, TypeError) as error:
-    raise ValueError(f'{path} holds no calibration ({error!r}): {again}') from error
+    raise UserError(f'{path} holds no calibration ({error!r}): {again}') from error
 
 
 def check_same_models(workdir: pathlib.Path, name: str, own: dict[str, Any], clips: dict[str, Any]):
-  """Raises ValueError where a detector learned from other clips than those it is to be judged by."""
+  """Raises ValueError where a detector learned from other clips than those it is to be judged
+  by.
+  """
   if own != clips:
-    raise ValueError(
-        f'{workdir}/{name} learned from clips of {own}, {workdir}/forgeries holds those of {clips}: train it again'
+    raise UserError(
+      f'{workdir}/{name} learned from clips of {own}, {workdir}/forgeries holds those of {clips}: train it again'
     )
 
 

@@ -1,4 +1,6 @@
-"""The language models: what they know of held-out tokens, and which of two recordings they prefer."""
+"""The language models: what they know of held-out tokens, and which of two recordings they
+prefer.
+"""
 
 import functools
 import pathlib
@@ -16,7 +18,9 @@ MODELS = ('semantic', 'coarse', 'fine', 'acoustic_only')
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns held-out nats per token of each language model, beside unigram and bigram of the same tokens."""
+  """Returns held-out nats per token of each language model, beside unigram and bigram of the same
+  tokens.
+  """
   rows = {}
   for name in MODELS:
     if not (workdir / name).is_dir():
@@ -29,15 +33,17 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     training_source = workspace.token_source(workdir, 'train')
     # Twice round the training tokens in random crops: the baselines see what the model saw.
     training = make(training_source, num_batches=max(1, 2 * len(training_source) // 8))
-    targets = lambda batches: np.concatenate([np.asarray(config.prefix_and_target(batch)[1]) for batch in batches])
+    targets = lambda batches: np.concatenate(
+      [np.asarray(config.prefix_and_target(batch)[1]) for batch in batches]
+    )
     counts = language.fit(targets(training), config.language_model.vocabulary.target_size)
     evaluate = jax.jit(lambda params, batch: stage.loss(params, variables.state, batch, None)[0])
     test = targets(held_out)
     rows[name] = {
-        'nats': float(np.mean([evaluate(variables.params, batch) for batch in held_out])),
-        'unigram': language.unigram_nats(counts, test),
-        'bigram': language.bigram_nats(counts, test),
-        'tokens': int((test >= 0).sum()),
+      'nats': float(np.mean([evaluate(variables.params, batch) for batch in held_out])),
+      'unigram': language.unigram_nats(counts, test),
+      'bigram': language.bigram_nats(counts, test),
+      'tokens': int((test >= 0).sum()),
     }
   found = preference.measure(recipe, workdir)
   reason = 'no benchmark, or no stage semantic: give --data=FOLDER of ZeroSpeech 2021'

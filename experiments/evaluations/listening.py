@@ -1,8 +1,10 @@
-"""A listening test as in AudioLM (section IV-G): do people hear where the recording ends and the model goes on?
+"""A listening test as in AudioLM (section IV-G): do people hear where the recording ends and the
+model goes on?
 
-`build` makes a static page (one HTML file beside a folder of WAVs) from the test clips of `experiments.forge`: each has
-a prompt of a held-out voice and then, by lot, the original or a continuation, both through the codec. Nothing on the
-page tells which; that is in a key kept outside of its folder. `analyse` reads the CSV files that the page saves.
+`build` makes a static page (one HTML file beside a folder of WAVs) from the test clips of
+`experiments.forge`: each has a prompt of a held-out voice and then, by lot, the original or a
+continuation, both through the codec. Nothing on the page tells which; that is in a key kept outside
+of its folder. `analyse` reads the CSV files that the page saves.
 """
 
 import csv
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from audiolm_jax import audio, files
+from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 from experiments import forgeries
 
@@ -24,11 +27,14 @@ KEY = 'listening_key.json'
 MAX_NAME = 200  # characters of a rater's name; the page allows 60
 
 
-def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: int | None = None) -> dict:
-  """Writes the page into `folder` (which must be empty or missing) and the key into the workdir; returns the key.
+def build(
+  workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: int | None = None
+) -> dict:
+  """Writes the page into `folder` (which must be empty or missing) and the key into the workdir;
+  returns the key.
 
-  num_clips: None for all utterances, up to as many as the paper has. Half of the clips are originals; no utterance
-  comes twice, and the order is drawn by lot.
+  num_clips: None for all utterances, up to as many as the paper has. Half of the clips are
+  originals; no utterance comes twice, and the order is drawn by lot.
 
   Raises ValueError when there are too few utterances, or something is in the way.
   """
@@ -36,19 +42,22 @@ def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: 
   num_pairs = len(records) // 2
   num_clips = min(num_pairs, MOST_CLIPS) if num_clips is None else num_clips
   if not 2 <= num_clips <= num_pairs:
-    raise ValueError(f'a test of {num_clips} clips: {workdir}/forgeries has test utterances for 2 to {num_pairs}')
+    raise UserError(
+      f'a test of {num_clips} clips: {workdir}/forgeries has test utterances for 2 to {num_pairs}'
+    )
   if folder.exists() and any(folder.iterdir()):
-    raise ValueError(f'{folder} is not empty: choose another folder, or move it away')
+    raise UserError(f'{folder} is not empty: choose another folder, or move it away')
   if (workdir / KEY).exists():
-    raise ValueError(
-        f'{workdir / KEY} is the key of an earlier test, without which its answers mean nothing: move it away'
+    raise UserError(
+      f'{workdir / KEY} is the key of an earlier test, without which its answers mean nothing: move it away'
     )
   random = np.random.default_rng(seed)
   pairs = random.permutation(num_pairs)[:num_clips]
   labels = random.permutation(num_clips) % 2
-  rate, found = int(records.metadata['sample_rate']), [
-      records[int(2 * p + l)] for p, l in zip(pairs, labels, strict=True)
-  ]
+  rate, found = (
+    int(records.metadata['sample_rate']),
+    [records[int(2 * p + l)] for p, l in zip(pairs, labels, strict=True)],
+  )
   digest = hashlib.sha256()
   (folder / 'clips').mkdir(parents=True, exist_ok=True)
   names = [f'{number:0{len(str(num_clips))}d}.wav' for number in range(1, num_clips + 1)]
@@ -57,35 +66,46 @@ def build(workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: 
     audio.save(folder / 'clips' / name, forgeries.whole(record), rate)
   kit = digest.hexdigest()[:12]
   page = {
-      'kit': kit,
-      'prompt_seconds': int(found[0]['start']) / rate,
-      'seconds': len(found[0]['waveform']) / rate,
-      'clips': [f'clips/{name}' for name in names],
+    'kit': kit,
+    'prompt_seconds': int(found[0]['start']) / rate,
+    'seconds': len(found[0]['waveform']) / rate,
+    'clips': [f'clips/{name}' for name in names],
   }
-  key = {'kit': kit, 'clips': {name: ANSWERS[label] for name, label in zip(names, labels, strict=True)}}
+  key = {
+    'kit': kit,
+    'clips': {name: ANSWERS[label] for name, label in zip(names, labels, strict=True)},
+  }
   files.write_text(workdir / KEY, json.dumps(key, indent=1))
   template = pathlib.Path(__file__).with_name('listening.html').read_text('utf-8')
-  files.write_text(folder / 'index.html', template.replace('__KIT__', json.dumps(page).replace('<', '\\u003c')))
+  files.write_text(
+    folder / 'index.html', template.replace('__KIT__', json.dumps(page).replace('<', '\\u003c'))
+  )
   return key
 
 
 def analyse(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict:
-  """Returns how often listeners were right, and how probable that or worse is where they guess (exact binomial test).
+  """Returns how often listeners were right, and how probable that or worse is where they guess
+  (exact binomial test).
 
   Rows: 'all', everyone together, then 'rater NAME' of each. p_value is two-sided, against 1/2; low
-  and high are Wilson's 95 % interval. Ratings of one clip by several raters count as independent, as in the paper.
+  and high are Wilson's 95 % interval. Ratings of one clip by several raters count as independent,
+  as in the paper.
 
   Raises ValueError, naming file and line, for what is no answer to this test.
   """
   path = workdir / KEY
   if not path.is_file():
-    raise ValueError(f'{path} does not exist: it is written with the page, keep it to read the answers')
+    raise UserError(
+      f'{path} does not exist: it is written with the page, keep it to read the answers'
+    )
   key = read_key(path)
   ratings = [rating for path in paths for rating in read(path, key)]
   seen = set()
   for rater, clip, _ in ratings:
     if (rater, clip) in seen:
-      raise ValueError(f'{rater!r} answers {clip} twice: give each file once, and each rater a name of their own')
+      raise UserError(
+        f'{rater!r} answers {clip} twice: give each file once, and each rater a name of their own'
+      )
     seen.add((rater, clip))
   rows = {'all': summary(ratings, key)}
   for rater in sorted({rater for rater, _, _ in ratings}):
@@ -101,7 +121,7 @@ def read_key(path: pathlib.Path) -> dict:
   clips = key.get('clips')
   is_key = isinstance(key.get('kit'), str) and isinstance(clips, dict)
   if not (is_key and all(kind in ANSWERS for kind in clips.values())):
-    raise ValueError(f'{path} is no key of a listening test: take it from a copy')
+    raise UserError(f'{path} is no key of a listening test: take it from a copy')
   return key
 
 
@@ -110,27 +130,33 @@ def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:
   with files.open_csv(path, 'save it again from the page') as file:
     lines = list(csv.reader(file))
   if not lines:
-    raise ValueError(f'{path} is empty: save it again from the page')
+    raise UserError(f'{path} is empty: save it again from the page')
   if tuple(lines[0]) != COLUMNS:
-    raise ValueError(
-        f'{path} has the columns {", ".join(lines[0])[:200]}, not {", ".join(COLUMNS)}: save it again from the page'
+    raise UserError(
+      f'{path} has the columns {", ".join(lines[0])[:200]}, not {", ".join(COLUMNS)}: save it again from the page'
     )
   ratings = []
   for number, line in enumerate(lines[1:], 2):
     if len(line) != len(COLUMNS):
-      raise ValueError(f'{path}, line {number}: {len(line)} columns, not {len(COLUMNS)}')
+      raise UserError(f'{path}, line {number}: {len(line)} columns, not {len(COLUMNS)}')
     kit, rater, clip, answer, _ = line
     if len(rater) > MAX_NAME:
-      raise ValueError(f'{path}, line {number}: a name of {len(rater)} characters: give one of {MAX_NAME}')
+      raise UserError(
+        f'{path}, line {number}: a name of {len(rater)} characters: give one of {MAX_NAME}'
+      )
     if kit != key['kit']:
-      raise ValueError(f'{path}, line {number}: answers the test {kit[:80]!r}, the key is that of {key["kit"]!r}')
+      raise UserError(
+        f'{path}, line {number}: answers the test {kit[:80]!r}, the key is that of {key["kit"]!r}'
+      )
     if clip not in key['clips']:
-      raise ValueError(f'{path}, line {number}: the test has no clip {clip[:80]!r}')
+      raise UserError(f'{path}, line {number}: the test has no clip {clip[:80]!r}')
     if answer not in ANSWERS:
-      raise ValueError(f'{path}, line {number}: the answer is {answer[:80]!r}, not one of {", ".join(ANSWERS)}')
+      raise UserError(
+        f'{path}, line {number}: the answer is {answer[:80]!r}, not one of {", ".join(ANSWERS)}'
+      )
     ratings.append((rater, clip, answer))
   if not ratings:
-    raise ValueError(f'{path} holds no answers: save it again from the page')
+    raise UserError(f'{path} holds no answers: save it again from the page')
   return ratings
 
 
@@ -140,15 +166,16 @@ def summary(ratings: list[tuple[str, str, str]], key: dict) -> dict[str, float |
   right = [answer == key['clips'][clip] for _, clip, answer in ratings]
   interval = detection.proportion_interval(sum(right), len(right))
   called = {
-      kind: [answer == 'generated' for _, clip, answer in ratings if key['clips'][clip] == kind] for kind in ANSWERS
+    kind: [answer == 'generated' for _, clip, answer in ratings if key['clips'][clip] == kind]
+    for kind in ANSWERS
   }
   return {
-      'correct': sum(right) / len(right),
-      'low': interval.low,
-      'high': interval.high,
-      'p_value': float(binomtest(sum(right), len(right)).pvalue),
-      # nan where the answers hold no clip of that kind
-      'false_alarms': float(np.mean(called['original'])) if called['original'] else float('nan'),
-      'caught': float(np.mean(called['generated'])) if called['generated'] else float('nan'),
-      'ratings': len(right),
+    'correct': sum(right) / len(right),
+    'low': interval.low,
+    'high': interval.high,
+    'p_value': float(binomtest(sum(right), len(right)).pvalue),
+    # nan where the answers hold no clip of that kind
+    'false_alarms': float(np.mean(called['original'])) if called['original'] else float('nan'),
+    'caught': float(np.mean(called['generated'])) if called['generated'] else float('nan'),
+    'ratings': len(right),
   }

@@ -12,14 +12,19 @@ def config_of(encoder: kmeans.SemanticEncoder) -> w2v_bert.Config:
 
 
 def features(config: w2v_bert.Config, wave_BT, *, stack: bool, normalize: bool):
-  """Returns log-mel frames at the rate of the tokens: the frames of 10 ms in each 40 ms averaged, or side by side."""
+  """Returns log-mel frames at the rate of the tokens: the frames of 10 ms in each 40 ms averaged,
+  or side by side.
+  """
   if normalize:  # over the utterance, as w2v-BERT reads them
     log_mel_BFM, _ = w2v_bert.normalized_log_mel(config, wave_BT)
   else:
     log_mel_BFM = audio.log_mel_spectrogram(
-        jnp.pad(wave_BT, ((0, 0), (0, config.window_length - config.mel_hop_length))),
-        sample_rate=config.sample_rate, window_length=config.window_length, hop_length=config.mel_hop_length,
-        num_mels=config.num_mels, fft_length=512,
+      jnp.pad(wave_BT, ((0, 0), (0, config.window_length - config.mel_hop_length))),
+      sample_rate=config.sample_rate,
+      window_length=config.window_length,
+      hop_length=config.mel_hop_length,
+      num_mels=config.num_mels,
+      fft_length=512,
     )
   batch, frames, bands = log_mel_BFM.shape
   groups_BSNM = log_mel_BFM.reshape(batch, -1, w2v_bert.SUBSAMPLING, bands)

@@ -1,7 +1,9 @@
-"""sWUGGY and sBLIMP: whether the semantic language model holds words for likelier than nonwords, grammar than none.
+"""sWUGGY and sBLIMP: whether the semantic language model holds words for likelier than nonwords,
+grammar than none.
 
-Recordings come from a benchmark in the layout of ZeroSpeech 2021 (`sources.benchmark`). Scores are log-likelihoods of
-the semantic tokens over their number, as AudioLM's (section IV-D); the sums are given beside them.
+Recordings come from a benchmark in the layout of ZeroSpeech 2021 (`sources.benchmark`). Scores are
+log-likelihoods of the semantic tokens over their number, as AudioLM's (section IV-D); the sums are
+given beside them.
 """
 
 import functools
@@ -17,12 +19,17 @@ from audiolm_jax.stages import semantic
 from experiments import sources, workspace
 from experiments.recipe import Recipe
 
-TASKS = {'lexical': ('sWUGGY', zerospeech.read_lexical), 'syntactic': ('sBLIMP', zerospeech.read_syntactic)}
+TASKS = {
+  'lexical': ('sWUGGY', zerospeech.read_lexical),
+  'syntactic': ('sBLIMP', zerospeech.read_syntactic),
+}
 BUCKET_SECONDS = 1.6  # recordings are short: padded to a multiple of this (whole semantic frames)
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict | None:
-  """Returns accuracies in percent, of the model and of bigrams of its training tokens; None without a benchmark."""
+  """Returns accuracies in percent, of the model and of bigrams of its training tokens; None without
+  a benchmark.
+  """
   found = sources.benchmark(recipe, workdir)
   if found is None or not (workdir / 'semantic').is_dir():
     return None
@@ -35,10 +42,16 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict | None:
     if path is None:
       continue
     samples = read(path)
-    token_rows = _tokens(config, workdir, pathlib.Path(path).parent, [sample.file for sample in samples])
+    token_rows = _tokens(
+      config, workdir, pathlib.Path(path).parent, [sample.file for sample in samples]
+    )
     with workspace.progress(len(token_rows), f'{title}, likelihoods', 'recording') as bar:
       scores = windows.log_likelihoods(
-          config.language_model, variables.params, token_rows, crop=config.num_semantic, progress=bar.update
+        config.language_model,
+        variables.params,
+        token_rows,
+        crop=config.num_semantic,
+        progress=bar.update,
       )
     counted = [language.bigram_log_probabilities(counts, row[None])[0] for row in token_rows]
     recordings = [language.Recording(s.pair, s.voice, s.correct, s.kind) for s in samples]
@@ -52,25 +65,43 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict | None:
       rows[name][f'{title}, sum'] = 100 * summed.accuracy
       by_kind[f'{name}, {title}'] = {kind: 100 * value for kind, value in result.by_kind.items()}
       pairs[title] = result.pairs
-  return {'rows': rows, 'by_kind': by_kind, **{f'{title} pairs': number for title, number in pairs.items()}}
+  return {
+    'rows': rows,
+    'by_kind': by_kind,
+    **{f'{title} pairs': number for title, number in pairs.items()},
+  }
 
 
 def _within(recordings, scores, pairs: set[str]) -> float:
   chosen = [n for n, recording in enumerate(recordings) if recording.pair in pairs]
-  return language.preference([recordings[n] for n in chosen], [float(scores[n].mean()) for n in chosen]).accuracy
+  return language.preference(
+    [recordings[n] for n in chosen], [float(scores[n].mean()) for n in chosen]
+  ).accuracy
 
 
-def _tokens(config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path, names: list[str]) -> list[np.ndarray]:
-  """Returns semantic tokens [S, 1] of every recording, in the order of `names`, as the language model reads them."""
+def _tokens(
+  config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path, names: list[str]
+) -> list[np.ndarray]:
+  """Returns semantic tokens [S, 1] of every recording, in the order of `names`, as the language
+  model reads them.
+  """
   encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
   recordings = zerospeech.Recordings(folder, names, encoder.sample_rate)
-  assign = jax.jit(lambda variables, wave_BT: kmeans.assign(quantizer, encoder.features(variables, wave_BT)))
+  assign = jax.jit(
+    lambda variables, wave_BT: kmeans.assign(quantizer, encoder.features(variables, wave_BT))
+  )
 
   found = sources.map_frames(
-      functools.partial(assign, variables), recordings, encoder.sample_rate, hop_length=encoder.hop_length,
-      batch_size=32, bucket_seconds=BUCKET_SECONDS,
-  )  # fmt: skip
-  with workspace.progress(len(recordings), f'semantic tokens of {folder.parent.name}', 'recording') as bar:
+    functools.partial(assign, variables),
+    recordings,
+    encoder.sample_rate,
+    hop_length=encoder.hop_length,
+    batch_size=32,
+    bucket_seconds=BUCKET_SECONDS,
+  )
+  with workspace.progress(
+    len(recordings), f'semantic tokens of {folder.parent.name}', 'recording'
+  ) as bar:
     of_name = {}
     for name, row_S in zip(recordings.names, found, strict=True):
       of_name[name] = _as_read(config, row_S)[:, None]
@@ -79,7 +110,9 @@ def _tokens(config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path
 
 
 def _as_read(config: semantic.Config, row_S: np.ndarray) -> np.ndarray:
-  """Returns a row of tokens as the language model reads it: where it was trained so, without repeats."""
+  """Returns a row of tokens as the language model reads it: where it was trained so, without
+  repeats.
+  """
   if not config.deduplicate:
     return row_S
   kept_BS, length_B = tokens.deduplicate(row_S[None])

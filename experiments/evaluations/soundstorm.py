@@ -1,4 +1,6 @@
-"""SoundStorm's masked prediction by level, beside what counting knows from one token of the same frame."""
+"""SoundStorm's masked prediction by level, beside what counting knows from one token of the same
+frame.
+"""
 
 import functools
 import pathlib
@@ -13,10 +15,11 @@ from experiments.recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns nats and accuracy of each level's masked codes on held-out tokens, in the masking of training.
+  """Returns nats and accuracy of each level's masked codes on held-out tokens, in the masking of
+  training.
 
-  The baselines see the semantic token of the frame, or the code of the level before (which is never masked); the model
-  sees all unmasked frames too.
+  The baselines see the semantic token of the frame, or the code of the level before (which is never
+  masked); the model sees all unmasked frames too.
   """
   if not (workdir / 'soundstorm').is_dir():
     command = f'python -m experiments.train --stage=soundstorm --workdir={workdir}'
@@ -24,36 +27,52 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   config, variables, _ = workspace.load_stage(workdir, 'soundstorm')
   stage = config.make()
   make = functools.partial(
-      pipeline.evaluation_batches, features=stage.batch, batch_size=8, seed=recipe.evaluation.seed
+    pipeline.evaluation_batches, features=stage.batch, batch_size=8, seed=recipe.evaluation.seed
   )
   source = workspace.token_source(workdir, 'train')
   # Twice round the training tokens in random crops: the baselines see what the model saw.
-  training, held_out = make(source, num_batches=max(1, 2 * len(source) // 8)), make(
-      workspace.token_source(workdir, 'test'), num_batches=16
+  training, held_out = (
+    make(source, num_batches=max(1, 2 * len(source) // 8)),
+    make(workspace.token_source(workdir, 'test'), num_batches=16),
   )
-  evaluate = jax.jit(lambda params, batch: stage.loss(params, variables.state, batch, None)[1].metrics)
+  evaluate = jax.jit(
+    lambda params, batch: stage.loss(params, variables.state, batch, None)[1].metrics
+  )
   results = [jax.device_get(evaluate(variables.params, batch)) for batch in held_out]
   rows = {}
   for q in range(config.num_quantizers):
-    row = {name: float(np.mean([result[f'{name}_level_{q}'] for result in results])) for name in ('nats', 'accuracy')}
+    row = {
+      name: float(np.mean([result[f'{name}_level_{q}'] for result in results]))
+      for name in ('nats', 'accuracy')
+    }
     givens = {'semantic': config.num_clusters} | ({'coarser': config.codebook_size} if q else {})
-    scores = [_counting(config, training, held_out, given, size, q) for given, size in givens.items()]
+    scores = [
+      _counting(config, training, held_out, given, size, q) for given, size in givens.items()
+    ]
     row['counting_nats'] = min(nats for nats, _ in scores)
     row['counting_accuracy'] = max(accuracy for _, accuracy in scores)
     rows[f'level {q + 1}'] = row
   return {'rows': rows}
 
 
-def _counting(config, training, held_out, given: str, num_given: int, level: int) -> tuple[float, float]:
-  counts_GV = conditional.fit(*_pairs(config, training, given, level), num_given, config.codebook_size)
-  return conditional.scores(conditional.probabilities(counts_GV), *_pairs(config, held_out, given, level))
+def _counting(
+  config, training, held_out, given: str, num_given: int, level: int
+) -> tuple[float, float]:
+  counts_GV = conditional.fit(
+    *_pairs(config, training, given, level), num_given, config.codebook_size
+  )
+  return conditional.scores(
+    conditional.probabilities(counts_GV), *_pairs(config, held_out, given, level)
+  )
 
 
 def _pairs(config, batches, given: str, level: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns what is given and the code of the level, of all frames of all batches."""
   codes_BFQ = np.concatenate([batch['codes'] for batch in batches])
   if given == 'semantic':
-    given_BF = np.concatenate([batch['semantic'] for batch in batches]).repeat(config.frames_per_semantic, axis=1)
+    given_BF = np.concatenate([batch['semantic'] for batch in batches]).repeat(
+      config.frames_per_semantic, axis=1
+    )
   else:
     given_BF = codes_BFQ[..., level - 1]
   here_BF = (codes_BFQ[..., level] >= 0) & (given_BF >= 0)

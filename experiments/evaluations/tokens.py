@@ -1,4 +1,6 @@
-"""Semantic tokens: what they tell of phones and of speakers; and Table I, in which all tokens are compared."""
+"""Semantic tokens: what they tell of phones and of speakers; and Table I, in which all tokens are
+compared.
+"""
 
 import functools
 import pathlib
@@ -13,12 +15,13 @@ from experiments import corpora, sources, workspace
 from experiments.evaluations import log_mel, trade_off
 from experiments.recipe import Recipe
 
-
 KEYS = {'phone': 'phones', 'speaker': 'speaker'}  # of an example
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns what tokens tell of phones, frame by frame (where the corpus knows its phones), and Table I."""
+  """Returns what tokens tell of phones, frame by frame (where the corpus knows its phones), and
+  Table I.
+  """
   found = {**_purity(recipe, workdir), 'trade_off': trade_off.measure(recipe, workdir)}
   if sources.benchmark(recipe, workdir) is None:
     found['left_out']['ABX'] = (
@@ -39,27 +42,36 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
   test = corpora.Subset(test, recipe.evaluation.num_clips, seed=recipe.evaluation.seed)
   test = [example for example in test if example is not None]
   left_out = {
-      f'{name}s': f'the corpus does not tell its {name}s'
-      for name in ('phone', 'speaker') if not all(KEYS[name] in example for example in test)
+    f'{name}s': f'the corpus does not tell its {name}s'
+    for name in ('phone', 'speaker')
+    if not all(KEYS[name] in example for example in test)
   }
   config = log_mel.config_of(encoder)
   if (encoder.frame_rate, encoder.sample_rate) != (config.frame_rate, config.sample_rate):
     reason = (
-        f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be compared with phones and '
-        f'log-mel of {config.frame_rate} Hz from {config.sample_rate} Hz'
+      f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be compared with phones and '
+      f'log-mel of {config.frame_rate} Hz from {config.sample_rate} Hz'
     )
     left_out = {'phones': reason, 'speakers': reason}
   if not test or len(left_out) == 2:
     return {'rows': {}, 'left_out': left_out}
   extractors = {
-      'w2v-BERT': functools.partial(encoder.features, variables),
-      'raw log-mel, averaged': functools.partial(log_mel.features, config, stack=False, normalize=False),
-      'raw log-mel, stacked': functools.partial(log_mel.features, config, stack=True, normalize=False),
-      'normalized log-mel, stacked': functools.partial(log_mel.features, config, stack=True, normalize=True),
+    'w2v-BERT': functools.partial(encoder.features, variables),
+    'raw log-mel, averaged': functools.partial(
+      log_mel.features, config, stack=False, normalize=False
+    ),
+    'raw log-mel, stacked': functools.partial(
+      log_mel.features, config, stack=True, normalize=False
+    ),
+    'normalized log-mel, stacked': functools.partial(
+      log_mel.features, config, stack=True, normalize=True
+    ),
   }
   rows = {}
   for name, extractor in extractors.items():
-    extract = functools.partial(sources.map_frames, jax.jit(extractor), hop_length=config.hop_length)
+    extract = functools.partial(
+      sources.map_frames, jax.jit(extractor), hop_length=config.hop_length
+    )
     own = quantizer
     if name != 'w2v-BERT':
       own = sources.fit_clusters(extract, training, config, recipe.semantic_tokens)
@@ -67,8 +79,10 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
     tokens_N = np.asarray(kmeans.assign(own, jnp.asarray(np.concatenate(frames))[None])[0])
     rows[name] = _scores(tokens_N, [len(frames_SD) for frames_SD in frames], test, left_out)
   return {
-      'rows': rows, 'num_clusters': len(quantizer.centroids_KD), 'frames': len(tokens_N),
-      'left_out': left_out,
+    'rows': rows,
+    'num_clusters': len(quantizer.centroids_KD),
+    'frames': len(tokens_N),
+    'left_out': left_out,
   }
 
 

@@ -1,7 +1,9 @@
-"""AudioLM's Table I: what each kind of token tells of phones (ABX), and what is left of the sound it came from.
+"""AudioLM's Table I: what each kind of token tells of phones (ABX), and what is left of the sound
+it came from.
 
-Phones in context come from a benchmark (`sources.benchmark`). The paper trains a SoundStream decoder on each kind of
-token; here a linear map from semantic tokens and their neighbours to the codec's embeddings, fitted in closed form,
+Phones in context come from a benchmark (`sources.benchmark`). The paper trains a SoundStream
+decoder on each kind of token; here a linear map from semantic tokens and their neighbours to the
+codec's embeddings, fitted in closed form,
 takes its place: it bounds from below what can be reconstructed.
 """
 
@@ -30,11 +32,13 @@ LEVELS = (1, 4, 12)  # of acoustic tokens; the paper has 4 and 12
 CONTEXT = 2  # frames on either side that the linear decoder reads
 FRAMES_PER_CODE = 40  # that the residual quantizer of features is fitted on
 VISQOL_CLIPS = 4  # ViSQOL takes most of a second for each
-BUCKET_SECONDS = 12.8  # all audio is padded to a multiple of this (whole semantic frames): one compilation for most
+# all audio is padded to a multiple of this (whole semantic frames): one compilation for most
+BUCKET_SECONDS = 12.8
 
 
 class Kind(NamedTuple):
-  """Tokens, or features for comparison: how they are made of the frames that `extract` makes, and what they cost.
+  """Tokens, or features for comparison: how they are made of the frames that `extract` makes, and
+  what they cost.
 
   read: frames [N, ...] of `source` -> what distances are taken of, [N, D].
   """
@@ -60,19 +64,29 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   reconstructions = models.reconstructions(kinds)
   for name, kind in kinds.items():
     rows[name] = {
-        'bits_per_second': kind.bits_per_second,
-        **{'abx_within': None, 'abx_across': None, **scores.get(name, {})},
-        **reconstructions.get(name, {'si_sdr': None, 'mel_distance': None, 'visqol': None}),
+      'bits_per_second': kind.bits_per_second,
+      **{'abx_within': None, 'abx_across': None, **scores.get(name, {})},
+      **reconstructions.get(name, {'si_sdr': None, 'mel_distance': None, 'visqol': None}),
     }
-  return {'rows': rows, **facts, 'visqol_mapper': perceptual.visqol_mapper(), 'visqol_clips': VISQOL_CLIPS}
+  return {
+    'rows': rows,
+    **facts,
+    'visqol_mapper': perceptual.visqol_mapper(),
+    'visqol_clips': VISQOL_CLIPS,
+  }
 
 
 def _abx(
-    kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path
+  kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path
 ) -> dict[str, dict[str, float]]:
-  """Returns ABX within and across speakers, in percent, of the items in `path`, whose audio is below `root`."""
+  """Returns ABX within and across speakers, in percent, of the items in `path`, whose audio is
+  below `root`.
+  """
   items = zerospeech.read_items(path)
-  segments = {source: models.segments(source, items, root) for source in {kind.source for kind in kinds.values()}}
+  segments = {
+    source: models.segments(source, items, root)
+    for source in {kind.source for kind in kinds.values()}
+  }
   labels = [[getattr(item, field) for item in items] for field in ('phone', 'context', 'speaker')]
   rows = {}
   # One speaker's recordings, such as festvox-ru's, have no other speaker to compare with.
@@ -81,7 +95,9 @@ def _abx(
     for name, kind in kinds.items():
       cut, rows[name] = _framewise(kind.read, segments[kind.source]), {}
       for speaker in modes:
-        rows[name][f'abx_{speaker}'] = 100 * abx.score(cut, *labels, speaker=speaker, distance=kind.distance).error
+        rows[name][f'abx_{speaker}'] = (
+          100 * abx.score(cut, *labels, speaker=speaker, distance=kind.distance).error
+        )
         bar.update()
   return rows
 
@@ -97,16 +113,21 @@ class _Models:
 
   def __init__(self, recipe: Recipe, workdir: pathlib.Path):
     self.recipe, self.workdir, self._training_frames = recipe, workdir, {}
-    self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(workdir)
+    self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(
+      workdir
+    )
     self.codec_config, self.codec_variables = workspace.load_codec(workdir)
     mel_config = log_mel.config_of(self.encoder)
     mel = functools.partial(log_mel.features, mel_config, stack=False, normalize=True)
     codec = self.codec_config.codec()
     encode = lambda variables, wave_BT: codec.encode(variables, wave_BT, None)
     self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
-        'log-mel': (jax.jit(mel), mel_config),
-        'semantic': (functools.partial(jax.jit(self._features), self.encoder_variables), self.encoder),
-        'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
+      'log-mel': (jax.jit(mel), mel_config),
+      'semantic': (
+        functools.partial(jax.jit(self._features), self.encoder_variables),
+        self.encoder,
+      ),
+      'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
     }
 
   def _features(self, variables, wave_BT):
@@ -119,7 +140,9 @@ class _Models:
     options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
     return list(sources.map_frames(function, examples, config.sample_rate, **options))
 
-  def segments(self, source: str, items: list[zerospeech.Item], root: pathlib.Path) -> list[np.ndarray]:
+  def segments(
+    self, source: str, items: list[zerospeech.Item], root: pathlib.Path
+  ) -> list[np.ndarray]:
     """Returns the frames of every item."""
     function, config = self._extractors[source]
     recordings = zerospeech.Recordings(root, (item.file for item in items), config.sample_rate)
@@ -143,11 +166,13 @@ class _Models:
     acoustic = math.log2(config.codebook_size) * config.frame_rate
     levels = max(1, round(acoustic * config.num_quantizers / semantic))
     kinds = {
-        'log-mel': Kind('log-mel', lambda frames_ND: frames_ND),
-        'semantic features': Kind('semantic', lambda frames_ND: frames_ND),
-        'semantic tokens, equal or not': Kind('semantic', self._tokens, semantic, 'identity'),
-        'semantic tokens': Kind('semantic', self._centroids, semantic),
-        f'semantic tokens, {levels} levels': Kind('semantic', self._residual(levels), semantic * levels),
+      'log-mel': Kind('log-mel', lambda frames_ND: frames_ND),
+      'semantic features': Kind('semantic', lambda frames_ND: frames_ND),
+      'semantic tokens, equal or not': Kind('semantic', self._tokens, semantic, 'identity'),
+      'semantic tokens': Kind('semantic', self._centroids, semantic),
+      f'semantic tokens, {levels} levels': Kind(
+        'semantic', self._residual(levels), semantic * levels
+      ),
     }
     for n in (n for n in LEVELS if n <= config.num_quantizers):
       name = f'acoustic tokens, {n} levels'
@@ -158,18 +183,26 @@ class _Models:
     return kinds
 
   def _tokens(self, frames_ND: np.ndarray) -> np.ndarray:
-    return np.asarray(vector_quantizer.nearest(self.quantizer.centroids_KD, jnp.asarray(frames_ND)))[:, None]
+    return np.asarray(
+      vector_quantizer.nearest(self.quantizer.centroids_KD, jnp.asarray(frames_ND))
+    )[:, None]
 
   def _centroids(self, frames_ND: np.ndarray) -> np.ndarray:
     return np.asarray(self.quantizer.centroids_KD)[self._tokens(frames_ND)[:, 0]]
 
   def _residual(self, levels: int):
-    """Returns a residual quantizer of features with as many bits as the codec has, fitted on training audio."""
-    frames_ND = jnp.concatenate([jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')])
+    """Returns a residual quantizer of features with as many bits as the codec has, fitted on
+    training audio.
+    """
+    frames_ND = jnp.concatenate(
+      [jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')]
+    )
     num_codes, width = self.quantizer.centroids_KD.shape
     frames_ND = frames_ND[:: max(1, len(frames_ND) // (FRAMES_PER_CODE * num_codes))]
     empty = vector_quantizer.init(jax.random.key(0), levels, num_codes, width)
-    books = jax.jit(vector_quantizer.fit)(empty, frames_ND[None], jax.random.key(self.recipe.evaluation.seed))
+    books = jax.jit(vector_quantizer.fit)(
+      empty, frames_ND[None], jax.random.key(self.recipe.evaluation.seed)
+    )
     encode = jax.jit(lambda x_ND: vector_quantizer.encode(books.vectors_QKD, x_ND[None])[0])
     decode = jax.jit(lambda codes_BFQ: vector_quantizer.decode(books.vectors_QKD, codes_BFQ)[0])
     return lambda frames_ND: np.asarray(decode(encode(jnp.asarray(frames_ND))))
@@ -192,7 +225,9 @@ class _Models:
     return chosen
 
   def training_frames(self, source: str) -> list[np.ndarray]:
-    """Returns the frames of `source` for the training audio; kept, since several kinds of token are fitted on them."""
+    """Returns the frames of `source` for the training audio; kept, since several kinds of token are
+    fitted on them.
+    """
     if source not in self._training_frames:
       self._training_frames[source] = self.frames(source, self._training)
     return self._training_frames[source]
@@ -200,27 +235,37 @@ class _Models:
   def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
     """Returns SI-SDR (dB), log-mel distance (nats) and ViSQOL of held-out clips, by kind of token.
 
-    Empty unless the codec is SoundStream with two frames for a semantic token: no other decodes vectors.
+    Empty unless the codec is SoundStream with two frames for a semantic token: no other decodes
+    vectors.
     """
     config, variables = self.codec_config, self.codec_variables
-    rates = [(model.sample_rate, model.frame_rate / ratio) for model, ratio in ((config, 2), (self.encoder, 1))]
+    rates = [
+      (model.sample_rate, model.frame_rate / ratio)
+      for model, ratio in ((config, 2), (self.encoder, 1))
+    ]
     if not isinstance(config, soundstream.Config) or rates[0] != rates[1]:
       return {}
     length = round(CROP_SECONDS * config.sample_rate)
     corpus = sources.corpus(self.recipe, 'test', self.workdir, config.sample_rate)
-    corpus = corpora.Subset(corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed)
-    clips = [{'waveform': example['waveform'][:length]} for example in corpus if example is not None]
+    corpus = corpora.Subset(
+      corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed
+    )
+    clips = [
+      {'waveform': example['waveform'][:length]} for example in corpus if example is not None
+    ]
     held_out = {source: self.frames(source, clips) for source in ('semantic', 'codec')}
     every_level = functools.partial(self._code_vectors, config.num_quantizers)
-    targets = [_pairs(vectors_FD) for vectors_FD in _framewise(every_level, self.training_frames('codec'))]
+    targets = [
+      _pairs(vectors_FD) for vectors_FD in _framewise(every_level, self.training_frames('codec'))
+    ]
 
     @jax.jit
     def compare(variables, wave_T, num_samples, z_FD):
       estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
       estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
       distances = (
-          codec_metrics.si_sdr,
-          functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate),
+        codec_metrics.si_sdr,
+        functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate),
       )
       return [distance(wave_T[None], estimate_BT)[0] for distance in distances], estimate_BT[0]
 
@@ -234,30 +279,44 @@ class _Models:
         inputs = _framewise(kind.read, self.training_frames(kind.source))
         decoder = token_metrics.fit_linear_decoder(inputs, targets, CONTEXT)
         predicted = [
-            token_metrics.decode_linearly(decoder, one) for one in _framewise(kind.read, held_out[kind.source])
+          token_metrics.decode_linearly(decoder, one)
+          for one in _framewise(kind.read, held_out[kind.source])
         ]
         vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
       pairs = list(_padded(clips, vectors, length, config.hop_length))
-      distances, estimates = zip(*(compare(variables, *clip, z_FD) for clip, z_FD in pairs), strict=True)
-      rows[name] = dict(zip(('si_sdr', 'mel_distance'), np.array(distances).mean(axis=0).tolist(), strict=True))
+      distances, estimates = zip(
+        *(compare(variables, *clip, z_FD) for clip, z_FD in pairs), strict=True
+      )
+      rows[name] = dict(
+        zip(('si_sdr', 'mel_distance'), np.array(distances).mean(axis=0).tolist(), strict=True)
+      )
       rows[name]['visqol'] = None
       if 'visqol' in perceptual.available():
         heard = zip([wave_T for (wave_T, _), _ in pairs[:VISQOL_CLIPS]], estimates)
-        scores = (perceptual.visqol(wave_T, np.asarray(estimate_T), config.sample_rate) for wave_T, estimate_T in heard)
+        scores = (
+          perceptual.visqol(wave_T, np.asarray(estimate_T), config.sample_rate)
+          for wave_T, estimate_T in heard
+        )
         rows[name]['visqol'] = perceptual.mean(scores).value
     return rows
 
 
 def _pairs(vectors_FD: np.ndarray) -> np.ndarray:
-  """Returns codec frames two by two, as wide as a semantic frame is long; an odd last one is repeated."""
+  """Returns codec frames two by two, as wide as a semantic frame is long; an odd last one is
+  repeated.
+  """
   vectors_FD = np.concatenate([vectors_FD, vectors_FD[-1:]]) if len(vectors_FD) % 2 else vectors_FD
   return vectors_FD.reshape(len(vectors_FD) // 2, -1)
 
 
 def _padded(clips: list[dict], vectors: list[np.ndarray], length: int, hop_length: int):
-  """Yields ((waveform of `length` samples, samples that are there), frames for all of them) of each clip."""
+  """Yields ((waveform of `length` samples, samples that are there), frames for all of them) of each
+  clip.
+  """
   num_frames = -(-length // hop_length)
   for clip, vectors_FD in zip(clips, vectors, strict=True):
     num_samples = len(clip['waveform'])
-    vectors_FD = np.pad(vectors_FD, ((0, max(0, num_frames - len(vectors_FD))), (0, 0)), mode='edge')[:num_frames]
+    vectors_FD = np.pad(
+      vectors_FD, ((0, max(0, num_frames - len(vectors_FD))), (0, 0)), mode='edge'
+    )[:num_frames]
     yield (np.pad(clip['waveform'], (0, length - num_samples)), num_samples), vectors_FD

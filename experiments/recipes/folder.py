@@ -2,7 +2,8 @@
 
   python -m experiments.train --stage=all --recipe=folder --workdir=... --set corpus.root=/data/my_recordings
 
-Not trained by us yet: no numbers. WAV, FLAC, OGG and MP3 at any rate; 5 % of the files are held out.
+Not trained by us yet: no numbers. WAV, FLAC, OGG and MP3 at any rate; 5 % of the files are held
+out.
 """
 
 import dataclasses
@@ -16,26 +17,46 @@ from experiments.recipes import librilight
 
 TRANSFORMER = TransformerConfig(num_layers=8, num_heads=8, width=512, mlp_width=2048)
 LANGUAGE_MODEL = dataclasses.replace(
-    librilight.LANGUAGE_MODEL, batch_size=32, num_steps=100_000, mesh=MeshConfig(), save_every=1_000, eval_every=2_000
+  librilight.LANGUAGE_MODEL,
+  batch_size=32,
+  num_steps=100_000,
+  mesh=MeshConfig(),
+  save_every=1_000,
+  eval_every=2_000,
 )
 
 RECIPE = Recipe(
-    corpus=Folder(root=''),
-    soundstream=StageRecipe(
-        model=soundstream.Config(encoder_channels=16, decoder_channels=32),
-        train=dataclasses.replace(librilight.RECIPE.soundstream.train, batch_size=16, num_steps=200_000),
+  corpus=Folder(root=''),
+  soundstream=StageRecipe(
+    model=soundstream.Config(encoder_channels=16, decoder_channels=32),
+    train=dataclasses.replace(
+      librilight.RECIPE.soundstream.train, batch_size=16, num_steps=200_000
     ),
-    w2v_bert=StageRecipe(
-        model=w2v_bert.Config(
-            conv_channels=128, num_contrastive_layers=6, num_mlm_layers=6, width=512, mlp_width=2048, feature_layer=4,
-            dtype='bfloat16',
-        ),
-        train=dataclasses.replace(
-            librilight.RECIPE.w2v_bert.train, batch_size=32, num_steps=100_000, mesh=MeshConfig(), save_every=1_000
-        ),
+  ),
+  w2v_bert=StageRecipe(
+    model=w2v_bert.Config(
+      conv_channels=128,
+      num_contrastive_layers=6,
+      num_mlm_layers=6,
+      width=512,
+      mlp_width=2048,
+      feature_layer=4,
+      dtype='bfloat16',
     ),
-    semantic_tokens=SemanticTokens(layer=4, num_clusters=512),
-    semantic=StageRecipe(model=semantic.Config(num_clusters=512, transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-    coarse=StageRecipe(model=coarse.Config(num_clusters=512, transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-    fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+    train=dataclasses.replace(
+      librilight.RECIPE.w2v_bert.train,
+      batch_size=32,
+      num_steps=100_000,
+      mesh=MeshConfig(),
+      save_every=1_000,
+    ),
+  ),
+  semantic_tokens=SemanticTokens(layer=4, num_clusters=512),
+  semantic=StageRecipe(
+    model=semantic.Config(num_clusters=512, transformer=TRANSFORMER), train=LANGUAGE_MODEL
+  ),
+  coarse=StageRecipe(
+    model=coarse.Config(num_clusters=512, transformer=TRANSFORMER), train=LANGUAGE_MODEL
+  ),
+  fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
 )

@@ -3,16 +3,20 @@
   python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run \
     --set corpus.root=/data/libri-light
 
-w2v-BERT's updates are of 2048 examples, 400,000 of them; a step is an eighth of one, since 16 chips of v5e do not hold
-more. Where there are more of them: --set w2v_bert.train.batch_size=2048, accumulate_steps=1 and num_steps=400_000
-likewise.
+w2v-BERT's updates are of 2048 examples, 400,000 of them; a step is an eighth of one, since 16 chips
+of v5e do not hold
+more. Where there are more of them: --set w2v_bert.train.batch_size=2048, accumulate_steps=1 and
+num_steps=400_000 likewise.
 
-Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16 TPUv4); optimizers
-and schedules are not stated there and are ours, as are all settings of the codec's training (SoundStream states none).
+Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16
+TPUv4); optimizers and schedules are not stated there and are ours, as are all settings of the
+codec's training (SoundStream states none).
 
-SoundStorm (arXiv 2305.09636, section 4.1) takes the place of coarse and fine where the semantic tokens keep their
-repeats: train `semantic` in a workdir of its own with --set semantic.model.deduplicate=False. Its ten epochs of 60,000
-hours are 560,000 batches of 256 windows of 15 s, the mean length; the paper states neither batch nor optimizer.
+SoundStorm (arXiv 2305.09636, section 4.1) takes the place of coarse and fine where the semantic
+tokens keep their
+repeats: train `semantic` in a workdir of its own with --set semantic.model.deduplicate=False. Its
+ten epochs of 60,000 hours are 560,000 batches of 256 windows of 15 s, the mean length; the paper
+states neither batch nor optimizer.
 """
 
 import dataclasses
@@ -27,53 +31,58 @@ from experiments.corpora import LibriLight
 from experiments.recipe import Recipe, SemanticTokens, StageRecipe
 
 LANGUAGE_MODEL = TrainConfig(
-    batch_size=256,
-    num_steps=1_000_000,
-    optimizer=OptimizerConfig(
-        name='adafactor', learning_rate=1e-3, schedule='inverse_sqrt', warmup_steps=10_000, clip_norm=1.0
-    ),
-    mesh=MeshConfig(fsdp=4),
-    log_every=100,
-    eval_every=10_000,
-    save_every=5_000,
+  batch_size=256,
+  num_steps=1_000_000,
+  optimizer=OptimizerConfig(
+    name='adafactor',
+    learning_rate=1e-3,
+    schedule='inverse_sqrt',
+    warmup_steps=10_000,
+    clip_norm=1.0,
+  ),
+  mesh=MeshConfig(fsdp=4),
+  log_every=100,
+  eval_every=10_000,
+  save_every=5_000,
 )
-TRANSFORMER = TransformerConfig()  # the paper's: 12 layers, 16 heads, 1024 / 4096, dropout 0.1, bfloat16
+# the paper's: 12 layers, 16 heads, 1024 / 4096, dropout 0.1, bfloat16
+TRANSFORMER = TransformerConfig()
 
 RECIPE = Recipe(
-    corpus=LibriLight(root=''),
-    soundstream=StageRecipe(
-        model=soundstream.Config(),
-        train=TrainConfig(
-            batch_size=64,
-            num_steps=400_000,
-            optimizer={
-                group: OptimizerConfig(learning_rate=3e-4, b1=0.5, b2=0.9, clip_norm=10.0)
-                for group in ('generator', 'discriminator')
-            },
-            ema_decay=0.999,
-            rollback=RollbackConfig(),
-            log_every=100,
-            eval_every=5_000,
-            save_every=5_000,
-        ),
+  corpus=LibriLight(root=''),
+  soundstream=StageRecipe(
+    model=soundstream.Config(),
+    train=TrainConfig(
+      batch_size=64,
+      num_steps=400_000,
+      optimizer={
+        group: OptimizerConfig(learning_rate=3e-4, b1=0.5, b2=0.9, clip_norm=10.0)
+        for group in ('generator', 'discriminator')
+      },
+      ema_decay=0.999,
+      rollback=RollbackConfig(),
+      log_every=100,
+      eval_every=5_000,
+      save_every=5_000,
     ),
-    w2v_bert=StageRecipe(
-        model=w2v_bert.Config(dtype='bfloat16', remat=True),
-        train=dataclasses.replace(
-            LANGUAGE_MODEL,
-            batch_size=256,
-            accumulate_steps=8,
-            num_steps=8 * 400_000,
-            optimizer=OptimizerConfig(
-                learning_rate=2e-3, schedule='inverse_sqrt', warmup_steps=25_000, b2=0.98, clip_norm=1.0
-            ),
-        ),
+  ),
+  w2v_bert=StageRecipe(
+    model=w2v_bert.Config(dtype='bfloat16', remat=True),
+    train=dataclasses.replace(
+      LANGUAGE_MODEL,
+      batch_size=256,
+      accumulate_steps=8,
+      num_steps=8 * 400_000,
+      optimizer=OptimizerConfig(
+        learning_rate=2e-3, schedule='inverse_sqrt', warmup_steps=25_000, b2=0.98, clip_norm=1.0
+      ),
     ),
-    semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=360_000.0),
-    semantic=StageRecipe(model=semantic.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-    coarse=StageRecipe(model=coarse.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-    fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-    soundstorm=StageRecipe(
-        model=soundstorm.Config(), train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000)
-    ),
+  ),
+  semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=360_000.0),
+  semantic=StageRecipe(model=semantic.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+  coarse=StageRecipe(model=coarse.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+  fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
+  soundstorm=StageRecipe(
+    model=soundstorm.Config(), train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000)
+  ),
 )

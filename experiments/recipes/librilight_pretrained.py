@@ -1,13 +1,15 @@
-"""AudioLM on Libri-Light with tokens of models that others trained: the language models are all that is trained.
+"""AudioLM on Libri-Light with tokens of models that others trained: the language models are all
+that is trained.
 
   python -m experiments.pretrained import descript/dac_16khz --workdir=...
   python -m experiments.pretrained import facebook/w2v-bert-2.0 --workdir=...
   python -m experiments.train --stage=all --recipe=librilight_pretrained --workdir=... \
     --set corpus.root=/data/libri-light
 
-Not trained by us yet: no numbers. DAC at 16 kHz has AudioLM's acoustic tokens: 50 frames/s, 12 levels of 1024 codes.
-w2v-BERT 2.0 makes 50 frames/s, of which the mean of two makes a token: the 25 tokens/s that AudioLM has. Its layer 17
-is the one of MaskGCT (arXiv 2409.00750). All that is not named here is as in `librilight`.
+Not trained by us yet: no numbers. DAC at 16 kHz has AudioLM's acoustic tokens: 50 frames/s, 12
+levels of 1024 codes. w2v-BERT 2.0 makes 50 frames/s, of which the mean of two makes a token: the 25
+tokens/s that AudioLM has. Its layer 17 is the one of MaskGCT (arXiv 2409.00750). All that is not
+named here is as in `librilight`.
 """
 
 import dataclasses
@@ -16,9 +18,11 @@ from experiments.recipe import Imported, SemanticTokens
 from experiments.recipes import librilight
 
 RECIPE = dataclasses.replace(
-    librilight.RECIPE,
-    soundstream=Imported(source='descript/dac_16khz'),
-    w2v_bert=Imported(source='facebook/w2v-bert-2.0'),
-    semantic_tokens=SemanticTokens(layer=17, frames_per_token=2, num_clusters=1024, sample_seconds=360_000.0),
-    soundstorm=None,
+  librilight.RECIPE,
+  soundstream=Imported(source='descript/dac_16khz'),
+  w2v_bert=Imported(source='facebook/w2v-bert-2.0'),
+  semantic_tokens=SemanticTokens(
+    layer=17, frames_per_token=2, num_clusters=1024, sample_seconds=360_000.0
+  ),
+  soundstorm=None,
 )

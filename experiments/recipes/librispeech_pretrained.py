@@ -1,16 +1,17 @@
-"""AudioLM at a tenth of the paper's size on LibriSpeech, with tokens of models that others trained: one chip.
+"""AudioLM at a tenth of the paper's size on LibriSpeech, with tokens of models that others trained:
+one chip.
 
   python -m experiments.pretrained import descript/dac_16khz --workdir=...
   python -m experiments.pretrained import facebook/hubert-base-ls960 --workdir=...
   python -m experiments.train --stage=all --recipe=librispeech_pretrained --workdir=... \
     --set corpus.root=/data/LibriSpeech
 
-Not trained by us yet: no numbers. The language models are all that is trained. The root holds the FLAC files, in
-whatever folders. HuBERT base: layer 9 and 500 clusters, as its paper (arXiv 2106.07447, section IV-B) has them for the
-targets of larger models; the mean of two frames makes a token, for the 25 tokens/s that AudioLM has.
+Not trained by us yet: no numbers. The language models are all that is trained. The root holds the
+FLAC files, in
+whatever folders. HuBERT base: layer 9 and 500 clusters, as its paper (arXiv 2106.07447, section
+IV-B) has them for the targets of larger models; the mean of two frames makes a token, for the 25
+tokens/s that AudioLM has.
 """
-
-import dataclasses
 
 from audiolm_jax.stages import coarse, semantic
 from experiments.corpora import Folder
@@ -20,15 +21,17 @@ from experiments.recipes import folder
 NUM_CLUSTERS = 500
 
 RECIPE = Recipe(
-    corpus=Folder(root='', held_out=0.01),
-    soundstream=Imported(source='descript/dac_16khz'),
-    w2v_bert=Imported(source='facebook/hubert-base-ls960'),
-    semantic_tokens=SemanticTokens(layer=9, frames_per_token=2, num_clusters=NUM_CLUSTERS),
-    semantic=StageRecipe(
-        model=semantic.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER), train=folder.LANGUAGE_MODEL
-    ),
-    coarse=StageRecipe(
-        model=coarse.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER), train=folder.LANGUAGE_MODEL
-    ),
-    fine=folder.RECIPE.fine,
+  corpus=Folder(root='', held_out=0.01),
+  soundstream=Imported(source='descript/dac_16khz'),
+  w2v_bert=Imported(source='facebook/hubert-base-ls960'),
+  semantic_tokens=SemanticTokens(layer=9, frames_per_token=2, num_clusters=NUM_CLUSTERS),
+  semantic=StageRecipe(
+    model=semantic.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER),
+    train=folder.LANGUAGE_MODEL,
+  ),
+  coarse=StageRecipe(
+    model=coarse.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER),
+    train=folder.LANGUAGE_MODEL,
+  ),
+  fine=folder.RECIPE.fine,
 )

@@ -1,4 +1,5 @@
-"""AudioLM for piano (arXiv 2209.03143, section IV-I): 3 levels of 2^14 codes, no fine stage; any folder of recordings.
+"""AudioLM for piano (arXiv 2209.03143, section IV-I): 3 levels of 2^14 codes, no fine stage; any
+folder of recordings.
 
   python -m experiments.train --stage=all --recipe=maestro --workdir=... --set corpus.root=/data/maestro
 
@@ -14,17 +15,17 @@ from experiments.recipes import librilight
 CODEC = soundstream.PIANO
 
 RECIPE = dataclasses.replace(
-    librilight.RECIPE,
-    corpus=Folder(root=''),
-    soundstream=dataclasses.replace(librilight.RECIPE.soundstream, model=CODEC),
-    coarse=dataclasses.replace(
-        librilight.RECIPE.coarse,
-        model=coarse.Config(
-            total_quantizers=CODEC.num_quantizers,
-            num_quantizers=CODEC.num_quantizers,
-            codebook_size=CODEC.codebook_size,
-        ),
+  librilight.RECIPE,
+  corpus=Folder(root=''),
+  soundstream=dataclasses.replace(librilight.RECIPE.soundstream, model=CODEC),
+  coarse=dataclasses.replace(
+    librilight.RECIPE.coarse,
+    model=coarse.Config(
+      total_quantizers=CODEC.num_quantizers,
+      num_quantizers=CODEC.num_quantizers,
+      codebook_size=CODEC.codebook_size,
     ),
-    fine=None,
-    soundstorm=None,  # its paper is about speech
+  ),
+  fine=None,
+  soundstorm=None,  # its paper is about speech
 )

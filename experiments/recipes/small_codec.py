@@ -1,11 +1,14 @@
-"""The small codec: AudioLM's rates and codebooks (12 levels of 1024 codes, 50 frames/s, 6 kbit/s) in 1.9 M parameters.
+"""The small codec: AudioLM's rates and codebooks (12 levels of 1024 codes, 50 frames/s, 6 kbit/s)
+in 1.9 M parameters.
 
   python -m experiments.train --stage=soundstream --recipe=small_codec --workdir=runs/small_codec
   python -m experiments.evaluate --suite=codec --recipe=small_codec --workdir=runs/small_codec
 
-On synthesized speech; `small_codec_folder` is the same on your own files. Half an hour on one idle CPU core; what it
-reaches is in docs/results.md, "The codec". 3, 6 and 12 levels are 1.5, 3 and 6 kbit/s. As in `tiny` it differs from the
-paper in what lets a codec learn phase in minutes: 8 samples are one step, a waveform term, and no discriminators.
+On synthesized speech; `small_codec_folder` is the same on your own files. Half an hour on one idle
+CPU core; what it reaches is in docs/results.md, "The codec". 3, 6 and 12 levels are 1.5, 3 and 6
+kbit/s. As in `tiny` it differs from the
+paper in what lets a codec learn phase in minutes: 8 samples are one step, a waveform term, and no
+discriminators.
 """
 
 import dataclasses
@@ -23,30 +26,38 @@ def _with_codes(stage):
 
 
 CODEC = tiny.stage(
-    # 160 frames a batch for 1024 codes: a code is dead when it is chosen less than every fifty batches.
-    dataclasses.replace(
-        tiny.RECIPE.soundstream.model, codebook_decay=0.98, dead_code_threshold=0.02, spectral_weight=0.03, **CODES
-    ),
-    8, NUM_STEPS,
-    {
-        group: tiny.adam(3e-3, NUM_STEPS, warmup_steps=100, b1=0.8, b2=0.99)
-        for group in ('generator', 'discriminator')
-    },
-    ema_decay=0.995,
-    rollback=RollbackConfig(),
-    # A fifth around one run (1.155, 0.975, 0.822): far outside, something is wrong.
-    bands=(
-        Band(metric='eval/loss', step=1000, low=0.92, high=1.39),
-        Band(metric='eval/loss', step=3000, low=0.78, high=1.17),
-        Band(metric='eval/loss', step=6000, low=0.66, high=0.99),
-    ),
+  # 160 frames a batch for 1024 codes: a code is dead when it is chosen less than every fifty
+  # batches.
+  dataclasses.replace(
+    tiny.RECIPE.soundstream.model,
+    codebook_decay=0.98,
+    dead_code_threshold=0.02,
+    spectral_weight=0.03,
+    **CODES,
+  ),
+  8,
+  NUM_STEPS,
+  {
+    group: tiny.adam(3e-3, NUM_STEPS, warmup_steps=100, b1=0.8, b2=0.99)
+    for group in ('generator', 'discriminator')
+  },
+  ema_decay=0.995,
+  rollback=RollbackConfig(),
+  # A fifth around one run (1.155, 0.975, 0.822): far outside, something is wrong.
+  bands=(
+    Band(metric='eval/loss', step=1000, low=0.92, high=1.39),
+    Band(metric='eval/loss', step=3000, low=0.78, high=1.17),
+    Band(metric='eval/loss', step=6000, low=0.66, high=0.99),
+  ),
 )
 
 RECIPE = dataclasses.replace(
-    tiny.RECIPE,
-    soundstream=dataclasses.replace(CODEC, train=dataclasses.replace(CODEC.train, eval_every=250, save_every=250)),
-    coarse=_with_codes(tiny.RECIPE.coarse),
-    fine=_with_codes(tiny.RECIPE.fine),
-    soundstorm=_with_codes(tiny.RECIPE.soundstorm),
-    acoustic_only=_with_codes(tiny.RECIPE.acoustic_only),
+  tiny.RECIPE,
+  soundstream=dataclasses.replace(
+    CODEC, train=dataclasses.replace(CODEC.train, eval_every=250, save_every=250)
+  ),
+  coarse=_with_codes(tiny.RECIPE.coarse),
+  fine=_with_codes(tiny.RECIPE.fine),
+  soundstorm=_with_codes(tiny.RECIPE.soundstorm),
+  acoustic_only=_with_codes(tiny.RECIPE.acoustic_only),
 )

@@ -1,4 +1,5 @@
-"""The small codec (`small_codec`) with a switch that takes noise out, trained on speech in Gaussian noise.
+"""The small codec (`small_codec`) with a switch that takes noise out, trained on speech in Gaussian
+noise.
 
   python -m experiments.train --stage=soundstream --recipe=small_codec_denoise --workdir=runs/denoise
   python -m experiments.codec encode noisy.wav --output=codes/ --workdir=runs/denoise
@@ -15,7 +16,7 @@ from experiments.recipes import small_codec
 CODEC = small_codec.RECIPE.soundstream
 
 RECIPE = dataclasses.replace(
-    small_codec.RECIPE,
-    corpus=Noisy(speech=small_codec.RECIPE.corpus),
-    soundstream=dataclasses.replace(CODEC, model=dataclasses.replace(CODEC.model, film='decoder')),
+  small_codec.RECIPE,
+  corpus=Noisy(speech=small_codec.RECIPE.corpus),
+  soundstream=dataclasses.replace(CODEC, model=dataclasses.replace(CODEC.model, film='decoder')),
 )

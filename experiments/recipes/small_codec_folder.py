@@ -11,14 +11,18 @@ from experiments.recipes import small_codec
 
 CODEC = small_codec.RECIPE.soundstream
 
-# At twice this rate, that of `small_codec`, every run on people's recordings exploded once and went back.
+# At twice this rate, that of `small_codec`, every run on people's recordings exploded once and went
+# back.
 OPTIMIZER = {
-    group: dataclasses.replace(optimizer, learning_rate=1.5e-3) for group, optimizer in CODEC.train.optimizer.items()
+  group: dataclasses.replace(optimizer, learning_rate=1.5e-3)
+  for group, optimizer in CODEC.train.optimizer.items()
 }
 
 RECIPE = dataclasses.replace(
-    small_codec.RECIPE,
-    corpus=Folder(root=''),
-    # What to expect depends on the recordings.
-    soundstream=dataclasses.replace(CODEC, train=dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, bands=())),
+  small_codec.RECIPE,
+  corpus=Folder(root=''),
+  # What to expect depends on the recordings.
+  soundstream=dataclasses.replace(
+    CODEC, train=dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, bands=())
+  ),
 )

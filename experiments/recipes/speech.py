@@ -44,8 +44,8 @@ from experiments.corpora import Speech
 from experiments.recipes import small_codec_folder
 
 RECIPE = dataclasses.replace(
-    small_codec_folder.RECIPE,
-    corpus=Speech(root=''),
-    speaker=None,  # of eight voices, and
-    numbers=None,  # of spoken numbers: both are the synthesized corpus's
+  small_codec_folder.RECIPE,
+  corpus=Speech(root=''),
+  speaker=None,  # of eight voices, and
+  numbers=None,  # of spoken numbers: both are the synthesized corpus's
 )

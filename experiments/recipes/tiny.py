@@ -3,11 +3,12 @@
   make demo
   python -m experiments.train --stage=all --recipe=tiny --workdir=runs/demo
 
-What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of a few hundred
-thousand parameters learn anything in some hundred steps: semantic tokens stay frame-aligned (`deduplicate=False`) and
-tokens carry their time (`time_embedding=True`), so that the coarse model need not learn by counting which semantic
-token belongs to a frame; three in ten codes are left out of its input (`code_dropout`); SoundStorm makes 4 of 12
-levels; w2v-BERT predicts clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform term, and no
+What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of
+a few hundred thousand parameters learn anything in some hundred steps: semantic tokens stay
+frame-aligned (`deduplicate=False`) and tokens carry their time (`time_embedding=True`), so that the
+coarse model need not learn by counting which semantic token belongs to a frame; three in ten codes
+are left out of its input (`code_dropout`); SoundStorm makes 4 of 12 levels; w2v-BERT predicts
+clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform term, and no
 discriminators, which would take most of its time.
 """
 
@@ -15,7 +16,16 @@ from audiolm_jax.data import synthesized
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import (
+  classifier,
+  coarse,
+  detector,
+  fine,
+  semantic,
+  soundstorm,
+  soundstream,
+  w2v_bert,
+)
 from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
@@ -30,22 +40,40 @@ NUM_COARSE = 2  # levels; the paper has 4: half the sequence buys twice the step
 
 def transformer(width: int, num_layers: int) -> TransformerConfig:
   return TransformerConfig(
-      num_layers=num_layers, num_heads=2, width=width, mlp_width=4 * width, dropout_rate=0.0, dtype='float32',
-      remat=False,
-  )  # fmt: skip
+    num_layers=num_layers,
+    num_heads=2,
+    width=width,
+    mlp_width=4 * width,
+    dropout_rate=0.0,
+    dtype='float32',
+    remat=False,
+  )
 
 
-def adam(learning_rate: float, num_steps: int, warmup_steps: int = 20, **options) -> OptimizerConfig:
+def adam(
+  learning_rate: float, num_steps: int, warmup_steps: int = 20, **options
+) -> OptimizerConfig:
   return OptimizerConfig(
-      learning_rate=learning_rate, schedule='cosine', warmup_steps=warmup_steps, total_steps=num_steps, clip_norm=1.0,
-      **options,
+    learning_rate=learning_rate,
+    schedule='cosine',
+    warmup_steps=warmup_steps,
+    total_steps=num_steps,
+    clip_norm=1.0,
+    **options,
   )
 
 
 def stage(model, batch_size: int, num_steps: int, optimizer, **options) -> StageRecipe:
   train = TrainConfig(
-      batch_size=batch_size, num_steps=num_steps, optimizer=optimizer, log_every=10, eval_every=max(num_steps // 3, 1),
-      eval_batches=4, save_every=200, max_to_keep=1, **options,
+    batch_size=batch_size,
+    num_steps=num_steps,
+    optimizer=optimizer,
+    log_every=10,
+    eval_every=max(num_steps // 3, 1),
+    eval_batches=4,
+    save_every=200,
+    max_to_keep=1,
+    **options,
   )
   return StageRecipe(model=model, train=train)
 
@@ -54,71 +82,135 @@ def language_model(model, batch_size: int, num_steps: int) -> StageRecipe:
   return stage(model, batch_size, num_steps, adam(3e-3, num_steps))
 
 
-CODES = dict(codebook_size=CODEBOOK_SIZE, time_embedding=True, transformer=transformer(width=96, num_layers=3))
-COARSE = dict(crop_seconds=2.0, num_quantizers=NUM_COARSE, num_clusters=NUM_CLUSTERS, deduplicate=False, **CODES)
+CODES = dict(
+  codebook_size=CODEBOOK_SIZE, time_embedding=True, transformer=transformer(width=96, num_layers=3)
+)
+COARSE = dict(
+  crop_seconds=2.0, num_quantizers=NUM_COARSE, num_clusters=NUM_CLUSTERS, deduplicate=False, **CODES
+)
 CLASSIFIER = dict(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
 
 RECIPE = Recipe(
-    corpus=Synthesized(
-        config=synthesized.Config(
-            num_train_voices=64, num_test_voices=8, train_minutes=60.0, test_minutes=12.0, highest_number=9
-        )
+  corpus=Synthesized(
+    config=synthesized.Config(
+      num_train_voices=64,
+      num_test_voices=8,
+      train_minutes=60.0,
+      test_minutes=12.0,
+      highest_number=9,
+    )
+  ),
+  soundstream=stage(
+    soundstream.Config(
+      crop_length=6400,
+      strides=(5, 8),
+      stem_stride=8,
+      encoder_channels=64,
+      decoder_channels=64,
+      embedding_dim=64,
+      codebook_size=CODEBOOK_SIZE,
+      codebook_decay=0.9,
+      dead_code_threshold=0.1,
+      adversarial_start=None,
+      spectral_weight=0.02,
+      waveform_weight=1.0,
+      commitment_weight=0.1,
+      spectral_channels=4,
+      waveform_channels=4,
+      waveform_max_channels=64,
+      num_waveform_critics=1,
     ),
-    soundstream=stage(
-        soundstream.Config(
-            crop_length=6400, strides=(5, 8), stem_stride=8, encoder_channels=64, decoder_channels=64, embedding_dim=64,
-            codebook_size=CODEBOOK_SIZE, codebook_decay=0.9, dead_code_threshold=0.1, adversarial_start=None,
-            spectral_weight=0.02, waveform_weight=1.0, commitment_weight=0.1, spectral_channels=4, waveform_channels=4,
-            waveform_max_channels=64, num_waveform_critics=1,
-        ),
-        8, 1000, {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
-        rollback=RollbackConfig(),
-        # A fifth around one run of one seed (1.036, 0.931, 0.898): far outside, something is wrong.
-        bands=(
-            Band(metric='eval/loss', step=333, low=0.83, high=1.24),
-            Band(metric='eval/loss', step=666, low=0.74, high=1.12),
-            Band(metric='eval/loss', step=1000, low=0.72, high=1.08),
-        ),
+    8,
+    1000,
+    {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
+    rollback=RollbackConfig(),
+    # A fifth around one run of one seed (1.036, 0.931, 0.898): far outside, something is wrong.
+    bands=(
+      Band(metric='eval/loss', step=333, low=0.83, high=1.24),
+      Band(metric='eval/loss', step=666, low=0.74, high=1.12),
+      Band(metric='eval/loss', step=1000, low=0.72, high=1.08),
     ),
-    w2v_bert=stage(
-        w2v_bert.Config(
-            num_mels=40, conv_channels=16, num_contrastive_layers=2, num_mlm_layers=2, width=96, num_heads=4,
-            mlp_width=256, dropout=0.0, codebook_size=64, code_width=64, num_negatives=50, mask_probability=0.15,
-            mask_span=4, feature_layer=1, crop_seconds=2.56, targets='clusters', unmasked_weight=0.1,
-        ),
-        16, 1300, adam(3e-3, 1300, b2=0.98),
+  ),
+  w2v_bert=stage(
+    w2v_bert.Config(
+      num_mels=40,
+      conv_channels=16,
+      num_contrastive_layers=2,
+      num_mlm_layers=2,
+      width=96,
+      num_heads=4,
+      mlp_width=256,
+      dropout=0.0,
+      codebook_size=64,
+      code_width=64,
+      num_negatives=50,
+      mask_probability=0.15,
+      mask_span=4,
+      feature_layer=1,
+      crop_seconds=2.56,
+      targets='clusters',
+      unmasked_weight=0.1,
     ),
-    semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),
-    semantic=language_model(
-        semantic.Config(
-            crop_seconds=8.0, num_clusters=NUM_CLUSTERS, deduplicate=False, time_embedding=False,
-            transformer=transformer(width=128, num_layers=3),
-        ),
-        16, 400,
+    16,
+    1300,
+    adam(3e-3, 1300, b2=0.98),
+  ),
+  semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),
+  semantic=language_model(
+    semantic.Config(
+      crop_seconds=8.0,
+      num_clusters=NUM_CLUSTERS,
+      deduplicate=False,
+      time_embedding=False,
+      transformer=transformer(width=128, num_layers=3),
     ),
-    # Without it the model goes on from the codes before, and hardly reads the semantic tokens.
-    coarse=language_model(coarse.Config(code_dropout=0.3, **COARSE), 8, 2000),
-    fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
-    soundstorm=stage(
-        soundstorm.Config(
-            crop_seconds=2.0, num_clusters=NUM_CLUSTERS, codebook_size=CODEBOOK_SIZE, num_layers=3, num_heads=2,
-            width=96, mlp_width=192, dropout=0.0, dtype='float32', remat=False,
-            # What 12 levels would sum up in 96 channels nothing could tell apart; the codec decodes any first levels.
-            num_quantizers=4,
-            random_length=False,  # the windows of a continuation are full
-            level_skew=1.0,  # half of the rows learn the first level, where most of the voice is
-        ),
-        16, 2000, adam(3e-3, 2000, warmup_steps=100),
+    16,
+    400,
+  ),
+  # Without it the model goes on from the codes before, and hardly reads the semantic tokens.
+  coarse=language_model(coarse.Config(code_dropout=0.3, **COARSE), 8, 2000),
+  fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
+  soundstorm=stage(
+    soundstorm.Config(
+      crop_seconds=2.0,
+      num_clusters=NUM_CLUSTERS,
+      codebook_size=CODEBOOK_SIZE,
+      num_layers=3,
+      num_heads=2,
+      width=96,
+      mlp_width=192,
+      dropout=0.0,
+      dtype='float32',
+      remat=False,
+      # What 12 levels would sum up in 96 channels nothing could tell apart; the codec decodes
+      # any first levels.
+      num_quantizers=4,
+      random_length=False,  # the windows of a continuation are full
+      level_skew=1.0,  # half of the rows learn the first level, where most of the voice is
     ),
-    # A model that is not sure must draw at every level: one greedy pass gives all frames the most frequent code.
-    sampling=SamplingConfig(soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))),
-    acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
-    speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
-    numbers=stage(classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)),
-    detector=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
-    detector_control=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
-    forgeries=Forgeries(num_train=48, num_validation=16, num_test=48, batch_size=48),
-    evaluation=Evaluation(
-        num_clips=32, num_prompts=40, prompt_seconds=3.0, seconds=4.0, carry_seconds=1.0, decoder_seconds=240.0
-    ),
+    16,
+    2000,
+    adam(3e-3, 2000, warmup_steps=100),
+  ),
+  # A model that is not sure must draw at every level: one greedy pass gives all frames the most
+  # frequent code.
+  sampling=SamplingConfig(
+    soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
+  ),
+  acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
+  speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
+  numbers=stage(
+    classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)
+  ),
+  detector=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
+  detector_control=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
+  forgeries=Forgeries(num_train=48, num_validation=16, num_test=48, batch_size=48),
+  evaluation=Evaluation(
+    num_clips=32,
+    num_prompts=40,
+    prompt_seconds=3.0,
+    seconds=4.0,
+    carry_seconds=1.0,
+    decoder_seconds=240.0,
+  ),
 )

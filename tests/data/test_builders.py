@@ -1,4 +1,6 @@
-"""What the Beam builders write is what `data.tfds` reads: every part, of the right split, with the right samples."""
+"""What the Beam builders write is what `data.tfds` reads: every part, of the right split, with the
+right samples.
+"""
 
 import hashlib
 import json
@@ -25,10 +27,14 @@ def read(folder, split):
   stored = tensorflow_datasets.builder_from_directory(folder).as_data_source(split)
   source = tfds.examples(folder, split, RATE, speaker_name='speaker')
   found = {}
-  for record, example in zip((stored[i] for i in range(len(stored))), (source[i] for i in range(len(source)))):
+  for record, example in zip(
+    (stored[i] for i in range(len(stored))), (source[i] for i in range(len(source)))
+  ):
     content = record['audio'].item() if isinstance(record['audio'], np.ndarray) else record['audio']
     name, digest = (bytes(np.asarray(record[key]).item()).decode() for key in ('id', 'sha256'))
-    assert hashlib.sha256(content).hexdigest() == digest and record['num_samples'] == len(example['waveform'])
+    assert hashlib.sha256(content).hexdigest() == digest and record['num_samples'] == len(
+      example['waveform']
+    )
     found[name] = example['waveform'], int(example.get('speaker', -1))
   return found
 
@@ -48,17 +54,19 @@ def test_a_folder(tmp_path, capsys):
   found = {split: read(folder, split) for split in ('train', 'test')}
   assert sum(map(len, found.values())) == 29
   for split, examples in found.items():
-    recipe = corpora.Folder(root=str(root)).examples(split, None)  # the recipes hold out the same files
+    # the recipes hold out the same files
+    recipe = corpora.Folder(root=str(root)).examples(split, None)
     assert (
-        set(examples) | {'voice0/0.wav'}
-        >= {part.path.removeprefix(f'{root}/') for part in recipe.parts}
-        >= set(examples)
+      set(examples) | {'voice0/0.wav'}
+      >= {part.path.removeprefix(f'{root}/') for part in recipe.parts}
+      >= set(examples)
     )
     for name, (wave_T, speaker) in examples.items():
       expected_T, _ = soundfile.read(root / name, dtype='float32')
       np.testing.assert_array_equal(wave_T, expected_T)
       assert speaker == -1
-  assert run(capsys, 'folder', f'--root={root}', f'--output={tmp_path / "out"}') == folder  # left alone
+  # left alone
+  assert run(capsys, 'folder', f'--root={root}', f'--output={tmp_path / "out"}') == folder
 
 
 def test_libri_light(tmp_path, capsys):
@@ -90,9 +98,9 @@ def test_maestro(tmp_path, capsys):
   (root / 'maestro-v3.0.0.csv').write_text('\n'.join(lines))
   folder = run(capsys, 'maestro', f'--root={root}', f'--output={tmp_path / "out"}')
   for split, names in (
-      ('train', {'2004/0.wav', '2004/1.wav'}),
-      ('validation', {'2004/2.wav'}),
-      ('test', {'2004/3.wav'}),
+    ('train', {'2004/0.wav', '2004/1.wav'}),
+    ('validation', {'2004/2.wav'}),
+    ('test', {'2004/3.wav'}),
   ):
     source = tfds.examples(folder, split, RATE)
     assert len(source) == len(names)

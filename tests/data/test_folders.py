@@ -35,7 +35,9 @@ def test_bad_files_are_counted_and_too_many_stop(tmp_path):
   for _ in range(2):  # twice: a file counts once
     assert [i for i in range(8) if source[i] is None] == [3, 5]
   lines = [json.loads(line) for line in record.read_text().splitlines()]
-  assert [line['path'][-5:] for line in lines] == ['3.wav', '5.wav'] and 'not WAV' in lines[1]['reason']
+  assert [line['path'][-5:] for line in lines] == ['3.wav', '5.wav'] and 'not WAV' in lines[1][
+    'reason'
+  ]
   strict = folders.examples(tmp_path, RATE, max_bad_fraction=0.2)
   assert strict[3] is None
   with pytest.raises(ValueError, match='2 of 8 audio files'):
@@ -49,7 +51,9 @@ def test_a_crop_that_is_damaged_is_recorded_as_a_file_is(tmp_path):
   data = (tmp_path / '1.flac').read_bytes()
   (tmp_path / '1.flac').write_bytes(data[: len(data) // 2])  # the header still says 4 s
   record = tmp_path / 'quarantine.jsonl'
-  source = folders.examples(tmp_path, RATE, max_bad_fraction=0.5, quarantine=str(record), speaker_folders=True)
+  source = folders.examples(
+    tmp_path, RATE, max_bad_fraction=0.5, quarantine=str(record), speaker_folders=True
+  )
   lengths = []
 
   def choose(length, first=3 * RATE):
@@ -58,12 +62,17 @@ def test_a_crop_that_is_damaged_is_recorded_as_a_file_is(tmp_path):
 
   crops = [source.crop(i, choose) for i in range(3)]
   assert crops[1] is None and source[1] is None and lengths == [4 * RATE] * 3
-  np.testing.assert_array_equal(crops[2]['waveform'], source[2]['waveform'][3 * RATE : 3 * RATE + 100])
+  np.testing.assert_array_equal(
+    crops[2]['waveform'], source[2]['waveform'][3 * RATE : 3 * RATE + 100]
+  )
   assert crops[2]['speaker'] == source[2]['speaker'] and source.crop(-1, choose)[
     'waveform'
   ].shape == (100,)
   [line] = [json.loads(line) for line in record.read_text().splitlines()]
-  assert line == {'path': str(tmp_path / '1.flac'), 'reason': source.bad[1]} and '1.flac: ' in line['reason']
+  assert (
+    line == {'path': str(tmp_path / '1.flac'), 'reason': source.bad[1]}
+    and '1.flac: ' in line['reason']
+  )
 
 
 def test_links_are_followed_once_each_and_loops_are_named(tmp_path):
@@ -171,10 +180,19 @@ def test_librilight(tmp_path):
     librilight.examples(tmp_path, splits=['unlab-6k'])
 
 
-@pytest.mark.parametrize('text', [
-    '{"voice', '[]', '{"voice_activity": 3}', '{"voice_activity": [[0, NaN]]}', '{"voice_activity": [[0, 1e99]]}',
-    '{"voice_activity": [[2, 1]]}', '{"voice_activity": [["a", 1]]}', '{"voice_activity": [3]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{"voice',
+    '[]',
+    '{"voice_activity": 3}',
+    '{"voice_activity": [[0, NaN]]}',
+    '{"voice_activity": [[0, 1e99]]}',
+    '{"voice_activity": [[2, 1]]}',
+    '{"voice_activity": [["a", 1]]}',
+    '{"voice_activity": [3]}',
+  ],
+)
 def test_torn_and_hostile_voice_activity_is_named(tmp_path, text):
   fill(tmp_path, ['unlab-600/17/a/x.flac'])
   (tmp_path / 'unlab-600/17/a/x.json').write_text(text)

@@ -16,9 +16,9 @@ def test_texts_beside_the_files_are_read(tmp_path):
   (tmp_path / '84/121/84-121.trans.txt').write_text('84-121-0000 GO ON\n84-121-0001 OH\n')
   found = librispeech.utterances(tmp_path)
   assert [(os.path.basename(one.path), one.speaker, one.text) for one in found] == [
-      ('100-7-0000.flac', 100, None),
-      ('84-121-0000.flac', 84, 'GO ON'),
-      ('84-121-0001.flac', 84, 'OH'),
+    ('100-7-0000.flac', 100, None),
+    ('84-121-0000.flac', 84, 'GO ON'),
+    ('84-121-0001.flac', 84, 'OH'),
   ]
   assert [librispeech.held_out(one) for one in found] == [True, False, False]
 

@@ -5,7 +5,8 @@ from audiolm_jax.data import noise
 
 RATE = 16_000
 WAVES = [
-    {'waveform': np.sin(np.arange(length) / 9).astype(np.float32), 'label': i} for i, length in enumerate([8000] * 40)
+  {'waveform': np.sin(np.arange(length) / 9).astype(np.float32), 'label': i}
+  for i, length in enumerate([8000] * 40)
 ]
 
 

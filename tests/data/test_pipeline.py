@@ -11,15 +11,17 @@ from audiolm_jax.stages.base import Feature
 
 RATE, SEMANTIC, CODEC = 16_000, 25.0, 50.0
 FEATURES = {
-    'waveform': Feature((3200,), np.float32, RATE),
-    'semantic': Feature((5,), np.int32, SEMANTIC),
-    'codes': Feature((10, 2), np.int32, CODEC),
-    'label': Feature((), np.int32, None),
+  'waveform': Feature((3200,), np.float32, RATE),
+  'semantic': Feature((5,), np.int32, SEMANTIC),
+  'codes': Feature((10, 2), np.int32, CODEC),
+  'label': Feature((), np.int32, None),
 }
 
 
 class Ramps:
-  """Every feature tells its own time: the waveform holds its sample's index, the tokens their frame's."""
+  """Every feature tells its own time: the waveform holds its sample's index, the tokens their
+  frame's.
+  """
 
   def __init__(self, lengths, bad=()):
     self.lengths, self.bad = lengths, bad
@@ -33,15 +35,17 @@ class Ramps:
     num_samples = self.lengths[i]
     num_codes = -(-num_samples // 320)
     return {
-        'waveform': np.arange(num_samples, dtype=np.float32),
-        'semantic': np.arange(-(-num_samples // 640)),
-        'codes': np.arange(num_codes)[:, None] + np.array([0, 1000, 2000]),
-        'label': np.int32(i),
+      'waveform': np.arange(num_samples, dtype=np.float32),
+      'semantic': np.arange(-(-num_samples // 640)),
+      'codes': np.arange(num_codes)[:, None] + np.array([0, 1000, 2000]),
+      'label': np.int32(i),
     }
 
 
 def make(source, **options):
-  return pipeline.batches(source, FEATURES, **{'batch_size': 4, 'seed': 0, 'num_threads': 1, **options})
+  return pipeline.batches(
+    source, FEATURES, **{'batch_size': 4, 'seed': 0, 'num_threads': 1, **options}
+  )
 
 
 def assert_same(one, other):
@@ -64,7 +68,10 @@ def test_every_feature_is_cut_at_the_same_instant(num_samples, seed):
 
 def test_every_start_is_drawn():
   random = np.random.default_rng(0)
-  starts = {int(pipeline.crop(Ramps([3200 + 3 * 640 + 5])[0], FEATURES, random)['semantic'][0]) for _ in range(100)}
+  starts = {
+    int(pipeline.crop(Ramps([3200 + 3 * 640 + 5])[0], FEATURES, random)['semantic'][0])
+    for _ in range(100)
+  }
   assert starts == {0, 1, 2, 3}
 
 
@@ -83,7 +90,9 @@ def test_short_examples_are_padded():
   np.testing.assert_array_equal(cut['codes'][:, 0], [0, 1, 2, 3] + [-1] * 6)
 
 
-@pytest.mark.parametrize('rates, grid', [((16_000, 25.0), 25), ((16_000,), 16_000), ((12.5, 50), 12.5)])
+@pytest.mark.parametrize(
+  'rates, grid', [((16_000, 25.0), 25), ((16_000,), 16_000), ((12.5, 50), 12.5)]
+)
 def test_grid(rates, grid):
   assert pipeline.grid_rate(rates) == grid
 
@@ -108,8 +117,8 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(process_count):
   source = Ramps(list(range(4000, 4000 + 13 * 700, 700)), bad=(0, 5, 6))
   alone = make(source, batch_size=8, num_epochs=3)
   shares = [
-      make(source, batch_size=8, num_epochs=3, process_index=i, process_count=process_count)
-      for i in range(process_count)
+    make(source, batch_size=8, num_epochs=3, process_index=i, process_count=process_count)
+    for i in range(process_count)
   ]
   count = 0
   for batch in alone:
@@ -151,7 +160,9 @@ def test_worker_processes_give_the_same():
 
 def test_evaluation_is_the_same_every_time():
   source = Ramps([4000 + 700 * i for i in range(5)])
-  one, other = (pipeline.evaluation_batches(source, FEATURES, batch_size=4, num_batches=3) for _ in range(2))
+  one, other = (
+    pipeline.evaluation_batches(source, FEATURES, batch_size=4, num_batches=3) for _ in range(2)
+  )
   assert len(one) == 3
   for first, second in zip(one, other, strict=True):
     assert_same(first, second)
@@ -175,7 +186,9 @@ class SeekingOnly(folders.AudioFiles):
 
 @pytest.fixture(scope='module')
 def recordings(tmp_path_factory):
-  """Parts of FLAC and WAV files: some shorter than a crop, one no audio, one with damage in every frame."""
+  """Parts of FLAC and WAV files: some shorter than a crop, one no audio, one with damage in every
+  frame.
+  """
   root = tmp_path_factory.mktemp('recordings')
   parts = []
   for i, seconds in enumerate([2.0, 0.9, 0.1, 3.3, 0.2, 1.7, 0.7]):
@@ -199,7 +212,8 @@ def test_seeking_changes_no_batch(recordings):
   other = pipeline.batches(WithoutSeeking(whole), features, **options)
   for _ in range(20):
     assert_same(next(one), next(other))
-  assert seeking.bad.keys() == whole.bad.keys() == {5, 6}  # the next one stood in, and its start was the same
+  # the next one stood in, and its start was the same
+  assert seeking.bad.keys() == whole.bad.keys() == {5, 6}
   resumed = pipeline.batches(seeking, features, process_index=1, process_count=2, **options)
   resumed.set_state(other.get_state())
   assert_same(next(resumed), {name: rows[2:] for name, rows in next(other).items()})

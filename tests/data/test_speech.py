@@ -20,8 +20,8 @@ def tone(path, seconds, frequency=300.0, amplitude=0.5, silence=0.5):
 @pytest.fixture
 def clips(tmp_path):
   made = [
-      debian.Clip(tone(tmp_path / f'{index}.wav', 2.0), 'tux-fr', 'fr', f'text {index}')
-      for index in range(5)
+    debian.Clip(tone(tmp_path / f'{index}.wav', 2.0), 'tux-fr', 'fr', f'text {index}')
+    for index in range(5)
   ]
   made.append(debian.Clip(tone(tmp_path / 'mute.wav', 1.0, amplitude=1e-4), 'tux-fr', 'fr', 'mute'))
   made.append(debian.Clip(tone(tmp_path / 'it.wav', 1.0), 'tux-it', 'it'))
@@ -42,17 +42,17 @@ def test_clips_of_a_voice_are_joined_and_voices_of_a_language_held_out(clips, tm
   assert names == ('a', 'k', 'o', 'pau', 't')
   # Three of 2 s and their margins reach 6 s; two are left. The labelled clip stays as it is.
   assert [(one.path.removeprefix(f'{folder}/'), one.speaker, one.text) for one in train] == [
-      ('train/tux-fr/tux-fr-0000.flac', first + 1, 'text 0 text 1 text 2'),
-      ('train/msu/ru_9.flac', first, 'акот'),
-      ('train/tux-fr/tux-fr-0001.flac', first + 1, 'text 3 text 4'),
+    ('train/tux-fr/tux-fr-0000.flac', first + 1, 'text 0 text 1 text 2'),
+    ('train/msu/ru_9.flac', first, 'акот'),
+    ('train/tux-fr/tux-fr-0001.flac', first + 1, 'text 3 text 4'),
   ]
   assert train[1].phones == [
-      (0.5, 'pau'),
-      (0.6, 'a'),
-      (0.7, 'k'),
-      (0.8, 'o'),
-      (0.9, 't'),
-      (2.0, 'pau'),
+    (0.5, 'pau'),
+    (0.6, 'a'),
+    (0.7, 'k'),
+    (0.8, 'o'),
+    (0.9, 't'),
+    (2.0, 'pau'),
   ]
   lengths = [audio.info(one.path).num_samples / RATE for one in train]
   np.testing.assert_allclose(lengths, [3 * 2.3, 2.0, 2 * 2.3], atol=0.05)
@@ -68,11 +68,11 @@ def test_clips_of_a_voice_are_joined_and_voices_of_a_language_held_out(clips, tm
 
 def test_phones_between_phones_are_items_for_abx(clips, tmp_path):
   items = zerospeech.read_items(
-      speech.prepared(clips, tmp_path / 'cache') / 'labelled/labelled.item'
+    speech.prepared(clips, tmp_path / 'cache') / 'labelled/labelled.item'
   )
   assert items == [
-      zerospeech.Item('ru_10', 0.6, 0.7, 'k', 'a', 'o', 'msu'),
-      zerospeech.Item('ru_10', 0.7, 0.8, 'o', 'k', 't', 'msu'),
+    zerospeech.Item('ru_10', 0.6, 0.7, 'k', 'a', 'o', 'msu'),
+    zerospeech.Item('ru_10', 0.7, 0.8, 'o', 'k', 't', 'msu'),
   ]
 
 
@@ -97,7 +97,7 @@ def test_a_preparation_that_was_stopped_begins_again(clips, tmp_path, monkeypatc
 
 def test_nothing_is_left_behind_where_nothing_can_be_used(clips, tmp_path):
   with pytest.raises(
-      ValueError, match='none of 1 clips can be used; the first: .*mute.wav: silent'
+    ValueError, match='none of 1 clips can be used; the first: .*mute.wav: silent'
   ):
     speech.prepared([clips[5]], tmp_path / 'cache')
   assert not (tmp_path / 'cache').exists()
@@ -116,5 +116,5 @@ def test_speech_is_cut_out_of_silence_and_faded():
   assert abs(len(cut_T) - 0.8 * RATE) <= 320 and np.abs(cut_T).max() == 1.0
   assert cut_T[0] == cut_T[-1] == 0
   assert (
-      speech.trimmed(wave_T[:1600]) is None and speech.trimmed(np.zeros(RATE, np.float32)) is None
+    speech.trimmed(wave_T[:1600]) is None and speech.trimmed(np.zeros(RATE, np.float32)) is None
   )

@@ -6,7 +6,7 @@ import pytest
 from audiolm_jax.data import synthesized
 
 SMALL = synthesized.Config(
-    num_train_voices=4, num_test_voices=2, train_minutes=0.5, test_minutes=0.3, utterance_seconds=4.0
+  num_train_voices=4, num_test_voices=2, train_minutes=0.5, test_minutes=0.3, utterance_seconds=4.0
 )
 
 
@@ -27,13 +27,19 @@ def test_splits_share_neither_voices_nor_texts():
   config = synthesized.Config()
   train, test = (synthesized.requests(config, split) for split in ('train', 'test'))
   assert not {r['speaker'] for r in train} & {r['speaker'] for r in test}
-  assert {r['speaker'] for r in train} == set(range(32)) and {r['speaker'] for r in test} == set(range(32, 40))
+  assert {r['speaker'] for r in train} == set(range(32)) and {r['speaker'] for r in test} == set(
+    range(32, 40)
+  )
   assert len({(v.name, v.pitch, v.rate) for v in synthesized.voices(config)}) == 40
   # Two counts are told apart by their first two numbers, sentences by the whole sentence.
   texts = [set(), set()]
   for seen, wanted in zip(texts, (train, test), strict=True):
     for r in wanted:
-      seen |= {' '.join(r['text'].split()[:2])} if r['kind'] == 'counting' else set(r['text'].strip('.').split('. '))
+      seen |= (
+        {' '.join(r['text'].split()[:2])}
+        if r['kind'] == 'counting'
+        else set(r['text'].strip('.').split('. '))
+      )
   assert not texts[0] & texts[1]
   for wanted in (train, test):
     assert 0.5 < np.mean([r['kind'] == 'counting' for r in wanted]) < 0.7
@@ -51,7 +57,9 @@ def test_examples_hold_what_they_promise(train):
   for i in range(len(train)):
     example = train[i]
     wave_T, phones_S = example['waveform'], example['phones']
-    assert wave_T.dtype == np.float32 and np.abs(wave_T).max() <= 0.96 and len(wave_T) > 2.5 * 16_000
+    assert (
+      wave_T.dtype == np.float32 and np.abs(wave_T).max() <= 0.96 and len(wave_T) > 2.5 * 16_000
+    )
     assert len(phones_S) == -(-len(wave_T) // 640) and phones_S.max() < len(train.phone_names)
     assert 1 not in phones_S  # '?': every phone spoken is in the inventory
     assert [word for word, *_ in example['words']] == example['text'].replace('.', '').split()

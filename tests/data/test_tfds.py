@@ -7,7 +7,10 @@ import soundfile
 from audiolm_jax.data import tfds as ours
 
 RATE = 16_000
-WAVES = [(0.1 * np.random.default_rng(i).normal(size=RATE + 100 * i)).clip(-1, 1).astype(np.float32) for i in range(5)]
+WAVES = [
+  (0.1 * np.random.default_rng(i).normal(size=RATE + 100 * i)).clip(-1, 1).astype(np.float32)
+  for i in range(5)
+]
 
 
 @pytest.fixture(scope='module')
@@ -20,11 +23,11 @@ def folder(tmp_path_factory):
 
     def _info(self):
       features = tfds.features.FeaturesDict(
-          {
-              'audio': tfds.features.Tensor(shape=(), dtype=np.object_),
-              'samples': tfds.features.Tensor(shape=(None,), dtype=np.int16),
-              'speaker': tfds.features.Scalar(np.int32),
-          }
+        {
+          'audio': tfds.features.Tensor(shape=(), dtype=np.object_),
+          'samples': tfds.features.Tensor(shape=(None,), dtype=np.int16),
+          'speaker': tfds.features.Scalar(np.int32),
+        }
       )
       return tfds.core.DatasetInfo(builder=self, features=features)
 
@@ -36,7 +39,10 @@ def folder(tmp_path_factory):
         file = io.BytesIO()
         soundfile.write(file, wave, RATE, format='FLAC')
         encoded = file.getvalue() if i != 3 else file.getvalue()[:5000]
-        yield i, {'audio': encoded, 'samples': np.round(wave * 32767).astype(np.int16), 'speaker': i % 2}
+        yield (
+          i,
+          {'audio': encoded, 'samples': np.round(wave * 32767).astype(np.int16), 'speaker': i % 2},
+        )
 
   root = tmp_path_factory.mktemp('tfds')
   (root / 'manual').mkdir()

@@ -10,10 +10,10 @@ METADATA = {'codec': 'c0dec', 'codec_rate': 50.0}
 def example(i):
   random = np.random.default_rng(i)
   return {
-      'semantic': random.integers(0, 1024, 20 + i),
-      'codes': random.integers(0, 70_000 if i == 2 else 1024, (2 * (20 + i), 3)).astype(np.int32),
-      'label': i,
-      'level': np.float32(0.5),
+    'semantic': random.integers(0, 1024, 20 + i),
+    'codes': random.integers(0, 70_000 if i == 2 else 1024, (2 * (20 + i), 3)).astype(np.int32),
+    'label': i,
+    'level': np.float32(0.5),
   }
 
 
@@ -31,15 +31,22 @@ def test_what_was_written_is_read(folder):
   for read, i in zip((source[k] for k in range(7)), [0, 2, 4, 6, 1, 3, 5], strict=True):
     for name, value in example(i).items():
       np.testing.assert_array_equal(read[name], value)
-    assert read['codes'].dtype == read['semantic'].dtype == np.int32 and read['level'].dtype == np.float32
+    assert (
+      read['codes'].dtype == read['semantic'].dtype == np.int32
+      and read['level'].dtype == np.float32
+    )
   assert sorted(path.name for path in folder.iterdir()) == [
-      'train-00000-of-00002.array_record', 'train-00001-of-00002.array_record', 'train.json',
-  ]  # fmt: skip
+    'train-00000-of-00002.array_record',
+    'train-00001-of-00002.array_record',
+    'train.json',
+  ]
 
 
 def test_batches_of_tokens(folder):
   features = {'codes': Feature((10, 2), np.int32, 50.0), 'semantic': Feature((5,), np.int32, 25.0)}
-  batch = next(pipeline.batches(token_shards.TokenShards(folder, 'train'), features, batch_size=3, seed=0))
+  batch = next(
+    pipeline.batches(token_shards.TokenShards(folder, 'train'), features, batch_size=3, seed=0)
+  )
   assert batch['codes'].shape == (3, 10, 2) and batch['semantic'].shape == (3, 5)
 
 
@@ -70,7 +77,8 @@ def test_a_damaged_record_is_none_and_never_wrong(folder):
   shard = folder / 'train-00000-of-00002.array_record'
   data = shard.read_bytes()
   order, num_bad = [0, 2, 4, 6, 1, 3, 5], 0
-  content = [at for at in range(len(data)) if any(data[at : at + 4])]  # between the records the file is zeros
+  # between the records the file is zeros
+  content = [at for at in range(len(data)) if any(data[at : at + 4])]
   for at in content[200 :: len(content) // 12]:
     shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     try:
@@ -96,7 +104,9 @@ def test_a_failed_shard_leaves_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('record', [b'', b'\xff\xff\xff\x7f', b'\x02\x00\x00\x00{}x', b'\x02\x00\x00\x00[]'])
+@pytest.mark.parametrize(
+  'record', [b'', b'\xff\xff\xff\x7f', b'\x02\x00\x00\x00{}x', b'\x02\x00\x00\x00[]']
+)
 def test_foreign_bytes_are_refused(record):
   with pytest.raises(ValueError, match='encode the data again'):
     token_shards.decode(record)
@@ -108,20 +118,39 @@ def test_objects_are_never_decoded():
     token_shards.decode(len(header).to_bytes(4, 'little') + header + bytes(8))
 
 
-@pytest.mark.parametrize('text', [
-    '{"metadata": {}', '[]', '{}', '{"metadata": [], "shards": []}', '{"metadata": {}, "shards": [3]}',
-    '{"metadata": {}, "shards": [{"num_bytes": "9", "sha256": ""}]}', '[' * 100_000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{"metadata": {}',
+    '[]',
+    '{}',
+    '{"metadata": [], "shards": []}',
+    '{"metadata": {}, "shards": [3]}',
+    '{"metadata": {}, "shards": [{"num_bytes": "9", "sha256": ""}]}',
+    '[' * 100_000,
+  ],
+)
 def test_torn_and_hostile_manifests_are_named(folder, text):
   (folder / 'train.json').write_text(text)
   with pytest.raises(ValueError, match='train.json .*: encode the data again'):
     token_shards.TokenShards(folder, 'train')
 
 
-@pytest.mark.parametrize('header', [
-    '[' * 10_000, '[]', '{"a": 3}', '{"a": ["<i2", [-1]]}', '{"a": ["<i2", [99999999999]]}', '{"a": ["O", [1]]}',
-    '{"a": ["<i2", [true]]}', '{"a": ["<i2", [0.5]]}', '{"a": [["<i2"], [1]]}', '{"a": ["<i2", 1]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'header',
+  [
+    '[' * 10_000,
+    '[]',
+    '{"a": 3}',
+    '{"a": ["<i2", [-1]]}',
+    '{"a": ["<i2", [99999999999]]}',
+    '{"a": ["O", [1]]}',
+    '{"a": ["<i2", [true]]}',
+    '{"a": ["<i2", [0.5]]}',
+    '{"a": [["<i2"], [1]]}',
+    '{"a": ["<i2", 1]}',
+  ],
+)
 def test_hostile_records_are_named(header):
   record = len(header).to_bytes(4, 'little') + header.encode() + bytes(2)
   with pytest.raises(ValueError, match='not a record of encoded examples'):

@@ -20,26 +20,31 @@ def test_items_as_libri_light_writes_them(tmp_path):
   path = tmp_path / 'dev-clean.item'
   path.write_text(HEADER + '6295-244435-0009 0.2925 0.4725 IH L NG 6295\n')
   [item] = zerospeech.read_items(path)
-  assert item == ('6295-244435-0009', 0.2925, 0.4725, 'IH', 'L', 'NG', '6295') and item.context == ('L', 'NG')
+  assert item == ('6295-244435-0009', 0.2925, 0.4725, 'IH', 'L', 'NG', '6295') and item.context == (
+    'L',
+    'NG',
+  )
   zerospeech.write_items(tmp_path / 'again.item', [item])
   assert (tmp_path / 'again.item').read_text() == path.read_text()
-  assert zerospeech.item_file(tmp_path, 'dev') == zerospeech.item_file(tmp_path, 'dev-clean') == path
+  assert (
+    zerospeech.item_file(tmp_path, 'dev') == zerospeech.item_file(tmp_path, 'dev-clean') == path
+  )
   with pytest.raises(ValueError, match='has again.item, dev-clean.item; exactly one'):
     zerospeech.item_file(tmp_path, 'test')
 
 
 @pytest.mark.parametrize(
-    'text, said',
-    [
-        ('', 'begins with nothing'),
-        ('f 0.1 0.2 a b c s\n', 'not with the header'),
-        (HEADER, 'no items'),
-        (HEADER + 'f 0.1 0.2 a b c s\nf 0.1 0.2 a b s\n', 'line 3: 6 columns'),
-        (HEADER + 'f 0.1 then a b c s\n', "line 2: '0.1 then'"),
-        (HEADER + 'f 0.2 0.2 a b c s\n', 'no onset before an offset'),
-        (HEADER + 'f nan 0.2 a b c s\n', 'no onset before an offset'),
-        (HEADER + 'f 0.2 inf a b c s\n', 'no onset before an offset'),
-    ],
+  'text, said',
+  [
+    ('', 'begins with nothing'),
+    ('f 0.1 0.2 a b c s\n', 'not with the header'),
+    (HEADER, 'no items'),
+    (HEADER + 'f 0.1 0.2 a b c s\nf 0.1 0.2 a b s\n', 'line 3: 6 columns'),
+    (HEADER + 'f 0.1 then a b c s\n', "line 2: '0.1 then'"),
+    (HEADER + 'f 0.2 0.2 a b c s\n', 'no onset before an offset'),
+    (HEADER + 'f nan 0.2 a b c s\n', 'no onset before an offset'),
+    (HEADER + 'f 0.2 inf a b c s\n', 'no onset before an offset'),
+  ],
 )
 def test_bad_item_files_are_named(text, said, tmp_path):
   (tmp_path / 'bad.item').write_text(text)
@@ -59,8 +64,10 @@ def test_gold_files(tmp_path):
   (tmp_path / 'gold.csv').write_text(LEXICAL)
   samples = zerospeech.read_lexical(tmp_path / 'gold.csv')
   assert [(s.file, s.pair, s.correct, s.kind) for s in samples] == [
-      ('a', '1', True, '>100'), ('b', '1', False, ''), ('c', '2', True, 'oov')
-  ]  # fmt: skip
+    ('a', '1', True, '>100'),
+    ('b', '1', False, ''),
+    ('c', '2', True, 'oov'),
+  ]
   (tmp_path / 'gold.csv').write_text(SYNTACTIC)
   right, wrong = zerospeech.read_syntactic(tmp_path / 'gold.csv')
   assert right.pair == wrong.pair and (right.correct, wrong.correct) == (True, False)
@@ -68,7 +75,7 @@ def test_gold_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'frequency, band', [('0', 'oov'), ('1', '1-5'), ('5', '6-20'), ('99', '21-100'), ('100', '>100')]
+  'frequency, band', [('0', 'oov'), ('1', '1-5'), ('5', '6-20'), ('99', '21-100'), ('100', '>100')]
 )
 def test_bands_end_where_zerospeech_ends_them(frequency, band, tmp_path):
   (tmp_path / 'gold.csv').write_text(LEXICAL.replace('150', frequency))
@@ -76,16 +83,16 @@ def test_bands_end_where_zerospeech_ends_them(frequency, band, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'text, said',
-    [
-        ('', 'without filename'),
-        (SYNTACTIC, 'without frequency, word, phones, length'),
-        (LEXICAL.splitlines()[0] + '\n', 'no rows'),
-        (LEXICAL.replace('T,3,1', 'T,3,yes'), 'line 2'),
-        (LEXICAL + 'd,2\n', 'line 5'),
-        (LEXICAL.replace('150', '1' * 2**18), 'is not CSV .field larger than'),
-        (LEXICAL.replace('150', 'often'), "'often', not a number"),
-    ],
+  'text, said',
+  [
+    ('', 'without filename'),
+    (SYNTACTIC, 'without frequency, word, phones, length'),
+    (LEXICAL.splitlines()[0] + '\n', 'no rows'),
+    (LEXICAL.replace('T,3,1', 'T,3,yes'), 'line 2'),
+    (LEXICAL + 'd,2\n', 'line 5'),
+    (LEXICAL.replace('150', '1' * 2**18), 'is not CSV .field larger than'),
+    (LEXICAL.replace('150', 'often'), "'often', not a number"),
+  ],
 )
 def test_bad_gold_files_are_named(text, said, tmp_path):
   (tmp_path / 'gold.csv').write_text(text)
@@ -106,7 +113,9 @@ def test_recordings_are_found_anywhere_and_missing_ones_are_named(tmp_path):
   for name in ('84/one.flac', 'two.wav'):
     audio.save(tmp_path / name, np.zeros(800, np.float32), 8000)
   found = zerospeech.Recordings(tmp_path, ['two', 'one', 'two'], 16_000)
-  assert [found[n]['file'] for n in range(len(found))] == ['one', 'two'] and len(found[0]['waveform']) == 1600
+  assert [found[n]['file'] for n in range(len(found))] == ['one', 'two'] and len(
+    found[0]['waveform']
+  ) == 1600
   with pytest.raises(ValueError, match='no audio for 1 of 2 recordings, as three'):
     zerospeech.Recordings(tmp_path, ['one', 'three'], 16_000)
   audio.save(tmp_path / 'one.wav', np.zeros(800, np.float32), 8000)

@@ -10,17 +10,29 @@ from experiments.benchmarks import acoustic
 
 
 def test_acoustic_times_every_part_and_extrapolates_by_the_step(monkeypatch, capsys):
-  monkeypatch.setattr('sys.argv', ['benchmark', 'acoustic', '--recipe=tiny', '--seconds=4', '--steps=8'])
+  monkeypatch.setattr(
+    'sys.argv', ['benchmark', 'acoustic', '--recipe=tiny', '--seconds=4', '--steps=8']
+  )
   benchmark.main()
   text = capsys.readouterr().out
-  seconds = {name.strip(): float(value) for name, value in re.findall(r'^([^\d\n]+?) +(\d+\.\d+)', text, re.MULTILINE)}
+  seconds = {
+    name.strip(): float(value)
+    for name, value in re.findall(r'^([^\d\n]+?) +(\d+\.\d+)', text, re.MULTILINE)
+  }
   assert set(seconds) >= {'coarse', 'fine', 'SoundStorm', 'codec decoder', 'coarse + fine'}
   assert all(value > 0 for value in seconds.values())
-  # 200 frames of 2 coarse levels; fine chunks of 32 frames of 10 levels are one batch; SoundStorm: 16 + 16 + 16 + 8
-  # passes a window.
-  counts = {row[0]: row[3:] for row in (line.rsplit(maxsplit=4) for line in text.splitlines()) if row[-1].isdigit()}
+  # 200 frames of 2 coarse levels; fine chunks of 32 frames of 10 levels are one batch; SoundStorm:
+  # 16 + 16 + 16 + 8 passes a window.
+  counts = {
+    row[0]: row[3:]
+    for row in (line.rsplit(maxsplit=4) for line in text.splitlines())
+    if row[-1].isdigit()
+  }
   assert counts == {
-      'coarse': ['400', '9'], 'fine': ['320', '9'], 'SoundStorm': ['112', '56'], 'codec decoder': ['1', '1']
+    'coarse': ['400', '9'],
+    'fine': ['320', '9'],
+    'SoundStorm': ['112', '56'],
+    'codec decoder': ['1', '1'],
   }
 
 
@@ -33,12 +45,18 @@ def test_the_language_models_time_is_windows_and_steps(monkeypatch):
 
   monkeypatch.setattr(acoustic.windows, 'sample_targets', Program())
   monkeypatch.setattr(acoustic, '_random_params', lambda config: {})
-  monkeypatch.setattr(acoustic, '_seconds', lambda function: acoustic.Seconds(2 + 0.25 * function(), 3 + function()))
+  monkeypatch.setattr(
+    acoustic, '_seconds', lambda function: acoustic.Seconds(2 + 0.25 * function(), 3 + function())
+  )
   config = acoustic.recipe_lib.load('tiny').coarse.model  # windows of 2 s
   for steps in (0, 8):
     timing = acoustic.time_coarse(config, semantic_frames=100, carry_seconds=1.0, steps=steps)
     # 2 s, then 1 s after 1 s twice: three windows, and 400 steps in all.
     assert timing.seconds == pytest.approx((3 * 2 + 400 * 0.25, 3 * 3 + 400))
-  monkeypatch.setattr(acoustic, '_seconds', lambda function: acoustic.Seconds(9 - function(), function()))
-  wall, processors = acoustic.time_coarse(config, semantic_frames=100, carry_seconds=1.0, steps=8).seconds
+  monkeypatch.setattr(
+    acoustic, '_seconds', lambda function: acoustic.Seconds(9 - function(), function())
+  )
+  wall, processors = acoustic.time_coarse(
+    config, semantic_frames=100, carry_seconds=1.0, steps=8
+  ).seconds
   assert np.isnan(wall) and processors == 400  # disturbed: no number, rather than a wrong one

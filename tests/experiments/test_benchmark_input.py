@@ -23,9 +23,15 @@ def test_flops_follow_from_parameters_and_tokens():
 
 def test_cores_of_a_host():
   args = argparse.Namespace(recipe='librilight', chips=16, mfu=0.5)
-  text = benchmark.table({'WAV': 1234.4}, {'coarse': benchmark.Row(read=2000.0, consumed=800.0, seconds=10.0)}, args)
+  text = benchmark.table(
+    {'WAV': 1234.4}, {'coarse': benchmark.Row(read=2000.0, consumed=800.0, seconds=10.0)}, args
+  )
   line = next(line for line in text.splitlines() if 'coarse' in line)
-  assert line.split() == ['coarse', '2000', '800', '0.100', '10.00'] and '1234' in text and '4 hosts' in text
+  assert (
+    line.split() == ['coarse', '2000', '800', '0.100', '10.00']
+    and '1234' in text
+    and '4 hosts' in text
+  )
 
 
 def test_mistakes():
@@ -33,10 +39,14 @@ def test_mistakes():
     benchmark.run(argparse.Namespace(recipe='tiny', chips=0, mfu=0.5, examples=1))
 
 
-@pytest.mark.parametrize('frame_rate, semantic_rate, frames', [(50.0, 25.0, 1500), (75.0, 25.0, 1500), (50.0, 50.0, 3000)])
+@pytest.mark.parametrize(
+  'frame_rate, semantic_rate, frames', [(50.0, 25.0, 1500), (75.0, 25.0, 1500), (50.0, 50.0, 3000)]
+)
 def test_tokens_lie_as_the_rates_say(frame_rate, semantic_rate, frames):
   codec = types.SimpleNamespace(frame_rate=frame_rate, codebook_size=4, num_quantizers=3)
   found = benchmark._random_tokens(
-      np.random.default_rng(0), codec, types.SimpleNamespace(semantic_rate=semantic_rate, num_clusters=5)
+    np.random.default_rng(0),
+    codec,
+    types.SimpleNamespace(semantic_rate=semantic_rate, num_clusters=5),
   )
   assert found['codes'].shape == (60 * frame_rate, 3) and found['semantic'].shape == (frames,)

@@ -11,7 +11,6 @@ import pytest
 import soundfile
 
 from audiolm_jax import audio, codes_file, files, streaming
-from audiolm_jax.stages import soundstream
 from audiolm_jax.training import checkpoints, configs
 from experiments import chunks, codec, workspace
 from tests.stages.test_soundstream import CONFIG, random_variables
@@ -57,7 +56,9 @@ def recordings(tmp_path):
 
 
 def names(folder, pattern='*.*'):
-  return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if path.is_file())
+  return sorted(
+    path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if path.is_file()
+  )
 
 
 def test_a_folder_there_and_back(run, recordings, variables, tmp_path):
@@ -103,7 +104,9 @@ def test_a_folder_goes_on_where_it_was(run, recordings, tmp_path, capsys):
   run('encode', recordings, f'--output={out}')
   assert '1 files made, 3 were there' in capsys.readouterr().out
   assert names(out) == sorted(before)
-  assert [name for name in before if (out / name).stat().st_mtime_ns != before[name]] == ['x/odd.alm']
+  assert [name for name in before if (out / name).stat().st_mtime_ns != before[name]] == [
+    'x/odd.alm'
+  ]
   for _ in range(2):
     run('decode', out, f'--output={tmp_path}/out')
   assert '0 files made, 4 were there' in capsys.readouterr().out
@@ -113,10 +116,14 @@ def test_what_is_there_and_is_something_else_stays(run, recordings, tmp_path):
   out = tmp_path / 'codes'
   run('encode', recordings, f'--output={out}', '--num-quantizers=2')
   content = (out / 'x/odd.alm').read_bytes()
-  with pytest.raises(ValueError, match=r'4 of 4 files failed: .*num_quantizers=2.*pass --overwrite'):
+  with pytest.raises(
+    ValueError, match=r'4 of 4 files failed: .*num_quantizers=2.*pass --overwrite'
+  ):
     run('encode', recordings, f'--output={out}')
   (out / 'short.alm').write_bytes((out / 'short.alm').read_bytes()[:-1])
-  with pytest.raises(ValueError, match=r'1 of 4 files failed: .*short.alm: has .*, or pass --overwrite'):
+  with pytest.raises(
+    ValueError, match=r'1 of 4 files failed: .*short.alm: has .*, or pass --overwrite'
+  ):
     run('encode', recordings, f'--output={out}', '--num-quantizers=2')
   assert (out / 'x/odd.alm').read_bytes() == content
   run('encode', recordings, f'--output={out}', '--overwrite')
@@ -129,7 +136,9 @@ def test_what_is_there_and_is_something_else_stays(run, recordings, tmp_path):
 
 def test_a_file_that_is_named_is_not_replaced_unasked(run, recordings, tmp_path):
   run('encode', recordings / 'short.wav', f'--output={tmp_path}/codes')
-  with pytest.raises(ValueError, match='short.alm exists: choose another --output, or pass --overwrite'):
+  with pytest.raises(
+    ValueError, match='short.alm exists: choose another --output, or pass --overwrite'
+  ):
     run('encode', recordings / 'short.wav', f'--output={tmp_path}/codes')
   run('encode', recordings / 'short.wav', f'--output={tmp_path}/codes', '--overwrite')
 
@@ -142,7 +151,9 @@ def test_the_codes_of_another_codec_are_refused(run, recordings, variables, tmp_
   save_codec(tmp_path / 'other', other)
   found, own = (workspace.codec_fingerprint(one) for one in (variables, other))
   for path in (tmp_path / 'codes', tmp_path / 'codes/short.alm'):
-    with pytest.raises(ValueError, match=f'was made by codec {found}, this is {own}: give the --workdir of the other'):
+    with pytest.raises(
+      ValueError, match=f'was made by codec {found}, this is {own}: give the --workdir of the other'
+    ):
       run('decode', path, f'--output={tmp_path}/out', workdir=tmp_path / 'other')
   assert not (tmp_path / 'out').exists()
 
@@ -182,7 +193,9 @@ def test_one_output_that_cannot_be_made_keeps_no_others_back(run, recordings, tm
   shutil.copy(recordings / 'short.wav', recordings / f'{"b" * 246}.wav')
   (tmp_path / 'codes').mkdir()
   (tmp_path / 'codes/x').write_text('precious')
-  with pytest.raises(ValueError, match='2 of 5 files failed: .*x/odd.alm cannot be made .Not a dir.*long.alm'):
+  with pytest.raises(
+    ValueError, match='2 of 5 files failed: .*x/odd.alm cannot be made .Not a dir.*long.alm'
+  ):
     run('encode', recordings, f'--output={tmp_path}/codes')
   assert '3 files made, 0 were there' in capsys.readouterr().out
   assert names(tmp_path / 'codes') == [f'{"b" * 246}.alm', 'chunk.alm', 'short.alm']
@@ -201,7 +214,9 @@ def test_originals_are_not_counted_as_decoded(run, recordings, tmp_path, capsys)
   """In their folder, with their names, rates and lengths."""
   run('encode', recordings, f'--output={tmp_path}/codes')
   originals = {name: (recordings / name).read_bytes() for name in ('short.wav', 'x/y/long.wav')}
-  with pytest.raises(ValueError, match='2 of 4 files failed: .*long.wav is there and was not decoded from .*long.alm'):
+  with pytest.raises(
+    ValueError, match='2 of 4 files failed: .*long.wav is there and was not decoded from .*long.alm'
+  ):
     run('decode', tmp_path / 'codes', f'--output={recordings}')
   assert '2 files made, 0 were there' in capsys.readouterr().out
   assert {name: (recordings / name).read_bytes() for name in originals} == originals
@@ -210,7 +225,9 @@ def test_originals_are_not_counted_as_decoded(run, recordings, tmp_path, capsys)
 def test_audio_of_other_levels_is_not_counted_as_decoded(run, recordings, tmp_path):
   run('encode', recordings / 'x', f'--output={tmp_path}/codes')
   run('decode', tmp_path / 'codes', f'--output={tmp_path}/out', '--num-quantizers=1')
-  with pytest.raises(ValueError, match='2 of 2 files failed: .*was not decoded from .* in this way'):
+  with pytest.raises(
+    ValueError, match='2 of 2 files failed: .*was not decoded from .* in this way'
+  ):
     run('decode', tmp_path / 'codes', f'--output={tmp_path}/out')
   run('decode', tmp_path / 'codes', f'--output={tmp_path}/out', '--num-quantizers=1')
 
@@ -221,8 +238,8 @@ def test_info_tells_and_checks(run, recordings, variables, tmp_path, capsys):
   run('info', tmp_path / 'codes/x/odd.alm')
   size = (tmp_path / 'codes/x/odd.alm').stat().st_size
   assert capsys.readouterr().out == (
-      f'{tmp_path}/codes/x/odd.alm: 1.00 s (8,001 samples at 8000 Hz), 3 levels of 16 codes, 12000 bit/s, '
-      f'{size:,} bytes, codec {workspace.codec_fingerprint(variables)}\n'
+    f'{tmp_path}/codes/x/odd.alm: 1.00 s (8,001 samples at 8000 Hz), 3 levels of 16 codes, 12000 bit/s, '
+    f'{size:,} bytes, codec {workspace.codec_fingerprint(variables)}\n'
   )
   content = bytearray((tmp_path / 'codes/chunk.alm').read_bytes())
   content[100] ^= 1
@@ -246,5 +263,7 @@ def test_mistakes_are_explained(run, recordings, tmp_path):
   with pytest.raises(ValueError, match='experiments.train --stage=soundstream'):
     run('encode', recordings, f'--output={tmp_path}/codes', workdir=tmp_path / 'none')
   audio.save(recordings / 'x/odd.wav', np.zeros(9, np.float32), RATE)
-  with pytest.raises(ValueError, match='odd.flac and .*odd.wav would both become .*odd.alm: rename one'):
+  with pytest.raises(
+    ValueError, match='odd.flac and .*odd.wav would both become .*odd.alm: rename one'
+  ):
     run('encode', recordings, f'--output={tmp_path}/codes')

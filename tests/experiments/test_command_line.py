@@ -52,12 +52,15 @@ def test_every_flag_that_takes_a_path_refuses_urls(program, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'name, field',
-    [
-        ('folder', 'corpus.root'), ('folder', 'corpus.test_root'), ('maestro', 'corpus.root'),
-        ('tiny', 'evaluation.data'), ('tiny', 'evaluation.recognizer'),
-    ],
-)  # fmt: skip
+  'name, field',
+  [
+    ('folder', 'corpus.root'),
+    ('folder', 'corpus.test_root'),
+    ('maestro', 'corpus.root'),
+    ('tiny', 'evaluation.data'),
+    ('tiny', 'evaluation.recognizer'),
+  ],
+)
 def test_fields_that_take_a_path_refuse_urls(name, field):
   if field == 'corpus.root' and name == 'maestro':
     field = 'corpus.' + next(
@@ -112,13 +115,17 @@ def outputs(tmp_path) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize(
-    'program',
-    [
-        'generate --output', 'codec --output', 'detect --output', 'compile --json', 'compile --hlo',
-        'train --workdir',
-        'train --compilation_cache',
-    ],
-)  # fmt: skip
+  'program',
+  [
+    'generate --output',
+    'codec --output',
+    'detect --output',
+    'compile --json',
+    'compile --hlo',
+    'train --workdir',
+    'train --compilation_cache',
+  ],
+)
 def test_outputs_are_proven_writable_before_anything_is_computed(program, monkeypatch, tmp_path):
   def compute(*_, **__):
     raise AssertionError('computes before the outputs are proven')
@@ -261,17 +268,29 @@ def test_errors_of_users_are_one_line_and_ours_keep_their_traceback(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    'kind, legal, wrong, message',
-    [
-        (
-            'SECONDS', {'7': 7.0, '0.5': 0.5}, ['inf', 'nan', '0', '-1', '1e999', '86401', 'x'],
-            'above 0, and at most 86400',
-        ),
-        ('SEED', {'0': 0, '4294967295': 2**32 - 1}, ['12345678901234567890', '-1', '1.5'], 'from 0 to 4294967295'),
-        ('COUNT', {'3': 3}, ['0', '-1', 'inf', '2147483648', '9' * 5000], 'a whole number of at least 1'),
-        ('COUNT_OR_ALL', {'0': 0}, ['-1', 'nan'], 'a whole number of at least 0'),
-        ('SHARE', {'1': 1.0, '0.4': 0.4}, ['0', '1.5', 'nan', 'inf'], 'above 0, and at most 1'),
-    ],
+  'kind, legal, wrong, message',
+  [
+    (
+      'SECONDS',
+      {'7': 7.0, '0.5': 0.5},
+      ['inf', 'nan', '0', '-1', '1e999', '86401', 'x'],
+      'above 0, and at most 86400',
+    ),
+    (
+      'SEED',
+      {'0': 0, '4294967295': 2**32 - 1},
+      ['12345678901234567890', '-1', '1.5'],
+      'from 0 to 4294967295',
+    ),
+    (
+      'COUNT',
+      {'3': 3},
+      ['0', '-1', 'inf', '2147483648', '9' * 5000],
+      'a whole number of at least 1',
+    ),
+    ('COUNT_OR_ALL', {'0': 0}, ['-1', 'nan'], 'a whole number of at least 0'),
+    ('SHARE', {'1': 1.0, '0.4': 0.4}, ['0', '1.5', 'nan', 'inf'], 'above 0, and at most 1'),
+  ],
 )
 def test_numbers_of_flags_are_finite_and_in_range_or_named(kind, legal, wrong, message):
   parse = getattr(command_line, kind)

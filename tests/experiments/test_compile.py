@@ -1,4 +1,6 @@
-"""What is compiled ahead of time: on eight fake CPU devices always, for TPUs where libtpu is (`make test-tpu`)."""
+"""What is compiled ahead of time: on eight fake CPU devices always, for TPUs where libtpu is (`make
+test-tpu`).
+"""
 
 import dataclasses
 import math
@@ -16,20 +18,30 @@ from audiolm_jax.training.optimizers import OptimizerConfig
 from experiments import compile as compile_program
 from experiments import recipe as recipe_lib
 
-# Activations of a device, 4 x 60 x 32, are larger than any parameter: what is larger than these is no parameter.
+# Activations of a device, 4 x 60 x 32, are larger than any parameter: what is larger than these is
+# no parameter.
 TRANSFORMER = TransformerConfig(num_layers=3, num_heads=4, width=32, mlp_width=64, max_distance=32)
-COARSE = coarse.Config(crop_seconds=0.48, num_clusters=30, num_quantizers=2, codebook_size=32, transformer=TRANSFORMER)
+COARSE = coarse.Config(
+  crop_seconds=0.48, num_clusters=30, num_quantizers=2, codebook_size=32, transformer=TRANSFORMER
+)
 STORM = soundstorm.Config(
-    crop_seconds=1.2, num_clusters=30, num_quantizers=2, codebook_size=32, num_layers=3, num_heads=4, width=32,
-    mlp_width=64,
-)  # fmt: skip
+  crop_seconds=1.2,
+  num_clusters=30,
+  num_quantizers=2,
+  codebook_size=32,
+  num_layers=3,
+  num_heads=4,
+  width=32,
+  mlp_width=64,
+)
 LARGEST_PARAMETER = 3 * 32 * 64
 
 
 def stage_recipe(model, mesh: sharding.MeshConfig, batch_size: int = 32) -> recipe_lib.StageRecipe:
   optimizer = OptimizerConfig(name='adafactor', clip_norm=1.0)
   return recipe_lib.StageRecipe(
-      model=model, train=TrainConfig(batch_size=batch_size, num_steps=1, optimizer=optimizer, mesh=mesh)
+    model=model,
+    train=TrainConfig(batch_size=batch_size, num_steps=1, optimizer=optimizer, mesh=mesh),
   )
 
 
@@ -41,14 +53,17 @@ def check_collectives(program: compile_program.Lowered, text: str, tensor: int):
   """In the layers nothing as large as an activation moves but what tensor parallelism sums."""
   found = hlo.collectives(hlo.parse(text), program.num_devices)
   large = [one for one in found if elements(one.shape) > LARGEST_PARAMETER and len(one.group) > 1]
-  # Once a step: the gradient of the relative bias, which has L x L entries where there is no TPU kernel.
-  bias = [one for one in large if one.shape == f'f32[{4 // tensor},60,60]' and one.kind == 'all-reduce']
+  # Once a step: the gradient of the relative bias, which has L x L entries where there is no TPU
+  # kernel.
+  bias = [
+    one for one in large if one.shape == f'f32[{4 // tensor},60,60]' and one.kind == 'all-reduce'
+  ]
   assert len(bias) <= 1, bias
   layers = [one for one in large if one not in bias and (tensor == 1 or '/layers' in one.source)]
   assert tensor == 1 or layers
   assert all(one.kind == 'all-reduce' and len(one.group) == tensor for one in layers), layers
-  # Each layer's parameters are gathered once forward and once or twice backward, and so are the tables; the halves of a
-  # gated layer's kernel over `tensor`, too.
+  # Each layer's parameters are gathered once forward and once or twice backward, and so are the
+  # tables; the halves of a gated layer's kernel over `tensor`, too.
   gathered = sum(one.rounds * one.size for one in found if one.kind == 'all-gather')
   assert 0 < gathered <= 3 * 4 * program.num_parameters / tensor * 1.25
 
@@ -56,7 +71,7 @@ def check_collectives(program: compile_program.Lowered, text: str, tensor: int):
 @pytest.mark.parametrize('model, tensor', [(COARSE, 1), (COARSE, 2), (STORM, 1), (STORM, 2)])
 def test_activations_are_not_gathered(model, tensor):
   program = compile_program.lower_train_step(
-      stage_recipe(model, sharding.MeshConfig(fsdp=4, tensor=tensor)), jax.devices()[:8]
+    stage_recipe(model, sharding.MeshConfig(fsdp=4, tensor=tensor)), jax.devices()[:8]
   )
   compiled = program.lowered.compile()
   check_collectives(program, compiled.as_text(), tensor)
@@ -71,15 +86,29 @@ def check_report(program, compiled):
   forward = 32 * (2 * length * layers + 3 * 2 * length**2 * 32 + 2 * tokens_predicted * 32 * 32)
   bias = 2 * 2 * (2 * length) * 32 * 4
   assert report['model_flops'] * 8 == 3 * forward + bias
-  assert report['hbm_bytes'] > 0 and report['hbm_traffic'] > 0 and report['collective_bytes']['all-gather'] > 0
-  report |= {'stage': 'coarse', 'recipe': 'test', 'program': 'train step', 'topology': 'v5e:2x4', 'slices': 1}
-  assert 'MFU' in compile_program.table(report) and f'jax {jax.__version__}' in compile_program.table(report)
+  assert (
+    report['hbm_bytes'] > 0
+    and report['hbm_traffic'] > 0
+    and report['collective_bytes']['all-gather'] > 0
+  )
+  report |= {
+    'stage': 'coarse',
+    'recipe': 'test',
+    'program': 'train step',
+    'topology': 'v5e:2x4',
+    'slices': 1,
+  }
+  assert 'MFU' in compile_program.table(
+    report
+  ) and f'jax {jax.__version__}' in compile_program.table(report)
 
 
 def test_a_window_has_the_frames_that_the_rates_say():
   """75 codec frames/s beside 25 semantic tokens/s: three of one for each of the other."""
   config = dataclasses.replace(STORM, frame_rate=75.0)
-  program = compile_program.lower_decode(config, jax.devices()[:1], 1, ParallelRule(iterations=(1, 1)))
+  program = compile_program.lower_decode(
+    config, jax.devices()[:1], 1, ParallelRule(iterations=(1, 1))
+  )
   assert 'tensor<1x90x2xi32>' in program.lowered.as_text() and config.num_semantic == 30
 
 
@@ -106,13 +135,20 @@ def test_errors_name_the_remedy():
     with pytest.raises(ValueError, match='v5e:4x4'):
       compile_program.load_topology(name)
   message = (
-      'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO '
-      'temporaries (20.53G) exceeds available HBM (15.75G). HLO module: jit_train_step.'
+    'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO '
+    'temporaries (20.53G) exceeds available HBM (15.75G). HLO module: jit_train_step.'
   )
   program = compile_program.lower_decode(COARSE, jax.devices()[:1], 2, ParallelRule())
   text = compile_program.does_not_fit(message, program, roofline.CHIPS['v5e'])
   # The cache of all layers: 2 rows of 12 + 48 columns.
-  for part in ('20.53G of 15.75G', 'bfloat16[2,60,4,8]', 'over all 1 chips', 'remat', 'fsdp', 'batch_size'):
+  for part in (
+    '20.53G of 15.75G',
+    'bfloat16[2,60,4,8]',
+    'over all 1 chips',
+    'remat',
+    'fsdp',
+    'batch_size',
+  ):
     assert part in text, text
 
 
@@ -126,7 +162,9 @@ def paper():
 
 def small(paper, batch_size, **mesh):
   """The paper's layers, two of them, so that a compile takes seconds."""
-  model = dataclasses.replace(paper.model, transformer=dataclasses.replace(paper.model.transformer, num_layers=2))
+  model = dataclasses.replace(
+    paper.model, transformer=dataclasses.replace(paper.model.transformer, num_layers=2)
+  )
   train = dataclasses.replace(paper.train, batch_size=batch_size, mesh=sharding.MeshConfig(**mesh))
   return recipe_lib.StageRecipe(model=model, train=train)
 
@@ -144,8 +182,11 @@ def test_tpu_weak_scaling_and_no_gathered_activations(paper):
     found = hlo.collectives(parsed, devices)
     large = [one for one in found if elements(one.shape) >= 2250 * 1024 and '/layers' in one.source]
     assert large
-    # Parameters gathered, and their gradients scattered, which are padded to whole tiles of 32 rows a device.
-    parameters = [one for one in large if elements(one.shape) in (1024 * 4096, 1056 * 4096, 16 * 2 * 256 * 256)]
+    # Parameters gathered, and their gradients scattered, which are padded to whole tiles of 32 rows
+    # a device.
+    parameters = [
+      one for one in large if elements(one.shape) in (1024 * 4096, 1056 * 4096, 16 * 2 * 256 * 256)
+    ]
     assert large == parameters, large
     counts[devices] = (compiled.cost_analysis()['flops'], hlo.cycles(parsed))
   np.testing.assert_allclose(counts[256], counts[8], rtol=0.02)

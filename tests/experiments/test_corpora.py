@@ -40,16 +40,20 @@ def test_more_files_or_another_root_move_no_file_across(tmp_path):
   fill(tmp_path / 'one', names)
   before = split_names(tmp_path / 'one', 'test')
   fill(tmp_path / 'two', names + [f'more/{index}.flac' for index in range(40)])
-  assert before == {name for name in split_names(tmp_path / 'two', 'test') if not name.startswith('more/')}
+  assert before == {
+    name for name in split_names(tmp_path / 'two', 'test') if not name.startswith('more/')
+  }
 
 
 def test_held_out_files_may_have_a_folder_of_their_own(tmp_path):
   fill(tmp_path, ['here/0.wav', 'here/1.wav', 'there/2.wav'])
   folder = corpora.Folder(root=str(tmp_path / 'here'), test_root=str(tmp_path / 'there'))
-  found = {split: [part.path for part in folder.examples(split, None).parts] for split in ('train', 'test')}
+  found = {
+    split: [part.path for part in folder.examples(split, None).parts] for split in ('train', 'test')
+  }
   assert found == {
-      'train': [str(tmp_path / 'here' / name) for name in ('0.wav', '1.wav')],
-      'test': [str(tmp_path / 'there' / '2.wav')],
+    'train': [str(tmp_path / 'here' / name) for name in ('0.wav', '1.wav')],
+    'test': [str(tmp_path / 'there' / '2.wav')],
   }
 
 
@@ -87,8 +91,8 @@ def test_a_test_file_never_trains_however_folders_nest_or_link(tmp_path, train, 
   (tmp_path / 'data/5.wav').hardlink_to(tmp_path / 'data/test/deep/3.wav')
   folder = corpora.Folder(root=str(tmp_path / train), test_root=str(tmp_path / test))
   found = {
-      split: {os.path.realpath(part.path) for part in folder.examples(split, None).parts}
-      for split in ('train', 'test')
+    split: {os.path.realpath(part.path) for part in folder.examples(split, None).parts}
+    for split in ('train', 'test')
   }
   assert found['train'] == {str(tmp_path / f'data/{name}.wav') for name in (0, 1)}
   assert len(found['test']) == 2
@@ -111,14 +115,11 @@ def test_folders_of_speakers_are_held_out_whole(tmp_path):
     assert len(parts) == 3 * len(voices[split])
   assert not voices['train'] & voices['test'] and len(voices['train'] | voices['test']) == 40
   assert voices['test'] == {
-      f'voice{voice}' for voice in range(40)
-      if zlib.crc32(f'voice{voice}'.encode()) % 10_000 < 3_000
+    f'voice{voice}' for voice in range(40) if zlib.crc32(f'voice{voice}'.encode()) % 10_000 < 3_000
   }
 
 
-LOCALES = [
-    {'LC_ALL': 'C.UTF-8'}, {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
-]  # fmt: skip
+LOCALES = [{'LC_ALL': 'C.UTF-8'}, {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}]
 
 
 def test_names_that_are_no_text_fall_into_the_same_split_in_every_locale(tmp_path):
@@ -126,18 +127,20 @@ def test_names_that_are_no_text_fall_into_the_same_split_in_every_locale(tmp_pat
   for name in names:
     open(os.path.join(os.fsencode(tmp_path), name), 'wb').close()
   program = (
-      'import json, os, sys; from experiments import corpora; '
-      'found = corpora.Folder(root=sys.argv[1], held_out=0.3).examples("test", None); '
-      'names = [os.path.basename(os.fsencode(part.path)) for part in found.parts]; '
-      'print(json.dumps([sorted(name.hex() for name in names), found.inventory()]))'
+    'import json, os, sys; from experiments import corpora; '
+    'found = corpora.Folder(root=sys.argv[1], held_out=0.3).examples("test", None); '
+    'names = [os.path.basename(os.fsencode(part.path)) for part in found.parts]; '
+    'print(json.dumps([sorted(name.hex() for name in names), found.inventory()]))'
   )
   said = [
-      subprocess.run(
-          [sys.executable, '-c', program, tmp_path], capture_output=True, check=True,
-          env={**os.environ, **locale},
-      ).stdout
-      for locale in LOCALES
-  ]  # fmt: skip
+    subprocess.run(
+      [sys.executable, '-c', program, tmp_path],
+      capture_output=True,
+      check=True,
+      env={**os.environ, **locale},
+    ).stdout
+    for locale in LOCALES
+  ]
   assert said[0] == said[1]
   expected = sorted(name.hex() for name in names if zlib.crc32(name) % 10_000 < 3_000)
   assert json.loads(said[0])[0] == expected and 3 < len(expected) < 20
@@ -150,7 +153,7 @@ def test_what_is_left_out_is_listed_in_the_workdir_and_its_limits_are_fields(tmp
   (root / '1.wav').write_bytes(b'')
   (root / '._0.wav').write_bytes(b'')
   folder = corpora.Folder(
-      root=str(root), test_root=str(root), max_seconds=1.0, max_bad_fraction=0.5
+    root=str(root), test_root=str(root), max_seconds=1.0, max_bad_fraction=0.5
   )
   found = folder.examples('test', str(cache))
   assert [found[index] is None for index in range(4)] == [False, True, False, True]
@@ -185,7 +188,7 @@ def test_speech_joins_packages_and_librispeech_without_sharing_speakers(tmp_path
     audio.save(stamps / f'eel_desc_{language}.ogg', 0.3 * np.sin(1000 * time_T), 16_000)
   fill(tmp_path / 'libri', ['10-1-0000.flac', '11-1-0000.flac', '12-1-0000.flac'])
   corpus = corpora.Speech(
-      root=str(tmp_path), librispeech=str(tmp_path / 'libri'), packages=('tuxpaint-stamps-default',)
+    root=str(tmp_path), librispeech=str(tmp_path / 'libri'), packages=('tuxpaint-stamps-default',)
   )
   found = {split: corpus.examples(split, tmp_path / 'cache') for split in ('train', 'test')}
   speakers = {split: [part.speaker for part in source.parts] for split, source in found.items()}

@@ -1,4 +1,6 @@
-"""The demo in its smallest form, through the real command line: every stage, encoding, evaluation, generation."""
+"""The demo in its smallest form, through the real command line: every stage, encoding, evaluation,
+generation.
+"""
 
 import importlib
 import json
@@ -11,16 +13,26 @@ import soundfile
 
 from audiolm_jax import errors
 
-STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm', 'acoustic_only', 'speaker', 'numbers')
+STAGES = (
+  'soundstream',
+  'w2v_bert',
+  'semantic',
+  'coarse',
+  'fine',
+  'soundstorm',
+  'acoustic_only',
+  'speaker',
+  'numbers',
+)
 SIZES = {
-    'corpus.config.train_minutes': 1,
-    'corpus.config.test_minutes': 2.7,
-    'semantic_tokens.sample_seconds': 60,
-    'evaluation.num_clips': 8,
-    'evaluation.num_prompts': 2,
-    'evaluation.seconds': 1,
-    'evaluation.decoder_seconds': 30,
-    'sampling.soundstorm.iterations': '(2, 1)',
+  'corpus.config.train_minutes': 1,
+  'corpus.config.test_minutes': 2.7,
+  'semantic_tokens.sample_seconds': 60,
+  'evaluation.num_clips': 8,
+  'evaluation.num_prompts': 2,
+  'evaluation.seconds': 1,
+  'evaluation.decoder_seconds': 30,
+  'sampling.soundstorm.iterations': '(2, 1)',
 } | {f'{stage}.train.num_steps': 2 for stage in STAGES}
 
 
@@ -35,7 +47,9 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
   for suite in suites:
     values = [value for row in report[suite]['rows'].values() for value in row.values()]
     # None: not scored.
-    assert values and np.isfinite([value for value in values if value is not None]).all(), report[suite]
+    assert values and np.isfinite([value for value in values if value is not None]).all(), report[
+      suite
+    ]
   over_time = report['continuation']['similarity_over_time']
   assert len(over_time) == len(report['continuation']['rows']) + 1  # and other voices
   assert all(len(values) == 1 and abs(values[0]) <= 1 for values in over_time.values())
@@ -44,8 +58,11 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
   assert (original['mel_distance'], original['codes']) == (0, 1)
   prompt, rate = soundfile.read(tmp_path / 'prompt.wav')
   assert rate == 16_000 and len(prompt) == 3 * rate
-  continuations = [soundfile.read(tmp_path / f'continuation{path}.wav')[0] for path in ('', '_soundstorm')]
-  assert all(abs(len(wave_T) - 4 * rate) <= 1280 for wave_T in continuations)  # whole frames of 40 ms
+  continuations = [
+    soundfile.read(tmp_path / f'continuation{path}.wav')[0] for path in ('', '_soundstorm')
+  ]
+  # whole frames of 40 ms
+  assert all(abs(len(wave_T) - 4 * rate) <= 1280 for wave_T in continuations)
   assert (continuations[0] != continuations[1]).any()
   for name in ('reconstruction.wav', 'spectrograms.png', 'curves.png'):
     assert (tmp_path / name).stat().st_size > 1000

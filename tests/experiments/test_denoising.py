@@ -1,4 +1,6 @@
-"""The recipe of the codec that takes noise out, from a folder of speech and one of noise to its table."""
+"""The recipe of the codec that takes noise out, from a folder of speech and one of noise to its
+table.
+"""
 
 import dataclasses
 
@@ -25,19 +27,34 @@ def recordings(folder, count: int, seconds: float, sample_rate: int) -> str:
 def recipe(tmp_path) -> recipe_lib.Recipe:
   """`small_codec_denoise` with its switch, and small in all else."""
   speech = Folder(root=recordings(tmp_path / 'speech', 12, 4.0, 16_000), held_out=0.3)
-  noise = Folder(root=recordings(tmp_path / 'noise', 3, 1.0, 16_000), test_root=str(tmp_path / 'noise'))
+  noise = Folder(
+    root=recordings(tmp_path / 'noise', 3, 1.0, 16_000), test_root=str(tmp_path / 'noise')
+  )
   own = small_codec_denoise.RECIPE.soundstream
   model = dataclasses.replace(
-      own.model, crop_length=3200, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
-      codebook_size=8,
-  )  # fmt: skip
+    own.model,
+    crop_length=3200,
+    encoder_channels=2,
+    decoder_channels=2,
+    embedding_dim=4,
+    num_quantizers=2,
+    codebook_size=8,
+  )
   schedule = dataclasses.replace(
-      own.train, batch_size=8, num_steps=2, eval_batches=2, eval_every=2, save_every=2, rollback=None, bands=()
+    own.train,
+    batch_size=8,
+    num_steps=2,
+    eval_batches=2,
+    eval_every=2,
+    save_every=2,
+    rollback=None,
+    bands=(),
   )
   return dataclasses.replace(
-      small_codec_denoise.RECIPE, corpus=Noisy(speech=speech, noise=noise, snr_db=(4.0, 6.0)),
-      soundstream=dataclasses.replace(own, model=model, train=schedule),
-  )  # fmt: skip
+    small_codec_denoise.RECIPE,
+    corpus=Noisy(speech=speech, noise=noise, snr_db=(4.0, 6.0)),
+    soundstream=dataclasses.replace(own, model=model, train=schedule),
+  )
 
 
 def test_a_codec_with_a_switch_is_trained_and_measured(recipe, tmp_path, monkeypatch):
@@ -47,7 +64,9 @@ def test_a_codec_with_a_switch_is_trained_and_measured(recipe, tmp_path, monkeyp
   noisy, denoised = rows['noisy input'], rows['denoised, all levels']
   assert 4 <= noisy['si_sdr'] <= 6
   assert 0 < noisy['clips'] == denoised['clips'] <= rows['silence']['clips']
-  assert denoised['kbit_s'] == pytest.approx(2 * 3 * 50 / 1000) and np.isfinite(denoised['mel_distance'])
+  assert denoised['kbit_s'] == pytest.approx(2 * 3 * 50 / 1000) and np.isfinite(
+    denoised['mel_distance']
+  )
 
 
 def test_noise_is_brought_to_the_codecs_rate_with_the_speech(recipe, tmp_path):
@@ -59,6 +78,8 @@ def test_noise_is_brought_to_the_codecs_rate_with_the_speech(recipe, tmp_path):
 
 
 def test_noise_at_another_rate_than_the_speech_is_refused(recipe, tmp_path):
-  corpus = dataclasses.replace(recipe.corpus, noise=dataclasses.replace(recipe.corpus.noise, sample_rate=8000))
+  corpus = dataclasses.replace(
+    recipe.corpus, noise=dataclasses.replace(recipe.corpus.noise, sample_rate=8000)
+  )
   with pytest.raises(ValueError, match='noise is read at 8000 Hz, the speech at 16000'):
     corpus.examples('train', tmp_path)

@@ -1,4 +1,6 @@
-"""From forged clips to a table, a picture and scores of files; networks are untrained or made by hand."""
+"""From forged clips to a table, a picture and scores of files; networks are untrained or made by
+hand.
+"""
 
 import dataclasses
 import json
@@ -39,7 +41,9 @@ def write(workdir, split, pairs, fingerprints=PRINTS):
       wave_T = np.concatenate([prompt_T, gain * rest_T, gain * rest_T])
       records.append(forgeries.record(wave_T, 1600, label, n))
   token_shards.write_shard(workdir / 'forgeries', split, 0, 1, records)
-  token_shards.write_manifest(workdir / 'forgeries', split, 1, {'fingerprints': fingerprints, 'sample_rate': RATE})
+  token_shards.write_manifest(
+    workdir / 'forgeries', split, 1, {'fingerprints': fingerprints, 'sample_rate': RATE}
+  )
 
 
 def test_clips_are_what_follows_the_prompt_and_lots_are_even(tmp_path):
@@ -63,7 +67,9 @@ def test_training_names_the_program_that_makes_its_clips(tmp_path):
 
 def test_every_voice_belongs_to_one_side():
   corpus = [{'waveform': np.zeros(10 + n % 3), 'speaker': n % 40} for n in range(400)]
-  train, validation = (set(forge.choose(corpus, split, 20, 11, 0)) for split in ('train', 'validation'))
+  train, validation = (
+    set(forge.choose(corpus, split, 20, 11, 0)) for split in ('train', 'validation')
+  )
   assert len(train) == len(validation) == 20
   assert not {n % 40 for n in train} & {n % 40 for n in validation}
   assert all(len(corpus[n]['waveform']) >= 11 for n in train | validation)
@@ -96,20 +102,30 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
 
   def continue_audio(models, key, prompt_BT, *, seconds, sampling, carry_seconds):
     asked.append(len(prompt_BT))
-    codes_BFQ = np.concatenate([frames(prompt_BT), np.full((len(prompt_BT), round(50 * seconds), 1), -100)], axis=1)
+    codes_BFQ = np.concatenate(
+      [frames(prompt_BT), np.full((len(prompt_BT), round(50 * seconds), 1), -100)], axis=1
+    )
     return generation.Continuation(None, None, codes_BFQ, None, None)
 
-  monkeypatch.setattr(generation, 'tokenize', lambda models, wave_BT: (None, np.repeat(frames(wave_BT), 2, axis=2)))
+  monkeypatch.setattr(
+    generation, 'tokenize', lambda models, wave_BT: (None, np.repeat(frames(wave_BT), 2, axis=2))
+  )
   monkeypatch.setattr(generation, 'continue_audio', continue_audio)
   monkeypatch.setattr(
-      generation, 'decode_codes', lambda models, codes_BFQ, _: np.repeat(codes_BFQ.mean(axis=2) / 1000, 320, axis=1)
+    generation,
+    'decode_codes',
+    lambda models, codes_BFQ, _: np.repeat(codes_BFQ.mean(axis=2) / 1000, 320, axis=1),
   )
-  corpus = [{'waveform': np.full(RATE + n, 0.1 + n / 100), 'speaker': np.int32(n)} for n in range(10)]
+  corpus = [
+    {'waveform': np.full(RATE + n, 0.1 + n / 100), 'speaker': np.int32(n)} for n in range(10)
+  ]
   monkeypatch.setattr(sources, 'corpus', lambda recipe, split, workdir, rate: corpus)
   recipe = dataclasses.replace(
-      tiny.RECIPE,
-      evaluation=dataclasses.replace(tiny.RECIPE.evaluation, prompt_seconds=0.4, seconds=0.4, carry_seconds=0.0),
-      forgeries=Forgeries(num_test=6, batch_size=4),
+    tiny.RECIPE,
+    evaluation=dataclasses.replace(
+      tiny.RECIPE.evaluation, prompt_seconds=0.4, seconds=0.4, carry_seconds=0.0
+    ),
+    forgeries=Forgeries(num_test=6, batch_size=4),
   )
   models = generation.Models((soundstream.Config(), None), None, None, None)
   make = lambda workdir: forge.forge_split(recipe, workdir, 'test', models, PRINTS)
@@ -121,8 +137,11 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     voice = int(original['speaker'])
     assert (int(original['label']), int(sampled['label']), int(sampled['speaker'])) == (0, 1, voice)
     assert int(original['start']) == int(sampled['start']) == 6400
-    np.testing.assert_allclose(forgeries.whole(original), np.full(12_800, 0.1 + voice / 100), atol=1e-3)
-    np.testing.assert_allclose(forgeries.whole(sampled)[:6400], forgeries.whole(original)[:6400])  # the prompt
+    np.testing.assert_allclose(
+      forgeries.whole(original), np.full(12_800, 0.1 + voice / 100), atol=1e-3
+    )
+    # the prompt
+    np.testing.assert_allclose(forgeries.whole(sampled)[:6400], forgeries.whole(original)[:6400])
     np.testing.assert_allclose(forgeries.whole(sampled)[6400:], -0.1, atol=1e-3)
   assert len({int(records[n]['speaker']) for n in range(12)}) == 6
   make(tmp_path)  # what is there is left alone
@@ -135,14 +154,28 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     make(tmp_path)
   corpus.pop()
   make(tmp_path)
-  assert asked == [4, 2, 2] and next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes() == before
+  assert (
+    asked == [4, 2, 2] and next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes() == before
+  )
 
 
 def test_seconds_are_scored_alone_and_the_last_one_ends_with_the_clip(variables):
-  waves = [np.random.default_rng(n).normal(size=size).astype(np.float32) for n, size in enumerate((1600, 4000, 3200))]
+  waves = [
+    np.random.default_rng(n).normal(size=size).astype(np.float32)
+    for n, size in enumerate((1600, 4000, 3200))
+  ]
   found = detection.log_odds(CONFIG, variables, waves)
-  crops = [waves[0], waves[1][:1600], waves[1][1600:3200], waves[1][2400:], waves[2][:1600], waves[2][1600:]]
-  expected = [float(detector.log_odds(CONFIG, variables, jnp.asarray(crop[None]))[0]) for crop in crops]
+  crops = [
+    waves[0],
+    waves[1][:1600],
+    waves[1][1600:3200],
+    waves[1][2400:],
+    waves[2][:1600],
+    waves[2][1600:],
+  ]
+  expected = [
+    float(detector.log_odds(CONFIG, variables, jnp.asarray(crop[None]))[0]) for crop in crops
+  ]
   assert [len(seconds) for seconds in found] == [1, 3, 2]
   np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-4, atol=1e-5)
   with pytest.raises(ValueError, match='1599 samples, the detector hears 1600'):
@@ -156,7 +189,9 @@ def workdir(tmp_path, variables, monkeypatch):
     write(tmp_path, split, 30)
   for name in ('detector', 'detector_control'):
     (tmp_path / name).mkdir()
-  monkeypatch.setattr(workspace, 'load_stage', lambda workdir, name: (CONFIG, variables, {'fingerprints': PRINTS}))
+  monkeypatch.setattr(
+    workspace, 'load_stage', lambda workdir, name: (CONFIG, variables, {'fingerprints': PRINTS})
+  )
   loudness = lambda config, variables, wave_BT: 20 * np.log10(np.std(wave_BT, axis=1) + 1e-9) + 30
   monkeypatch.setattr(detection, '_score', loudness)
   return tmp_path
@@ -166,14 +201,24 @@ def test_a_perfect_cue_is_found_and_lots_are_at_chance(workdir):
   found = detection.measure(tiny.RECIPE, workdir)
   for unit, scored in (('second', 120), ('clip', 60)):
     row = found['rows'][f'detector, {unit}']
-    assert row['accuracy'] == row['area_under_curve'] == 1 and row['equal_error_rate'] == 0 and row['scored'] == scored
+    assert (
+      row['accuracy'] == row['area_under_curve'] == 1
+      and row['equal_error_rate'] == 0
+      and row['scored'] == scored
+    )
     assert 0.9 < row['low'] < row['high'] == 1 and row['calibration_error'] < 0.1
   control = found['rows']['control: originals, by lot, clip']
-  assert control['scored'] == 30 and 0.3 < control['area_under_curve'] < 0.7 and control['accuracy'] == 0.5
+  assert (
+    control['scored'] == 30
+    and 0.3 < control['area_under_curve'] < 0.7
+    and control['accuracy'] == 0.5
+  )
   assert (workdir / 'evaluation' / found['roc']).stat().st_size > 5000
 
 
-def test_other_models_clips_are_refused_and_without_a_detector_there_are_no_rows(workdir, tmp_path_factory):
+def test_other_models_clips_are_refused_and_without_a_detector_there_are_no_rows(
+  workdir, tmp_path_factory
+):
   empty = tmp_path_factory.mktemp('empty')
   found = detection.measure(tiny.RECIPE, empty)
   assert found['rows'] == {} and list(found['left_out']) == ['detector']
@@ -197,7 +242,9 @@ def test_files_get_probabilities_by_the_file_and_by_the_second(workdir, monkeypa
   flags = (f'--workdir={workdir}', '--as_is', f'--output={workdir / "scores.json"}')
   with pytest.raises(ValueError, match='evaluate --suite=detection'):  # no calibration yet
     run_detect(monkeypatch, *paths, *flags)
-  files.write_text(workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir)))
+  files.write_text(
+    workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir))
+  )
   run_detect(monkeypatch, *paths, *flags)
   quiet, loud = json.loads((workdir / 'scores.json').read_text())['files'].values()
   assert quiet['generated'] < 0.05 and loud['generated'] > 0.95
@@ -206,19 +253,30 @@ def test_files_get_probabilities_by_the_file_and_by_the_second(workdir, monkeypa
   with pytest.raises(ValueError, match='scores.json exists'):
     run_detect(monkeypatch, *paths, *flags)
   coded = []
-  monkeypatch.setattr(sources, 'reconstructions', lambda examples, workdir: coded.extend(examples) or examples)
+  monkeypatch.setattr(
+    sources, 'reconstructions', lambda examples, workdir: coded.extend(examples) or examples
+  )
   run_detect(monkeypatch, *paths, f'--workdir={workdir}')
   assert len(coded) == 2  # through the codec, unless told otherwise
 
 
-@pytest.mark.parametrize('name, samples, message', [
-    ('short.wav', np.full(1500, 0.1), 'short.wav has 1500 samples at 16000 Hz, the detector hears 1600'),
+@pytest.mark.parametrize(
+  'name, samples, message',
+  [
+    (
+      'short.wav',
+      np.full(1500, 0.1),
+      'short.wav has 1500 samples at 16000 Hz, the detector hears 1600',
+    ),
     ('silent.wav', np.zeros(4000), 'silent.wav is silent'),
     ('text.wav', None, 'text.wav: begins with'),
     ('missing.wav', None, 'missing.wav'),
-])  # fmt: skip
+  ],
+)
 def test_bad_files_are_named(name, samples, message, workdir, monkeypatch):
-  files.write_text(workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir)))
+  files.write_text(
+    workdir / 'evaluation' / 'detection.json', json.dumps(detection.measure(tiny.RECIPE, workdir))
+  )
   if samples is not None:
     audio.save(workdir / name, samples.astype(np.float32), RATE)
   elif name == 'text.wav':

@@ -66,7 +66,7 @@ def read(workdir, split='train'):
 
 
 def test_what_is_left_out_is_counted_and_listed_and_counts_are_of_what_was_done(
-    root, tmp_path, capsys
+  root, tmp_path, capsys
 ):
   (root / '1.wav').write_bytes(b'')
   (root / '._2.wav').write_bytes(b'')
@@ -80,7 +80,7 @@ def test_what_is_left_out_is_counted_and_listed_and_counts_are_of_what_was_done(
 
 
 def test_a_corpus_that_changed_before_the_end_is_refused_and_put_back_goes_on(
-    root, tmp_path, monkeypatch, capsys
+  root, tmp_path, monkeypatch, capsys
 ):
   workdir = tmp_path / 'run'
   write, calls = token_shards.write_shard, []
@@ -140,11 +140,11 @@ def test_a_split_of_which_nothing_can_be_read_is_refused_with_its_listing(root, 
 
 def test_the_second_encoder_says_who_holds_the_folder(tmp_path):
   program = (
-      'import pathlib, sys; from experiments import encode\n'
-      'with encode.only_encoder(pathlib.Path(sys.argv[1])): print(flush=True); input()'
+    'import pathlib, sys; from experiments import encode\n'
+    'with encode.only_encoder(pathlib.Path(sys.argv[1])): print(flush=True); input()'
   )
   with subprocess.Popen(
-      [sys.executable, '-c', program, tmp_path / 'tokens'], stdin=-1, stdout=-1
+    [sys.executable, '-c', program, tmp_path / 'tokens'], stdin=-1, stdout=-1
   ) as other:
     other.stdout.readline()
     with pytest.raises(ValueError, match=f'is in use by process {other.pid} on'):

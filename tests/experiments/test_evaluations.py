@@ -4,13 +4,20 @@ from experiments import evaluations, pictures
 from experiments.evaluations import paper
 
 OURS = {
-    'log-mel': {'bits_per_second': None, 'abx_within': 9.0, 'abx_across': 12.5, 'mel_distance': None},
-    'w2v-BERT tokens': {'bits_per_second': 150.0, 'abx_within': 8.0, 'abx_across': 11.0, 'mel_distance': 1.5},
+  'log-mel': {'bits_per_second': None, 'abx_within': 9.0, 'abx_across': 12.5, 'mel_distance': None},
+  'w2v-BERT tokens': {
+    'bits_per_second': 150.0,
+    'abx_within': 8.0,
+    'abx_across': 11.0,
+    'mel_distance': 1.5,
+  },
 }
 
 
 def test_papers_numbers_stand_in_the_columns_of_ours():
-  text = evaluations.table({'tokens': {'rows': {}, 'trade_off': {'rows': OURS, 'items': 'twin.item'}}})
+  text = evaluations.table(
+    {'tokens': {'rows': {}, 'trade_off': {'rows': OURS, 'items': 'twin.item'}}}
+  )
   lines = [line for line in text.splitlines() if line]
   assert lines[0] == 'tokens, trade_off (items twin.item)'
   column = lines[1].index('abx_across') + len('abx_across')

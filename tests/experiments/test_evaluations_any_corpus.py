@@ -1,4 +1,6 @@
-"""Suites on a corpus that tells no numbers, phones or speakers: the rest is measured. Models are stubs."""
+"""Suites on a corpus that tells no numbers, phones or speakers: the rest is measured. Models are
+stubs.
+"""
 
 import dataclasses
 import types
@@ -46,11 +48,13 @@ def test_continuations_are_measured_as_far_as_the_corpus_tells(recipe, tmp_path,
   found = continuation.measure(recipe, tmp_path)
   assert asked == [6400] * 3
   assert {name: row['clips'] for name, row in found['rows'].items()} == {
-      continuation.ORIGINAL: 3, 'continuation': 3,
-  }  # fmt: skip
+    continuation.ORIGINAL: 3,
+    'continuation': 3,
+  }
   assert found['left_out'] == {
-      'voices': 'the recipe has no stage speaker', 'numbers': 'the recipe has no stage numbers',
-  }  # fmt: skip
+    'voices': 'the recipe has no stage speaker',
+    'numbers': 'the recipe has no stage numbers',
+  }
   text = evaluations.table({'continuation': found})
   assert 'continuation: voices left out: the recipe has no stage speaker' in text
 
@@ -90,7 +94,7 @@ class Encoder:
 def measured(recipe, tmp_path, monkeypatch):
   centroids_KD = jnp.log(jnp.array([[0.01], [0.1]]))
   quantizer = kmeans.SemanticQuantizer(
-      mean_D=jnp.zeros(1), scale_D=jnp.ones(1), centroids_KD=centroids_KD
+    mean_D=jnp.zeros(1), scale_D=jnp.ones(1), centroids_KD=centroids_KD
   )
   loaded = (Encoder(), None, quantizer, {})
   monkeypatch.setattr(workspace, 'load_semantic_tokenizer', lambda workdir: loaded)
@@ -111,7 +115,7 @@ def test_tokens_tell_of_speakers_where_the_corpus_has_no_phones(recipe, tmp_path
 
 
 def test_tokens_of_a_corpus_that_tells_nothing_have_no_rows_and_say_why(
-    recipe, tmp_path, monkeypatch
+  recipe, tmp_path, monkeypatch
 ):
   found = measured(recipe, tmp_path, monkeypatch)
   assert found['rows'] == {} and set(found['left_out']) == {'phones', 'speakers', 'ABX'}
@@ -123,6 +127,6 @@ def test_judges_that_the_recipe_has_are_asked_for_and_others_left_out(recipe, tm
   judged = judges.load(numbers, tmp_path)
   assert judged.speaker is None and judged.numbers == (CODEC, None)
   assert judges.left_out(judged, [{'kind': 'counting'}]) == {
-      'voices': 'the recipe has no stage speaker'
+    'voices': 'the recipe has no stage speaker'
   }
   assert judges.left_out(judged, [{}])['numbers'] == 'the corpus does not say who counts'

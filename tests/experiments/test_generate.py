@@ -1,14 +1,13 @@
 """What the program makes of prompts: batches equal single runs, and what is missing is said."""
 
 import argparse
-import dataclasses
 import types
 
 import numpy as np
 import pytest
 
 from audiolm_jax import generation
-from experiments import generate, workspace
+from experiments import generate
 from tests.test_generation import GREEDY, HOP, K, fakes, models, parallel  # noqa: F401
 
 RECIPE = types.SimpleNamespace(

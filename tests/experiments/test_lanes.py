@@ -27,18 +27,22 @@ def test_a_program_that_fails_ends_the_run_with_its_status(capfd):
 def test_children_hear_of_the_death_of_their_parent(tmp_path):
   child = tmp_path / 'experiments' / 'waits.py'
   child.parent.mkdir()
-  child.write_text(textwrap.dedent(f"""
+  child.write_text(
+    textwrap.dedent(f"""
       import pathlib, signal, sys, time
       signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path)!r}, 'told').touch(), sys.exit()))
       print('ready', flush=True)
       time.sleep(60)
-  """))
+  """)
+  )
   lanes_file = lanes.__file__
   starter = (
-      'import importlib.util as u; s = u.spec_from_file_location("lanes", ' + repr(lanes_file) + ');'
-      'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'
+    'import importlib.util as u; s = u.spec_from_file_location("lanes", ' + repr(lanes_file) + ');'
+    'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'
   )
-  parent = subprocess.Popen([sys.executable, '-c', starter], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+  parent = subprocess.Popen(
+    [sys.executable, '-c', starter], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+  )
   assert parent.stdout.readline() == 'ready\n'
   parent.kill()
   parent.wait()

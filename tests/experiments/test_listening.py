@@ -27,7 +27,9 @@ def forge(workdir, pairs=6, seconds=0.4):
   for n in range(pairs):
     pitch = 200 + 20 * n
     original_T = 0.3 * np.sin(2 * np.pi * pitch * time_T)
-    sampled_T = np.where(np.arange(len(time_T)) < start, original_T, 0.3 * np.sin(4 * np.pi * pitch * time_T))
+    sampled_T = np.where(
+      np.arange(len(time_T)) < start, original_T, 0.3 * np.sin(4 * np.pi * pitch * time_T)
+    )
     records.append(forgeries.record(original_T, start, detector.ORIGINAL, n))
     records.append(forgeries.record(sampled_T, start, detector.GENERATED, n))
   folder = workdir / 'forgeries'
@@ -44,14 +46,20 @@ def kit(tmp_path):
 def test_the_page_is_blind_balanced_and_fair(kit):
   workdir, key = kit
   assert sorted(key['clips'].values()) == ['generated'] * 2 + ['original'] * 2
-  files = {path.relative_to(workdir / 'page').as_posix() for path in (workdir / 'page').rglob('*') if path.is_file()}
+  files = {
+    path.relative_to(workdir / 'page').as_posix()
+    for path in (workdir / 'page').rglob('*')
+    if path.is_file()
+  }
   assert files == {'index.html', *(f'clips/{n}.wav' for n in range(1, 5))}  # the key is elsewhere
   prompts = set()
   for name, kind in key['clips'].items():
     with wave.open(str(workdir / 'page' / 'clips' / name)) as file:
       samples_T = np.frombuffer(file.readframes(file.getnframes()), np.int16)
     assert len(samples_T) == round(0.4 * RATE)
-    crossings = [np.sum(np.diff(np.sign(half_T)) != 0) for half_T in np.split(samples_T.astype(int), 2)]
+    crossings = [
+      np.sum(np.diff(np.sign(half_T)) != 0) for half_T in np.split(samples_T.astype(int), 2)
+    ]
     assert (crossings[1] > 1.5 * crossings[0]) == (kind == 'generated')
     prompts.add(samples_T[: len(samples_T) // 2].tobytes())
   assert len(prompts) == 4  # of four utterances
@@ -115,19 +123,31 @@ def test_analysis_is_the_exact_binomial_test(tmp_path):
   assert found['all']['low'] < 0.5 < 13 / 20 < found['all']['high']
 
 
-@pytest.mark.parametrize('spoil, message', [
+@pytest.mark.parametrize(
+  'spoil, message',
+  [
     (lambda text: '', 'is empty'),
     (lambda text: text.splitlines()[0], 'holds no answers'),
-    (lambda text: text.replace('kit,', 'test,', 1), 'has the columns test, rater, clip, answer, plays'),
-    (lambda text: text.replace('abc', 'xyz'), "line 2: answers the test 'xyz', the key is that of 'abc'"),
+    (
+      lambda text: text.replace('kit,', 'test,', 1),
+      'has the columns test, rater, clip, answer, plays',
+    ),
+    (
+      lambda text: text.replace('abc', 'xyz'),
+      "line 2: answers the test 'xyz', the key is that of 'abc'",
+    ),
     (lambda text: text.replace('1.wav', '7.wav'), "line 3: the test has no clip '7.wav'"),
     (lambda text: text.replace('original', 'both', 1), "line 2: the answer is 'both'"),
     (lambda text: text.replace(',1\n', '\n', 1), 'line 2: 4 columns, not 5'),
     (lambda text: text + text.splitlines()[1] + '\n', "'ann' answers 0.wav twice"),
     (lambda text: text.replace('ann', 'a' * 2**18), 'a.csv is not CSV .field larger than'),
-    (lambda text: text.replace('ann', 'a' * 300), 'line 2: a name of 300 characters: give one of 200'),
+    (
+      lambda text: text.replace('ann', 'a' * 300),
+      'line 2: a name of 300 characters: give one of 200',
+    ),
     (lambda text: text.replace('ann', 'a' * 2**27), 'a.csv has more than 67,108,864 bytes'),
-])  # fmt: skip
+  ],
+)
 def test_files_that_are_no_answers_are_named(spoil, message, tmp_path):
   key = {'kit': 'abc', 'clips': {'0.wav': 'original', '1.wav': 'generated'}}
   (tmp_path / listening.KEY).write_text(json.dumps(key))
@@ -142,8 +162,8 @@ def test_names_of_raters_take_no_other_row_and_steer_no_terminal(tmp_path):
   (tmp_path / listening.KEY).write_text(json.dumps(key))
   right = {'all': 0, '': 1, 'without a name': 2, '(no name)': 3, '=1+1': 4, '\x1b[2Jx\ny': 4}
   paths = [
-      write(tmp_path / f'{n}.csv', key, count, rater=name)
-      for n, (name, count) in enumerate(right.items())
+    write(tmp_path / f'{n}.csv', key, count, rater=name)
+    for n, (name, count) in enumerate(right.items())
   ]
   result = listening.analyse(tmp_path, paths)
   rows = {'all': 14 / 24, 'without a name': 1 / 4}
@@ -157,15 +177,21 @@ def test_names_of_raters_take_no_other_row_and_steer_no_terminal(tmp_path):
 
 def test_names_that_begin_as_formulas_are_quoted_by_the_page():
   page = pathlib.Path(listening.__file__).with_name('listening.html').read_text('utf-8')
-  [pattern] = re.findall(r"const plain = text => /(.+)/.test\(text\) \? \"'\" \+ text : text;", page)
+  [pattern] = re.findall(
+    r"const plain = text => /(.+)/.test\(text\) \? \"'\" \+ text : text;", page
+  )
   for name in ('=1', '+1', '-1', '@sum', '\t=1', '\r=1'):
     assert re.match(pattern, name)
   for name in ('ann', 'a=1', ' x', '1-2'):
     assert not re.match(pattern, name)
-  assert "const quoted = text => '\"' + plain(String(text))" in page and 'quoted(state.rater)' in page
+  assert (
+    "const quoted = text => '\"' + plain(String(text))" in page and 'quoted(state.rater)' in page
+  )
 
 
-@pytest.mark.parametrize('text', ['{}', '{"kit": "a", "clips": []}', '[', '{"kit": "a", "clips": {"1": {}}}'])
+@pytest.mark.parametrize(
+  'text', ['{}', '{"kit": "a", "clips": []}', '[', '{"kit": "a", "clips": {"1": {}}}']
+)
 def test_a_damaged_key_is_named(tmp_path, text):
   (tmp_path / listening.KEY).write_text(text)
   with pytest.raises(ValueError, match='listening_key.json .*take it from a copy'):

@@ -33,12 +33,16 @@ def test_bad_source_leaves_nothing(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('arguments, remedy', [
+@pytest.mark.parametrize(
+  'arguments, remedy',
+  [
     (['utter-project/mHuBERT-147'], '--allow-non-commercial'),
     (['some_folder', '--licence=CC-BY-NC-4.0'], '--allow-non-commercial'),
     (['some_folder'], '--licence=MIT'),
-    (['utter-project/mHuBERT-147', '--licence=MIT'], '--allow-non-commercial'),  # the list knows better
-])  # fmt: skip
+    # the list knows better
+    (['utter-project/mHuBERT-147', '--licence=MIT'], '--allow-non-commercial'),
+  ],
+)
 def test_licences_are_asked_for_first(tmp_path, arguments, remedy):
   with pytest.raises(ValueError, match=remedy):
     pretrained.main(['import', *arguments, f'--output={tmp_path / "out"}'])
@@ -48,8 +52,12 @@ def test_list_has_a_licence_for_everything(capsys):
   pretrained.main(['list'])
   header, *rows = capsys.readouterr().out.splitlines()
   assert header.split() == ['REPOSITORY', 'LICENCE', 'WHAT']
-  assert [row.split()[:2] for row in rows] == [[entry.repository, entry.licence] for entry in hub.CATALOGUE]
-  asked_for = [entry.repository for entry, row in zip(hub.CATALOGUE, rows) if '--allow-non-commercial' in row]
+  assert [row.split()[:2] for row in rows] == [
+    [entry.repository, entry.licence] for entry in hub.CATALOGUE
+  ]
+  asked_for = [
+    entry.repository for entry, row in zip(hub.CATALOGUE, rows) if '--allow-non-commercial' in row
+  ]
   assert asked_for == ['facebook/encodec_24khz', 'utter-project/mHuBERT-147']
 
 
@@ -57,7 +65,9 @@ def test_a_folder_named_as_a_repository_gets_no_licence_of_the_list(tmp_path, mo
   write(tmp_path / 'descript/dac_16khz', DAC_CONFIG, dac_tensors())
   monkeypatch.chdir(tmp_path)
   output = f'--output={tmp_path / "out"}'
-  with pytest.raises(ValueError, match='a repository that we know, and a folder here: write ./descript/dac_16khz'):
+  with pytest.raises(
+    ValueError, match='a repository that we know, and a folder here: write ./descript/dac_16khz'
+  ):
     pretrained.main(['import', 'descript/dac_16khz', output])
   with pytest.raises(ValueError, match='the licence of ./descript/dac_16khz is not in the list'):
     pretrained.main(['import', './descript/dac_16khz', output])
@@ -78,7 +88,9 @@ def test_links_are_not_followed_out_of_the_folder_that_is_imported(tmp_path):
   assert pretrained.text_of(folder, 'vocab.json') == '{}'
   assert pretrained.text_of(folder, 'plain.txt') == 'ü\r\n'
   (folder / 'merges.txt').symlink_to('../../../secret')
-  with pytest.raises(ValueError, match='merges.txt is a link to .*secret: put the file itself there'):
+  with pytest.raises(
+    ValueError, match='merges.txt is a link to .*secret: put the file itself there'
+  ):
     pretrained.text_of(folder, 'merges.txt')
   (folder / 'large').write_bytes(bytes(2**23 + 1))
   with pytest.raises(ValueError, match='large has 8,388,609 bytes'):

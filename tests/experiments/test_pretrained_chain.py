@@ -1,4 +1,6 @@
-"""A recipe whose codec and features are imported, end to end: import, k-means, tokens, three language models, audio."""
+"""A recipe whose codec and features are imported, end to end: import, k-means, tokens, three
+language models, audio.
+"""
 
 import dataclasses
 import json
@@ -15,28 +17,39 @@ from experiments import recipe as recipe_lib
 from experiments.corpora import Folder
 from tests.pretrained import random_weights
 
-TRANSFORMER = TransformerConfig(num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False)
+TRANSFORMER = TransformerConfig(
+  num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False
+)
 SIZES = dict(num_clusters=8, transformer=TRANSFORMER)
 CODES = dict(codebook_size=16, crop_seconds=0.4)
 
 
 def shrunk(recipe: recipe_lib.Recipe, root) -> recipe_lib.Recipe:
   """Returns the recipe with its rates, levels and imports, and small in all else."""
+
   def stage(name, **fields):
     own = getattr(recipe, name)
     schedule = dataclasses.replace(
-        own.train, batch_size=8, num_steps=2, eval_batches=1, save_every=2, eval_every=2, mesh=MeshConfig()
+      own.train,
+      batch_size=8,
+      num_steps=2,
+      eval_batches=1,
+      save_every=2,
+      eval_every=2,
+      mesh=MeshConfig(),
     )
     return dataclasses.replace(own, model=dataclasses.replace(own.model, **fields), train=schedule)
 
   return dataclasses.replace(
-      recipe,
-      corpus=dataclasses.replace(recipe.corpus, root=str(root), held_out=0.4),
-      semantic_tokens=dataclasses.replace(recipe.semantic_tokens, layer=2, num_clusters=8, sample_seconds=5.0),
-      evaluation=dataclasses.replace(recipe.evaluation, carry_seconds=0.2),
-      semantic=stage('semantic', crop_seconds=0.8, **SIZES),
-      coarse=stage('coarse', **SIZES, **CODES),
-      fine=stage('fine', transformer=TRANSFORMER, **CODES),
+    recipe,
+    corpus=dataclasses.replace(recipe.corpus, root=str(root), held_out=0.4),
+    semantic_tokens=dataclasses.replace(
+      recipe.semantic_tokens, layer=2, num_clusters=8, sample_seconds=5.0
+    ),
+    evaluation=dataclasses.replace(recipe.evaluation, carry_seconds=0.2),
+    semantic=stage('semantic', crop_seconds=0.8, **SIZES),
+    coarse=stage('coarse', **SIZES, **CODES),
+    fine=stage('fine', transformer=TRANSFORMER, **CODES),
   )
 
 
@@ -55,10 +68,16 @@ def run(monkeypatch, program, *arguments):
 
 
 @pytest.mark.slow  # a minute of compilation each
-@pytest.mark.parametrize('name, features', [
-    ('librispeech_pretrained', random_weights.HUBERT), ('librilight_pretrained', random_weights.W2V_BERT2)
-])  # fmt: skip
-def test_the_language_models_are_all_that_is_trained(tmp_path, monkeypatch, recordings, name, features):
+@pytest.mark.parametrize(
+  'name, features',
+  [
+    ('librispeech_pretrained', random_weights.HUBERT),
+    ('librilight_pretrained', random_weights.W2V_BERT2),
+  ],
+)
+def test_the_language_models_are_all_that_is_trained(
+  tmp_path, monkeypatch, recordings, name, features
+):
   workdir = tmp_path / 'run'
   recipe = dataclasses.replace(recipe_lib.load(name), corpus=Folder(root=''))
   assert recipe.stages == ('semantic', 'coarse', 'fine')
@@ -72,7 +91,9 @@ def test_the_language_models_are_all_that_is_trained(tmp_path, monkeypatch, reco
     pretrained.main(['import', str(folder), '--licence=MIT', f'--workdir={workdir}'])
   # Rates that do not fit are refused before anything is computed, and nothing is guessed.
   tokens = recipe.semantic_tokens
-  recipe = dataclasses.replace(recipe, semantic_tokens=dataclasses.replace(tokens, frames_per_token=1))
+  recipe = dataclasses.replace(
+    recipe, semantic_tokens=dataclasses.replace(tokens, frames_per_token=1)
+  )
   with pytest.raises(ValueError, match='semantic_rate=25.0, the tokens have 50.0'):
     run(monkeypatch, encode, *options)
   assert not workspace.semantic_quantizer_path(workdir).exists()
@@ -83,9 +104,13 @@ def test_the_language_models_are_all_that_is_trained(tmp_path, monkeypatch, reco
   for stage in recipe.stages:
     run(monkeypatch, train, f'--stage={stage}', *options)
   run(
-      monkeypatch, generate, *options, f'--prompt={recordings / "3.wav"}', '--seconds=0.4',
-      f'--output={tmp_path / "out"}',
-  )  # fmt: skip
+    monkeypatch,
+    generate,
+    *options,
+    f'--prompt={recordings / "3.wav"}',
+    '--seconds=0.4',
+    f'--output={tmp_path / "out"}',
+  )
   continued_T = audio.load(tmp_path / 'out' / '3_continuation.wav', 16_000)
   prompt_T = audio.load(recordings / '3.wav', 16_000)
   assert len(continued_T) == len(prompt_T) + 6_400 and np.std(continued_T[len(prompt_T) :]) > 0
@@ -94,7 +119,9 @@ def test_the_language_models_are_all_that_is_trained(tmp_path, monkeypatch, reco
   quantizer = models.semantic_quantizer
   assert quantizer.centroids_KD.shape == (8, 8) and models.w2v_bert[0].frames_per_token == 2
   semantic_BS, codes_BFQ = generation.tokenize(models, prompt_T[None])
-  stored = [example for split in ('train', 'test') for example in workspace.token_source(workdir, split)]
+  stored = [
+    example for split in ('train', 'test') for example in workspace.token_source(workdir, split)
+  ]
   [same] = [example for example in stored if len(example['semantic']) == len(prompt_T) // 640]
   np.testing.assert_array_equal(semantic_BS[0], same['semantic'])
   np.testing.assert_array_equal(codes_BFQ[0], same['codes'])

@@ -24,23 +24,23 @@ def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
 
 
 @pytest.mark.parametrize(
-    'path, text, expected',
-    [
-        ('semantic.train.num_steps', '7', 7),
-        ('semantic.train.optimizer.learning_rate', '1', 1.0),
-        ('soundstream.train.optimizer.generator.learning_rate', '2e-4', 2e-4),
-        ('coarse.model.transformer.width', '64', 64),
-        ('soundstream.model.strides', '(4, 4)', (4, 4)),
-        ('soundstream.model.strides', '[2, 8]', (2, 8)),
-        ('soundstream.model.adversarial_start', 'None', None),
-        ('soundstream.model.adversarial_start', '3', 3),
-        ('soundstream.train.rollback', 'None', None),
-        ('soundstream.train.rollback.max_rollbacks', '2', 2),
-        ('coarse.model.time_embedding', 'False', False),
-        ('semantic_tokens.num_clusters', '50', 50),
-        ('sampling.semantic.temperature', '1', 1.0),
-        ('sampling.coarse.top_k', '20', 20),
-    ],
+  'path, text, expected',
+  [
+    ('semantic.train.num_steps', '7', 7),
+    ('semantic.train.optimizer.learning_rate', '1', 1.0),
+    ('soundstream.train.optimizer.generator.learning_rate', '2e-4', 2e-4),
+    ('coarse.model.transformer.width', '64', 64),
+    ('soundstream.model.strides', '(4, 4)', (4, 4)),
+    ('soundstream.model.strides', '[2, 8]', (2, 8)),
+    ('soundstream.model.adversarial_start', 'None', None),
+    ('soundstream.model.adversarial_start', '3', 3),
+    ('soundstream.train.rollback', 'None', None),
+    ('soundstream.train.rollback.max_rollbacks', '2', 2),
+    ('coarse.model.time_embedding', 'False', False),
+    ('semantic_tokens.num_clusters', '50', 50),
+    ('sampling.semantic.temperature', '1', 1.0),
+    ('sampling.coarse.top_k', '20', 20),
+  ],
 )
 def test_overrides_are_typed(path, text, expected):
   node = recipe_lib.load('tiny', [f'{path}={text}'])
@@ -61,33 +61,48 @@ def test_a_string_field_takes_the_text_as_it_is():
 
 
 @pytest.mark.parametrize(
-    'override, message',
-    [
-        ('semantic.train.num_steps=1.5', r"'1.5' is not of type int"),
-        ('semantic.train.num_steps=True', r"'True' is not of type int"),
-        ('semantic.train.optimizer.learning_rate=fast', r"'fast' is not of type float"),
-        ('coarse.model.deduplicate=1', r"'1' is not of type bool"),
-        ('soundstream.model.strides=4', r"'4' is not of type .*tuple"),
-        ('soundstream.model.strides=(2, "a")', r"is not of type .*tuple"),
-        ('sampling.semantc.temperature=1', r"did you mean 'semantic'\?.*legal fields: semantic, coarse, fine"),
-        ('soundstream.model.adversarial_start=soon', r"'soon' is not of type int or None"),
-        ('semantic.train.num_step=3', r"no field 'num_step' \(did you mean 'num_steps'\?\); legal fields: .*num_steps"),
-        ('soundstream.train.optimizer.generatr.b1=0', r"did you mean 'generator'\?.*legal fields: generator, discrim"),
-        ('semantic.train.num_steps.value=3', 'a plain value without fields'),
-        ('semantic.train.log_every=0', r'log_every=0: must be a whole number of at least 1'),
-        ('semantic.train.num_steps=-1', r'num_steps=-1: must be a whole number of at least 0'),
-        ('semantic.train.seed=12345678901234567890', r'seed=12345678901234567890: must be a whole number from 0'),
-        ('semantic.train.optimizer.learning_rate=1e999', r"'1e999' is not of type float"),
-        ('semantic.train.optimizer.learning_rate=nan', r"'nan' is not of type float"),
-        ('evaluation.seconds=inf', r"'inf' is not of type float"),
-        ('evaluation.seconds=' + '9' * 400, r'is not of type float'),
-        ('evaluation.num_clips=0', r'num_clips=0: must be a whole number of at least 1'),
-        ('forgeries.batch_size=-1', r'batch_size=-1: must be a whole number of at least 1'),
-        ('sampling.coarse.temperature=-1.0', r'temperature=-1.0: must be a finite number of at least 0'),
-        ('sampling.soundstorm.iterations=(16,0)', r'iterations=\(16, 0\): must be a tuple'),
-        ('max_bad_tokens=2.0', r'max_bad_tokens=2.0: must be from 0 to 1'),
-        ('semantic.train.num_steps', 'has no value: write --set path.to.field=value'),
-    ],
+  'override, message',
+  [
+    ('semantic.train.num_steps=1.5', r"'1.5' is not of type int"),
+    ('semantic.train.num_steps=True', r"'True' is not of type int"),
+    ('semantic.train.optimizer.learning_rate=fast', r"'fast' is not of type float"),
+    ('coarse.model.deduplicate=1', r"'1' is not of type bool"),
+    ('soundstream.model.strides=4', r"'4' is not of type .*tuple"),
+    ('soundstream.model.strides=(2, "a")', r'is not of type .*tuple'),
+    (
+      'sampling.semantc.temperature=1',
+      r"did you mean 'semantic'\?.*legal fields: semantic, coarse, fine",
+    ),
+    ('soundstream.model.adversarial_start=soon', r"'soon' is not of type int or None"),
+    (
+      'semantic.train.num_step=3',
+      r"no field 'num_step' \(did you mean 'num_steps'\?\); legal fields: .*num_steps",
+    ),
+    (
+      'soundstream.train.optimizer.generatr.b1=0',
+      r"did you mean 'generator'\?.*legal fields: generator, discrim",
+    ),
+    ('semantic.train.num_steps.value=3', 'a plain value without fields'),
+    ('semantic.train.log_every=0', r'log_every=0: must be a whole number of at least 1'),
+    ('semantic.train.num_steps=-1', r'num_steps=-1: must be a whole number of at least 0'),
+    (
+      'semantic.train.seed=12345678901234567890',
+      r'seed=12345678901234567890: must be a whole number from 0',
+    ),
+    ('semantic.train.optimizer.learning_rate=1e999', r"'1e999' is not of type float"),
+    ('semantic.train.optimizer.learning_rate=nan', r"'nan' is not of type float"),
+    ('evaluation.seconds=inf', r"'inf' is not of type float"),
+    ('evaluation.seconds=' + '9' * 400, r'is not of type float'),
+    ('evaluation.num_clips=0', r'num_clips=0: must be a whole number of at least 1'),
+    ('forgeries.batch_size=-1', r'batch_size=-1: must be a whole number of at least 1'),
+    (
+      'sampling.coarse.temperature=-1.0',
+      r'temperature=-1.0: must be a finite number of at least 0',
+    ),
+    ('sampling.soundstorm.iterations=(16,0)', r'iterations=\(16, 0\): must be a tuple'),
+    ('max_bad_tokens=2.0', r'max_bad_tokens=2.0: must be from 0 to 1'),
+    ('semantic.train.num_steps', 'has no value: write --set path.to.field=value'),
+  ],
 )
 def test_wrong_overrides_say_what_is_wrong(override, message):
   with pytest.raises(ValueError, match=message):
@@ -95,7 +110,9 @@ def test_wrong_overrides_say_what_is_wrong(override, message):
 
 
 def test_unknown_recipe_lists_all_and_suggests_the_close_one():
-  with pytest.raises(ValueError, match=r"unknown recipe 'tinny': choose one of .*librilight.*did you mean 'tiny'"):
+  with pytest.raises(
+    ValueError, match=r"unknown recipe 'tinny': choose one of .*librilight.*did you mean 'tiny'"
+  ):
     recipe_lib.load('tinny')
 
 
@@ -104,5 +121,7 @@ def test_fields_that_go_together_are_set_in_any_order():
   for overrides in (together, together[::-1]):
     transformer = recipe_lib.load('tiny', overrides).semantic.model.transformer
     assert (transformer.width, transformer.num_heads) == (30, 3)
-  with pytest.raises(ValueError, match=r'--set semantic.model.transformer.num_heads=3: width=128 is not a multiple'):
+  with pytest.raises(
+    ValueError, match=r'--set semantic.model.transformer.num_heads=3: width=128 is not a multiple'
+  ):
     recipe_lib.load('tiny', together[1:])

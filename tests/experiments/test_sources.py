@@ -37,8 +37,12 @@ def batches(corpus=CORPUS):
 @pytest.mark.parametrize('count', [2, 3, 4, 9])
 @pytest.mark.parametrize('seconds', [1.0, 4.0, 1000.0])
 def test_the_sample_does_not_depend_on_the_number_of_processes(count, seconds):
-  """Lengths differ, so that some processes have their part before others; and of nine processes two have no batch."""
-  wanted = sources.num_sample_frames(Config, dataclasses.replace(SemanticTokens(), sample_seconds=seconds))
+  """Lengths differ, so that some processes have their part before others; and of nine processes two
+  have no batch.
+  """
+  wanted = sources.num_sample_frames(
+    Config, dataclasses.replace(SemanticTokens(), sample_seconds=seconds)
+  )
   alone = sources.joined([sources.sample_frames(batches(), wanted)], wanted, batches())
   shares = [sources.sample_frames(batches(), wanted, index, count) for index in range(count)]
   np.testing.assert_array_equal(sources.joined(shares, wanted, batches()), alone)

@@ -1,4 +1,6 @@
-"""The fault battery: every test here is marked `faults`, and what it measured becomes a row of the table at the end."""
+"""The fault battery: every test here is marked `faults`, and what it measured becomes a row of the
+table at the end.
+"""
 
 import pathlib
 import shutil

@@ -1,4 +1,6 @@
-"""What the fault tests share: runs in processes that can be killed, and the comparison with an undisturbed run."""
+"""What the fault tests share: runs in processes that can be killed, and the comparison with an
+undisturbed run.
+"""
 
 import multiprocessing
 import os
@@ -20,13 +22,16 @@ from tests.training import toy, toy_run
 CACHE = os.path.join(tempfile.gettempdir(), f'audiolm_faults_{os.getpid()}')
 _TIMES = {'time', 'steps_per_second'}
 
-# A server that has imported everything and touched no device: a start then costs what training costs.
+# A server that has imported everything and touched no device: a start then costs what training
+# costs.
 _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['tests.faults.runs'])
 
 
 def start(function, *arguments, log: pathlib.Path) -> multiprocessing.Process:
-  """Runs function(*arguments), of a module, in a process of its own; what it prints goes to the file `log`."""
+  """Runs function(*arguments), of a module, in a process of its own; what it prints goes to the
+  file `log`.
+  """
   process = _context.Process(target=_child, args=(function, arguments, str(log), CACHE))
   process.start()
   return process
@@ -46,7 +51,9 @@ def _child(function, arguments, log, cache):
   function(*arguments)
 
 
-def finish(process: multiprocessing.Process, log: pathlib.Path, code: int | tuple = 0, seconds: float = 300) -> str:
+def finish(
+  process: multiprocessing.Process, log: pathlib.Path, code: int | tuple = 0, seconds: float = 300
+) -> str:
   """Waits until the process ends with `code` (or one of them), and returns what it printed."""
   process.join(seconds)
   hung = process.exitcode is None
@@ -55,7 +62,9 @@ def finish(process: multiprocessing.Process, log: pathlib.Path, code: int | tupl
     process.join()
   output = log.read_text()
   codes = code if isinstance(code, tuple) else (code,)
-  assert not hung and process.exitcode in codes, f'exit code {process.exitcode}, hung: {hung}\n{output[-3000:]}'
+  assert not hung and process.exitcode in codes, (
+    f'exit code {process.exitcode}, hung: {hung}\n{output[-3000:]}'
+  )
   return output
 
 
@@ -74,7 +83,9 @@ def free_port() -> int:
 
 
 def wait_for_step(process, directory: pathlib.Path, step: int) -> None:
-  """Returns when the process has logged `step` or a later one, besides what was in the metrics file before."""
+  """Returns when the process has logged `step` or a later one, besides what was in the metrics file
+  before.
+  """
   file = directory / metrics_writer.FILE
   skip = file.stat().st_size if file.exists() else 0
   while process.is_alive():
@@ -85,7 +96,9 @@ def wait_for_step(process, directory: pathlib.Path, step: int) -> None:
 
 
 def assert_same_run(directory, result, reference) -> int:
-  """Checks that a run is bitwise the reference, every logged loss included; returns the number of numbers compared."""
+  """Checks that a run is bitwise the reference, every logged loss included; returns the number of
+  numbers compared.
+  """
   expected, expected_metrics = reference
   metrics = metrics_writer.read(directory)
   compared = 0
@@ -105,8 +118,9 @@ def newest(directory) -> int:
 def files_of(step: pathlib.Path) -> list[pathlib.Path]:
   """Returns the files of a checkpoint that its digest covers."""
   return [
-      path for path in sorted(step.rglob('*'))
-      if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED
+    path
+    for path in sorted(step.rglob('*'))
+    if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED
   ]
 
 
@@ -126,7 +140,9 @@ def delete(path: pathlib.Path, random: np.random.Generator) -> None:
 
 
 class Cut(BaseException):
-  """Ends a run in this process where it stands, as a kill would: nothing that catches errors sees it."""
+  """Ends a run in this process where it stands, as a kill would: nothing that catches errors sees
+  it.
+  """
 
 
 def cut_at(index: int, base=toy.Batches):
@@ -144,12 +160,17 @@ def cut_at(index: int, base=toy.Batches):
 KILLED = -signal.SIGKILL
 
 
-def start_pod(function, *arguments, count: int, devices: int, logs: pathlib.Path) -> list[multiprocessing.Process]:
-  """Starts `count` processes of `devices` CPU devices each that run function(*arguments) under jax.distributed."""
+def start_pod(
+  function, *arguments, count: int, devices: int, logs: pathlib.Path
+) -> list[multiprocessing.Process]:
+  """Starts `count` processes of `devices` CPU devices each that run function(*arguments) under
+  jax.distributed.
+  """
   logs.mkdir(exist_ok=True)
   port = free_port()
   return [
-      start(_join, function, arguments, port, index, count, devices, log=logs / f'{index}') for index in range(count)
+    start(_join, function, arguments, port, index, count, devices, log=logs / f'{index}')
+    for index in range(count)
   ]
 
 
@@ -169,4 +190,5 @@ def _join(function, arguments, port, index, count, devices):
     function(*arguments)
 
   workspace.run(main)
-  jax.distributed.shutdown()  # waits for the others, as at the end of a program; multiprocessing's children skip that
+  # waits for the others, as at the end of a program; multiprocessing's children skip that
+  jax.distributed.shutdown()

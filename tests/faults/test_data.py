@@ -1,4 +1,6 @@
-"""F8, F13 (worker processes) and F16 (one process): records and files that cannot be read, sources that hang."""
+"""F8, F13 (worker processes) and F16 (one process): records and files that cannot be read, sources
+that hang.
+"""
 
 import dataclasses
 import json
@@ -50,33 +52,46 @@ def test_f8_unreadable_files_are_skipped_and_listed(tmp_path, outcome):
   bad = _spoil(root)
   whole, _ = _read(root, tmp_path / 'first.jsonl')
   listed = [json.loads(line) for line in (tmp_path / 'first.jsonl').read_text().splitlines()]
-  assert sorted(os.path.basename(line['path']) for line in listed) == bad and all(line['reason'] for line in listed)
+  assert sorted(os.path.basename(line['path']) for line in listed) == bad and all(
+    line['reason'] for line in listed
+  )
   part, position = _read(root, tmp_path / 'second.jsonl', count=4)
   rest, _ = _read(root, tmp_path / 'third.jsonl', position, count=5)
   for one, other in zip(whole, part + rest, strict=True):
     np.testing.assert_array_equal(one['waveform'], other['waveform'])
   names = [
-      {os.path.basename(json.loads(line)['path']) for line in (tmp_path / f'{name}.jsonl').read_text().splitlines()}
-      for name in ('second', 'third')
+    {
+      os.path.basename(json.loads(line)['path'])
+      for line in (tmp_path / f'{name}.jsonl').read_text().splitlines()
+    }
+    for name in ('second', 'third')
   ]
   assert set.union(*names) == set(bad)
   source = folders.examples(root, 16_000, max_bad_fraction=0.1)
   with pytest.raises(
-      ValueError, match='3 of 24 audio files cannot be read, more than max_bad_fraction=0.1; the last: '
+    ValueError,
+    match='3 of 24 audio files cannot be read, more than max_bad_fraction=0.1; the last: ',
   ):
     [source[i] for i in range(24)]
-  outcome('F8', '4 of 24 files cut, foreign, empty, gone: the same 4 skipped and listed with reasons by every run, '
-          'resume at batch 4 bitwise; stops at the 3rd with max_bad_fraction=0.1')
+  outcome(
+    'F8',
+    '4 of 24 files cut, foreign, empty, gone: the same 4 skipped and listed with reasons by every run, '
+    'resume at batch 4 bitwise; stops at the 3rd with max_bad_fraction=0.1',
+  )
 
 
 def test_f8_damaged_records_are_refused_or_counted_by_choice(tmp_path, outcome):
-  rows = [{'waveform': np.random.default_rng(i).normal(size=2000).astype(np.float32)} for i in range(12)]
+  rows = [
+    {'waveform': np.random.default_rng(i).normal(size=2000).astype(np.float32)} for i in range(12)
+  ]
   token_shards.write_shard(tmp_path, 'train', 0, 1, rows)
   token_shards.write_manifest(tmp_path, 'train', 1, {})
   path = pathlib.Path(token_shards.shard_path(tmp_path, 'train', 0, 1))
   whole = path.read_bytes()
-  content = [at for at in range(len(whole)) if any(whole[at : at + 4])]  # between the records the file is zeros
-  for at in content[len(content) // 2 :: 97]:  # up to where a flip hits a record, not the frame of one
+  # between the records the file is zeros
+  content = [at for at in range(len(whole)) if any(whole[at : at + 4])]
+  # up to where a flip hits a record, not the frame of one
+  for at in content[len(content) // 2 :: 97]:
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     source = token_shards.TokenShards(tmp_path, 'train', max_bad_fraction=0.1)
     read = [source[i] for i in range(12)]
@@ -88,19 +103,25 @@ def test_f8_damaged_records_are_refused_or_counted_by_choice(tmp_path, outcome):
   with pytest.raises(ValueError, match=rf'record {bad} of .*train.*1 of 12 .*max_bad_fraction=0'):
     strict[bad]
   batches = [
-      [next(iterator)['waveform'] for _ in range(4)]
-      for iterator in (
-          pipeline.batches(source, FEATURES, batch_size=4, seed=1, num_threads=1) for source in 2 * [source]
-      )
+    [next(iterator)['waveform'] for _ in range(4)]
+    for iterator in (
+      pipeline.batches(source, FEATURES, batch_size=4, seed=1, num_threads=1)
+      for source in 2 * [source]
+    )
   ]
   np.testing.assert_array_equal(*batches)
-  outcome('F8', 'a flipped bit in an ArrayRecord: named error, or one counted skip where max_bad_fraction allows it')
+  outcome(
+    'F8',
+    'a flipped bit in an ArrayRecord: named error, or one counted skip where max_bad_fraction allows it',
+  )
 
 
 def test_f13_worker_processes_change_nothing(tmp_path, outcome):
   root = _folder(tmp_path / 'audio')
   source = folders.examples(root, 16_000)
-  make = lambda workers: pipeline.batches(source, FEATURES, batch_size=8, seed=1, num_workers=workers)
+  make = lambda workers: pipeline.batches(
+    source, FEATURES, batch_size=8, seed=1, num_workers=workers
+  )
   batches = {workers: make(workers) for workers in (0, 1, 2)}
   read = {workers: [next(iterator) for _ in range(3)] for workers, iterator in batches.items()}
   other = make(1)
@@ -115,8 +136,12 @@ def test_f13_worker_processes_change_nothing(tmp_path, outcome):
 
 
 def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch, outcome):
-  """A reader that is slow is named; one that hangs ends the run after a save of all that was trained."""
-  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, slow_seconds=1.0, timeout_seconds=30.0))
+  """A reader that is slow is named; one that hangs ends the run after a save of all that was
+  trained.
+  """
+  monkeypatch.setattr(
+    toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, slow_seconds=1.0, timeout_seconds=30.0)
+  )
 
   class Stalling(toy.Batches):
     def __next__(self):
@@ -126,7 +151,9 @@ def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch
       return super().__next__()
 
   began = time.monotonic()
-  with pytest.warns(UserWarning, match=r'process 0 of 1 on .*: data of step 9 has taken 1 s so far'):
+  with pytest.warns(
+    UserWarning, match=r'process 0 of 1 on .*: data of step 9 has taken 1 s so far'
+  ):
     with pytest.raises(watch.StalledError, match='data of step 20 has not ended after 30 s'):
       toy_run.train(tmp_path, Stalling)
   seconds = time.monotonic() - began
@@ -137,6 +164,9 @@ def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch
   result = toy_run.train(tmp_path)
   runs.assert_same_run(tmp_path, result, reference)
   last = watch.read(tmp_path)[-1]
-  outcome('F16', f'one process: slow reader named, hanging one ended with step 20 saved after {seconds:.0f} s, of '
-          f'which {line["seconds"]["data"]:.1f} s counted as waiting for data; resumed bitwise; goodput then '
-          f'{last["goodput"]:.2f}')
+  outcome(
+    'F16',
+    f'one process: slow reader named, hanging one ended with step 20 saved after {seconds:.0f} s, of '
+    f'which {line["seconds"]["data"]:.1f} s counted as waiting for data; resumed bitwise; goodput then '
+    f'{last["goodput"]:.2f}',
+  )

@@ -1,4 +1,6 @@
-"""F22: kills while a corpus is made, the k-means fitted, tokens written; and the same job on several processes."""
+"""F22: kills while a corpus is made, the k-means fitted, tokens written; and the same job on
+several processes.
+"""
 
 import dataclasses
 import hashlib
@@ -35,7 +37,10 @@ def made(tmp_path_factory):
     soundfile.write(root / f'{i:02d}.wav', 0.1 * draws.normal(size=16_000 * (1 + i % 3)), 16_000)
   (root / '05.wav').write_bytes(b'RIFF')
   workdir = tmp_path_factory.mktemp('models')
-  for name, config in (('soundstream', CODEC), ('w2v_bert', w2v_bert.Config(**test_contract.W2V_BERT))):
+  for name, config in (
+    ('soundstream', CODEC),
+    ('w2v_bert', w2v_bert.Config(**test_contract.W2V_BERT)),
+  ):
     variables = jax.jit(lambda key: sharding.unbox(config.make().init(key)))(jax.random.key(0))
     checkpointer = checkpoints.Checkpointer(workdir / name / 'checkpoints')
     metadata = {'config': configs.describe(config), 'fingerprints': {}}
@@ -45,7 +50,9 @@ def made(tmp_path_factory):
 
 
 def encode_corpus(models, workdir, root, moment=None):
-  """Runs the program in a workdir of its own; `moment` names where the last process kills itself."""
+  """Runs the program in a workdir of its own; `moment` names where the last process kills
+  itself.
+  """
   pathlib.Path(workdir).mkdir(exist_ok=True)
   for name in ('soundstream', 'w2v_bert'):
     target = pathlib.Path(workdir) / name
@@ -58,25 +65,31 @@ def encode_corpus(models, workdir, root, moment=None):
   if moment is not None and jax.process_index() == jax.process_count() - 1:
     _arm(moment)
   sys.argv = [
-      'encode', '--recipe=folder', f'--workdir={workdir}', f'--set=corpus.root={root}', '--set=corpus.held_out=0.2',
-      '--set=semantic_tokens.layer=1', '--set=semantic_tokens.num_clusters=8',
-      '--set=semantic_tokens.sample_seconds=40',
-      # What the stages would have to be to learn from these tokens.
-      '--set=coarse.model.num_quantizers=1', '--set=fine.model.num_coarse=1',
-      *(f'--set={stage}.model.num_clusters=8' for stage in ('semantic', 'coarse')),
-      *(f'--set={stage}.model.codebook_size=8' for stage in ('coarse', 'fine')),
-      *(f'--set={stage}.model.total_quantizers=2' for stage in ('coarse', 'fine')),
-  ]  # fmt: skip
+    'encode',
+    '--recipe=folder',
+    f'--workdir={workdir}',
+    f'--set=corpus.root={root}',
+    '--set=corpus.held_out=0.2',
+    '--set=semantic_tokens.layer=1',
+    '--set=semantic_tokens.num_clusters=8',
+    '--set=semantic_tokens.sample_seconds=40',
+    # What the stages would have to be to learn from these tokens.
+    '--set=coarse.model.num_quantizers=1',
+    '--set=fine.model.num_coarse=1',
+    *(f'--set={stage}.model.num_clusters=8' for stage in ('semantic', 'coarse')),
+    *(f'--set={stage}.model.codebook_size=8' for stage in ('coarse', 'fine')),
+    *(f'--set={stage}.model.total_quantizers=2' for stage in ('coarse', 'fine')),
+  ]
   encode.main()
 
 
 def _arm(moment):
   module, name, call = {
-      'sample': (np, 'savez', 1),
-      'clusters': (encode.workspace, 'save_file', 1),
-      'shard': (token_shards, 'encode', 10),
-      'rename': (token_shards.os, 'replace', 3),
-      'manifest': (token_shards.json, 'dump', 1),
+    'sample': (np, 'savez', 1),
+    'clusters': (encode.workspace, 'save_file', 1),
+    'shard': (token_shards, 'encode', 10),
+    'rename': (token_shards.os, 'replace', 3),
+    'manifest': (token_shards.json, 'dump', 1),
   }[moment]
   original, calls = getattr(module, name), []
 
@@ -111,13 +124,16 @@ def undisturbed(made, tmp_path_factory):
   root, models = made
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
   logs = tmp_path_factory.mktemp('logs')
-  runs.finish_pod(runs.start_pod(encode_corpus, models, workdir, root, count=1, devices=1, logs=logs), logs)
+  runs.finish_pod(
+    runs.start_pod(encode_corpus, models, workdir, root, count=1, devices=1, logs=logs), logs
+  )
   hashes = _hashes(workdir)
   # Shards, manifests, lists of files, what made them, and the lock.
   assert len(hashes) == 10 + 2 + 2 + 2 + 1 and 'kmeans.safetensors' in hashes
   num_examples = sum(
-      shard['num_examples'] for split in ('train', 'test')
-      for shard in json.loads((workdir / 'tokens' / f'{split}.json').read_text())['shards']
+    shard['num_examples']
+    for split in ('train', 'test')
+    for shard in json.loads((workdir / 'tokens' / f'{split}.json').read_text())['shards']
   )
   assert num_examples == NUM_CLIPS - 1
   return hashes
@@ -136,12 +152,17 @@ def test_f22_a_job_killed_anywhere_goes_on(moment, made, undisturbed, tmp_path, 
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path, outcome):
-  """Also where all of them are killed on the way, at random, and started again in another number."""
+  """Also where all of them are killed on the way, at random, and started again in another
+  number.
+  """
   root, models = made
   logs = tmp_path / 'logs'
   began = time.monotonic()
   runs.finish_pod(
-      runs.start_pod(encode_corpus, models, tmp_path / 'whole', root, count=count, devices=1, logs=logs), logs
+    runs.start_pod(
+      encode_corpus, models, tmp_path / 'whole', root, count=count, devices=1, logs=logs
+    ),
+    logs,
   )
   seconds = time.monotonic() - began
   whole = _hashes(tmp_path / 'whole')
@@ -150,7 +171,13 @@ def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path,
   moments, killed = random.Random(count), 0
   for attempt in range(3):
     pod = runs.start_pod(
-        encode_corpus, models, tmp_path / 'killed', root, count=max(count - attempt, 1), devices=1, logs=logs
+      encode_corpus,
+      models,
+      tmp_path / 'killed',
+      root,
+      count=max(count - attempt, 1),
+      devices=1,
+      logs=logs,
     )
     time.sleep(moments.uniform(0.3, 0.9) * seconds)
     for process in pod:
@@ -158,11 +185,15 @@ def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path,
       process.join()
       killed += process.exitcode == runs.KILLED
   runs.finish_pod(
-      runs.start_pod(encode_corpus, models, tmp_path / 'killed', root, count=count, devices=1, logs=logs), logs
+    runs.start_pod(
+      encode_corpus, models, tmp_path / 'killed', root, count=count, devices=1, logs=logs
+    ),
+    logs,
   )
   assert _hashes(tmp_path / 'killed') == undisturbed
   outcome(
-      'F22', f'{count} processes: clusters and shards bitwise those of one; {killed} processes killed, then the same'
+    'F22',
+    f'{count} processes: clusters and shards bitwise those of one; {killed} processes killed, then the same',
   )
 
 
@@ -181,15 +212,21 @@ def make_corpus(config, cache, die):
 
 def test_f22_a_corpus_killed_while_written_is_made_anew(tmp_path, outcome):
   pytest.importorskip('espeakng_loader')
-  config = synthesized.Config(num_train_voices=2, num_test_voices=1, train_minutes=0.2, utterance_seconds=4.0)
+  config = synthesized.Config(
+    num_train_voices=2, num_test_voices=1, train_minutes=0.2, utterance_seconds=4.0
+  )
   log = tmp_path / 'log'
   runs.finish(runs.start(make_corpus, config, tmp_path / 'killed', True, log=log), log, runs.KILLED)
   for name in ('killed', 'whole'):
     runs.finish(runs.start(make_corpus, config, tmp_path / name, False, log=log), log)
   killed, whole = (
-      [path for path in (tmp_path / name).iterdir() if path.suffix == '.npz'] for name in ('killed', 'whole')
+    [path for path in (tmp_path / name).iterdir() if path.suffix == '.npz']
+    for name in ('killed', 'whole')
   )
-  with np.load(killed[0], allow_pickle=False) as one, np.load(whole[0], allow_pickle=False) as other:
+  with (
+    np.load(killed[0], allow_pickle=False) as one,
+    np.load(whole[0], allow_pickle=False) as other,
+  ):
     for name in other.files:
       np.testing.assert_array_equal(one[name], other[name])
   outcome('F22', 'synthesized corpus killed while it was written: made anew, bitwise')

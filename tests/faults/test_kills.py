@@ -21,7 +21,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_f1_kills_at_random_moments(reference, tmp_path, outcome):
-  """After every kill the same command goes on, from a whole step; at the end it is bitwise the undisturbed run."""
+  """After every kill the same command goes on, from a whole step; at the end it is bitwise the
+  undisturbed run.
+  """
   moments, log = random.Random(1), tmp_path / 'log'
   workdir = tmp_path / 'run'
   ends, resumed_from = [], []
@@ -43,7 +45,8 @@ def test_f1_kills_at_random_moments(reference, tmp_path, outcome):
   result = toy_run.train(workdir)
   compared = runs.assert_same_run(workdir, result, reference)
   outcome(
-      'F1', f'{NUM_KILLS} kills, resumed from steps {resumed_from}; {compared} logged numbers and the state bitwise'
+    'F1',
+    f'{NUM_KILLS} kills, resumed from steps {resumed_from}; {compared} logged numbers and the state bitwise',
   )
 
 
@@ -54,7 +57,8 @@ def test_f2_kills_within_a_save(moment, reference, tmp_path, outcome):
   runs.finish(process, log, runs.KILLED)
   left = sorted(path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir())
   whole = checkpoints.steps(tmp_path / 'run' / 'checkpoints')
-  assert whole and len(left) > len(whole) + 1  # at least one step is whole, and half a one lies there
+  # at least one step is whole, and half a one lies there
+  assert whole and len(left) > len(whole) + 1
   result = toy_run.train(tmp_path / 'run')
   runs.assert_same_run(tmp_path / 'run', result, reference)
   outcome('F2', f'{moment}: resumed from {whole[-1]}, bitwise')
@@ -70,7 +74,8 @@ def test_f3_signals_save_and_the_second_leaves(reference, tmp_path, outcome):
     name, step, preempted = runs.finish(process, log).split()[-3:]
     assert preempted == 'True' and runs.newest(tmp_path / 'run') == int(step)
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
-    assert f'"step": {step},' in lines[-1]  # what was logged last is what was saved: no step is lost
+    # what was logged last is what was saved: no step is lost
+    assert f'"step": {step},' in lines[-1]
   result = toy_run.train(tmp_path / 'run')
   runs.assert_same_run(tmp_path / 'run', result, reference)
 
@@ -84,8 +89,8 @@ def test_f3_signals_save_and_the_second_leaves(reference, tmp_path, outcome):
   process.join(10)
   assert process.exitcode == -signal.SIGTERM
   outcome(
-      'F3',
-      f'SIGTERM and SIGINT: saved the step they found, bitwise; a second ends it in {time.monotonic() - began:.2f} s',
+    'F3',
+    f'SIGTERM and SIGINT: saved the step they found, bitwise; a second ends it in {time.monotonic() - began:.2f} s',
   )
 
 
@@ -94,7 +99,9 @@ def hang_in_save(workdir):
   runs.slow_toy(workdir)
 
 
-@pytest.mark.parametrize('name', ['soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm'])
+@pytest.mark.parametrize(
+  'name', ['soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm']
+)
 def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
   """A run of every stage, cut and resumed, is bitwise the uncut one."""
   from audiolm_jax.training import loop, optimizers, sharding
@@ -102,8 +109,13 @@ def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
 
   config, batch, _ = test_contract.CASES[name]
   train_config = loop.TrainConfig(
-      batch_size=4, num_steps=6, log_every=1, save_every=2, tensorboard=False,
-      optimizer=optimizers.OptimizerConfig(learning_rate=1e-3), mesh=sharding.MeshConfig(data=2, fsdp=2, tensor=2),
+    batch_size=4,
+    num_steps=6,
+    log_every=1,
+    save_every=2,
+    tensorboard=False,
+    optimizer=optimizers.OptimizerConfig(learning_rate=1e-3),
+    mesh=sharding.MeshConfig(data=2, fsdp=2, tensor=2),
   )
 
   class Batches:
@@ -113,7 +125,9 @@ def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
       if self.index == self.cut:
         raise runs.Cut
       self.index += 1
-      return {key: value[[(row + self.index) % 4 for row in range(4)]] for key, value in batch.items()}
+      return {
+        key: value[[(row + self.index) % 4 for row in range(4)]] for key, value in batch.items()
+      }
 
     def get_state(self):
       return self.index
@@ -143,11 +157,13 @@ train.train_all(recipe.load('tiny'), ['--workdir=w'])
 
 
 def test_f3_a_signal_to_all_stages_reaches_the_one_that_trains(tmp_path, outcome):
-  """SIGTERM to `train --stage=all`: the stage in training gets it, saves (here: writes a file), and nothing follows."""
+  """SIGTERM to `train --stage=all`: the stage in training gets it, saves (here: writes a file), and
+  nothing follows.
+  """
   program, saved = tmp_path / 'python', tmp_path / 'saved'
   program.write_text(
-      f'#!/bin/sh\ntrap "sleep 1; echo $* >>{saved}; exit 143" TERM\ntouch {tmp_path}/ready\n'
-      'while :; do sleep 0.1; done\n'
+    f'#!/bin/sh\ntrap "sleep 1; echo $* >>{saved}; exit 143" TERM\ntouch {tmp_path}/ready\n'
+    'while :; do sleep 0.1; done\n'
   )
   program.chmod(0o755)
   process = subprocess.Popen([sys.executable, '-c', STAGES_IN_A_ROW, str(program)], cwd=ROOT)

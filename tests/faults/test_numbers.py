@@ -31,7 +31,9 @@ def poisoned(*indices, value=np.nan):
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
-  """As a run over the same batches without the bad ones; too many in a row stop it with the state before them."""
+  """As a run over the same batches without the bad ones; too many in a row stop it with the state
+  before them.
+  """
   monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, max_skipped_batches=2))
 
   class Without(toy.Batches):
@@ -43,7 +45,9 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
       return super().__next__()
 
   events = []
-  result = toy_run.train(tmp_path / 'skipping', poisoned(5, 18, 19, value=value), report=events.append)
+  result = toy_run.train(
+    tmp_path / 'skipping', poisoned(5, 18, 19, value=value), report=events.append
+  )
   without = toy_run.train(tmp_path / 'without', Without)
   assert result.step == 48
   contract.assert_trees_equal(jax.device_get(result.variables), jax.device_get(without.variables))
@@ -52,8 +56,8 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
   assert 'batch left out, 2 of at most 2 in a row, 3 in all' in messages[2]
   metrics = metrics_writer.read(tmp_path / 'skipping')
   assert (
-      metrics[48]['skipped_batches'] == 3
-      and metrics[48]['loss'] == metrics_writer.read(tmp_path / 'without')[48]['loss']
+    metrics[48]['skipped_batches'] == 3
+    and metrics[48]['loss'] == metrics_writer.read(tmp_path / 'without')[48]['loss']
   )
   with pytest.raises(errors.NonFiniteError, match='step 18: .*saved as step 18'):
     toy_run.train(tmp_path / 'stopped', poisoned(18, 19, 20, value=value))
@@ -62,8 +66,11 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
     toy_run.train(tmp_path / 'cut', runs.cut_at(19, poisoned(5, 18, 19, value=value)))
   resumed = toy_run.train(tmp_path / 'cut', poisoned(5, 18, 19, value=value))
   contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(without.variables))
-  outcome('F10', f'{value} in 3 batches: left out, told with step and data position, state bitwise that of a run '
-          'without them (also when cut there); a third in a row stops it, state before saved')
+  outcome(
+    'F10',
+    f'{value} in 3 batches: left out, told with step and data position, state bitwise that of a run '
+    'without them (also when cut there); a third in a row stops it, state before saved',
+  )
 
 
 def test_f10_the_state_is_untouched(outcome):
@@ -91,34 +98,42 @@ def test_f11_a_spike_is_told_of_or_left_behind(tmp_path, monkeypatch, outcome):
 
   found = {}
   limits = functools.partial(rollback.RollbackConfig, window=8, explosion=30.0)
-  monkeypatch.setattr(rollback, 'RollbackConfig', limits)  # the toy does not take the 50 steps of the default
+  # the toy does not take the 50 steps of the default
+  monkeypatch.setattr(rollback, 'RollbackConfig', limits)
   for name, config in (('told', None), ('left behind', limits())):
     monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, rollback=config))
     events = []
     result = toy_run.train(tmp_path / name, Spiking, report=events.append)
     assert result.step == 48
     [found[name]] = [event['message'] for event in events if 'message' in event]
-  assert "step 20, batch at {'next_index': 20}: " in found['told'] and 'times its median' in found['told']
+  assert (
+    "step 20, batch at {'next_index': 20}: " in found['told']
+    and 'times its median' in found['told']
+  )
   assert 'rollback 1 of 5' in found['left behind']
   outcome('F11', f'told: "{found["told"][:90]}..."; or left behind by rollback')
 
 
 MESHES = {
-    '8 devices (2, 2, 2)': (8, sharding.MeshConfig(data=2, fsdp=2, tensor=2)),
-    '4 devices (1, 4, 1)': (4, sharding.MeshConfig(data=1, fsdp=4)),
-    '2 devices (1, 1, 2)': (2, sharding.MeshConfig(data=1, tensor=2)),
-    '1 device': (1, sharding.MeshConfig()),
+  '8 devices (2, 2, 2)': (8, sharding.MeshConfig(data=2, fsdp=2, tensor=2)),
+  '4 devices (1, 4, 1)': (4, sharding.MeshConfig(data=1, fsdp=4)),
+  '2 devices (1, 1, 2)': (2, sharding.MeshConfig(data=1, tensor=2)),
+  '1 device': (1, sharding.MeshConfig()),
 }
 
 
 def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
-  """Saved by eight devices at step 24; restored by each mesh, bitwise, and trained to the end with the same losses."""
+  """Saved by eight devices at step 24; restored by each mesh, bitwise, and trained to the end with
+  the same losses.
+  """
   make_mesh = sharding.make_mesh
   settings = toy_run.TRAIN
 
   def use(name):
     count, mesh = MESHES[name]
-    monkeypatch.setattr(loop.sharding, 'make_mesh', lambda config: make_mesh(config, jax.devices()[:count]))
+    monkeypatch.setattr(
+      loop.sharding, 'make_mesh', lambda config: make_mesh(config, jax.devices()[:count])
+    )
     monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(settings, mesh=mesh))
 
   first = next(iter(MESHES))
@@ -138,16 +153,21 @@ def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
     # What was restored, before any step of its own.
     c = toy_run.TRAIN
     init, shapes, shardings = step_lib.make_init(
-        toy.Config().make(), c.optimizer, loop.sharding.make_mesh(c.mesh), keep_ema=True
+      toy.Config().make(), c.optimizer, loop.sharding.make_mesh(c.mesh), keep_ema=True
     )
-    targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    parts = checkpoints.load_parts(tmp_path / 'saved' , {'params': targets.params, 'opt_state': targets.opt_state})
+    targets = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    parts = checkpoints.load_parts(
+      tmp_path / 'saved', {'params': targets.params, 'opt_state': targets.opt_state}
+    )
     if name == list(MESHES)[1]:
       reference = jax.device_get(parts)
     contract.assert_trees_equal(jax.device_get(parts), reference)
   text = ', '.join(f'{name} {value:.1e}' for name, value in worst.items())
   outcome(
-      'F12', f'saved on {first}; parameters bitwise when restored, losses of 24 further steps differ at most by: {text}'
+    'F12',
+    f'saved on {first}; parameters bitwise when restored, losses of 24 further steps differ at most by: {text}',
   )
 
 
@@ -162,19 +182,26 @@ def test_f20_too_little_memory_is_explained(tmp_path, outcome):
       def loss(params, state, batch, key):
         value, aux = stage.loss(params, state, batch, key)
         size = 2**46  # numbers: more than any machine holds
-        more = jnp.sort(jnp.sin(jax.lax.stop_gradient(value) * jnp.arange(size, dtype=jnp.float32)))[size // 2]
+        more = jnp.sort(
+          jnp.sin(jax.lax.stop_gradient(value) * jnp.arange(size, dtype=jnp.float32))
+        )[size // 2]
         return value + 0.0 * more, aux
 
       return stage._replace(loss=loss)
 
   config = Hungry()
-  settings = dataclasses.replace(toy_run.TRAIN, mesh=sharding.MeshConfig(), ema_decay=None, eval_every=None)
+  settings = dataclasses.replace(
+    toy_run.TRAIN, mesh=sharding.MeshConfig(), ema_decay=None, eval_every=None
+  )
   loop.train(
-      toy.Config().make(), config, dataclasses.replace(settings, num_steps=8), make_batches=toy.Batches,
-      workdir=tmp_path,
-  )  # fmt: skip
+    toy.Config().make(),
+    config,
+    dataclasses.replace(settings, num_steps=8),
+    make_batches=toy.Batches,
+    workdir=tmp_path,
+  )
   with pytest.raises(
-      errors.OutOfMemoryError, match=r'Each device holds .*params .* MiB.*of batch_size=8 examples'
+    errors.OutOfMemoryError, match=r'Each device holds .*params .* MiB.*of batch_size=8 examples'
   ) as caught:
     loop.train(config.make(), config, settings, make_batches=toy.Batches, workdir=tmp_path)
   assert checkpoints.fault(tmp_path / 'checkpoints' / '8') is None

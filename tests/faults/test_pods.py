@@ -1,4 +1,6 @@
-"""F4, F13, F16 and what else several processes promise: real ones, under jax.distributed on CPU devices."""
+"""F4, F13, F16 and what else several processes promise: real ones, under jax.distributed on CPU
+devices.
+"""
 
 import json
 import os
@@ -38,15 +40,22 @@ def test_f4_a_signal_to_one_of_two_saves_on_both(tmp_path, outcome):
   # One after another: on a machine that is too busy Gloo gives up waiting for the other process.
   for workdir, count in ((run, 2), (tmp_path / 'unbroken', 2), (tmp_path / 'one', 1)):
     logs = tmp_path / f'logs of {workdir.name} {count}'
-    started = runs.start_pod(toy_pod.train, workdir, num_steps, count=count, devices=4 // count, logs=logs)
+    started = runs.start_pod(
+      toy_pod.train, workdir, num_steps, count=count, devices=4 // count, logs=logs
+    )
     outputs = runs.finish_pod(started, logs)
     assert all(output.split()[-2:] == [str(num_steps), 'False'] for output in outputs)
   broken = _difference(run, tmp_path / 'unbroken')
   assert broken == 0
   alone = _difference(run, tmp_path / 'one')
   assert alone <= 1e-5
-  outcome('F4', f'both saved step {step} and left; resumed to {num_steps}, bitwise the unbroken two')
-  outcome('F12', f'2 processes x 2 devices against 1 x 4: losses and gradient norms differ by at most {alone:.1e}')
+  outcome(
+    'F4', f'both saved step {step} and left; resumed to {num_steps}, bitwise the unbroken two'
+  )
+  outcome(
+    'F12',
+    f'2 processes x 2 devices against 1 x 4: losses and gradient norms differ by at most {alone:.1e}',
+  )
 
 
 def _pod_at(step, function, run, *arguments, logs):
@@ -56,7 +65,9 @@ def _pod_at(step, function, run, *arguments, logs):
     try:
       runs.wait_for_step(pod[0], run, step)
       return pod
-    except AssertionError:  # Gloo waits 30 s for the other process to compile: too little on a busy machine
+    except (
+      AssertionError
+    ):  # Gloo waits 30 s for the other process to compile: too little on a busy machine
       for process in pod:
         process.kill()
         process.join()
@@ -65,7 +76,10 @@ def _pod_at(step, function, run, *arguments, logs):
 
 
 # Whoever ends first ends the other: by its own bound, or by JAX's service, which aborts.
-ENDED, BY_JAX = (1, -signal.SIGABRT), 'Terminating process because the JAX distributed service detected fatal errors'
+ENDED, BY_JAX = (
+  (1, -signal.SIGABRT),
+  'Terminating process because the JAX distributed service detected fatal errors',
+)
 
 
 class HangingBatches(toy_pod.SlowBatches):
@@ -92,7 +106,8 @@ def test_f16_a_hung_data_source_ends_all_processes(tmp_path, outcome):
   assert any('has not ended after 30 s' in output for output in outputs)
   assert checkpoints.steps(run / 'checkpoints') == [5]
   outcome(
-      'F16', f'a data source that hangs in one of two (bound 30 s): both ended in {seconds:.0f} s, host and phase named'
+    'F16',
+    f'a data source that hangs in one of two (bound 30 s): both ended in {seconds:.0f} s, host and phase named',
   )
 
 
@@ -123,7 +138,9 @@ def test_f16_a_killed_peer_ends_the_other(tmp_path, outcome):
   assert 'error: process 0 of 2' in output or BY_JAX in output
   again = runs.start_pod(toy_pod.train, run, 12, count=2, devices=2, logs=tmp_path / 'again')
   runs.finish_pod(again, tmp_path / 'again')
-  outcome('F16', f'a peer killed with -9: the other ended in {seconds:.0f} s; started again, both went on')
+  outcome(
+    'F16', f'a peer killed with -9: the other ended in {seconds:.0f} s; started again, both went on'
+  )
 
 
 NUM_EXAMPLES, BATCH_SIZE, STEPS = 23, 8, 9
@@ -131,7 +148,9 @@ FEATURES = {'semantic': Feature((4,), np.int32, 25.0), 'label': Feature((), np.i
 
 
 def read_batches(folder, stop, out):
-  """Reads global batches from a saved position on: appends their rows, as the devices hold them, to `out`."""
+  """Reads global batches from a saved position on: appends their rows, as the devices hold them, to
+  `out`.
+  """
   from audiolm_jax.training import sharding
 
   source = token_shards.TokenShards(folder, 'train')
@@ -139,8 +158,13 @@ def read_batches(folder, stop, out):
   get = token_shards.TokenShards.__getitem__
   token_shards.TokenShards.__getitem__ = lambda self, i: reads.append(i) or get(self, i)
   batches = pipeline.batches(
-      source, FEATURES, batch_size=BATCH_SIZE, seed=3, process_index=jax.process_index(),
-      process_count=jax.process_count(), num_threads=1,
+    source,
+    FEATURES,
+    batch_size=BATCH_SIZE,
+    seed=3,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_threads=1,
   )
   position = pathlib.Path(f'{out}.position')
   if position.exists():
@@ -158,11 +182,12 @@ def read_batches(folder, stop, out):
 
 
 def test_f13_the_same_global_batches_for_1_2_and_4_processes(tmp_path, outcome):
-  """Also when the number changes on the way: the position is taken over exactly, no example is repeated or lost."""
+  """Also when the number changes on the way: the position is taken over exactly, no example is
+  repeated or lost.
+  """
   for shard in range(3):
     rows = [
-        {'semantic': np.arange(10) + 100 * i, 'label': i}
-        for i in range(shard, NUM_EXAMPLES, 3)
+      {'semantic': np.arange(10) + 100 * i, 'label': i} for i in range(shard, NUM_EXAMPLES, 3)
     ]
     token_shards.write_shard(tmp_path, 'train', shard, 3, rows)
   token_shards.write_manifest(tmp_path, 'train', 3, {})
@@ -170,22 +195,40 @@ def test_f13_the_same_global_batches_for_1_2_and_4_processes(tmp_path, outcome):
   for count in (1, 2, 4):
     logs = tmp_path / f'logs{count}'
     pod = runs.start_pod(
-        read_batches, tmp_path, STEPS, tmp_path / f'{count}.jsonl', count=count, devices=4 // count, logs=logs
+      read_batches,
+      tmp_path,
+      STEPS,
+      tmp_path / f'{count}.jsonl',
+      count=count,
+      devices=4 // count,
+      logs=logs,
     )
     reads[count] = [int(output.split()[-1]) for output in runs.finish_pod(pod, logs)]
   for number, (count, stop) in enumerate(((2, 3), (4, 6), (1, STEPS))):
     logs = tmp_path / f'elastic{number}'
     runs.finish_pod(
-        runs.start_pod(
-            read_batches, tmp_path, stop, tmp_path / 'elastic.jsonl', count=count, devices=4 // count, logs=logs
-        ), logs
+      runs.start_pod(
+        read_batches,
+        tmp_path,
+        stop,
+        tmp_path / 'elastic.jsonl',
+        count=count,
+        devices=4 // count,
+        logs=logs,
+      ),
+      logs,
     )
   texts = [(tmp_path / f'{name}.jsonl').read_text() for name in (1, 2, 4, 'elastic')]
   assert len(set(texts)) == 1 and texts[0].count('\n') == STEPS
   labels = [label for line in texts[0].splitlines() for label in json.loads(line)['label']]
   for epoch in range(STEPS * BATCH_SIZE // NUM_EXAMPLES):
-    assert sorted(labels[epoch * NUM_EXAMPLES : (epoch + 1) * NUM_EXAMPLES]) == list(range(NUM_EXAMPLES))
+    assert sorted(labels[epoch * NUM_EXAMPLES : (epoch + 1) * NUM_EXAMPLES]) == list(
+      range(NUM_EXAMPLES)
+    )
   # Each reads its own rows, one example to check the features by, and what it prefetches.
   for count, each in reads.items():
     assert max(each) <= (STEPS + 4) * BATCH_SIZE // count + 1, reads
-  outcome('F13', f'1, 2, 4 processes and 2 -> 4 -> 1: the same {STEPS} global batches; examples read by each: {reads}')
+  outcome(
+    'F13',
+    f'1, 2, 4 processes and 2 -> 4 -> 1: the same {STEPS} global batches; examples read by each: {reads}',
+  )

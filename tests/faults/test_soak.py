@@ -1,4 +1,6 @@
-"""F23: two hundred random faults, one after another, on runs that must all end as if nothing had been."""
+"""F23: two hundred random faults, one after another, on runs that must all end as if nothing had
+been.
+"""
 
 import collections
 import dataclasses
@@ -68,7 +70,17 @@ def _strike_files(workdir, kind, random) -> bool:
 
 
 KINDS = (
-    'kill', 'kill in save', 'signal', 'not finite', 'slow', 'hang', 'no space', 'no log', 'flip', 'truncate', 'delete'
+  'kill',
+  'kill in save',
+  'signal',
+  'not finite',
+  'slow',
+  'hang',
+  'no space',
+  'no log',
+  'flip',
+  'truncate',
+  'delete',
 )
 
 
@@ -100,9 +112,13 @@ def test_f23_two_hundred_faults(reference, tmp_path, monkeypatch, outcome):
     if result.preempted:
       continue
     jax.tree.map(
-        np.testing.assert_array_equal, jax.device_get(result.variables), jax.device_get(reference[0].variables)
+      np.testing.assert_array_equal,
+      jax.device_get(result.variables),
+      jax.device_get(reference[0].variables),
     )
     finished += 1
     workdir = tmp_path / f'run{finished}'
   counts = ', '.join(f'{name} {number}' for name, number in sorted(struck.items()))
-  outcome('F23', f'{struck.total()} faults ({counts}) over {finished} runs: every final state bitwise')
+  outcome(
+    'F23', f'{struck.total()} faults ({counts}) over {finished} runs: every final state bitwise'
+  )

@@ -8,7 +8,9 @@ from audiolm_jax.metrics import abx
 
 
 def brute_force_cost(distance_NM):
-  """Returns (cost, path length) of the cheapest path, by trying all of them; among equals all lengths."""
+  """Returns (cost, path length) of the cheapest path, by trying all of them; among equals all
+  lengths.
+  """
   rows, columns = distance_NM.shape
 
   def paths(i, j):
@@ -29,32 +31,41 @@ def test_alignment_is_the_cheapest_of_all_paths(shape):
   for _ in range(5):
     distance_NM = random.random(shape).astype(np.float32)
     cost, [length] = brute_force_cost(distance_NM)
-    padded_PNM = np.full((1, 6, 6), random.random(), np.float32)  # what is beyond a stretch has no say
+    # what is beyond a stretch has no say
+    padded_PNM = np.full((1, 6, 6), random.random(), np.float32)
     padded_PNM[0, : shape[0], : shape[1]] = distance_NM
-    found_P = abx.alignment_cost(jnp.asarray(padded_PNM), jnp.array([shape[0]]), jnp.array([shape[1]]))
+    found_P = abx.alignment_cost(
+      jnp.asarray(padded_PNM), jnp.array([shape[0]]), jnp.array([shape[1]])
+    )
     np.testing.assert_allclose(found_P[0], cost / length, rtol=1e-5)
 
 
 def test_among_equal_alignments_one_ends_diagonally():
-  # All cells cost the same: the diagonal is cheapest. Cost 0 everywhere but in the corners: any path, and 0 for all.
+  # All cells cost the same: the diagonal is cheapest. Cost 0 everywhere but in the corners: any
+  # path, and 0 for all.
   equal_PNM = jnp.ones((1, 3, 4))
   assert abx.alignment_cost(equal_PNM, jnp.array([3]), jnp.array([4]))[0] == 1
   # One token against itself repeated: n columns, all on the path.
   ties = np.array([[0, 0, 1], [0, 0, 1]], np.float32)
   cost, lengths = brute_force_cost(ties)
   assert (cost, lengths) == (1, {3, 4})  # a tie that the rule decides: both ends diagonal
-  assert abx.alignment_cost(jnp.asarray(ties)[None], jnp.array([2]), jnp.array([3]))[0] == pytest.approx(1 / 3)
+  assert abx.alignment_cost(jnp.asarray(ties)[None], jnp.array([2]), jnp.array([3]))[
+    0
+  ] == pytest.approx(1 / 3)
 
 
 def test_distances_by_their_definitions():
   one, other = np.array([[3.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [-2.0, 0.0], [0.0, 0.0]])
   sides = [jnp.asarray(abx._normalized(frames))[None] for frames in (one, other)]
   angular_NM = abx.frame_distances(*sides, 'angular')[0]
-  np.testing.assert_allclose(angular_NM, [[0.25, 1, 1], [1, 1, 0]], atol=1e-3)  # arccos is steep at 0
+  # arccos is steep at 0
+  np.testing.assert_allclose(angular_NM, [[0.25, 1, 1], [1, 1, 0]], atol=1e-3)
   cosine_NM = abx.frame_distances(*sides, 'cosine')[0]
   np.testing.assert_allclose(cosine_NM, [[1 - 0.5**0.5, 2, 1], [1, 1, 0]], atol=1e-6)
   tokens = jnp.array([[[1, 2], [3, 4]]]), jnp.array([[[1, 5], [3, 4], [0, 0]]])
-  np.testing.assert_array_equal(abx.frame_distances(*tokens, 'identity')[0], [[0.5, 1, 1], [1, 0, 1]])
+  np.testing.assert_array_equal(
+    abx.frame_distances(*tokens, 'identity')[0], [[0.5, 1, 1], [1, 0, 1]]
+  )
 
 
 def test_a_frame_belongs_where_its_middle_is():
@@ -63,11 +74,15 @@ def test_a_frame_belongs_where_its_middle_is():
   assert abx.cut(frames_FD, 0.06, 0.22, 25.0).ravel().tolist() == [1, 2, 3, 4]
   assert abx.cut(frames_FD, 0.061, 0.18, 25.0).ravel().tolist() == [2, 3]
   assert abx.cut(frames_FD, 0.30, 9.0, 25.0).ravel().tolist() == [7, 8, 9]
-  assert abx.cut(frames_FD, 0.0, 0.01, 25.0).size == 0 and abx.cut(frames_FD, 5.0, 5.2, 25.0).size == 0
+  assert (
+    abx.cut(frames_FD, 0.0, 0.01, 25.0).size == 0 and abx.cut(frames_FD, 5.0, 5.2, 25.0).size == 0
+  )
 
 
 def corpus(seed, phones=3, contexts=2, speakers=3, each=3):
-  """Returns segments (random), phones, contexts, speakers: `each` of every combination, in random order."""
+  """Returns segments (random), phones, contexts, speakers: `each` of every combination, in random
+  order.
+  """
   random = np.random.default_rng(seed)
   cells = list(itertools.product(range(phones), range(contexts), range(speakers))) * each
   cells = [cells[i] for i in random.permutation(len(cells))]
@@ -80,9 +95,16 @@ def brute_force_score(segments, phones, contexts, speakers, speaker, cost):
   cells = {}
   index = range(len(segments))
   for a, b, x in itertools.product(index, repeat=3):
-    if contexts[a] != contexts[b] or contexts[a] != contexts[x] or phones[a] != phones[x] or phones[a] == phones[b]:
+    if (
+      contexts[a] != contexts[b]
+      or contexts[a] != contexts[x]
+      or phones[a] != phones[x]
+      or phones[a] == phones[b]
+    ):
       continue
-    if a == x or speakers[a] != speakers[b] or (speakers[x] == speakers[a]) != (speaker == 'within'):
+    if (
+      a == x or speakers[a] != speakers[b] or (speakers[x] == speakers[a]) != (speaker == 'within')
+    ):
       continue
     key = (phones[a], phones[b], speakers[a], contexts[a], speakers[x])
     to_a, to_b = cost(segments[x], segments[a]), cost(segments[x], segments[b])
@@ -114,7 +136,8 @@ def test_score_equals_looping_over_triplets(speaker):
   result = abx.score(*single, speaker=speaker)
   assert result.error == pytest.approx(expected, abs=1e-6)
   assert result.phone_pairs == 6
-  assert brute_force_score(*single, speaker, pooled) != pytest.approx(expected, abs=1e-6)  # the distance matters
+  # the distance matters
+  assert brute_force_score(*single, speaker, pooled) != pytest.approx(expected, abs=1e-6)
 
 
 def test_tokens_that_are_the_phones_make_no_error_and_constant_tokens_are_at_chance():
@@ -136,8 +159,8 @@ def test_more_noise_makes_more_errors_and_noise_alone_is_at_chance():
   for noise in (0.1, 1.0, 3.0, 1000.0):
     random = np.random.default_rng(0)
     segments = [
-        (np.eye(8)[phone] + noise * random.normal(size=(random.integers(2, 7), 8))).astype(np.float32)
-        for phone in phones
+      (np.eye(8)[phone] + noise * random.normal(size=(random.integers(2, 7), 8))).astype(np.float32)
+      for phone in phones
     ]
     errors.append(abx.score(segments, phones, contexts, speakers, speaker='across').error)
   assert errors == sorted(errors) and errors[0] < 0.01 and abs(errors[-1] - 0.5) < 0.05
@@ -164,14 +187,18 @@ def test_what_cannot_be_compared_is_said():
     abx.score(segments, phones[1:], contexts, speakers, speaker='within')
   segments, phones, contexts, speakers = corpus(seed=5)
   empty = [np.zeros((0, 4), np.float32)] * 3
-  result = abx.score(segments + empty, phones + [0, 1, 2], contexts + [0] * 3, speakers + [0] * 3, speaker='within')
+  result = abx.score(
+    segments + empty, phones + [0, 1, 2], contexts + [0] * 3, speakers + [0] * 3, speaker='within'
+  )
   assert result == abx.score(segments, phones, contexts, speakers, speaker='within')
 
 
 @pytest.mark.parametrize('distance', ['angular', 'cosine'])
 def test_discrete_tokens_have_no_angle(distance):
   segments = [np.zeros((2, 1), np.int32)] * 4
-  with pytest.raises(ValueError, match=rf"segments\[0\] is of type int32 and distance='{distance}'.*'identity'"):
+  with pytest.raises(
+    ValueError, match=rf"segments\[0\] is of type int32 and distance='{distance}'.*'identity'"
+  ):
     abx.score(segments, list('aabb'), [0] * 4, [0] * 4, speaker='within', distance=distance)
 
 

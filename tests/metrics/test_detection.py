@@ -22,10 +22,16 @@ def scores(seed, count=200, decimals=1):
 def test_roc_area_and_accuracy_are_those_of_scikit_learn(seed):
   score_N, label_N = scores(seed)
   curve = detection.roc(score_N, label_N)
-  for got, expected in zip(curve, oracle.roc_curve(label_N, score_N, drop_intermediate=False), strict=True):
+  for got, expected in zip(
+    curve, oracle.roc_curve(label_N, score_N, drop_intermediate=False), strict=True
+  ):
     np.testing.assert_allclose(got, expected)
-  assert detection.area_under_curve(score_N, label_N) == pytest.approx(oracle.roc_auc_score(label_N, score_N))
-  assert detection.accuracy(score_N, label_N, 0.5) == pytest.approx(oracle.accuracy_score(label_N, score_N > 0.5))
+  assert detection.area_under_curve(score_N, label_N) == pytest.approx(
+    oracle.roc_auc_score(label_N, score_N)
+  )
+  assert detection.accuracy(score_N, label_N, 0.5) == pytest.approx(
+    oracle.accuracy_score(label_N, score_N > 0.5)
+  )
 
 
 def test_area_is_the_share_of_pairs_in_order():
@@ -42,15 +48,20 @@ def test_equal_error_rate_of_two_gaussians():
   assert detection.equal_error_rate(score_N, label_N) == pytest.approx(ndtr(-1.0), abs=2e-3)
 
 
-@pytest.mark.parametrize('score, label, expected', [
+@pytest.mark.parametrize(
+  'score, label, expected',
+  [
     ([1, 2, 3, 4], [0, 0, 1, 1], 0.0),
     ([1, 2, 3, 4], [1, 1, 0, 0], 1.0),
     ([1, 1, 1, 1], [0, 1, 0, 1], 0.5),
     ([1, 2, 3, 4], [0, 1, 0, 1], 0.5),
     ([1, 2, 3, 4, 5, 6], [0, 0, 1, 0, 1, 1], 1 / 3),
-])  # fmt: skip
+  ],
+)
 def test_equal_error_rate_by_hand(score, label, expected):
-  assert detection.equal_error_rate(np.array(score, float), np.array(label)) == pytest.approx(expected)
+  assert detection.equal_error_rate(np.array(score, float), np.array(label)) == pytest.approx(
+    expected
+  )
 
 
 def test_calibration_undoes_a_known_distortion():
@@ -69,13 +80,15 @@ def test_calibration_is_logistic_regression_where_classes_overlap():
   regression = LogisticRegression(C=np.inf, tol=1e-10).fit(score_N[:, None], label_N)
   found = detection.fit_calibration(score_N, label_N)
   expected = [regression.coef_[0, 0], regression.intercept_[0]]
-  np.testing.assert_allclose([found.scale, found.offset], expected, rtol=5e-3)  # Platt's targets differ a little
+  # Platt's targets differ a little
+  np.testing.assert_allclose([found.scale, found.offset], expected, rtol=5e-3)
 
 
 def test_calibration_stays_finite_where_classes_do_not_overlap():
   found = detection.fit_calibration(np.array([-3.0, -2, 2, 3]), np.array([0, 0, 1, 1]))
   probability_N = detection.probability(found, np.array([-2.5, 2.5, 1e6, -1e6]))
-  np.testing.assert_allclose(probability_N[:2], [1 / 4, 3 / 4], atol=0.05)  # no more than four clips can tell
+  # no more than four clips can tell
+  np.testing.assert_allclose(probability_N[:2], [1 / 4, 3 / 4], atol=0.05)
   assert found.scale > 0 and np.isfinite(probability_N).all()
 
 
@@ -86,17 +99,22 @@ def test_calibration_error_by_hand():
 
 def test_interval_covers_as_often_as_it_says():
   random = np.random.default_rng(2)
-  intervals = [detection.proportion_interval(int(n), 72) for n in random.binomial(72, 0.5, size=400)]
+  intervals = [
+    detection.proportion_interval(int(n), 72) for n in random.binomial(72, 0.5, size=400)
+  ]
   assert np.mean([low <= 0.5 <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.03)
 
 
-@pytest.mark.parametrize('score, label, message', [
+@pytest.mark.parametrize(
+  'score, label, message',
+  [
     ([], [], '0 scores'),
     ([1.0], [0, 1], '1 scores and 2 labels'),
     ([1.0, 2.0], [0, 2], r'not \[2\]'),
     ([1.0, np.nan], [0, 1], '1 of 2 scores are not finite'),
     ([1.0, 2.0], [1, 1], 'all 2 clips have the label 1'),
-])  # fmt: skip
+  ],
+)
 def test_what_cannot_be_measured_is_said(score, label, message):
   with pytest.raises(ValueError, match=message):
     detection.roc(np.array(score, float), np.array(label, int))

@@ -8,7 +8,9 @@ from audiolm_jax.metrics import frechet
 
 
 def gaussian(mean_D, covariance_DD):
-  return frechet.Gaussian(np.asarray(mean_D, float), np.linalg.cholesky(np.asarray(covariance_DD, float)).T, 0)
+  return frechet.Gaussian(
+    np.asarray(mean_D, float), np.linalg.cholesky(np.asarray(covariance_DD, float)).T, 0
+  )
 
 
 def test_diagonal_gaussians():
@@ -22,7 +24,9 @@ def test_any_gaussians_by_the_root_of_the_product():
   covariances = [matrix @ matrix.T for matrix in random.normal(size=(2, 6, 6))]
   means = random.normal(size=(2, 6))
   root = np.trace(sqrtm(covariances[0] @ covariances[1])).real
-  expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0] + covariances[1]) - 2 * root
+  expected = (
+    np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0] + covariances[1]) - 2 * root
+  )
   got = frechet.distance(*(gaussian(*pair) for pair in zip(means, covariances)))
   assert got == pytest.approx(expected, rel=1e-9)
 
@@ -33,7 +37,9 @@ def test_fit_is_mean_and_covariance_whatever_the_rank():
     embedding_ND = random.normal(size=(count, width))
     found = frechet.fit(embedding_ND)
     np.testing.assert_allclose(found.mean_D, embedding_ND.mean(axis=0))
-    np.testing.assert_allclose(found.factor_RD.T @ found.factor_RD, np.cov(embedding_ND.T), atol=1e-12)
+    np.testing.assert_allclose(
+      found.factor_RD.T @ found.factor_RD, np.cov(embedding_ND.T), atol=1e-12
+    )
     assert len(found.factor_RD) == min(count, width)
 
 
@@ -46,15 +52,17 @@ def test_shifts_and_scales_of_one_set_have_closed_forms_whatever_the_rank(count)
   assert frechet.distance(base, base) <= 1e-12 * size
   assert frechet.distance(base, frechet.fit(embedding_ND + 2)) == pytest.approx(4 * 64, rel=1e-6)
   centred = embedding_ND - embedding_ND.mean(axis=0)
-  assert frechet.distance(frechet.fit(centred), frechet.fit(3 * centred)) == pytest.approx(4 * size, rel=1e-9)
+  assert frechet.distance(frechet.fit(centred), frechet.fit(3 * centred)) == pytest.approx(
+    4 * size, rel=1e-9
+  )
 
 
 def test_more_noise_is_further_away():
   random = np.random.default_rng(3)
   clean_ND = random.normal(size=(300, 8))
   distances = [
-      frechet.distance(frechet.fit(clean_ND), frechet.fit(random.normal(size=(300, 8)) * (1 + noise)))
-      for noise in (0.0, 0.5, 1.0, 2.0)
+    frechet.distance(frechet.fit(clean_ND), frechet.fit(random.normal(size=(300, 8)) * (1 + noise)))
+    for noise in (0.0, 0.5, 1.0, 2.0)
   ]
   assert distances == sorted(distances) and distances[-1] > 10 * distances[0]
 

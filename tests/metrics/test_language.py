@@ -9,7 +9,9 @@ def test_unigram_is_the_entropy_on_its_own_data():
   counts = language.fit(codes, 3)
   entropy = lambda p: -sum(x * np.log(x) for x in p)
   expected = (entropy([0.75, 0.25]) + entropy([0.75, 0.25])) / 2
-  np.testing.assert_allclose(language.unigram_nats(counts, codes, smoothing=1e-9), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    language.unigram_nats(counts, codes, smoothing=1e-9), expected, rtol=1e-5
+  )
 
 
 def test_bigram_equals_counting_by_hand_and_skips_pad():
@@ -17,7 +19,9 @@ def test_bigram_equals_counting_by_hand_and_skips_pad():
   counts = language.fit(codes, 2)
   # START->0: 1 of 1, 0->1: 2 of 2, 1->0: 1 of 1; unigram (2+1)/(4+2) = 1/2 for both.
   expected = -np.mean(np.log([(1 + 0.5) / 2, (2 + 0.5) / 3, (1 + 0.5) / 2, (2 + 0.5) / 3]))
-  np.testing.assert_allclose(language.bigram_nats(counts, codes, concentration=1.0), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    language.bigram_nats(counts, codes, concentration=1.0), expected, rtol=1e-5
+  )
 
 
 def test_bigram_gives_each_code_the_probability_that_the_mean_is_made_of():
@@ -39,8 +43,12 @@ def recordings(*rows):
 
 def test_preference_is_the_mean_over_voices_then_over_pairs():
   rows = recordings(
-      ('1', 'A', True, '>100'), ('1', 'A', False, ''), ('1', 'B', True, '>100'), ('1', 'B', False, ''),
-      ('2', 'A', False, ''), ('2', 'A', True, 'oov'),
+    ('1', 'A', True, '>100'),
+    ('1', 'A', False, ''),
+    ('1', 'B', True, '>100'),
+    ('1', 'B', False, ''),
+    ('2', 'A', False, ''),
+    ('2', 'A', True, 'oov'),
   )
   result = language.preference(rows, [-1.0, -2.0, -5.0, -5.0, -1.0, -3.0])
   assert result.by_kind == {'>100': 0.75, 'oov': 0.0}

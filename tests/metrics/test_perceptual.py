@@ -1,6 +1,8 @@
-"""Measures of the `eval` extra on a synthesized vowel: known ends of their scales, order, and a status for the rest.
+"""Measures of the `eval` extra on a synthesized vowel: known ends of their scales, order, and a
+status for the rest.
 
-That `pesq` and `visqol-python` compute what their standards say is theirs to test; STOI is computed once more here.
+That `pesq` and `visqol-python` compute what their standards say is theirs to test; STOI is computed
+once more here.
 """
 
 import importlib.util
@@ -13,7 +15,9 @@ import soxr
 from audiolm_jax.metrics import perceptual
 
 RATE = 16_000
-pytestmark = pytest.mark.skipif(len(perceptual.available()) < 3, reason='the eval extra is not installed')
+pytestmark = pytest.mark.skipif(
+  len(perceptual.available()) < 3, reason='the eval extra is not installed'
+)
 
 
 def _vowel(seconds=2.0, rate=RATE):
@@ -21,7 +25,9 @@ def _vowel(seconds=2.0, rate=RATE):
   t = np.arange(round(seconds * rate)) / rate
   harmonics = np.arange(1, 60) * 120.0
   gain = sum(1 / (1 + ((harmonics - f) / 80) ** 2) for f in (700, 1200, 2600))
-  wave = (gain[:, None] * np.sin(2 * np.pi * harmonics[:, None] * t)).sum(0) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * t))
+  wave = (gain[:, None] * np.sin(2 * np.pi * harmonics[:, None] * t)).sum(0) * (
+    0.6 + 0.4 * np.sin(2 * np.pi * 4 * t)
+  )
   return (0.3 * wave / np.abs(wave).max()).astype(np.float32)
 
 
@@ -33,7 +39,9 @@ def _noisy(wave_T, snr_db):
 @pytest.mark.parametrize('name, best', [('pesq', 4.64), ('stoi', 1.0), ('visqol', 4.1)])
 def test_equal_clips_score_near_the_top_and_noise_lowers_the_score(name, best):
   measure, wave_T = getattr(perceptual, name), _vowel()
-  equal, *worse = (measure(wave_T, other_T, RATE) for other_T in (wave_T, _noisy(wave_T, 20), _noisy(wave_T, 0)))
+  equal, *worse = (
+    measure(wave_T, other_T, RATE) for other_T in (wave_T, _noisy(wave_T, 20), _noisy(wave_T, 0))
+  )
   assert {score.status for score in (equal, *worse)} == {'ok'}
   assert equal.value >= best - 0.1, equal
   assert equal.value > worse[0].value > worse[1].value, (equal, worse)
@@ -67,7 +75,9 @@ def test_other_rates_are_resampled():
 
 
 def test_stoi_is_what_its_paper_says():
-  """Taal et al., 2011, equations 1 to 6, of a clip without pauses: there is no frame to leave out."""
+  """Taal et al., 2011, equations 1 to 6, of a clip without pauses: there is no frame to leave
+  out.
+  """
   wave_T, estimate_T = (soxr.resample(x, RATE, 10_000) for x in (_vowel(), _noisy(_vowel(), 3)))
   window_N = np.hanning(258)[1:-1]
   centres = 150 * 2 ** (np.arange(15) / 3)
@@ -87,13 +97,22 @@ def test_stoi_is_what_its_paper_says():
     y = y * np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(y, axis=1, keepdims=True)
     y = np.minimum(y, x * (1 + 10 ** (15 / 20)))
     x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
-    values.append(np.mean(np.sum(x * y, 1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))))
-  # Its code leaves out frames 40 dB below the loudest, none here, and puts the rest together again by overlap and add.
-  np.testing.assert_allclose(perceptual.stoi(_vowel(), _noisy(_vowel(), 3), RATE).value, np.mean(values), atol=0.01)
+    values.append(
+      np.mean(np.sum(x * y, 1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)))
+    )
+  # Its code leaves out frames 40 dB below the loudest, none here, and puts the rest together again
+  # by overlap and add.
+  np.testing.assert_allclose(
+    perceptual.stoi(_vowel(), _noisy(_vowel(), 3), RATE).value, np.mean(values), atol=0.01
+  )
 
 
 def test_a_mean_counts_what_it_is_of():
-  scores = [perceptual.Score(1.0, 'ok'), perceptual.Score(None, 'silent'), perceptual.Score(2.0, 'ok')]
+  scores = [
+    perceptual.Score(1.0, 'ok'),
+    perceptual.Score(None, 'silent'),
+    perceptual.Score(2.0, 'ok'),
+  ]
   assert perceptual.mean(scores) == (1.5, 2)
   assert perceptual.mean(scores[1:2]) == (None, 0)
 
@@ -108,5 +127,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 def test_the_mapper_of_visqol_is_named(monkeypatch):
   assert perceptual.visqol_mapper() == 'lattice'
   find = importlib.util.find_spec
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'ai_edge_litert' else find(name))
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda name: None if name == 'ai_edge_litert' else find(name)
+  )
   assert perceptual.visqol_mapper() == 'polynomial'

@@ -17,8 +17,9 @@ def test_decoding_finds_the_best_of_all_paths():
     scores[:, [c for c in range(11) if c not in classes]] = -1e9
     paths = list(itertools.product(classes, repeat=4))
     totals = [
-        sum(scores[n, c] for n, c in enumerate(path)) - penalty * sum(a != b for a, b in zip(path, path[1:]))
-        for path in paths
+      sum(scores[n, c] for n, c in enumerate(path))
+      - penalty * sum(a != b for a, b in zip(path, path[1:]))
+      for path in paths
     ]
     best = [c for c, _ in itertools.groupby(paths[int(np.argmax(totals))]) if c != speech.NO_NUMBER]
     assert speech.decode_numbers(scores, penalty) == best
@@ -61,7 +62,7 @@ def test_error_rates_are_edit_distances_over_all_clips():
     return min(edits(a[1:], b) + 1, edits(a, b[1:]) + 1, edits(a[1:], b[1:]) + (a[0] != b[0]))
 
   characters = edits('one two three', 'one too three four') + len('nine eight')
-  assert found.characters == pytest.approx(characters / len('one two three' 'nine eight' "it's six"))
+  assert found.characters == pytest.approx(characters / len("one two threenine eightit's six"))
 
 
 def test_error_rates_say_what_is_missing(monkeypatch):
@@ -77,17 +78,21 @@ def test_error_rates_say_what_is_missing(monkeypatch):
 
 def test_pocketsphinx_hears_numbers_and_less_of_them_in_noise():
   config = synthesized.Config(
-      num_train_voices=2, num_test_voices=1, train_minutes=1.0, counting_share=1.0, highest_number=9
+    num_train_voices=2, num_test_voices=1, train_minutes=1.0, counting_share=1.0, highest_number=9
   )
   requests = synthesized.requests(config, 'train')[:2]
-  spoken = synthesized.speak([{**r, 'voice': 'en-us+m3', 'pitch': 40, 'rate': 140, 'gap': 15} for r in requests], 1)
+  spoken = synthesized.speak(
+    [{**r, 'voice': 'en-us+m3', 'pitch': 40, 'rate': 140, 'gap': 15} for r in requests], 1
+  )
   rate, texts = spoken[0][0]['rate'], [r['text'] for r in requests]
   clean = [wave_T / 32768 for _, wave_T in spoken]
   random = np.random.default_rng(0)
   recognize = speech.pocketsphinx_numbers()
   errors = [
-      speech.error_rates(recognize, [wave_T + noise * random.normal(size=len(wave_T)) for wave_T in clean], texts, rate)
-      for noise in (0.02, 0.1, 0.2)  # digital silence between words is foreign to its model
+    speech.error_rates(
+      recognize, [wave_T + noise * random.normal(size=len(wave_T)) for wave_T in clean], texts, rate
+    )
+    for noise in (0.02, 0.1, 0.2)  # digital silence between words is foreign to its model
   ]
   words, characters = [e.words for e in errors], [e.characters for e in errors]
   assert words[0] < 0.3 and words == sorted(words) and words[2] > words[0] + 0.2, words

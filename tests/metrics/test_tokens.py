@@ -24,11 +24,15 @@ def test_mutual_information_by_its_definition():
     return -np.sum(p * np.log(p))
 
   token_entropy, phone_entropy = entropy(joint.sum(1)), entropy(joint.sum(0))
-  expected = (token_entropy + phone_entropy - entropy(joint.ravel())) / ((token_entropy + phone_entropy) / 2)
+  expected = (token_entropy + phone_entropy - entropy(joint.ravel())) / (
+    (token_entropy + phone_entropy) / 2
+  )
   assert tokens.normalized_mutual_information(TOKENS, PHONES) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('metric', [tokens.phone_purity, tokens.cluster_purity, tokens.normalized_mutual_information])
+@pytest.mark.parametrize(
+  'metric', [tokens.phone_purity, tokens.cluster_purity, tokens.normalized_mutual_information]
+)
 def test_relabelled_phones_are_perfect_and_padding_does_not_count(metric):
   assert metric((PHONES * 3) % 4, PHONES) == pytest.approx(1)
   padded = metric(np.append(TOKENS, [-1, 0]), np.append(PHONES, [5, -1]))
@@ -49,7 +53,12 @@ def test_linear_decoder_finds_the_map_that_made_its_targets():
 
   def made(frames_SE):
     padded = np.pad(frames_SE, ((1, 1), (0, 0)))
-    return np.stack([sum(padded[s + c] @ weights_CED[c] for c in range(3)) + constant_D for s in range(len(frames_SE))])
+    return np.stack(
+      [
+        sum(padded[s + c] @ weights_CED[c] for c in range(3)) + constant_D
+        for s in range(len(frames_SE))
+      ]
+    )
 
   decoder = tokens.fit_linear_decoder(inputs, [made(one) for one in inputs], context=1, ridge=1e-6)
   unseen = random.normal(size=(20, 3))

@@ -16,7 +16,9 @@ BATCH, HEADS, WIDTH = 2, 2, 8
 @pytest.mark.parametrize('causal, length', [(True, 562), (False, 562), (True, 1100)])
 def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
   keys = jax.random.split(jax.random.key(0), 5)
-  query, key, value, weight = (jax.random.normal(k, (BATCH, length, HEADS, WIDTH)) for k in keys[:4])
+  query, key, value, weight = (
+    jax.random.normal(k, (BATCH, length, HEADS, WIDTH)) for k in keys[:4]
+  )
   table_NH = jax.random.normal(keys[4], (16, HEADS))
   # One row begins with more padding than a block, the other has holes.
   position_L = jnp.arange(length)
@@ -29,7 +31,9 @@ def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
     if not causal:
       return attention.attend(query, key, value, mask=valid_BL[:, None, None])
     mask = (distance_LN >= 0) & valid_BL[:, None, None]
-    return attention.attend(query, key, value, bias=table_NH[bucket(distance_LN)].transpose(2, 0, 1)[None], mask=mask)
+    return attention.attend(
+      query, key, value, bias=table_NH[bucket(distance_LN)].transpose(2, 0, 1)[None], mask=mask
+    )
 
   def blocks(query, key, value, table_NH):
     tiles = block_attention.bias_tiles(table_NH, bucket, length) if causal else None
@@ -53,16 +57,22 @@ def test_eight_devices_give_what_one_does(heads, tensor):
   length = 256
   query, key, value, weight = (jax.random.normal(k, (4, length, heads, WIDTH)) for k in keys[:4])
   table_NH = jax.random.normal(keys[4], (16, heads))
-  tiles = block_attention.bias_tiles(table_NH, lambda distance: relative_buckets(distance, 16, 100), length)
+  tiles = block_attention.bias_tiles(
+    table_NH, lambda distance: relative_buckets(distance, 16, 100), length
+  )
   valid_BL = jnp.arange(length) >= jnp.array([0, 3, 100, 1])[:, None]
   weight *= valid_BL[..., None, None]
 
   def total(query, key, value, tiles):
     bias = attention.Tiles(placement.each_part(tiles))
-    return (attention.attend_in_blocks(query, key, value, valid_BL, bias, interpret=True) * weight).sum()
+    return (
+      attention.attend_in_blocks(query, key, value, valid_BL, bias, interpret=True) * weight
+    ).sum()
 
   def outputs():
-    return jax.jit(lambda *args: jax.value_and_grad(total, argnums=(0, 1, 2, 3))(*args))(query, key, value, tiles)
+    return jax.jit(lambda *args: jax.value_and_grad(total, argnums=(0, 1, 2, 3))(*args))(
+      query, key, value, tiles
+    )
 
   want, want_grads = outputs()
   with sharding.activations(mesh):

@@ -13,7 +13,9 @@ STACK = dict(num_heads=2, mlp_width=32, kernel_size=5)
 def stack():
   """A stack of 3 blocks of width 16, its parameters, and an input of two examples of 12 frames."""
   x_BLD = jax.random.normal(jax.random.key(1), (2, 12, 16))
-  boxed = jax.jit(conformer.Conformer(num_layers=3, **STACK).init)(jax.random.key(0), x_BLD)['params']
+  boxed = jax.jit(conformer.Conformer(num_layers=3, **STACK).init)(jax.random.key(0), x_BLD)[
+    'params'
+  ]
   return boxed, nn.meta.unbox(boxed), x_BLD
 
 
@@ -54,7 +56,10 @@ def test_the_leading_slice_of_the_parameters_is_a_shorter_stack(stack):
 
 def test_depthwise_convolution_is_numpys():
   rng = np.random.default_rng(0)
-  x_BLD, kernel_ND = rng.normal(size=(2, 12, 3)).astype(np.float32), rng.normal(size=(5, 3)).astype(np.float32)
+  x_BLD, kernel_ND = (
+    rng.normal(size=(2, 12, 3)).astype(np.float32),
+    rng.normal(size=(5, 3)).astype(np.float32),
+  )
   got = conformer.convolve_depthwise(jnp.asarray(x_BLD), jnp.asarray(kernel_ND))
   for example in range(2):
     for d in range(3):
@@ -88,9 +93,15 @@ def test_remat_changes_no_gradient_and_dropout_needs_its_key(stack):
   def gradient(remat):
     model = conformer.Conformer(num_layers=3, remat=remat, **STACK)
     weights = jnp.arange(16.0)  # the sum of a layer norm alone has no gradient
-    return jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(model.apply({'params': p}, x_BLD)[0] @ weights))))(params)
+    return jax.jit(
+      jax.grad(lambda p: jnp.mean(jnp.square(model.apply({'params': p}, x_BLD)[0] @ weights)))
+    )(params)
 
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), gradient(False), gradient(True))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+    gradient(False),
+    gradient(True),
+  )
   model = conformer.Conformer(num_layers=3, dropout=0.5, **STACK)
   still = [model.apply({'params': params}, x_BLD)[0] for _ in range(2)]
   noisy = model.apply({'params': params}, x_BLD, rngs={'dropout': jax.random.key(3)})[0]

@@ -8,7 +8,9 @@ from audiolm_jax.nn.discriminators import Discriminators, WaveformDiscriminator
 def test_logits_and_features_have_the_sizes_of_the_paper():
   num_samples = 16_384
   module = Discriminators(32, 1024, 16, 1024, 3)
-  shapes = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((2, num_samples)))[0]
+  shapes = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((2, num_samples)))[
+    0
+  ]
   assert [len(j.features) for j in shapes] == [7, 6, 6, 6]
   # Window 1024 without padding: 61 frames, three strides of 2 in time, six in frequency.
   assert shapes[0].logits_BN.shape == (2, 8)
@@ -31,7 +33,10 @@ def test_a_critic_separates_what_it_is_trained_on():
 
   @jax.jit
   def train(params):
-    step = lambda params, _: (jax.tree.map(lambda p, g: p - 0.03 * g, params, jax.grad(loss)(params)), loss(params))
+    step = lambda params, _: (
+      jax.tree.map(lambda p, g: p - 0.03 * g, params, jax.grad(loss)(params)),
+      loss(params),
+    )
     return jax.lax.scan(step, params, length=100)[1]
 
   values = train(params)

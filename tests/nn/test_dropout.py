@@ -18,7 +18,9 @@ def test_shares_scale_and_independence(rate, width):
   out = drop(rate, jnp.ones((200, 50, width)))
   kept = out != 0
   np.testing.assert_allclose(out[kept], 1 / (1 - rounded), rtol=1e-6)
-  np.testing.assert_allclose(kept.mean((0, 1)), 1 - rounded, atol=5 * np.sqrt(rounded * (1 - rounded) / 10_000))
+  np.testing.assert_allclose(
+    kept.mean((0, 1)), 1 - rounded, atol=5 * np.sqrt(rounded * (1 - rounded) / 10_000)
+  )
   # Channels are uncorrelated, those that share a word included.
   correlation = np.corrcoef(kept.reshape(-1, width).T) - np.eye(width)
   assert np.abs(correlation).max() < 6 / np.sqrt(10_000)

@@ -41,7 +41,9 @@ def test_a_sample_depends_on_no_later_frame_and_a_hop_on_the_frame_before():
 
 @pytest.mark.parametrize('overlap', [0, 4, 8])
 def test_overlap_add_of_pieces_of_one_signal_is_the_signal(overlap):
-  """Each frame holds the samples of its hop and the first of the next: cross-fading them changes nothing."""
+  """Each frame holds the samples of its hop and the first of the next: cross-fading them changes
+  nothing.
+  """
   hop, signal_T = 8, np.random.default_rng(0).normal(size=8 * FRAMES + overlap)
   frames_FN = np.stack([signal_T[f * hop : (f + 1) * hop + overlap] for f in range(FRAMES)])
   module = frame_rate.Decoder(FrameRate(hop_length=hop, window_length=8, overlap=overlap))
@@ -52,14 +54,14 @@ def test_overlap_add_of_pieces_of_one_signal_is_the_signal(overlap):
 
 
 @pytest.mark.parametrize(
-    'changes, message',
-    [
-        (dict(window_length=12), 'window_length=12'),
-        (dict(overlap=9), 'overlap=9'),
-        (dict(overlap=3), 'overlap=3'),
-        (dict(width=0), 'width=0'),
-        (dict(num_blocks=-1), 'num_blocks=-1'),
-    ],
+  'changes, message',
+  [
+    (dict(window_length=12), 'window_length=12'),
+    (dict(overlap=9), 'overlap=9'),
+    (dict(overlap=3), 'overlap=3'),
+    (dict(width=0), 'width=0'),
+    (dict(num_blocks=-1), 'num_blocks=-1'),
+  ],
 )
 def test_impossible_sizes_are_named(changes, message):
   with pytest.raises(ValueError, match=message):

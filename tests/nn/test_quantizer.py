@@ -14,7 +14,9 @@ Q, K, D = 3, 5, 4
 def books():
   vectors_QKD = jax.random.normal(jax.random.key(0), (Q, K, D))
   counts_QK = jax.random.uniform(jax.random.key(1), (Q, K), minval=1, maxval=9)
-  return quantizer.Codebooks(vectors_QKD, counts_QK, vectors_QKD * counts_QK[..., None], jnp.asarray(True))
+  return quantizer.Codebooks(
+    vectors_QKD, counts_QK, vectors_QKD * counts_QK[..., None], jnp.asarray(True)
+  )
 
 
 @pytest.fixture
@@ -23,7 +25,9 @@ def x_BFD():
 
 
 def _brute_force(vectors_QKD, x_BFD):
-  """Returns codes, the input of every level, and the sum of the chosen vectors after every level."""
+  """Returns codes, the input of every level, and the sum of the chosen vectors after every
+  level.
+  """
   residual = np.array(x_BFD, np.float64)
   codes, inputs, sums = [], [], [np.zeros_like(residual)]
   for vectors_KD in np.asarray(vectors_QKD, np.float64):
@@ -51,15 +55,21 @@ def test_quantize_uses_the_first_levels_of_each_example(books, x_BFD):
   np.testing.assert_allclose(quantized.z_BFD, [sums[1][0], sums[3][1]], atol=1e-5)
   distance = [np.square(inputs[q] - (sums[q + 1] - sums[q])).mean((1, 2)) for q in range(Q)]
   np.testing.assert_allclose(
-      quantized.commitment, (distance[0][0] + distance[0][1] + distance[1][1] + distance[2][1]) / 4, rtol=1e-5
+    quantized.commitment,
+    (distance[0][0] + distance[0][1] + distance[1][1] + distance[2][1]) / 4,
+    rtol=1e-5,
   )
 
 
 def test_gradients_pass_straight_through_and_commitment_pulls_to_the_codes(books, x_BFD):
   levels_B = jnp.asarray([1, 1])
-  through_BFD = jax.grad(lambda x: jnp.sum(3 * quantizer.quantize(books.vectors_QKD, x, levels_B).z_BFD))(x_BFD)
+  through_BFD = jax.grad(
+    lambda x: jnp.sum(3 * quantizer.quantize(books.vectors_QKD, x, levels_B).z_BFD)
+  )(x_BFD)
   np.testing.assert_allclose(through_BFD, 3 * np.ones_like(x_BFD))
-  pull_BFD = jax.grad(lambda x: quantizer.quantize(books.vectors_QKD, x, levels_B).commitment)(x_BFD)
+  pull_BFD = jax.grad(lambda x: quantizer.quantize(books.vectors_QKD, x, levels_B).commitment)(
+    x_BFD
+  )
   _, _, sums = _brute_force(books.vectors_QKD, x_BFD)
   np.testing.assert_allclose(pull_BFD, 2 * (np.asarray(x_BFD) - sums[1]) / x_BFD.size, atol=1e-6)
 
@@ -80,23 +90,26 @@ def test_update_is_a_moving_average_of_the_frames_of_each_code(books, x_BFD):
 def test_dead_codes_become_frames_of_their_level(books, x_BFD):
   # Code 2 of every level is far from everything, and was hardly chosen before.
   books = books._replace(
-      vectors_QKD=books.vectors_QKD.at[:, 2].set(100.0),
-      counts_QK=jnp.full((Q, K), 50.0).at[:, 2].set(0.1),
-      sums_QKD=(books.vectors_QKD * 50.0).at[:, 2].set(10.0),
+    vectors_QKD=books.vectors_QKD.at[:, 2].set(100.0),
+    counts_QK=jnp.full((Q, K), 50.0).at[:, 2].set(0.1),
+    sums_QKD=(books.vectors_QKD * 50.0).at[:, 2].set(10.0),
   )
   quantized = quantizer.quantize(books.vectors_QKD, x_BFD, jnp.asarray([3, 3]))
   new = quantizer.update(books, quantized, jax.random.key(0), decay=0.99, dead_code_threshold=2.0)
   for q in range(Q):
     frames_ND = np.asarray(quantized.residuals_QBFD[q]).reshape(-1, D)
     assert np.abs(frames_ND - new.vectors_QKD[q, 2]).max(-1).min() < 1e-6
-    np.testing.assert_allclose(new.sums_QKD[q, 2], new.counts_QK[q, 2] * new.vectors_QKD[q, 2], rtol=1e-5)
+    np.testing.assert_allclose(
+      new.sums_QKD[q, 2], new.counts_QK[q, 2] * new.vectors_QKD[q, 2], rtol=1e-5
+    )
     kept = [0, 1, 3, 4]
     np.testing.assert_allclose(new.vectors_QKD[q, kept[0]], books.vectors_QKD[q, kept[0]], atol=0.1)
   assert (new.counts_QK >= 2).all()
 
 
 def test_fit_finds_separated_clusters_level_by_level():
-  # Five far points, and around each of them the same five near offsets: level 0 finds points, level 1 offsets.
+  # Five far points, and around each of them the same five near offsets: level 0 finds points, level
+  # 1 offsets.
   points_KD, offsets_KD = 100 * np.eye(5, D) - 50, np.random.default_rng(0).normal(size=(5, D))
   offsets_KD -= offsets_KD.mean(0)
   frames_ND = (points_KD[:, None] + offsets_KD).reshape(1, 25, D).astype(np.float32)
@@ -128,11 +141,15 @@ LEVELS = (3, 8, 2, 5)
 
 
 def _fsq_closed_form(levels, x):
-  """Returns code and point of one vector, digit by digit in Python's floats (the formulas of arXiv 2309.15505)."""
+  """Returns code and point of one vector, digit by digit in Python's floats (the formulas of arXiv
+  2309.15505).
+  """
   code, place, point = 0, 1, []
   for size, value in zip(levels, x, strict=True):
     half = (size - 1) * 0.999 / 2
-    bounded = math.tanh(value) * half if size % 2 else math.tanh(value + math.tan(0.5 / half)) * half - 0.5
+    bounded = (
+      math.tanh(value) * half if size % 2 else math.tanh(value + math.tan(0.5 / half)) * half - 0.5
+    )
     digit = math.floor(bounded + 0.5)
     code, place = code + place * (digit + size // 2), place * size
     point.append(digit / (size // 2))
@@ -163,7 +180,8 @@ def test_fsq_reaches_every_level_in_order_and_none_beyond(size):
 def test_fsq_codes_number_the_points_of_the_grid():
   points_FD = np.asarray(quantizer.fsq_decode(LEVELS, jnp.arange(240)[None, :, None]))[0]
   axes = [np.arange(-(size // 2), size - size // 2) / (size // 2) for size in LEVELS]
-  grid_FD = np.stack(np.meshgrid(*reversed(axes), indexing='ij')[::-1], axis=-1).reshape(-1, 4)  # first axis fastest
+  # first axis fastest
+  grid_FD = np.stack(np.meshgrid(*reversed(axes), indexing='ij')[::-1], axis=-1).reshape(-1, 4)
   np.testing.assert_allclose(points_FD, grid_FD, atol=1e-6)
 
 

@@ -18,7 +18,9 @@ def stem_stride(request):
 
 @pytest.fixture(scope='module')
 def encode(stem_stride):
-  module = Encoder(channels=2, strides=STRIDES[stem_stride], embedding_dim=4, stem_stride=stem_stride)
+  module = Encoder(
+    channels=2, strides=STRIDES[stem_stride], embedding_dim=4, stem_stride=stem_stride
+  )
   params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8 * HOP)))
   return jax.jit(lambda wave_BT: module.apply(meta.unbox(params), wave_BT))
 
@@ -63,13 +65,17 @@ def test_mel_frames_are_of_the_last_four_hops():
   window_N = np.hanning(1281)[:-1]
   for frame in range(8):
     magnitude_BN = np.abs(np.fft.rfft(padded_BT[:, 320 * frame :][:, :1280] * window_N))
-    want_BM = np.log(np.maximum(magnitude_BN @ audio.mel_filterbank(8000, 1280, 20), audio.LOG_FLOOR))
+    want_BM = np.log(
+      np.maximum(magnitude_BN @ audio.mel_filterbank(8000, 1280, 20), audio.LOG_FLOOR)
+    )
     np.testing.assert_allclose(got_BFM[:, frame], want_BM, rtol=1e-3, atol=1e-3)
 
 
 def test_film_scales_and_shifts_each_channel_by_its_condition():
   kernel = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
   x_BFD = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
-  got_BFD = FiLM().apply({'params': {'linear': {'kernel': kernel}}}, x_BFD, np.eye(2, dtype=np.float32))
+  got_BFD = FiLM().apply(
+    {'params': {'linear': {'kernel': kernel}}}, x_BFD, np.eye(2, dtype=np.float32)
+  )
   want_BFD = x_BFD * (1 + kernel[:, None, :3]) + kernel[:, None, 3:]
   np.testing.assert_allclose(got_BFD, want_BFD, rtol=1e-5)

@@ -13,12 +13,19 @@ from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
 
 TINY = TransformerConfig(
-    num_layers=2, num_heads=2, width=16, mlp_width=32, num_buckets=8, max_distance=12, dtype='float32', remat=False
+  num_layers=2,
+  num_heads=2,
+  width=16,
+  mlp_width=32,
+  num_buckets=8,
+  max_distance=12,
+  dtype='float32',
+  remat=False,
 )
 MODEL = LanguageModel(
-    transformer=TINY,
-    vocabulary=tokens.Vocabulary(prefix_levels=1, prefix_size=6, target_levels=2, target_size=5),
-    time_embedding=True,
+  transformer=TINY,
+  vocabulary=tokens.Vocabulary(prefix_levels=1, prefix_size=6, target_levels=2, target_size=5),
+  time_embedding=True,
 )
 
 
@@ -29,7 +36,9 @@ def params():
 
 @pytest.fixture(scope='module')
 def logits_of():
-  return jax.jit(lambda params, prefix, codes: language_model.target_logits(MODEL, params, prefix, codes, None))
+  return jax.jit(
+    lambda params, prefix, codes: language_model.target_logits(MODEL, params, prefix, codes, None)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -64,8 +73,11 @@ def test_tiled_bias_is_the_gathered_bias():
 def test_a_later_token_changes_no_earlier_logits(params, logits_of, example):
   prefix, codes = example
   changed = codes.at[:, 4, 1].set((codes[:, 4, 1] + 1) % 5)
-  before, after = (np.asarray(logits_of(params, prefix, c)).reshape(2, 16, 5) for c in (codes, changed))
-  np.testing.assert_array_equal(before[:, :10], after[:, :10])  # position 9 is the changed token, predicted, not read
+  before, after = (
+    np.asarray(logits_of(params, prefix, c)).reshape(2, 16, 5) for c in (codes, changed)
+  )
+  # position 9 is the changed token, predicted, not read
+  np.testing.assert_array_equal(before[:, :10], after[:, :10])
   assert (np.abs(before[:, 10:] - after[:, 10:]).max(axis=-1) > 1e-6).all()
 
 
@@ -73,7 +85,7 @@ def test_codes_that_are_left_out_in_training_say_nothing_and_are_predicted(param
   prefix, codes = example
   other = (codes + 1) % 5
   logits = lambda share, codes, key: language_model.target_logits(
-      dataclasses.replace(MODEL, code_dropout=share), params, prefix, codes, key
+    dataclasses.replace(MODEL, code_dropout=share), params, prefix, codes, key
   )
   key = jax.random.key(0)
   none_left = [np.asarray(logits(1 - 1e-6, c, key)) for c in (codes, other)]
@@ -82,7 +94,8 @@ def test_codes_that_are_left_out_in_training_say_nothing_and_are_predicted(param
   some_left = [np.asarray(logits(0.5, c, key)) for c in (codes, other)]
   assert np.abs(some_left[0] - some_left[1]).max() > 1e-3
   assert np.abs(some_left[0] - logits(0.5, codes, jax.random.key(1))).max() > 1e-3
-  np.testing.assert_array_equal(logits(0.5, codes, None), logits(0.0, codes, None))  # evaluation leaves out nothing
+  # evaluation leaves out nothing
+  np.testing.assert_array_equal(logits(0.5, codes, None), logits(0.0, codes, None))
 
 
 def test_cached_steps_in_a_padded_batch_equal_the_whole_row_alone(params, logits_of, example):
@@ -94,7 +107,9 @@ def test_cached_steps_in_a_padded_batch_equal_the_whole_row_alone(params, logits
   ids, times = tokens.left_pad(*language_model.sequence(MODEL, prefix, padded))
   assert (np.asarray(ids[0, :6]) == tokens.PAD).all()
   unrolled = transformer.unstack(TINY, params)
-  got, cache = jax.jit(lambda p, i, t: language_model.prefill(MODEL, p, i, t, i.shape[1] + 8))(unrolled, ids, times)
+  got, cache = jax.jit(lambda p, i, t: language_model.prefill(MODEL, p, i, t, i.shape[1] + 8))(
+    unrolled, ids, times
+  )
   step = jax.jit(lambda p, cache, code, n: language_model.step(MODEL, p, cache, code, first, n))
   rows, flat = np.arange(2), codes.reshape(2, 16)
   for n in range(6):
@@ -106,17 +121,22 @@ def test_prefix_padding_is_invisible(params, logits_of, example):
   prefix, codes = example
   short = prefix.at[:, 2:].set(tokens.PAD)
   np.testing.assert_allclose(
-      logits_of(params, short, codes), logits_of(params, prefix[:, :2], codes), atol=1e-4
+    logits_of(params, short, codes), logits_of(params, prefix[:, :2], codes), atol=1e-4
   )
 
 
 def test_remat_and_dropout(params, example):
   prefix, codes = example
   other = dataclasses.replace(MODEL, transformer=dataclasses.replace(TINY, remat=True))
-  grad = lambda model, key: jax.grad(lambda p: language_model.loss(model, p, prefix, codes, key)[0])(params)
+  grad = lambda model, key: jax.grad(
+    lambda p: language_model.loss(model, p, prefix, codes, key)[0]
+  )(params)
   plain, remat = grad(MODEL, None), grad(other, None)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, remat)
-  losses = [float(language_model.loss(MODEL, params, prefix, codes, k)[0]) for k in (None, None, jax.random.key(1))]
+  losses = [
+    float(language_model.loss(MODEL, params, prefix, codes, k)[0])
+    for k in (None, None, jax.random.key(1))
+  ]
   assert losses[0] == losses[1] != losses[2]
 
 
@@ -124,7 +144,10 @@ def test_loss_is_the_closed_form_on_unpadded_targets(params, logits_of, example)
   prefix, codes = example
   codes = codes.at[1, 6:].set(tokens.PAD)
   logits = np.asarray(logits_of(params, prefix, codes), np.float64)
-  nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.maximum(codes, 0)[..., None], -1)[..., 0]
+  nats = (
+    np.log(np.exp(logits).sum(-1))
+    - np.take_along_axis(logits, np.maximum(codes, 0)[..., None], -1)[..., 0]
+  )
   got, metrics = language_model.loss(MODEL, params, prefix, codes, None)
   kept = np.asarray(codes) != tokens.PAD
   np.testing.assert_allclose(got, nats[kept].mean(), rtol=1e-5)
@@ -132,10 +155,17 @@ def test_loss_is_the_closed_form_on_unpadded_targets(params, logits_of, example)
 
 
 def test_paper_size_and_bad_sizes():
-  model = LanguageModel(transformer=TransformerConfig(), vocabulary=tokens.Vocabulary(target_size=1024))
+  model = LanguageModel(
+    transformer=TransformerConfig(), vocabulary=tokens.Vocabulary(target_size=1024)
+  )
   shapes = meta.unbox(jax.eval_shape(lambda: language_model.init(model, jax.random.key(0))))
   blocks = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['layers']))
   assert blocks == 12 * (4 * 1024**2 + 2 * 1024 * 4096 + 2 * 1024)
-  for bad in (dict(width=10, num_heads=4), dict(dropout_rate=1.0), dict(num_layers=0), dict(max_distance=16)):
+  for bad in (
+    dict(width=10, num_heads=4),
+    dict(dropout_rate=1.0),
+    dict(num_layers=0),
+    dict(max_distance=16),
+  ):
     with pytest.raises(ValueError):
       TransformerConfig(**bad)

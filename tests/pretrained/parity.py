@@ -8,7 +8,9 @@ TOLERANCE = 1e-4
 
 
 def report(what: str, *errors: float):
-  """Appends a row to the table of maximal absolute errors in $PARITY_TABLE, where it is set (docs/results.md)."""
+  """Appends a row to the table of maximal absolute errors in $PARITY_TABLE, where it is set
+  (docs/results.md).
+  """
   assert np.isfinite(errors).all()
   if path := os.environ.get('PARITY_TABLE'):
     with open(path, 'a') as file:
@@ -29,7 +31,9 @@ def padded(lengths) -> np.ndarray:
 
 
 def randomize_transformer(model, gain: float = 1.0):
-  """Draws weights, norms and biases included; with a gain of 1 every linear layer keeps the size of its input."""
+  """Draws weights, norms and biases included; with a gain of 1 every linear layer keeps the size of
+  its input.
+  """
   import torch
 
   torch.manual_seed(0)
@@ -45,7 +49,9 @@ def randomize_transformer(model, gain: float = 1.0):
 
 
 def randomize(model, seed: int):
-  """Gives a SEANet codec of `transformers` weights that keep every part of it at work, codebooks' buffers included."""
+  """Gives a SEANet codec of `transformers` weights that keep every part of it at work, codebooks'
+  buffers included.
+  """
   import torch
 
   torch.manual_seed(seed)

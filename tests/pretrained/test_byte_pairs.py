@@ -1,4 +1,6 @@
-"""Texts to token ids without the original: by hand, and what is refused. See test_clap_oracle.py."""
+"""Texts to token ids without the original: by hand, and what is refused. See
+test_clap_oracle.py.
+"""
 
 import json
 
@@ -21,14 +23,17 @@ def pairs(folder):
   return byte_pairs.load(folder, SIZE, padding=1)
 
 
-@pytest.mark.parametrize('text, expected', [
+@pytest.mark.parametrize(
+  'text, expected',
+  [
     ("the singer's 80s  hit", ['the', ' singer', "'s", ' 80', 's', ' ', ' hit']),
     ("don't we'll CAN'T", ['don', "'t", ' we', "'ll", ' CAN', "'", 'T']),
     ('a\n\n b\t', ['a', '\n\n', ' b', '\t']),
     ('x²y ½ _z !!ok', ['x', '²', 'y', ' ½', ' _', 'z', ' !!', 'ok']),
     ('  ', ['  ']),
     ('', []),
-])  # fmt: skip
+  ],
+)
 def test_words(text, expected):
   assert byte_pairs.words(text) == expected
 
@@ -44,7 +49,7 @@ def test_joins_are_made_in_their_order_wherever_they_are():
 def test_the_bytes_are_those_of_the_text(pairs):
   token_of = {number: token for token, number in pairs.ids.items()}
   byte_of = {character: byte for byte, character in enumerate(byte_pairs._visible())}
-  for text in ('calm piano of the 1980s, \'round 音楽\n', '<s> is no token', 'é\x00\x7f\xad 🎸'):
+  for text in ("calm piano of the 1980s, 'round 音楽\n", '<s> is no token', 'é\x00\x7f\xad 🎸'):
     first, *inner, last = byte_pairs.encode(pairs, text)
     assert (first, last) == (pairs.ids['<s>'], pairs.ids['</s>'])
     joined = ''.join(token_of[number] for number in inner)
@@ -73,13 +78,13 @@ def test_bad_files_are_refused(folder):
   ids = json.loads((folder / 'vocab.json').read_text())
   without = lambda *tokens: {token: number for token, number in ids.items() if token not in tokens}
   cases = [
-      (without('<pad>'), "lacks \\['<pad>'\\]"),
-      (without('a', 'Ġ'), "lacks \\['Ġ', 'a'\\]|lacks \\['a', 'Ġ'\\]"),
-      (ids | {'a': SIZE}, f"'a' has the id {SIZE}; the model has {SIZE}"),
-      (ids | {'a': 'one'}, "'a' has the id one"),
-      (ids | {'a': True}, "'a' has the id True"),
-      (ids | {'<pad>': 0}, '<pad> has the id 0, in the model 1'),
-      (without('Ġof'), "'Ġo f' joins no two tokens"),
+    (without('<pad>'), "lacks \\['<pad>'\\]"),
+    (without('a', 'Ġ'), "lacks \\['Ġ', 'a'\\]|lacks \\['a', 'Ġ'\\]"),
+    (ids | {'a': SIZE}, f"'a' has the id {SIZE}; the model has {SIZE}"),
+    (ids | {'a': 'one'}, "'a' has the id one"),
+    (ids | {'a': True}, "'a' has the id True"),
+    (ids | {'<pad>': 0}, '<pad> has the id 0, in the model 1'),
+    (without('Ġof'), "'Ġo f' joins no two tokens"),
   ]
   for data, message in cases:
     (folder / 'vocab.json').write_text(json.dumps(data))
@@ -87,9 +92,10 @@ def test_bad_files_are_refused(folder):
       byte_pairs.load(folder, SIZE, padding=1)
   (folder / 'vocab.json').write_text(json.dumps(ids))
   for content, message in (
-      (b'a b c\n', 'joins no two'), (b'\xff\xfe', 'merges.txt cannot be read'),
-      (b'\n' * (byte_pairs.MAX_MERGES_BYTES + 1), 'more than'),
-  ):  # fmt: skip
+    (b'a b c\n', 'joins no two'),
+    (b'\xff\xfe', 'merges.txt cannot be read'),
+    (b'\n' * (byte_pairs.MAX_MERGES_BYTES + 1), 'more than'),
+  ):
     (folder / 'merges.txt').write_bytes(content)
     with pytest.raises(ValueError, match=message):
       byte_pairs.load(folder, SIZE, padding=1)

@@ -1,4 +1,6 @@
-"""CLAP without its original: what a vector of a clip or a text depends on, what is refused. See test_clap_oracle.py."""
+"""CLAP without its original: what a vector of a clip or a text depends on, what is refused. See
+test_clap_oracle.py.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,9 @@ RATE = 48_000
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  return vocabulary.write(random_weights.folder(tmp_path_factory.mktemp('clap') / 'in', random_weights.CLAP))
+  return vocabulary.write(
+    random_weights.folder(tmp_path_factory.mktemp('clap') / 'in', random_weights.CLAP)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -37,13 +41,17 @@ def unit(x_BD):
 
 
 def test_log_mel_by_its_definition():
-  """Four frames in float64: mirrored ends, Hann window, power, Slaney's bands from 50 Hz to 14 kHz, decibels."""
+  """Four frames in float64: mirrored ends, Hann window, power, Slaney's bands from 50 Hz to 14 kHz,
+  decibels.
+  """
   config = clap_audio.Config()
   wave_BT = noise(clap_audio.CLIP, batch=1)
   got_FM = np.asarray(jax.jit(lambda wave_BT: clap_audio.log_mel(config, wave_BT))(wave_BT))[0]
   assert got_FM.shape == (1001, 64)
   padded_T = np.pad(wave_BT[0].astype(np.float64), 512, mode='reflect')
-  filters_MN = librosa.filters.mel(sr=RATE, n_fft=1024, n_mels=64, fmin=50, fmax=14_000, dtype=np.float64)
+  filters_MN = librosa.filters.mel(
+    sr=RATE, n_fft=1024, n_mels=64, fmin=50, fmax=14_000, dtype=np.float64
+  )
   window_N = np.sin(np.pi * np.arange(1024) / 1024) ** 2
   for frame in (0, 1, 777, 1000):
     power_N = np.abs(np.fft.rfft(padded_T[frame * 480 : frame * 480 + 1024] * window_N)) ** 2
@@ -53,22 +61,34 @@ def test_log_mel_by_its_definition():
 
 
 def test_fold_lays_pieces_of_time_over_one_another():
-  """1001 frames become 1024, the first and the last stay where they are, the others to a twentieth of a frame."""
+  """1001 frames become 1024, the first and the last stay where they are, the others to a twentieth
+  of a frame.
+  """
   config = clap_audio.Config()
   value = lambda time, band: 3 * time - 100 * band
   time_F1, band_M = np.arange(1001, dtype=np.float32)[:, None], np.arange(64)
-  got = np.asarray(clap_audio.fold(config, jnp.asarray(value(time_F1, band_M), jnp.float32)[None]))[0]
+  got = np.asarray(clap_audio.fold(config, jnp.asarray(value(time_F1, band_M), jnp.float32)[None]))[
+    0
+  ]
   assert got.shape == (256, 256)
   place = np.arange(1024) * 1000 / 1023
   inside = slice(2, 1022)  # beyond the ends there is nothing to rise to
-  stretched = np.stack([[got[piece * 64 + band] for piece in range(4)] for band in range(64)]).reshape(64, 1024)
-  np.testing.assert_allclose(stretched[:, inside], value(place, band_M[:, None])[:, inside], atol=3 / 20)
-  np.testing.assert_allclose(stretched[:, [0, -1]], value(np.array([0, 1000]), band_M[:, None]), atol=1e-3)
+  stretched = np.stack(
+    [[got[piece * 64 + band] for piece in range(4)] for band in range(64)]
+  ).reshape(64, 1024)
+  np.testing.assert_allclose(
+    stretched[:, inside], value(place, band_M[:, None])[:, inside], atol=3 / 20
+  )
+  np.testing.assert_allclose(
+    stretched[:, [0, -1]], value(np.array([0, 1000]), band_M[:, None]), atol=1e-3
+  )
 
 
 @pytest.mark.parametrize('moved', [False, True])
 def test_patches_see_their_window_and_no_further(moved):
-  """Which patches change with one of them: those in the same window of a picture that does not wrap around."""
+  """Which patches change with one of them: those in the same window of a picture that does not wrap
+  around.
+  """
   config = clap_audio.Config(window=4)
   block = clap_audio.Block(config, num_heads=2, moved=moved)
   x_BHWD = jax.random.normal(jax.random.key(0), (1, 12, 12, 8))
@@ -76,8 +96,12 @@ def test_patches_see_their_window_and_no_further(moved):
   apply = jax.jit(lambda x_BHWD: block.apply(params, x_BHWD))
   number = (np.arange(12) - (2 if moved else 0)) // 4  # of the window along one axis
   for row, column in ((0, 0), (1, 5), (11, 11), (6, 2)):
-    changed = np.abs(apply(x_BHWD.at[0, row, column, 0].add(1.0)) - apply(x_BHWD))[0].max(axis=-1) > 1e-6
-    np.testing.assert_array_equal(changed, (number == number[row])[:, None] & (number == number[column]))
+    changed = (
+      np.abs(apply(x_BHWD.at[0, row, column, 0].add(1.0)) - apply(x_BHWD))[0].max(axis=-1) > 1e-6
+    )
+    np.testing.assert_array_equal(
+      changed, (number == number[row])[:, None] & (number == number[column])
+    )
 
 
 def test_a_short_clip_is_repeated_as_a_whole(embed):
@@ -89,14 +113,19 @@ def test_a_short_clip_is_repeated_as_a_whole(embed):
   long_BT = jnp.ones((1, clap_audio.CLIP + 1))
   np.testing.assert_array_equal(clap.filled(long_BT), long_BT)
   wave_BT = noise(3 * RATE)
-  np.testing.assert_allclose(embed(wave_BT), embed(np.asarray(clap.filled(jnp.asarray(wave_BT)))), atol=1e-6)
+  np.testing.assert_allclose(
+    embed(wave_BT), embed(np.asarray(clap.filled(jnp.asarray(wave_BT)))), atol=1e-6
+  )
 
 
 def test_a_long_clip_is_the_mean_of_ten_seconds_from_every_second_on(embed):
   rng = np.random.default_rng(0)
-  loudness_T = np.repeat(10 ** rng.uniform(-3, 0, 13), RATE)[: round(12.4 * RATE)]  # windows that differ
+  # windows that differ
+  loudness_T = np.repeat(10 ** rng.uniform(-3, 0, 13), RATE)[: round(12.4 * RATE)]
   wave_BT = (noise(len(loudness_T)) * loudness_T).astype(np.float32)
-  windows = [np.asarray(embed(wave_BT[:, second * RATE : (second + 10) * RATE])) for second in range(3)]
+  windows = [
+    np.asarray(embed(wave_BT[:, second * RATE : (second + 10) * RATE])) for second in range(3)
+  ]
   assert np.abs(windows[0] - windows[2]).max() > 1e-3
   got_BD = np.asarray(embed(wave_BT))
   np.testing.assert_allclose(got_BD, unit(np.mean(windows, axis=0)), atol=1e-6)
@@ -137,17 +166,21 @@ def test_texts_that_are_too_long_are_refused(model, folder):
 
 
 def test_logits_are_scaled_products(model):
-  audio_BD, text_ND = (unit(np.random.default_rng(n).normal(size=(n, 6))).astype(np.float32) for n in (2, 3))
+  audio_BD, text_ND = (
+    unit(np.random.default_rng(n).normal(size=(n, 6))).astype(np.float32) for n in (2, 3)
+  )
   got = clap.logits(model[1], jnp.asarray(audio_BD), jnp.asarray(text_ND))
   scale = np.exp(model[1].params['logit_scale_a'])
-  np.testing.assert_allclose(got, [[scale * np.dot(a, t) for t in text_ND] for a in audio_BD], rtol=1e-5)
+  np.testing.assert_allclose(
+    got, [[scale * np.dot(a, t) for t in text_ND] for a in audio_BD], rtol=1e-5
+  )
 
 
 def test_parameter_diff(tmp_path):
   arrays = random_weights.arrays(random_weights.CLAP)
   table, projection = (
-      'audio_model.audio_encoder.layers.1.blocks.0.attention.self.relative_position_bias_table',
-      'text_projection.linear1.weight',
+    'audio_model.audio_encoder.layers.1.blocks.0.attention.self.relative_position_bias_table',
+    'text_projection.linear1.weight',
   )
   del arrays['audio_model.audio_encoder.batch_norm.running_mean']
   arrays[table] = np.zeros((49, 3), np.float32)
@@ -160,18 +193,28 @@ def test_parameter_diff(tmp_path):
     hub.from_pretrained(write(tmp_path, random_weights.CLAP, arrays))
   assert arrays[projection].shape == (6, 8)
   assert sorted(line.strip() for line in str(caught.value).splitlines()[1:]) == [
-      'audio_model.audio_encoder.batch_norm.running_mean: (absent) in the file, [16] in the model',
-      f'{table}: [49, 3] in the file, [49, 2] in the model',
-      'audio_model.audio_encoder.patch_embed.fusion_model.bias: [2] in the file, (absent) in the model',
+    'audio_model.audio_encoder.batch_norm.running_mean: (absent) in the file, [16] in the model',
+    f'{table}: [49, 3] in the file, [49, 2] in the model',
+    'audio_model.audio_encoder.patch_embed.fusion_model.bias: [2] in the file, (absent) in the model',
   ]
 
 
-@pytest.mark.parametrize('part, change, message', [
-    ('audio_config', {'enable_fusion': True}, 'audio_config: enable_fusion=True.*take one that is not fused'),
+@pytest.mark.parametrize(
+  'part, change, message',
+  [
+    (
+      'audio_config',
+      {'enable_fusion': True},
+      'audio_config: enable_fusion=True.*take one that is not fused',
+    ),
     ('audio_config', {'depths': [1, 2]}, 'different lengths'),
     ('audio_config', {'hidden_size': 32}, 'hidden_size=32, only 16'),
     ('audio_config', {'patch_stride': [2, 2]}, 'patch_stride'),
-    ('audio_config', {'num_attention_heads': [1, 3, 2]}, 'stage 1 of width 8 is no multiple of its 3 heads'),
+    (
+      'audio_config',
+      {'num_attention_heads': [1, 3, 2]},
+      'stage 1 of width 8 is no multiple of its 3 heads',
+    ),
     ('audio_config', {'num_mel_bins': 32}, 'does not hold 1001 frames'),
     ('audio_config', {'num_mel_bins': 24}, 'does not hold 1001 frames'),
     ('audio_config', {'window_size': 5}, 'no multiple of window_size=5'),
@@ -184,16 +227,23 @@ def test_parameter_diff(tmp_path):
     ('text_config', {'pad_token_id': 300}, 'leaves no text'),
     ('text_config', {'max_position_embeddings': 3}, 'leaves no text'),
     ('text_config', {'num_hidden_layers': 2**20}, 'num_hidden_layers'),
-])  # fmt: skip
+  ],
+)
 def test_configs_are_refused(part, change, message):
   data = random_weights.CLAP
   with pytest.raises(ValueError, match=message):
     clap.config_from(data | {part: data[part] | change})
 
 
-@pytest.mark.parametrize('change', [
-    {'projection_hidden_act': 'gelu'}, {'audio_config': None}, {'text_config': [1]}, {'projection_dim': 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'projection_hidden_act': 'gelu'},
+    {'audio_config': None},
+    {'text_config': [1]},
+    {'projection_dim': 0},
+  ],
+)
 def test_other_configs_are_refused(change):
   with pytest.raises(ValueError, match=next(iter(change))):
     clap.config_from(random_weights.CLAP | change)
@@ -203,17 +253,29 @@ def test_published_configs():
   """The larger ones state little beside the defaults."""
   larger = {'patch_embeds_hidden_size': 128, 'hidden_size': 1024, 'depths': [2, 2, 12, 2]}
   config = clap.config_from({'audio_config': larger, 'text_config': {}})
-  assert config.audio == clap_audio.Config(width=128, depths=(2, 2, 12, 2)) and config.audio.output_width == 1024
+  assert (
+    config.audio == clap_audio.Config(width=128, depths=(2, 2, 12, 2))
+    and config.audio.output_width == 1024
+  )
   assert (config.sample_rate, config.embedding_dim, config.text.max_tokens) == (48_000, 512, 512)
   assert clap.config_from({'audio_config': {}, 'text_config': {}}) == clap.Config()
 
 
-@pytest.mark.parametrize('name, message', [
-    ('OpenMuQ/MuQ-MuLan-large', 'CC-BY-NC-4.0.* is not read.*commercial use.*larger_clap_music stands in'),
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    (
+      'OpenMuQ/MuQ-MuLan-large',
+      'CC-BY-NC-4.0.* is not read.*commercial use.*larger_clap_music stands in',
+    ),
     ('laion/clap-htsat-fused', 'is not read.*take laion/clap-htsat-unfused'),
-])  # fmt: skip
-def test_what_we_know_and_do_not_read_is_refused_with_its_reason(tmp_path, monkeypatch, name, message):
-  monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)  # nothing is downloaded first
+  ],
+)
+def test_what_we_know_and_do_not_read_is_refused_with_its_reason(
+  tmp_path, monkeypatch, name, message
+):
+  # nothing is downloaded first
+  monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', None)
   with pytest.raises(ValueError, match=message):
     hub.from_pretrained(name)
   with pytest.raises(ValueError, match=message):
@@ -229,7 +291,9 @@ def test_an_import_has_its_vocabulary_and_no_place_in_a_workdir(tmp_path, folder
   pairs = clap.tokenizer(config, tmp_path / 'out')
   assert pairs == clap.tokenizer(config, folder)
   with pytest.raises(ValueError, match='takes no place in a workdir: give --output'):
-    pretrained.main(['import', str(folder), f'--workdir={tmp_path / "run"}', '--licence=Apache-2.0'])
+    pretrained.main(
+      ['import', str(folder), f'--workdir={tmp_path / "run"}', '--licence=Apache-2.0']
+    )
   with pytest.raises(ValueError, match='vocab.json cannot be read'):
     clap.tokenizer(config, tmp_path)
 
@@ -245,8 +309,15 @@ def test_the_vocabulary_is_downloaded_with_the_weights(tmp_path, monkeypatch):
       return str(folder)
 
   monkeypatch.setitem(__import__('sys').modules, 'huggingface_hub', Hub)
-  assert clap.tokenizer(clap.config_from(random_weights.CLAP), hub.fetch('laion/larger_clap_music')).ids['<pad>'] == 1
+  assert (
+    clap.tokenizer(clap.config_from(random_weights.CLAP), hub.fetch('laion/larger_clap_music')).ids[
+      '<pad>'
+    ]
+    == 1
+  )
   (folder / 'model.safetensors').rename(folder / 'elsewhere')
   with pytest.raises(ValueError, match='no safetensors at revision main.*refs/pr/1'):
     hub.fetch('laion/larger_clap_music')
-  assert {'vocab.json', 'merges.txt', '*.safetensors', 'config.json'} <= set(asked['allow_patterns'])
+  assert {'vocab.json', 'merges.txt', '*.safetensors', 'config.json'} <= set(
+    asked['allow_patterns']
+  )

@@ -1,4 +1,6 @@
-"""What `transformers` saves, through the import program: codes and audio are those of `transformers`."""
+"""What `transformers` saves, through the import program: codes and audio are those of
+`transformers`.
+"""
 
 import jax
 import numpy as np
@@ -14,11 +16,15 @@ from tests.pretrained.test_mimi_oracle import SHRUNK
 
 pytestmark = pytest.mark.oracle
 MODELS = {
-    'dac': lambda: random_model(published_config('16khz', encoder_hidden_size=8, decoder_hidden_size=32)),
-    'encodec': lambda: randomize(
-        transformers.EncodecModel(transformers.EncodecConfig(num_filters=4, hidden_size=16)), 0
-    ),
-    'mimi': lambda: randomize(transformers.MimiModel(transformers.MimiConfig(num_hidden_layers=2, **SHRUNK)), 0),
+  'dac': lambda: random_model(
+    published_config('16khz', encoder_hidden_size=8, decoder_hidden_size=32)
+  ),
+  'encodec': lambda: randomize(
+    transformers.EncodecModel(transformers.EncodecConfig(num_filters=4, hidden_size=16)), 0
+  ),
+  'mimi': lambda: randomize(
+    transformers.MimiModel(transformers.MimiConfig(num_hidden_layers=2, **SHRUNK)), 0
+  ),
 }
 
 
@@ -26,7 +32,9 @@ MODELS = {
 def test_round_trip(name, tmp_path):
   model = MODELS[name]()
   model.save_pretrained(tmp_path / 'theirs')
-  pretrained.main(['import', str(tmp_path / 'theirs'), '--licence=MIT', f'--workdir={tmp_path / "run"}'])
+  pretrained.main(
+    ['import', str(tmp_path / 'theirs'), '--licence=MIT', f'--workdir={tmp_path / "run"}']
+  )
   config, variables = workspace.load_codec(tmp_path / 'run')
   wave_BT = noise(8 * config.hop_length, batch=1)
   wave = torch.tensor(wave_BT)[:, None]

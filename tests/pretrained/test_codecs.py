@@ -1,4 +1,6 @@
-"""EnCodec and Mimi without their originals: what is causal, what is counted, what is refused. See test_*_oracle.py."""
+"""EnCodec and Mimi without their originals: what is causal, what is counted, what is refused. See
+test_*_oracle.py.
+"""
 
 import json
 
@@ -34,12 +36,16 @@ def test_sizes(model):
   wave_BT = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6 * hop + 1)), jnp.float32)
   codec = config.codec()
   codes_BFQ = jax.jit(codec.encode, static_argnums=2)(variables, wave_BT, None)
-  assert codes_BFQ.shape == (2, 7, 3) and codes_BFQ.dtype == jnp.int32 and len(np.unique(codes_BFQ)) > 5
+  assert (
+    codes_BFQ.shape == (2, 7, 3) and codes_BFQ.dtype == jnp.int32 and len(np.unique(codes_BFQ)) > 5
+  )
   assert 0 <= codes_BFQ.min() and codes_BFQ.max() < config.codebook_size == 16
   decoded = {levels: jax.jit(codec.decode)(variables, codes_BFQ[..., :levels]) for levels in (1, 3)}
   assert decoded[1].shape == decoded[3].shape == (2, 7 * hop)
   assert np.abs(decoded[1] - decoded[3]).max() > 1e-3
-  np.testing.assert_array_equal(jax.jit(codec.encode, static_argnums=2)(variables, wave_BT, 2), codes_BFQ[..., :2])
+  np.testing.assert_array_equal(
+    jax.jit(codec.encode, static_argnums=2)(variables, wave_BT, 2), codes_BFQ[..., :2]
+  )
   for levels in (0, 4):
     with pytest.raises(ValueError, match='num_quantizers=3'):
       codec.encode(variables, wave_BT, levels)
@@ -48,7 +54,9 @@ def test_sizes(model):
 
 
 def test_nothing_looks_ahead(model):
-  """Where a sample or a frame changes, nothing before it does; what comes before the clip counts once it has begun."""
+  """Where a sample or a frame changes, nothing before it does; what comes before the clip counts
+  once it has begun.
+  """
   name, _, config, variables = model
   hop, frames, at = config.hop_length, 16, 9
   random = np.random.default_rng(1)
@@ -68,13 +76,21 @@ def test_levels_are_residual_and_mimi_splits_them(tmp_path):
   """The second level of Mimi quantizes the embedding itself, EnCodec's what the first one left."""
   for name, data in DATA.items():
     config, variables = hub.from_pretrained(random_weights.folder(tmp_path / name, data))
-    wave_BT = jnp.asarray(np.random.default_rng(2).standard_normal((1, 40 * config.hop_length)), jnp.float32)
-    embed = lambda wave_BT: (embeddings(name, config, variables, wave_BT), config.codec().encode(variables, wave_BT, 2))
+    wave_BT = jnp.asarray(
+      np.random.default_rng(2).standard_normal((1, 40 * config.hop_length)), jnp.float32
+    )
+    embed = lambda wave_BT: (
+      embeddings(name, config, variables, wave_BT),
+      config.codec().encode(variables, wave_BT, 2),
+    )
     z_BFD, codes_BFQ = jax.jit(embed)(wave_BT)
     z_FD = np.asarray(z_BFD)[0]
     arrays = random_weights.arrays(data)
     if name == 'encodec':
-      books, z = [arrays[f'quantizer.layers.{level}.codebook.embed'] for level in range(2)], [z_FD, z_FD]
+      books, z = (
+        [arrays[f'quantizer.layers.{level}.codebook.embed'] for level in range(2)],
+        [z_FD, z_FD],
+      )
     else:
       stems = [f'quantizer.{kind}_residual_vector_quantizer' for kind in ('semantic', 'acoustic')]
       parts = ('embed_sum', 'cluster_usage')
@@ -94,7 +110,12 @@ def test_lstm():
   params = module.init(jax.random.key(0), jnp.asarray(x_BND))['params']
   params = jax.tree.map(lambda leaf: leaf + 0.1, params)
   weight = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
-  sigmoid, hidden, cell, want = lambda x: 1 / (1 + np.exp(-x)), np.zeros((2, 3)), np.zeros((2, 3)), []
+  sigmoid, hidden, cell, want = (
+    lambda x: 1 / (1 + np.exp(-x)),
+    np.zeros((2, 3)),
+    np.zeros((2, 3)),
+    [],
+  )
   for n in range(5):
     gates = x_BND[:, n] @ weight['weight_ih_l0'].T + hidden @ weight['weight_hh_l0'].T
     i, f, g, o = np.split(gates + weight['bias_ih_l0'] + weight['bias_hh_l0'], 4, axis=1)
@@ -107,7 +128,9 @@ def test_lstm():
 
 def test_squared_sine():
   x = np.concatenate([np.linspace(-20, 20, 4001), np.linspace(-1e4, 1e4, 4001)]).astype(np.float32)
-  np.testing.assert_allclose(jax.jit(layers.squared_sine)(x), np.sin(x.astype(np.float64)) ** 2, atol=4e-7)
+  np.testing.assert_allclose(
+    jax.jit(layers.squared_sine)(x), np.sin(x.astype(np.float64)) ** 2, atol=4e-7
+  )
   slope = jax.vmap(jax.grad(layers.squared_sine))(x[:4001])
   np.testing.assert_allclose(slope, np.sin(2 * x[:4001].astype(np.float64)), atol=2e-5)
 
@@ -115,13 +138,17 @@ def test_squared_sine():
 @pytest.mark.parametrize('dtype, digits', [(jnp.bfloat16, 8), (np.float16, 11), (np.float64, 24)])
 def test_other_precisions_become_float32(model, tmp_path, dtype, digits):
   name, folder, config, want = model
-  arrays = {key: array.astype(dtype) for key, array in load_file(folder / 'model.safetensors').items()}
+  arrays = {
+    key: array.astype(dtype) for key, array in load_file(folder / 'model.safetensors').items()
+  }
   (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
   save_file(arrays, tmp_path / 'model.safetensors')
   params = SOURCES[name].load(tmp_path, config).params
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   rounded = SOURCES[name].load(folder, config).params
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2.0 ** (1 - digits)), params, rounded)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=2.0 ** (1 - digits)), params, rounded
+  )
 
 
 def damaged(folder, target, change):
@@ -148,9 +175,11 @@ def test_parameter_diff(model, tmp_path):
     hub.from_pretrained(damaged(folder, tmp_path / 'bad', change))
   lines = str(caught.value)
   for line in (
-      'encoder.layers.0.conv.bias: (absent) in the file, [2] in the model', 'decoder.layers.0.conv.weight: [1, 2, 7]',
-      f'{books[0]}: [15, 4] in the file, [16, 4] in the model', '../../evil: [1] in the file, (absent) in the model',
-  ):  # fmt: skip
+    'encoder.layers.0.conv.bias: (absent) in the file, [2] in the model',
+    'decoder.layers.0.conv.weight: [1, 2, 7]',
+    f'{books[0]}: [15, 4] in the file, [16, 4] in the model',
+    '../../evil: [1] in the file, (absent) in the model',
+  ):
     assert line in lines
   assert len(lines.splitlines()) == 5
   whole = (folder / 'model.safetensors').read_bytes()
@@ -159,20 +188,48 @@ def test_parameter_diff(model, tmp_path):
     hub.from_pretrained(tmp_path / 'bad')
 
 
-@pytest.mark.parametrize('name, change', [
-    *(('encodec', change) for change in (
-        {'use_causal_conv': False}, {'norm_type': 'time_group_norm'}, {'normalize': True}, {'chunk_length_s': 1.0},
-        {'audio_channels': 2}, {'target_bandwidths': []}, {'target_bandwidths': [1e9]}, {'target_bandwidths': 'all'},
-        {'codebook_dim': 7}, {'num_filters': 3}, {'upsampling_ratios': [2**20] * 16}, {'num_lstm_layers': 99},
-        {'use_conv_shortcut': 1}, {'codebook_size': 1},
-    )),
-    *(('mimi', change) for change in (
-        {'num_semantic_quantizers': 3}, {'upsample_groups': 1}, {'hidden_act': 'relu'}, {'num_attention_heads': 8},
-        {'frame_rate': 12.5}, {'rope_parameters': {'rope_type': 'linear'}}, {'rope_parameters': [1]},
-        {'rope_theta': -1}, {'norm_eps': 'small'}, {'num_hidden_layers': 2**20}, {'codebook_dim': 8},
-        {'num_key_value_heads': 1}, {'head_dim': 64},
-    )),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'name, change',
+  [
+    *(
+      ('encodec', change)
+      for change in (
+        {'use_causal_conv': False},
+        {'norm_type': 'time_group_norm'},
+        {'normalize': True},
+        {'chunk_length_s': 1.0},
+        {'audio_channels': 2},
+        {'target_bandwidths': []},
+        {'target_bandwidths': [1e9]},
+        {'target_bandwidths': 'all'},
+        {'codebook_dim': 7},
+        {'num_filters': 3},
+        {'upsampling_ratios': [2**20] * 16},
+        {'num_lstm_layers': 99},
+        {'use_conv_shortcut': 1},
+        {'codebook_size': 1},
+      )
+    ),
+    *(
+      ('mimi', change)
+      for change in (
+        {'num_semantic_quantizers': 3},
+        {'upsample_groups': 1},
+        {'hidden_act': 'relu'},
+        {'num_attention_heads': 8},
+        {'frame_rate': 12.5},
+        {'rope_parameters': {'rope_type': 'linear'}},
+        {'rope_parameters': [1]},
+        {'rope_theta': -1},
+        {'norm_eps': 'small'},
+        {'num_hidden_layers': 2**20},
+        {'codebook_dim': 8},
+        {'num_key_value_heads': 1},
+        {'head_dim': 64},
+      )
+    ),
+  ],
+)
 def test_configs_are_refused(name, change, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(DATA[name] | change))
   with pytest.raises(ValueError, match=str(tmp_path)):

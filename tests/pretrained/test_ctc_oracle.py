@@ -18,10 +18,11 @@ from tests.pretrained.parity import TOLERANCE, padded, randomize_transformer, re
 
 pytestmark = pytest.mark.oracle
 
-SYMBOLS = ['<pad>', '<s>', '</s>', '<unk>', '|', *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]  # of facebook/wav2vec2-base-960h
+# of facebook/wav2vec2-base-960h
+SYMBOLS = ['<pad>', '<s>', '</s>', '<unk>', '|', *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 CLASSES = {
-    'wav2vec2': (transformers.Wav2Vec2ForCTC, transformers.Wav2Vec2Config),
-    'hubert': (transformers.HubertForCTC, transformers.HubertConfig),
+  'wav2vec2': (transformers.Wav2Vec2ForCTC, transformers.Wav2Vec2Config),
+  'hubert': (transformers.HubertForCTC, transformers.HubertConfig),
 }
 
 
@@ -30,14 +31,20 @@ def pair(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   make_model, make_config = CLASSES[request.param]
   config = make_config(
-      num_hidden_layers=1, hidden_size=96, intermediate_size=384, conv_dim=[32] * 7, vocab_size=len(SYMBOLS),
-      pad_token_id=0,
+    num_hidden_layers=1,
+    hidden_size=96,
+    intermediate_size=384,
+    conv_dim=[32] * 7,
+    vocab_size=len(SYMBOLS),
+    pad_token_id=0,
   )
   model = randomize_transformer(make_model(config))
   with torch.no_grad():  # what all frames have in common must not drown what they say
     model.lm_head.bias -= model(torch.tensor(padded([16_000]))).logits.mean(dim=(0, 1))
   model.save_pretrained(folder)
-  (folder / 'vocab.json').write_text(json.dumps({symbol: number for number, symbol in enumerate(SYMBOLS)}))
+  (folder / 'vocab.json').write_text(
+    json.dumps({symbol: number for number, symbol in enumerate(SYMBOLS)})
+  )
   return model, folder
 
 
@@ -46,7 +53,9 @@ def test_logits_of_every_frame(pair):
   config, variables = ctc.from_folder(folder)
   lengths = [16_000, 7_777]
   wave_BT = padded(lengths)
-  got = jax.jit(lambda *args: ctc.logits(config, variables, *args))(wave_BT, np.array(lengths, np.int32))
+  got = jax.jit(lambda *args: ctc.logits(config, variables, *args))(
+    wave_BT, np.array(lengths, np.int32)
+  )
   errors = []
   for row, length in enumerate(lengths):
     with torch.no_grad():
@@ -74,6 +83,7 @@ def test_paths_are_read_as_the_tokenizer_reads_them(pair):
   tokenizer = transformers.Wav2Vec2CTCTokenizer(folder / 'vocab.json')
   random = np.random.default_rng(0)
   for _ in range(50):
-    drawn_N = random.choice([0, *range(4, len(SYMBOLS))], 30)  # <s> and the like it would leave in the text
+    # <s> and the like it would leave in the text
+    drawn_N = random.choice([0, *range(4, len(SYMBOLS))], 30)
     path_S = np.repeat(drawn_N, random.integers(1, 4, 30))
     assert ctc.text(config, path_S.tolist()) == ' '.join(tokenizer.decode(path_S).split())

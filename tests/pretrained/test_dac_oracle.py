@@ -1,4 +1,6 @@
-"""DAC beside `transformers.DacModel`, random weights at the real configuration shrunk in width (`make test-oracle`)."""
+"""DAC beside `transformers.DacModel`, random weights at the real configuration shrunk in width
+(`make test-oracle`).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +21,17 @@ TOLERANCE = 1e-4
 def published_config(name, **changes):
   """The numbers of the published checkpoints, `descript/dac_*khz`."""
   layouts = {
-      '16khz': dict(sampling_rate=16_000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=12),
-      '24khz': dict(sampling_rate=24_000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=32),
-      '44khz': dict(sampling_rate=44_100, downsampling_ratios=[2, 4, 8, 8], n_codebooks=9),
+    '16khz': dict(sampling_rate=16_000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=12),
+    '24khz': dict(sampling_rate=24_000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=32),
+    '44khz': dict(sampling_rate=44_100, downsampling_ratios=[2, 4, 8, 8], n_codebooks=9),
   }
   return transformers.DacConfig(**layouts[name], **changes)
 
 
 def random_model(config, seed=0):
-  """Weights of a size that keeps every part of the model at work: the library's own start silences most of it."""
+  """Weights of a size that keeps every part of the model at work: the library's own start silences
+  most of it.
+  """
   torch.manual_seed(seed)
   model = transformers.DacModel(config).eval()
   with torch.no_grad():
@@ -47,7 +51,9 @@ def random_model(config, seed=0):
 
 @pytest.fixture(scope='module', params=['16khz', '24khz', '44khz'])
 def pair(request, tmp_path_factory):
-  model = random_model(published_config(request.param, encoder_hidden_size=8, decoder_hidden_size=64))
+  model = random_model(
+    published_config(request.param, encoder_hidden_size=8, decoder_hidden_size=64)
+  )
   folder = tmp_path_factory.mktemp(request.param)
   model.save_pretrained(folder)
   return request.param, model, *hub.from_pretrained(folder)
@@ -71,23 +77,23 @@ def test_every_hidden_state(pair, num_samples):
   wave_BT = wave(num_samples // config.hop_length * config.hop_length)
   recorded = {}
   hooks = [
-      module.register_forward_hook(lambda _, __, y, path=path: recorded.update({path: y.numpy()}))
-      for path, module in model.named_modules()
-      if path.startswith('encoder') and path != 'encoder'
+    module.register_forward_hook(lambda _, __, y, path=path: recorded.update({path: y.numpy()}))
+    for path, module in model.named_modules()
+    if path.startswith('encoder') and path != 'encoder'
   ]
   with torch.no_grad():
     want_BFD = model.encoder(torch.tensor(wave_BT)[:, None]).numpy().swapaxes(1, 2)
   for hook in hooks:
     hook.remove()
   got_BFD, state = dac.Encoder(config).apply(
-      {'params': variables.params['encoder']}, wave_BT, capture_intermediates=True
+    {'params': variables.params['encoder']}, wave_BT, capture_intermediates=True
   )
   got = {
-      'encoder.' + path.removesuffix('.__call__.0').replace('block_', 'block.'): y
-      for path, y in (
-          (jax.tree_util.keystr(path, simple=True, separator='.'), y)
-          for path, y in jax.tree.flatten_with_path(state['intermediates'])[0]
-      )
+    'encoder.' + path.removesuffix('.__call__.0').replace('block_', 'block.'): y
+    for path, y in (
+      (jax.tree_util.keystr(path, simple=True, separator='.'), y)
+      for path, y in jax.tree.flatten_with_path(state['intermediates'])[0]
+    )
   }
   got.pop('encoder.__call__.0', None)
   assert set(recorded) - {'encoder.block'} == set(got)
@@ -116,18 +122,25 @@ def test_codes_and_audio(pair, num_quantizers):
   report(f'dac {name} audio, {want_BFQ.shape[-1]} levels, codes identical', error)
   assert error < TOLERANCE
   assert not got_BT[:, length:].any()
-  assert np.std(want_BT) > 0.05 and len(np.unique(want_BFQ)) > 15  # of 50 frames; one level may have as few
+  # of 50 frames; one level may have as few
+  assert np.std(want_BT) > 0.05 and len(np.unique(want_BFQ)) > 15
 
 
 def test_odd_lengths_are_padded_as_the_source_pads_them(pair):
   name, model, config, variables = pair
-  extractor = transformers.DacFeatureExtractor(sampling_rate=config.sample_rate, hop_length=config.hop_length)
+  extractor = transformers.DacFeatureExtractor(
+    sampling_rate=config.sample_rate, hop_length=config.hop_length
+  )
   for num_samples in (1, config.hop_length - 1, 3 * config.hop_length + 1):
     wave_T = wave(num_samples, batch=1)[0]
-    values = extractor(wave_T, sampling_rate=config.sample_rate, return_tensors='pt')['input_values']
+    values = extractor(wave_T, sampling_rate=config.sample_rate, return_tensors='pt')[
+      'input_values'
+    ]
     with torch.no_grad():
       want = model.encode(values).audio_codes.numpy().swapaxes(1, 2)
-    got = dac.encode(config, variables, audio.pad_to_multiple(jnp.asarray(wave_T)[None], config.hop_length))
+    got = dac.encode(
+      config, variables, audio.pad_to_multiple(jnp.asarray(wave_T)[None], config.hop_length)
+    )
     np.testing.assert_array_equal(got, want)
   with pytest.raises(ValueError, match='pad_to_multiple'):
     dac.encode(config, variables, jnp.asarray(wave(config.hop_length + 1)))
@@ -155,11 +168,14 @@ def test_full_width(tmp_path):
     codes = model.encode(torch.tensor(wave_BT)[:, None]).audio_codes
     want_BT = model.decode(audio_codes=codes).audio_values.numpy()
   got_BFD = jax.jit(lambda params, wave_BT: dac.Encoder(config).apply({'params': params}, wave_BT))(
-      variables.params['encoder'], wave_BT
+    variables.params['encoder'], wave_BT
   )
   got_BFQ = jax.jit(dac.encode, static_argnums=0)(config, variables, wave_BT)
   np.testing.assert_array_equal(got_BFQ, codes.numpy().swapaxes(1, 2))
   got_BT = jax.jit(dac.decode, static_argnums=0)(config, variables, got_BFQ)
-  errors = np.abs(got_BFD - want_BFD).max(), np.abs(np.asarray(got_BT)[:, : want_BT.shape[1]] - want_BT).max()
+  errors = (
+    np.abs(got_BFD - want_BFD).max(),
+    np.abs(np.asarray(got_BT)[:, : want_BT.shape[1]] - want_BT).max(),
+  )
   report('dac 16khz, full width, embeddings / audio, codes identical', *errors)
   assert max(errors) < TOLERANCE and np.std(want_BT) > 0.05

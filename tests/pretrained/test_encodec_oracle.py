@@ -1,7 +1,8 @@
-"""EnCodec beside `transformers.EncodecModel`, random weights at the real configuration shrunk in width."""
+"""EnCodec beside `transformers.EncodecModel`, random weights at the real configuration shrunk in
+width.
+"""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,7 +49,10 @@ def compare(name, trio, num_samples, bandwidth):
   got_BFD, got_BFQ = encode(variables, wave_BT)
   got_BT = np.asarray(jax.jit(encodec.decode, static_argnums=0)(config, variables, got_BFQ))
   errors = np.abs(got_BFD - want_BFD).max(), np.abs(got_BT - want_BT).max()
-  report(f'{name} embeddings / audio, {want_BFQ.shape[-1]} levels, codes identical, T={num_samples}', *errors)
+  report(
+    f'{name} embeddings / audio, {want_BFQ.shape[-1]} levels, codes identical, T={num_samples}',
+    *errors,
+  )
   np.testing.assert_array_equal(got_BFQ, want_BFQ)
   assert got_BFQ.shape[1] == -(-num_samples // config.hop_length)
   assert max(errors) < TOLERANCE
@@ -76,17 +80,24 @@ def test_odd_lengths_are_padded_as_the_source_pads_them(pair, num_samples):
 def test_every_hidden_state(pair):
   model, config, variables = pair
   wave_BT, recorded = noise(20 * 320), []
-  hooks = [layer.register_forward_hook(lambda _, __, y: recorded.append(y.numpy().swapaxes(1, 2)))
-           for layer in model.encoder.layers if not isinstance(layer, torch.nn.ELU)]
+  hooks = [
+    layer.register_forward_hook(lambda _, __, y: recorded.append(y.numpy().swapaxes(1, 2)))
+    for layer in model.encoder.layers
+    if not isinstance(layer, torch.nn.ELU)
+  ]
   with torch.no_grad():
     model.encoder(torch.tensor(wave_BT)[:, None])
   for hook in hooks:
     hook.remove()
   capture = lambda params, wave_BT: encodec.Encoder(config.seanet).apply(
-      {'params': params}, wave_BT, capture_intermediates=lambda module, _: '_' in (module.name or '')
+    {'params': params}, wave_BT, capture_intermediates=lambda module, _: '_' in (module.name or '')
   )[1]
   state = jax.jit(capture)(variables.params['encoder'], wave_BT)
-  found = {name: value['__call__'][0] for name, value in state['intermediates'].items() if name.startswith('layers_')}
+  found = {
+    name: value['__call__'][0]
+    for name, value in state['intermediates'].items()
+    if name.startswith('layers_')
+  }
   got = [found[name] for name in sorted(found, key=lambda name: int(name.split('_')[1]))]
   assert len(got) == len(recorded) == 11
   errors = [np.abs(one - other).max() for one, other in zip(got, recorded, strict=True)]

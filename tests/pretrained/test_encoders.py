@@ -30,9 +30,13 @@ def test_a_row_of_a_batch_is_the_row_alone(model):
   module, config, variables = model
   assert (config.hop_length, config.frame_rate) == (320, 50.0)
   wave_BT = np.stack([noise(4_000, 4_000), noise(2_345, 4_000)])
-  features = jax.jit(lambda wave_BT, num_samples_B: module.features(config, variables, wave_BT, 2, num_samples_B))
+  features = jax.jit(
+    lambda wave_BT, num_samples_B: module.features(config, variables, wave_BT, 2, num_samples_B)
+  )
   both = features(wave_BT, np.array([4_000, 2_345]))
-  alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(wave_BT[1:, :2_345])[0]
+  alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(
+    wave_BT[1:, :2_345]
+  )[0]
   assert len(alone) == module.num_frames(config, 2_345)
   np.testing.assert_allclose(both[1, : len(alone)], alone, atol=1e-5)
   assert np.std(both) > 0.1
@@ -43,11 +47,17 @@ def test_tokens_have_their_place_in_time_whatever_pads_them(model):
   encoder = kmeans.SemanticEncoder(config=config, layer=2)
   halved = kmeans.SemanticEncoder(config=config, layer=2, frames_per_token=2)
   assert (halved.frame_rate, halved.hop_length) == (25.0, 640)
-  alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(noise(2_345, 2_345)[None])[0]
+  alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(
+    noise(2_345, 2_345)[None]
+  )[0]
   frames = len(alone)
-  expected = np.concatenate([alone, np.repeat(alone[-1:], 8 - frames, axis=0)])  # 8 = ceil(2345 / 320)
-  # The second row is shorter than a frame, as the empty rows of a last batch are: it harms no other.
-  got = np.asarray(jax.jit(encoder.features)(variables, np.stack([noise(2_345, 4_801), noise(0, 4_801)])))
+  # 8 = ceil(2345 / 320)
+  expected = np.concatenate([alone, np.repeat(alone[-1:], 8 - frames, axis=0)])
+  # The second row is shorter than a frame, as the empty rows of a last batch are: it harms no
+  # other.
+  got = np.asarray(
+    jax.jit(encoder.features)(variables, np.stack([noise(2_345, 4_801), noise(0, 4_801)]))
+  )
   assert got.shape[1] == 16 and np.isfinite(got).all()
   np.testing.assert_allclose(got[0, :8], expected, atol=1e-5)
   got = np.asarray(jax.jit(halved.features)(variables, noise(2_345, 2_345)[None]))[0]
@@ -71,18 +81,30 @@ def test_parameter_diff(tmp_path, name):
   with pytest.raises(ValueError) as caught:
     hub.from_pretrained(write(tmp_path, CONFIGS[name], arrays))
   lines = str(caught.value).splitlines()[1:]
-  assert sorted(line.strip() for line in lines) == sorted([
+  assert sorted(line.strip() for line in lines) == sorted(
+    [
       f'{norm}: (absent) in the file, [8] in the model',
       f'{projection}: [3, 3] in the file, {shape} in the model',
       'lm_head.weight: [2, 8] in the file, (absent) in the model',
-  ])  # fmt: skip
+    ]
+  )
 
 
-@pytest.mark.parametrize('change', [
-    {'position_embeddings_type': 'rotary'}, {'hidden_act': 'gelu'}, {'add_adapter': True}, {'num_attention_heads': 3},
-    {'use_intermediate_ffn_before_adapter': True}, {'feature_projection_input_dim': 161}, {'layer_norm_eps': 2},
-    {'conv_depthwise_kernel_size': 8}, {'num_hidden_layers': 2**20}, {'left_max_position_embeddings': 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'position_embeddings_type': 'rotary'},
+    {'hidden_act': 'gelu'},
+    {'add_adapter': True},
+    {'num_attention_heads': 3},
+    {'use_intermediate_ffn_before_adapter': True},
+    {'feature_projection_input_dim': 161},
+    {'layer_norm_eps': 2},
+    {'conv_depthwise_kernel_size': 8},
+    {'num_hidden_layers': 2**20},
+    {'left_max_position_embeddings': 0},
+  ],
+)
 def test_w2v_bert2_configs_are_refused(change):
   with pytest.raises(ValueError):
     w2v_bert2.config_from(random_weights.W2V_BERT2 | change)
@@ -91,7 +113,9 @@ def test_w2v_bert2_configs_are_refused(change):
 @pytest.mark.parametrize('length', [1, 2, 5, 12])
 def test_every_pair_of_frames_has_the_value_of_its_distance(length):
   left, right = 4, 2
-  values = np.random.default_rng(length).standard_normal((2, length, left + right + 1)).astype(np.float32)
+  values = (
+    np.random.default_rng(length).standard_normal((2, length, left + right + 1)).astype(np.float32)
+  )
   got = np.asarray(w2v_bert2.spread(jnp.asarray(values)[None], left))[0]
   for row in range(2):
     for here in range(length):
@@ -108,5 +132,8 @@ def test_log_mel_ignores_padding():
   padded = np.asarray(log_mel(np.pad(wave_T, (0, 2_000))[None], np.array([3_000])))[0]
   assert alone.shape == (8, 160)
   np.testing.assert_allclose(padded[:8], alone, atol=1e-5)
-  bands_FM = alone.reshape(16, 80)  # all but the last of 17 frames of 10 ms, over which mean and variance are taken
-  assert np.abs(bands_FM.mean(0)).max() < 0.3 and np.all((0.5 < bands_FM.std(0)) & (bands_FM.std(0) < 1.5))
+  # all but the last of 17 frames of 10 ms, over which mean and variance are taken
+  bands_FM = alone.reshape(16, 80)
+  assert np.abs(bands_FM.mean(0)).max() < 0.3 and np.all(
+    (0.5 < bands_FM.std(0)) & (bands_FM.std(0) < 1.5)
+  )

@@ -1,4 +1,6 @@
-"""HuBERT beside `transformers.HubertModel`: random weights at the real configuration, narrow and at full width."""
+"""HuBERT beside `transformers.HubertModel`: random weights at the real configuration, narrow and at
+full width.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,9 @@ def pair(folder, **options):
 
 @pytest.fixture(scope='module')
 def narrow(tmp_path_factory):
-  return pair(tmp_path_factory.mktemp('hubert'), hidden_size=96, intermediate_size=384, conv_dim=[32] * 7)
+  return pair(
+    tmp_path_factory.mktemp('hubert'), hidden_size=96, intermediate_size=384, conv_dim=[32] * 7
+  )
 
 
 def compare(pair, lengths, what):
@@ -30,17 +34,20 @@ def compare(pair, lengths, what):
   model, config, variables = pair
   wave_BT = padded(lengths)
   got = jax.jit(lambda *args: hubert.hidden_states(config, variables, args[0], None, args[1]))(
-      jnp.asarray(wave_BT), jnp.asarray(lengths, jnp.int32)
+    jnp.asarray(wave_BT), jnp.asarray(lengths, jnp.int32)
   )
   errors = []
   for row, length in enumerate(lengths):
     with torch.no_grad():
-      want = model(torch.tensor(wave_BT[row : row + 1, :length]), output_hidden_states=True).hidden_states
+      want = model(
+        torch.tensor(wave_BT[row : row + 1, :length]), output_hidden_states=True
+      ).hidden_states
     assert len(got) == len(want) == config.num_layers + 1
     assert want[0].shape[1] == hubert.num_frames(config, length)
     assert all(np.std(state.numpy()) > 0.1 for state in want)
     errors += [
-        np.abs(np.asarray(ours)[row, : theirs.shape[1]] - theirs[0].numpy()).max() for ours, theirs in zip(got, want)
+      np.abs(np.asarray(ours)[row, : theirs.shape[1]] - theirs[0].numpy()).max()
+      for ours, theirs in zip(got, want)
     ]
   report(f'{what}, {len(got)} hidden states, T={lengths}', max(errors))
   assert max(errors) < TOLERANCE
@@ -57,7 +64,7 @@ def test_config(narrow):
 def test_every_hidden_state(narrow, lengths):
   got = compare(narrow, lengths, 'HuBERT base, narrow')
   one_layer = jax.jit(lambda *args: hubert.features(*narrow[1:], args[0], 7, args[1]))(
-      padded(lengths), jnp.asarray(lengths, jnp.int32)
+    padded(lengths), jnp.asarray(lengths, jnp.int32)
   )
   np.testing.assert_allclose(one_layer, got[7], atol=TOLERANCE)
 

@@ -1,4 +1,6 @@
-"""Mimi beside `transformers.MimiModel`, random weights at the real configuration shrunk in width."""
+"""Mimi beside `transformers.MimiModel`, random weights at the real configuration shrunk in
+width.
+"""
 
 import jax
 import numpy as np
@@ -12,8 +14,15 @@ from tests.pretrained.parity import TOLERANCE, noise, randomize, report
 
 pytestmark = pytest.mark.oracle
 SHRUNK = dict(
-    num_filters=8, hidden_size=32, upsample_groups=32, codebook_dim=16, vector_quantization_hidden_dimension=16,
-    codebook_size=256, intermediate_size=48, num_attention_heads=4, num_key_value_heads=4,
+  num_filters=8,
+  hidden_size=32,
+  upsample_groups=32,
+  codebook_dim=16,
+  vector_quantization_hidden_dimension=16,
+  codebook_size=256,
+  intermediate_size=48,
+  num_attention_heads=4,
+  num_key_value_heads=4,
 )
 
 
@@ -40,12 +49,17 @@ def compare(name, trio, num_samples, num_quantizers):
 
   @jax.jit
   def encode(variables, wave_BT):
-    return mimi.embeddings(config, variables, wave_BT), mimi.encode(config, variables, wave_BT, num_quantizers)
+    return mimi.embeddings(config, variables, wave_BT), mimi.encode(
+      config, variables, wave_BT, num_quantizers
+    )
 
   got_BFD, got_BFQ = encode(variables, wave_BT)
   got_BT = np.asarray(jax.jit(mimi.decode, static_argnums=0)(config, variables, got_BFQ))
   errors = np.abs(got_BFD - want_BFD).max(), np.abs(got_BT - want_BT).max()
-  report(f'{name} embeddings / audio, {want_BFQ.shape[-1]} levels, codes identical, T={num_samples}', *errors)
+  report(
+    f'{name} embeddings / audio, {want_BFQ.shape[-1]} levels, codes identical, T={num_samples}',
+    *errors,
+  )
   np.testing.assert_array_equal(got_BFQ, want_BFQ)
   assert got_BFQ.shape[1] == -(-num_samples // config.hop_length)
   assert max(errors) < TOLERANCE
@@ -71,8 +85,12 @@ def test_odd_lengths_are_padded_as_the_source_pads_them(pair, num_samples):
 
 def test_the_transformer_forgets(tmp_path):
   """A window of 5 frames is shorter than the clip, so that what it hides counts."""
-  compare('mimi, window 5', saved(tmp_path, seed=1, sliding_window=5, num_hidden_layers=2,
-                                  **SHRUNK), 12 * 1920, 4)
+  compare(
+    'mimi, window 5',
+    saved(tmp_path, seed=1, sliding_window=5, num_hidden_layers=2, **SHRUNK),
+    12 * 1920,
+    4,
+  )
 
 
 def test_every_hidden_state(tmp_path):
@@ -80,11 +98,17 @@ def test_every_hidden_state(tmp_path):
   wave_BT = noise(8 * 1920)
   with torch.no_grad():
     want = model.encoder(torch.tensor(wave_BT)[:, None], output_hidden_states=True).hidden_states
-  apply = lambda module, name, x, **options: module.apply({'params': variables.params[name]}, x, **options)
+  apply = lambda module, name, x, **options: module.apply(
+    {'params': variables.params[name]}, x, **options
+  )
   x_BSD = jax.jit(lambda wave_BT: apply(mimi.Encoder(config.seanet), 'encoder', wave_BT))(wave_BT)
-  transform = lambda x_BSD: apply(mimi.Transformer(config), 'encoder_transformer', x_BSD, capture_intermediates=True)[1]
+  transform = lambda x_BSD: apply(
+    mimi.Transformer(config), 'encoder_transformer', x_BSD, capture_intermediates=True
+  )[1]
   state = jax.jit(transform)(x_BSD)
-  got = [x_BSD] + [state['intermediates'][f'layers_{n}']['__call__'][0] for n in range(config.num_layers)]
+  got = [x_BSD] + [
+    state['intermediates'][f'layers_{n}']['__call__'][0] for n in range(config.num_layers)
+  ]
   errors = [np.abs(one - other.numpy()).max() for one, other in zip(got, want, strict=True)]
   report(f'mimi encoder, {len(errors)} hidden states', max(errors))
   assert max(errors) < TOLERANCE

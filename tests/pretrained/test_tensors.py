@@ -1,4 +1,6 @@
-"""Folders of others: what is refused, before any weight is read; and that what is read is what was written."""
+"""Folders of others: what is refused, before any weight is read; and that what is read is what was
+written.
+"""
 
 import json
 import pathlib
@@ -13,15 +15,29 @@ from safetensors.numpy import save_file
 from audiolm_jax.pretrained import dac, hub, hubert, tensors
 
 DAC_CONFIG = {
-    'model_type': 'dac', 'encoder_hidden_size': 2, 'decoder_hidden_size': 8, 'downsampling_ratios': [2, 5],
-    'upsampling_ratios': [5, 2], 'n_codebooks': 3, 'codebook_size': 16, 'codebook_dim': 4, 'sampling_rate': 16_000,
-    'hop_length': 512,
-}  # fmt: skip
+  'model_type': 'dac',
+  'encoder_hidden_size': 2,
+  'decoder_hidden_size': 8,
+  'downsampling_ratios': [2, 5],
+  'upsampling_ratios': [5, 2],
+  'n_codebooks': 3,
+  'codebook_size': 16,
+  'codebook_dim': 4,
+  'sampling_rate': 16_000,
+  'hop_length': 512,
+}
 HUBERT_CONFIG = {
-    'model_type': 'hubert', 'conv_dim': [4, 4], 'conv_kernel': [10, 3], 'conv_stride': [5, 2], 'hidden_size': 8,
-    'num_conv_pos_embeddings': 6, 'num_conv_pos_embedding_groups': 2, 'num_hidden_layers': 2, 'num_attention_heads': 2,
-    'intermediate_size': 12,
-}  # fmt: skip
+  'model_type': 'hubert',
+  'conv_dim': [4, 4],
+  'conv_kernel': [10, 3],
+  'conv_stride': [5, 2],
+  'hidden_size': 8,
+  'num_conv_pos_embeddings': 6,
+  'num_conv_pos_embedding_groups': 2,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 2,
+  'intermediate_size': 12,
+}
 
 
 def dac_tensors(seed=0):
@@ -54,10 +70,15 @@ def dac_tensors(seed=0):
     units(f'decoder.block.{level}', width // 2)
   snake('decoder.snake1', 2), conv('decoder.conv2', 1, 2, 7)
   for level in range(3):
-    conv(f'quantizer.quantizers.{level}.in_proj', 4, 8, 1), conv(f'quantizer.quantizers.{level}.out_proj', 8, 4, 1)
+    (
+      conv(f'quantizer.quantizers.{level}.in_proj', 4, 8, 1),
+      conv(f'quantizer.quantizers.{level}.out_proj', 8, 4, 1),
+    )
     shapes[f'quantizer.quantizers.{level}.codebook.weight'] = (16, 4)
   rng = np.random.default_rng(seed)
-  draw = lambda name, shape: 0.3 * rng.standard_normal(shape).astype(np.float32) + name.endswith('alpha')
+  draw = lambda name, shape: (
+    0.3 * rng.standard_normal(shape).astype(np.float32) + name.endswith('alpha')
+  )
   return {name: draw(name, shape) for name, shape in shapes.items()}
 
 
@@ -69,8 +90,12 @@ def write(folder, config, arrays):
 
 
 def test_terminal_escapes_in_tensor_names_are_printed_as_text(tmp_path):
-  folder = write(tmp_path, DAC_CONFIG, dac_tensors() | {'\x1b[2J' + 'x' * 500: np.zeros(1, np.float32)})
-  with pytest.raises(ValueError, match=r'\\x1b\[2Jx+\.\.\.: \[1\] in the file, \(absent\)') as caught:
+  folder = write(
+    tmp_path, DAC_CONFIG, dac_tensors() | {'\x1b[2J' + 'x' * 500: np.zeros(1, np.float32)}
+  )
+  with pytest.raises(
+    ValueError, match=r'\\x1b\[2Jx+\.\.\.: \[1\] in the file, \(absent\)'
+  ) as caught:
     hub.from_pretrained(folder)
   assert '\x1b' not in str(caught.value) and len(str(caught.value)) < 600
 
@@ -85,7 +110,9 @@ def conv1d(x_DN, weight, bias, stride=1, dilation=1, padding=0):
   x_DN = np.pad(x_DN, ((0, 0), (padding, padding)))
   reach = (weight.shape[2] - 1) * dilation
   starts = range(0, x_DN.shape[1] - reach, stride)
-  columns = [np.einsum('oik,ik->o', weight, x_DN[:, n : n + reach + 1 : dilation]) + bias for n in starts]
+  columns = [
+    np.einsum('oik,ik->o', weight, x_DN[:, n : n + reach + 1 : dilation]) + bias for n in starts
+  ]
   return np.stack(columns, axis=1)
 
 
@@ -108,7 +135,9 @@ class ByDefinition:
   def units(self, name, x_DN):
     for number, dilation in ((1, 1), (2, 3), (3, 9)):
       unit = f'{name}.res_unit{number}'
-      hidden = self.conv(f'{unit}.conv1', self.snake(f'{unit}.snake1', x_DN), dilation=dilation, padding=3 * dilation)
+      hidden = self.conv(
+        f'{unit}.conv1', self.snake(f'{unit}.snake1', x_DN), dilation=dilation, padding=3 * dilation
+      )
       x_DN = x_DN + self.conv(f'{unit}.conv2', self.snake(f'{unit}.snake2', hidden))
     return x_DN
 
@@ -138,9 +167,14 @@ class ByDefinition:
     return np.stack(codes, axis=1)
 
   def decode(self, codes_FQ):
-    books = [self.arrays[f'quantizer.quantizers.{level}.codebook.weight'] for level in range(codes_FQ.shape[1])]
-    z_DF = sum(self.conv(f'quantizer.quantizers.{level}.out_proj', book[codes_FQ[:, level]].T)
-               for level, book in enumerate(books))
+    books = [
+      self.arrays[f'quantizer.quantizers.{level}.codebook.weight']
+      for level in range(codes_FQ.shape[1])
+    ]
+    z_DF = sum(
+      self.conv(f'quantizer.quantizers.{level}.out_proj', book[codes_FQ[:, level]].T)
+      for level, book in enumerate(books)
+    )
     x_DN = self.conv('decoder.conv1', z_DF, padding=3)
     for level, stride in enumerate([5, 2]):
       block = f'decoder.block.{level}'
@@ -154,10 +188,14 @@ def test_dac_is_what_the_file_defines(folder):
   assert (config.hop_length, config.frame_rate) == (10, 1600)  # not the 512 of config.json
   wave_BT = np.random.default_rng(1).standard_normal((2, 60)).astype(np.float32)
   want = ByDefinition(dac_tensors())
-  codes_BFQ = np.asarray(jax.jit(lambda wave: dac.encode(config, variables, wave))(jnp.asarray(wave_BT)))
+  codes_BFQ = np.asarray(
+    jax.jit(lambda wave: dac.encode(config, variables, wave))(jnp.asarray(wave_BT))
+  )
   np.testing.assert_array_equal(codes_BFQ, [want.encode(wave_T) for wave_T in wave_BT])
   assert len(np.unique(codes_BFQ)) > 3
-  got_BT = np.asarray(jax.jit(lambda codes: dac.decode(config, variables, codes))(jnp.asarray(codes_BFQ)))
+  got_BT = np.asarray(
+    jax.jit(lambda codes: dac.decode(config, variables, codes))(jnp.asarray(codes_BFQ))
+  )
   want_BT = np.stack([want.decode(codes_FQ) for codes_FQ in codes_BFQ])
   assert got_BT.shape == (2, 60) and want_BT.shape == (2, 58)
   np.testing.assert_allclose(got_BT, np.pad(want_BT, ((0, 0), (0, 2))), atol=1e-5)
@@ -240,7 +278,9 @@ def test_pickles_are_refused_unopened(tmp_path, name):
     hub.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['../outside.safetensors', '/etc/passwd', 'sub/a.safetensors', '..', 'model.bin', ''])
+@pytest.mark.parametrize(
+  'name', ['../outside.safetensors', '/etc/passwd', 'sub/a.safetensors', '..', 'model.bin', '']
+)
 def test_index_cannot_leave_the_folder(folder, name):
   save_file(dac_tensors(), folder.parent / 'outside.safetensors')
   (folder / 'model.safetensors').unlink()
@@ -268,20 +308,20 @@ def header(folder, text: bytes, declared=None, data=b''):
 def test_damaged_files_cost_no_memory(folder):
   whole = (folder / 'model.safetensors').read_bytes()
   huge = json.dumps({'a': {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}}).encode()
-  overlapping = json.dumps({
-      name: {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]} for name in ('a', 'b')
-  }).encode()  # fmt: skip
+  overlapping = json.dumps(
+    {name: {'dtype': 'F32', 'shape': [4], 'data_offsets': [0, 16]} for name in ('a', 'b')}
+  ).encode()
   path = folder / 'model.safetensors'
   cases = {
-      'truncated data': lambda: path.write_bytes(whole[:-5]),
-      'truncated header': lambda: path.write_bytes(whole[:100]),
-      'five bytes': lambda: path.write_bytes(whole[:5]),
-      'empty': lambda: path.write_bytes(b''),
-      'extra bytes': lambda: path.write_bytes(whole + b'more'),
-      'header of 2^63 bytes': lambda: header(folder, b'{}', declared=2**63),
-      'tensor of 4 TiB': lambda: header(folder, huge),
-      'overlapping tensors': lambda: header(folder, overlapping, data=bytes(16)),
-      'no JSON': lambda: header(folder, b'\xff' * 64),
+    'truncated data': lambda: path.write_bytes(whole[:-5]),
+    'truncated header': lambda: path.write_bytes(whole[:100]),
+    'five bytes': lambda: path.write_bytes(whole[:5]),
+    'empty': lambda: path.write_bytes(b''),
+    'extra bytes': lambda: path.write_bytes(whole + b'more'),
+    'header of 2^63 bytes': lambda: header(folder, b'{}', declared=2**63),
+    'tensor of 4 TiB': lambda: header(folder, huge),
+    'overlapping tensors': lambda: header(folder, overlapping, data=bytes(16)),
+    'no JSON': lambda: header(folder, b'\xff' * 64),
   }
   for what, make in cases.items():
     make()
@@ -302,22 +342,42 @@ def test_gigantic_header_is_refused_by_its_size(folder):
     hub.from_pretrained(folder)
 
 
-@pytest.mark.parametrize('change', [
-    {'model_type': 'gpt2'}, {'model_type': None}, {'n_codebooks': 0}, {'n_codebooks': 10**9}, {'n_codebooks': '3'},
-    {'codebook_size': 2.5}, {'downsampling_ratios': []}, {'downsampling_ratios': [2] * 99}, {'downsampling_ratios': 4},
-    {'upsampling_ratios': [2, 5]}, {'encoder_hidden_size': 2**19}, {'downsampling_ratios': [2**20] * 16},
-    {'decoder_hidden_size': 7}, {'sampling_rate': True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'model_type': 'gpt2'},
+    {'model_type': None},
+    {'n_codebooks': 0},
+    {'n_codebooks': 10**9},
+    {'n_codebooks': '3'},
+    {'codebook_size': 2.5},
+    {'downsampling_ratios': []},
+    {'downsampling_ratios': [2] * 99},
+    {'downsampling_ratios': 4},
+    {'upsampling_ratios': [2, 5]},
+    {'encoder_hidden_size': 2**19},
+    {'downsampling_ratios': [2**20] * 16},
+    {'decoder_hidden_size': 7},
+    {'sampling_rate': True},
+  ],
+)
 def test_configs_are_refused(folder, change):
   (folder / 'config.json').write_text(json.dumps(DAC_CONFIG | change))
   with pytest.raises(ValueError, match='dac'):
     hub.from_pretrained(folder)
 
 
-@pytest.mark.parametrize('change', [
-    {'feat_extract_norm': 'layer'}, {'do_stable_layer_norm': True}, {'conv_stride': [5]}, {'num_attention_heads': 3},
-    {'layer_norm_eps': 'small'}, {'num_hidden_layers': 2**20},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'feat_extract_norm': 'layer'},
+    {'do_stable_layer_norm': True},
+    {'conv_stride': [5]},
+    {'num_attention_heads': 3},
+    {'layer_norm_eps': 'small'},
+    {'num_hidden_layers': 2**20},
+  ],
+)
 def test_hubert_configs_are_refused(change):
   with pytest.raises(ValueError):
     hubert.config_from(HUBERT_CONFIG | change)
@@ -353,7 +413,9 @@ def test_hub_names_download_config_and_safetensors_alone(folder, monkeypatch):
   config, _ = hub.from_pretrained('descript/dac_16khz', revision='abc')
   assert config.num_quantizers == 3
   assert (asked['name'], asked['revision']) == ('descript/dac_16khz', 'abc')
-  assert not any(pathlib.PurePath('pytorch_model.bin').match(pattern) for pattern in asked['allow_patterns'])
+  assert not any(
+    pathlib.PurePath('pytorch_model.bin').match(pattern) for pattern in asked['allow_patterns']
+  )
 
 
 def test_hubert_features():
@@ -363,14 +425,21 @@ def test_hubert_features():
   wave_BT = jax.random.normal(jax.random.key(1), (2, 65))
   states = hubert.hidden_states(config, variables, wave_BT, None, jnp.array([65, 33]))
   assert [state.shape for state in states] == [(2, 5, 8)] * 3
-  np.testing.assert_array_equal(hubert.num_frames(config, np.array([19, 20, 29, 30, 65])), [0, 1, 1, 2, 5])
-  np.testing.assert_array_equal(hubert.features(config, variables, wave_BT, 1, jnp.array([65, 33])), states[1])
+  np.testing.assert_array_equal(
+    hubert.num_frames(config, np.array([19, 20, 29, 30, 65])), [0, 1, 1, 2, 5]
+  )
+  np.testing.assert_array_equal(
+    hubert.features(config, variables, wave_BT, 1, jnp.array([65, 33])), states[1]
+  )
   # The Transformer does not look at the frames of padding: frame 0 and 1 of the second row stay.
   changed = hubert.Encoder(config).apply(
-      {'params': variables.params['encoder']}, jnp.zeros((1, 5, 8)).at[:, 3].set(9), jnp.arange(5)[None] < 2, 2
+    {'params': variables.params['encoder']},
+    jnp.zeros((1, 5, 8)).at[:, 3].set(9),
+    jnp.arange(5)[None] < 2,
+    2,
   )
   empty = hubert.Encoder(config).apply(
-      {'params': variables.params['encoder']}, jnp.zeros((1, 5, 8)), jnp.arange(5)[None] < 2, 2
+    {'params': variables.params['encoder']}, jnp.zeros((1, 5, 8)), jnp.arange(5)[None] < 2, 2
   )
   np.testing.assert_allclose(changed[-1][:, :2], empty[-1][:, :2], atol=1e-6)
   for layer in (-1, 3):

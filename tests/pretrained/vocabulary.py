@@ -1,4 +1,6 @@
-"""A vocabulary of byte pairs in the publisher's form: the bytes, and joins of a few words and of bytes of others."""
+"""A vocabulary of byte pairs in the publisher's form: the bytes, and joins of a few words and of
+bytes of others.
+"""
 
 import json
 

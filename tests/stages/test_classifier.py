@@ -18,7 +18,10 @@ def tones(key, count):
   time_T = jnp.arange(4000) / 16_000
   phase_B1 = jax.random.uniform(phase_key, (count, 1), maxval=2 * np.pi)
   wave_BT = 0.1 * jnp.sin(2 * np.pi * pitch_B[:, None] * time_T + phase_B1)
-  return {'waveform': wave_BT + 0.02 * jax.random.normal(noise_key, wave_BT.shape), 'label': label_B}
+  return {
+    'waveform': wave_BT + 0.02 * jax.random.normal(noise_key, wave_BT.shape),
+    'label': label_B,
+  }
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +45,9 @@ def test_learns_to_tell_tones(variables):
 
   @jax.jit
   def step(params, opt_state, batch):
-    (_, aux), gradient = jax.value_and_grad(stage.loss, has_aux=True)(params, {}, batch, jax.random.key(0))
+    (_, aux), gradient = jax.value_and_grad(stage.loss, has_aux=True)(
+      params, {}, batch, jax.random.key(0)
+    )
     updates, opt_state = optimizer.update(gradient, opt_state)
     return optax.apply_updates(params, updates), opt_state, aux.metrics
 
@@ -71,7 +76,9 @@ def test_logits_are_a_linear_function_of_the_embedding(variables):
   assert embedding_BD.shape == (3, 16)
   layer = variables.params['logits']
   got = classifier.logits(CONFIG, variables, wave_BT)
-  np.testing.assert_allclose(got, embedding_BD @ np.asarray(layer['kernel']) + layer['bias'], atol=1e-5)
+  np.testing.assert_allclose(
+    got, embedding_BD @ np.asarray(layer['kernel']) + layer['bias'], atol=1e-5
+  )
 
 
 def test_logits_take_any_length_and_do_not_mix_examples(variables):

@@ -1,4 +1,6 @@
-"""Every stage passes the same checks: gradients, evaluation, eight devices, overfitting, save and restore."""
+"""Every stage passes the same checks: gradients, evaluation, eight devices, overfitting, save and
+restore.
+"""
 
 import dataclasses
 
@@ -7,11 +9,22 @@ import pytest
 
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages import classifier, coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import (
+  classifier,
+  coarse,
+  detector,
+  fine,
+  semantic,
+  soundstorm,
+  soundstream,
+  w2v_bert,
+)
 from audiolm_jax.training.optimizers import OptimizerConfig
 from tests import contract
 
-TRANSFORMER = TransformerConfig(num_layers=2, num_heads=2, width=16, mlp_width=32, dtype='float32', remat=False)
+TRANSFORMER = TransformerConfig(
+  num_layers=2, num_heads=2, width=16, mlp_width=32, dtype='float32', remat=False
+)
 BATCH = 4
 
 
@@ -19,7 +32,9 @@ def voiced(num_samples: int) -> np.ndarray:
   """Returns tones of different pitch with a little noise: [BATCH, num_samples]."""
   random = np.random.default_rng(0)
   seconds_T = np.arange(num_samples) / 16_000
-  tones_BT = np.stack([np.sin(2 * np.pi * 200 * (1 + row) * seconds_T * (1 + seconds_T)) for row in range(BATCH)])
+  tones_BT = np.stack(
+    [np.sin(2 * np.pi * 200 * (1 + row) * seconds_T * (1 + seconds_T)) for row in range(BATCH)]
+  )
   return (0.3 * tones_BT + 0.03 * random.normal(size=tones_BT.shape)).astype(np.float32)
 
 
@@ -30,96 +45,144 @@ def codes(frames: int, levels: int, size: int) -> np.ndarray:
 
 SEMANTIC = codes(10, 0, 20)
 W2V_BERT = dict(
-    num_mels=16, conv_channels=2, num_contrastive_layers=1, num_mlm_layers=1, width=16, num_heads=2, mlp_width=32,
-    codebook_size=8, code_width=8, num_negatives=4, dropout=0.0, crop_seconds=0.8, feature_layer=1,
-)  # fmt: skip
+  num_mels=16,
+  conv_channels=2,
+  num_contrastive_layers=1,
+  num_mlm_layers=1,
+  width=16,
+  num_heads=2,
+  mlp_width=32,
+  codebook_size=8,
+  code_width=8,
+  num_negatives=4,
+  dropout=0.0,
+  crop_seconds=0.8,
+  feature_layer=1,
+)
 SOUNDSTREAM = soundstream.Config(
-    strides=(4, 4), crop_length=1600, encoder_channels=2, decoder_channels=2, embedding_dim=4, num_quantizers=2,
-    codebook_size=8, spectral_channels=2, spectral_window_length=256, waveform_channels=4, waveform_max_channels=8,
-    num_waveform_critics=1, waveform_weight=10.0,
-)  # fmt: skip
+  strides=(4, 4),
+  crop_length=1600,
+  encoder_channels=2,
+  decoder_channels=2,
+  embedding_dim=4,
+  num_quantizers=2,
+  codebook_size=8,
+  spectral_channels=2,
+  spectral_window_length=256,
+  waveform_channels=4,
+  waveform_max_channels=8,
+  num_waveform_critics=1,
+  waveform_weight=10.0,
+)
 CODEC_OPTIONS = dict(
-    loss_name='waveform',
-    factor=0.9,
-    rtol=1e-4,
-    without_gradient={
-        r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
-        r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
-    },
-    optimizer={
-        'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
-        'discriminator': OptimizerConfig(learning_rate=1e-3),
-    },
+  loss_name='waveform',
+  factor=0.9,
+  rtol=1e-4,
+  without_gradient={
+    r'dilated\.': 'the convolution after it starts at 0, and lets gradients through from the second step on',
+    r'discriminator\..*logits\.bias': 'inside its margins the hinge pulls real and fake equally hard',
+  },
+  optimizer={
+    'generator': OptimizerConfig(learning_rate=1e-2, clip_norm=1.0),
+    'discriminator': OptimizerConfig(learning_rate=1e-3),
+  },
 )
 CASES = {
-    'semantic': (
-        semantic.Config(crop_seconds=0.4, num_clusters=20, transformer=TRANSFORMER), {'semantic': SEMANTIC}, {}
+  'semantic': (
+    semantic.Config(crop_seconds=0.4, num_clusters=20, transformer=TRANSFORMER),
+    {'semantic': SEMANTIC},
+    {},
+  ),
+  'coarse': (
+    coarse.Config(
+      crop_seconds=0.4, num_clusters=20, num_quantizers=2, codebook_size=8, transformer=TRANSFORMER
     ),
-    'coarse': (
-        coarse.Config(crop_seconds=0.4, num_clusters=20, num_quantizers=2, codebook_size=8, transformer=TRANSFORMER),
-        {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
-        dict(factor=0.7, num_steps=100),
+    {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
+    dict(factor=0.7, num_steps=100),
+  ),
+  'fine': (
+    fine.Config(
+      crop_seconds=0.2, total_quantizers=4, num_coarse=2, codebook_size=8, transformer=TRANSFORMER
     ),
-    'fine': (
-        fine.Config(crop_seconds=0.2, total_quantizers=4, num_coarse=2, codebook_size=8, transformer=TRANSFORMER),
-        {'codes': codes(10, 4, 8)},
-        dict(factor=0.7, num_steps=100),
+    {'codes': codes(10, 4, 8)},
+    dict(factor=0.7, num_steps=100),
+  ),
+  'soundstorm': (
+    soundstorm.Config(
+      crop_seconds=0.4,
+      random_length=False,
+      num_clusters=20,
+      num_quantizers=2,
+      codebook_size=8,
+      num_layers=2,
+      num_heads=2,
+      width=16,
+      mlp_width=32,
+      dropout=0.0,
+      dtype='float32',
+      remat=True,
     ),
-    'soundstorm': (
-        soundstorm.Config(
-            crop_seconds=0.4, random_length=False, num_clusters=20, num_quantizers=2, codebook_size=8, num_layers=2,
-            num_heads=2, width=16, mlp_width=32, dropout=0.0, dtype='float32', remat=True,
-        ),
-        {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
-        dict(factor=0.7, num_steps=150),
+    {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
+    dict(factor=0.7, num_steps=150),
+  ),
+  'classifier': (
+    classifier.Config(num_classes=BATCH, channels=(4, 8), num_mels=16, crop_seconds=0.2),
+    {'waveform': voiced(3200), 'label': np.arange(BATCH, dtype=np.int32)},
+    {},
+  ),
+  'detector': (
+    detector.Config(channels=(4, 8), num_mels=16, crop_seconds=0.2),
+    {'waveform': voiced(3200), 'label': np.array([0, 1, 1, 0], np.int32)},
+    dict(num_steps=100),
+  ),
+  'w2v_bert': (
+    w2v_bert.Config(**W2V_BERT),
+    {'waveform': voiced(12_800)},
+    dict(loss_name='mlm', factor=0.8, rtol=1e-4),
+  ),
+  'w2v_bert_of_clusters': (
+    w2v_bert.Config(targets='clusters', **W2V_BERT),
+    {'waveform': voiced(12_800)},
+    dict(loss_name='mlm', factor=0.8, rtol=1e-4),
+  ),
+  'soundstream': (SOUNDSTREAM, {'waveform': voiced(1600)}, CODEC_OPTIONS),
+  'soundstream_frame_rate': (
+    dataclasses.replace(
+      SOUNDSTREAM,
+      network=FrameRate(
+        hop_length=16, window_length=32, overlap=8, width=16, num_blocks=2, kernel_size=3
+      ),
     ),
-    'classifier': (
-        classifier.Config(num_classes=BATCH, channels=(4, 8), num_mels=16, crop_seconds=0.2),
-        {'waveform': voiced(3200), 'label': np.arange(BATCH, dtype=np.int32)},
-        {},
+    {'waveform': voiced(1600)},
+    CODEC_OPTIONS,
+  ),
+  # levels so fine that the small embeddings of an untrained encoder do not all round to 0
+  'soundstream_fsq': (
+    dataclasses.replace(
+      SOUNDSTREAM, fsq_levels=(16, 15, 9), embedding_dim=3, num_quantizers=1, codebook_size=2160
     ),
-    'detector': (
-        detector.Config(channels=(4, 8), num_mels=16, crop_seconds=0.2),
-        {'waveform': voiced(3200), 'label': np.array([0, 1, 1, 0], np.int32)},
-        dict(num_steps=100),
-    ),
-    'w2v_bert': (
-        w2v_bert.Config(**W2V_BERT), {'waveform': voiced(12_800)}, dict(loss_name='mlm', factor=0.8, rtol=1e-4)
-    ),
-    'w2v_bert_of_clusters': (
-        w2v_bert.Config(targets='clusters', **W2V_BERT),
-        {'waveform': voiced(12_800)},
-        dict(loss_name='mlm', factor=0.8, rtol=1e-4),
-    ),
-    'soundstream': (SOUNDSTREAM, {'waveform': voiced(1600)}, CODEC_OPTIONS),
-    'soundstream_frame_rate': (
-        dataclasses.replace(
-            SOUNDSTREAM,
-            network=FrameRate(hop_length=16, window_length=32, overlap=8, width=16, num_blocks=2, kernel_size=3),
-        ),
-        {'waveform': voiced(1600)},
-        CODEC_OPTIONS,
-    ),
-    'soundstream_fsq': (  # levels so fine that the small embeddings of an untrained encoder do not all round to 0
-        dataclasses.replace(SOUNDSTREAM, fsq_levels=(16, 15, 9), embedding_dim=3, num_quantizers=1, codebook_size=2160),
-        {'waveform': voiced(1600)},
-        CODEC_OPTIONS,
-    ),
-}  # fmt: skip
+    {'waveform': voiced(1600)},
+    CODEC_OPTIONS,
+  ),
+}
 
 
 # Variants of stages that are here besides, each a minute and more of compiling.
 SLOW = ('soundstream_fsq', 'w2v_bert_of_clusters')
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES])
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
+)
 def test_stage_keeps_the_contract(name, tmp_path):
   config, batch, options = CASES[name]
   contract.check_stage(config, batch, tmp_path, **options)
 
 
 def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_devices():
-  """All but the training of `check_stage`, which would compile a second pass through the critics once more."""
+  """All but the training of `check_stage`, which would compile a second pass through the critics
+  once more.
+  """
   config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, film='decoder')
   case = contract.prepare(config, {'waveform': voiced(1600), 'noise': 0.1 * voiced(1600)[::-1]})
   contract.check_gradients(case, CODEC_OPTIONS['without_gradient'])

@@ -16,7 +16,10 @@ def clips(key, count):
   label_B = jax.random.bernoulli(label_key, shape=(count,)).astype(jnp.int32)
   pitch_B1 = jax.random.uniform(pitch_key, (count, 1), minval=500, maxval=3000)
   tone_BT = 0.05 * jnp.sin(2 * np.pi * pitch_B1 * jnp.arange(4000) / 16_000)
-  return {'waveform': 0.02 * jax.random.normal(noise_key, (count, 4000)) + label_B[:, None] * tone_BT, 'label': label_B}
+  return {
+    'waveform': 0.02 * jax.random.normal(noise_key, (count, 4000)) + label_B[:, None] * tone_BT,
+    'label': label_B,
+  }
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +41,9 @@ def test_learns_to_tell_and_is_sure_of_it(variables):
 
   @jax.jit
   def step(params, opt_state, batch):
-    (_, aux), gradient = jax.value_and_grad(stage.loss, has_aux=True)(params, {}, batch, jax.random.key(0))
+    (_, aux), gradient = jax.value_and_grad(stage.loss, has_aux=True)(
+      params, {}, batch, jax.random.key(0)
+    )
     updates, opt_state = optimizer.update(gradient, opt_state)
     return optax.apply_updates(params, updates), opt_state, aux.metrics
 
@@ -47,7 +52,10 @@ def test_learns_to_tell_and_is_sure_of_it(variables):
     params, opt_state, _ = step(params, opt_state, clips(jax.random.key(n), 12))
   fresh = clips(jax.random.key(999), 24)
   log_odds_B = detector.log_odds(CONFIG, base.Variables(params, {}), fresh['waveform'])
-  assert np.mean((np.asarray(log_odds_B) > 0) == (np.asarray(fresh['label']) == detector.GENERATED)) > 0.9
+  assert (
+    np.mean((np.asarray(log_odds_B) > 0) == (np.asarray(fresh['label']) == detector.GENERATED))
+    > 0.9
+  )
 
 
 def test_loss_is_the_log_likelihood_of_the_known_labels(variables):

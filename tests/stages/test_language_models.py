@@ -1,4 +1,6 @@
-"""The three language models share their machinery, so they share this file: contract, learning, bad configs."""
+"""The three language models share their machinery, so they share this file: contract, learning, bad
+configs.
+"""
 
 import dataclasses
 
@@ -15,12 +17,16 @@ from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import coarse, fine, semantic
 
 TINY = TransformerConfig(
-    num_layers=2, num_heads=2, width=32, mlp_width=64, dropout_rate=0.0, dtype='float32', remat=False
+  num_layers=2, num_heads=2, width=32, mlp_width=64, dropout_rate=0.0, dtype='float32', remat=False
 )
 CONFIGS = {
-    'semantic': semantic.Config(crop_seconds=0.8, num_clusters=8, transformer=TINY),
-    'coarse': coarse.Config(crop_seconds=0.4, num_clusters=8, codebook_size=8, num_quantizers=2, transformer=TINY),
-    'fine': fine.Config(crop_seconds=0.2, num_coarse=2, total_quantizers=4, codebook_size=8, transformer=TINY),
+  'semantic': semantic.Config(crop_seconds=0.8, num_clusters=8, transformer=TINY),
+  'coarse': coarse.Config(
+    crop_seconds=0.4, num_clusters=8, codebook_size=8, num_quantizers=2, transformer=TINY
+  ),
+  'fine': fine.Config(
+    crop_seconds=0.2, num_coarse=2, total_quantizers=4, codebook_size=8, transformer=TINY
+  ),
 }
 
 
@@ -43,19 +49,30 @@ def fit(config, batches, steps, rate):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_overfits_one_batch_far_below_the_unigram(name):
   config, rng = CONFIGS[name], np.random.default_rng(0)
-  batch = {k: rng.integers(0, 8, (4, *f.shape), dtype=np.int32) for k, f in config.make().batch.items()}
+  batch = {
+    k: rng.integers(0, 8, (4, *f.shape), dtype=np.int32) for k, f in config.make().batch.items()
+  }
   metrics = fit(config, lambda i: batch, 80, 1e-2)
-  predicted = batch.get('codes', tokens.deduplicate(batch['semantic'])[0][..., None] if name == 'semantic' else None)
+  predicted = batch.get(
+    'codes', tokens.deduplicate(batch['semantic'])[0][..., None] if name == 'semantic' else None
+  )
   predicted = predicted[..., 2:] if name == 'fine' else predicted
   unigram = language.unigram_nats(language.fit(predicted, 8), predicted, smoothing=1e-6)
   assert float(metrics['nats']) < 0.5 * unigram
 
 
 def test_coarse_with_time_embedding_uses_the_semantic_prefix():
-  """Codes are a function of the aligned semantic token: without looking there, ln(8) on every second frame."""
+  """Codes are a function of the aligned semantic token: without looking there, ln(8) on every
+  second frame.
+  """
   config = coarse.Config(
-      crop_seconds=0.8, num_clusters=8, codebook_size=8, num_quantizers=1, deduplicate=False, time_embedding=True,
-      transformer=TINY,
+    crop_seconds=0.8,
+    num_clusters=8,
+    codebook_size=8,
+    num_quantizers=1,
+    deduplicate=False,
+    time_embedding=True,
+    transformer=TINY,
   )
 
   def batches(i):
@@ -78,7 +95,9 @@ def test_padded_semantic_tokens_and_repeats_change_nothing():
   stage = config.make()
   params = meta.unbox(stage.init(jax.random.key(0)).params)
   codes = jnp.asarray(np.random.default_rng(0).integers(0, 8, (1, 20, 2)))
-  loss = jax.jit(lambda semantic: stage.loss(params, {}, {'semantic': semantic, 'codes': codes}, None)[0])
+  loss = jax.jit(
+    lambda semantic: stage.loss(params, {}, {'semantic': semantic, 'codes': codes}, None)[0]
+  )
   one = jnp.array([[1, 1, 2, 2, 2, 3, -1, -1, -1, -1]])
   two = jnp.array([[1, 2, 2, 3, 3, 3, 3, 3, 3, 3]])
   np.testing.assert_allclose(loss(one), loss(two), rtol=1e-5)
@@ -92,14 +111,17 @@ def test_paper_sequence_lengths():
   assert fine.Config().make().batch['codes'].shape == (150, 12)
 
 
-@pytest.mark.parametrize('make', [
+@pytest.mark.parametrize(
+  'make',
+  [
     lambda: coarse.Config(num_quantizers=13),
     lambda: coarse.Config(semantic_rate=40.0),  # no whole number of codec frames for each
     lambda: coarse.Config(time_embedding=True),
     lambda: semantic.Config(time_embedding=True),
     lambda: fine.Config(num_coarse=12),
     lambda: fine.Config(crop_seconds=0.01),
-])
+  ],
+)
 def test_bad_configs(make):
   with pytest.raises(ValueError):
     make()

@@ -9,9 +9,21 @@ from audiolm_jax import losses
 from audiolm_jax.stages import base, w2v_bert
 
 CONFIG = w2v_bert.Config(
-    num_mels=16, conv_channels=4, num_contrastive_layers=1, num_mlm_layers=2, width=16, num_heads=2, mlp_width=32,
-    dropout=0.0, codebook_size=16, code_width=16, mask_probability=0.1, mask_span=4, num_negatives=10,
-    feature_layer=1, crop_seconds=1.6,
+  num_mels=16,
+  conv_channels=4,
+  num_contrastive_layers=1,
+  num_mlm_layers=2,
+  width=16,
+  num_heads=2,
+  mlp_width=32,
+  dropout=0.0,
+  codebook_size=16,
+  code_width=16,
+  mask_probability=0.1,
+  mask_span=4,
+  num_negatives=10,
+  feature_layer=1,
+  crop_seconds=1.6,
 )
 
 
@@ -26,7 +38,9 @@ def features():
 
 
 def scales(key, count, num_samples):
-  """Notes of 80 ms that climb through 8 pitches again and again, each example from a note of its own."""
+  """Notes of 80 ms that climb through 8 pitches again and again, each example from a note of its
+  own.
+  """
   first_B1 = jax.random.randint(key, (count, 1), 0, 8)
   pitch_BN = 200.0 * 1.4 ** ((first_B1 + np.arange(-(-num_samples // 1280))) % 8)
   phase_BT = jnp.cumsum(jnp.repeat(pitch_BN, 1280, axis=1)[:, :num_samples], axis=1) / 16_000
@@ -43,8 +57,8 @@ def test_paper_size():
 @pytest.mark.parametrize('num_samples', [1, 639, 640, 641, 16_001])
 def test_frame_count_is_the_ceiling(num_samples, variables):
   shape = jax.eval_shape(
-      lambda wave_BT: w2v_bert.features(CONFIG, variables, wave_BT, 1),
-      jax.ShapeDtypeStruct((2, num_samples), 'float32'),
+    lambda wave_BT: w2v_bert.features(CONFIG, variables, wave_BT, 1),
+    jax.ShapeDtypeStruct((2, num_samples), 'float32'),
   )
   assert shape.shape == (2, -(-num_samples // 640), 16)
 
@@ -64,7 +78,11 @@ def test_layers_are_counted_from_one_among_the_mlm_blocks(variables, features):
   wave_BT = scales(jax.random.key(1), 1, 8_100)
   first = w2v_bert.features(CONFIG, variables, wave_BT)
   _, kept = w2v_bert.W2vBert(CONFIG).apply(
-      {'params': variables.params}, wave_BT, method='features', capture_intermediates=True, mutable='intermediates'
+    {'params': variables.params},
+    wave_BT,
+    method='features',
+    capture_intermediates=True,
+    mutable='intermediates',
   )
   _, hidden_NBSD = kept['intermediates']['mlm_blocks']['__call__'][0]
   np.testing.assert_allclose(first, hidden_NBSD[0], atol=1e-5)
@@ -104,13 +122,17 @@ def test_contrastive_loss_by_brute_force():
   mask = rng.random((2, 6)) < 0.6
   terms, hits = [], []
   for b, s in zip(*np.nonzero(mask)):
+
     def cosine(n):
-      return context[b, s] @ target[b, n] / np.linalg.norm(context[b, s]) / np.linalg.norm(target[b, n])
+      return (
+        context[b, s] @ target[b, n] / np.linalg.norm(context[b, s]) / np.linalg.norm(target[b, n])
+      )
+
     own, others = np.exp(cosine(s) / 0.1), [np.exp(cosine(n) / 0.1) for n in negatives[b, s]]
     terms.append(-np.log(own / (own + sum(others))))
     hits.append(own > max(others))
   got, accuracy = losses.contrastive(
-      *map(jnp.asarray, (context, target, negatives, mask)), temperature=0.1
+    *map(jnp.asarray, (context, target, negatives, mask)), temperature=0.1
   )
   np.testing.assert_allclose(got, np.mean(terms), rtol=1e-4)
   np.testing.assert_allclose(accuracy, np.mean(hits), rtol=1e-6)
@@ -121,7 +143,9 @@ def test_diversity_is_0_for_uniform_use_and_1_minus_1_over_k_for_one_code():
   one_hot = jax.nn.one_hot(jnp.arange(16).reshape(2, 8) % 4, 4)
   np.testing.assert_allclose(losses.diversity(one_hot, everywhere), 0, atol=1e-5)
   np.testing.assert_allclose(losses.diversity(one_hot[:, ::4], everywhere[:, ::4]), 0.75, atol=1e-5)
-  np.testing.assert_allclose(losses.diversity(one_hot, jnp.arange(16).reshape(2, 8) % 4 < 2), 0.5, atol=1e-5)
+  np.testing.assert_allclose(
+    losses.diversity(one_hot, jnp.arange(16).reshape(2, 8) % 4 < 2), 0.5, atol=1e-5
+  )
 
 
 @pytest.fixture(scope='module')
@@ -155,7 +179,7 @@ def test_learns_scales_without_collapse(trained):
   assert last['mlm'] < 0.85 * np.log(CONFIG.codebook_size)
   assert last['codebook_perplexity'] > 4
   np.testing.assert_allclose(
-      history['loss'], history['contrastive'] + 0.1 * history['diversity'] + history['mlm'], rtol=1e-5
+    history['loss'], history['contrastive'] + 0.1 * history['diversity'] + history['mlm'], rtol=1e-5
   )
 
 

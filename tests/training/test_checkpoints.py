@@ -13,7 +13,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from audiolm_jax.training import checkpoints, configs, optimizers, sharding, workdir
@@ -22,14 +21,20 @@ from tests import contract
 from tests.training import toy
 
 CONFIG = toy.Config()
-OPTIMIZER = {name: optimizers.OptimizerConfig(name='adafactor', clip_norm=1.0) for name in ('hidden', 'output')}
+OPTIMIZER = {
+  name: optimizers.OptimizerConfig(name='adafactor', clip_norm=1.0) for name in ('hidden', 'output')
+}
 
 
 def _parts_on(mesh_config, devices=None):
   mesh = sharding.make_mesh(mesh_config, devices)
-  init, shapes, shardings = step_lib.make_init(CONFIG.make(), OPTIMIZER, mesh, accumulate_steps=2, keep_ema=True)
+  init, shapes, shardings = step_lib.make_init(
+    CONFIG.make(), OPTIMIZER, mesh, accumulate_steps=2, keep_ema=True
+  )
   parts = init(jax.random.key(0))._asdict()
-  targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)._asdict()
+  targets = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )._asdict()
   del parts['step'], targets['step']
   return parts, targets
 
@@ -45,7 +50,9 @@ def saved(tmp_path_factory):
   parts, targets = _parts_on(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
   checkpointer = checkpoints.Checkpointer(directory)
   checkpointer.save(1, parts, {'next_index': 1}, _metadata())
-  checkpointer.save(2, dict(parts, params=jax.tree.map(lambda x: x + 1, parts['params'])), None, _metadata())
+  checkpointer.save(
+    2, dict(parts, params=jax.tree.map(lambda x: x + 1, parts['params'])), None, _metadata()
+  )
   checkpointer.close()
   return directory, parts, targets
 
@@ -84,19 +91,25 @@ def test_restores_bitwise_on_another_mesh(saved, directory):
   restored = _restore(directory, targets)
   assert (restored.step, restored.data_position) == (1, {'next_index': 1})
   contract.assert_trees_equal(restored.parts, parts)
-  assert all(x.sharding == t.sharding for x, t in zip(jax.tree.leaves(restored.parts), jax.tree.leaves(targets)))
+  assert all(
+    x.sharding == t.sharding
+    for x, t in zip(jax.tree.leaves(restored.parts), jax.tree.leaves(targets))
+  )
 
 
 def test_every_flipped_truncated_or_deleted_file_is_found(directory):
   step = directory / '2'
   assert checkpoints.fault(step) is None
   files = [
-      path for path in step.rglob('*') if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED
+    path
+    for path in step.rglob('*')
+    if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED
   ]
   assert len(files) > 20
   for path in files:
     original = path.read_bytes()
-    if path.name != checkpoints.DIGEST:  # a flip in its layout may change nothing: what it says is still compared
+    # a flip in its layout may change nothing: what it says is still compared
+    if path.name != checkpoints.DIGEST:
       _flip(path)
       assert path.name in checkpoints.fault(step)
     path.write_bytes(original[:-1])
@@ -113,7 +126,9 @@ def test_damage_to_undigested_stamps_never_changes_weights(saved, directory, dam
   for name in checkpoints.UNDIGESTED:
     damage(directory / '2' / name)
   restored = _restore(directory, targets)
-  contract.assert_trees_equal(restored.parts['params'], jax.tree.map(lambda x: x + 1, parts['params']))
+  contract.assert_trees_equal(
+    restored.parts['params'], jax.tree.map(lambda x: x + 1, parts['params'])
+  )
 
 
 def test_bad_newest_step_falls_back_with_a_warning_and_frees_its_number(saved, directory):
@@ -139,8 +154,11 @@ def test_killed_saves_are_cleared_only_in_our_directories(saved, directory, tmp_
     (directory / name).mkdir()
   assert _restore(directory, saved[2]).step == 2
   assert sorted(path.name for path in directory.iterdir()) == [
-      '1', '2', 'audiolm_jax.json', 'notes.orbax-checkpoint-tmp',
-  ]  # fmt: skip
+    '1',
+    '2',
+    'audiolm_jax.json',
+    'notes.orbax-checkpoint-tmp',
+  ]
   (tmp_path / 'foreign' / '7.orbax-checkpoint-tmp').mkdir(parents=True)
   with pytest.raises(ValueError, match='choose an empty directory'):
     checkpoints.Checkpointer(tmp_path / 'foreign')
@@ -154,13 +172,16 @@ def test_other_config_lists_the_fields(saved, directory):
 
 
 def test_other_structure_lists_the_leaves(saved, directory):
-  targets = dict(saved[2], state={'mean': jax.ShapeDtypeStruct((4,), jnp.float32), 'new': saved[2]['state']['count']})
+  targets = dict(
+    saved[2],
+    state={'mean': jax.ShapeDtypeStruct((4,), jnp.float32), 'new': saved[2]['state']['count']},
+  )
   with pytest.raises(ValueError) as caught:
     _restore(directory, targets)
   for line in (
-      "state.mean: checkpoint ((16,), 'float32'), now ((4,), 'float32')",
-      "state.new: checkpoint (absent), now ((), 'int32')",
-      "state.count: checkpoint ((), 'int32'), now (absent)",
+    "state.mean: checkpoint ((16,), 'float32'), now ((4,), 'float32')",
+    "state.new: checkpoint (absent), now ((), 'int32')",
+    "state.count: checkpoint ((), 'int32'), now (absent)",
   ):
     assert line in str(caught.value)
 
@@ -214,7 +235,9 @@ def test_load_variables_rebuilds_config_and_weights(toy_is_a_stage, tmp_path):
       checkpoints.load_variables(tmp_path / 'run', step)
 
 
-@pytest.mark.parametrize('path', ['os.path', 'tests.training.toy.Config', 'audiolm_jax.stages.base.Stage'])
+@pytest.mark.parametrize(
+  'path', ['os.path', 'tests.training.toy.Config', 'audiolm_jax.stages.base.Stage']
+)
 def test_checkpoints_cannot_name_foreign_classes(path):
   with pytest.raises(ValueError, match='only'):
     configs.rebuild({'class': path, 'fields': {}}, '0.1.0')
@@ -223,13 +246,17 @@ def test_checkpoints_cannot_name_foreign_classes(path):
 def test_unknown_field_names_field_and_versions(toy_is_a_stage):
   described = configs.describe(CONFIG)
   described['fields']['depth'] = 3
-  with pytest.raises(ValueError, match=r"audiolm_jax 9.9 sets .*Config fields \['depth'\], which audiolm_jax 0"):
+  with pytest.raises(
+    ValueError, match=r"audiolm_jax 9.9 sets .*Config fields \['depth'\], which audiolm_jax 0"
+  ):
     configs.rebuild(described, '9.9')
 
 
 def test_one_trainer_per_directory(tmp_path):
   with workdir.locked(tmp_path):
-    with pytest.raises(ValueError, match=f'in use by process {os.getpid()} on {socket.gethostname()}'):
+    with pytest.raises(
+      ValueError, match=f'in use by process {os.getpid()} on {socket.gethostname()}'
+    ):
       with workdir.locked(tmp_path):
         pass
   with workdir.locked(tmp_path):  # given back
@@ -239,15 +266,18 @@ def test_one_trainer_per_directory(tmp_path):
 @pytest.mark.parametrize('reused', [False, True])
 def test_lock_of_a_dead_process_is_taken_over(tmp_path, reused):
   dead = subprocess.run(['sh', '-c', 'echo $$'], capture_output=True, text=True, check=True)
-  pid = os.getpid() if reused else int(dead.stdout)  # our own id, but another start: the id was used again
-  (tmp_path / 'lock').write_text(json.dumps({'pid': pid, 'host': socket.gethostname(), 'started': '1'}))
+  # our own id, but another start: the id was used again
+  pid = os.getpid() if reused else int(dead.stdout)
+  (tmp_path / 'lock').write_text(
+    json.dumps({'pid': pid, 'host': socket.gethostname(), 'started': '1'})
+  )
   with workdir.locked(tmp_path):
     assert json.loads((tmp_path / 'lock').read_text())['pid'] == os.getpid()
 
 
 def test_lock_of_another_host_is_respected(tmp_path):
   (tmp_path / 'lock').write_text(json.dumps({'pid': 1, 'host': 'elsewhere', 'started': '1'}))
-  with pytest.raises(ValueError, match="on elsewhere.*delete"):
+  with pytest.raises(ValueError, match='on elsewhere.*delete'):
     with workdir.locked(tmp_path):
       pass
 
@@ -261,7 +291,9 @@ def test_unwritable_workdir_is_named(tmp_path):
 HUBERT = 'audiolm_jax.pretrained.hubert.Config'
 
 
-@pytest.mark.parametrize('data, message', [
+@pytest.mark.parametrize(
+  'data, message',
+  [
     ({}, 'names the config class'),
     ({'class': 7, 'fields': {}}, 'names the config class'),
     ({'class': ['x'] * 3, 'fields': {}}, 'names the config class'),
@@ -277,7 +309,8 @@ HUBERT = 'audiolm_jax.pretrained.hubert.Config'
     ({'class': HUBERT, 'fields': {'no such': 1}}, 'which audiolm_jax'),
     ({'class': 'audiolm_jax.pretrained.no_such.Config', 'fields': {}}, 'does not have'),
     ({'class': 'audiolm_jax.pretrained..Config', 'fields': {}}, 'does not have'),
-])  # fmt: skip
+  ],
+)
 def test_hostile_configs_are_named_errors(data, message):
   with pytest.raises(ValueError, match=message):
     configs.rebuild(data, '0.1.0')
@@ -292,13 +325,29 @@ def test_configs_nested_too_deep_are_a_named_error(wrap):
     configs.rebuild({'class': HUBERT, 'fields': {'width': data}}, '0.1.0')
 
 
-@pytest.mark.parametrize('text', [
-    '{', '[]', '7', '"x"', '{}', '{"pid": "1", "host": "a"}', '{"pid": -1, "host": "a"}', '{"pid": 1}', '[' * 4000,
-    '{"pid": 1, "host": 3}', '{"pid": ' + '9' * 30 + ', "host": "a"}', 'x' * 10_000, '{"pid": true, "host": "a"}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{',
+    '[]',
+    '7',
+    '"x"',
+    '{}',
+    '{"pid": "1", "host": "a"}',
+    '{"pid": -1, "host": "a"}',
+    '{"pid": 1}',
+    '[' * 4000,
+    '{"pid": 1, "host": 3}',
+    '{"pid": ' + '9' * 30 + ', "host": "a"}',
+    'x' * 10_000,
+    '{"pid": true, "host": "a"}',
+  ],
+)
 def test_a_torn_or_hostile_lock_is_a_named_error_and_stays(tmp_path, text):
   (tmp_path / 'lock').write_text(text)
-  with pytest.raises(ValueError, match='lock\' does not say who holds it: delete it if no process uses'):
+  with pytest.raises(
+    ValueError, match="lock' does not say who holds it: delete it if no process uses"
+  ):
     with workdir.locked(tmp_path):
       pass
   assert (tmp_path / 'lock').read_text() == text
@@ -337,7 +386,9 @@ def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
   assert os.listdir(tmp_path / 'run') == [f'.probe-{os.getpid()}']
 
 
-@pytest.mark.parametrize('text, reason', [
+@pytest.mark.parametrize(
+  'text, reason',
+  [
     ('{"files"', 'cannot be read: .* is not JSON'),
     ('[]', 'holds a list'),
     ('{}', 'does not list files'),
@@ -346,19 +397,31 @@ def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
     ('{"files": {"../../victim": [0, ""]}}', 'lists ../../victim, which is elsewhere'),
     ('{"files": {"/etc/passwd": [0, ""]}}', 'lists /etc/passwd, which is elsewhere'),
     ('{"files": {"\\u001b[2J": [0, ""]}}', r'^\\x1b\[2J is missing'),
-])  # fmt: skip
+  ],
+)
 def test_a_hostile_digest_is_a_named_fault(tmp_path, text, reason):
   (tmp_path / checkpoints.DIGEST).write_text(text)
   assert re.search(reason, checkpoints.fault(tmp_path))
 
 
-@pytest.mark.parametrize('change, field', [
-    ({'format': '1'}, 'format'), ({'version': None}, 'version'), ({'config': []}, 'config'),
-    ({'structure': {'params': [1]}}, 'structure'), ({'structure': {'params': {'a': 3}}}, 'structure'),
+@pytest.mark.parametrize(
+  'change, field',
+  [
+    ({'format': '1'}, 'format'),
+    ({'version': None}, 'version'),
+    ({'config': []}, 'config'),
+    ({'structure': {'params': [1]}}, 'structure'),
+    ({'structure': {'params': {'a': 3}}}, 'structure'),
     ({'fingerprints': []}, 'fingerprints'),
-])  # fmt: skip
+  ],
+)
 def test_hostile_metadata_are_a_named_error(tmp_path, change, field):
-  good = {'format': 1, 'version': '0.1.0', 'config': {}, 'structure': {'params': {'a': [[1], 'float32']}}}
+  good = {
+    'format': 1,
+    'version': '0.1.0',
+    'config': {},
+    'structure': {'params': {'a': [[1], 'float32']}},
+  }
   (tmp_path / 'metadata').mkdir()
   path = tmp_path / 'metadata' / 'metadata'
   path.write_text(json.dumps(good))

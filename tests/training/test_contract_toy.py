@@ -72,5 +72,3 @@ def test_stage_that_does_not_learn_is_caught(batch, tmp_path):
   optimizer = contract.optimizers.OptimizerConfig()
   with pytest.raises(AssertionError, match='fell from'):
     contract.check_overfits_and_restores(case, tmp_path, optimizer, num_steps=3, factor=0.5)
-
-

@@ -1,6 +1,5 @@
 """The count against closed forms, brute force, and XLA's own count of a program without loops."""
 
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,8 +10,12 @@ from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.training import flops, sharding
 
-CONFIG = TransformerConfig(num_layers=3, num_heads=2, width=64, mlp_width=128, dropout_rate=0.0, remat=False)
-MODEL = LanguageModel(transformer=CONFIG, vocabulary=tokens.Vocabulary(target_levels=2, target_size=32))
+CONFIG = TransformerConfig(
+  num_layers=3, num_heads=2, width=64, mlp_width=128, dropout_rate=0.0, remat=False
+)
+MODEL = LanguageModel(
+  transformer=CONFIG, vocabulary=tokens.Vocabulary(target_levels=2, target_size=32)
+)
 
 
 def shape(*dims, dtype=jnp.float32):
@@ -24,7 +27,12 @@ def test_loops_and_conditionals():
   looped = lambda x: jax.lax.scan(lambda x, _: (product(x), None), x, length=5)[0]
   nested = lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jax.jit(looped)(x), x)
   either = lambda x: jax.lax.cond(x[0, 0] > 0, looped, product, x)
-  assert [flops.count(f, shape(8, 8)) for f in (product, looped, nested, either)] == [1024, 5120, 15360, 5120]
+  assert [flops.count(f, shape(8, 8)) for f in (product, looped, nested, either)] == [
+    1024,
+    5120,
+    15360,
+    5120,
+  ]
   with pytest.raises(ValueError, match='while loop'):
     flops.count(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, product, x), shape(8, 8))
 
@@ -37,7 +45,9 @@ def test_what_fits_codebooks_at_the_first_step_is_not_counted():
 
 
 def test_the_largest_array_may_be_in_a_loop():
-  outer = lambda x: jax.lax.scan(lambda total, row: (total + jnp.outer(row, row).sum(), None), 0.0, x)[0]
+  outer = lambda x: jax.lax.scan(
+    lambda total, row: (total + jnp.outer(row, row).sum(), None), 0.0, x
+  )[0]
   largest = flops.largest_array(jax.make_jaxpr(outer)(shape(3, 50)).jaxpr)
   assert (largest.shape, largest.dtype) == ((50, 50), jnp.float32)
 
@@ -61,22 +71,26 @@ def test_language_model_is_the_closed_form():
 def test_one_layer_is_what_xla_counts():
   block = transformer.Block(CONFIG)
   x, bias, mask = shape(2, 64, 64), shape(1, 2, 64, 64), shape(1, 1, 64, 64, dtype=bool)
-  params = sharding.unbox(jax.eval_shape(lambda *args: block.init(jax.random.key(0), *args), x, bias, mask))
+  params = sharding.unbox(
+    jax.eval_shape(lambda *args: block.init(jax.random.key(0), *args), x, bias, mask)
+  )
   function = lambda params, *args: block.apply(params, *args)[0].astype(jnp.float32).sum()
   for f, passes in ((function, 1), (jax.value_and_grad(function), 3)):
-    xla = jax.jit(f).lower(params, x, bias, mask).cost_analysis()['flops']  # counts element-wise operations too
-    own = flops.count(f, params, x, bias, mask) + passes * 2 * 2 * 64**3  # the half of the square that is masked
+    # counts element-wise operations too
+    xla = jax.jit(f).lower(params, x, bias, mask).cost_analysis()['flops']
+    # the half of the square that is masked
+    own = flops.count(f, params, x, bias, mask) + passes * 2 * 2 * 64**3
     assert own < xla < 1.15 * own
 
 
 @pytest.mark.parametrize(
-    'options',
-    [
-        dict(window_strides=(2,), padding=[(1, 2)]),
-        dict(window_strides=(1,), padding=[(3, 0)], rhs_dilation=(2,)),
-        dict(window_strides=(1,), padding=[(2, 2)], lhs_dilation=(3,)),
-        dict(window_strides=(1,), padding='SAME', feature_group_count=2),
-    ],
+  'options',
+  [
+    dict(window_strides=(2,), padding=[(1, 2)]),
+    dict(window_strides=(1,), padding=[(3, 0)], rhs_dilation=(2,)),
+    dict(window_strides=(1,), padding=[(2, 2)], lhs_dilation=(3,)),
+    dict(window_strides=(1,), padding='SAME', feature_group_count=2),
+  ],
 )
 def test_convolutions_are_counted_tap_by_tap(options):
   groups = options.get('feature_group_count', 1)

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 from audiolm_jax.nn import quantizer
 from audiolm_jax.training import hlo, sharding
 
-# A scanned layer of a TPU program, shortened: an asynchronous gather, a fusion that reads a slice, one in VMEM.
+# A scanned layer of a TPU program, shortened: an asynchronous gather, a fusion that reads a slice,
+# one in VMEM.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %fused (p.0: f32[12,64,128], p.1: s32[]) -> f32[64,128] {
@@ -64,37 +65,54 @@ def test_rounds_cycles_traffic_and_collectives_of_a_tpu_program():
   assert hlo.cycles(program) == 12 * 700 + 1000
   reduce, gather = hlo.collectives(program, 16)
   assert gather == hlo.Collective(
-      'all-gather', 'f32[256,128]', 256 * 128 * 4, (0, 4, 8, 12), 12, np.inf, 'jit(step)/gather'
+    'all-gather', 'f32[256,128]', 256 * 128 * 4, (0, 4, 8, 12), 12, np.inf, 'jit(step)/gather'
   )
   assert (reduce.kind, reduce.size, reduce.group, reduce.rounds, reduce.beside) == (
-      'all-reduce', 12 * 64 * 128 * 4, (0, 1), 1, 0
-  )  # fmt: skip
+    'all-reduce',
+    12 * 64 * 128 * 4,
+    (0, 1),
+    1,
+    0,
+  )
   layer = 64 * 128 * 4
-  # Reads a layer's slice in each round, and writes what is gathered; then sums and doubles all twelve.
-  assert hlo.hbm_bytes(program) == pytest.approx(12 * (layer + 4 * layer) + 2 * 12 * layer + 2 * 12 * layer, abs=64)
+  # Reads a layer's slice in each round, and writes what is gathered; then sums and doubles all
+  # twelve.
+  assert hlo.hbm_bytes(program) == pytest.approx(
+    12 * (layer + 4 * layer) + 2 * 12 * layer + 2 * 12 * layer, abs=64
+  )
 
 
 def test_what_fits_codebooks_at_the_first_step_is_left_out():
-  books, x, key = quantizer.init(jax.random.key(0), 2, 8, 4), jnp.ones((1, 10, 4)), jax.random.key(0)
-  either = lambda books, x, key: jax.lax.cond(books.fitted, lambda b: b, lambda b: quantizer.fit(b, x, key), books)
+  books, x, key = (
+    quantizer.init(jax.random.key(0), 2, 8, 4),
+    jnp.ones((1, 10, 4)),
+    jax.random.key(0),
+  )
+  either = lambda books, x, key: jax.lax.cond(
+    books.fitted, lambda b: b, lambda b: quantizer.fit(b, x, key), books
+  )
   once, each_time = (
-      hlo.parse(jax.jit(f).lower(books, x, key).compile().as_text()) for f in (quantizer.fitted, either)
+    hlo.parse(jax.jit(f).lower(books, x, key).compile().as_text())
+    for f in (quantizer.fitted, either)
   )
   assert sum(once.rounds.values()) < 5 < sum(each_time.rounds.values())
 
 
 @pytest.mark.parametrize(
-    'text, group',
-    [
-        ('replica_groups={{0,4},{1,5}}, dimensions={0}', (0, 4)),
-        ('replica_groups=[2,4]<=[8], dimensions={0}', (0, 1, 2, 3)),
-        ('replica_groups=[4,2]<=[2,4]T(1,0), use_global_device_ids=true', (0, 4)),
-        ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={0}", (0, 1, 2, 3)),
-        ("replica_groups=mesh['a'=4,'c'=2], device_ids=([2,4]T(1,0)) {'c'}, dimensions={0}", (0, 4)),
-        ("replica_groups=mesh['a'=4,'c'=2] {'a','c'}", tuple(range(8))),
-        ('replica_groups={}, to_apply=%add', tuple(range(8))),
-        ('source_target_pairs={{3,2},{2,3}}', (3, 2)),
-    ],
+  'text, group',
+  [
+    ('replica_groups={{0,4},{1,5}}, dimensions={0}', (0, 4)),
+    ('replica_groups=[2,4]<=[8], dimensions={0}', (0, 1, 2, 3)),
+    ('replica_groups=[4,2]<=[2,4]T(1,0), use_global_device_ids=true', (0, 4)),
+    (
+      "replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={0}",
+      (0, 1, 2, 3),
+    ),
+    ("replica_groups=mesh['a'=4,'c'=2], device_ids=([2,4]T(1,0)) {'c'}, dimensions={0}", (0, 4)),
+    ("replica_groups=mesh['a'=4,'c'=2] {'a','c'}", tuple(range(8))),
+    ('replica_groups={}, to_apply=%add', tuple(range(8))),
+    ('source_target_pairs={{3,2},{2,3}}', (3, 2)),
+  ],
 )
 def test_groups_of_devices(text, group):
   assert hlo._group(text, 8) == group
@@ -118,23 +136,41 @@ ENTRY %main (g: bf16[4,8,128]) -> token[] {{
 }}
 """
   [exchange] = hlo.collectives(hlo.parse(text), 16)
-  assert exchange == ('all-reduce', 'bf16[4,8,128]', 2 * 4 * 8 * 128, tuple(range(16)), 1, np.inf, '')
+  assert exchange == (
+    'all-reduce',
+    'bf16[4,8,128]',
+    2 * 4 * 8 * 128,
+    tuple(range(16)),
+    1,
+    np.inf,
+    '',
+  )
 
 
 def test_a_gather_beside_products_is_one_and_unrolled_layers_share_its_channel():
   gather = '%g = bf16[256,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[4,4]<=[16], dimensions={0}'
 
   def fusion(name, computation, cycles=0):
-    config = f', backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}' if cycles else ''
-    return f'  %{name} = bf16[256,128]{{1,0}} fusion(%w), kind=kOutput, calls=%{computation}{config}\n'
+    config = (
+      f', backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}' if cycles else ''
+    )
+    return (
+      f'  %{name} = bf16[256,128]{{1,0}} fusion(%w), kind=kOutput, calls=%{computation}{config}\n'
+    )
 
   computations = ''.join(
-      f'%{name} (p: bf16[64,128]) -> bf16[256,128] {{\n  %p = bf16[64,128]{{1,0}} parameter(0)\n  ROOT {gather}\n}}\n\n'
-      for name in ('begin', 'async_collective_fusion.1', 'async_collective_fusion.2', 'end')
+    f'%{name} (p: bf16[64,128]) -> bf16[256,128] {{\n  %p = bf16[64,128]{{1,0}} parameter(0)\n  ROOT {gather}\n}}\n\n'
+    for name in ('begin', 'async_collective_fusion.1', 'async_collective_fusion.2', 'end')
   )
-  layer = fusion('async-collective-start', 'begin') + fusion('product', 'async_collective_fusion.1', 700)
-  layer += fusion('product.2', 'async_collective_fusion.2', 50) + fusion('async-collective-done', 'end')
-  layers = ''.join(re.sub(r'%((?:async-collective|product)[\w.\-]*)', rf'%\1.{i}', layer) for i in range(2))
+  layer = fusion('async-collective-start', 'begin') + fusion(
+    'product', 'async_collective_fusion.1', 700
+  )
+  layer += fusion('product.2', 'async_collective_fusion.2', 50) + fusion(
+    'async-collective-done', 'end'
+  )
+  layers = ''.join(
+    re.sub(r'%((?:async-collective|product)[\w.\-]*)', rf'%\1.{i}', layer) for i in range(2)
+  )
   text = f'HloModule jit_step\n\n{computations}ENTRY %main (w: bf16[64,128]) -> bf16[256,128] {{\n'
   text += f'  %w = bf16[64,128]{{1,0}} parameter(0)\n{layers}}}\n'
   found = hlo.collectives(hlo.parse(text), 16)

@@ -34,11 +34,15 @@ def reference(tmp_path_factory):
 
 def _start(directory, *arguments):
   command = [sys.executable, '-m', 'tests.training.toy_run', str(directory), *arguments]
-  return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
 
 
 def _wait_for_step(process, directory, step):
-  """Returns when the process has logged `step`: what was in the metrics file before may hold it already."""
+  """Returns when the process has logged `step`: what was in the metrics file before may hold it
+  already.
+  """
   file = directory / 'metrics.jsonl'
   skip = file.stat().st_size if file.exists() else 0
   while process.poll() is None:
@@ -63,14 +67,23 @@ def test_reports_and_result(reference):
   result, metrics, events = reference
   assert (result.step, result.preempted) == (48, False)
   assert result.metrics['loss'] == metrics[48]['loss']
-  assert len({metrics[step]['eval/loss'] for step in (16, 32, 48)}) == 3  # what is evaluated is what was trained since
+  # what is evaluated is what was trained since
+  assert len({metrics[step]['eval/loss'] for step in (16, 32, 48)}) == 3
   assert [event['step'] for event in events if 'eval/loss' in event['metrics']] == [16, 32, 48]
   assert all(event['steps_per_second'] > 0 for event in events if 'loss' in event['metrics'])
-  assert {'grad_norm/hidden', 'grad_norm/output', 'update_norm', 'learning_rate', 'mean_error'} <= set(metrics[1])
+  assert {
+    'grad_norm/hidden',
+    'grad_norm/output',
+    'update_norm',
+    'learning_rate',
+    'mean_error',
+  } <= set(metrics[1])
 
 
 def test_exact_resume_through_kills_and_signals(reference, tmp_path):
-  """kill -9 at random and at the worst moments, then SIGTERM, then to the end: bitwise the uninterrupted run."""
+  """kill -9 at random and at the worst moments, then SIGTERM, then to the end: bitwise the
+  uninterrupted run.
+  """
   moments = random.Random(0)
   for step in (6, 10):
     process = _start(tmp_path)
@@ -117,7 +130,8 @@ def test_non_finite_step_stops_with_the_state_before_it(reference, tmp_path):
     toy_run.train(tmp_path, lambda: toy.Batches(poison=18))
   assert checkpoints.steps(tmp_path / 'checkpoints')[-1] == 18
   assert max(metrics_writer.read(tmp_path)) == 18
-  _assert_same_run(tmp_path, toy_run.train(tmp_path), reference)  # with sound data it goes on as if nothing had been
+  # with sound data it goes on as if nothing had been
+  _assert_same_run(tmp_path, toy_run.train(tmp_path), reference)
 
 
 def test_non_finite_step_just_before_a_save(tmp_path):
@@ -127,7 +141,9 @@ def test_non_finite_step_just_before_a_save(tmp_path):
 
 
 def test_other_fingerprints_are_refused_and_the_clock_saves_too(tmp_path, monkeypatch):
-  changed = dataclasses.replace(toy_run.TRAIN, num_steps=3, save_every=1000, save_every_seconds=1e-9, max_to_keep=9)
+  changed = dataclasses.replace(
+    toy_run.TRAIN, num_steps=3, save_every=1000, save_every_seconds=1e-9, max_to_keep=9
+  )
   monkeypatch.setattr(toy_run, 'TRAIN', changed)
   toy_run.train(tmp_path, fingerprints={'codec': 'a'})
   assert checkpoints.steps(tmp_path / 'checkpoints') == [1, 2, 3]
@@ -147,7 +163,9 @@ def test_data_that_ends_early_is_explained(tmp_path):
 
 
 def test_restored_step_beyond_limit_trains_nothing_and_keeps_checkpoints(tmp_path, monkeypatch):
-  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=12, eval_every=None))
+  monkeypatch.setattr(
+    toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=12, eval_every=None)
+  )
   trained = toy_run.train(tmp_path)
   before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*')}
   metrics = (tmp_path / 'metrics.jsonl').read_bytes()
@@ -164,16 +182,30 @@ def test_restored_step_beyond_limit_trains_nothing_and_keeps_checkpoints(tmp_pat
 
 
 @pytest.mark.parametrize(
-    'change, message',
-    [
-        (lambda b: {'waveform': b['waveform']}, r"has \['waveform'\]; the stage asks for \['target'\] besides"),
-        (lambda b: b | {'waveform': b['waveform'][:, :4]}, r"'waveform' has shape \(8, 4\).*asks for \(8, 16\)"),
-        (lambda b: {name: x[:4] for name, x in b.items()}, r"'waveform' has shape \(4, 16\).*asks for \(8, 16\)"),
-        (lambda b: b | {'waveform': b['waveform'].astype(np.int16)}, "'waveform' is of type int16 .*asks for float32"),
-    ],
+  'change, message',
+  [
+    (
+      lambda b: {'waveform': b['waveform']},
+      r"has \['waveform'\]; the stage asks for \['target'\] besides",
+    ),
+    (
+      lambda b: b | {'waveform': b['waveform'][:, :4]},
+      r"'waveform' has shape \(8, 4\).*asks for \(8, 16\)",
+    ),
+    (
+      lambda b: {name: x[:4] for name, x in b.items()},
+      r"'waveform' has shape \(4, 16\).*asks for \(8, 16\)",
+    ),
+    (
+      lambda b: b | {'waveform': b['waveform'].astype(np.int16)},
+      "'waveform' is of type int16 .*asks for float32",
+    ),
+  ],
 )
 @pytest.mark.parametrize('which', ['make_batches', 'make_eval_batches'])
-def test_first_batch_that_is_not_what_the_stage_asks_for_is_named(tmp_path, monkeypatch, which, change, message):
+def test_first_batch_that_is_not_what_the_stage_asks_for_is_named(
+  tmp_path, monkeypatch, which, change, message
+):
   class Other(toy.Batches):
     def __next__(self):
       return change(super().__next__())
@@ -184,7 +216,9 @@ def test_first_batch_that_is_not_what_the_stage_asks_for_is_named(tmp_path, monk
 
 
 def test_first_batch_with_tokens_beyond_the_clusters_is_named_and_nothing_trains(tmp_path):
-  transformer = TransformerConfig(num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False)
+  transformer = TransformerConfig(
+    num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False
+  )
   config = semantic.Config(crop_seconds=0.4, num_clusters=7, transformer=transformer)
 
   class Batches(toy.Batches):
@@ -198,23 +232,35 @@ def test_first_batch_with_tokens_beyond_the_clusters_is_named_and_nothing_trains
 
 
 @pytest.mark.parametrize(
-    'config, message',
-    [
-        (toy.Config(width=8), r"asks for .*shape=\(16,\).* that of the config for .*shape=\(8,\).*give the config"),
-        (toy.Config(widths=(4, 1)), r'params.hidden.bias: the stage has .*8.*, the config makes .*4'),
-        ({'width': 16}, r'config is of type dict, which has no make\(\): give the config that made the stage'),
-    ],
+  'config, message',
+  [
+    (
+      toy.Config(width=8),
+      r'asks for .*shape=\(16,\).* that of the config for .*shape=\(8,\).*give the config',
+    ),
+    (toy.Config(widths=(4, 1)), r'params.hidden.bias: the stage has .*8.*, the config makes .*4'),
+    (
+      {'width': 16},
+      r'config is of type dict, which has no make\(\): give the config that made the stage',
+    ),
+  ],
 )
 def test_stage_of_another_config_is_refused_before_the_first_step(tmp_path, config, message):
   with pytest.raises(ValueError, match=message):
-    loop.train(toy.Config().make(), config, toy_run.TRAIN, make_batches=toy.Batches, workdir=tmp_path / 'run')
+    loop.train(
+      toy.Config().make(), config, toy_run.TRAIN, make_batches=toy.Batches, workdir=tmp_path / 'run'
+    )
   assert not (tmp_path / 'run').exists()
 
 
 def test_stage_from_outside_of_the_package_is_loaded_by_its_config(tmp_path, monkeypatch):
-  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=2, eval_every=None))
+  monkeypatch.setattr(
+    toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, num_steps=2, eval_every=None)
+  )
   trained = toy_run.train(tmp_path)
-  with pytest.raises(ValueError, match=r'tests.training.toy.Config.*load_variables\(directory, config=...\)'):
+  with pytest.raises(
+    ValueError, match=r'tests.training.toy.Config.*load_variables\(directory, config=...\)'
+  ):
     checkpoints.load_variables(tmp_path)
   with pytest.raises(ValueError, match=r'another config:\n  inner.noise: checkpoint 0.01, now 0.5'):
     checkpoints.load_variables(tmp_path, config=toy.Config(inner=toy.Inner(noise=0.5)))

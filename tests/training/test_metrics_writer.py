@@ -66,11 +66,24 @@ def test_unwritable_directory_is_a_warning(tmp_path):
 
 
 def test_hostile_lines_stop_no_resume_and_are_counted(tmp_path):
-  bad = ['[1]', '{}', '{"step": null}', '{"step": "9"}', '{"step": 1e999}', '{"step": -1}', '{"step": true}',
-         '{"step": ' + '9' * 400 + '}', '{"step": [9]}', '{"step": 9, "loss": "x"}', '[' * 100_000]  # fmt: skip
+  bad = [
+    '[1]',
+    '{}',
+    '{"step": null}',
+    '{"step": "9"}',
+    '{"step": 1e999}',
+    '{"step": -1}',
+    '{"step": true}',
+    '{"step": ' + '9' * 400 + '}',
+    '{"step": [9]}',
+    '{"step": 9, "loss": "x"}',
+    '[' * 100_000,
+  ]
   lines = ['{"step": 7, "loss": 0.5}', *bad, '{"step": 8, "loss": NaN}']
   (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
-  with pytest.warns(UserWarning, match=f'{len(bad)} lines are no metrics of a step and were left out'):
+  with pytest.warns(
+    UserWarning, match=f'{len(bad)} lines are no metrics of a step and were left out'
+  ):
     steps = metrics_writer.read(tmp_path)
   assert list(steps) == [7, 8] and steps[7] == {'loss': 0.5} and np.isnan(steps[8]['loss'])
 

@@ -10,7 +10,9 @@ from tests.training import toy, toy_run
 
 
 def test_arrays_are_averaged_samples_are_of_the_first_batch(tmp_path, monkeypatch):
-  train = dataclasses.replace(toy_run.TRAIN, num_steps=4, eval_every=2, eval_batches=3, tensorboard=True)
+  train = dataclasses.replace(
+    toy_run.TRAIN, num_steps=4, eval_every=2, eval_batches=3, tensorboard=True
+  )
   monkeypatch.setattr(toy_run, 'TRAIN', train)
   seen = []
 
@@ -20,7 +22,9 @@ def test_arrays_are_averaged_samples_are_of_the_first_batch(tmp_path, monkeypatc
   def summarize(means, samples):
     seen.append((means['wave'], samples))
     picture = np.zeros((4, 5, 1), np.float32)
-    return loop.Summary({'first': means['wave'][0]}, {'sound': (samples[0], 16_000)}, {'picture': picture})
+    return loop.Summary(
+      {'first': means['wave'][0]}, {'sound': (samples[0], 16_000)}, {'picture': picture}
+    )
 
   toy_run.train(tmp_path, probe=loop.Probe(measure, summarize))
   batches = toy.Batches()
@@ -30,7 +34,12 @@ def test_arrays_are_averaged_samples_are_of_the_first_batch(tmp_path, monkeypatc
     np.testing.assert_allclose(means, waves.mean(axis=(0, 1)), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(sample, waves[0, 0])
   metrics = metrics_writer.read(tmp_path)
-  np.testing.assert_allclose(metrics[4]['eval/first'], waves.mean(axis=(0, 1))[0], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    metrics[4]['eval/first'], waves.mean(axis=(0, 1))[0], rtol=1e-4, atol=1e-6
+  )
   assert 'eval/loss' in metrics[2]
   [events] = (tmp_path / 'tensorboard').iterdir()
-  assert all(needle in events.read_bytes() for needle in (b'eval/sound', b'audio/wav', b'eval/picture', b'PNG'))
+  assert all(
+    needle in events.read_bytes()
+    for needle in (b'eval/sound', b'audio/wav', b'eval/picture', b'PNG')
+  )

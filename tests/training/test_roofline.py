@@ -7,7 +7,13 @@ import pytest
 from audiolm_jax.training import hlo, roofline
 
 CHIP = roofline.Chip(
-    flops=1e12, hbm_bytes=2**30, hbm_bandwidth=1e9, link_bandwidth=1e8, network_bandwidth=1e7, clock=1e9, cores=1
+  flops=1e12,
+  hbm_bytes=2**30,
+  hbm_bandwidth=1e9,
+  link_bandwidth=1e8,
+  network_bandwidth=1e7,
+  clock=1e9,
+  cores=1,
 )
 
 
@@ -16,14 +22,15 @@ def collective(kind, size, group, rounds=1, beside=0):
 
 
 @pytest.mark.parametrize(
-    'one, seconds',
-    [
-        (collective('all-gather', 400_000_000, (0, 1, 2, 3)), 3.0),
-        (collective('all-reduce', 400_000_000, (0, 1, 2, 3)), 6.0),
-        (collective('reduce-scatter', 100_000_000, (0, 4)), 5.0),  # through the network between slices of four
-        (collective('collective-permute', 100_000_000, (2, 3)), 1.0),
-        (collective('all-reduce', 100_000_000, (5,)), 0.0),
-    ],
+  'one, seconds',
+  [
+    (collective('all-gather', 400_000_000, (0, 1, 2, 3)), 3.0),
+    (collective('all-reduce', 400_000_000, (0, 1, 2, 3)), 6.0),
+    # through the network between slices of four
+    (collective('reduce-scatter', 100_000_000, (0, 4)), 5.0),
+    (collective('collective-permute', 100_000_000, (2, 3)), 1.0),
+    (collective('all-reduce', 100_000_000, (5,)), 0.0),
+  ],
 )
 def test_collectives(one, seconds):
   assert roofline.collective_seconds(CHIP, one, 4) == pytest.approx(seconds)
@@ -34,9 +41,9 @@ def test_a_step_waits_for_the_slowest_and_for_what_is_exposed():
   # Heads of 64 fill half of the matrix unit; ten operations on 4096 lanes take 10^7 cycles.
   assert roofline.kernel_seconds(CHIP, kernel) == pytest.approx(0.02 + 0.01)
   predict = lambda **options: roofline.predict(
-      CHIP,
-      devices_per_slice=4,
-      **dict(product_flops=5e11, hbm_bytes=10**8, cycles=10**9, kernels=[], collectives=[]) | options,
+    CHIP,
+    devices_per_slice=4,
+    **dict(product_flops=5e11, hbm_bytes=10**8, cycles=10**9, kernels=[], collectives=[]) | options,
   )
   plain = predict()
   assert (plain.step_seconds, plain.utilization, plain.bound) == (1.0, 0.5, 'cores')
@@ -44,8 +51,10 @@ def test_a_step_waits_for_the_slowest_and_for_what_is_exposed():
   assert predict(hbm_bytes=2 * 10**9).bound == 'HBM'
   assert predict(product_flops=0.95e12).bound == 'matrix unit'
   gather = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, beside=math.inf)
-  assert predict(collectives=[gather]).step_seconds == pytest.approx(1.2)  # hidden until it takes longer
-  fused = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, beside=10**8)  # 0.1 of its 0.3 s
+  # hidden until it takes longer
+  assert predict(collectives=[gather]).step_seconds == pytest.approx(1.2)
+  # 0.1 of its 0.3 s
+  fused = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, beside=10**8)
   assert predict(collectives=[fused]).step_seconds == pytest.approx(1.0 + 4 * 0.2)
   exposed = predict(collectives=[gather, collective('all-reduce', 200_000_000, (0, 1))])
   assert exposed.step_seconds == pytest.approx(1.2 + 2.0) and exposed.bound == 'collectives'

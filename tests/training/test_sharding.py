@@ -21,17 +21,21 @@ def mesh():
 
 def test_rest_of_the_devices_goes_to_the_free_axis(mesh):
   assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
-  assert dict(sharding.make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+  assert dict(sharding.make_mesh(MeshConfig(), jax.devices()[:1]).shape) == {
+    'data': 1,
+    'fsdp': 1,
+    'tensor': 1,
+  }
 
 
 @pytest.mark.parametrize(
-    'config, message',
-    [
-        (dict(data=-1, fsdp=-1), 'at most one'),
-        (dict(fsdp=3), 'does not divide the 8 devices'),
-        (dict(data=4), 'takes 4 devices but there are 8'),
-        (dict(tensor=0), 'tensor=0: must be a whole number of at least 1, or -1'),
-    ],
+  'config, message',
+  [
+    (dict(data=-1, fsdp=-1), 'at most one'),
+    (dict(fsdp=3), 'does not divide the 8 devices'),
+    (dict(data=4), 'takes 4 devices but there are 8'),
+    (dict(tensor=0), 'tensor=0: must be a whole number of at least 1, or -1'),
+  ],
 )
 def test_bad_meshes_are_explained(config, message):
   with pytest.raises(ValueError, match=message):
@@ -39,14 +43,14 @@ def test_bad_meshes_are_explained(config, message):
 
 
 @pytest.mark.parametrize(
-    'shape, names, spec',
-    [
-        ((4, 6), ('embed', 'mlp'), P('fsdp', 'tensor')),
-        ((4, 5), ('embed', 'mlp'), P('fsdp', None)),  # 5 does not divide evenly
-        ((4, 4), ('embed', 'embed'), P('fsdp', None)),  # an axis is used once
-        ((3, 4, 2), ('layers', None, 'heads'), P(None, None, 'tensor')),
-        ((4,), ('embed', 'mlp'), P()),  # a factored moment under its parameter's box
-    ],
+  'shape, names, spec',
+  [
+    ((4, 6), ('embed', 'mlp'), P('fsdp', 'tensor')),
+    ((4, 5), ('embed', 'mlp'), P('fsdp', None)),  # 5 does not divide evenly
+    ((4, 4), ('embed', 'embed'), P('fsdp', None)),  # an axis is used once
+    ((3, 4, 2), ('layers', None, 'heads'), P(None, None, 'tensor')),
+    ((4,), ('embed', 'mlp'), P()),  # a factored moment under its parameter's box
+  ],
 )
 def test_rules(mesh, shape, names, spec):
   box = nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
@@ -63,12 +67,16 @@ def test_unknown_logical_axis_is_named(mesh):
 def test_optimizer_state_is_placed_like_its_parameters(mesh, name):
   stage = toy.Config().make()
   config = {group: optimizers.OptimizerConfig(name=name) for group in ('hidden', 'output')}
-  boxed = jax.eval_shape(lambda key: optimizers.make(config).init(stage.init(key).params), jax.random.key(0))
+  boxed = jax.eval_shape(
+    lambda key: optimizers.make(config).init(stage.init(key).params), jax.random.key(0)
+  )
   shardings = sharding.tree_shardings(boxed, mesh)
   assert jax.tree.structure(shardings) == jax.tree.structure(meta.unbox(boxed))
   specs = {
-      jax.tree_util.keystr(path): (leaf.shape, s.spec)
-      for (path, leaf), s in zip(jax.tree.flatten_with_path(meta.unbox(boxed))[0], jax.tree.leaves(shardings))
+    jax.tree_util.keystr(path): (leaf.shape, s.spec)
+    for (path, leaf), s in zip(
+      jax.tree.flatten_with_path(meta.unbox(boxed))[0], jax.tree.leaves(shardings)
+    )
   }
   moments = [spec for path, (shape, spec) in specs.items() if shape == (16, 8) and 'kernel' in path]
   assert moments and all(spec == P('fsdp', 'tensor') for spec in moments)

@@ -1,4 +1,6 @@
-"""The train step: accumulation, the average of the parameters, and the guard, against sums done by hand."""
+"""The train step: accumulation, the average of the parameters, and the guard, against sums done by
+hand.
+"""
 
 import jax
 import numpy as np
@@ -14,16 +16,22 @@ DECAY = 0.15  # between the averages' first decay, 1 / 10, and their second, 2 /
 
 @pytest.fixture(scope='module')
 def states():
-  """[state before step 0, after it, ...] of six micro-batches, two an update; batch 4 is poisoned."""
+  """[state before step 0, after it, ...] of six micro-batches, two an update; batch 4 is
+  poisoned.
+  """
   stage = toy.Config().make()
   optimizer = optimizers.OptimizerConfig(learning_rate=0.1)
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   init, _, shardings = step_lib.make_init(stage, optimizer, mesh, accumulate_steps=2, keep_ema=True)
-  train_step = step_lib.make_train_step(stage, optimizer, mesh, shardings, accumulate_steps=2, ema_decay=DECAY)
+  train_step = step_lib.make_train_step(
+    stage, optimizer, mesh, shardings, accumulate_steps=2, ema_decay=DECAY
+  )
   train_state, batches = init(jax.random.key(0)), toy.Batches(poison=4)
   seen = [(jax.tree.map(np.array, train_state), None)]
   for number in range(6):
-    train_state, metrics = train_step(train_state, sharding.global_batch(next(batches), mesh), np.int32(number))
+    train_state, metrics = train_step(
+      train_state, sharding.global_batch(next(batches), mesh), np.int32(number)
+    )
     seen.append((jax.tree.map(np.array, train_state), jax.device_get(metrics)))
   return seen
 
@@ -45,7 +53,9 @@ def test_parameters_move_at_every_second_step_and_their_average_with_them(states
 def test_update_norm_is_that_of_the_difference(states):
   (before, _), (after, metrics) = states[3:5]
   difference = jax.tree.map(lambda a, b: np.sum((a - b) ** 2), after.params, before.params)
-  np.testing.assert_allclose(metrics['update_norm'], np.sqrt(sum(jax.tree.leaves(difference))), rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics['update_norm'], np.sqrt(sum(jax.tree.leaves(difference))), rtol=1e-4
+  )
 
 
 def test_non_finite_step_and_all_after_it_change_nothing(states):

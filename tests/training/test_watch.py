@@ -18,7 +18,9 @@ def test_results_and_errors_pass_through():
 
 def test_slow_is_a_warning_and_hung_an_error():
   release = threading.Event()
-  with pytest.warns(UserWarning, match=r'process 0 of 1 on \S+: data of step 4 has taken 0.05 s so far'):
+  with pytest.warns(
+    UserWarning, match=r'process 0 of 1 on \S+: data of step 4 has taken 0.05 s so far'
+  ):
     slow = watch.Watch(slow_seconds=0.05, timeout_seconds=60.0)
     assert slow.bounded('data', 4, lambda: release.wait(0.3)) is False
   with pytest.raises(watch.StalledError, match='step of step 5 has not ended after 0.2 s'):
@@ -51,8 +53,12 @@ def test_goodput_is_the_share_of_the_steps(tmp_path):
 
 def test_hostile_lines_of_goodput_are_skipped(tmp_path):
   lines = [
-      '{"started": 1.5, "step": 2}', '[]', '{}', '{"started": []}', '{"started": 1.5, "st',
-      '{"started": 1.5, "step": 3}',
-  ]  # fmt: skip
+    '{"started": 1.5, "step": 2}',
+    '[]',
+    '{}',
+    '{"started": []}',
+    '{"started": 1.5, "st',
+    '{"started": 1.5, "step": 3}',
+  ]
   (tmp_path / watch.FILE).write_text('\n'.join(lines))
   assert watch.read(tmp_path) == [{'started': 1.5, 'step': 3}]

@@ -25,17 +25,19 @@ class Config:
 
   def make(self) -> base.Stage:
     hidden, output = (
-        attention.dense(self.widths[0], ('embed', 'mlp'), use_bias=True),
-        attention.dense(self.widths[1], ('mlp', None), use_bias=True),
+      attention.dense(self.widths[0], ('embed', 'mlp'), use_bias=True),
+      attention.dense(self.widths[1], ('mlp', None), use_bias=True),
     )
 
     def init(key):
       first, second = jax.random.split(key)
       params = {
-          'hidden': hidden.init(first, jnp.zeros((1, self.width)))['params'],
-          'output': output.init(second, jnp.zeros((1, self.widths[0])))['params'],
+        'hidden': hidden.init(first, jnp.zeros((1, self.width)))['params'],
+        'output': output.init(second, jnp.zeros((1, self.widths[0])))['params'],
       }
-      return base.Variables(params, {'mean': jnp.zeros(self.width), 'count': jnp.zeros((), jnp.int32)})
+      return base.Variables(
+        params, {'mean': jnp.zeros(self.width), 'count': jnp.zeros((), jnp.int32)}
+      )
 
     def loss(params, state, batch, key):
       x_BN = batch['waveform']
@@ -49,8 +51,8 @@ class Config:
       return value, base.Aux(state, {'mean_error': jnp.mean(error_B)})
 
     features = {
-        'waveform': base.Feature((self.width,), np.float32, None),
-        'target': base.Feature((), np.float32, None),
+      'waveform': base.Feature((self.width,), np.float32, None),
+      'target': base.Feature((), np.float32, None),
     }
     return base.Stage(features, init, loss)
 

@@ -1,7 +1,8 @@
-"""Trains the toy stage in a process of its own, to be killed: python -m tests.training.toy_run WORKDIR [moment].
+"""Trains the toy stage in a process of its own, to be killed: python -m tests.training.toy_run
+WORKDIR [moment].
 
-`moment` names where the process kills itself: 'data' (arrays written, no digest), 'digest' (digest written, not yet
-renamed) or 'prune' (an old step half deleted).
+`moment` names where the process kills itself: 'data' (arrays written, no digest), 'digest' (digest
+written, not yet renamed) or 'prune' (an old step half deleted).
 """
 
 import os
@@ -17,15 +18,15 @@ from audiolm_jax.training import checkpoints, loop, optimizers
 from tests.training import toy
 
 TRAIN = loop.TrainConfig(
-    batch_size=8,
-    num_steps=48,
-    optimizer=optimizers.OptimizerConfig(learning_rate=1e-2),
-    ema_decay=0.9,
-    log_every=1,
-    eval_every=16,
-    save_every=6,
-    max_to_keep=2,
-    tensorboard=False,
+  batch_size=8,
+  num_steps=48,
+  optimizer=optimizers.OptimizerConfig(learning_rate=1e-2),
+  ema_decay=0.9,
+  log_every=1,
+  eval_every=16,
+  save_every=6,
+  max_to_keep=2,
+  tensorboard=False,
 )
 
 
