@@ -1,7 +1,7 @@
 """Measures a trained workdir on held-out voices and texts, beside baselines.
 
   python -m experiments.evaluate --workdir=runs/demo
-  python -m experiments.evaluate --suite=codec
+  python -m experiments.evaluate --suite=codec --lyra=lyra/
   python -m experiments.evaluate --suite=tokens --data=zerospeech2021/ --subset=dev
   python -m experiments.evaluate --suite=acoustic --recognizer=wav2vec2-base-960h/
   python -m experiments.evaluate --listening                          a listening test, as a static web page
@@ -23,7 +23,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import ctc
 from experiments import command_line, evaluations, sources, workspace
 from experiments import recipe as recipe_lib
-from experiments.evaluations import listening, paper
+from experiments.evaluations import listening, lyra, paper
 
 
 def main():
@@ -47,6 +47,12 @@ def main():
     type=command_line.path,
     metavar='FOLDER',
     help='of a CTC model that judges words, too (none)',
+  )
+  parser.add_argument(
+    '--lyra',
+    type=command_line.path,
+    metavar='FOLDER',
+    help="of Lyra V2's TFLite models, measured beside the codec (none)",
   )
   parser.add_argument(
     '--listening',
@@ -77,6 +83,10 @@ def main():
   if args.recognizer:
     ctc.from_folder(str(args.recognizer))  # nor one that is none
     settings = dataclasses.replace(recipe.evaluation, recognizer=str(args.recognizer))
+    recipe = dataclasses.replace(recipe, evaluation=settings)
+  if args.lyra:
+    lyra.check(str(args.lyra))
+    settings = dataclasses.replace(recipe.evaluation, lyra=str(args.lyra))
     recipe = dataclasses.replace(recipe, evaluation=settings)
   if args.suite not in ('all', *evaluations.SUITES):
     raise UserError(f'--suite={args.suite}: choose all, or one of {", ".join(evaluations.SUITES)}')

@@ -81,6 +81,7 @@ class Evaluation:
   subset: str = 'dev'  # of `data`: its folder of sWUGGY and sBLIMP, and its item file (dev-clean)
   # Folder of a CTC recognizer of people's speech (pretrained.ctc); '': words are not judged by one.
   recognizer: str = ''
+  lyra: str = ''  # folder of Lyra V2's TFLite models; '': the codec is not compared with Lyra
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
   seed: int = 0
 
@@ -96,6 +97,7 @@ class Evaluation:
       data=checks.TEXT,
       subset=checks.TEXT,
       recognizer=checks.TEXT,
+      lyra=checks.TEXT,
       decoder_seconds=checks.POSITIVE,
       seed=checks.SEED,
     )

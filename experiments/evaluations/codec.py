@@ -15,12 +15,12 @@ from audiolm_jax.metrics import perceptual
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Feature
 from experiments import sources, workspace
-from experiments.evaluations import opus
+from experiments.evaluations import lyra, opus
 from experiments.recipe import Recipe
 
 # 3, 6 and 12 of 1024 codes at 50 frames/s are 1.5, 3 and 6 kbit/s; 4 are AudioLM's coarse ones.
 LEVELS = (1, 3, 4, 6, 12)
-OPUS_RATES = (6, 12)  # kbit/s
+OPUS_RATES = (6, 8, 12)  # kbit/s
 CROP_SECONDS = 4.0
 BATCH_SIZE = 8
 PERCEPTUAL_CLIPS = 16  # the first ones: ViSQOL takes most of a second for each
@@ -41,12 +41,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   rows = {}
   for n in (n for n in LEVELS if n <= config.num_quantizers):
     rows[f'{n} levels'] = row(config, wave_BT, decode(codes_BFQ[..., :n]), level_rate * n)
-  if not opus.missing():
-    for rate in OPUS_RATES:
-      estimate_BT = np.stack(
-        [opus.round_trip(wave_T, config.sample_rate, rate) for wave_T in wave_BT]
-      )
-      rows[f'Opus {rate} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
+  for name, rate, round_trip in _others(recipe, config.sample_rate):
+    estimate_BT = np.stack([round_trip(wave_T, rate) for wave_T in wave_BT])
+    rows[f'{name} {rate:g} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
   untrained_BFQ, untrained_decode = _coder(
     config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT
   )
@@ -61,8 +58,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
     rows['noisy, all levels'] = row(config, clean_NT, decode_noisy(noisy_NFQ), full_rate)
     rows['denoised, all levels'] = row(config, clean_NT, denoised_NT, full_rate)
+  left_out = {}
+  if recipe.evaluation.lyra and config.sample_rate != lyra.SAMPLE_RATE:
+    left_out['Lyra'] = f'it codes {lyra.SAMPLE_RATE} Hz, the codec {config.sample_rate}'
   lacks_noise = noise_BT is None and _has_switch(config)
-  left_out = {'noise': 'the corpus has no noise'} if lacks_noise else {}
+  left_out |= {'noise': 'the corpus has no noise'} if lacks_noise else {}
   perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
   return {
     'rows': rows,
@@ -77,6 +77,17 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def _has_switch(config) -> bool:
   """Returns whether the codec has a denoising switch."""
   return getattr(config, 'film', None) is not None
+
+
+def _others(recipe: Recipe, sample_rate: int) -> list[tuple[str, float, Callable]]:
+  """Returns (name, kbit/s, function of a waveform and that rate) of the codecs to compare with."""
+  found = []
+  if not opus.missing():
+    round_trip = lambda wave_T, rate: opus.round_trip(wave_T, sample_rate, rate)
+    found += [('Opus', rate, round_trip) for rate in OPUS_RATES]
+  if recipe.evaluation.lyra and sample_rate == lyra.SAMPLE_RATE:
+    found += [('Lyra', rate, lyra.Lyra(recipe.evaluation.lyra).round_trip) for rate in lyra.LEVELS]
+  return found
 
 
 def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray, np.ndarray | None]:
