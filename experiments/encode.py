@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import audio, kmeans, tokens
+from audiolm_jax import audio, files, kmeans, tokens
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Variables
@@ -156,9 +156,11 @@ def fit_semantic_tokens(
   batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
   model = workspace.fingerprint(variables.params)
   count, wanted = jax.process_count(), sources.num_sample_frames(encoder, settings)
-  files = inventory.digest(inventory.of(corpus))  # shares of another corpus are none of this sample
+  listed = inventory.digest(
+    inventory.of(corpus)
+  )  # shares of another corpus are none of this sample
   frames = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token'
-  sample = f'{frames}, of {model}, of {files}'
+  sample = f'{frames}, of {model}, of {listed}'
   parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
   mine = parts[jax.process_index()]
   if not _is_sample(mine, sample):

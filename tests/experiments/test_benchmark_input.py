@@ -34,11 +34,6 @@ def test_cores_of_a_host():
   )
 
 
-def test_mistakes():
-  with pytest.raises(ValueError, match='--chips=0'):
-    benchmark.run(argparse.Namespace(recipe='tiny', chips=0, mfu=0.5, examples=1))
-
-
 @pytest.mark.parametrize(
   'frame_rate, semantic_rate, frames', [(50.0, 25.0, 1500), (75.0, 25.0, 1500), (50.0, 50.0, 3000)]
 )
