@@ -28,7 +28,8 @@ def recipe(tmp_path) -> recipe_lib.Recipe:
   """`small_codec_denoise` with its switch, and small in all else."""
   speech = Folder(root=recordings(tmp_path / 'speech', 12, 4.0, 16_000), held_out=0.3)
   noise = Folder(
-    root=recordings(tmp_path / 'noise', 3, 1.0, 16_000), test_root=str(tmp_path / 'noise')
+    root=recordings(tmp_path / 'noise', 3, 1.0, 16_000),
+    test_root=recordings(tmp_path / 'held_out_noise', 3, 1.0, 16_000),
   )
   own = small_codec_denoise.RECIPE.soundstream
   model = dataclasses.replace(
