@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import files, kmeans
+from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hubert
 from audiolm_jax.stages.base import Variables
 from experiments import evaluations, workspace
@@ -257,7 +258,7 @@ def test_programs_refuse_a_shared_cache_of_the_environment_and_print_no_escapes(
 
 def test_errors_keep_their_lines_and_lose_their_escapes():
   def fail():
-    raise ValueError('a\n  \x1b]0;b\x07 \udcff')
+    raise UserError('a\n  \x1b]0;b\x07 \udcff')
 
   with pytest.raises(SystemExit) as caught:
     workspace.run(fail)
