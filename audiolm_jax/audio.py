@@ -216,8 +216,9 @@ def _span(
     raise UserError(audio_checks.too_long(name, wanted / sound.samplerate, max_seconds))
   if start + wanted > sound.frames or wanted <= 0:
     raise UserError(
-      f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it is empty or cut '
-      f'short; {audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
+      f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it '
+      'is empty or cut short; '
+      f'{audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
     )
   return start, wanted
 
@@ -301,7 +302,8 @@ def _open(file: io.BufferedIOBase, name: str) -> _Sound:
     raise UserError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
   if not MIN_SAMPLE_RATE <= sound.samplerate <= MAX_SAMPLE_RATE:
     raise UserError(
-      f'{name}: {sound.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: resample it'
+      f'{name}: {sound.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: resample '
+      'it'
     )
   if sound.channels > MAX_CHANNELS:
     raise UserError(f'{name}: {sound.channels} channels, more than {MAX_CHANNELS}: mix it down')
@@ -347,7 +349,8 @@ def save_blocks(
       for block_T in blocks:
         if not np.isfinite(block_T).all():
           raise UserError(
-            f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was written'
+            f'{path}: {np.sum(~np.isfinite(block_T))} samples are NaN or infinite; nothing was '
+            'written'
           )
         try:
           sound.write(np.clip(block_T, -1, 1))
@@ -365,7 +368,8 @@ def frame(
   num_samples = wave_BT.shape[-1]
   if num_samples < frame_length:
     raise UserError(
-      f'waveform has {num_samples} samples, fewer than one frame of {frame_length}: pad it with zeros first'
+      f'waveform has {num_samples} samples, fewer than one frame of {frame_length}: pad it with '
+      'zeros first'
     )
   num_frames = 1 + (num_samples - frame_length) // hop_length
   # A gather by constant indices: XLA turns it into cheap slices, and it is differentiable.

@@ -89,8 +89,8 @@ def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
     )
   if codes_FQ.min() < 0 or codes_FQ.max() >= header.codebook_size:
     raise UserError(
-      f'codes are between {codes_FQ.min()} and {codes_FQ.max()}, outside of codebook_size={header.codebook_size}: '
-      'were they made by another codec?'
+      f'codes are between {codes_FQ.min()} and {codes_FQ.max()}, outside of '
+      f'codebook_size={header.codebook_size}: were they made by another codec?'
     )
   *numbers, fingerprint = header
   content = MAGIC + _FIELDS.pack(VERSION, *numbers, bytes.fromhex(fingerprint))
@@ -152,7 +152,8 @@ def _check(header: Header):
   num_codes = header.num_frames * header.num_quantizers
   if num_codes > MAX_CODES:
     raise UserError(
-      f'{num_codes:,} codes are more than {MAX_CODES:,}, the most of one file: cut the clip in parts'
+      f'{num_codes:,} codes are more than {MAX_CODES:,}, the most of one file: cut the clip in '
+      'parts'
     )
   if len(header.fingerprint) != 16 or set(header.fingerprint) - set('0123456789abcdef'):
     raise UserError(f'fingerprint {header.fingerprint!r} is not of 16 hex digits')

@@ -44,12 +44,14 @@ def fit(
   num_embeddings, dim = embeddings_ND.shape
   if num_embeddings < codebook_size:
     raise UserError(
-      f'{num_embeddings} embeddings cannot make {codebook_size} codes: give more, or lower codebook_size'
+      f'{num_embeddings} embeddings cannot make {codebook_size} codes: give more, or lower '
+      'codebook_size'
     )
   finite_N = np.isfinite(np.asarray(embeddings_ND)).all(axis=1)
   if not finite_N.all():
     raise UserError(
-      f'{np.sum(~finite_N)} of {num_embeddings} embeddings hold NaN or infinity: look at the model that made them'
+      f'{np.sum(~finite_N)} of {num_embeddings} embeddings hold NaN or infinity: look at the model '
+      'that made them'
     )
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   codebooks = quantizer.init(init_key, num_quantizers, codebook_size, dim)
@@ -69,7 +71,7 @@ def assign(
   checks.shapes(embeddings_BD=embeddings_BD)
   if embeddings_BD.shape[-1] != vectors_QKD.shape[-1]:
     raise UserError(
-      f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: were they fitted '
-      'to those of another model?'
+      f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: '
+      'were they fitted to those of another model?'
     )
   return quantizer.encode(vectors_QKD, embeddings_BD[:, None])[0][:, 0]

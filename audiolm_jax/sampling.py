@@ -76,8 +76,8 @@ def check_parallel(how: ParallelRule, num_levels: int) -> None:
   """Raises ValueError for a rule that cannot decode tokens of `num_levels` levels."""
   if len(how.iterations) > num_levels:
     raise UserError(
-      f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, or for the first '
-      'few (the last of them holds for the rest)'
+      f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, '
+      'or for the first few (the last of them holds for the rest)'
     )
 
 

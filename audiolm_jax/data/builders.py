@@ -103,7 +103,8 @@ class Maestro(_Builder):
       for row in csv.DictReader(file):
         if row['split'] not in parts:
           raise UserError(
-            f'{table}: split {row["split"]!r} of {row["audio_filename"]} is not one of {sorted(parts)}'
+            f'{table}: split {row["split"]!r} of {row["audio_filename"]} is not one of '
+            f'{sorted(parts)}'
           )
         parts[row['split']].append(folders.Part(os.path.join(self._root, row['audio_filename'])))
     return parts
@@ -152,7 +153,8 @@ def _tables(root: str) -> list[str]:
   )
   if len(found) != 1:
     raise UserError(
-      f'{root}: holds {found or "no maestro-*.csv"}: give the folder into which MAESTRO was unpacked'
+      f'{root}: holds {found or "no maestro-*.csv"}: give the folder into which MAESTRO was '
+      'unpacked'
     )
   return [os.path.join(root, found[0])]
 

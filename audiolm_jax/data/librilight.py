@@ -34,7 +34,8 @@ def examples(
   there = [split for split in splits if os.path.isdir(os.path.join(root, split))]
   if not there:
     raise UserError(
-      f'{root}: has none of {", ".join(splits)}: give the folder into which Libri-Light was unpacked'
+      f'{root}: has none of {", ".join(splits)}: give the folder into which Libri-Light was '
+      'unpacked'
     )
   parts = []
   for split in there:

@@ -140,7 +140,8 @@ def batches(
     raise UserError('the source has no examples')
   if num_epochs is not None and num_epochs * len(source) < batch_size:
     raise UserError(
-      f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower batch_size'
+      f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower '
+      'batch_size'
     )
   _crop_of(source, 0, features)  # what is missing is said now, not inside a thread
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(num_epochs)

@@ -122,7 +122,8 @@ _PLACES = (
 # espeak-ng's names without stress marks, for all accents and words above; a pause is '_', anything
 # new is '?'.
 PHONES = tuple(
-  '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h i i: i@ i@3 j k l m '
+  '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h '
+  'i i: i@ i@3 j k l m '
   'n o@ oU p r s t t# tS t[ u: v w z'.split()
 )
 

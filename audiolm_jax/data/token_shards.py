@@ -160,7 +160,8 @@ class TokenShards:
     for key, value in (expected or {}).items():
       if self.metadata.get(key) != value:
         raise UserError(
-          f'{path}: {key} is {self.metadata.get(key)!r}, this run has {value!r}: encode the data again'
+          f'{path}: {key} is {self.metadata.get(key)!r}, this run has {value!r}: encode the data '
+          'again'
         )
     paths = []
     for i, shard in enumerate(manifest['shards']):
@@ -179,8 +180,9 @@ class TokenShards:
       self.bad[i] = str(error)
       if len(self.bad) > self._max_bad_fraction * len(self):
         raise UserError(
-          f'record {i} of {self._path} is damaged ({error}); with it {len(self.bad)} of {len(self)} are, more than '
-          f'max_bad_fraction={self._max_bad_fraction}: encode or copy the shards again'
+          f'record {i} of {self._path} is damaged ({error}); with it {len(self.bad)} of '
+          f'{len(self)} are, more than max_bad_fraction={self._max_bad_fraction}: encode or copy '
+          'the shards again'
         ) from error
       return None
 

@@ -79,7 +79,8 @@ def read_items(path: str | os.PathLike) -> list[Item]:
     columns = line.split()
     if len(columns) != len(Item._fields):
       raise UserError(
-        f'{path}, line {number}: {len(columns)} columns, expected {len(Item._fields)}: {ITEM_HEADER}'
+        f'{path}, line {number}: {len(columns)} columns, expected {len(Item._fields)}: '
+        f'{ITEM_HEADER}'
       )
     name, onset, offset, *labels = columns
     try:
@@ -88,7 +89,8 @@ def read_items(path: str | os.PathLike) -> list[Item]:
       onset = math.nan
     if not 0 <= onset < offset < math.inf:
       raise UserError(
-        f'{path}, line {number}: {" ".join(columns[1:3])!r} is no onset before an offset, in seconds'
+        f'{path}, line {number}: {" ".join(columns[1:3])!r} is no onset before an offset, in '
+        'seconds'
       )
     items.append(Item(name, onset, offset, *labels))
   if not items:
@@ -109,8 +111,8 @@ def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
   for item in items:
     if item.offset > seconds[item.file] + _SLACK:
       raise UserError(
-        f'item {item.phone} of {item.file} ends at {item.offset:g} s, its audio at {seconds[item.file]:g} s: '
-        'the items belong to other audio'
+        f'item {item.phone} of {item.file} ends at {item.offset:g} s, its audio at '
+        f'{seconds[item.file]:g} s: the items belong to other audio'
       )
 
 
@@ -125,7 +127,8 @@ def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
   if len(found) != 1:
     names = ', '.join(str(path.relative_to(root)) for path in there[:6]) or 'no item files'
     raise UserError(
-      f'{root} has {names}; exactly one must be {subset}.item or {subset}-clean.item: name another subset'
+      f'{root} has {names}; exactly one must be {subset}.item or {subset}-clean.item: name another '
+      'subset'
     )
   return found[0]
 
@@ -141,7 +144,8 @@ def gold_file(root: str | os.PathLike, task: str, subset: str) -> str | None:
   if not os.path.isfile(path):
     there = sorted(os.listdir(os.path.join(root, task)))
     raise UserError(
-      f'{path} does not exist; {task} has {", ".join(there) or "nothing"}: name a subset that has gold'
+      f'{path} does not exist; {task} has {", ".join(there) or "nothing"}: name a subset that has '
+      'gold'
     )
   return path
 
@@ -184,7 +188,8 @@ def _read_gold(path, columns: Sequence[str]) -> list[tuple[dict[str, str], bool]
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
       raise UserError(
-        f'{path}: has the columns {reader.fieldnames}, without {", ".join(missing)}: is it a gold file?'
+        f'{path}: has the columns {reader.fieldnames}, without {", ".join(missing)}: is it a gold '
+        'file?'
       )
     rows = list(reader)
   if not rows:

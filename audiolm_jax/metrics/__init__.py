@@ -1,1 +1,1 @@
-"""Numbers on held-out data, one file per family."""
+"""Metrics on held-out data, one file per family."""

@@ -1,16 +1,16 @@
-"""Phonetic ABX: how often a phone X sounds nearer to another phone B than to one of its own kind A.
+"""Computes phonetic ABX error rates of features or tokens.
 
-A, B and X are stretches of features or tokens, phones in the same context (triphones). The distance
-of two stretches is the cost of their cheapest alignment (dynamic time warping) over the length of
-its path; the error of a comparison is the share of triplets with d(X, B) < d(X, A), ties count
-half. Within: A, B and X are of one speaker, X is another A.
-Across: A and B of one speaker, X of another.
+A, B and X are segments of features or tokens: phones in the same context (triphones). A and X are
+the same phone, B is another. The distance of two segments is the cost of their cheapest alignment
+(dynamic time warping) divided by the length of its path. The error of a comparison is the share of
+triplets with d(X, B) < d(X, A); ties count half. Within speakers, A, B and X come from one speaker
+and X differs from A. Across speakers, A and B come from one speaker and X from another.
 
-Definitions, averages and even the draws of ZeroSpeech 2021 and Libri-Light (Schatz et al., 2013;
+Definitions, averages and random draws follow ZeroSpeech 2021 and Libri-Light (Schatz et al., 2013;
 Nguyen et al., 2020, arXiv 2011.11588; Kahn et al., 2020): errors are averaged over contexts
-(across: and speakers of X), then over speakers, then over ordered pairs of phones; groups of more
-than `max_group` stretches and of more than `max_speakers` other speakers are drawn from, in their
-order, by their generator.
+(across: also over speakers of X), then over speakers, then over ordered pairs of phones. Groups
+with more than `max_group` segments, or more than `max_speakers` other speakers, are subsampled with
+their generator in their order.
 """
 
 import functools
@@ -28,13 +28,18 @@ from audiolm_jax.errors import UserError
 
 SPEAKERS = ('within', 'across')
 DISTANCES = ('angular', 'cosine', 'identity')
-_BLOCK = 1 << 20  # alignments whose costs are held at a time
-_BATCH_FRAMES = 1 << 15  # gathered on either side for one batch of alignments
+_BLOCK = 1 << 20  # number of alignment costs held at a time
+_BATCH_FRAMES = 1 << 15  # number of frames gathered on each side of a batch of alignments
 
 
 class Score(NamedTuple):
-  """error: in [0, 1]; chance is 0.5. comparisons, alignments: how many there were. phone_pairs:
-  what error averages.
+  """Holds an ABX error and the counts behind it.
+
+  Fields:
+    error: in [0, 1]; chance is 0.5.
+    comparisons: number of (speaker, phone A, phone B) groups.
+    alignments: number of distinct alignments computed.
+    phone_pairs: number of ordered phone pairs that `error` averages.
   """
 
   error: float
@@ -44,8 +49,9 @@ class Score(NamedTuple):
 
 
 class _Comparison(NamedTuple):
-  """Indices of stretches; `symmetric`: X is the same group as A, and no stretch is compared with
-  itself.
+  """Holds the segment indices of one comparison.
+
+  With `symmetric`, X is the same group as A, and no segment is compared with itself.
   """
 
   key: tuple[int, int, int]  # speaker, phone of A, phone of B
@@ -56,10 +62,16 @@ class _Comparison(NamedTuple):
 
 
 def cut(features_FD: np.ndarray, onset: float, offset: float, rate: float) -> np.ndarray:
-  """Returns the frames between two times in seconds; `rate` is in frames per second. May be empty.
+  """Returns the frames [N, D] between two times in seconds; the result may be empty.
 
-  A frame belongs to a stretch when its middle does, as in Libri-Light: ceil(rate onset - 1/2) up
-  to, excluding, floor(rate offset - 1/2).
+  A frame belongs to a segment when its centre does, as in Libri-Light: from ceil(rate * onset -
+  1/2) up to, excluding, floor(rate * offset - 1/2).
+
+  Args:
+    features_FD: features at `rate` frames per second.
+    onset: start in seconds.
+    offset: end in seconds.
+    rate: frames per second.
   """
   return features_FD[
     max(0, math.ceil(rate * onset - 0.5)) : max(0, math.floor(rate * offset - 0.5))
@@ -79,16 +91,25 @@ def score(
   seed: int = 3459,
   progress: Callable[[int], object] = lambda alignments: None,
 ) -> Score:
-  """Returns the ABX error of stretches [F, D], each with its phone, context and speaker; empty
-  stretches are left out.
+  """Returns the ABX error of labelled segments.
 
-  speaker: 'within' or 'across'.
-  distance, of two frames: 'angular', the angle over pi (what ZeroSpeech calls cosine; a frame of
-    zeros is at 1 from all others); 'cosine', 1 - cosine; 'identity', the share of columns that
-    differ, for tokens.
-  progress: told the number of alignments after each batch. Raises ValueError for lengths that
-  differ, an unknown name, tokens with another distance than 'identity', features that are not
-  finite, or when nothing can be compared.
+  Args:
+    segments: features or tokens [F, D] of each segment; empty segments are ignored.
+    phones: the phone of each segment.
+    contexts: the context (neighbouring phones) of each segment.
+    speakers: the speaker of each segment.
+    speaker: 'within' or 'across'.
+    distance: distance of two frames. 'angular': angle / pi (named cosine in ZeroSpeech; an all-zero
+      frame has distance 1 from every other). 'cosine': 1 - cosine. 'identity': share of columns
+      that differ, for tokens.
+    max_group: largest number of segments in a group.
+    max_speakers: largest number of other speakers X is drawn from.
+    seed: seed of the draws.
+    progress: called with the number of alignments after each batch.
+
+  Raises:
+    UserError: if the lengths differ, a name is unknown, tokens are used with a distance other than
+      'identity', features are not finite, or no comparison is possible.
   """
   if speaker not in SPEAKERS or distance not in DISTANCES:
     raise UserError(
@@ -117,8 +138,8 @@ def score(
     alignments += count
   if not keys:
     raise UserError(
-      f'{np.sum(lengths_N > 0)} stretches, and no {speaker}-speaker comparison among them: there must be two phones '
-      'in one context of one speaker, and one of them again by '
+      f'{np.sum(lengths_N > 0)} stretches, and no {speaker}-speaker comparison among them: there '
+      'must be two phones in one context of one speaker, and one of them again by '
       f'{"the same" if speaker == "within" else "another"} speaker'
     )
   by_speaker, over_contexts = _grouped_mean(np.array(keys), np.array(errors))
@@ -131,7 +152,8 @@ def _check_frames(segments: Sequence[np.ndarray], distance: str):
     segment = np.asarray(segment)
     if distance != 'identity' and np.issubdtype(segment.dtype, np.integer):
       raise UserError(
-        f'segments[{number}] is of type {segment.dtype} and distance={distance!r}: tokens have no angle, take '
+        f'segments[{number}] is of type {segment.dtype} and distance={distance!r}: tokens have no '
+        'angle, take '
         "distance='identity'; features are floats"
       )
     if not np.isfinite(segment).all():
@@ -145,9 +167,7 @@ def _numbered(names: Sequence[Hashable]) -> np.ndarray:
 
 
 def _groups(labels_N3: np.ndarray, kept: np.ndarray) -> dict[int, dict[int, dict[int, np.ndarray]]]:
-  """Returns the stretches' indices as groups[context][speaker][phone], each level in ascending
-  order.
-  """
+  """Returns segment indices as groups[context][speaker][phone], each level in ascending order."""
   order = kept[np.lexsort(labels_N3[kept].T[::-1])]
   changes = np.flatnonzero(np.any(np.diff(labels_N3[order], axis=0), axis=1)) + 1
   groups = {}
@@ -192,8 +212,9 @@ def _draw(generator: random.Random, group: np.ndarray, size: int) -> np.ndarray:
 
 
 def _blocks(comparisons: Iterator[_Comparison]) -> Iterator[list[_Comparison]]:
-  """Yields neighbouring comparisons, which share most of their alignments, until there are about
-  _BLOCK of these.
+  """Yields lists of consecutive comparisons with about _BLOCK alignments each.
+
+  Consecutive comparisons share most of their alignments.
   """
   block, count = [], 0
   for comparison in comparisons:
@@ -207,11 +228,11 @@ def _blocks(comparisons: Iterator[_Comparison]) -> Iterator[list[_Comparison]]:
 
 
 def _errors(block: list[_Comparison], costs: '_Alignments', size: int) -> tuple[list[float], int]:
-  """Returns the error of every comparison, and how many different alignments that took."""
+  """Returns the error of each comparison and the number of distinct alignments."""
   wanted = []  # pairs (row, column) as one number row * size + column
   for comparison in block:
     rows, columns = comparison.x[:, None], comparison.a[None, :]
-    # one alignment for both directions, the one that comes first as the row
+    # One alignment serves both directions; the segment that comes first is the row.
     if comparison.symmetric:
       place = np.arange(len(comparison.a))
       first = place[:, None] < place[None, :]
@@ -240,15 +261,16 @@ def _errors(block: list[_Comparison], costs: '_Alignments', size: int) -> tuple[
 
 
 def _grouped_mean(keys_NK: np.ndarray, values_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the different keys and the mean value of each."""
+  """Returns the unique keys and the mean value of each."""
   unique_UK, inverse_N = np.unique(keys_NK, axis=0, return_inverse=True)
   inverse_N = inverse_N.reshape(-1)
   return unique_UK, np.bincount(inverse_N, values_N) / np.bincount(inverse_N)
 
 
 class _Alignments:
-  """Costs of aligning pairs of stretches, in batches of few compiled shapes; frames stay on the
-  device.
+  """Computes alignment costs of segment pairs in batches of few compiled shapes.
+
+  The frames stay on the device.
   """
 
   def __init__(self, segments, lengths_N: np.ndarray, distance: str, progress):
@@ -263,7 +285,7 @@ class _Alignments:
     costs_P = np.empty(len(rows_P), np.float32)
     for bucket in np.unique(buckets_P):
       chosen = np.flatnonzero(buckets_P == bucket)
-      # one for all widths: one compilation
+      # A power of two for every width limits the number of compilations.
       batch = 1 << int(np.log2(max(64, _BATCH_FRAMES // bucket)))
       pending = []
       for at in range(0, len(chosen), batch):
@@ -275,7 +297,7 @@ class _Alignments:
         pending.append(
           (some, _jitted_cost(distance_PNM, self._lengths_N[row_P], self._lengths_N[column_P]))
         )
-        if len(pending) > 1:  # the next batch is put together while one is computed
+        if len(pending) > 1:  # prepare the next batch while the device computes this one
           self._store(costs_P, *pending.pop(0))
       for done in pending:
         self._store(costs_P, *done)
@@ -293,9 +315,7 @@ def _bucket(lengths_P: np.ndarray) -> np.ndarray:
 
 
 def _normalized(frames_FD: np.ndarray) -> np.ndarray:
-  """Returns frames of length 1, with one more column: 1 for a frame of zeros, which is like no
-  other.
-  """
+  """Returns frames scaled to unit length, with an extra column that marks all-zero frames by 1."""
   frames_FD = np.asarray(frames_FD, np.float32)
   norm_F1 = np.sqrt(np.sum(np.square(frames_FD), axis=1, keepdims=True))
   return np.concatenate(
@@ -316,9 +336,9 @@ def frame_distances(
   other_PMD: Float[Array, 'P M D'] | Int[Array, 'P M D'],
   distance: str,
 ) -> Float[Array, 'P N M']:
-  """Returns the distance of every frame of one stretch from every frame of the other.
+  """Returns the distance of each frame of one segment to each frame of the other.
 
-  For 'angular' and 'cosine' frames have length 1, or are zeros but for a last column.
+  For 'angular' and 'cosine' the frames have unit length, or are zero except for a last column of 1.
   """
   if distance == 'identity':
     return jnp.mean(one_PND[:, :, None, :] != other_PMD[:, None, :, :], axis=-1, dtype=jnp.float32)
@@ -332,15 +352,15 @@ def frame_distances(
 def alignment_cost(
   distance_PNM: Float[Array, 'P N M'], rows_P: Int[Array, 'P'], columns_P: Int[Array, 'P']
 ) -> Float[Array, 'P']:
-  """Returns the cost of the cheapest alignment of each pair over the length of its path.
+  """Returns the cost of the cheapest alignment of each pair, divided by its path length.
 
-  Of the matrix of each pair the first `rows` rows and `columns` columns count. A step goes down,
-  right or both; among equal costs the path that ends diagonally is taken, then the one that ends
-  with a step right.
+  The first `rows_P[p]` rows and `columns_P[p]` columns of matrix p count. A step moves down, right
+  or both. Among equal costs, a path ending with a diagonal step wins, then one ending with a step
+  right.
   """
   _, num_rows, num_columns = distance_PNM.shape
   width = num_rows + num_columns - 1
-  # Skewed, so that an anti-diagonal is a column: cell (i, j) moves to (i, i + j).
+  # Skew the matrix so that an anti-diagonal becomes a column: cell (i, j) moves to (i, i + j).
   padded = jnp.pad(distance_PNM, ((0, 0), (0, 0), (0, num_rows)), constant_values=jnp.inf)
   skewed_PNK = padded.reshape(len(padded), -1)[:, : num_rows * width].reshape(-1, num_rows, width)
   diagonals_KNP = jnp.transpose(skewed_PNK, (2, 1, 0))
@@ -348,7 +368,7 @@ def alignment_cost(
   down = lambda x_NP, fill: jnp.concatenate([jnp.full_like(x_NP[:1], fill), x_NP[:-1]])
 
   def advance(carry, inputs):
-    # the last diagonal, the one before it
+    # The carry holds the last diagonal and the one before it.
     (cost_NP, path_NP), (before_NP, path_before_NP), result_P = carry
     distances_NP, k = inputs
     up_NP, diagonal_NP = down(cost_NP, jnp.inf), down(before_NP, jnp.inf)
@@ -372,5 +392,5 @@ def alignment_cost(
   return jax.lax.scan(advance, initial, (diagonals_KNP, jnp.arange(width)))[0][2]
 
 
-# apart from the distances: it does not depend on the width of the frames
+# Jitted apart from the distances, because it does not depend on the frame width.
 _jitted_cost = jax.jit(alignment_cost)

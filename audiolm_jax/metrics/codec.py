@@ -1,4 +1,4 @@
-"""How well a codec keeps a waveform, and how well it uses its codes."""
+"""Measures codec reconstructions and the use of codebooks."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,16 +9,16 @@ from audiolm_jax.nn.quantizer import perplexity as codebook_perplexity
 
 __all__ = ['codebook_perplexity', 'log_mel_distance', 'multi_scale_stft_distance', 'si_sdr']
 
-STFT_WINDOWS = (512, 1024, 2048)  # samples; hop a quarter of it
+STFT_WINDOWS = (512, 1024, 2048)  # samples; the hop is a quarter
 
 
 def si_sdr(
   reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B']:
-  """Returns the scale-invariant signal-to-distortion ratio of each example, in dB (Le Roux et al.,
-  2019).
+  """Returns the scale-invariant signal-to-distortion ratio of each example, in dB.
 
-  Means are removed first. A silent estimate scores -100 dB, an equal one +100 dB.
+  Means are removed first. A silent estimate scores -100 dB, an exact one +100 dB. Source: Le Roux
+  et al., 2019.
   """
   reference_BT = reference_BT - jnp.mean(reference_BT, axis=-1, keepdims=True)
   estimate_BT = estimate_BT - jnp.mean(estimate_BT, axis=-1, keepdims=True)
@@ -34,8 +34,9 @@ def si_sdr(
 def log_mel_distance(
   reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T'], sample_rate: int
 ) -> Float[Array, 'B']:
-  """Returns the mean absolute difference of natural log-mel magnitudes of each example (64 ms
-  windows, 80 bins).
+  """Returns the mean absolute difference of log-mel magnitudes of each example, in nats.
+
+  Uses windows of 64 ms with a hop of a quarter and 80 mel bins. `sample_rate` is in Hz.
   """
   window = int(0.064 * sample_rate)
   options = dict(sample_rate=sample_rate, window_length=window, hop_length=window // 4, num_mels=80)
@@ -48,15 +49,15 @@ def log_mel_distance(
 def multi_scale_stft_distance(
   reference_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B']:
-  """Returns spectral convergence plus mean absolute difference of natural log magnitudes, mean over
-  STFT_WINDOWS.
+  """Returns spectral convergence plus mean log-magnitude difference (nats) of each example.
 
-  Spectral convergence is the norm of the difference of magnitudes over that of the reference's.
-  Windows longer than
-  the waveform are left out. Source: Yamamoto et al., 2020 (Parallel WaveGAN), equations 3 to 6,
-  with windows in powers of 2 and a hop of a quarter.
+  Both terms are averaged over STFT_WINDOWS; windows longer than the waveform are ignored. Spectral
+  convergence is the norm of the magnitude difference divided by the norm of the reference
+  magnitudes. Source: Yamamoto et al., 2020 (Parallel WaveGAN), equations 3 to 6, with power-of-two
+  windows and a hop of a quarter.
 
-  Raises ValueError when the waveform is shorter than every window.
+  Raises:
+    UserError: if the waveform is shorter than every window.
   """
   if reference_BT.shape[-1] < STFT_WINDOWS[0]:
     raise UserError(

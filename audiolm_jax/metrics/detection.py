@@ -1,7 +1,7 @@
-"""How well scores tell two classes apart, and how far they can be believed.
+"""Measures how well scores separate two classes, and how well they are calibrated.
 
-A score is higher where the clip sounds more like label 1 ("generated"); log odds where
-probabilities are made of it.
+A higher score means more like label 1 ("generated"). Scores are log odds where they are converted
+to probabilities.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,9 @@ from audiolm_jax.errors import UserError
 
 
 class Roc(NamedTuple):
-  """Rates at every distinct threshold, from (0, 0) where nothing is called generated to (1, 1)
-  where all is.
+  """Holds the rates at each distinct threshold, from (0, 0) to (1, 1).
+
+  At (0, 0) no clip is called generated, at (1, 1) every clip is.
   """
 
   false_positive_N: np.ndarray
@@ -23,7 +24,7 @@ class Roc(NamedTuple):
 
 
 class Calibration(NamedTuple):
-  """p(generated) = sigmoid(scale * log odds + offset) (Platt, 1999)."""
+  """Holds Platt scaling: p(generated) = sigmoid(scale * log odds + offset) (Platt, 1999)."""
 
   scale: float
   offset: float
@@ -37,19 +38,20 @@ class Interval(NamedTuple):
 def accuracy(
   score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], threshold: float = 0.0
 ) -> float:
-  """Returns the share of clips on the right side of the threshold; scores above it are called
-  generated.
+  """Returns the share of clips on the right side of the threshold, in [0, 1].
+
+  Clips with a score above `threshold` are called generated.
   """
   score_N, label_N = _checked(score_N, label_N)
   return float(np.mean((score_N > threshold) == (label_N == 1)))
 
 
 def roc(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> Roc:
-  """Returns the receiver operating characteristic; equal scores are passed at once."""
+  """Returns the receiver operating characteristic; equal scores share a threshold."""
   score_N, label_N = _checked(score_N, label_N, both=True)
   order = np.argsort(-score_N, kind='stable')
   score_N, label_N = score_N[order], label_N[order]
-  # of each run of equal scores
+  # The last index of each run of equal scores.
   last_N = np.append(np.flatnonzero(np.diff(score_N)), len(score_N) - 1)
   true_N, all_N = np.cumsum(label_N)[last_N], last_N + 1
   false_N = all_N - true_N
@@ -61,16 +63,18 @@ def roc(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> Roc:
 
 
 def area_under_curve(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> float:
-  """Returns the area under the ROC: how often a generated clip scores above an original one, ties
-  counted half.
+  """Returns the area under the ROC, in [0, 1].
+
+  It equals the probability that a generated clip scores above an original one; ties count half.
   """
   curve = roc(score_N, label_N)
   return float(np.trapezoid(curve.true_positive_N, curve.false_positive_N))
 
 
 def equal_error_rate(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> float:
-  """Returns the rate at which false positives and misses are equally frequent, on straight lines
-  between thresholds.
+  """Returns the rate, in [0, 1], at which false positives and misses are equally frequent.
+
+  The ROC is interpolated linearly between thresholds.
   """
   curve = roc(score_N, label_N)
   gap_N = curve.false_positive_N - (1 - curve.true_positive_N)  # rises from -1 to 1
@@ -83,17 +87,17 @@ def equal_error_rate(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '
 def fit_calibration(
   log_odds_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']
 ) -> Calibration:
-  """Fits scale and offset to clips that the detector was not trained on, by the likelihood.
+  """Fits scale and offset by maximum likelihood to clips that the detector was not trained on.
 
-  The targets are not 0 and 1 but (1 / (n + 2)) and ((n + 1) / (n + 2)) for n clips of the class, as
-  Platt has it: classes without overlap would otherwise ask for an infinite scale.
+  The targets are 1 / (n + 2) and (n + 1) / (n + 2) for n clips of the class, as in Platt (1999),
+  instead of 0 and 1: separable classes would otherwise have no finite scale.
   """
   from scipy.optimize import minimize  # slow to import
 
   log_odds_N, label_N = _checked(log_odds_N, label_N, both=True)
   counts = np.bincount(label_N, minlength=2)
   target_N = np.where(label_N == 1, (counts[1] + 1) / (counts[1] + 2), 1 / (counts[0] + 2))
-  unit = max(float(np.std(log_odds_N)), 1e-12)  # so that the two unknowns are of one size
+  unit = max(float(np.std(log_odds_N)), 1e-12)  # gives both unknowns the same scale
   score_N = log_odds_N / unit
 
   def nats(unknown):
@@ -112,7 +116,7 @@ def fit_calibration(
 def probability(
   calibration: Calibration, log_odds_N: Float[np.ndarray, '*dims']
 ) -> Float[np.ndarray, '*dims']:
-  """Returns p(generated), where originals and generated clips are equally frequent."""
+  """Returns p(generated), assuming that original and generated clips are equally frequent."""
   from scipy.special import expit  # no overflow
 
   return expit(calibration.scale * np.asarray(log_odds_N, np.float64) + calibration.offset)
@@ -121,9 +125,7 @@ def probability(
 def calibration_error(
   probability_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], num_bins: int = 10
 ) -> float:
-  """Returns by how much probability and frequency differ, mean over clips in bins of equal width
-  (ECE).
-  """
+  """Returns the expected calibration error (ECE), in [0, 1], over bins of equal width."""
   probability_N, label_N = _checked(probability_N, label_N)
   bin_N = np.minimum((probability_N * num_bins).astype(int), num_bins - 1)
   gaps = np.bincount(bin_N, weights=probability_N - label_N, minlength=num_bins)
@@ -131,7 +133,7 @@ def calibration_error(
 
 
 def proportion_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
-  """Returns Wilson's interval of a share that was found in `total` independent trials."""
+  """Returns Wilson's confidence interval of a share found in `total` independent trials."""
   from scipy.stats import binomtest  # slow to import
 
   found = binomtest(successes, total).proportion_ci(confidence, method='wilson')
@@ -142,7 +144,8 @@ def _checked(score_N, label_N, both: bool = False):
   score_N, label_N = np.asarray(score_N, np.float64), np.asarray(label_N)
   if score_N.shape != label_N.shape or not len(score_N):
     raise UserError(
-      f'{len(score_N)} scores and {len(label_N)} labels: give one label for each of at least one score'
+      f'{len(score_N)} scores and {len(label_N)} labels: give one label for each of at least one '
+      'score'
     )
   if not np.isin(label_N, (0, 1)).all():
     raise UserError(

@@ -1,4 +1,4 @@
-"""Packages of the `eval` extra, which nothing needs but the measures that are theirs."""
+"""Imports packages of the `eval` extra, which only the measures that wrap them need."""
 
 import importlib
 import types
@@ -7,8 +7,14 @@ from audiolm_jax.errors import UserError
 
 
 def load(module: str, name: str | None = None) -> types.ModuleType:
-  """Returns a module; ValueError naming the extra where it cannot be imported. name: what the error
-  calls it.
+  """Imports and returns a module of the `eval` extra.
+
+  Args:
+    module: name of the module.
+    name: name used in the error message; defaults to `module`.
+
+  Raises:
+    UserError: naming the extra, if the module cannot be imported.
   """
   try:
     return importlib.import_module(module)

@@ -1,16 +1,15 @@
-"""Frechet audio distance: how far the embeddings of two sets of clips lie apart, taken for
-Gaussians.
+"""Computes the Frechet audio distance of two sets of embeddings, modelled as Gaussians.
 
-Source: Kilgour et al., 2019 (arXiv 1812.08466); for Gaussians, Dowson and Landau, 1982:
+  |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
-  |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+Source: Kilgour et al., 2019 (arXiv 1812.08466); for Gaussians, Dowson and Landau, 1982.
 
-A covariance is kept as a factor R with S = R^T R, of no more rows than there are embeddings: tr (S1
-S2)^(1/2) is then the sum of the singular values of R1 R2^T. No covariance is squared and no root of
-a matrix taken, so that few embeddings of many dimensions, whose covariances have no full rank, do
-no harm; in float64, because the terms nearly cancel.
+A covariance is stored as a factor R with S = R^T R, with at most as many rows as embeddings: tr (S1
+S2)^(1/2) is then the sum of the singular values of R1 R2^T. This needs no square root of a matrix,
+so rank-deficient covariances (few embeddings of many dimensions) are exact. Float64, because the
+terms nearly cancel.
 
-The distance of finite samples is too large, by more for fewer clips: compare sets of one size.
+Finite samples overestimate the distance, more so with fewer clips: compare sets of equal size.
 """
 
 from typing import NamedTuple
@@ -24,13 +23,14 @@ from audiolm_jax.errors import UserError
 class Gaussian(NamedTuple):
   mean_D: np.ndarray
   factor_RD: np.ndarray  # covariance = factor^T factor
-  count: int  # of embeddings that it was fitted to
+  count: int  # number of embeddings
 
 
 def fit(embedding_ND: Float[np.ndarray, 'N D']) -> Gaussian:
-  """Returns mean and covariance (unbiased) of the embeddings.
+  """Returns mean and unbiased covariance of the embeddings.
 
-  Raises ValueError for fewer than two embeddings, or values that are not finite.
+  Raises:
+    UserError: for fewer than two embeddings, or values that are not finite.
   """
   count = len(embedding_ND)
   if count < 2:
@@ -49,7 +49,8 @@ def fit(embedding_ND: Float[np.ndarray, 'N D']) -> Gaussian:
 def distance(one: Gaussian, other: Gaussian) -> float:
   """Returns the squared Frechet distance, at least 0.
 
-  Raises ValueError where the embeddings have different widths.
+  Raises:
+    UserError: if the embeddings have different widths.
   """
   if one.mean_D.shape != other.mean_D.shape:
     raise UserError(

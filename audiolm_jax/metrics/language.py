@@ -1,9 +1,8 @@
-"""What a language model knows: what counting achieves in its place, and which of two recordings it
-holds for likelier.
+"""Measures token language models: n-gram baselines and preference between two recordings.
 
-Counting: unigram and bigram baselines in nats per token. Preference: sWUGGY and sBLIMP of
-ZeroSpeech 2021 (arXiv 2011.11588), pairs of a right and a wrong recording that a model should tell
-apart by their likelihood.
+Counting: unigram and bigram baselines, in nats per token. Preference: sWUGGY and sBLIMP of
+ZeroSpeech 2021 (arXiv 2011.11588), where a model should assign the correct recording of a pair the
+higher likelihood.
 """
 
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from audiolm_jax.tokens import PAD
 
 
 class Counts(NamedTuple):
-  """Counts of each level: unigram_QV, and bigram_QUV[q, u, v] of v at level q after the code u
-  before it in row-major order (u = V: START).
+  """Holds unigram and bigram counts of each level.
+
+  `bigram_QUV[q, u, v]` counts code v at level q after code u in row-major order; u = V is START.
   """
 
   unigram_QV: Float[np.ndarray, 'Q V']
@@ -26,9 +26,7 @@ class Counts(NamedTuple):
 
 
 def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
-  """Counts codes (PAD left out) and pairs of neighbours in the flattened sequence, level by
-  level.
-  """
+  """Counts codes and pairs of neighbours in the flattened sequence, level by level; PAD is ignored."""
   levels = codes_BFQ.shape[-1]
   before_BFQ = _before(codes_BFQ, codebook_size)
   unigram_QV = np.zeros((levels, codebook_size), np.float32)
@@ -43,9 +41,7 @@ def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
 def unigram_nats(
   counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], smoothing: float = 1.0
 ) -> float:
-  """Returns nats per token of held-out codes under the unigram of each level with add-`smoothing`
-  counts.
-  """
+  """Returns nats per held-out token under the unigram of each level with add-`smoothing` counts."""
   probability_QV = _unigram(counts, smoothing)
   here = codes_BFQ != PAD
   level_BFQ = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)
@@ -70,10 +66,11 @@ def bigram_log_probabilities(
   concentration: float = 10.0,
   smoothing: float = 1.0,
 ) -> Float[np.ndarray, 'B F Q']:
-  """Returns the log-probability of every code, in nats, under the bigram backed off to the unigram
-  (Dirichlet prior).
+  """Returns the log-probability of each code, in nats, under the backed-off bigram; 0 at PAD.
 
-  p(v | u) = (count(u, v) + concentration * unigram(v)) / (count(u) + concentration). 0 at PAD.
+    p(v | u) = (count(u, v) + concentration * unigram(v)) / (count(u) + concentration)
+
+  The unigram (Dirichlet prior) has add-`smoothing` counts.
   """
   level_BFQ = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)
   before_BFQ, code_BFQ = _before(codes_BFQ, counts.unigram_QV.shape[1]), np.maximum(codes_BFQ, 0)
@@ -84,19 +81,21 @@ def bigram_log_probabilities(
 
 
 class Recording(NamedTuple):
-  """One of two recordings with the same `pair` and `voice`, of which the `correct` one should be
-  likelier.
-  """
+  """Identifies one recording of a pair; the `correct` one should be likelier."""
 
   pair: str
   voice: str
   correct: bool
-  kind: str  # what results are also given by: that of the correct recording counts
+  kind: str  # group for separate results; a pair has the kind of its correct recording
 
 
 class Preference(NamedTuple):
-  """accuracy: over pairs, of the mean over voices; by_kind: the same for each kind; pairs: their
-  number.
+  """Holds preference accuracies in [0, 1].
+
+  Fields:
+    accuracy: mean over pairs, each pair averaged over its voices.
+    by_kind: the same for each kind.
+    pairs: number of pairs.
   """
 
   accuracy: float
@@ -105,12 +104,13 @@ class Preference(NamedTuple):
 
 
 def preference(recordings: Sequence[Recording], scores: Sequence[float]) -> Preference:
-  """Returns how often the correct recording of a pair has the higher score; equal scores count
-  half.
+  """Returns how often the correct recording of a pair has the higher score; ties count half.
 
-  Source: the lexical and syntactic tasks of ZeroSpeech 2021: the mean over the voices of a pair,
-  then over pairs. Raises ValueError for a recording without its counterpart, or more than one of
-  it, and for a score that is no number.
+  Averages over the voices of a pair, then over pairs, as the lexical and syntactic tasks of
+  ZeroSpeech 2021.
+
+  Raises:
+    UserError: if a recording lacks its counterpart or occurs twice, or a score is not finite.
   """
   if len(recordings) != len(scores) or not recordings:
     raise UserError(f'{len(recordings)} recordings and {len(scores)} scores: give one for each')
@@ -143,7 +143,7 @@ def _unigram(counts, smoothing):
 
 
 def _before(codes_BFQ, codebook_size):
-  """Returns the code before each one in row-major order; START (and PAD) as `codebook_size`."""
+  """Returns the preceding code in row-major order; `codebook_size` stands for START and PAD."""
   flat_BL = codes_BFQ.reshape(codes_BFQ.shape[0], -1)
   start_B1 = np.full_like(flat_BL[:, :1], codebook_size)
   before_BL = np.concatenate([start_B1, flat_BL[:, :-1]], axis=1)

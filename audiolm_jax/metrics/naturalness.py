@@ -1,9 +1,7 @@
-"""How natural speech sounds, without a reference: DNSMOS (Reddy et al., 2021 and 2022), a network's
-guess of ratings.
+"""Estimates speech quality without a reference: DNSMOS (Reddy et al., 2021 and 2022).
 
-By `speechmos` (the extra `eval`), which brings its weights along. It was trained on noisy and
-denoised recordings of
-people: it says little of the voices of synthesizers, and nothing of what is said.
+Wraps `speechmos` (extra `eval`), which contains the weights. DNSMOS was trained on noisy and
+denoised human recordings: it says little about synthesized voices and nothing about content.
 """
 
 from typing import NamedTuple
@@ -15,12 +13,12 @@ from audiolm_jax import audio
 from audiolm_jax.metrics import extras
 from audiolm_jax.metrics.perceptual import SILENCE
 
-RATE = 16_000  # Hz, what DNSMOS hears
-SHORTEST = 0.5  # seconds; DNSMOS hears 9 s and repeats what is shorter until it is as long
+RATE = 16_000  # Hz, input rate of DNSMOS
+SHORTEST = 0.5  # seconds; DNSMOS repeats clips shorter than 9 s
 
 
 class Dnsmos(NamedTuple):
-  """Guesses of mean opinion scores, 1 to 5; None where status, not 'ok', says why there is none."""
+  """Holds predicted mean opinion scores, 1 to 5; None unless `status` is 'ok'."""
 
   overall: float | None  # P.835
   p808: float | None
@@ -28,12 +26,18 @@ class Dnsmos(NamedTuple):
 
 
 def dnsmos(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> Dnsmos:
-  """Returns DNSMOS of one clip. Raises ValueError when speechmos is not installed."""
+  """Returns the DNSMOS scores of one clip.
+
+  `status` is 'ok', 'not finite', 'too short' or 'silent'.
+
+  Raises:
+    UserError: if speechmos is not installed.
+  """
   module = extras.load('speechmos.dnsmos', 'speechmos')
   if not np.isfinite(wave_T).all():
     return Dnsmos(None, None, 'not finite')
   if len(wave_T) < SHORTEST * sample_rate:
-    return Dnsmos(None, None, 'too short')  # of no samples at all it would be repeating forever
+    return Dnsmos(None, None, 'too short')  # DNSMOS would repeat an empty clip forever
   wave_T = np.asarray(wave_T, np.float32)
   if np.sqrt(np.mean(np.square(wave_T))) < SILENCE:
     return Dnsmos(None, None, 'silent')

@@ -1,9 +1,8 @@
-"""Perceived quality as standards and their implementers estimate it: PESQ, STOI and ViSQOL, each of
-one clip of speech.
+"""Computes perceptual quality of one clip of speech: PESQ, STOI and ViSQOL.
 
-Thin wrappers of `pesq`, `pystoi` and `visqol-python` (the `eval` extra), which disagree in how they
-fail: they raise, give NaN, or make up a number near 0. Here every call ends in a `Score` whose
-status says why there is no value.
+Wraps `pesq`, `pystoi` and `visqol-python` (extra `eval`). They fail in different ways: they raise,
+return NaN, or return a value near 0. Here each call returns a `Score` whose status gives the reason
+for a missing value.
 """
 
 import functools
@@ -20,17 +19,18 @@ from audiolm_jax import audio
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import extras
 
-# Hz; wide-band PESQ and ViSQOL's speech mode are defined at this rate, and STOI goes below it
+# Hz; wide-band PESQ and ViSQOL's speech mode are defined at this rate, STOI resamples from it
 RATE = 16_000
 SILENCE = 1e-4  # root mean square, -80 dB of full scale
-SHORTEST = 0.7  # seconds, what ViSQOL takes; PESQ takes 0.25, STOI 0.4
+SHORTEST = 0.7  # seconds, the minimum of ViSQOL; PESQ needs 0.25, STOI 0.4
 
 MODULES = {'pesq': 'pesq', 'stoi': 'pystoi', 'visqol': 'visqol'}
 
 
 class Score(NamedTuple):
-  """status: 'ok', or why there is no value: 'silent' (one of the two), 'too short' or 'not
-  finite'.
+  """Holds a value, or the reason why it is missing.
+
+  `status` is 'ok', 'silent' (one of the two waveforms), 'too short' or 'not finite'.
   """
 
   value: float | None
@@ -39,20 +39,18 @@ class Score(NamedTuple):
 
 class Mean(NamedTuple):
   value: float | None  # None where no clip was scored
-  count: int  # clips that it is the mean of; the others are silent, too short or not finite
+  count: int  # number of scored clips; the others are silent, too short or not finite
 
 
 def available() -> tuple[str, ...]:
-  """Returns the names of the measures that are installed."""
+  """Returns the names of the installed measures."""
   return tuple(
     name for name, module in MODULES.items() if importlib.util.find_spec(module) is not None
   )
 
 
 def mean(scores: Iterable[Score]) -> Mean:
-  """Returns the mean of the scores that there are, and their number, without which it means
-  nothing.
-  """
+  """Returns the mean and the number of the scores whose status is 'ok'."""
   values = [score.value for score in scores if score.status == 'ok']
   return Mean(float(np.mean(values)) if values else None, len(values))
 
@@ -60,9 +58,15 @@ def mean(scores: Iterable[Score]) -> Mean:
 def pesq(
   reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
 ) -> Score:
-  """Returns wide-band PESQ (ITU-T P.862.2): 1.02 to 4.64.
+  """Returns wide-band PESQ (ITU-T P.862.2), 1.02 to 4.64.
 
-  Raises ValueError, as the other two do, when the lengths differ or the measure is not installed.
+  Args:
+    reference_T: original waveform in [-1, 1].
+    estimate_T: waveform of the same length.
+    sample_rate: in Hz; both are resampled to 16 kHz.
+
+  Raises:
+    UserError: if the lengths differ or the package is not installed; so do `stoi` and `visqol`.
   """
   module = extras.load(MODULES['pesq'], 'pesq')
 
@@ -80,8 +84,9 @@ def pesq(
 def stoi(
   reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
 ) -> Score:
-  """Returns STOI (Taal et al., 2011), a correlation: up to 1. 'too short' where pauses leave less
-  than 30 frames.
+  """Returns STOI (Taal et al., 2011), a correlation of at most 1.
+
+  The status is 'too short' where fewer than 30 frames remain after removing pauses.
   """
   module = extras.load(MODULES['stoi'], 'stoi')
 
@@ -99,7 +104,7 @@ def stoi(
 def visqol(
   reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
 ) -> Score:
-  """Returns ViSQOL v3 in speech mode: 1 to 5, by the mapping that `visqol_mapper` names."""
+  """Returns ViSQOL v3 in speech mode, 1 to 5, with the mapping named by `visqol_mapper`."""
   api = _visqol()
 
   def measure(reference_T, estimate_T):
@@ -107,9 +112,7 @@ def visqol(
       result = api.measure_from_arrays(
         reference_T.astype(np.float64), estimate_T.astype(np.float64), RATE
       )
-    except (
-      IndexError
-    ):  # it takes the first of no patches: its detector of voices found none in the reference
+    except IndexError:  # its voice activity detector found no patch in the reference
       return Score(None, 'silent')
     return Score(float(result.moslqo), 'ok')
 
@@ -117,11 +120,10 @@ def visqol(
 
 
 def visqol_mapper() -> str:
-  """Returns how ViSQOL's similarity becomes a score: 'lattice' as in the original, or 'polynomial',
-  a fallback.
+  """Returns the mapping of similarity to score: 'lattice' (original) or 'polynomial' (fallback).
 
-  To be printed beside every score: the second, taken where ai-edge-litert is missing, gives 1 to 2
-  points more.
+  Report it with every score: the fallback, used when ai-edge-litert is missing, gives values 1 to 2
+  points higher.
   """
   return 'polynomial' if importlib.util.find_spec('ai_edge_litert') is None else 'lattice'
 
@@ -135,7 +137,7 @@ def _visqol():
 
 
 def _guarded(measure, reference_T, estimate_T, sample_rate: int) -> Score:
-  """Returns the score of what can be scored, at the rate of the measures."""
+  """Returns the score at the rate of the measures, or the reason for a missing value."""
   if reference_T.shape != estimate_T.shape or reference_T.ndim != 1:
     raise UserError(
       f'waveforms of shapes {reference_T.shape} and {estimate_T.shape}: give two of one length, [T]'

@@ -1,6 +1,4 @@
-"""Whose voice it is, and whether it stays: similarity of speaker embeddings, whichever model makes
-them.
-"""
+"""Measures speaker similarity from embeddings of any speaker model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,13 +11,13 @@ from audiolm_jax.metrics import detection
 
 
 class Verification(NamedTuple):
-  """Mean cosine of clips with the prompts that they continue, and with the prompts of other
-  speakers, beside it.
+  """Holds mean cosines of clips with their own prompts and with prompts of other speakers.
+
+  `equal_error_rate` is that of separating the two kinds of pairs by their cosine; 0.5 is chance.
   """
 
   own: float
   others: float
-  # of telling the two kinds of pairs apart by their cosine; 0.5: the voice is lost
   equal_error_rate: float
 
 
@@ -34,13 +32,18 @@ def similarity(
 def verification(
   prompt_BD: Float[np.ndarray, 'B D'], clip_BD: Float[np.ndarray, 'B D'], speaker_B: np.ndarray
 ) -> Verification:
-  """Compares every clip with every prompt; clip b continues prompt b, of the speaker
-  `speaker_B[b]`.
+  """Compares each clip with each prompt.
 
-  The mean of all prompts' embeddings is taken off first: what all voices share would make all of
-  them alike.
+  The mean prompt embedding is subtracted first, because a component shared by all voices would make
+  all similar.
 
-  Raises ValueError when all are of one speaker.
+  Args:
+    prompt_BD: embeddings of the prompts.
+    clip_BD: embeddings of the clips; clip b continues prompt b.
+    speaker_B: speaker of each prompt.
+
+  Raises:
+    UserError: if all prompts have the same speaker.
   """
   speaker_B = np.asarray(speaker_B)
   if len(set(speaker_B.tolist())) < 2:
@@ -51,7 +54,7 @@ def verification(
   clip_N, prompt_N = (index_BB.ravel() for index_BB in np.indices((count, count)))
   cosine_N = similarity(clip_BD[clip_N] - mean_D, prompt_BD[prompt_N] - mean_D)
   own_N, others_N = clip_N == prompt_N, speaker_B[clip_N] != speaker_B[prompt_N]
-  kept_N = own_N | others_N  # other prompts of the same speaker are neither
+  kept_N = own_N | others_N  # excludes other prompts of the same speaker
   error = detection.equal_error_rate(cosine_N[kept_N], own_N[kept_N].astype(int))
   return Verification(float(cosine_N[own_N].mean()), float(cosine_N[others_N].mean()), error)
 
@@ -59,11 +62,12 @@ def verification(
 def drift(
   prompts: Sequence[Float[np.ndarray, 'D']], clips: Sequence[Float[np.ndarray, '_ D']]
 ) -> Float[np.ndarray, 'N']:
-  """Returns how similar the n-th window of a clip is to the clip's prompt: the mean cosine over
-  clips, for each n.
+  """Returns the mean cosine of the n-th window of a clip with the clip's prompt, for each n.
 
-  prompts: the embedding of each clip's prompt. clips: the embeddings of its windows, in their
-    order; a clip that is over counts no more.
+  Args:
+    prompts: embedding [D] of the prompt of each clip.
+    clips: embeddings [N, D] of the consecutive windows of each clip; clips may differ in length.
+
   Source: SoundStorm (arXiv 2305.09636), section 4.2, "Acoustic consistency drift" and figure 2.
   """
   longest = max(map(len, clips))

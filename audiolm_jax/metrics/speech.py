@@ -1,9 +1,9 @@
-"""What is said: numbers recognized in audio, and whether they count on as the prompt did.
+"""Measures spoken content: recognized numbers, counting, and word error rates.
 
-The recognizer is the log-mel CNN of `stages.classifier` over short windows: ten numbers, and
-NO_NUMBER for windows whose middle lies between words. It is trained on codec audio of the training
-voices; how often it errs on held-out voices is reported beside every score. Other recognizers are
-functions from waveform [T] and rate (Hz) to text, see `error_rates`.
+The recognizer is the log-mel CNN of `stages.classifier` over short windows with eleven classes: ten
+numbers, and NO_NUMBER for windows centred between words. It is trained on codec audio of the
+training voices; its error rate on held-out voices is reported with every score. Other recognizers
+are functions from waveform [T] and rate (Hz) to text, see `error_rates`.
 """
 
 import re
@@ -22,9 +22,10 @@ NO_NUMBER = len(NUMBERS)
 
 
 def counting_step(words: Sequence[str]) -> int:
-  """Returns by how much neighbouring number words of a prompt differ, modulo 10.
+  """Returns the step, modulo 10, between neighbouring number words.
 
-  Raises ValueError when they do not all differ by the same step.
+  Raises:
+    UserError: if the steps differ.
   """
   steps = set(_steps([NUMBERS.index(word) for word in words]))
   if len(steps) != 1:
@@ -33,8 +34,9 @@ def counting_step(words: Sequence[str]) -> int:
 
 
 def windows(wave_T: Float[np.ndarray, 'T'], length: int, hop: int) -> Float[np.ndarray, 'N W']:
-  """Returns windows of `length` samples every `hop` samples, the first one centred on the start;
-  zeros outside.
+  """Returns windows of `length` samples every `hop` samples, zero-padded outside the waveform.
+
+  The first window is centred on the first sample.
   """
   padded_T = np.pad(wave_T, (length // 2, length))
   return np.stack([padded_T[start : start + length] for start in range(0, len(wave_T), hop)])
@@ -43,10 +45,15 @@ def windows(wave_T: Float[np.ndarray, 'T'], length: int, hop: int) -> Float[np.n
 def number_windows(
   wave_T: Float[np.ndarray, 'T'], words: Sequence[tuple[str, int, int]], length: int
 ) -> list[tuple[np.ndarray, int]]:
-  """Returns labelled windows of a counting utterance: one in the middle of each word, one between
-  it and the next.
+  """Returns labelled windows of a counting utterance: one per word, and one after each word.
 
-  words: (word, first sample, end sample).
+  Args:
+    wave_T: waveform.
+    words: (word, first sample, end sample) of each word.
+    length: window length in samples.
+
+  Returns:
+    Pairs of a window [length] centred on a word, or on the gap after it, and its class.
   """
   padded_T = np.pad(wave_T, (length // 2, length))
   labelled = []
@@ -60,11 +67,10 @@ def number_windows(
 def decode_numbers(
   log_probs_NC: Float[np.ndarray, 'N C'], switch_penalty: float = 4.0
 ) -> list[int]:
-  """Returns the numbers of the best path through the windows, where each change of class costs
-  `switch_penalty` nats.
+  """Returns the numbers on the best path (Viterbi) through the windows.
 
-  A path stays in a class over neighbouring windows; what remains after collapsing it, without
-  NO_NUMBER, was said.
+  Each change of class costs `switch_penalty` nats. Repeated classes are merged and NO_NUMBER is
+  removed.
   """
   num_windows, num_classes = log_probs_NC.shape
   if not num_windows:
@@ -83,13 +89,12 @@ def decode_numbers(
 
 
 def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict[str, float]:
-  """Returns how well the numbers heard in each clip count by the step of its prompt.
+  """Returns how well the numbers recognized in each clip count by the step of its prompt.
 
-  obeys: share of clips in which at least two numbers were heard and every neighbouring pair differs
-  by the step.
-  right_steps: share of all neighbouring pairs that differ by the step (chance: 0.1, ten numbers in
-  any order).
-  numbers: mean count of numbers heard in a clip.
+  Returns:
+    obeys: share of clips with at least two numbers whose neighbours all differ by the step.
+    right_steps: share of all neighbouring pairs that differ by the step (chance: 0.1).
+    numbers: mean count of numbers per clip.
   """
   right = [
     [found == step for found in _steps(values)] for values, step in zip(heard, steps, strict=True)
@@ -103,14 +108,12 @@ def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict
 
 
 def word_error_rate(heard: Sequence[Sequence[int]], said: Sequence[Sequence[int]]) -> float:
-  """Returns insertions, deletions and substitutions per number said, over all clips."""
+  """Returns insertions, deletions and substitutions per spoken number, over all clips."""
   return sum(map(_edits, heard, said)) / max(1, sum(map(len, said)))
 
 
 class ErrorRates(NamedTuple):
-  """Insertions, deletions and substitutions per word and per character said, over all clips (may
-  exceed 1).
-  """
+  """Holds insertions, deletions and substitutions per reference word and character; may exceed 1."""
 
   words: float
   characters: float
@@ -122,10 +125,18 @@ def error_rates(
   texts: Sequence[str],
   sample_rate: int,
 ) -> ErrorRates:
-  """Returns how far what `recognize` hears in the waveforms is from their texts; case and
-  punctuation do not count.
+  """Returns the word and character error rates of a recognizer.
 
-  Raises ValueError when a clip has no text, or jiwer is not installed.
+  Case and punctuation are ignored.
+
+  Args:
+    recognize: function (waveform [T], rate in Hz) -> text.
+    waves: waveform [T] of each clip.
+    texts: reference text of each clip.
+    sample_rate: of the waveforms, in Hz.
+
+  Raises:
+    UserError: if a clip has no text, or jiwer is not installed.
   """
   jiwer = extras.load('jiwer')
   if len(waves) != len(texts):
@@ -140,15 +151,17 @@ def error_rates(
 
 
 def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
-  """Returns a recognizer of strings of the ten NUMBERS: pocketsphinx with its own English model,
-  which it brings along.
+  """Returns a recognizer of strings of the ten NUMBERS: pocketsphinx with its English model.
 
-  Another opinion than that of a network trained here, of models that are small and old: it errs a
-  lot on voices that are not human. Raises ValueError when pocketsphinx is not installed.
+  It is independent of the networks trained here, but small and old, with many errors on synthesized
+  voices.
+
+  Raises:
+    UserError: if pocketsphinx is not installed.
   """
   sphinx = extras.load('pocketsphinx')
-  rate = 16_000  # of its model
-  # cmn: the loudness of each clip by itself, or what is heard would depend on the clips before.
+  rate = 16_000  # Hz, of the acoustic model
+  # cmn='batch' normalizes each clip separately; otherwise results depend on earlier clips.
   decoder = sphinx.Decoder(samprate=rate, cmn='batch', lm=None, loglevel='FATAL')
   decoder.add_jsgf_string(
     'numbers', f'#JSGF V1.0; grammar g; public <numbers> = ({" | ".join(NUMBERS)})+;'
@@ -171,7 +184,7 @@ def pocketsphinx_numbers() -> Callable[[np.ndarray, int], str]:
 
 
 def _plain(text: str) -> str:
-  """Returns lower-case words and one space between them."""
+  """Returns the lower-case words of a text, separated by single spaces."""
   return ' '.join(re.findall(r"[\w']+", text.lower()))
 
 

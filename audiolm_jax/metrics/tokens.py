@@ -1,7 +1,6 @@
-"""How well discrete tokens follow phones (or speakers), from two aligned integer sequences; and
-what they carry of the frames that they came from, by the best linear decoder.
+"""Measures tokens against phones or speakers, and decodes them linearly to frames.
 
-Negative entries, in either sequence, are padding or unlabelled and are left out. Source of the two
+Negative entries in either sequence mark padding or unlabelled frames and are ignored. Source of the
 purities: HuBERT (arXiv 2106.07447), section IV-D.
 """
 
@@ -15,17 +14,13 @@ from audiolm_jax.errors import UserError
 
 
 def phone_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's phone as its token's most frequent
-  one.
-  """
+  """Returns the accuracy, in [0, 1], of guessing each frame's phone from its token."""
   counts = _contingency(tokens_N, phones_N)
   return float(counts.max(axis=1).sum() / counts.sum())
 
 
 def cluster_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's token as its phone's most frequent
-  one.
-  """
+  """Returns the accuracy, in [0, 1], of guessing each frame's token from its phone."""
   counts = _contingency(tokens_N, phones_N)
   return float(counts.max(axis=0).sum() / counts.sum())
 
@@ -33,14 +28,16 @@ def cluster_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_'
 def normalized_mutual_information(
   tokens_N: Int[np.ndarray, '_'], labels_N: Int[np.ndarray, '_']
 ) -> float:
-  """Returns the mutual information over the mean of the two entropies, in [0, 1]."""
+  """Returns the mutual information divided by the mean of the two entropies, in [0, 1]."""
   from sklearn.metrics import normalized_mutual_info_score  # slow to import
 
   return float(normalized_mutual_info_score(*_labelled(tokens_N, labels_N)))
 
 
 class LinearDecoder(NamedTuple):
-  """weight_ID: from a frame and its `context` neighbours on either side, the earliest first, and a
+  """Holds a linear map from a frame with its neighbours to a target frame.
+
+  The inputs I are the frames from `context` before to `context` after, in time order, and a
   constant 1.
   """
 
@@ -54,11 +51,16 @@ def fit_linear_decoder(
   context: int,
   ridge: float = 1.0,
 ) -> LinearDecoder:
-  """Returns the linear map from frames in context to targets with the least squared error, by ridge
-  regression.
+  """Fits the linear map from frames in context to targets by ridge regression.
 
-  inputs, targets: of each clip, equally many frames. ridge: added to the squares that the input's
-  columns sum up to. Raises ValueError for clips that differ in number or length.
+  Args:
+    inputs: frames [S, E] of each clip.
+    targets: frames [S, D] of each clip.
+    context: number of neighbours on each side.
+    ridge: constant added to the diagonal of the input's Gram matrix.
+
+  Raises:
+    UserError: if clips differ in number or length.
   """
   lengths = [[len(one) for one in side] for side in (inputs, targets)]
   if lengths[0] != lengths[1] or not sum(lengths[0]):
@@ -79,14 +81,12 @@ def fit_linear_decoder(
 def decode_linearly(
   decoder: LinearDecoder, input_SE: Float[np.ndarray, 'S E']
 ) -> Float[np.ndarray, 'S D']:
-  """Returns what the decoder makes of the frames of a clip."""
+  """Returns the decoded frames [S, D] of a clip."""
   return (_in_context(input_SE, decoder.context) @ decoder.weight_ID).astype(np.float32)
 
 
 def _in_context(frames_SE: np.ndarray, context: int) -> np.ndarray:
-  """Returns each frame beside its neighbours and a 1, [S, (2 context + 1) E + 1]; zeros beyond the
-  ends.
-  """
+  """Returns each frame with its neighbours and a 1, [S, (2 context + 1) E + 1], zero-padded."""
   padded = np.pad(frames_SE.astype(np.float64), ((context, context), (0, 0)))
   shifted = [padded[n : n + len(frames_SE)] for n in range(2 * context + 1)]
   return np.concatenate([*shifted, np.ones((len(frames_SE), 1))], axis=1)
@@ -104,7 +104,7 @@ def _labelled(tokens_N, labels_N):
 
 
 def _contingency(tokens_N, labels_N) -> np.ndarray:
-  """Returns how often each token (row) meets each label (column)."""
+  """Counts how often each token (row) coincides with each label (column)."""
   tokens_N, labels_N = _labelled(tokens_N, labels_N)
   counts = np.zeros((tokens_N.max() + 1, labels_N.max() + 1), np.int64)
   np.add.at(counts, (tokens_N, labels_N), 1)

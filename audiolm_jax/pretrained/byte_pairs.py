@@ -69,7 +69,8 @@ def load(folder: pathlib.Path, vocab_size: int, padding: int) -> BytePairs:
     )
   if missing := [token for token in (FIRST, PADDING, LAST, *_visible()) if token not in ids]:
     raise UserError(
-      f"{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs like RoBERTa's"
+      f'{folder / VOCABULARY} lacks {missing[:5]}: this is no vocabulary of byte pairs like '
+      "RoBERTa's"
     )
   if ids[PADDING] != padding:
     raise UserError(
@@ -80,7 +81,8 @@ def load(folder: pathlib.Path, vocab_size: int, padding: int) -> BytePairs:
     pair = tuple(line.split(' '))
     if len(pair) != 2 or ''.join(pair) not in ids:
       raise UserError(
-        f'{folder / MERGES}: {line[:80]!r} joins no two tokens to one of {VOCABULARY}: fetch both again'
+        f'{folder / MERGES}: {line[:80]!r} joins no two tokens to one of {VOCABULARY}: fetch both '
+        'again'
       )
     ranks.setdefault(pair, len(ranks))
   return BytePairs(ids, ranks)
@@ -163,14 +165,16 @@ def encode_all(
   for text in texts:
     if len(text) > MAX_CHARACTERS:
       raise UserError(
-        f'{text[:40]!r}... has {len(text):,} characters, more than {MAX_CHARACTERS:,}: shorten the text'
+        f'{text[:40]!r}... has {len(text):,} characters, more than {MAX_CHARACTERS:,}: shorten the '
+        'text'
       )
   rows = [encode(pairs, text) for text in texts]
   longest = max(rows, key=len)
   if len(longest) > max_tokens:
     text = texts[rows.index(longest)]
     raise UserError(
-      f'{text[:40]!r}... makes {len(longest)} tokens, the model reads {max_tokens}: shorten the text'
+      f'{text[:40]!r}... makes {len(longest)} tokens, the model reads {max_tokens}: shorten the '
+      'text'
     )
   length = min(max_tokens, -(-len(longest) // multiple) * multiple)
   return np.array([row + [pairs.ids[PADDING]] * (length - len(row)) for row in rows], np.int32)

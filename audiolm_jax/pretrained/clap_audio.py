@@ -67,8 +67,9 @@ def config_from(data: Mapping[str, Any]) -> Config:
   """
   if data.get('enable_fusion', False):
     raise UserError(
-      'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not implemented; take '
-      'one that is not fused, such as laion/clap-htsat-unfused or laion/larger_clap_music'
+      'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not '
+      'implemented; take one that is not fused, such as laion/clap-htsat-unfused or '
+      'laion/larger_clap_music'
     )
   default = Config()
   config = Config(
@@ -104,12 +105,13 @@ def config_from(data: Mapping[str, Any]) -> Config:
   )
   if config.size % config.num_mels or config.pieces * config.size < FRAMES:
     raise UserError(
-      f'spec_size={config.size} does not hold {FRAMES} frames of num_mel_bins={config.num_mels} in whole pieces'
+      f'spec_size={config.size} does not hold {FRAMES} frames of num_mel_bins={config.num_mels} in '
+      'whole pieces'
     )
   if config.size % (config.patch * config.window * 2 ** (stages - 1)):
     raise UserError(
-      f'spec_size={config.size} in patches of {config.patch} is no multiple of window_size={config.window} in each '
-      f'of {stages} stages'
+      f'spec_size={config.size} in patches of {config.patch} is no multiple of '
+      f'window_size={config.window} in each of {stages} stages'
     )
   for stage, heads in enumerate(config.num_heads):
     if config.width * 2**stage % heads:

@@ -52,8 +52,9 @@ def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
   kind, architectures = str(data.get('model_type')), data.get('architectures') or []
   if kind not in ENCODERS or not any(str(name).endswith('ForCTC') for name in architectures):
     raise UserError(
-      f'{folder / tensors.CONFIG} has model_type={kind[:80]!r} and architectures={str(architectures)[:80]}: a '
-      f'recognizer is one of {", ".join(ENCODERS)} whose architecture ends in ForCTC'
+      f'{folder / tensors.CONFIG} has model_type={kind[:80]!r} and '
+      f'architectures={str(architectures)[:80]}: a recognizer is one of {", ".join(ENCODERS)} '
+      'whose architecture ends in ForCTC'
     )
   try:
     encoder = hubert.config_from(data)
@@ -65,7 +66,8 @@ def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
   blank = data.get('pad_token_id', 0)
   if type(blank) is not int or not 0 <= blank < len(symbols):
     raise UserError(
-      f'{folder / tensors.CONFIG}: pad_token_id={str(blank)[:80]}, the blank, is no symbol of {VOCABULARY}'
+      f'{folder / tensors.CONFIG}: pad_token_id={str(blank)[:80]}, the blank, is no symbol of '
+      f'{VOCABULARY}'
     )
   config = Config(encoder=encoder, name=kind, symbols=symbols, blank=blank)
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params

@@ -97,7 +97,8 @@ CATALOGUE = (
     'muq_mulan',
     'CC-BY-NC-4.0',
     'audio and text to one space of 512, 24 kHz',
-    'its weights forbid commercial use, and neither its towers (MuQ and XLM-RoBERTa) nor its format, which names '
+    'its weights forbid commercial use, and neither its towers (MuQ and XLM-RoBERTa) nor its '
+    'format, which names '
     'no model_type, are implemented: laion/larger_clap_music stands in for MuLan',
   ),
 )
@@ -124,7 +125,8 @@ def from_pretrained(
   source = SOURCES.get(str(data.get('model_type')))
   if source is None:
     raise UserError(
-      f'{folder / tensors.CONFIG} has model_type={str(data.get("model_type"))[:80]!r}; known: {", ".join(SOURCES)}'
+      f'{folder / tensors.CONFIG} has model_type={str(data.get("model_type"))[:80]!r}; known: '
+      f'{", ".join(SOURCES)}'
     )
   try:
     config = source.config_from(data)
@@ -178,8 +180,8 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     import huggingface_hub  # optional: a folder needs none
   except ImportError as error:
     raise UserError(
-      f'{name} is no folder of this machine; to download it, `pip install huggingface_hub`, or fetch '
-      f'{tensors.CONFIG} and {tensors.WEIGHTS} by hand and give their folder'
+      f'{name} is no folder of this machine; to download it, `pip install huggingface_hub`, or '
+      f'fetch {tensors.CONFIG} and {tensors.WEIGHTS} by hand and give their folder'
     ) from error
   try:
     folder = pathlib.Path(
@@ -189,7 +191,8 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     raise UserError(f'{name} could not be downloaded: {error}') from error
   if not any(folder.glob('*.safetensors')):
     raise UserError(
-      f'{name} has no safetensors at revision {revision or "main"}; for most such repositories a bot of the hub has '
-      'made them in a pull request (under "Community"): give it as the revision, such as refs/pr/1'
+      f'{name} has no safetensors at revision {revision or "main"}; for most such repositories a '
+      'bot of the hub has made them in a pull request (under "Community"): give it as the '
+      'revision, such as refs/pr/1'
     )
   return folder

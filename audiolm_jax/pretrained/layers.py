@@ -171,8 +171,8 @@ def check_length(name: str, hop_length: int, wave_BT: Array):
   num_samples = wave_BT.shape[-1]
   if num_samples == 0 or num_samples % hop_length:
     raise UserError(
-      f'waveform has {num_samples:,} samples; {name} needs a positive multiple of hop_length={hop_length}: '
-      'pad with audio.pad_to_multiple'
+      f'waveform has {num_samples:,} samples; {name} needs a positive multiple of '
+      f'hop_length={hop_length}: pad with audio.pad_to_multiple'
     )
 
 
@@ -216,7 +216,8 @@ def encoder_inputs(
   batch, num_samples = wave_BT.shape
   if num_samples < config.frame_length:
     raise UserError(
-      f'waveform has {num_samples:,} samples; one frame takes {config.frame_length}: pad it with zeros'
+      f'waveform has {num_samples:,} samples; one frame takes {config.frame_length}: pad it with '
+      'zeros'
     )
   return num_layers, jnp.full(batch, num_samples) if num_samples_B is None else num_samples_B
 
@@ -234,7 +235,8 @@ def check_levels(available: int, asked: int | None):
   """
   if asked is not None and not 1 <= asked <= available:
     raise UserError(
-      f'{asked} quantizer levels: this codec has num_quantizers={available}; were they made by another?'
+      f'{asked} quantizer levels: this codec has num_quantizers={available}; were they made by '
+      'another?'
     )
 
 

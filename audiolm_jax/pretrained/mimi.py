@@ -152,7 +152,8 @@ def _check(data: Mapping[str, Any], config: Config):
   tensors.bounded('the widest convolution', config.num_filters * 2 ** len(config.strides))
   if config.num_semantic >= config.num_quantizers:
     raise UserError(
-      f'num_semantic_quantizers={config.num_semantic} is not below num_quantizers={config.num_quantizers}'
+      f'num_semantic_quantizers={config.num_semantic} is not below '
+      f'num_quantizers={config.num_quantizers}'
     )
   if config.width % (2 * config.num_heads):
     raise UserError(f'hidden_size={config.width} gives {config.num_heads} heads no even width each')
@@ -162,7 +163,8 @@ def _check(data: Mapping[str, Any], config: Config):
     )
   if config.width == config.codebook_dim:
     raise UserError(
-      f'codebook_dim={config.codebook_dim} is hidden_size: only codebooks between projections are implemented'
+      f'codebook_dim={config.codebook_dim} is hidden_size: only codebooks between projections are '
+      'implemented'
     )
   expected = {
     'upsample_groups': config.width,

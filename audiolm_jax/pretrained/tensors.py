@@ -177,9 +177,10 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
   if pickles:
     raise UserError(
-      f'{folder} has {pickles[:3]} but no {WEIGHTS}: such files are not opened, since reading them can run code '
-      '(unpickling). Take a revision with safetensors, or convert with '
-      '`transformers` (`model.save_pretrained(folder, safe_serialization=True)`) where you trust the file'
+      f'{folder} has {pickles[:3]} but no {WEIGHTS}: such files are not opened, since reading them '
+      'can run code (unpickling). Take a revision with safetensors, or convert with '
+      '`transformers` (`model.save_pretrained(folder, safe_serialization=True)`) where you trust '
+      'the file'
     )
   raise UserError(f'{folder} has neither {WEIGHTS} nor {INDEX}')
 
@@ -198,7 +199,8 @@ def _check_header_size(path: pathlib.Path):
     )
   if header > MAX_HEADER_BYTES:
     raise UserError(
-      f'{path} declares a header of {header:,} bytes, more than {MAX_HEADER_BYTES:,}: no model needs it'
+      f'{path} declares a header of {header:,} bytes, more than {MAX_HEADER_BYTES:,}: no model '
+      'needs it'
     )
 
 

@@ -98,7 +98,8 @@ def config_from(data: Mapping[str, Any]) -> Config:
   inputs = tensors.integer(data, 'feature_projection_input_dim', default.stacked * default.num_mels)
   if inputs % default.stacked:
     raise UserError(
-      f'feature_projection_input_dim={inputs}; expected {default.stacked} log-mel frames side by side'
+      f'feature_projection_input_dim={inputs}; expected {default.stacked} log-mel frames side by '
+      'side'
     )
   config = Config(
     num_mels=inputs // default.stacked,

@@ -60,7 +60,8 @@ class Config:
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.num_quantizers > self.total_quantizers:
       raise UserError(
-        f'num_quantizers={self.num_quantizers} is not in 1..total_quantizers={self.total_quantizers}'
+        f'num_quantizers={self.num_quantizers} is not in '
+        f'1..total_quantizers={self.total_quantizers}'
       )
     if self.time_embedding and self.condition_on_semantic and self.deduplicate:
       raise UserError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')

@@ -46,7 +46,8 @@ class Config:
     tokens.semantic_frames(self.crop_seconds, self.frame_rate, self.frame_rate)
     if self.num_coarse >= self.total_quantizers:
       raise UserError(
-        f'num_coarse={self.num_coarse} leaves no fine level of total_quantizers={self.total_quantizers}'
+        f'num_coarse={self.num_coarse} leaves no fine level of '
+        f'total_quantizers={self.total_quantizers}'
       )
 
   @property

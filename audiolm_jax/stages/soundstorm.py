@@ -88,8 +88,8 @@ class Config:
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.width % (2 * self.num_heads):
       raise UserError(
-        f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary positions need: '
-        'change one of them'
+        f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary '
+        'positions need: change one of them'
       )
     if self.kernel_size % 2 == 0:
       raise UserError(f'kernel_size={self.kernel_size} has no centre: make it odd')

@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> str:
     )
   if 'soundstream' in recipe.imports:
     raise UserError(
-      f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight or tiny'
+      f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight '
+      'or tiny'
     )
   if args.seconds * recipe.coarse.model.semantic_rate < 1:
     raise UserError(f'--seconds={args.seconds}: ask for a frame of audio')
