@@ -1,14 +1,13 @@
-"""The unit vector of a clip or a text to a few tokens: what MusicLM conditions on (arXiv
-2301.11325).
+"""Quantizes embeddings of clips and texts to tokens, as MusicLM's conditioning (arXiv 2301.11325).
 
-A residual quantizer of 12 levels of 1024 is fitted to vectors of audio
-(`pretrained.clap.audio_embeddings`); a music model is trained on tokens of audio and asked with
-tokens of texts, through the same quantizer, since both lie in one space. The tokens of a level mean
-nothing without those before it: each says what is left.
+A residual quantizer (12 levels of 1024 codes) is fitted to audio embeddings
+(`pretrained.clap.audio_embeddings`). A music model is trained on tokens of audio and prompted with
+tokens of texts, through the same quantizer, because both share one space. The tokens of a level
+depend on those of the previous levels: each encodes a residual.
 
-The paper does not say how its quantizer is fitted; here by k-means, level by level, on a sample of
-the corpus. In CLAP, vectors of texts keep a distance from those of audio that the quantizer has not
-seen; MusicLM takes no note of it.
+The paper does not state how its quantizer is fitted; here it is k-means, level by level, on a
+sample of the corpus. In CLAP, text embeddings are at a distance from audio embeddings that the
+quantizer has not seen; MusicLM does not account for it.
 """
 
 import jax
@@ -29,11 +28,19 @@ def fit(
   codebook_size: int = CODEBOOK_SIZE,
   seed: int = 0,
 ) -> Float[Array, 'Q K D']:
-  """Returns the code vectors of each level, the means of what the levels before left of a sample of
-  embeddings.
+  """Fits the code vectors of each level to the residuals of the previous levels, by k-means.
 
-  Needs about 8 * N * codebook_size bytes. Raises ValueError when there are fewer embeddings than
-  codes, one is not finite, or the sizes are not positive.
+  Needs about 8 * N * codebook_size bytes.
+
+  Args:
+    embeddings_ND: embeddings of a sample of the corpus.
+    num_quantizers: number of levels Q.
+    codebook_size: number of codes K per level.
+    seed: seed of the initialization.
+
+  Raises:
+    UserError: if there are fewer embeddings than codes, an embedding is not finite, or a size is
+      not positive.
   """
   checks.shapes(embeddings_ND=embeddings_ND)
   checks.values(
@@ -63,9 +70,10 @@ def fit(
 def assign(
   vectors_QKD: Float[Array, 'Q K D'], embeddings_BD: Float[Array, 'B N']
 ) -> Int[Array, 'B Q']:
-  """Returns the tokens of embeddings, int32 in [0, K); `nn.quantizer.decode` turns them back.
+  """Returns the tokens of embeddings, int32 in [0, K); `nn.quantizer.decode` inverts them.
 
-  Raises ValueError when the embeddings are of another width than the code vectors.
+  Raises:
+    UserError: if the width of the embeddings differs from that of the code vectors.
   """
   checks.shapes(vectors_QKD=vectors_QKD)
   checks.shapes(embeddings_BD=embeddings_BD)

@@ -1,4 +1,4 @@
-"""Loss terms as pure functions of arrays. Every mean is over the global batch."""
+"""Loss terms as pure functions. Means are over the global batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from audiolm_jax import audio
 
 
 def masked_mean(values: Float[Array, '*dims'], mask: Bool[Array, '*dims']) -> Float[Array, '']:
-  """Returns the mean of `values` where `mask` holds, 0 where it holds nowhere."""
+  """Returns the mean of `values` where `mask` is True, 0 where it is nowhere True."""
   weights = mask.astype(values.dtype)
   return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
 
@@ -19,11 +19,10 @@ def masked_mean(values: Float[Array, '*dims'], mask: Bool[Array, '*dims']) -> Fl
 def cross_entropy(
   logits_BLV: Float[Array, 'B L V'], targets_BL: Int[Array, 'B L'], mask_BL: Bool[Array, 'B L']
 ) -> Float[Array, '']:
-  """Returns the mean negative log-likelihood, in nats per token, of the targets where the mask
-  holds.
+  """Returns the mean negative log-likelihood of the masked targets, in nats per token.
 
-  Targets outside the mask may be anything, also negative. Computed in float32: bfloat16 loses the
-  small differences of a large softmax.
+  Targets outside of the mask are ignored and may be negative. Computed in float32, because bfloat16
+  loses small differences of a large softmax.
   """
   logits_BLV = logits_BLV.astype(jnp.float32)
   safe_BL = jnp.where(mask_BL, targets_BL, 0)
@@ -32,14 +31,18 @@ def cross_entropy(
   return masked_mean(nats_BL, mask_BL)
 
 
-SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples (the paper's); hop a quarter of it
+SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, as in the paper; the hop is a quarter
 
 
 def noise_magnitude(level: float, window: int, sample_rate: int) -> float:
-  """Returns the root mean square, in the mel spectra of `spectral_reconstruction`, of white noise
-  of this one.
+  """Returns the root mean square of white noise in mel spectra of `spectral_reconstruction`.
 
-  A Hann window's mean square is 3/8, and a mel filter's area is 1 in hertz.
+  The mean square of a Hann window is 3/8, and the area of a mel filter is 1 Hz.
+
+  Args:
+    level: root mean square of the noise.
+    window: window length in samples.
+    sample_rate: in Hz.
   """
   return level * (3 / 8 * window) ** 0.5 * max(window, 512) / sample_rate
 
@@ -53,19 +56,23 @@ def spectral_reconstruction(
   windows: Sequence[int] = SPECTRAL_WINDOWS,
   num_mels: int = 64,
 ) -> Float[Array, '']:
-  """Returns the multi-scale spectral loss of SoundStream (section III-E), independent of crop
-  length and mel bins.
+  """Returns SoundStream's multi-scale spectral loss (section III-E), averaged over frames and bins.
 
-  At each window length s: the L1 distance of mel spectra, plus sqrt(s / 2) times the L2 distance of
-  log-mel spectra. The paper sums them over frames and bins and scales, so its weight against the
-  adversarial terms would follow the crop; here they are means over frames, bins (root mean square
-  for L2) and scales. The FFT is at least 512 long: 64 filters find no bins of their own in the 33
-  of a window of 64. Windows longer than the crop are left out.
+  At each window length s, it adds the L1 distance of mel spectra and sqrt(s / 2) times the L2
+  distance of log-mel spectra. The paper sums over frames, bins and scales, so that the weight
+  against the adversarial terms would depend on the crop; here they are means over frames, bins
+  (root mean square for L2) and scales. The FFT has at least 512 points, because the 33 bins of a
+  window of 64 cannot resolve 64 filters. Windows longer than the crop are ignored.
 
-  windows: lengths in samples; the shortest costs most, as it has most frames.
-  floor: root mean square of white noise whose mean spectrum is added before the logarithm, so that
-    what is far below it hardly counts. The paper states none; with 1e-5, as good as none, nine
-    tenths of the squared gradient are of the quietest eighth of speech (docs/log.md).
+  Args:
+    target_BT: original waveform.
+    estimate_BT: reconstructed waveform.
+    sample_rate: in Hz.
+    floor: root mean square of white noise whose mean spectrum is added before the logarithm, which
+      suppresses differences far below it. The paper states none; at 1e-5, nine tenths of the
+      squared gradient come from the quietest eighth of speech (docs/log.md).
+    windows: window lengths in samples; the shortest costs most, with most frames.
+    num_mels: number of mel bins.
   """
   total, scales = jnp.zeros(()), [s for s in windows if s <= target_BT.shape[-1]]
   for window in scales:
@@ -75,7 +82,7 @@ def spectral_reconstruction(
       for wave in (target_BT, estimate_BT)
     )
     noise = noise_magnitude(floor, window, sample_rate)
-    # The gradient of a root is not finite at 0.
+    # The gradient of a square root is infinite at 0.
     log_distance_BF = jnp.sqrt(
       jnp.mean(jnp.square(jnp.log((target + noise) / (estimate + noise))), axis=-1) + 1e-8
     )
@@ -86,10 +93,10 @@ def spectral_reconstruction(
 def relative_squared_error(
   target_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> Float[Array, '']:
-  """Returns the energy of the error over that of the target, both over the whole batch: 1 for
-  silence.
+  """Returns the energy of the error divided by that of the target, over the whole batch.
 
-  Not the L1 distance: for a phase not yet learned its minimum is silence, and training stays there.
+  Silence scores 1. Not the L1 distance, whose minimum for an unlearned phase is silence, where
+  training would stay.
   """
   return jnp.mean(jnp.square(target_BT - estimate_BT)) / (jnp.mean(jnp.square(target_BT)) + 1e-8)
 
@@ -97,9 +104,13 @@ def relative_squared_error(
 def hinge_discriminator(
   real: Sequence[Float[Array, 'B _']], fake: Sequence[Float[Array, 'B _']]
 ) -> Float[Array, '']:
-  """Returns the hinge loss of critics, given their logits; mean over logits, then over critics.
+  """Returns the hinge loss of discriminators, averaged over logits, then over discriminators.
 
-  The paper prints a sum of 4 terms over 3; here it is their mean.
+  The paper prints a sum of 4 terms divided by 3; here it is their mean.
+
+  Args:
+    real: logits of each discriminator for original waveforms.
+    fake: logits of each discriminator for generated waveforms.
   """
   terms = [
     jnp.mean(jax.nn.relu(1 - r)) + jnp.mean(jax.nn.relu(1 + f))
@@ -109,8 +120,10 @@ def hinge_discriminator(
 
 
 def hinge_generator(fake: Sequence[Float[Array, 'B _']]) -> Float[Array, '']:
-  """Returns the hinge loss of the generator, given the critics' logits of what it made: mean of
-  max(0, 1 - logit).
+  """Returns the generator's hinge loss, the mean of max(0, 1 - logit).
+
+  Args:
+    fake: logits of each discriminator for generated waveforms.
   """
   return sum(jnp.mean(jax.nn.relu(1 - f)) for f in fake) / len(fake)
 
@@ -118,8 +131,9 @@ def hinge_generator(fake: Sequence[Float[Array, 'B _']]) -> Float[Array, '']:
 def feature_matching(
   real: Sequence[Sequence[Array]], fake: Sequence[Sequence[Array]]
 ) -> Float[Array, '']:
-  """Returns the mean absolute difference of hidden layers, mean over each layer, then layers, then
-  critics.
+  """Returns the mean absolute difference of hidden layers.
+
+  Averaged within each layer, then over layers, then over discriminators.
   """
   critics = [
     sum(jnp.mean(jnp.abs(r - f)) for r, f in zip(*layers, strict=True)) / len(layers[0])
@@ -131,13 +145,17 @@ def feature_matching(
 def adversarial_terms(
   judge: Callable, params, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> dict[str, Float[Array, '']]:
-  """Returns the terms of a GAN: the generator's and the critics'.
+  """Returns the loss terms of a GAN, of the generator and of the discriminators.
 
-  The generator's are constant in the critics' `params`, and theirs constant in the estimate.
+  The generator's terms have no gradient in the discriminators' `params`, and the discriminators'
+  none in the estimate. Both sides judge the estimate; the two forward passes compute the same
+  values, which XLA computes once.
 
-  judge: (params, wave_BT) -> one nn.discriminators.Judgement for each critic. Both sides judge the
-  estimate; the two forward passes are equal but for what is held constant, and XLA computes equal
-  expressions once.
+  Args:
+    judge: function (params, wave_BT) -> one nn.discriminators.Judgement per discriminator.
+    params: parameters of the discriminators.
+    wave_BT: original waveform.
+    estimate_BT: generated waveform.
   """
   stop = jax.lax.stop_gradient
   real = judge(params, wave_BT)
@@ -153,8 +171,9 @@ def adversarial_terms(
 
 
 class Balance(NamedTuple):
-  """Moving averages, by term of a loss: of the length of its gradient at the estimate, and of 1,
-  for the bias.
+  """Holds moving averages per loss term: of gradient lengths, and of 1 (bias correction).
+
+  The gradients are those at the estimate.
   """
 
   length: dict[str, Float[Array, '']]
@@ -162,15 +181,16 @@ class Balance(NamedTuple):
 
 
 def init_balance(names: Sequence[str]) -> Balance:
-  """Returns averages of nothing."""
+  """Returns averages before the first step: zeros."""
   return Balance(*({name: jnp.zeros(()) for name in names} for _ in Balance._fields))
 
 
 def update_balance(
   balance: Balance, gradients: Mapping[str, Float[Array, 'B T']], decay: float
 ) -> Balance:
-  """Returns the averages with the gradients of one more step; a term without gradient (absent so
-  far) keeps its own.
+  """Returns the averages updated by one step.
+
+  A term whose gradient is zero (not yet active) keeps its averages.
   """
 
   def moved(averages, values):
@@ -191,14 +211,17 @@ def update_balance(
 def balanced_weights(
   balance: Balance, shares: Mapping[str, float], num_values: int
 ) -> dict[str, Float[Array, '']]:
-  """Returns the weight of each term with which its gradient at the estimate has its share of the
-  whole.
+  """Returns the weight of each term that gives its gradient its share of the total.
 
-  The gradient of term i then has, on average, the length share_i / sum(shares) /
-  sqrt(`num_values`), whatever its scale (Defossez et al., 2022, arXiv 2210.13438, section 3.4). The
-  paper has the length 1 in place of 1 / sqrt(num_values),
-  B * T: ours is that of a mean over samples, so that terms outside of the balance do not follow the
-  crop. A term that had no gradient yet keeps its share as its weight.
+  The gradient of term i then has, on average, the length share_i / sum(shares) / sqrt(num_values),
+  independent of its scale (Defossez et al., 2022, arXiv 2210.13438, section 3.4). The paper uses
+  the length 1 instead of 1 / sqrt(num_values), num_values = B * T: ours is that of a mean over
+  samples, so that terms outside of the balance do not depend on the crop.
+
+  Args:
+    balance: averages of gradient lengths.
+    shares: desired share of each term; also the weight of a term that had no gradient yet.
+    num_values: number of values of the estimate, B * T.
   """
   total = sum(shares[name] for name in balance.length) * num_values**0.5
   weights = {}
@@ -217,16 +240,22 @@ def contrastive(
   *,
   temperature: float,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Returns the loss, in nats, of picking each frame's own target among those of the frames
-  `negatives_BSN`, and the share of frames where the own target is strictly the most similar
-  (cosine).
+  """Returns the contrastive loss in nats, and its accuracy in [0, 1].
 
-  Both are means over the frames where the mask holds. Source: wav2vec 2.0 (arXiv 2006.11477),
-  equation 3.
+  The loss is that of picking each frame's own target among those of the frames `negatives_BSN` by
+  cosine similarity. The accuracy is the share of frames whose own target is strictly the most
+  similar. Both are means over masked frames. Source: wav2vec 2.0 (arXiv 2006.11477), equation 3.
+
+  Args:
+    context_BSD: context vectors.
+    target_BSD: target vectors.
+    negatives_BSN: frame indices of N negatives of each frame.
+    mask_BS: True at frames that count.
+    temperature: divides the similarities.
   """
   context_BSD, target_BSD = (_unit(x.astype(jnp.float32)) for x in (context_BSD, target_BSD))
-  # All pairs by one matrix product, then a gather of scalars: gathering N vectors a frame would not
-  # fit in memory.
+  # One matrix product for all pairs, then a gather of scalars: gathering N vectors per frame would
+  # not fit in memory.
   similarity_BSS = jnp.einsum('bsd,btd->bst', context_BSD, target_BSD) / temperature
   positive_BS = jnp.einsum('bss->bs', similarity_BSS)
   negative_BSN = jnp.take_along_axis(similarity_BSS, negatives_BSN, axis=-1)
@@ -237,15 +266,16 @@ def contrastive(
 
 
 def _unit(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
-  """Scales the last axis to length 1; the constant keeps the gradient finite at 0."""
+  """Scales the last axis to unit length; a small constant keeps the gradient finite at 0."""
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
 def codebook_perplexity(
   probabilities_BSK: Float[Array, 'B S K'], mask_BS: Bool[Array, 'B S']
 ) -> Float[Array, '']:
-  """Returns exp(entropy) of the mean distribution over codes: K when all are used alike, 1 when
-  only one is.
+  """Returns exp(entropy) of the mean distribution over codes.
+
+  It is K when all codes are used equally, 1 when only one is.
   """
   weights_BS = mask_BS / jnp.maximum(jnp.sum(mask_BS), 1)
   mean_K = jnp.einsum('bsk,bs->k', probabilities_BSK, weights_BS)
@@ -255,10 +285,8 @@ def codebook_perplexity(
 def diversity(
   probabilities_BSK: Float[Array, 'B S K'], mask_BS: Bool[Array, 'B S']
 ) -> Float[Array, '']:
-  """Returns the share of the codebook that goes unused, 1 - perplexity / K, over the frames where
-  the mask holds.
+  """Returns the unused share of the codebook, 1 - perplexity / K, over masked frames.
 
-  Source: wav2vec 2.0, equation 4, in the form of its published code: 0 is best, 1 - 1 / K is
-  collapse.
+  0 is best, 1 - 1 / K is collapse. Source: wav2vec 2.0, equation 4, as in its published code.
   """
   return 1 - codebook_perplexity(probabilities_BSK, mask_BS) / probabilities_BSK.shape[-1]

@@ -1,8 +1,4 @@
-"""Next-token rules as pure functions of logits, and the two loops: autoregressive, and masked
-parallel decoding.
-
-Knows nothing of audio.
-"""
+"""Samples tokens from logits: next-token rules, autoregressive and masked parallel decoding."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,19 +12,25 @@ from jaxtyping import Array, Bool, Float, Int
 from audiolm_jax import checks
 from audiolm_jax.errors import UserError
 
-UNKNOWN = -1  # a token that is still to be decoded
+UNKNOWN = -1  # marks a token that is not decoded yet
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How to draw a token. A pytree: other values don't recompile, switching top_k or top_p on or off
-  does.
+  """Configures how to draw a token.
 
-  temperature: divides the logits; 0 is greedy.
-  top_k: keep the k most probable; None: all.
-  top_p: keep the smallest set of most probable tokens whose probability reaches top_p; None: all.
-  Filters apply after the temperature, top_k first. Raises ValueError for a number that cannot draw.
+  A pytree: changing a value does not recompile, switching top_k or top_p on or off does. Filters
+  apply after the temperature, top_k first.
+
+  Fields:
+    temperature: divides the logits; 0 is greedy.
+    top_k: keeps the k most probable tokens; None keeps all.
+    top_p: keeps the smallest set of most probable tokens whose probability reaches top_p; None
+      keeps all.
+
+  Raises:
+    UserError: if a number is out of range.
   """
 
   # Numbers or arrays []; JAX makes rules of its own placeholders, too, which no annotation names.
@@ -42,7 +44,7 @@ class Rule:
       'top_k': checks.WHOLE,
       'top_p': checks.POSITIVE_SHARE,
     }
-    # Within compiled code, and when JAX takes a tree apart, they are no numbers.
+    # Fields are tracers within compiled code, and any object while JAX handles a pytree.
     given = {
       name: rule
       for name, rule in legal.items()
@@ -53,13 +55,15 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelRule:
-  """How to fill in masked tokens, level by level (SoundStorm, section 3.3; what it leaves open is
-  MaskGIT's).
+  """Configures masked parallel decoding, level by level (SoundStorm, section 3.3).
 
-  rule: of the draws, in all passes of a level but its last, which is greedy.
-  noise: how much Gumbel noise is added to the log-confidence; falls linearly to 0 at the last pass
-  of a level.
-  iterations: passes of each level, coarse to fine; the last entry holds for all further levels.
+  Details that SoundStorm leaves open follow MaskGIT.
+
+  Fields:
+    rule: rule of the draws in all passes of a level except the last, which is greedy.
+    noise: scale of the Gumbel noise added to the log-confidence; falls linearly to 0 at the last
+      pass of a level.
+    iterations: passes of each level, coarse to fine; the last entry holds for all further levels.
   """
 
   rule: Rule = Rule(1.0)
@@ -68,12 +72,16 @@ class ParallelRule:
 
   def __post_init__(self):
     checks.fields(self, iterations=checks.each(checks.WHOLE))
-    if isinstance(self.noise, (int, float, str)):  # no array
+    if isinstance(self.noise, (int, float, str)):  # not a tracer
       checks.fields(self, noise=checks.NOT_NEGATIVE)
 
 
 def check_parallel(how: ParallelRule, num_levels: int) -> None:
-  """Raises ValueError for a rule that cannot decode tokens of `num_levels` levels."""
+  """Checks that a rule can decode tokens of `num_levels` levels.
+
+  Raises:
+    UserError: if the rule has more entries of iterations than levels.
+  """
   if len(how.iterations) > num_levels:
     raise UserError(
       f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, '
@@ -82,11 +90,11 @@ def check_parallel(how: ParallelRule, num_levels: int) -> None:
 
 
 def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 'B V']:
-  """Returns logits / temperature with -inf where top_k or top_p exclude a token."""
+  """Returns logits / temperature, with -inf at tokens excluded by top_k or top_p."""
   logits_BV = logits_BV / jnp.maximum(rule.temperature, 1e-6)
   if rule.top_k is None and rule.top_p is None:
     return logits_BV
-  # Ranks, not thresholds: ties would let more than k tokens through.
+  # Compare ranks instead of thresholds: ties would admit more than k tokens.
   order_BV = jnp.argsort(-logits_BV, axis=-1)
   rank_BV = jnp.argsort(order_BV, axis=-1)
   if rule.top_k is not None:
@@ -99,7 +107,7 @@ def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 
 
 
 def draw(key: jax.Array, logits_BV: Float[Array, 'B V'], rule: Rule) -> Int[Array, 'B']:
-  """Returns one token a row, by the rule."""
+  """Draws one token per row."""
   sampled_B = jax.random.categorical(key, filtered_logits(logits_BV, rule), axis=-1)
   return jnp.where(
     jnp.asarray(rule.temperature) == 0, jnp.argmax(logits_BV, axis=-1), sampled_B
@@ -115,12 +123,21 @@ def autoregress(
   num_steps: Int[Array, ''],
   capacity: int,
 ) -> Int[Array, 'B N']:
-  """Draws `num_steps` tokens a row, feeding each back; columns from num_steps to `capacity` = N
-  stay -1.
+  """Draws `num_steps` tokens per row, feeding each one back.
 
-  step: (carry, token_B, n) -> (logits of the next token, carry), n counting drawn tokens from 0.
-    The logits range over what is legal at that step, so nothing illegal can be drawn.
-  num_steps is data, so that one compilation serves every length up to `capacity`.
+  Args:
+    step: function (carry, token_B, n) -> (logits of the next token, carry), where n counts drawn
+      tokens from 0. The logits cover the legal tokens of that step only.
+    logits_BV: logits of the first token.
+    carry: initial state of `step`.
+    key: PRNG key.
+    rule: how to draw.
+    num_steps: number of tokens; traced, so that one compilation serves all lengths up to
+      `capacity`.
+    capacity: number of columns N of the result.
+
+  Returns:
+    Drawn tokens; columns from `num_steps` on are -1.
   """
 
   def body(loop):
@@ -145,19 +162,23 @@ def decode_masked(
   noise: float | Array,
   iterations: tuple[int, ...],
 ) -> Int[Array, 'B F Q']:
-  """Fills in every UNKNOWN token at a valid frame, coarse levels before fine ones; the other tokens
-  stay as they are.
+  """Fills each UNKNOWN token of valid frames, coarse levels before fine ones.
 
-  logits: (tokens_BFQ as known so far, level) -> logits_BFV of that level's tokens; called
-  sum(iterations) times.
-  rule, noise, iterations: see `ParallelRule`.
+  In each pass, all unknown tokens of the level are drawn, and the least confident ones
+  (log-probability plus noise) become unknown again: after a share s of the passes, a share cos(pi /
+  2 s) of the row's initial count, rounded down, but at least one and at least one fewer than
+  before. All passes of all levels share one compiled body. Source: SoundStorm, section 3.3; MaskGIT
+  (arXiv 2202.04200), section 3.2.
 
-  In each pass all unknown tokens of the level are drawn, and the least confident ones
-  (log-probability plus noise) are
-  forgotten again: after a share s of the passes, a share cos(pi / 2 s) of those that the row had at
-  first, rounded down, but at least one and at least one fewer than before. One body is compiled for
-  all passes of all levels.
-  Source: SoundStorm, section 3.3; MaskGIT (arXiv 2202.04200), section 3.2.
+  Args:
+    logits: function (tokens_BFQ so far, level) -> logits_BFV of that level; called sum(iterations)
+      times.
+    tokens_BFQ: known tokens, and UNKNOWN (-1).
+    valid_BF: False at frames to leave as they are.
+    key: PRNG key.
+    rule: see `ParallelRule`.
+    noise: see `ParallelRule`.
+    iterations: see `ParallelRule`.
   """
   levels = tokens_BFQ.shape[-1]
   passes_Q = np.array([*iterations, *[iterations[-1]] * (levels - len(iterations))])

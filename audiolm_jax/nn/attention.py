@@ -1,4 +1,4 @@
-"""Multi-head attention: projections with logical axes, and the one function that attends."""
+"""Multi-head attention with logically partitioned projections."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,10 @@ from audiolm_jax.nn import block_attention, placement
 # Logical axis names of parameters; `training.sharding` maps them to mesh axes.
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
 
-# the scope of products of which half are of use: `training.flops` counts these
+# Scope of matrix products of which causality needs half: `training.flops` counts them so.
 CAUSAL = 'causal_attention'
 
-# What a layer that recomputes its activations keeps: its matrix products with weights, and the
-# attention kernel's result.
+# A rematerialized layer saves its matrix products with weights and the attention kernel's output.
 REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   jax.checkpoint_policies.save_only_these_names(block_attention.SAVED),
@@ -26,7 +25,7 @@ REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
 
 
 def partitioned(init: jax.nn.initializers.Initializer, *axes: str | None):
-  """Attaches logical axis names to what `init` makes."""
+  """Returns an initializer that attaches logical axis names to the parameters of `init`."""
   return nn.with_logical_partitioning(init, axes)
 
 
@@ -60,10 +59,17 @@ def attend(
   bias: Float[Array, 'P #H #L N'] | None = None,
   mask: Bool[Array, '#B #H #L N'] | None = None,
 ) -> Float[Array, 'B L H D']:
-  """Returns softmax(q k / sqrt(D) + bias) v; positions where `mask` is False are never looked at.
+  """Returns softmax(q k / sqrt(D) + bias) v.
 
-  bias: one for each of P equal parts of the batch (see `placement.each_part`).
-  The softmax is in float32: bfloat16 has 8 bits, too few for the tail of a long row.
+  The softmax is computed in float32: the 8 bits of bfloat16 lose the tail of a long row.
+
+  Args:
+    query_BLHD: queries.
+    key_BNHD: keys.
+    value_BNHD: values.
+    bias: added to the scores, one array for each of P equal parts of the batch (see
+      `placement.each_part`).
+    mask: False at positions that get no weight.
   """
   scale = query_BLHD.shape[-1] ** -0.5
   scores_BHLN = jnp.einsum(
@@ -79,7 +85,7 @@ def attend(
 
 
 class Tiles(NamedTuple):
-  """A causal relative bias as `block_attention` takes it, a copy for each part of the batch."""
+  """Holds a causal relative bias in the form of `block_attention`, one copy for each batch part."""
 
   tiles_PHTKQ: Array
 
@@ -93,8 +99,15 @@ def attend_in_blocks(
   *,
   interpret: bool = False,
 ) -> Float[Array, 'B L H D']:
-  """As `attend` over valid keys, causal where there is a bias, by the kernel for TPUs, on each
-  device its own part.
+  """Returns attention over valid keys, computed by the TPU kernel on each device's own part.
+
+  Args:
+    query_BLHD: queries.
+    key_BLHD: keys.
+    value_BLHD: values.
+    valid_BL: False at keys that get no weight.
+    bias: tiles of a causal bias; None for bidirectional attention.
+    interpret: runs the kernel in Pallas' interpreter, on any device.
   """
 
   def function(query, key, value, valid, *tiles):
@@ -112,8 +125,9 @@ def attend_in_blocks(
 
 
 class LayerCache(NamedTuple):
-  """Keys and values of one layer for all columns; columns from `KVCache.index` on hold nothing
-  yet.
+  """Holds keys and values of one layer for all columns.
+
+  Columns from `KVCache.index` on are empty.
   """
 
   key_BNHD: Array
@@ -123,9 +137,12 @@ class LayerCache(NamedTuple):
 class SelfAttention(nn.Module):
   """Self-attention over [B, L, D] with `num_heads` heads of width D / num_heads.
 
-  With a `cache`, the keys and values of x_BLD are written at column `index` and x_BLD attends to
-  all N columns of the cache (`bias` and `mask` are then over [L, N]); returns the output and the
-  new cache. Without, it is causal; with `Tiles`, `mask` is over keys alone, [B, L].
+  With a `cache`, keys and values of x_BLD are written at column `index`, and x_BLD attends to all N
+  columns of the cache; `bias` and `mask` are then over [L, N], and the new cache is returned with
+  the output. Without a cache, attention is causal; with `Tiles`, `mask` is over keys, [B, L].
+
+  Raises:
+    UserError: if the width is not a multiple of `num_heads`.
   """
 
   num_heads: int
@@ -144,7 +161,7 @@ class SelfAttention(nn.Module):
       for name in ('query', 'key', 'value')
     )
     if cache is not None:
-      # One buffer a layer and a scalar index: XLA updates it in place.
+      # XLA updates one buffer per layer in place when the index is a scalar.
       key = jax.lax.dynamic_update_slice(cache.key_BNHD, key, (0, index, 0, 0))
       value = jax.lax.dynamic_update_slice(cache.value_BNHD, value, (0, index, 0, 0))
     if isinstance(bias, Tiles):

@@ -1,15 +1,15 @@
-"""Attention whose scores never leave the chip: a pair of Pallas kernels for TPUs.
+"""Block attention for TPUs: Pallas kernels whose scores stay on the chip.
 
-Causal with T5's bias or without either.
+Attention is causal with T5's relative bias, or bidirectional without bias.
 
-As FlashAttention (arXiv 2205.14135, 2307.08691) in blocks of queries and keys, transposed, so that
-positions fill the lanes of the vector unit and what is kept of a row (maximum, sum) is a row there
-too.
+The kernels process blocks of queries and keys as FlashAttention does (arXiv 2205.14135,
+2307.08691), transposed, so that positions fill the lanes of the vector unit, and the statistics of
+a row (maximum, sum) are a row there too.
 
-T5's bias needs no [H, L, L]: it is the same for all distances from `max_distance` on. The softmax
-doesn't see what is added to a whole row, so this constant is taken off everywhere, and what is left
-is two tiles for each head: that of the diagonal blocks, the causal mask included, and that of the
-blocks below.
+T5's bias needs no [H, L, L] array: it is constant for distances of `max_distance` and more. The
+softmax is invariant to a constant added to a row, so this constant is subtracted everywhere. Two
+tiles per head remain: one for the diagonal blocks, with the causal mask, and one for the blocks
+next to the diagonal.
 """
 
 import functools
@@ -21,27 +21,27 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-# queries, and keys, of a block: the size that pads a sequence least, the first of equals
+# Candidate sizes of a block of queries or keys; the first with the least padding is used.
 BLOCKS = (256, 384)
-SAVED = 'attention'  # what a rematerialization policy may keep of it, by this name
-_MASKED = -1e30  # not infinite: infinity less infinity is no number
-# Channels more, a whole tile, of queries and keys in a kernel: the first masks keys, at no cost on
+SAVED = 'attention'  # checkpoint name for rematerialization policies
+_MASKED = -1e30  # finite, because the difference of two infinities is NaN
+# Extra channels (one tile) of queries and keys in a kernel: the first one masks keys, at no cost on
 # the matrix unit.
 _EXTRA = 16
 
 
 def fits(max_distance: int) -> bool:
-  """Whether a bias that is constant from `max_distance` on fits the two tiles."""
+  """Returns whether a bias that is constant from `max_distance` on fits two tiles."""
   return max_distance <= min(BLOCKS)
 
 
 def padded_length(length: int) -> int:
-  """Returns the length of whole blocks that a sequence takes."""
+  """Returns the sequence length padded to whole blocks."""
   return min(-(-length // block) * block for block in BLOCKS)
 
 
 def _block_size(length: int) -> int:
-  """Returns the size of the blocks of a sequence, padded or not."""
+  """Returns the block size of a sequence, padded or not."""
   return next(block for block in BLOCKS if padded_length(length) % block == 0)
 
 
@@ -50,16 +50,21 @@ def bias_tiles(
   bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']],
   length: int,
 ) -> Float[Array, 'H 2 K Q']:
-  """Returns the tiles (key in block, query in block) of the bias table[bucket(distance)], for
-  sequences of `length`.
+  """Returns the tiles [H, 2, key, query] of the bias table[bucket(distance)].
 
-  The table's last entry is for all distances from some `max_distance` on that `fits`. The first
-  tile is for diagonal blocks, the second for those below.
+  Args:
+    table_NH: bias of each bucket and head; the last entry applies to all distances from some
+      `max_distance` on that `fits`.
+    bucket: function from distances to bucket indices.
+    length: sequence length.
+
+  Returns:
+    Tiles of the diagonal blocks, then of the blocks next to the diagonal.
   """
   block = _block_size(length)
   apart_KQ = jnp.arange(block) - jnp.arange(block)[:, None]
   buckets_TKQ = jnp.stack([bucket(apart_KQ), bucket(apart_KQ + block)])
-  # A product, not a gather, whose gradient would be a scatter: slow on TPUs.
+  # A matrix product, because the gradient of a gather is a scatter, which is slow on TPUs.
   chosen_TKQN = jax.nn.one_hot(buckets_TKQ, len(table_NH))
   tiles = jnp.einsum(
     'tkqn,nh->htkq', chosen_TKQN, table_NH - table_NH[-1], precision=jax.lax.Precision.HIGHEST
@@ -69,7 +74,7 @@ def bias_tiles(
 
 
 def whole_blocks(x_BL: Shaped[Array, 'B L *dims']) -> Shaped[Array, 'B M *dims']:
-  """Pads the sequence on its right, with zeros, to whole blocks."""
+  """Pads the sequence with zeros on the right to whole blocks."""
   return jnp.pad(
     x_BL, ((0, 0), (0, padded_length(x_BL.shape[1]) - x_BL.shape[1]), *((0, 0),) * (x_BL.ndim - 2))
   )
@@ -84,17 +89,24 @@ def attend(
   *,
   interpret: bool = False,
 ) -> Float[Array, 'B L H D']:
-  """Returns softmax(q k / sqrt(D) + bias) v over the valid keys; with tiles, over those at and
-  before each query.
+  """Returns softmax(q k / sqrt(D) + bias) v over the valid keys.
 
-  A query that sees no valid key gets a finite value that means nothing.
+  A query without any valid key yields finite values without meaning.
+
+  Args:
+    query_BLHD: queries.
+    key_BLHD: keys.
+    value_BLHD: values.
+    valid_BL: False at keys that get no weight.
+    tiles_HTKQ: bias from `bias_tiles`; makes attention causal.
+    interpret: runs the kernel in Pallas' interpreter.
   """
   length, width = query_BLHD.shape[1], query_BLHD.shape[3]
   query_BLHD, key_BLHD, value_BLHD, valid_BL = map(
     whole_blocks, (query_BLHD, key_BLHD, value_BLHD, valid_BL)
   )
 
-  # What they are made of need not be kept.
+  # Naming the transposed arrays lets a rematerialization policy drop their inputs.
   columns = lambda x_BLHD: checkpoint_name(x_BLHD.transpose(0, 2, 3, 1), SAVED)
   key_mask_BL = jnp.where(valid_BL, 0.0, _MASKED).astype(key_BLHD.dtype)
   key_mask_BEL = jnp.pad(key_mask_BL[:, None], ((0, 0), (0, _EXTRA - 1), (0, 0)))
@@ -135,13 +147,13 @@ def _extended(x_DN, extra_EN):
 
 
 def _seeing_mask(query_DQ):
-  """Extends queries by the channels that see the mask of the keys."""
+  """Appends the channels that multiply the key mask to queries."""
   first_EQ = jax.lax.broadcasted_iota(jnp.int32, (_EXTRA, query_DQ.shape[1]), 0) == 0
   return _extended(query_DQ, first_EQ.astype(jnp.float32).astype(query_DQ.dtype))
 
 
 def _biased(score_KQ, tiles_ref, blocks_below):
-  """Adds the tile of a block; what lies further below the diagonal has none."""
+  """Adds the bias tile of a block; blocks further from the diagonal have none."""
   if tiles_ref is None:
     return score_KQ
   near = (blocks_below < 2).astype(jnp.float32)
@@ -224,7 +236,7 @@ def _backward_kernel(
   grad_value_ref[...] = grad_value_DK.astype(grad_value_ref.dtype)
 
 
-# Grid: heads (outermost, so that a head's tiles stay in place), rows of the batch, blocks.
+# Grid: heads (outermost, so that the tiles of a head stay in memory), batch rows, blocks.
 def _whole(channels, length):
   return pl.BlockSpec((None, None, channels, length), lambda h, b, i: (b, h, 0, 0))
 
@@ -242,7 +254,7 @@ def _tiles(size):
 
 
 def _cost(query, tiles, products: int) -> pl.CostEstimate:
-  """Of `products` matrix products over all blocks, or over those at and below the diagonal."""
+  """Returns the cost of `products` matrix products over all blocks, or the causal half."""
   batch, heads, width, length = query.shape
   pairs = (
     batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)
@@ -307,7 +319,7 @@ def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
       *[like(tiles, jnp.float32) for tiles in biases],
     ],
     cost_estimate=_cost(query, tiles, 5),
-    metadata={'recomputed_products': '1', 'products': '5'},  # of which training.flops counts four
+    metadata={'recomputed_products': '1', 'products': '5'},  # training.flops counts four
     interpret=interpret,
     name='attention_backward',
   )(query, key, value, key_mask, lse, grad, delta, *biases)

@@ -1,11 +1,10 @@
-"""Conformer blocks (arXiv 2005.08100) with rotary positions, and a stack that is scanned over its
-layers.
+"""Conformer blocks (arXiv 2005.08100) with rotary positions, scanned over layers.
 
-Deviations from the Conformer paper: positions are rotary (as in SoundStorm) where it has relative
-positions of Transformer-XL, and the convolution module normalizes by layer norm where it has batch
-norm, so that a block keeps no statistics and treats every example alone.
+Deviations from the paper: positions are rotary (as in SoundStorm) instead of Transformer-XL's
+relative positions, and the convolution module uses layer norm instead of batch norm, so that blocks
+are stateless and treat examples independently.
 
-Dropout happens when, and only when, `apply` is given a 'dropout' key: there is no other switch.
+Dropout is active if and only if `apply` gets a 'dropout' key.
 """
 
 from typing import Any
@@ -34,10 +33,13 @@ from audiolm_jax.nn.dropout import Dropout
 
 
 def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[Array, 'B L H D']:
-  """Turns each pair of channels by an angle proportional to its position (rotary embedding, arXiv
-  2104.09864).
+  """Applies rotary position embeddings (arXiv 2104.09864).
 
-  The angles are in float32: bfloat16 cannot tell position 1,000 from 1,001.
+  Each pair of channels is rotated by an angle proportional to its position. Angles are in float32,
+  because bfloat16 cannot distinguish positions 1,000 and 1,001.
+
+  Raises:
+    UserError: if D is odd.
   """
   length, width = x_BLHD.shape[1], x_BLHD.shape[-1]
   if width % 2:
@@ -57,11 +59,15 @@ def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[
 def convolve_depthwise(
   x_BLD: Float[Array, 'B L D'], kernel_ND: Float[Array, 'N D']
 ) -> Float[Array, 'B L D']:
-  """Correlates each channel with its own kernel, centred, zeros beyond the ends: y[l] = sum_n x[l +
-  n - N // 2] k[n].
+  """Correlates each channel with its own centred kernel, with zeros beyond the ends.
 
-  A sum of shifted products, not a grouped convolution: XLA fuses it, and on CPU it is many times
-  faster.
+    y[l] = sum_n x[l + n - N // 2] k[n]
+
+  Uses a sum of shifted products instead of a grouped convolution: XLA fuses it, and it is many
+  times faster on CPU.
+
+  Raises:
+    UserError: if N is even.
   """
   size, length = kernel_ND.shape[0], x_BLD.shape[1]
   if size % 2 == 0:
@@ -82,8 +88,8 @@ def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
 class GatedDense(nn.Module):
   """Gated linear unit [B, L, D] -> [B, L, features]: (x W + b) * sigmoid(x V + c).
 
-  W and V are side by side in one kernel. The kernel is cut in two, not what it makes: the axis may
-  lie over devices, and activations are what should stay there.
+  W and V share one kernel. The kernel is split instead of the output, because the output axis may
+  be sharded over devices and activations should not move.
   """
 
   features: int
@@ -103,16 +109,16 @@ class GatedDense(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but
-  the last.
+  """Conformer block [B, L, D] -> [B, L, D].
 
-  Called with x_BLD and an optional mask_BL, False at padding, which then influences nothing else.
-  Returns its output twice, as `nn.scan` wants: to carry on to the next layer, and to stack.
+  Half feed-forward, self-attention, convolution, half feed-forward (all residual), then layer norm.
+  An optional mask_BL is False at padding, which then influences no other position. Returns the
+  output twice, as `nn.scan` requires: as carry and to stack.
   """
 
   num_heads: int
   mlp_width: int
-  kernel_size: int  # of the depthwise convolution, in frames; odd, centred
+  kernel_size: int  # frames of the depthwise convolution; odd
   dropout: float = 0.0
   dtype: Any = jnp.float32
 
@@ -175,12 +181,12 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-  """`num_layers` Conformer blocks, scanned.
+  """Stack of `num_layers` Conformer blocks, scanned.
 
-  Called with x_BLD and an optional mask_BL (False at padding); returns (x_BLD, hidden_NBLD), where
-  hidden_NBLD[n - 1] is the output of layer n and the last equals x_BLD. What the caller does not
-  use of it is not computed under jit. The parameters of the first n layers are the parameters'
-  leading slice: `jax.tree.map(lambda p: p[:n], params)` runs in a Conformer of n layers.
+  Called with x_BLD and an optional mask_BL (False at padding), returns (x_BLD, hidden_NBLD):
+  hidden_NBLD[n - 1] is the output of layer n, the last equals x_BLD. Under jit, unused hidden
+  states are not computed. The first n layers can run alone, with the leading slice of the
+  parameters: `jax.tree.map(lambda p: p[:n], params)` in a Conformer of n layers.
   """
 
   num_layers: int
@@ -189,8 +195,7 @@ class Conformer(nn.Module):
   kernel_size: int
   dropout: float = 0.0
   dtype: Any = jnp.float32
-  # recompute the activations of a block in the backward pass, but for its matrix products
-  remat: bool = False
+  remat: bool = False  # recompute activations in the backward pass, except matrix products
 
   @nn.compact
   def __call__(

@@ -1,10 +1,9 @@
-"""Convolutions: causal ones in time, over arrays [B, N, D], for the codec, and those of its
-critics.
+"""Convolutions: causal ones [B, N, D] for the codec, and those of its discriminators.
 
-A clip comes whole or in chunks. Causal convolutions keep the inputs that later outputs need in the
-variable collection `PAST`: apply with `mutable=[PAST]` returns it, and given back it lets the next
-chunk go on from there. Where the collection is not mutable, the input is a clip from its beginning,
-and zeros are its past.
+Causal convolutions run on whole clips or on consecutive chunks. They keep the inputs that later
+outputs need in the variable collection `PAST`: `apply(..., mutable=[PAST])` returns it, and the
+next chunk takes it as input. Where the collection is immutable, the input is a clip from its start,
+preceded by zeros.
 """
 
 import functools
@@ -24,8 +23,9 @@ PAST = 'past'
 def with_past(
   module: nn.Module, x: Float[Array, 'B N *dims'], length: int
 ) -> Float[Array, 'B M *dims']:
-  """Returns `x` behind the `length` inputs before it: those that `module` keeps in `PAST`, or
-  zeros; M = N + length.
+  """Returns `x` preceded by the last `length` inputs of `module`, M = N + length.
+
+  They come from the collection `PAST`, or are zeros where it is immutable.
   """
   if not length:
     return x
@@ -46,13 +46,12 @@ def convolve(
   padding: tuple[tuple[int, int], ...],
   dilation: tuple[int, ...],
 ) -> Float[Array, 'B *spatial_out E']:
-  """Returns `lax.conv_general_dilated`, whose gradients are convolutions of the same form, with
-  transposes around them.
+  """Returns `lax.conv_general_dilated` with gradients in the same layout.
 
-  JAX writes them by naming the axes in another order instead. XLA:CPU brings such convolutions into
-  the form that it has a fast program for only where they stand in no branch and no loop: in a
-  `lax.cond`, where the codec's critics are, gradients took 20 to 80 times as long (docs/log.md).
-  The numbers are the same, bit by bit.
+  Both gradients are convolutions with the axis order of the forward pass, surrounded by transposes;
+  JAX permutes the axis names instead. XLA:CPU rewrites such convolutions into its fast form only
+  outside of branches and loops: within a `lax.cond`, as around the codec's discriminators,
+  gradients took 20 to 80 times as long (docs/log.md). Values are bitwise equal.
   """
   return _convolve(x, kernel, strides, padding, dilation)
 
@@ -69,9 +68,9 @@ def _forward(x, kernel, *options):
 
 def _backward(strides, padding, dilation, inputs, gradient):
   x, kernel = inputs
-  # Samples of x, along each axis: from the first tap to the last, from the first output to the
-  # last, and the zeros before and after that are read (fewer than none where the last samples are
-  # not).
+  # In samples of x along each axis: the distance of the first to the last tap, the distance of the
+  # first to the last output, and the zeros read before and after (negative where the last samples
+  # are not read).
   reach = [(taps - 1) * step for taps, step in zip(kernel.shape, dilation)]
   spread = [(size - 1) * stride for size, stride in zip(gradient.shape[1:], strides)]
   before = [low for low, _ in padding]
@@ -81,7 +80,7 @@ def _backward(strides, padding, dilation, inputs, gradient):
   x_gradient = _convolve(
     gradient, flipped, (1,) * len(reach), x_padding, dilation, x_dilation=strides
   )
-  # Examples are summed over as channels are, and channels kept apart as examples are.
+  # Swap batch and channels: the kernel gradient sums over examples and keeps channels apart.
   as_kernel = jnp.moveaxis(gradient, 0, -2)
   kernel_gradient = _convolve(
     jnp.swapaxes(x, 0, -1), as_kernel, dilation, list(zip(before, after)), strides
@@ -93,11 +92,10 @@ convolve.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-  """What `nn.Conv` computes, [B, *N, D] -> [B, *M, features], by `convolve`, with parameters that
-  no axis cuts.
+  """Convolution [B, *N, D] -> [B, *M, features], equal to `nn.Conv`, with unsharded parameters.
 
-  Codecs have a few million parameters and odd channel counts (1 at both ends): nothing is won by
-  sharding them.
+  Codecs have a few million parameters and odd channel counts (1 at both ends): sharding them gains
+  nothing.
   """
 
   features: int
@@ -122,11 +120,10 @@ class Conv(nn.Module):
 
 
 class CausalConv(nn.Module):
-  """Convolution [B, N, D] -> [B, N / stride, features] that sees the past alone; N is a multiple of
-  `stride`.
+  """Causal convolution [B, N, D] -> [B, N / stride, features]; N is a multiple of `stride`.
 
-  Output n depends on inputs up to (n + 1) * stride - 1: a strided output stands for a whole group
-  of `stride` inputs and waits for its last one.
+  Output n depends on inputs up to (n + 1) * stride - 1: a strided output represents a group of
+  `stride` inputs and needs the last one.
   """
 
   features: int
@@ -155,13 +152,12 @@ class CausalConv(nn.Module):
 
 
 class CausalConvTranspose(nn.Module):
-  """Transposed convolution [B, N, D] -> [B, N * stride, features], kernel 2 * stride, trimmed on
-  the right.
+  """Causal transposed convolution [B, N, D] -> [B, N * stride, features].
 
-  Input n reaches outputs n * stride and later, and 2 * stride of them: so each output sees two
-  inputs, and the whole is a convolution of kernel 2 that makes `stride` outputs at a time. In this
-  form XLA:CPU runs forward and backward 5 to 15 times faster than `lax.conv_transpose` (measured at
-  strides 2 and 8).
+  The kernel has 2 * stride taps, and the output is trimmed on the right. Input n contributes to 2 *
+  stride outputs from n * stride on, so each output depends on two inputs, and the layer equals a
+  convolution of kernel 2 with `stride` outputs per step. In this form XLA:CPU runs forward and
+  backward 5 to 15 times faster than `lax.conv_transpose` (measured at strides 2 and 8).
   """
 
   features: int
@@ -181,15 +177,13 @@ class CausalConvTranspose(nn.Module):
 
 
 class GroupedConv(nn.Module):
-  """Strided convolution [B, N, D] -> [B, ceil(N / stride), features] whose groups of 4 channels are
-  kept apart.
+  """Strided convolution [B, N, D] -> [B, ceil(N / stride), features] in groups of 4 channels.
 
-  What `nn.Conv(feature_group_count=D // 4)` computes, from the same parameters. Written as dense
-  convolutions with block-diagonal kernels, since XLA's partitioner sums the kernel gradient of a
-  grouped convolution once too often for every replica (docs/log.md), and since on a CPU it is 2 to
-  7 times faster, zeros included. The samples of one stride
-  are channels of one step: the gradient then holds no zeros between samples, and is 1.5 to 40 times
-  faster.
+  Equals `nn.Conv(feature_group_count=D // 4)` with the same parameters. It is computed by dense
+  convolutions with block-diagonal kernels, because XLA's partitioner sums the kernel gradient of a
+  grouped convolution once too often per replica (docs/log.md), and because it is 2 to 7 times
+  faster on CPU. The samples of one stride become channels of one step, so that the gradient has no
+  zeros between samples, which is 1.5 to 40 times faster.
   """
 
   features: int
@@ -198,8 +192,7 @@ class GroupedConv(nn.Module):
   dtype: Any = jnp.float32
 
   GROUP = 4
-  # channels that one dense kernel holds: a few groups fill a matrix unit, all of them would waste
-  # it
+  # Channels of one dense kernel: a few groups fill a matrix unit, more would multiply by zeros.
   BLOCK = 64
 
   @nn.compact
@@ -216,7 +209,7 @@ class GroupedConv(nn.Module):
     return y_BND + bias_D.astype(self.dtype)
 
   def _padded(self, x_BND):
-    """Returns the input with the zeros around it that whole strides of the kernel read."""
+    """Returns the input zero-padded to the samples that whole strides of the kernel read."""
     length = x_BND.shape[1]
     steps, taps = -(-length // self.stride), -(-self.kernel_size // self.stride)
     ((before, _),) = lax.padtype_to_pads((length,), (self.kernel_size,), (self.stride,), 'SAME')

@@ -1,6 +1,4 @@
-"""The critics of SoundStream (section III-D): one on the complex spectrum, three on the waveform at
-falling rates.
-"""
+"""Discriminators of SoundStream (section III-D): one on the complex STFT, three on the waveform."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,31 +10,28 @@ from jaxtyping import Array, Float
 from audiolm_jax import audio
 from audiolm_jax.nn.conv import Conv, GroupedConv
 
-# (width multiplier, stride in time, stride in frequency) of the residual units of the spectral
-# critic.
+# (width multiplier, stride in time, stride in frequency) of the spectral residual units.
 SPECTRAL_UNITS = ((2, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2))
 
 
 class Judgement(NamedTuple):
-  """Scores over time (positive: real), and the hidden layers that led to them, for feature
-  matching.
-  """
+  """Holds logits over time (positive: real) and the hidden layers for feature matching."""
 
   logits_BN: Float[Array, 'B N']
   features: Sequence[Array]
 
 
 def _activate(x):
-  # not stated in the paper; that of MelGAN, whose waveform critics it cites
+  # Not stated in the paper; taken from MelGAN, which it cites for the waveform discriminators.
   return nn.leaky_relu(x, 0.2)
 
 
 class SpectralDiscriminator(nn.Module):
-  """Judges a waveform [B, T] by its STFT; one logit per 8 hops.
+  """Discriminates waveforms [B, T] by their STFT; returns one logit per 8 hops.
 
-  Real and imaginary part are two channels; the highest bin is dropped, so that six strides of 2
-  leave window / 128. The spectrum is divided by the root of the window length: else its loudest
-  bins are hundreds.
+  Real and imaginary parts are two channels. The highest bin is dropped, so that six strides of 2
+  leave window / 128 bins. The spectrum is divided by the square root of the window length, because
+  its loudest bins would reach hundreds.
   """
 
   channels: int = 32
@@ -69,10 +64,10 @@ class SpectralDiscriminator(nn.Module):
 
 
 class WaveformDiscriminator(nn.Module):
-  """Judges a waveform [B, T] by grouped convolutions, as MelGAN; one logit per 256 samples.
+  """Discriminates waveforms [B, T] by grouped convolutions, as MelGAN; one logit per 256 samples.
 
-  Zero padding instead of MelGAN's reflection, and no weight normalization: neither is stated in the
-  paper.
+  Uses zero padding instead of MelGAN's reflection, and no weight normalization; the paper states
+  neither.
   """
 
   channels: int = 16
@@ -94,9 +89,7 @@ class WaveformDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-  """All critics of a waveform [B, T]: the spectral one first, then those on the waveform, its half
-  and its quarter.
-  """
+  """All discriminators of waveforms [B, T]: spectral, then waveform at full, half, quarter rate."""
 
   spectral_channels: int
   spectral_window_length: int

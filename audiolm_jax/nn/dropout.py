@@ -1,7 +1,7 @@
-"""Dropout that draws one byte for each activation, where `nn.Dropout` draws four.
+"""Dropout that draws one random byte per activation, where `nn.Dropout` draws four.
 
-On a TPU the random bits of a Transformer's dropout take longer than all else that is neither
-product nor attention.
+On a TPU, random bits would take more of a Transformer's step than everything except matrix products
+and attention.
 """
 
 import jax
@@ -14,11 +14,13 @@ from audiolm_jax.nn import placement
 
 
 class Dropout(nn.Module):
-  """Zeroes each value with probability `rate`, rounded to 1/256 (0.1 to 26/256), and scales the
-  others by its inverse.
+  """Zeroes activations [..., D] with probability `rate` and scales the others by its inverse.
 
-  The key is that of the collection 'dropout'. Raises ValueError for a rate that is not 0 and rounds
-  to 0 or 1.
+  The rate is rounded to a multiple of 1/256 (0.1 to 26/256). The key is that of the collection
+  'dropout'.
+
+  Raises:
+    UserError: if a nonzero rate rounds to 0 or 1.
   """
 
   rate: float
@@ -37,11 +39,11 @@ class Dropout(nn.Module):
     words = jax.random.bits(
       self.make_rng('dropout'), (*x_BLD.shape[:-1], -(-width // 4)), jnp.uint32
     )
-    # or XLA draws the words again for each of their bytes
+    # Without the barrier, XLA draws the words again for each of their bytes.
     words = jax.lax.optimization_barrier(words)
-    # Side by side, not interleaved: lanes of a TPU stay where they are. And whole on each device,
-    # though it may hold
-    # a part of the width: none of it travels.
+    # Concatenate the bytes instead of interleaving, so that no TPU lanes move. Each device holds
+    # the full width, even where activations are sharded along it: no bits are communicated.
+
     kept_BLD = jnp.concatenate(
       [(words >> shift & 255) >= dropped for shift in (0, 8, 16, 24)], axis=-1
     )

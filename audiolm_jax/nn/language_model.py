@@ -1,8 +1,7 @@
-"""What AudioLM's three language models share: sequence, loss on the predicted part, and cached
-steps.
+"""Shared parts of AudioLM's three language models: sequence, loss and cached decoding.
 
-A stage turns its batch into two arrays of codes, the prefix (conditioning) and the targets;
-sequence, positions, offsets and masks are made here.
+A stage converts its batch into two arrays of codes, the prefix (conditioning) and the targets. This
+module builds the sequence, positions, offsets and masks.
 """
 
 import dataclasses
@@ -19,15 +18,18 @@ from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-  """A Transformer over `prefix, START, target`; hashable, so that a jitted function can take it as
-  static.
+  """Configures a Transformer over `prefix, START, target`; hashable, for use as a static argument.
 
-  prefix_rate, target_rate: frames per second of the two parts, for the time embedding.
-  time_embedding: adds sinusoids of the time in seconds, through a learned linear map, to each
-    token's embedding; a prefix token has its own time, START and targets have the time of the token
-    they predict.
-  code_dropout: share of the target codes that are left out of the input while training (and
-    predicted all the same), so that the prefix is needed.
+  Fields:
+    transformer: sizes of the Transformer.
+    vocabulary: layout of token ids.
+    prefix_rate: frames per second of the prefix, for the time embedding.
+    target_rate: frames per second of the target, for the time embedding.
+    time_embedding: whether to add a learned linear map of sinusoids of the time in seconds to the
+      token embeddings. A prefix token has its own time; START and targets have the time of the
+      token they predict.
+    code_dropout: share of target codes that are hidden from the input in training (and still
+      predicted), so that the model has to use the prefix.
   """
 
   transformer: TransformerConfig
@@ -42,7 +44,7 @@ class LanguageModel:
 
 
 def init(model: LanguageModel, key: jax.Array):
-  """Returns boxed parameters."""
+  """Returns initial parameters with logical axis names (boxed)."""
   ids_BL = jnp.zeros((1, 2), jnp.int32)
   return model.module().init(key, ids_BL, jnp.zeros((1, 2), jnp.float32))['params']
 
@@ -50,10 +52,15 @@ def init(model: LanguageModel, key: jax.Array):
 def sequence(
   model: LanguageModel, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q']
 ) -> tuple[Int[Array, 'B L'], Float[Array, 'B L']]:
-  """Returns the ids `prefix, START, target` and their times in seconds; PAD in the prefix moves to
-  its left.
+  """Returns the ids `prefix, START, target` and their times in seconds.
 
-  Relative positions make left padding invisible, and START has the same column in every row.
+  PAD in the prefix moves to its left: with relative positions, left padding has no effect, and
+  START is in the same column in each row.
+
+  Args:
+    model: the language model.
+    prefix_BPN: prefix codes; PAD (-1) marks missing frames.
+    codes_BFQ: target codes.
   """
   vocabulary = model.vocabulary
   prefix_BL = tokens.flatten(prefix_BPN, vocabulary.prefix_size, vocabulary.prefix_offset)
@@ -81,10 +88,16 @@ def target_logits(
   codes_BFQ: Int[Array, 'B F Q'],
   key: jax.Array | None,
 ) -> Float[Array, 'B F Q K']:
-  """Returns the logits of every target code over the entries of its own level, in float32.
+  """Returns the logits of each target code over the entries of its own level, in float32.
 
-  The softmax runs over the legal range of each position only: the others have probability 0 by
-  construction.
+  The softmax of a position covers its legal ids only; all others have probability 0.
+
+  Args:
+    model: the language model.
+    params: parameters.
+    prefix_BPN: prefix codes.
+    codes_BFQ: target codes (teacher forcing).
+    key: PRNG key of dropout; None for evaluation.
   """
   batch, frames, levels = codes_BFQ.shape
   ids_BL, times_BL = sequence(model, prefix_BPN, codes_BFQ)
@@ -112,8 +125,18 @@ def loss(
   codes_BFQ: Int[Array, 'B F Q'],
   key: jax.Array | None,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
-  """Returns nats per predicted token (PAD left out) and metrics: nats, accuracy, and nats of each
-  level.
+  """Returns nats per predicted token and metrics; PAD is ignored.
+
+  Args:
+    model: the language model.
+    params: parameters.
+    prefix_BPN: prefix codes.
+    codes_BFQ: target codes.
+    key: PRNG key of dropout; None for evaluation.
+
+  Returns:
+    Loss in nats per token, and metrics: 'nats', 'accuracy', and 'nats_level_q' of each level q
+      where there are several.
   """
   logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, key)
   mask_BFQ = codes_BFQ != tokens.PAD
@@ -136,10 +159,17 @@ def prefill(
   times_BL: Float[Array, 'B L'],
   num_columns: int,
 ) -> tuple[Float[Array, 'B K'], KVCache]:
-  """Reads a left-padded context (whole target frames) into a cache of `num_columns`; `params` from
-  `unstack`.
+  """Reads a left-padded context of whole target frames into a new cache.
 
-  Returns the logits of the next code, of level 0.
+  Args:
+    model: the language model.
+    params: parameters from `transformer.unstack`.
+    ids_BL: token ids.
+    times_BL: times in seconds.
+    num_columns: capacity of the cache in tokens.
+
+  Returns:
+    Logits of the next code (level 0), and the cache.
   """
   cache = transformer.empty_cache(model.transformer, ids_BL.shape[0], num_columns)
   return _extend(model, params, cache, ids_BL, times_BL, jnp.zeros((), jnp.int32))
@@ -153,9 +183,15 @@ def step(
   first_B: Int[Array, 'B'],
   n: Int[Array, ''],
 ) -> tuple[Float[Array, 'B K'], KVCache]:
-  """Appends the n-th new code (level n % Q) and returns the logits of the next one.
+  """Appends new code n (level n % Q) and returns the logits of the next one and the cache.
 
-  first_B: the number of target tokens that each row's context held.
+  Args:
+    model: the language model.
+    params: parameters from `transformer.unstack`.
+    cache: keys and values of the previous columns.
+    code_B: the new code.
+    first_B: number of target tokens in the context of each row.
+    n: number of codes appended before.
   """
   vocabulary = model.vocabulary
   level = n % vocabulary.target_levels

@@ -1,12 +1,11 @@
-"""The convolutional network on log-mel that classifies audio (AudioLM, arXiv 2209.03143, sections
-IV-D and IV-I).
+"""Convolutional log-mel audio classifier (AudioLM, arXiv 2209.03143, sections IV-D and IV-I).
 
 Six blocks of a 3x1 convolution over time and a 1x3 convolution over mel bands, ReLU and
-normalization; 2x2 max-pooling where the channels grow; mean over what is left of time and bands
-(the embedding); a linear layer.
+normalization; 2x2 max-pooling where the channels grow; mean over time and bands (the embedding); a
+linear layer.
 
-Deviation: group norm in place of batch norm, so that an example is treated alone and there is no
-state. Chosen: the log-mel is shifted and scaled by constants, so that loudness is kept.
+Deviation: group norm instead of batch norm, so that examples are independent and the network is
+stateless. Choice: the log-mel is shifted and scaled by constants, which keeps loudness.
 """
 
 import dataclasses
@@ -25,6 +24,12 @@ from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogMelCNNConfig:
+  """Configures a `LogMelCNN`; checks its fields.
+
+  Raises:
+    UserError: if a field is illegal, or the crop is shorter than one window.
+  """
+
   channels: tuple[int, ...] = (64, 128, 256, 256, 512, 512)
   num_mels: int = 64
   window_length: int = 400  # samples: 25 ms
@@ -52,18 +57,20 @@ class LogMelCNNConfig:
 
   @property
   def crop_length(self) -> int:
-    """Samples of one crop."""
+    """Number of samples of one crop."""
     return round(self.crop_seconds * self.sample_rate)
 
 
 class Output(NamedTuple):
   logits_BN: Array
-  embedding_BD: Array  # what the logits are a linear function of
+  embedding_BD: Array  # input of the linear layer
 
 
 class LogMelCNN(nn.Module):
-  """wave_BT, of at least one window (ValueError else), to `num_outputs` logits and the
-  embedding.
+  """Log-mel CNN [B, T] -> `num_outputs` logits and the embedding; T is at least one window.
+
+  Raises:
+    UserError: if the waveform is shorter than one window.
   """
 
   config: LogMelCNNConfig
@@ -80,7 +87,7 @@ class LogMelCNN(nn.Module):
       num_mels=c.num_mels,
       fft_length=512,
     )
-    # about zero mean and unit variance on speech
+    # Gives speech roughly zero mean and unit variance.
     x = ((log_mel_BFM + 5) / 3)[..., None].astype(c.dtype)
     previous = c.channels[0]
     for block, channels in enumerate(c.channels):

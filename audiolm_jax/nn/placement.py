@@ -1,8 +1,8 @@
-"""What layers say about where their activations lie; void but within `on(mesh, rules)`, which the
-train step opens.
+"""Sharding constraints of activations, active within `on(mesh, rules)`, no-ops elsewhere.
 
-Without it XLA's partitioner tends to cut activations along their width, as the parameters are, and
-pays with traffic in every layer.
+The train step opens `on` while tracing a loss. Without constraints, XLA's partitioner tends to
+shard activations along their width, like the parameters, at the price of communication in each
+layer.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-BATCH, HEADS = 'batch', 'heads'  # logical axes of activations
+BATCH, HEADS = 'batch', 'heads'  # logical axis names of activations
 
 
 class _Placement(NamedTuple):
@@ -31,7 +31,12 @@ _PLACEMENT: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def on(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-  """What is traced within is placed on `mesh`; `rules` gives the mesh axes of BATCH and HEADS."""
+  """Places everything traced within the context on `mesh`.
+
+  Args:
+    mesh: device mesh.
+    rules: mesh axes of the logical axes BATCH and HEADS.
+  """
   token = _PLACEMENT.set(_Placement(mesh, rules))
   try:
     yield
@@ -40,24 +45,24 @@ def on(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
 
 
 def on_tpu() -> bool:
-  """Whether what is traced now is for TPUs, there or not."""
+  """Returns whether the current trace is for TPUs, attached or not."""
   placement = _PLACEMENT.get()
   return placement is not None and placement.mesh.devices.flat[0].platform == 'tpu'
 
 
 def unrolls_layers() -> bool:
-  """Whether layers are to be unrolled, not looped over.
+  """Returns whether to unroll layers instead of looping over them.
 
-  On TPUs a loop copies what the backward pass needs in and out of arrays of all layers: a fifth of
-  a step. On several devices of a CPU the collectives of a loop and those outside come in any order,
-  and wait for one another forever (docs/log.md).
+  On TPUs, a loop copies the residuals of the backward pass in and out of arrays of all layers: a
+  fifth of a step. On several CPU devices, the collectives inside and outside of a loop run in any
+  order and can deadlock (docs/log.md).
   """
   placement = _PLACEMENT.get()
   return on_tpu() or (placement is not None and placement.mesh.size > 1)
 
 
 def batch_parts() -> int:
-  """Returns into how many parts a batch is cut."""
+  """Returns the number of parts the batch is sharded into."""
   placement = _PLACEMENT.get()
   return (
     1
@@ -67,20 +72,20 @@ def batch_parts() -> int:
 
 
 def by_batch(x: Shaped[Array, 'B *dims']) -> Shaped[Array, 'B *dims']:
-  """Holds an activation to be cut along its batch and nothing else."""
+  """Constrains an activation to be sharded along its batch only."""
   return _constrained(x, (BATCH,))
 
 
 def whole(table: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
-  """Gathers a small parameter on every device before it is used."""
+  """Replicates a small parameter on each device before its use."""
   return _constrained(table, ())
 
 
 def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
-  """Gives each part of the batch a copy of what is per head.
+  """Returns one copy [P, H, ...] of a per-head array [H, ...] for each part of the batch.
 
-  So the copies' gradients are summed over devices once. What every layer uses would otherwise have
-  its gradient summed over all devices in every layer.
+  Gradients of the copies are then summed over devices once; those of an array shared by all layers
+  would be summed over devices in each layer.
   """
   return _constrained(jnp.broadcast_to(x_H, (batch_parts(), *x_H.shape)), (BATCH, HEADS))
 
@@ -88,8 +93,13 @@ def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
 def per_device(
   function: Callable[..., Array], inputs: Sequence[Sequence[str | None]]
 ) -> Callable[..., Array]:
-  """Returns `function` run by every device on its own part of arrays with these logical axes: for
-  kernels, which XLA cannot cut. The result has the shape and the axes of the first input.
+  """Returns `function` run by each device on its own part of the arguments.
+
+  For kernels, which XLA cannot partition.
+
+  Args:
+    function: takes one array per entry of `inputs`; the result has the shape and axes of the first.
+    inputs: logical axes of each argument.
   """
   placement = _PLACEMENT.get()
   if placement is None:
@@ -114,8 +124,9 @@ def _constrained(x, axes):
 
 
 def _spec(placement: _Placement, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-  """Heads that the mesh does not divide evenly stay together, as parameters do; a batch must
-  divide.
+  """Returns the partition spec of an array; heads that do not divide evenly are not sharded.
+
+  Parameters follow the same rule. A batch has to divide evenly.
   """
   parts = lambda axis: math.prod(placement.mesh.shape[name] for name in placement.rules[axis])
   kept = [None if axis == HEADS and size % parts(axis) else axis for axis, size in zip(axes, shape)]

@@ -1,9 +1,8 @@
-"""Decoder-only Transformer with T5 relative positions, over a whole sequence or step by step with a
-KV cache.
+"""Decoder-only Transformer with T5 relative positions, for whole sequences or cached decoding.
 
-Pre-norm (RMS), GELU feed-forward without gate, no biases, untied input and output tables. The paper
-names T5 relative positions and the sizes; norm, feed-forward type and tying are open there and are
-choices of ours.
+Pre-norm (RMS), ungated GELU feed-forward, no biases, untied input and output tables. The paper
+states T5's relative positions and the sizes; norm, feed-forward type and tying are choices of this
+implementation.
 """
 
 import dataclasses
@@ -34,11 +33,18 @@ from audiolm_jax.nn.dropout import Dropout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-  """Sizes of AudioLM's Transformers (section IV-B); 12 layers of this form hold 151 M parameters.
+  """Sizes of AudioLM's Transformers (section IV-B); the default 12 layers have 151 M parameters.
 
-  num_buckets, max_distance: T5's relative positions, shared by all layers; max_distance in tokens.
-  dtype: of activations; parameters, softmax, norms and logits are float32.
-  remat: recompute the activations of a layer in the backward pass.
+  Fields:
+    num_layers: number of layers.
+    num_heads: number of attention heads.
+    width: model width.
+    mlp_width: hidden width of the feed-forward.
+    dropout_rate: dropout probability.
+    num_buckets: number of T5's relative position buckets, shared by all layers.
+    max_distance: distance in tokens from which on all positions share one bucket.
+    dtype: dtype of activations; parameters, softmax, norms and logits are float32.
+    remat: whether to recompute the activations of a layer in the backward pass.
   """
 
   num_layers: int = 12
@@ -75,8 +81,9 @@ class TransformerConfig:
 
 
 class KVCache(NamedTuple):
-  """Keys and values of the columns seen so far, one buffer a layer; valid_BN is False at PAD;
-  index: next column.
+  """Holds keys and values of the columns processed so far, one buffer per layer.
+
+  `valid_BN` is False at PAD; `index` is the next column.
   """
 
   layers: tuple[LayerCache, ...]
@@ -85,7 +92,7 @@ class KVCache(NamedTuple):
 
 
 def empty_cache(config: TransformerConfig, batch_size: int, num_columns: int) -> KVCache:
-  """Returns a cache for `num_columns` tokens a row."""
+  """Returns an empty cache for `num_columns` tokens per row."""
   shape = (batch_size, num_columns, config.num_heads, config.width // config.num_heads)
   empty = jnp.zeros(shape, config.dtype)
   layers = tuple(LayerCache(empty, empty) for _ in range(config.num_layers))
@@ -95,23 +102,24 @@ def empty_cache(config: TransformerConfig, batch_size: int, num_columns: int) ->
 def relative_buckets(
   distance: Int[Array, '*dims'], num_buckets: int, max_distance: int
 ) -> Int[Array, '*dims']:
-  """Returns T5's causal bucket of `distance` = query column - key column; negative distances count
-  as 0.
+  """Returns T5's causal bucket of distances (query column - key column).
 
-  The first half of the buckets is exact, the rest grows logarithmically up to max_distance.
+  The first half of the buckets is exact, the rest grows logarithmically up to `max_distance`.
+  Negative distances count as 0.
   """
   exact = num_buckets // 2
   distance = jnp.maximum(distance, 0)
   ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
   growth = jnp.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)
-  # The small term keeps exact powers, where float32 falls on either side, in the upper bucket.
+  # The small term puts exact powers, which float32 may round down, in the upper bucket.
   far = exact + jnp.maximum(growth + 1e-5, 0).astype(jnp.int32)
   return jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
 
 
 def sinusoids(times_BL: Float[Array, 'B L'], width: int) -> Float[Array, 'B L D']:
-  """Returns sines and cosines of times in seconds, periods from 0.08 s (two semantic frames) to 40
-  s.
+  """Returns sines and cosines of times in seconds.
+
+  Periods range from 0.08 s (two semantic frames) to 40 s.
   """
   periods_N = np.geomspace(0.08, 40.0, width // 2)
   angle_BLN = times_BL[..., None] * (2 * np.pi / periods_N).astype(np.float32)
@@ -119,7 +127,7 @@ def sinusoids(times_BL: Float[Array, 'B L'], width: int) -> Float[Array, 'B L D'
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each after a norm and added to its input."""
+  """Pre-norm residual block [B, L, D] -> [B, L, D]: attention, then feed-forward."""
 
   config: TransformerConfig
   deterministic: bool = True
@@ -148,12 +156,11 @@ def norm(dtype: Any, name: str) -> nn.RMSNorm:
 
 
 class Transformer(nn.Module):
-  """Token ids to the hidden vectors that predict the next token, and the table that turns them into
-  logits.
+  """Maps token ids [B, L] to hidden vectors [B, L, D] and the output table [V, D] of the logits.
 
-  scanned: layers are one `nn.scan` over stacked parameters (training). Decoding wants them
-  unrolled, since a cache carried through a scan over layers is copied at every token: `unstack`
-  turns the parameters of one form into the other.
+  With `scanned`, layers are one `nn.scan` over stacked parameters (training). Decoding runs
+  unrolled layers, because a cache carried through a scan over layers is copied at each token;
+  `unstack` converts the parameters.
   """
 
   config: TransformerConfig
@@ -182,8 +189,8 @@ class Transformer(nn.Module):
     valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
     padding = block_attention.padded_length(length) - length
     if cache is None and placement.on_tpu() and 8 * padding <= length:
-      # Once here, where the kernel would pad every array of every layer, if that is cheaper than
-      # the products with it.
+      # Pad once here, instead of each array of each layer in the kernel, if the products with the
+      # padding cost less.
       x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
     x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache)
     return norm(config.dtype, 'final_norm')(x_BLD[:, :length]), output_VD, cache
@@ -224,7 +231,7 @@ class Transformer(nn.Module):
 
 
 def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
-  """Returns the parameters of a scanned Transformer (unboxed) in the form of an unrolled one."""
+  """Converts unboxed parameters of a scanned Transformer to those of an unrolled one."""
   rest = {name: value for name, value in params.items() if name != 'layers'}
   layers = {
     f'layer_{i}': jax.tree.map(lambda p, i=i: p[i], params['layers'])
@@ -247,7 +254,7 @@ def step_bias(config, bias_table, index, length, num_columns):
 
 
 def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
-  """Returns bias and mask of a whole sequence; on a TPU in the form of its kernel."""
+  """Returns bias and mask of a whole sequence, in the form of the kernel on a TPU."""
   length = valid_BL.shape[1]
   if placement.on_tpu() and block_attention.fits(config.max_distance):
     bucket = lambda distance: relative_buckets(distance, config.num_buckets, config.max_distance)
@@ -260,14 +267,14 @@ def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
 
 
 def whole_bias(config, bias_table, length):
-  """Returns the bias [H, L, L] of a whole sequence as a Toeplitz matrix made by tiling.
+  """Returns the bias [H, L, L] of a whole sequence as a Toeplitz matrix, built by tiling.
 
-  A gather from the table would need, in the backward pass, a scatter over L * L entries: slow
-  everywhere.
+  The gradient of a gather from the table would be a scatter over L * L entries, which is slow on
+  all devices.
   """
   period = 2 * length
   distance = -jnp.arange(period) % period  # column - row of the tiled vector is minus the distance
-  distance = jnp.where(distance < length, distance, 0)  # the future: masked anyway
+  distance = jnp.where(distance < length, distance, 0)  # future positions are masked later
   buckets = relative_buckets(distance, config.num_buckets, config.max_distance)
   vector_HN = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias_table.dtype) @ bias_table
   tiled = jnp.tile(vector_HN.T, (1, length))[:, : length * (period - 1)]
