@@ -1,5 +1,4 @@
-"""Waveforms: files read and written with care; frames, spectra and mel bands as pure functions of
-arrays.
+"""Reads and writes audio files; computes frames, spectra and mel bands of waveforms.
 
 Waveforms are float32 in [-1, 1]; rates are in Hz, lengths in samples unless a name says seconds.
 """
@@ -21,15 +20,14 @@ from jaxtyping import Array, Complex, Float
 from audiolm_jax import audio_checks, files
 from audiolm_jax.errors import UserError
 
-# below this a magnitude counts as silence before a logarithm (the value EnCodec uses)
+# Magnitudes are floored at this value before a logarithm, as in EnCodec.
 LOG_FLOOR = 1e-5
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000  # Hz, of files
 MAX_CHANNELS = 8
-_BLOCK = 1 << 16  # samples decoded at a time, so that a false header cannot claim memory
-# Decoders that give the same samples after a seek as without one. Vorbis (at the end of a file),
-# Opus and MP3 do not.
-# FLAC's are PCM
+_BLOCK = 1 << 16  # samples decoded at a time; bounds the memory a false header can claim
+# Subtypes whose decoders are exact after a seek. Vorbis (at the end of a file), Opus and MP3 are
+# not. Those of FLAC files are PCM.
 _SEEKS_EXACTLY = (
   'PCM_S8',
   'PCM_U8',
@@ -41,18 +39,23 @@ _SEEKS_EXACTLY = (
   'ULAW',
   'ALAW',
 )
-# soxr's filter reaches 102 samples of the lower rate to either side (beyond is less than 1e-7 of
-# its peak); so much and a little more is decoded around a slice. Its phase is exact for ratios of
-# small numbers; for others it drifts.
+# soxr's filter reaches 102 samples of the lower rate to both sides (below 1e-7 of its peak beyond);
+# slices are decoded with a margin of that and some more. Its phase is exact for ratios of small
+# numbers and drifts for others.
 _MARGIN, _EXACT_RATIO = 128, 1024
-_UNKNOWN = 1 << 60  # libsndfile gives FLACs from a pipe more samples than that
+_UNKNOWN = 1 << 60  # libsndfile reports more samples for FLACs written to a pipe
 
 
 class Info(NamedTuple):
-  """What a file's header says.
+  """Holds the header of an audio file.
 
-  tells_length: False where no header tells the length (MP3 without a tag, WAV and FLAC written into
-    a pipe): a file of that kind that was cut short cannot be told from a whole one.
+  Fields:
+    format: 'WAV', 'FLAC', 'OGG' or 'MP3'.
+    sample_rate: in Hz.
+    num_channels: number of channels.
+    num_samples: number of samples per channel.
+    tells_length: whether a header states the length. It does not in MP3s without a tag, and in WAVs
+      and FLACs written to a pipe: a truncated file of this kind cannot be recognized.
   """
 
   format: str
@@ -63,7 +66,11 @@ class Info(NamedTuple):
 
 
 def info(path: str | os.PathLike) -> Info:
-  """Returns what the header of an audio file says; raises ValueError as `load` does."""
+  """Returns the header of an audio file.
+
+  Raises:
+    UserError: as `load`.
+  """
   with audio_checks.open_file(path) as file, _open(file, str(path)) as sound:
     count = sound.frames if sound.knows_length else sum(len(part_T) for part_T in _parts(sound))
     return Info(sound.format, sound.samplerate, sound.channels, count, sound.tells_length)
@@ -77,16 +84,24 @@ def load(
   num_seconds: float | None = None,
   max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """Returns a WAV, FLAC, OGG or MP3 file (or a part of it) as mono float32 at `sample_rate`.
+  """Loads a WAV, FLAC, OGG or MP3 file (or a part) as mono float32 [T] at `sample_rate`.
 
-  Files are not trusted: the format is known by content, decoding is in blocks and bounded. Channels
-  are averaged. Where a header tells the length, that many samples must be there (`info` says where
-  none does).
+  Files are not trusted: the format is recognized by content, decoding is blockwise and bounded.
+  Channels are averaged. Where a header states the length, the file has to contain that many samples
+  (`Info.tells_length`).
 
-  Raises ValueError, with the path, the value and what to do, when the file is no regular file, of
-  another kind, damaged, cut short, empty (also once resampled), not finite, far beyond [-1, 1]
-  (audio_checks.MAX_PEAK), longer than `max_seconds`, or has more than 8 channels or a rate outside
-  4 to 192 kHz.
+  Args:
+    path: path of the file.
+    sample_rate: rate of the result, in Hz.
+    start_seconds: start of the part.
+    num_seconds: length of the part; None reads to the end.
+    max_seconds: longest accepted length.
+
+  Raises:
+    UserError: naming path, value and remedy, if the file is not a regular file, of another format,
+      damaged, truncated, empty (also after resampling), not finite, far beyond [-1, 1]
+      (audio_checks.MAX_PEAK), longer than `max_seconds`, or has more than 8 channels or a rate
+      outside of 4 to 192 kHz.
   """
   with audio_checks.open_file(path) as file:
     return decode(
@@ -108,15 +123,22 @@ def load_slice(
   num_seconds: float | None = None,
   max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """Returns `load(...)[first:stop]` where `first, stop = choose(length)`, without decoding the rest
-  where it can.
+  """Returns `load(...)[first:stop]`, where `first, stop = choose(length)`, decoding little more.
 
-  `length` is that of what `load` returns. From FLAC and WAV the slice alone is decoded: its samples
-  are those of `load` bit by bit, or within 1e-4 where it is resampled. All is decoded, as by
-  `load`, where the decoder is not exact after a seek or the length is not known without it (OGG,
-  MP3, compressed WAV), and for a ratio of rates such as 44101 / 16000.
+  From FLAC and WAV only the slice is decoded; samples equal those of `load` bitwise, or to 1e-4
+  where resampled. Everything is decoded, as by `load`, where the decoder is not exact after a seek
+  or the length is unknown (OGG, MP3, compressed WAV), and for rate ratios such as 44101 / 16000.
 
-  Raises ValueError as `load`; damage outside of the slice may not be noticed.
+  Args:
+    path: path of the file.
+    sample_rate: rate of the result, in Hz.
+    choose: function from the length of `load`'s result to first and stop.
+    start_seconds: start of the part.
+    num_seconds: length of the part; None reads to the end.
+    max_seconds: longest accepted length.
+
+  Raises:
+    UserError: as `load`; damage outside of the slice may go unnoticed.
   """
   with audio_checks.open_file(path) as file, _open(file, str(path)) as sound:
     start, count = _span(sound, str(path), start_seconds, num_seconds, max_seconds)
@@ -132,7 +154,7 @@ def load_slice(
       raise UserError(audio_checks.too_short(str(path)))
     first, stop = choose(length)
     margin = 0 if up == down else _MARGIN * math.ceil(up / down)
-    # From a multiple of `down` samples on, the filter has the phase that it has there in the whole.
+    # Starting at a multiple of `down` samples keeps the phase of the filter.
     begin = max(0, first - margin) // up * down
     end = min(count, -(-(stop + margin) * down // up))
     wave_T = _whole(
@@ -151,17 +173,19 @@ def decode(
   num_seconds: float | None = None,
   max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """As `load`, from an open binary file (or io.BytesIO); `name` is what errors call it."""
+  """Decodes an open binary file (or io.BytesIO), as `load`; errors call it `name`."""
   return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds), name)
 
 
 def blocks(
   path: str | os.PathLike, sample_rate: int, block_length: int, *, max_seconds: float = 3600.0
 ) -> Iterator[np.ndarray]:
-  """Yields what `load` returns in blocks of `block_length` samples, the last one shorter, in
-  bounded memory.
+  """Yields the waveform of `load` in blocks of `block_length` samples, in bounded memory.
 
-  Raises ValueError as `load`; what is wrong with a file may turn up after some blocks.
+  The last block may be shorter.
+
+  Raises:
+    UserError: as `load`, possibly after some blocks.
   """
   with audio_checks.open_file(path) as file:
     rest_T, given = np.zeros(0, np.float32), 0
@@ -179,16 +203,14 @@ def blocks(
 def _decoded(
   file, sample_rate, name, start_seconds, num_seconds, max_seconds
 ) -> Iterator[np.ndarray]:
-  """Yields the waveform that `decode` returns, in parts of any lengths."""
+  """Yields the waveform of `decode` in parts of arbitrary lengths."""
   with _open(file, name) as sound:
     start, wanted = _span(sound, name, start_seconds, num_seconds, max_seconds)
     yield from _resampled(sound, name, start, wanted, sample_rate, max_seconds)
 
 
 class _Sound(soundfile.SoundFile):
-  """A file being decoded; one of unknown length is read from its beginning to its end, without a
-  seek.
-  """
+  """Decodes a file; one of unknown length is read from start to end without seeking."""
 
   def __init__(self, file, headers: audio_checks.Headers):
     super().__init__(audio_checks.Patched(file, headers.patches) if headers.patches else file)
@@ -205,8 +227,9 @@ class _Sound(soundfile.SoundFile):
 def _span(
   sound: _Sound, name: str, start_seconds, num_seconds, max_seconds
 ) -> tuple[int, int | None]:
-  """Returns the first sample and the number of those that are asked for, at the file's rate; None:
-  to an unknown end.
+  """Returns the first sample and the number of samples asked for, at the file's rate.
+
+  The number is None up to an unknown end.
   """
   start = round(start_seconds * sound.samplerate)
   if not sound.knows_length:
@@ -246,9 +269,7 @@ def _whole(parts: Iterable[np.ndarray], name: str) -> np.ndarray:
 def _read(
   sound: _Sound, name: str, start: int, wanted: int | None, max_seconds: float
 ) -> Iterator[np.ndarray]:
-  """Yields the samples asked for, mixed to one channel; None: all to the end, at most
-  `max_seconds`.
-  """
+  """Yields the samples asked for, mixed to mono; `wanted` None reads up to `max_seconds`."""
   count, most = 0, math.floor(max_seconds * sound.samplerate)
   try:
     if sound.subtype in _SEEKS_EXACTLY and sound.seekable():
@@ -281,7 +302,7 @@ def _read(
 
 
 def _parts(sound: _Sound, wanted: int | None = None) -> Iterator[np.ndarray]:
-  """Yields up to `wanted` samples from here on (None: all), mixed to one channel, in blocks."""
+  """Yields up to `wanted` following samples (None: all) in blocks, mixed to mono."""
   count = 0
   while wanted is None or count < wanted:
     block = sound.read(
@@ -318,11 +339,13 @@ def save(
   *,
   overwrite: bool = False,
 ):
-  """Writes a mono waveform as 16 bits (WAV, FLAC or OGG by the extension), whole or not at all;
-  values are clipped.
+  """Writes a mono waveform as 16-bit WAV, FLAC or OGG (by extension), atomically.
 
-  Raises ValueError when the file exists (unless `overwrite`), the extension is another, or a sample
-  is not finite.
+  Values beyond [-1, 1] are clipped.
+
+  Raises:
+    UserError: if the file exists (unless `overwrite`), the extension is unknown, or a sample is not
+      finite.
   """
   save_blocks(path, [wave_T], sample_rate, overwrite=overwrite)
 
@@ -334,9 +357,11 @@ def save_blocks(
   *,
   overwrite: bool = False,
 ):
-  """As `save`, of a waveform that comes in blocks: only one of them is held at a time.
+  """Writes a waveform given in blocks, as `save`; only one block is held at a time.
 
-  Raises OSError, besides, when the disk is full.
+  Raises:
+    UserError: as `save`.
+    OSError: if the disk is full.
   """
   path = os.fspath(path)
   kind = os.path.splitext(path)[1][1:].upper()
@@ -354,7 +379,7 @@ def save_blocks(
           )
         try:
           sound.write(np.clip(block_T, -1, 1))
-        except AssertionError as error:  # soundfile's way to say that not all samples were written
+        except AssertionError as error:  # soundfile raises it when not all samples were written
           raise OSError(f'{path}: could not be written to the end: is the disk full?') from error
 
 
@@ -363,7 +388,8 @@ def frame(
 ) -> Float[Array, 'B F N']:
   """Cuts a waveform into overlapping frames; samples after the last whole frame are dropped.
 
-  Raises ValueError when the waveform is shorter than one frame.
+  Raises:
+    UserError: if the waveform is shorter than one frame.
   """
   num_samples = wave_BT.shape[-1]
   if num_samples < frame_length:
@@ -372,7 +398,7 @@ def frame(
       'zeros first'
     )
   num_frames = 1 + (num_samples - frame_length) // hop_length
-  # A gather by constant indices: XLA turns it into cheap slices, and it is differentiable.
+  # XLA turns a gather with constant indices into cheap, differentiable slices.
   index_FN = np.arange(num_frames)[:, None] * hop_length + np.arange(frame_length)[None, :]
   return wave_BT[:, index_FN]
 
@@ -380,9 +406,7 @@ def frame(
 def stft(
   wave_BT: Float[Array, 'B T'], window_length: int, hop_length: int, fft_length: int | None = None
 ) -> Complex[Array, 'B F N']:
-  """Returns the short-time Fourier transform under a periodic Hann window, without padding at the
-  ends.
-  """
+  """Returns the short-time Fourier transform with a periodic Hann window, without padding."""
   frames_BFN = frame(wave_BT, window_length, hop_length)
   window_N = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)
   return jnp.fft.rfft(frames_BFN * window_N.astype(np.float32), n=fft_length or window_length)
@@ -396,12 +420,16 @@ def mel_filterbank(
   low_hz: float = 0.0,
   high_hz: float | None = None,
 ) -> np.ndarray:
-  """Returns the triangular mel filters (Slaney area norm) as an array [fft_length // 2 + 1,
-  num_mels].
+  """Returns triangular mel filters (Slaney area norm), [fft_length // 2 + 1, num_mels].
 
-  high_hz: where the last one ends; None: at half the sample rate.
+  Args:
+    sample_rate: in Hz.
+    fft_length: in samples.
+    num_mels: number of filters.
+    low_hz: start of the first filter.
+    high_hz: end of the last filter; None is half the sample rate.
   """
-  import librosa  # slow to import, and wanted only here
+  import librosa  # slow to import, and needed only here
 
   filters = librosa.filters.mel(
     sr=sample_rate, n_fft=fft_length, n_mels=num_mels, fmin=low_hz, fmax=high_hz
@@ -418,26 +446,25 @@ def mel_spectrogram(
   num_mels: int,
   fft_length: int | None = None,
 ) -> Float[Array, 'B F M']:
-  """Returns mel-band magnitudes (not power, not log)."""
+  """Returns mel-band magnitudes (neither power nor logarithm)."""
   fft_length = fft_length or window_length
   spectrum_BFN = stft(wave_BT, window_length, hop_length, fft_length)
-  # The gradient of |z| is not finite at 0, where silence lives.
+  # The gradient of |z| is infinite at 0, in digital silence.
   magnitude_BFN = jnp.sqrt(jnp.square(spectrum_BFN.real) + jnp.square(spectrum_BFN.imag) + 1e-12)
   return magnitude_BFN @ mel_filterbank(sample_rate, fft_length, num_mels)
 
 
 def log_mel_spectrogram(wave_BT: Float[Array, 'B T'], **options) -> Float[Array, 'B F M']:
-  """Returns the natural logarithm of `mel_spectrogram(wave_BT, **options)`, floored at
-  LOG_FLOOR.
-  """
+  """Returns the natural logarithm of `mel_spectrogram`, with magnitudes floored at LOG_FLOOR."""
   return jnp.log(jnp.maximum(mel_spectrogram(wave_BT, **options), LOG_FLOOR))
 
 
 def resample(
   wave_BT: Float[np.ndarray, 'B T'], sample_rate: int, wanted_rate: int
 ) -> Float[np.ndarray, 'B T2']:
-  """Returns waveforms at another rate (numpy), T2 = T * wanted_rate / sample_rate, rounded; the
-  same rate: as given.
+  """Resamples waveforms (numpy) to T2 = T * wanted_rate / sample_rate samples, rounded.
+
+  Waveforms already at the wanted rate are returned as they are.
   """
   if sample_rate == wanted_rate:
     return wave_BT
@@ -445,5 +472,5 @@ def resample(
 
 
 def pad_to_multiple(wave_BT: Float[Array, 'B T'], multiple: int) -> Float[Array, 'B T2']:
-  """Appends zeros until the length is a multiple of `multiple` samples."""
+  """Appends zeros up to a multiple of `multiple` samples."""
   return jnp.pad(wave_BT, ((0, 0), (0, -wave_BT.shape[-1] % multiple)))

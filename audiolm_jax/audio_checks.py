@@ -1,8 +1,7 @@
-"""Checks audio files before a decoder believes them, and samples before anything is made of them.
+"""Checks headers of audio files before decoding, and samples before use.
 
-libsndfile reads a WAV, OGG or MP3 that was cut short without a word; it takes the length of 0 that
-a program writes into a pipe for the truth; and of formats that it does not know it says only that
-it does not know them.
+libsndfile reads truncated WAV, OGG and MP3 files without an error, takes the data length of 0 that
+programs write to a pipe literally, and reports unknown formats without naming them.
 """
 
 import io
@@ -16,11 +15,11 @@ import numpy as np
 
 from audiolm_jax.errors import UserError
 
-# Files of floats may pass 1 a little, as masters and decoded MP3s do; ten times as loud are
-# integers taken for floats.
+# Float files may exceed 1 slightly, as masters and decoded MP3s do; ten times as loud are integers
+# stored as floats.
 MAX_PEAK = 10.0
 
-MP3_SLACK = 1152 + 529  # samples: tags may count their own frame, and the delay of decoders
+MP3_SLACK = 1152 + 529  # samples: the tag's own frame, and the decoder delay
 
 _FORMATS = {b'RIFF': 'WAV', b'RF64': 'WAV', b'fLaC': 'FLAC', b'OggS': 'OGG', b'ID3': 'MP3'}
 _OTHERS = {  # by their first bytes
@@ -30,11 +29,11 @@ _OTHERS = {  # by their first bytes
   b'\x1f\x8b': 'is compressed by gzip: unpack it',
 }
 _HTML = (b'<!doctype', b'<html', b'<head', b'<?xml')
-_START = 64  # bytes that tell the format
+_START = 64  # bytes that determine the format
 MAX_CHUNKS = 1024  # of a WAV: libsndfile takes minutes for a million
-# data sizes from here on are written where the size is not known (sox, ffmpeg, arecord)
+# Data sizes from here on mark an unknown size (sox, ffmpeg, arecord).
 _ENDLESS = 0x7FFF0000
-# kbit/s of MP3 (layer III) by the index in a frame's header, of MPEG 1, and of MPEG 2 and 2.5
+# MP3 (layer III) bit rates in kbit/s by header index: MPEG 1, then MPEG 2 and 2.5.
 _BIT_RATES = (
   (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
   (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -47,12 +46,13 @@ _SAMPLE_RATES = {
 
 
 class Headers(NamedTuple):
-  """The result of `examine`.
+  """Holds the result of `examine`.
 
-  tells_length: False where no header tells how much audio there should be: a cut end would not be
-  noticed.
-  patches: bytes to read in place of those in the file, by position.
-  num_samples: of an MP3 without a length, counted frame by frame; else None.
+  Fields:
+    format: 'WAV', 'FLAC', 'OGG' or 'MP3'.
+    tells_length: False where no header states the length, so that truncation goes unnoticed.
+    patches: bytes that replace those of the file, by position.
+    num_samples: of an MP3 without a stated length, counted frame by frame; else None.
   """
 
   format: str
@@ -62,9 +62,10 @@ class Headers(NamedTuple):
 
 
 def examine(file: io.BufferedIOBase, name: str) -> Headers:
-  """Returns the format of an open file and what its headers tell.
+  """Returns format and header information of an open file.
 
-  Raises ValueError, with `name` and a remedy, for another format and for a file that was cut short.
+  Raises:
+    UserError: with `name` and a remedy, if the format is unknown or the file is truncated.
   """
   file.seek(0)
   start = file.read(_START)
@@ -79,22 +80,28 @@ def examine(file: io.BufferedIOBase, name: str) -> Headers:
 
 
 def open_file(path: str | os.PathLike) -> io.BufferedIOBase:
-  """Opens a regular file to read. Raises ValueError for anything else, without waiting for it."""
-  # A pipe that nobody writes to would be waited for without an end: it is opened without waiting,
-  # and refused.
+  """Opens a regular file for reading, without blocking.
+
+  Raises:
+    UserError: if it is not a regular file.
+  """
+  # Opening a pipe without a writer would block forever: open it without blocking, and refuse it.
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   if not stat.S_ISREG(os.fstat(descriptor).st_mode):
     os.close(descriptor)
     raise UserError(
       f'{os.fspath(path)}: no regular file (a folder, a pipe or a device): save the audio as a file'
     )
-  return open(descriptor, 'rb')  # without a name, or soundfile would go by the extension .raw
+  return open(descriptor, 'rb')  # nameless, because soundfile would interpret the extension .raw
 
 
 def check_counted(headers: Headers, num_samples: int, name: str):
-  """Raises ValueError where a decoder would stop at `num_samples` of an MP3 that has more.
+  """Checks that a decoder will read all samples of an MP3 without a stated length.
 
-  Without a header it takes the bit rate of the first frame for that of all.
+  Without a header, the decoder assumes the bit rate of the first frame throughout.
+
+  Raises:
+    UserError: if it would stop at `num_samples` of more.
   """
   if headers.num_samples is not None and headers.num_samples > num_samples + MP3_SLACK:
     tagged = shlex.quote(os.path.splitext(name)[0] + '.tagged.mp3')
@@ -106,7 +113,7 @@ def check_counted(headers: Headers, num_samples: int, name: str):
 
 
 def remedy(name: str) -> str:
-  """Returns what to do about a damaged file, as the end of an error message."""
+  """Returns the remedy for a damaged file, as the end of an error message."""
   whole = os.path.splitext(name)[0] + '.repaired.flac'
   return (
     'copy or download it again, or keep what can be decoded by '
@@ -115,7 +122,11 @@ def remedy(name: str) -> str:
 
 
 def check_samples(wave_T: np.ndarray, name: str):
-  """Raises ValueError where samples are not finite, or far beyond [-1, 1]."""
+  """Checks that samples are finite and not far beyond [-1, 1].
+
+  Raises:
+    UserError: if they are not.
+  """
   if not np.isfinite(wave_T).all():
     raise UserError(
       f'{name}: {np.sum(~np.isfinite(wave_T))} samples are NaN or infinite: write it again with '
@@ -153,7 +164,7 @@ def _kind(start: bytes) -> str | None:
 
 
 def _described(start: bytes, name: str) -> str:
-  """Returns what a file is that is not audio of a known format, and what to do."""
+  """Returns the description of a file of unknown format, and a remedy."""
   if not start:
     return 'is empty (0 bytes): copy or download it again, or delete it'
   if not any(start):
@@ -175,13 +186,14 @@ def _conversion(name: str) -> str:
 
 
 def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
-  """Compares the data chunk with the file's size; one whose size is 0 or absurd lasts to the end of
-  the file.
+  """Compares the data chunk with the file size.
+
+  A data chunk of size 0 or of an absurd size extends to the end of the file.
   """
   size, at, long_size = file.seek(0, os.SEEK_END), 12, None
   for _ in range(MAX_CHUNKS):
     if at + 8 > size:
-      return Headers('WAV')  # no data chunk: the decoder says so
+      return Headers('WAV')  # no data chunk: the decoder reports it
     file.seek(at)
     head = file.read(8)
     length, there = int.from_bytes(head[4:], 'little'), size - at - 8
@@ -200,7 +212,7 @@ def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
       if not length or length == 0xFFFFFFFF:
         return Headers('WAV')
     elif not head[:4].isascii() or not head[:4].decode('ascii').isprintable():
-      return Headers('WAV')  # no chunk begins here: libsndfile stops, too
+      return Headers('WAV')  # no chunk begins here: libsndfile stops as well
     at += 8 + length + length % 2
   raise UserError(f'{name}: more than {MAX_CHUNKS:,} chunks, a WAV has a few: {_conversion(name)}')
 
@@ -210,7 +222,7 @@ def _four(number: int) -> bytes:
 
 
 def _chunks_to_the_end(file: io.BufferedIOBase, at: int, size: int) -> bool:
-  """Returns whether chunks, not samples, follow an empty data chunk."""
+  """Returns whether chunks, instead of samples, follow an empty data chunk."""
   for _ in range(MAX_CHUNKS):
     if at >= size:
       return True
@@ -226,7 +238,11 @@ def _chunks_to_the_end(file: io.BufferedIOBase, at: int, size: int) -> bool:
 
 
 def _check_ogg_is_whole(file: io.BufferedIOBase, name: str):
-  """Raises ValueError unless the last page is whole and says that it is the last."""
+  """Checks that the last page is whole and marked as the last.
+
+  Raises:
+    UserError: if it is not.
+  """
   size = file.seek(0, os.SEEK_END)
   file.seek(max(0, size - (1 << 17)))  # a page is below 64 KiB
   tail = file.read()
@@ -237,11 +253,9 @@ def _check_ogg_is_whole(file: io.BufferedIOBase, name: str):
 
 
 def _mp3(file: io.BufferedIOBase) -> Headers:
-  """Looks for the tag (Xing, Info, VBRI) that tells an MP3's frames; counts them where there is
-  none.
-  """
+  """Reads an MP3's frame count from its tag (Xing, Info, VBRI), or counts the frames."""
   at = 0
-  while (tag := _bytes(file, at, 10))[:3] == b'ID3':  # its size has seven bits a byte
+  while (tag := _bytes(file, at, 10))[:3] == b'ID3':  # sizes have seven bits per byte
     at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0)))
   data = _bytes(file, at, 1 << 16)
   first = next((i for i in range(len(data)) if _frame(data[i : i + 4])), None)
@@ -264,8 +278,9 @@ def _bytes(file: io.BufferedIOBase, at: int, count: int) -> bytes:
 
 
 def _frame(header: bytes) -> tuple[int, int] | None:
-  """Returns bytes and samples of the MP3 frame with this header of 4 bytes; None where it is none
-  of known size.
+  """Returns bytes and samples of the MP3 frame with this header of 4 bytes.
+
+  None if it is no header, or the size is unknown.
   """
   if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
     return None
@@ -278,7 +293,7 @@ def _frame(header: bytes) -> tuple[int, int] | None:
 
 
 class Patched(io.RawIOBase):
-  """A file of which some bytes are read as others."""
+  """Reads a file with some bytes replaced."""
 
   def __init__(self, file: io.BufferedIOBase, patches: Mapping[int, bytes]):
     self._file, self._patches = file, patches

@@ -1,16 +1,15 @@
-"""The file format .alm: the codes of one clip, packed, with what is needed to decode and to trust
-them.
+"""Reads and writes .alm files: the packed codes of one clip, with a header and a digest.
 
-  8 bytes   MAGIC; like PNG's, it does not survive a transfer that takes the file for text
-  34 bytes  header, little-endian (bytes): version (2), sample rate (4), hop length (4), number of levels (2),
-            codebook size (4), number of samples (8), fingerprint of the codec (8), zeros (2)
-  n bytes   the codes [F, Q] in row-major order, ceil(log2(codebook size)) bits each, high bit first; then zeros up to
-            a whole byte
-  32 bytes  SHA-256 of all that comes before
+  8 bytes   MAGIC; as PNG's, it detects transfers in text mode
+  34 bytes  header, little-endian (bytes): version (2), sample rate (4), hop length (4), number of
+            levels (2), codebook size (4), number of samples (8), fingerprint of the codec (8),
+            zeros (2)
+  n bytes   codes [F, Q] in row-major order, ceil(log2(codebook size)) bits each, high bit first,
+            zero-padded to a whole byte
+  32 bytes  SHA-256 of everything before
 
-Files are not trusted: declared sizes are held against limits and against the size of the file
-before anything is allocated, the digest is checked before codes are read, and nothing in a file can
-be executed.
+Files are not trusted: declared sizes are checked against limits and the file size before any
+allocation, the digest is checked before codes are read, and a file contains nothing executable.
 """
 
 import hashlib
@@ -32,19 +31,19 @@ VERSION = 1
 _FIELDS = struct.Struct('<HIIHIQ8s2x')
 _START = len(MAGIC) + _FIELDS.size
 _DIGEST = hashlib.sha256().digest_size
-_LIMITS = {  # least and largest values of the header's fields
+_LIMITS = {  # smallest and largest legal values of the header fields
   'sample_rate': (1, 1 << 20),
   'hop_length': (1, 1 << 20),
   'num_quantizers': (1, 1 << 10),
   'codebook_size': (2, 1 << 24),
   'num_samples': (1, 1 << 40),
 }
-MAX_CODES = 1 << 27  # of one file: 62 hours of AudioLM's codec, 512 MiB once unpacked
-_BLOCK = 1 << 16  # codes packed at a time: a multiple of 8, so that each block is whole bytes
+MAX_CODES = 1 << 27  # per file: 62 hours of AudioLM's codec, 512 MiB unpacked
+_BLOCK = 1 << 16  # codes packed at a time; a multiple of 8 makes each block whole bytes
 
 
 class Header(NamedTuple):
-  """What a file says of its codes; fingerprint: 16 hex digits of the codec that made them."""
+  """Holds the header of a file; `fingerprint` has 16 hex digits and identifies the codec."""
 
   sample_rate: int
   hop_length: int
@@ -55,7 +54,7 @@ class Header(NamedTuple):
 
   @property
   def num_frames(self) -> int:
-    """Frames of `hop_length` samples; the last may reach beyond `num_samples`."""
+    """Number of frames of `hop_length` samples; the last may extend beyond `num_samples`."""
     return -(-self.num_samples // self.hop_length)
 
   @property
@@ -64,12 +63,12 @@ class Header(NamedTuple):
 
   @property
   def bit_rate(self) -> float:
-    """Bits per second that the codes carry."""
+    """Bits per second of the codes."""
     return self.sample_rate / self.hop_length * self.num_quantizers * math.log2(self.codebook_size)
 
   @property
   def num_bytes(self) -> int:
-    """Size of the file."""
+    """Size of the file in bytes."""
     return (
       _START + -(-self.num_frames * self.num_quantizers * _bits(self.codebook_size) // 8) + _DIGEST
     )
@@ -78,8 +77,8 @@ class Header(NamedTuple):
 def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
   """Returns the content of a file.
 
-  Raises ValueError when the header is beyond the limits of the format, or the codes are not what it
-  says.
+  Raises:
+    UserError: if the header exceeds the limits of the format, or does not match the codes.
   """
   _check(header)
   shape = (header.num_frames, header.num_quantizers)
@@ -99,7 +98,11 @@ def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
 
 
 def decode(content: bytes, name: str) -> tuple[Header, Int[np.ndarray, 'F Q']]:
-  """Returns what `encode` was given; `name` is what errors call it. Raises ValueError as `load`."""
+  """Returns header and codes (int32) of a file's content; errors call it `name`.
+
+  Raises:
+    UserError: as `load`.
+  """
   return _read(io.BytesIO(content), name)
 
 
@@ -110,9 +113,10 @@ def save(
   *,
   overwrite: bool = False,
 ):
-  """Writes a file, whole or not at all.
+  """Writes a file atomically.
 
-  Raises ValueError as `encode`, and when the file exists (unless `overwrite`).
+  Raises:
+    UserError: as `encode`, and if the file exists (unless `overwrite`).
   """
   path = os.fspath(path)
   content = encode(header, codes_FQ)
@@ -125,16 +129,19 @@ def save(
 def load(path: str | os.PathLike) -> tuple[Header, Int[np.ndarray, 'F Q']]:
   """Returns header and codes (int32) of a file.
 
-  Raises ValueError, with the path and the reason, when it is no such file, of another version,
-  beyond the limits of the format, cut short, or damaged.
+  Raises:
+    UserError: naming path and reason, if the file has another format or version, exceeds the limits
+      of the format, or is truncated or damaged.
   """
   with open(path, 'rb') as file:
     return _read(file, os.fspath(path))
 
 
 def info(path: str | os.PathLike) -> Header:
-  """Returns the header of a file of the size that it says. Raises ValueError as `load`, but reads
-  no digest.
+  """Returns the header of a file after checking its size; the digest is not checked.
+
+  Raises:
+    UserError: as `load`.
   """
   with open(path, 'rb') as file:
     return _read_header(file, os.fspath(path))
@@ -164,7 +171,7 @@ def _read_header(file: io.BufferedIOBase, name: str) -> Header:
   if not start.startswith(MAGIC):
     raise UserError(f'{name}: begins with {start[:8]!r}, which is not {EXTENSION}')
   if len(start) < _START:
-    raise UserError(f'{name}: cut short within its header of {_START} bytes: get it anew')
+    raise UserError(f'{name}: truncated within its header of {_START} bytes: copy it again')
   version, *numbers, fingerprint = _FIELDS.unpack(start[len(MAGIC) :])
   if version != VERSION:
     raise UserError(
@@ -178,7 +185,7 @@ def _read_header(file: io.BufferedIOBase, name: str) -> Header:
   size = file.seek(0, os.SEEK_END)
   if size != header.num_bytes:
     raise UserError(
-      f'{name}: has {size:,} bytes, its header tells of {header.num_bytes:,}: get it anew'
+      f'{name}: has {size:,} bytes, its header declares {header.num_bytes:,}: copy it again'
     )
   return header
 
@@ -188,7 +195,7 @@ def _read(file: io.BufferedIOBase, name: str) -> tuple[Header, np.ndarray]:
   file.seek(0)
   content = file.read(header.num_bytes - _DIGEST)
   if hashlib.sha256(content).digest() != file.read():
-    raise UserError(f'{name}: damaged, its SHA-256 differs: get it anew')
+    raise UserError(f'{name}: damaged, its SHA-256 differs: copy it again')
   shape = (header.num_frames, header.num_quantizers)
   codes_N = _unpacked(memoryview(content)[_START:], math.prod(shape), _bits(header.codebook_size))
   if codes_N.max() >= header.codebook_size:
@@ -199,7 +206,7 @@ def _read(file: io.BufferedIOBase, name: str) -> tuple[Header, np.ndarray]:
 
 
 def _packed(codes_N: np.ndarray, bits: int):
-  """Yields the bytes of each block of codes."""
+  """Yields the packed bytes of each block of codes."""
   shifts = np.arange(bits - 1, -1, -1)
   for start in range(0, len(codes_N), _BLOCK):
     yield np.packbits(codes_N[start : start + _BLOCK, None] >> shifts & 1).tobytes()

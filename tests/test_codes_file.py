@@ -169,7 +169,7 @@ def test_forged_codes_are_refused_or_in_range(payload, codebook_size):
     ({'num_quantizers': 2**16 - 1}, 'num_quantizers=65535 is outside'),
     ({'hop_length': 0}, 'hop_length=0 is outside'),
     ({'sample_rate': 0}, 'sample_rate=0 is outside'),
-    ({'num_samples': 2**30}, 'its header tells of'),
+    ({'num_samples': 2**30}, 'its header declares'),
   ],
 )
 def test_declared_sizes_are_checked_before_anything_is_allocated(changes, reason):
@@ -236,5 +236,5 @@ def test_a_cut_file_is_named(tmp_path):
   path = tmp_path / 'a.alm'
   path.write_bytes(CONTENT[:-1])
   for read in (codes_file.load, codes_file.info):
-    with pytest.raises(ValueError, match=r'a\.alm: has 838 bytes, its header tells of 839'):
+    with pytest.raises(ValueError, match=r'a\.alm: has 838 bytes, its header declares 839'):
       read(path)

@@ -99,7 +99,7 @@ class Maestro(_Builder):
   def _parts(self):
     [table] = _tables(self._root)
     parts = {'train': [], 'validation': [], 'test': []}
-    with files.open_csv(table, 'get it anew') as file:
+    with files.open_csv(table, 'download it again') as file:
       for row in csv.DictReader(file):
         if row['split'] not in parts:
           raise UserError(

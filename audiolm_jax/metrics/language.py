@@ -26,7 +26,7 @@ class Counts(NamedTuple):
 
 
 def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
-  """Counts codes and pairs of neighbours in the flattened sequence, level by level; PAD is ignored."""
+  """Counts codes and pairs of neighbours in the flattened sequence, level by level, except PAD."""
   levels = codes_BFQ.shape[-1]
   before_BFQ = _before(codes_BFQ, codebook_size)
   unigram_QV = np.zeros((levels, codebook_size), np.float32)

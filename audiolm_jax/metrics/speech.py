@@ -113,7 +113,10 @@ def word_error_rate(heard: Sequence[Sequence[int]], said: Sequence[Sequence[int]
 
 
 class ErrorRates(NamedTuple):
-  """Holds insertions, deletions and substitutions per reference word and character; may exceed 1."""
+  """Holds insertions, deletions and substitutions per reference word and character.
+
+  The rates may exceed 1.
+  """
 
   words: float
   characters: float

@@ -1,3 +1,1 @@
-"""One file per trainable thing; each reads like its paper. The contract they share is in
-`base.py`.
-"""
+"""Trainable stages, one file each; `base.py` defines their common contract."""

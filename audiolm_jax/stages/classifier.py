@@ -1,9 +1,8 @@
-"""The speaker classifier of AudioLM (arXiv 2209.03143, section IV-D): a waveform [T] to the logits
-of N classes.
+"""Speaker classifier (AudioLM, arXiv 2209.03143, section IV-D): waveform [T] -> N logits.
 
-A convolutional network on log-mel (nn/log_mel_cnn.py says where it differs from the paper's),
-trained by cross entropy; its embedding, what the logits are a linear function of, compares voices
-that it was not trained on.
+A convolutional network on log-mel (nn/log_mel_cnn.py lists deviations from the paper), trained by
+cross entropy. Its embedding, the input of the last linear layer, compares voices that are not in
+the training set.
 """
 
 import dataclasses
@@ -19,6 +18,8 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, Sta
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(LogMelCNNConfig):
+  """Configures the classifier: fields of the network, and the number of classes."""
+
   num_classes: int  # the paper: 291 speakers
 
   def __post_init__(self):
@@ -45,10 +46,10 @@ def _network(config: Config) -> LogMelCNN:
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """Cross entropy; there is no noise in training, so `key` changes nothing."""
+  """Returns the cross entropy in nats; `key` is ignored, because training uses no noise."""
   del key
   logits_BN, label_B = logits(config, Variables(params, state), batch['waveform']), batch['label']
-  # One label per example is a sequence of length 1; a negative label is padding.
+  # A label is a sequence of length 1; a negative label is padding.
   known_B1 = (label_B >= 0)[:, None]
   total = losses.cross_entropy(logits_BN[:, None], label_B[:, None], known_B1)
   correct_B = (jnp.argmax(logits_BN, axis=-1) == label_B).astype(jnp.float32)
@@ -60,10 +61,15 @@ def loss(
 def logits(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B N']:
-  """Returns unnormalized log-probabilities of the classes, from waveforms of any length of at least
-  one window.
+  """Returns unnormalized log-probabilities of the classes.
 
-  Raises ValueError when a waveform is shorter than `config.window_length` samples.
+  Args:
+    config: sizes of the network.
+    variables: its parameters.
+    wave_BT: waveforms of at least one window.
+
+  Raises:
+    UserError: if a waveform is shorter than `config.window_length` samples.
   """
   checks.shapes(wave_BT=wave_BT)
   return _network(config).apply({'params': variables.params}, wave_BT).logits_BN
@@ -72,6 +78,6 @@ def logits(
 def embedding(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B D']:
-  """Returns what the logits are a linear function of; waveforms as for `logits`."""
+  """Returns the embedding of waveforms, the input of the last linear layer; see `logits`."""
   checks.shapes(wave_BT=wave_BT)
   return _network(config).apply({'params': variables.params}, wave_BT).embedding_BD

@@ -1,15 +1,15 @@
-"""AudioLM, stage 2 (arXiv 2209.03143): coarse acoustic tokens given semantic tokens.
+"""AudioLM stage 2 (arXiv 2209.03143): coarse acoustic tokens given semantic tokens.
 
 Inputs: semantic_BS at 25 Hz, frame-aligned (repeats are removed here), and codes_BFQ at 50 Hz, of
-which the first `num_quantizers` levels. Sequence: z_1, ..., z_N, START, y_1^1, ..., y_1^Q, y_2^1,
-...; only y is predicted. Piano (section IV-I): num_quantizers=3, codebook_size=2**14, and no stage
-3.
+which the first `num_quantizers` levels are used. Sequence: z_1, ..., z_N, START, y_1^1, ..., y_1^Q,
+y_2^1, ...; only y is predicted. Piano (section IV-I): num_quantizers=3, codebook_size=2**14, and no
+stage 3.
 
-Deviation: the softmax of a position runs over its own level only, so an illegal code has
-probability 0 from the start. Not in the paper, off by default, for tiny models: `time_embedding`
-(needs deduplicate=False), since they cannot afford to learn which semantic token belongs to a frame
-by counting, and `code_dropout`, since they learn to go on from the codes before long before they
-learn to read the semantic tokens.
+Deviation: the softmax of a position covers its own level only, so illegal codes have probability 0.
+Two options for tiny models are not in the paper and off by default. `time_embedding` (needs
+deduplicate=False): tiny models do not learn to match semantic tokens to frames by counting.
+`code_dropout`: they learn to continue the previous codes long before they learn to use the semantic
+tokens.
 """
 
 import dataclasses
@@ -27,19 +27,23 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Paper values (section IV-B)."""
+  """Configures the coarse stage; the defaults are the paper's (section IV-B).
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   crop_seconds: float = 10.0
   semantic_rate: float = 25.0  # Hz
   frame_rate: float = 50.0  # Hz
   num_clusters: int = 1024
   total_quantizers: int = 12  # of the codec
-  num_quantizers: int = 4  # predicted: the coarse ones
+  num_quantizers: int = 4  # predicted, coarse levels
   codebook_size: int = 1024
   condition_on_semantic: bool = True  # False: the acoustic-only ablation
   deduplicate: bool = True
   time_embedding: bool = False
-  code_dropout: float = 0.0  # share of the codes that training leaves out of the input
+  code_dropout: float = 0.0  # share of the codes hidden from the input in training
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
@@ -68,17 +72,17 @@ class Config:
 
   @property
   def num_semantic(self) -> int:
-    """Semantic frames of a crop."""
+    """Number of semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)
 
   @property
   def frames_per_semantic(self) -> int:
-    """Codec frames that last as long as a semantic frame."""
+    """Number of codec frames per semantic frame."""
     return tokens.frames_per_semantic(self.frame_rate, self.semantic_rate)
 
   @property
   def num_frames(self) -> int:
-    """Codec frames of a crop."""
+    """Number of codec frames of a crop."""
     return self.frames_per_semantic * self.num_semantic
 
   @property
@@ -99,9 +103,7 @@ class Config:
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B S 1'], Int[Array, 'B F Q']]:
-    """Returns the conditioning tokens of a batch (none for the acoustic-only model) and the
-    predicted codes.
-    """
+    """Returns the conditioning tokens (none for the acoustic-only model) and the target codes."""
     codes_BFQ = jnp.asarray(batch['codes'])
     if not self.condition_on_semantic:
       return jnp.zeros((codes_BFQ.shape[0], 0, 1), jnp.int32), codes_BFQ

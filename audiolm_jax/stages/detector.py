@@ -1,13 +1,12 @@
-"""The detector of generated speech of AudioLM (arXiv 2209.03143, section IV-I): a waveform [T] to
-the log odds [].
+"""Detector of generated speech (AudioLM, arXiv 2209.03143, section IV-I).
 
-The log odds are those of "generated" against "original", positive where it sounds generated. The
-network is the paper's convolutional one on log-mel (nn/log_mel_cnn.py says where ours differs),
-trained on crops of 1 s, half of them original. Original audio has been through the codec, so that
-what the codec does to a sound is no cue: whoever makes the training set must see to it.
+Maps a waveform [T] to the log odds [] of "generated" against "original". The network is the paper's
+convolutional one on log-mel (nn/log_mel_cnn.py lists deviations), trained on crops of 1 s, half of
+them original. The training set has to pass original audio through the codec, so that codec
+artifacts are no cue.
 
-Deviation: one logit with the logistic loss in place of two with the softmax; the functions are the
-same.
+Deviation: one logit with the logistic loss instead of two with the softmax; both define the same
+functions.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ ORIGINAL, GENERATED = 0, 1  # labels; a negative label is padding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(LogMelCNNConfig):
-  """The network's fields; a type of its own, because the type of the config selects the stage."""
+  """Configures the detector: fields of the network, in a type that selects this stage."""
 
   def make(self) -> Stage:
     return Stage(
@@ -44,7 +43,7 @@ class Config(LogMelCNNConfig):
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """The logistic loss, in nats; there is no noise in training, so `key` changes nothing."""
+  """Returns the logistic loss in nats; `key` is ignored, because training uses no noise."""
   del key
   log_odds_B, label_B = (
     log_odds(config, Variables(params, state), batch['waveform']),
@@ -61,12 +60,16 @@ def loss(
 def log_odds(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B']:
-  """Returns log p(generated) - log p(original) of waveforms of one crop each (other lengths: at
-  least one window).
+  """Returns log p(generated) - log p(original), assuming equal frequencies.
 
-  Where originals and generated audio are equally frequent; not calibrated (metrics.detection does
-  that).
+  The values are not calibrated, see `metrics.detection`.
 
-  Raises ValueError when a waveform is shorter than `config.window_length` samples.
+  Args:
+    config: sizes of the network.
+    variables: its parameters.
+    wave_BT: waveforms of one crop (at least one window).
+
+  Raises:
+    UserError: if a waveform is shorter than `config.window_length` samples.
   """
   return LogMelCNN(config, 1).apply({'params': variables.params}, wave_BT).logits_BN[:, 0]

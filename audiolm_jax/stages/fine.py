@@ -1,10 +1,10 @@
-"""AudioLM, stage 3 (arXiv 2209.03143): fine acoustic tokens given coarse ones, no semantic tokens.
+"""AudioLM stage 3 (arXiv 2209.03143): fine acoustic tokens given coarse ones.
 
-Input: codes_BFQ at 50 Hz, all levels. Sequence: the coarse codes of the crop frame by frame, START,
-the fine codes frame by frame; only the fine ones are predicted (the paper does not say whether the
-coarse part has a loss).
+Input: codes_BFQ at 50 Hz, all levels; no semantic tokens. Sequence: the coarse codes of the crop
+frame by frame, START, the fine codes frame by frame; only the fine ones are predicted (the paper
+does not state whether the coarse part has a loss).
 
-Deviation: the softmax of a position runs over its own level only. Not in the paper, off by default:
+Deviation: the softmax of a position covers its own level only. Not in the paper, off by default:
 `time_embedding`.
 """
 
@@ -23,7 +23,13 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Paper values (section IV-B): 4 coarse and 8 fine levels."""
+  """Configures the fine stage; the defaults are the paper's (section IV-B).
+
+  They are 4 coarse and 8 fine levels.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   crop_seconds: float = 3.0
   frame_rate: float = 50.0  # Hz
@@ -52,7 +58,7 @@ class Config:
 
   @property
   def num_frames(self) -> int:
-    """Acoustic frames of a crop."""
+    """Number of codec frames of a crop."""
     return round(self.crop_seconds * self.frame_rate)
 
   @property
@@ -72,7 +78,7 @@ class Config:
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B F Q1'], Int[Array, 'B F Q2']]:
-    """Returns the coarse codes of a batch and the predicted fine ones."""
+    """Returns the coarse codes and the target fine codes of a batch."""
     codes_BFQ = jnp.asarray(batch['codes'])
     return codes_BFQ[..., : self.num_coarse], codes_BFQ[..., self.num_coarse :]
 

@@ -1,13 +1,12 @@
-"""AudioLM, stage 1 (Borsos et al., 2022, arXiv 2209.03143): a language model over semantic tokens.
+"""AudioLM stage 1 (arXiv 2209.03143): a language model over semantic tokens.
 
 Input: semantic_BS at 25 Hz, frame-aligned; repeats are removed here. Sequence: START, z_1, ...,
-z_N; all of z is
-predicted. No end token: crops end anywhere. Open in the paper and chosen here: see
-nn/transformer.py.
+z_N; all of z is predicted. There is no end token, because crops end anywhere. Choices that the
+paper leaves open are listed in nn/transformer.py.
 
-Deviation: the softmax runs over semantic ids only, START cannot be predicted. Not in the paper, off
-by default: `time_embedding`, for tiny models; it needs deduplicate=False, since deduplicated tokens
-have no time.
+Deviation: the softmax covers semantic ids only, so START cannot be predicted. Not in the paper, off
+by default: `time_embedding`, for tiny models; it needs deduplicate=False, because deduplicated
+tokens have no time.
 """
 
 import dataclasses
@@ -25,7 +24,11 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Paper values (section IV-B)."""
+  """Configures the semantic stage; the defaults are the paper's (section IV-B).
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   crop_seconds: float = 30.0
   semantic_rate: float = 25.0  # Hz
@@ -49,7 +52,7 @@ class Config:
 
   @property
   def num_semantic(self) -> int:
-    """Semantic frames of a crop."""
+    """Number of semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)
 
   @property
@@ -62,7 +65,7 @@ class Config:
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B 0 1'], Int[Array, 'B S 1']]:
-    """Returns the (empty) prefix and the predicted tokens of a batch."""
+    """Returns the (empty) prefix and the target tokens of a batch."""
     semantic_BS = jnp.asarray(batch['semantic'])
     if self.deduplicate:
       semantic_BS = tokens.deduplicate(semantic_BS)[0]

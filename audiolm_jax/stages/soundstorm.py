@@ -1,26 +1,24 @@
-"""SoundStorm (arXiv 2305.09636): the codes of all levels given semantic tokens, many at once, by
-one Conformer.
+"""SoundStorm (arXiv 2305.09636): a Conformer that decodes acoustic codes in parallel.
 
-Inputs: semantic_BS at 25 Hz, frame-aligned (a deduplicated token has lost its duration), each
-repeated to the codec's 50 Hz, and codes_BFQ with F = 2 S. What a frame holds (semantic token and Q
-codes, or a learned vector of the level where the code is masked) is embedded and summed, so that
-attention runs over frames, however many levels there are. A linear head for each level predicts its
-codes.
+Inputs: semantic_BS at 25 Hz, frame-aligned (deduplicated tokens have no duration), each repeated to
+the codec's 50 Hz, and codes_BFQ with F = 2 S. The embeddings of a frame's semantic token and Q
+codes (or a learned vector of the level where a code is masked) are summed, so that attention runs
+over frames for any number of levels. One linear head per level predicts its codes.
 
-Training (section 3.2): a prompt of t ~ U{0, F - 1} frames stays visible, and so do all semantic
-tokens. After it, at a level q ~ U{1, Q}, each code is masked with probability cos(u), u ~ U[0, pi /
-2]; all finer levels are masked, all coarser ones visible. The loss is the cross entropy of the
-masked codes of level q, as a mean over those of the batch. Examples are windows of random length
-(section 4.1): `random_length` takes the beginning of the crop.
+Training (section 3.2): a prompt of t ~ U{0, F - 1} frames and all semantic tokens stay visible.
+After the prompt, each code of a level q ~ U{1, Q} is masked with probability cos(u), u ~ U[0, pi /
+2]; all finer levels are masked, all coarser ones visible. The loss is the mean cross entropy of the
+masked codes of level q over the batch. Examples are windows of random length (section 4.1): with
+`random_length`, the start of the crop.
 
-Evaluation draws the same way from a fixed key, but masks every example once at each level instead
-of at a random one: the same batch always gives the same numbers, and there is one for each level.
-They are those of half-masked levels, no likelihood of the sequence.
+Evaluation draws in the same way from a fixed key, but masks each example once at each level instead
+of at a random one: the same batch always gives the same numbers, one for each level. They measure
+partially masked levels and are no likelihood of the sequence.
 
-Open in the paper and chosen here: a prompt of t frames is frames 1 to t (as in its example of t =
+Choices that the paper leaves open: a prompt of t frames is frames 1 to t (as in its example of t =
 0, nothing visible); dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py.
 Not in the paper, off by default: `level_skew` draws coarse levels more often than fine ones, for
-models that are trained too briefly to learn all alike; the voice is in the coarse ones.
+models trained too briefly to learn all levels; the coarse levels carry the voice.
 """
 
 import dataclasses
@@ -43,7 +41,13 @@ from audiolm_jax.tokens import PAD
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Paper values (section 4.1): 316 M parameters by count, 350 M as it reports."""
+  """Configures SoundStorm; the defaults are the paper's (section 4.1).
+
+  They have 316 M parameters; the paper reports 350 M.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   crop_seconds: float = 30.0
   random_length: bool = True  # train on windows from one semantic frame to the whole crop
@@ -96,17 +100,17 @@ class Config:
 
   @property
   def num_semantic(self) -> int:
-    """Semantic frames of a crop."""
+    """Number of semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)
 
   @property
   def frames_per_semantic(self) -> int:
-    """Codec frames that last as long as a semantic frame."""
+    """Number of codec frames per semantic frame."""
     return tokens.frames_per_semantic(self.frame_rate, self.semantic_rate)
 
   @property
   def num_frames(self) -> int:
-    """Codec frames of a crop."""
+    """Number of codec frames of a crop."""
     return self.frames_per_semantic * self.num_semantic
 
   def make(self) -> Stage:
@@ -139,11 +143,9 @@ def make(config: Config) -> Stage:
 
 
 class SoundStorm(nn.Module):
-  """Called with semantic_BS, codes_BFQ and one level for each row; returns the logits of that
-  level's codes, float32.
+  """Maps semantic_BS, codes_BFQ and one level per row to that level's logits [B, F, K], in float32.
 
-  A code that is PAD is masked. A frame whose semantic token is PAD is padding, and influences
-  nothing.
+  Codes equal to PAD are masked. Frames whose semantic token is PAD are padding without influence.
   """
 
   config: Config
@@ -159,7 +161,7 @@ class SoundStorm(nn.Module):
     masked_QD = self.param('masked', partitioned(init, None, EMBED), (levels, c.width))
     semantic_BF = jnp.repeat(semantic_BS, c.frames_per_semantic, axis=1)
     x_BFD = semantic_KD[jnp.maximum(semantic_BF, 0)]
-    for q in range(levels):  # one after the other: [B, F, Q, D] would be the largest array of all
+    for q in range(levels):  # in turn, because [B, F, Q, D] would be the largest array
       code_BF1 = codes_BFQ[..., q, None]
       x_BFD += jnp.where(
         code_BF1 == PAD, masked_QD[q], codes_QKD[q][jnp.maximum(code_BF1[..., 0], 0)]
@@ -182,9 +184,7 @@ class SoundStorm(nn.Module):
 
 
 class Masking(NamedTuple):
-  """What is hidden from the model, and what of it the loss is over: the hidden codes of the drawn
-  level.
-  """
+  """Holds the codes hidden from the model, and the frames of the drawn level that have a loss."""
 
   hidden_BFQ: Bool[Array, 'B F Q']
   target_BF: Bool[Array, 'B F']
@@ -193,9 +193,13 @@ class Masking(NamedTuple):
 def draw_masking(
   key: Key, valid_BF: Bool[Array, 'B F'], level_B: Int[Array, 'B'], num_levels: int
 ) -> Masking:
-  """Draws prompt, ratio and mask of each row (section 3.2).
+  """Draws prompt, masking ratio and mask of each row (section 3.2).
 
-  valid_BF: False at padding, which is on the right. level_B: the level that is predicted, from 0.
+  Args:
+    key: PRNG key.
+    valid_BF: False at padding, on the right.
+    level_B: predicted level of each row, from 0.
+    num_levels: number of levels Q.
   """
   prompt_key, ratio_key, mask_key = jax.random.split(key, 3)
   batch, frames = valid_BF.shape
@@ -209,15 +213,13 @@ def draw_masking(
 
 
 def draw_levels(key: Key, batch_size: int, num_levels: int, skew: float) -> Int[Array, 'B']:
-  """Returns the level, from 0, that each row learns from: P(q) ~ (q + 1) ** -skew."""
+  """Draws the level of each row, from 0: P(q) ~ (q + 1) ** -skew."""
   weight_Q = -skew * np.log(np.arange(1, num_levels + 1, dtype=np.float32))
   return jax.random.categorical(key, jnp.asarray(weight_Q), shape=(batch_size,))
 
 
 def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
-  """Returns the beginning of each row, of uniform random length from 1 to all of it; PAD fills the
-  rest.
-  """
+  """Returns the start of each row, of uniform random length from 1 to S, followed by PAD."""
   length_B = (semantic_BS != PAD).sum(axis=1)
   kept_B = 1 + jax.random.randint(key, length_B.shape, 0, jnp.maximum(length_B, 1))
   return jnp.where(jnp.arange(semantic_BS.shape[1]) < kept_B[:, None], semantic_BS, PAD)
@@ -226,8 +228,9 @@ def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """See the module's docstring. Metrics: nats, accuracy; in evaluation also nats and accuracy of
-  each level.
+  """Returns the loss of the module's docstring, in nats per masked code, and metrics.
+
+  The metrics are nats and accuracy; in evaluation also those of each level.
   """
   semantic_BS, codes_BFQ = jnp.asarray(batch['semantic']), jnp.asarray(batch['codes'])
   length_key, level_key, mask_key, dropout_key = jax.random.split(
@@ -241,7 +244,7 @@ def loss(
   model, rngs = SoundStorm(config), {} if key is None else {'dropout': dropout_key}
 
   def masked_nats(level_B, mask_key):
-    """Returns nats, hits, and where they count, of one masking: [B, F] each."""
+    """Returns nats, hits and the frames that count, each [B, F], of one masking."""
     masking = draw_masking(mask_key, valid_BF, level_B, config.num_quantizers)
     visible_BFQ = jnp.where(masking.hidden_BFQ, PAD, codes_BFQ)
     logits_BFK = model.apply({'params': params}, semantic_BS, visible_BFQ, level_B, rngs=rngs)
@@ -272,8 +275,14 @@ def logits(
   codes_BFQ: Int[Array, 'B F Q'],
   level: Int[Array, ''],
 ) -> Float[Array, 'B F K']:
-  """Returns the logits of the codes of one level (from 0), in float32; PAD among the codes is what
-  is not known yet.
+  """Returns the logits of one level's codes, in float32.
+
+  Args:
+    config: sizes of the model.
+    params: parameters.
+    semantic_BS: semantic tokens; PAD (-1) marks padding.
+    codes_BFQ: codes; PAD marks unknown ones.
+    level: predicted level, from 0.
   """
   level_B = jnp.full(len(codes_BFQ), level)
   return SoundStorm(config).apply({'params': params}, semantic_BS, codes_BFQ, level_B)

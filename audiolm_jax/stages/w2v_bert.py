@@ -1,31 +1,29 @@
-"""w2v-BERT (arXiv 2108.06209): a waveform [T] at 16 kHz to features [S, D] at 25 Hz, the source of
-semantic tokens.
+"""w2v-BERT (arXiv 2108.06209): waveform [T] at 16 kHz -> features [S, D] at 25 Hz.
 
-Log-mel frames (10 ms) pass two 2-D convolutions of stride 2, 2 into frames of 40 ms. Spans of these
-are replaced by random vectors; a linear layer and the contrastive Conformer blocks turn them into
-context vectors, which must pick the quantized version of the original frame among those of other
-masked frames. The MLM blocks read the context vectors and predict the quantizer's ids of the masked
-frames. AudioLM clusters the output of MLM block 7.
+AudioLM clusters these features to semantic tokens, those of MLM block 7. Log-mel frames (10 ms)
+pass two 2-D convolutions of strides 2, 2 to frames of 40 ms. Spans of frames are replaced by random
+vectors. A linear layer and the contrastive Conformer blocks turn them into context vectors, which
+have to identify the quantized original frame among those of other masked frames. The MLM blocks
+read the context vectors and predict the quantizer's ids of the masked frames.
 
-    loss = contrastive_weight (contrastive + diversity_weight diversity) + mlm_weight mlm
+  loss = contrastive_weight (contrastive + diversity_weight diversity) + mlm_weight mlm
 
-Where the paper is silent or unknown to us, chosen: negatives, temperature, and the annealing of the
-Gumbel softmax are wav2vec 2.0's; each frame starts a masked span by an independent draw; the
-log-mel is normalized to zero mean and unit variance per band over the utterance; the convolutions'
-output is layer-normalized, so that the random vectors are standard normal; the context is projected
-to the codes' width before the comparison; the ids that the MLM part predicts are the quantizer's
-choice without Gumbel noise; crops are 15 s; computation is in `dtype`, float32 unless a recipe says
-bfloat16.
+Choices where the paper is silent or unavailable: negatives, temperature and Gumbel annealing follow
+wav2vec 2.0; each frame starts a masked span independently; the log-mel is normalized to zero mean
+and unit variance per band and utterance; the convolutions' output is layer-normalized, so that the
+random vectors are standard normal; the context is projected to the codes' width before the
+comparison; the target ids of the MLM part are the quantizer's choice without Gumbel noise; crops
+are 15 s; computation is in `dtype`, float32 unless a recipe sets bfloat16.
 
-Two options that are not in the paper, off by default, for short runs on little data.
-`targets='clusters'`: the codes are clusters of the stacked log-mel frames, found by k-means on the
-first batch and moved by averages, as in vq-wav2vec's k-means variant and HuBERT's first round; the
-Gumbel quantizer needs many thousand steps before its codes mean anything. `unmasked_weight` adds
-the prediction of the frames that are not masked.
+Two options for short runs on little data, off by default, are not in the paper.
+`targets='clusters'`: the codes are clusters of the stacked log-mel frames, initialized by k-means
+on the first batch and updated by moving averages, as in vq-wav2vec's k-means variant and HuBERT's
+first round; the Gumbel quantizer needs many thousand steps before its codes are informative.
+`unmasked_weight` adds the prediction of unmasked frames.
 
 Deviations: rotary positions where the paper has relative ones or none, and layer norm where the
-Conformer has batch norm (see nn/conformer.py). Zeros at the end of a waveform are taken for
-padding, and have no influence on the rest.
+Conformer has batch norm (see nn/conformer.py). Trailing zeros of a waveform are treated as padding
+and have no influence on other frames.
 """
 
 import dataclasses
@@ -49,7 +47,11 @@ SUBSAMPLING = 4  # log-mel frames per output frame: two convolutions of stride 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: w2v-BERT XL, 0.6 B parameters."""
+  """Configures w2v-BERT; the defaults are w2v-BERT XL with 0.6 B parameters.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   sample_rate: int = 16_000  # Hz
   window_length: int = 400  # samples: 25 ms
@@ -65,20 +67,19 @@ class Config:
   dropout: float = 0.1
   codebook_size: int = 1024
   code_width: int = 1024
-  mask_probability: float = 0.065  # that a span starts at a frame
+  mask_probability: float = 0.065  # of a span to start at a frame
   mask_span: int = 10  # frames: 400 ms
   num_negatives: int = 100
   contrastive_temperature: float = 0.1
   contrastive_weight: float = 1.0  # beta
   diversity_weight: float = 0.1  # alpha
   mlm_weight: float = 1.0  # gamma
-  # of predicting the ids of frames that are not masked; not in the paper
-  unmasked_weight: float = 0.0
+  unmasked_weight: float = 0.0  # of predicting the ids of unmasked frames; not in the paper
   targets: str = 'gumbel'  # or 'clusters'; not in the paper
   gumbel_temperature: float = 2.0  # at step 0
   gumbel_temperature_end: float = 0.5
   gumbel_decay: float = 0.999995  # per step
-  feature_layer: int = 7  # of the MLM blocks, counted from 1: the one AudioLM clusters
+  feature_layer: int = 7  # MLM block, from 1, that AudioLM clusters
   crop_seconds: float = 15.0
   dtype: Any = jnp.float32
   remat: bool = False
@@ -135,12 +136,12 @@ class Config:
 
   @property
   def hop_length(self) -> int:
-    """Samples per output frame."""
+    """Number of samples per output frame."""
     return SUBSAMPLING * self.mel_hop_length
 
   @property
   def frame_rate(self) -> float:
-    """Output frames per second."""
+    """Number of output frames per second."""
     return self.sample_rate / self.hop_length
 
   def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
@@ -191,11 +192,14 @@ class W2vBert(nn.Module):
     self.mlm_head = dense(c.codebook_size, (EMBED, VOCAB), **options)
 
   def __call__(self, wave_BT, mask_key, gumbel_key, temperature=1.0, cluster_ids_BS=None):
-    """Returns what the loss compares: a dict of arrays over [B, S], for masks drawn from
-    `mask_key`.
+    """Returns the arrays over [B, S] that the loss compares, by name.
 
-    `gumbel_key` None: the quantizer picks its most likely code. `cluster_ids_BS`: the ids, where
-    targets='clusters'.
+    Args:
+      wave_BT: waveforms.
+      mask_key: PRNG key of the masks.
+      gumbel_key: PRNG key of the Gumbel noise; None picks the most likely code.
+      temperature: temperature of the Gumbel softmax.
+      cluster_ids_BS: target ids, for targets='clusters'.
     """
     c = self.config
     mel_BFM, valid_BF = normalized_log_mel(c, wave_BT)
@@ -220,7 +224,7 @@ class W2vBert(nn.Module):
     )
 
   def features(self, wave_BT):
-    """Returns the output of the last MLM block, nothing masked."""
+    """Returns the output [B, S, D] of the last MLM block, without masking."""
     frames_BSN, valid_BS = self.encoder(*normalized_log_mel(self.config, wave_BT))
     context_BSD, _ = self._context(frames_BSN, valid_BS)
     return self.mlm_blocks(context_BSD, valid_BS)[0]
@@ -230,7 +234,7 @@ class W2vBert(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Two 3x3 convolutions of stride 2, 2 over time and mel bands, flattened and layer-normalized."""
+  """Two 3x3 convolutions of strides 2, 2 over time and mel bands, flattened and normalized."""
 
   channels: int
   dtype: Any
@@ -250,28 +254,24 @@ class Encoder(nn.Module):
         bias_init=partitioned(nn.initializers.zeros, EMBED),
       )(x)
       valid_BF = valid_BF[:, ::2]
-      # The last convolution is linear: what a rectifier leaves shares a large mean, and the
-      # quantizer, seeing little else, would begin with a handful of codes.
+      # The last convolution is linear: rectified outputs share a large mean, which would dominate
+      # the quantizer's inputs and leave it with a handful of codes at the start.
       x = jnp.where(valid_BF[..., None, None], x if layer else jax.nn.relu(x), 0)
     frames_BSN = x.reshape(*x.shape[:2], -1)
     return layer_norm(self.dtype, 'norm')(frames_BSN), valid_BF
 
 
 class GumbelQuantizer(nn.Module):
-  """Picks one code per frame by a Gumbel softmax with straight-through gradients (wav2vec 2.0,
-  section 2).
-  """
+  """Selects one code per frame by a straight-through Gumbel softmax (wav2vec 2.0, section 2)."""
 
   codebook_size: int
   code_width: int
 
   @nn.compact
   def __call__(self, frames_BSN, key, temperature):
-    """Returns codes_BSD, the most likely ids_BS, and the softmax over codes without noise; all in
-    float32.
-    """
-    # Weights of variance 1, as in wav2vec 2.0's code: from flat logits the Gumbel noise alone would
-    # pick the codes, and the diversity term, which is best at a flat softmax, would keep it so.
+    """Returns codes_BSD, the most likely ids_BS, and the noiseless softmax over codes (float32)."""
+    # Unit variance as in wav2vec 2.0's code: with flat initial logits the Gumbel noise alone would
+    # select the codes, and the diversity term, optimal at a flat softmax, would keep them flat.
     init = nn.initializers.normal(1.0)
     kernel_NK = self.param(
       'kernel', partitioned(init, MLP, VOCAB), (frames_BSN.shape[-1], self.codebook_size)
@@ -291,7 +291,7 @@ class GumbelQuantizer(nn.Module):
 
 
 class ClusterCodes(nn.Module):
-  """A learned vector for each cluster: what the contrastive part compares with."""
+  """Learned vectors of the clusters, the targets of the contrastive part."""
 
   codebook_size: int
   code_width: int
@@ -303,9 +303,7 @@ class ClusterCodes(nn.Module):
 
 
 def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key | None):
-  """Returns each frame's cluster ids_BS among the stacked log-mel frames, and the state with the
-  clusters moved.
-  """
+  """Returns the cluster ids [B, S] of stacked log-mel frames, and the updated state."""
   log_mel_BFM, _ = normalized_log_mel(config, wave_BT)
   stacked_BSN = log_mel_BFM.reshape(log_mel_BFM.shape[0], -1, SUBSAMPLING * config.num_mels)
   codebooks, all_levels_B = state['codebooks'], jnp.ones(stacked_BSN.shape[0], jnp.int32)
@@ -323,8 +321,10 @@ def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key
 def normalized_log_mel(
   config: Config, wave_BT: Float[Array, 'B T']
 ) -> tuple[Float[Array, 'B F M'], Bool[Array, 'B F']]:
-  """Returns log-mel frames (4 per output frame), zero mean and unit variance per band over the
-  utterance, and which of them start before the zeros that end the waveform; the others are 0.
+  """Returns normalized log-mel frames (4 per output frame) and their validity.
+
+  Frames have zero mean and unit variance per band and utterance. A frame is valid if it starts
+  before the trailing zeros of the waveform; invalid frames are 0.
   """
   wave_BT = audio.pad_to_multiple(wave_BT, config.hop_length)
   num_samples = wave_BT.shape[-1]
@@ -341,7 +341,7 @@ def normalized_log_mel(
   weights_BF1 = (valid_BF / jnp.maximum(valid_BF.sum(axis=1, keepdims=True), 1))[..., None]
   centred_BFM = log_mel_BFM - jnp.sum(log_mel_BFM * weights_BF1, axis=1, keepdims=True)
   variance_B1M = jnp.sum(jnp.square(centred_BFM) * weights_BF1, axis=1, keepdims=True)
-  # The constant keeps a band that does not vary (digital silence) from being blown up.
+  # The constant limits the gain of a band that does not vary (digital silence).
   normalized_BFM = centred_BFM * jax.lax.rsqrt(variance_B1M + 1e-2)
   return jnp.where(valid_BF[..., None], normalized_BFM, 0), valid_BF
 
@@ -349,10 +349,9 @@ def normalized_log_mel(
 def span_mask(
   key: Key, shape: tuple[int, int], probability: float, span: int
 ) -> Bool[Array, 'B S']:
-  """Returns a mask [B, S]: every frame starts, with `probability`, a masked span of `span` frames;
-  spans may overlap.
+  """Draws a mask [B, S] of spans: each frame starts a span of `span` frames with `probability`.
 
-  Frame s is masked with probability 1 - (1 - probability) ** min(s + 1, span).
+  Spans may overlap. Frame s is masked with probability 1 - (1 - probability) ** min(s + 1, span).
   """
   starts_BS = jax.random.bernoulli(key, probability, shape)
   padded = jnp.pad(starts_BS, ((0, 0), (span - 1, 0)))
@@ -362,17 +361,16 @@ def span_mask(
 def sample_negatives(
   key: Key, masked_BS: Bool[Array, 'B S'], num_negatives: int
 ) -> Int[Array, 'B S N']:
-  """Returns, for each masked frame, frames drawn uniformly among the other masked frames of its
-  utterance.
+  """Draws, for each masked frame, frames uniformly among the utterance's other masked frames.
 
-  Where the utterance has fewer than two masked frames, and at frames that are not masked, the
-  result means nothing.
+  The result is meaningless at unmasked frames, and where an utterance has fewer than two masked
+  frames.
   """
   num_masked_B11 = masked_BS.sum(axis=-1)[:, None, None]
   masked_first_BS = jnp.argsort(~masked_BS, axis=-1, stable=True)
   rank_BS1 = jnp.cumsum(masked_BS, axis=-1)[..., None] - 1
-  # Going 1 .. count - 1 masked frames ahead, round the end, meets each other masked frame once and
-  # never the own.
+  # Offsets of 1 to count - 1 masked frames, modulo count, reach each other masked frame once and
+  # never the frame itself.
   others = jnp.maximum(num_masked_B11 - 1, 1)
   ahead_BSN = 1 + jax.random.randint(key, (*masked_BS.shape, num_negatives), 0, others)
   rank_BSN = (rank_BS1 + ahead_BSN) % jnp.maximum(num_masked_B11, 1)
@@ -382,7 +380,7 @@ def sample_negatives(
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """See the module's docstring. With `key` None the masks and negatives come from a fixed key."""
+  """Returns the loss of the module's docstring and metrics; a `key` of None uses fixed masks."""
   training = key is not None
   keys = jax.random.split(key if training else jax.random.key(0), 5)
   mask_key, negative_key, gumbel_key, dropout_key, cluster_key = keys
@@ -439,12 +437,19 @@ def loss(
 def features(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T'], layer: int | None = None
 ) -> Float[Array, 'B S D']:
-  """Returns the output of MLM block `layer` (from 1; None: config.feature_layer), S = ceil(T / 640)
-  frames at 25 Hz.
+  """Returns the output of an MLM block, S = ceil(T / 640) frames at 25 Hz.
 
-  Only the blocks up to `layer` run. Frames that lie wholly in the zeros at the end of a waveform
-  mean nothing. Raises
-  ValueError when there is no such block. Source: AudioLM, section III-B.
+  Only the blocks up to `layer` run. Frames within the trailing zeros of a waveform are meaningless.
+  Source: AudioLM, section III-B.
+
+  Args:
+    config: sizes of the model.
+    variables: its parameters and state.
+    wave_BT: waveforms at 16 kHz.
+    layer: number of the MLM block, from 1; None uses config.feature_layer.
+
+  Raises:
+    UserError: if there is no such block.
   """
   checks.shapes(wave_BT=wave_BT)
   layer = config.feature_layer if layer is None else layer
