@@ -1,1 +1,1 @@
-"""Grain input: sources of examples, and one aligned random crop driven by a stage's batch spec."""
+"""Grain input pipeline: sources of examples, and aligned random crops for a stage's batch spec."""

@@ -1,12 +1,11 @@
-"""TFDS data sets of encoded audio, prepared on Apache Beam: Libri-Light, MAESTRO, or a folder of
-files.
+"""Apache Beam builders of TFDS audio data sets: Libri-Light, MAESTRO, or a folder of files.
 
 For corpora that outgrow one host: `prepare` runs the builder on any Beam runner, without
 TensorFlow, and writes ArrayRecord shards that `data.tfds` reads. An example is the bytes of a FLAC
-(a part of a file), or those of the file itself, with its id, speaker (-1: unknown), number of
-samples, rate, and the SHA-256 of the bytes.
+(part of a file) or of the file itself, with its id, speaker (-1: unknown), number of samples, rate,
+and the SHA-256 of the bytes.
 
-Imported only where data sets are prepared: it needs the extra `beam`.
+Import this module only where data sets are prepared: it needs the extra `beam`.
 """
 
 import csv
@@ -29,7 +28,7 @@ _COUNTERS = 'audiolm_jax'
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A builder of the audio below `root`; subclasses say which parts belong to which split."""
+  """Builds a data set of the audio below `root`; subclasses assign parts to splits."""
 
   VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = 'Give the folder that holds the audio as root.'
@@ -39,11 +38,11 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(file_format='array_record', **options)
 
   def _parts(self) -> Mapping[str, Sequence[folders.Part]]:
-    """Returns {split: parts}."""
+    """Returns the parts of each split."""
     raise NotImplementedError
 
   def _info(self) -> tfds.core.DatasetInfo:
-    # tfds.features.Text and Audio want TensorFlow
+    # tfds.features.Text and Audio need TensorFlow.
     text = lambda: tfds.features.Tensor(shape=(), dtype=np.object_)
     features = {
       'audio': text(),
@@ -63,16 +62,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, parts: Sequence[folders.Part]) -> beam.PTransform:
     root = self._root
-    # Files are told apart by names, and shuffled before they are read: neighbours in a list are of
-    # one book.
+    # Paths are shuffled before files are read, because neighbours in the list belong to one book.
     return (
       beam.Create(list(parts)) | beam.Reshuffle() | beam.FlatMap(lambda part: _examples(part, root))
     )
 
 
 class LibriLight(_Builder):
-  """Libri-Light's unlab splits as downloaded (`data.librilight`); `held_out` is a share of the
-  speakers.
+  """Builds a data set from Libri-Light's unlab splits as downloaded (`data.librilight`).
+
+  `held_out` is the share of speakers in the test split.
   """
 
   def __init__(
@@ -92,9 +91,7 @@ class LibriLight(_Builder):
 
 
 class Maestro(_Builder):
-  """MAESTRO v3 as unpacked; its table (maestro-v3.0.0.csv) says which recording is of which
-  split.
-  """
+  """Builds a data set from MAESTRO v3 as unpacked; maestro-v3.0.0.csv assigns the splits."""
 
   def _parts(self):
     [table] = _tables(self._root)
@@ -111,9 +108,10 @@ class Maestro(_Builder):
 
 
 class AudioFolder(_Builder):
-  """A folder of WAV, FLAC, OGG or MP3 files; every file's path decides whether it is held out.
+  """Builds a data set from a folder of WAV, FLAC, OGG or MP3 files.
 
-  With `speaker_folders` the name of its folder does: no speaker is on both sides.
+  The path of a file decides whether it is held out; with `speaker_folders` the name of its folder
+  does, so that no speaker is in both splits.
   """
 
   def __init__(self, *, root, held_out: float = 0.05, speaker_folders: bool = False, **options):
@@ -132,10 +130,14 @@ def prepare(
   *,
   num_shards: int | None = None,
 ) -> dict[str, int]:
-  """Prepares the data set and returns how many examples each split has; what is prepared already is
-  left alone.
+  """Prepares the data set and returns the number of examples of each split.
 
-  beam_options: flags of Beam, as in ['--runner=DirectRunner', '--direct_num_workers=8'].
+  Splits that are already prepared are left unchanged.
+
+  Args:
+    builder: the builder.
+    beam_options: Beam flags, for example ['--runner=DirectRunner', '--direct_num_workers=8'].
+    num_shards: number of shards of each split; None lets TFDS choose.
   """
   config = tfds.download.DownloadConfig(
     manual_dir=builder._root,
@@ -160,9 +162,7 @@ def _tables(root: str) -> list[str]:
 
 
 def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, list[folders.Part]]:
-  """Splits by the checksum of a name, as the corpora of the recipes do: the same files are held
-  out.
-  """
+  """Splits parts by the checksum of a name, with the same result as the corpora of the recipes."""
   splits = {'train': [], 'test': []}
   for part in parts:
     splits['test' if folders.is_held_out(name(part), share) else 'train'].append(part)
@@ -170,14 +170,14 @@ def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, li
 
 
 def _examples(part: folders.Part, root: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
-  """Yields the one example of a part; none, and counts it, where it cannot be read."""
+  """Yields the example of a part; yields none and counts the part if it cannot be read."""
   try:
     content, num_samples, sample_rate = _encoded(part)
   except (ValueError, OSError):
     beam.metrics.Metrics.counter(_COUNTERS, 'unreadable').inc()
     return
   beam.metrics.Metrics.counter(_COUNTERS, 'examples').inc()
-  key = os.fsencode(os.path.relpath(part.path, root))  # bytes: a name need not be text
+  key = os.fsencode(os.path.relpath(part.path, root))  # bytes, because names may be invalid text
   if part.num_seconds is not None:
     key += f'@{part.start_seconds:.3f}'.encode()
   yield (
@@ -194,9 +194,7 @@ def _examples(part: folders.Part, root: str) -> Iterator[tuple[bytes, dict[str, 
 
 
 def _encoded(part: folders.Part) -> tuple[bytes, int, int]:
-  """Returns (bytes, samples, rate): a whole file as it is, once it could be decoded; a part of one
-  as FLAC.
-  """
+  """Returns bytes, samples and rate: of a whole file after decoding it, or of a part as FLAC."""
   rate = audio.info(part.path).sample_rate
   wave_T = audio.load(
     part.path, rate, start_seconds=part.start_seconds, num_seconds=part.num_seconds

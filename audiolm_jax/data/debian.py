@@ -1,7 +1,7 @@
-"""People's speech in Debian packages: which files are speech, whose voice it is, and what is said.
+"""Finds human speech in Debian packages: files, voices, texts and phone labels.
 
-Every reader takes the folder `share` (/usr/share, or that of unpacked packages) and returns clips
-sorted by path. Who speaks is not written anywhere but for Asterisk: a voice is a package, a
+Each reader takes the folder `share` (/usr/share, or that of unpacked packages) and returns clips
+sorted by path. Only Asterisk's packages name their speakers: otherwise a voice is a package, a
 language and, in fillets-ng, a role.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from audiolm_jax.errors import UserError
 
-# Each package and a file or folder below `share` that shows that it is there.
+# Packages, each with a file or folder below `share` that shows that it is installed.
 PACKAGES = {
   'festvox-ru': 'festival/voices/russian/msu_ru_nsh_clunits/wav',
   'asterisk-core-sounds-en-g722': 'asterisk/sounds/en_US_f_Allison/digits',
@@ -27,10 +27,10 @@ PACKAGES = {
   'tuxpaint-stamps-default': 'tuxpaint/stamps/animals',
   'klettres-data': 'klettres/en/alpha',
 }
-# Allison Smith speaks English and Spanish: one voice.
+# Allison Smith speaks both English and Spanish.
 _ASTERISK_VOICES = {'en': 'allison', 'es': 'allison', 'fr': 'june', 'it': 'carlo', 'ru': 'ivrvoice'}
 _NO_SPEECH = ('beep', 'beeperr', 'ascending-2tone', 'descending-2tone', 'tt-monkeys')
-# Roles of fillets-ng under noise (less than 19 dB above it) or disguised (DNSMOS OVRL 1.7).
+# Roles of fillets-ng with noise (SNR below 19 dB) or disguised voices (DNSMOS OVRL 1.7).
 _NOISY_ROLES = ('linuxer1', 'linuxer2', 'darkgrey', 'viking6', 'statue')
 _DIALOG = re.compile(r'dialogId\("([^"]*)", *"font_([^"]*)", *"[^\n]*"\)\s*dialogStr\("([^\n]*)"\)')
 _STAMP = re.compile(r'(.*)_desc(?:_([A-Za-z_]+))?(?:\.ogg)+')
@@ -38,10 +38,10 @@ _PROMPT = re.compile(r'\( *(\S+) +"(.*)" *\)')
 
 
 class Clip(NamedTuple):
-  """A recording of one voice.
+  """Describes a recording of one voice.
 
-  `text` is None where it is not known, `labels` the file of its phones (Festival's: a line
-  `end_seconds 125 phone`).
+  `text` is None if unknown. `labels` is the file of its phones in Festival's format, with lines
+  `end_seconds 125 phone`.
   """
 
   path: str
@@ -63,7 +63,7 @@ def festvox_ru(share: pathlib.Path) -> list[Clip]:
 
 
 def asterisk(share: pathlib.Path) -> list[Clip]:
-  """Returns the telephone prompts of four professional speakers, in G.722, without texts."""
+  """Returns the telephone prompts (G.722) of four professional speakers, without texts."""
   root, clips = share / 'asterisk/sounds', []
   for path in sorted(root.glob('*_*/**/*.g722')):
     language = path.relative_to(root).parts[0][:2]
@@ -74,10 +74,10 @@ def asterisk(share: pathlib.Path) -> list[Clip]:
 
 
 def fillets(share: pathlib.Path) -> list[Clip]:
-  """Returns the lines of fillets-ng's dialogues in Czech and Dutch.
+  """Returns the dialogue lines of fillets-ng in Czech and Dutch.
 
-  Noises and songs have no line in the scripts. A role is the font that its lines are written in:
-  `small` and `big` are the two fish, the leads.
+  Noises and songs have no line in the scripts. A role is the font of its lines: `small` and `big`
+  are the two fish, the leads.
   """
   root, clips = share / 'games/fillets-ng', []
   for folder in sorted(root.glob('sound/*/*/')):
@@ -132,10 +132,14 @@ _READERS: dict[str, Callable[[pathlib.Path], list[Clip]]] = {
 
 
 def clips(root: str | os.PathLike, packages: Sequence[str] = tuple(PACKAGES)) -> list[Clip]:
-  """Returns the clips of all packages, found below `root` (/ where they are installed, or where
-  they were unpacked).
+  """Returns the clips of packages found below `root`.
 
-  Raises ValueError for packages that are unknown or not there, with the commands that get them.
+  Args:
+    root: / for installed packages, or the folder into which they were unpacked.
+    packages: names of the packages.
+
+  Raises:
+    UserError: with the commands to get them, if packages are unknown or missing.
   """
   if unknown := set(packages) - PACKAGES.keys():
     raise UserError(f'packages has {sorted(unknown)}; there are readers for {", ".join(PACKAGES)}')
@@ -155,7 +159,8 @@ def clips(root: str | os.PathLike, packages: Sequence[str] = tuple(PACKAGES)) ->
 def read_labels(path: str | os.PathLike) -> list[tuple[float, str]]:
   """Returns [(end in seconds, phone)] of a Festival label file, whose header ends with a line '#'.
 
-  Raises ValueError, naming the line, for one that is no end and phone, or an end before the last.
+  Raises:
+    UserError: naming the line, if it has no end and phone, or ends before the previous one.
   """
   with open(path, encoding='utf-8') as file:
     lines = file.read().splitlines()

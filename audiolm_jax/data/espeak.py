@@ -1,14 +1,13 @@
-"""Speaks texts with espeak-ng, one fresh process an utterance: a command that `data.synthesized`
-starts.
+"""Speaks texts with espeak-ng, one fresh process per utterance; started by `data.synthesized`.
 
-It reads a JSON list of requests {voice, pitch, rate, gap, seed, text} from standard input and
-writes, for each, one JSON line {rate, num_samples, phones: [[sample, name]], words: [sample]}
-(where each phone and each word begins) and then the samples as raw int16 to standard output.
+Reads a JSON list of requests {voice, pitch, rate, gap, seed, text} from standard input. For each,
+it writes one JSON line {rate, num_samples, phones: [[sample, name]], words: [sample]} (the start of
+each phone and word) and then the samples as raw int16 to standard output.
 
 espeak-ng keeps global state that its random seed does not cover: an utterance depends on those
-spoken before it, but is bit-exact in a fresh process. So this program never speaks itself: it forks
-a child for every request. Only the standard library is imported, because forking a process that
-holds JAX's threads may hang.
+spoken before, but is bit-exact in a fresh process. The program therefore forks a child for each
+request. It imports the standard library only, because forking a process with JAX's threads may
+hang.
 """
 
 import array
@@ -67,7 +66,7 @@ def _speak(library, sample_rate: int, request: dict) -> tuple[dict, bytes]:
   for parameter, name in ((_RATE, 'rate'), (_PITCH, 'pitch'), (_WORD_GAP, 'gap')):
     library.espeak_SetParameter(parameter, request[name], 0)
   text = request['text'].encode() + b'\0'
-  # 1: the text is UTF-8
+  # The flag 1 declares UTF-8.
   library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 0, 0, 1, None, None)
   header = {'rate': sample_rate, 'num_samples': len(samples), 'phones': phones, 'words': words}
   return header, samples.tobytes()

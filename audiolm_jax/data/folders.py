@@ -1,4 +1,4 @@
-"""Audio files as a source: a folder of them, or any list of (parts of) files."""
+"""Sources of audio files: a folder, or any list of (parts of) files."""
 
 import collections
 import functools
@@ -15,7 +15,7 @@ from audiolm_jax.data import skipped
 from audiolm_jax.errors import UserError
 
 EXTENSIONS = ('.wav', '.wave', '.flac', '.ogg', '.oga', '.opus', '.mp3')
-# Audio and video that is not read: to be said, where it lies among files that are.
+# Audio and video formats that are not read; reported where found.
 _OTHER_AUDIO = (
   '.aac',
   '.aif',
@@ -45,7 +45,10 @@ _OTHER_AUDIO = (
 
 
 class Part(NamedTuple):
-  """A file, or a part of it; `num_seconds` None is to the end, `speaker` None is unknown."""
+  """Identifies a file or a part of it.
+
+  `num_seconds` None extends to the end; `speaker` None is unknown.
+  """
 
   path: str
   speaker: int | None = None
@@ -54,23 +57,22 @@ class Part(NamedTuple):
 
 
 class Found(NamedTuple):
-  """Files below a folder, sorted; and what was left out: (path, reason)."""
+  """Holds the sorted files below a folder, and the excluded ones with reasons."""
 
   paths: list[str]
   left_out: list[tuple[str, str]]
 
 
 class AudioFiles:
-  """A random access source: `files[i]` is {'waveform' [T] float32, 'speaker' [] int32 where known}.
+  """Random access source of audio files.
 
-  It is None where the file cannot be read.
+  `files[i]` is {'waveform' [T] float32, 'speaker' [] int32 where known}, or None where the file
+  cannot be read. An unreadable file is recorded with its reason in `bad`, and as a JSON line in the
+  file `quarantine` if given (also from worker processes). `root` is removed from the paths of
+  `inventory`, so that a corpus may be moved.
 
-  An unreadable file and the reason go to `bad`, and as a line of JSON to the file `quarantine` when
-  one is named (where it survives worker processes). `root` is what `inventory` tells paths from, so
-  that a corpus may be moved.
-
-  Raises ValueError, when reading, once more than `max_bad_fraction` of the parts turned out
-  unreadable.
+  Raises:
+    UserError: on reading, if more than `max_bad_fraction` of the parts are unreadable.
   """
 
   def __init__(
@@ -98,26 +100,23 @@ class AudioFiles:
     return self._example(i, audio.load)
 
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
-    """Returns `files[i]` with `waveform[first:stop]` alone, where `first, stop =
-    choose(len(waveform))`.
+    """Returns `files[i]` with `waveform[first:stop]` only, where `first, stop = choose(length)`.
 
-    Only that is decoded where `audio.load_slice` can; what is wrong with the rest of the file may
-    not be noticed.
+    Decodes no more than that where `audio.load_slice` can; damage elsewhere in the file may go
+    unnoticed.
     """
     return self._example(i, functools.partial(audio.load_slice, choose=choose))
 
   def keep(self, parts: Sequence[Part]) -> 'AudioFiles':
-    """Returns the source of some of its parts, with the same settings."""
+    """Returns a source of some of the parts, with the same settings."""
     return type(self)(parts, self.sample_rate, **self._options)
 
   def refuse(self, i: int, reason: str):
-    """Counts example i as unreadable, by what others find in it."""
+    """Counts example i as unreadable, for a reason found by the caller."""
     self.bad.add(range(len(self))[i], self.parts[i].path, reason)
 
   def inventory(self) -> list[str]:
-    """Returns a line for each part, with the bytes of its file: equal for the same corpus in every
-    locale.
-    """
+    """Returns one line per part, with the size of its file; independent of the locale."""
     sizes = {}
     for path in {part.path for part in self.parts}:
       try:
@@ -135,10 +134,9 @@ class AudioFiles:
     return lines
 
   def unchecked(self) -> int:
-    """Returns how many files have no header that tells their length, so that a cut end would not be
-    noticed.
+    """Returns the number of files whose headers state no length, so that truncation goes unnoticed.
 
-    Opens every file whose format may lack it, as MP3s do.
+    Opens each file whose format may lack it, such as MP3.
     """
     return sum(not _tells_length(path) for path in dict.fromkeys(part.path for part in self.parts))
 
@@ -162,20 +160,19 @@ class AudioFiles:
 
 def _tells_length(path: str) -> bool:
   if not path.lower().endswith('.mp3'):
-    return True  # WAV and FLAC nearly always do, and OGG must
+    return True  # WAV and FLAC nearly always state it, OGG has to
   try:
     return audio.info(path).tells_length
   except (ValueError, OSError):
-    return True  # left out already
+    return True  # already excluded
 
 
 def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> Found:
-  """Returns the (audio) files below `root`, and what was left out although its name is that of
-  audio.
+  """Returns the (audio) files below `root`, and excluded entries with audio names.
 
-  Links are followed, to the outside too; a file or folder that is reached in several ways counts
-  once, by its own name before a link's. Left out are: what is no regular file, folders in a circle,
-  macOS's `._` files, audio of other formats, and folders that cannot be listed.
+  Links are followed, also out of `root`; a file or folder with several paths counts once,
+  preferring its own name to a link. Excluded are non-regular files, folder cycles, macOS's `._`
+  files, audio of other formats, and unlistable folders.
   """
   paths, left_out, counted = [], [], set()
   for path, status in _walk(os.fspath(root), left_out):
@@ -185,7 +182,7 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
         left_out.append((path, 'not WAV, FLAC, OGG or MP3: convert it to FLAC'))
     elif name.startswith('._'):
       left_out.append((path, 'macOS metadata of another file, not audio: delete it'))
-    elif status is None:  # counts as unreadable: behind many such links a disk may be missing
+    elif status is None:  # counts as unreadable: many broken links may mean a missing disk
       paths.append(path)
     elif not stat.S_ISREG(status.st_mode):
       left_out.append((path, 'no regular file (a pipe, a socket or a device): move it away'))
@@ -198,9 +195,7 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
 def _walk(
   root: str, left_out: list[tuple[str, str]]
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-  """Yields (path, status) of all files below a folder: those in it first, then those behind
-  links.
-  """
+  """Yields path and status of all files below a folder: its own first, then those behind links."""
   places, links, seen = [root], collections.deque(), set()
   while places or links:
     path = places.pop() if places else links.popleft()
@@ -233,9 +228,12 @@ def find(
   *,
   listing: str | os.PathLike | None = None,
 ) -> list[str]:
-  """Returns the paths of `scan`; what was left out goes to the file `listing` (data.skipped).
+  """Returns the paths of `scan`.
 
-  Raises ValueError, with what was left out, when there are none.
+  Excluded entries are appended to the file `listing` (see data.skipped).
+
+  Raises:
+    UserError: with the excluded entries, if no file is found.
   """
   paths, left_out = scan(root, extensions)
   if listing is not None:
@@ -251,23 +249,17 @@ def find(
 
 
 def same_files(paths: Sequence[str]) -> set:
-  """Returns what tells the files of these paths from all others, however they are named or
-  linked.
-  """
+  """Returns the identities (device, inode) of files, independent of names and links."""
   return {_identity(path, os.stat(path)) for path in paths if os.path.exists(path)}
 
 
 def is_held_out(name: str, share: float) -> bool:
-  """Returns whether a file or speaker belongs to the test split: its own bytes decide, not its
-  neighbours.
-  """
+  """Returns whether a file or speaker belongs to the test split, by the checksum of its name."""
   return zlib.crc32(os.fsencode(name)) % 10_000 < share * 10_000
 
 
 def split_name(part: Part, root: str | os.PathLike, speaker_folders: bool) -> str:
-  """Returns the name that decides the split of a part: its path, or with `speaker_folders` its
-  speaker's.
-  """
+  """Returns the name that decides the split of a part: its path or its speaker's folder."""
   if speaker_folders:
     return os.path.basename(os.path.dirname(part.path))
   return os.path.relpath(part.path, root)
@@ -276,11 +268,14 @@ def split_name(part: Part, root: str | os.PathLike, speaker_folders: bool) -> st
 def examples(
   root: str | os.PathLike, sample_rate: int, *, speaker_folders: bool = False, **options
 ) -> AudioFiles:
-  """Returns all audio files below `root`; with `speaker_folders` the name of a file's folder is its
-  speaker.
+  """Returns a source of all audio files below `root`.
 
-  Speakers are numbered in the sorted order of their folders' names. `options` are those of
-  `AudioFiles`; what is left out (see `scan`) is listed in `quarantine`, too.
+  Args:
+    root: the folder.
+    sample_rate: of the waveforms, in Hz.
+    speaker_folders: whether the folder of a file is its speaker; speakers are numbered in the
+      sorted order of these folders.
+    **options: options of `AudioFiles`; entries excluded by `scan` are listed in `quarantine`, too.
   """
   paths = find(root, listing=options.get('quarantine'))
   names = [os.path.basename(os.path.dirname(path)) for path in paths]

@@ -1,6 +1,4 @@
-"""G.722, the wideband telephone codec: raw files of 64 kbit/s without a header, as Asterisk's
-prompts are.
-"""
+"""Decodes raw G.722 files (wideband telephony, 64 kbit/s, no header) such as Asterisk's prompts."""
 
 import os
 
@@ -9,14 +7,15 @@ import numpy as np
 from audiolm_jax.errors import UserError
 
 SAMPLE_RATE = 16_000  # Hz
-_BIT_RATE = 64_000  # bit/s; one byte is two samples
+_BIT_RATE = 64_000  # bit/s; two samples per byte
 
 
 def load(path: str | os.PathLike, *, max_seconds: float = 3600.0) -> np.ndarray:
-  """Returns a raw G.722 file as float32 [T] at 16 kHz, two samples a byte.
+  """Loads a raw G.722 file as float32 [T] at 16 kHz, two samples per byte.
 
-  Raises ValueError for an empty file or one longer than `max_seconds`, and ImportError, naming the
-  extra, when the package G722 (ITU-T's reference in C) is missing.
+  Raises:
+    UserError: if the file is empty or longer than `max_seconds`.
+    ImportError: naming the extra, if the package G722 (ITU-T's reference in C) is missing.
   """
   try:
     import G722

@@ -1,6 +1,4 @@
-"""The list of what a corpus holds, by which what was made of it knows whether it is still the
-same.
-"""
+"""Lists the contents of a corpus, to detect changes between program runs."""
 
 import collections
 import hashlib
@@ -17,9 +15,7 @@ MAX_BYTES = 2**30  # ten million files
 
 
 def of(source: Any) -> list[str]:
-  """Returns a line for each example: what the source's `inventory()` gives, else just their
-  number.
-  """
+  """Returns one line per example from the source's `inventory()`, or else their number."""
   return source.inventory() if hasattr(source, 'inventory') else [f'{len(source)} examples']
 
 
@@ -29,7 +25,7 @@ def digest(lines: Sequence[str]) -> str:
 
 
 def difference(before: Sequence[str], now: Sequence[str]) -> str:
-  """Returns in words what changed, with the first names; '' where nothing did."""
+  """Returns a description of the changes with the first names; '' if there are none."""
   before_names, now_names = (
     {line.split('\t')[0]: line for line in lines} for lines in (before, now)
   )
@@ -47,14 +43,16 @@ def difference(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], remedy: str):
-  """Writes the inventory of which something is about to be made, or checks that it is still the
-  same.
+  """Writes the inventory before derived files are made, or checks that it is unchanged.
 
-  made: files that were made already, looked up before this call (other processes may make some
-  meanwhile).
+  Args:
+    path: file of the inventory.
+    lines: the current inventory.
+    made: derived files that exist, listed before this call (other processes may add some).
+    remedy: end of the error message.
 
-  Raises ValueError, with what changed and the remedy, where the corpus is no longer the one they
-  were made of.
+  Raises:
+    UserError: with changes and remedy, if derived files exist and the corpus has changed.
   """
   before = load(path)
   if before is None:
@@ -68,13 +66,15 @@ def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], rem
 
 
 def save(path: str | os.PathLike, lines: Sequence[str]):
-  """Writes an inventory, whole or not at all."""
+  """Writes an inventory atomically."""
   files.write_text(path, json.dumps({'files': list(lines)}, indent=0))
 
 
 def load(path: str | os.PathLike) -> list[str] | None:
-  """Returns what `save` wrote; None where there is no file. Raises ValueError where it is
-  damaged.
+  """Returns a saved inventory; None if there is no file.
+
+  Raises:
+    UserError: if the file is damaged.
   """
   if not os.path.lexists(path):
     return None

@@ -1,8 +1,7 @@
-"""Libri-Light's unlabelled splits as downloaded: `unlab-*/<speaker>/<book>/*.flac`, each with a
-JSON file beside it.
+"""Source of Libri-Light's unlabelled splits as downloaded: `unlab-*/<speaker>/<book>/*.flac`.
 
-Recordings are whole chapters: they are read as parts, cut where the JSON file's voice activity
-pauses.
+Each FLAC is a chapter with a JSON file of the same name. Chapters are read in parts, cut at pauses
+in the voice activity of the JSON file.
 """
 
 import os
@@ -12,7 +11,7 @@ from audiolm_jax import files
 from audiolm_jax.data import folders, skipped
 from audiolm_jax.errors import UserError
 
-_MAX_SECONDS = 7 * 24 * 3600.0  # of a chapter
+_MAX_SECONDS = 7 * 24 * 3600.0  # per chapter
 
 
 def examples(
@@ -23,13 +22,19 @@ def examples(
   part_seconds: float = 60.0,
   **options,
 ) -> folders.AudioFiles:
-  """Returns the parts, of at most about `part_seconds`, of the splits found under `root`; 'speaker'
-  is the speaker's number.
+  """Returns a source of the parts of the splits found under `root`.
 
-  A chapter without voice activity is one part. All JSON files are read here, once. `options` are
-  `AudioFiles`'.
+  A chapter without voice activity is one part. All JSON files are read once, here.
 
-  Raises ValueError when none of the splits is there or a path is not <speaker>/<book>/<file>.
+  Args:
+    root: folder into which Libri-Light was unpacked.
+    sample_rate: of the waveforms, in Hz.
+    splits: names of the splits.
+    part_seconds: approximate largest length of a part.
+    **options: options of `folders.AudioFiles`.
+
+  Raises:
+    UserError: if none of the splits is found, or a path is not <speaker>/<book>/<file>.
   """
   there = [split for split in splits if os.path.isdir(os.path.join(root, split))]
   if not there:
@@ -52,10 +57,10 @@ def examples(
 
 
 def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | None]]:
-  """Joins neighbouring voiced stretches while they span no more than `part_seconds`; cuts a longer
-  one.
+  """Joins neighbouring voiced segments up to `part_seconds`, and cuts longer ones.
 
-  Raises ValueError where the JSON file is damaged.
+  Raises:
+    UserError: if the JSON file is damaged.
   """
   voiced = []
   if os.path.isfile(path):

@@ -1,5 +1,6 @@
-"""LibriSpeech (openslr.org/12, CC BY 4.0): `SPLIT/speaker/chapter/speaker-chapter-number.flac`, or
-those files alone.
+"""Finds utterances of LibriSpeech (openslr.org/12, CC BY 4.0).
+
+Reads `SPLIT/speaker/chapter/speaker-chapter-number.flac`, or these files in any folders.
 """
 
 import os
@@ -13,10 +14,10 @@ _NAME = re.compile(r'(\d+)-(\d+)-\d+\.flac')
 
 
 def utterances(root: str | os.PathLike) -> list[Utterance]:
-  """Returns the utterances anywhere below `root`, sorted by path, with the texts of the
-  `*.trans.txt` beside them.
+  """Returns the utterances below `root`, sorted by path, with texts from adjacent `*.trans.txt`.
 
-  Raises ValueError when a FLAC file is not named as LibriSpeech's are, or there is none.
+  Raises:
+    UserError: if a FLAC file is not named as LibriSpeech's, or there is none.
   """
   found, texts = [], {}
   for path in folders.find(root, ('.flac',)):
@@ -41,7 +42,5 @@ def _transcripts(path: str) -> dict[str, str]:
 
 
 def held_out(utterance: Utterance) -> bool:
-  """Returns whether the speaker is for tests only, where the files are not in LibriSpeech's own
-  splits.
-  """
+  """Returns whether the speaker belongs to the test split, for files outside of official splits."""
   return utterance.speaker % 5 == 0

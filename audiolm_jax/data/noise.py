@@ -1,4 +1,4 @@
-"""Noise beside clean speech, for a codec that is to learn to leave it out."""
+"""Adds noise to clean speech, for codecs trained to remove it."""
 
 from typing import Any
 
@@ -7,20 +7,23 @@ import numpy as np
 from audiolm_jax.data import inventory
 from audiolm_jax.errors import UserError
 
-CLEAN_SHARE = 0.2  # of the examples have no noise: the switch must not touch what is clean
+CLEAN_SHARE = 0.2  # share of examples without noise, so that clean input stays unchanged
 
 
 class WithNoise:
-  """A source whose examples hold 'noise' [T] besides, to be added to 'waveform'.
+  """Source whose examples have an additional 'noise' [T], to be added to 'waveform'.
 
-  The noise of example i is always the same: a part of one of `noises`, repeated where it is
-  shorter, or, without any, Gaussian noise whose power falls with the frequency to a power between 0
-  (white) and 2 (brown).
+  The noise of example i is always the same: a part of one of `noises`, repeated if shorter, or,
+  without any, Gaussian noise whose power falls with frequency to a power between 0 (white) and 2
+  (brown).
 
-  source, noises: random access, `[i]` -> {'waveform', ...} or None; of the same sample rate.
-  snr_db: between these the ratio of the powers of waveform and noise is drawn, in dB.
+  Args:
+    source: random access source of {'waveform', ...} or None.
+    noises: random access source of the same sample rate, or None.
+    snr_db: range in dB of the signal-to-noise ratio, drawn uniformly.
 
-  Raises ValueError when `noises` is empty.
+  Raises:
+    UserError: if `noises` is empty.
   """
 
   def __init__(
@@ -43,11 +46,11 @@ class WithNoise:
     return len(self._source)
 
   def inventory(self) -> list[str]:
-    """Returns the lines of the speech; noise changes no tokens."""
+    """Returns the lines of the speech source; noise changes no tokens."""
     return inventory.of(self._source)
 
   def refuse(self, i: int, reason: str):
-    """Counts example i as unreadable, by what others find in it."""
+    """Counts example i as unreadable, for a reason found by the caller."""
     if hasattr(self._source, 'refuse'):
       self._source.refuse(i, reason)
 
@@ -72,7 +75,7 @@ class WithNoise:
     return {**example, 'noise': (gain * noise_T).astype(np.float32)}
 
   def _recorded(self, length: int, random: np.random.Generator) -> np.ndarray:
-    """Returns a part of a recording; of the next readable one, where one is not."""
+    """Returns a part of a recording, or of the next readable one."""
     first = int(random.integers(len(self._noises)))
     for offset in range(len(self._noises)):
       noise = self._noises[(first + offset) % len(self._noises)]

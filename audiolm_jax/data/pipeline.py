@@ -1,26 +1,21 @@
-"""From a source of examples to batches: shuffled, cropped at one instant, shared among processes,
-resumable.
+"""Turns a source of examples into batches: shuffled, cropped, shared among processes, resumable.
 
-A *source* has `len(source)` and `source[i]`, a dict of arrays, or None when example i cannot be
-read. What a batch holds is said by a stage's `Feature`s, and nothing here knows a stage.
+A *source* has `len(source)` and `source[i]`, a dict of arrays, or None if example i cannot be read.
+A stage's `Feature`s define the contents of a batch; this module knows no stage.
 
-A source that can seek also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]`
-alone, where `first, stop = choose(len(waveform))`. It is used where the waveform is the only time
-series that is wanted. Sources
-made of others need not have it: all of an example is read then, as noise must be, whose gain is
-that of the whole.
+A seekable source also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]` only,
+where `first, stop = choose(len(waveform))`. It is used where the waveform is the only time series
+of a batch. Derived sources need not have it; then the whole example is read, as noise requires,
+whose gain depends on all of it.
 
-  order: every epoch is one permutation of the whole source, a new one each time. Each example gives
-    one crop an epoch, however long it is; a source that wants long recordings to count for more
-    cuts them into several examples.
-  crop: one start time, drawn on the finest grid where every feature's index is whole (40 ms for 25
-  Hz).
-  processes: global batch `step` is the same for any number of processes; each reads only its own
-  rows of it.
-  position: the number of batches given, nothing else; so a run may resume on another number of
-  processes.
-  bad examples: the next readable one stands in, so that every process still agrees on what comes
-  when.
+  order: each epoch is a new permutation of the whole source. Each example gives one crop per epoch,
+    whatever its length; a source that should weight long recordings cuts them into several
+    examples.
+  crop: one start time, drawn on the finest grid where the index of each feature is whole (40 ms for
+    25 Hz).
+  processes: global batch `step` is the same for any number of processes; each reads its own rows.
+  position: the number of batches given; a run may resume on another number of processes.
+  bad examples: replaced by the next readable one, so that all processes stay aligned.
 """
 
 import copy
@@ -42,9 +37,9 @@ _MOST_BAD_IN_A_ROW = 100
 
 
 class Batches:
-  """An endless (or `num_epochs` long) iterator of this process's rows; `batches` makes it.
+  """Iterates over this process's rows, endlessly or for `num_epochs`; made by `batches`.
 
-  `get_state` returns a small dict fit for JSON, and `set_state` continues from one exactly.
+  `get_state` returns a small JSON-compatible dict, and `set_state` resumes from it exactly.
   """
 
   def __init__(
@@ -62,15 +57,15 @@ class Batches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     if self._iterator is None:
-      # Slicing, and not the iterator's own state: a step means the same whatever the threads and
-      # workers.
+      # Slice instead of using the iterator's state, so that a step is independent of the numbers of
+      # threads and workers.
       options = grain.ReadOptions(
         num_threads=self._num_threads, prefetch_buffer_size=max(2, 2 * self._num_threads)
       )
       dataset = self._dataset[self._step :].to_iter_dataset(options)
       if self._num_workers:
         if not flags.FLAGS.is_parsed():
-          # Grain reads absl flags before it starts workers; a notebook parses none
+          # Grain reads absl flags before starting workers; a notebook parses none.
           flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
       self._iterator = iter(dataset)
@@ -79,13 +74,14 @@ class Batches:
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position, and what it is a position in."""
+    """Returns the position with the seed, batch size and source it refers to."""
     return {'step': self._step, **self._identity}
 
   def set_state(self, state: Mapping[str, int]):
-    """Continues as if `state['step']` batches had been given.
+    """Resumes after `state['step']` batches.
 
-    Raises ValueError when the state was taken with another seed, global batch size or source.
+    Raises:
+      UserError: if the state has another seed, global batch size or source.
     """
     for name, value in self._identity.items():
       if state.get(name) != value:
@@ -112,13 +108,23 @@ def batches(
 ) -> Batches:
   """Returns an iterator of {name: array [batch_size / process_count, *features[name].shape]}.
 
-  `batch_size` is global; the rows of process 0, 1, ... in this order are the global batch, as
-  `jax.make_array_from_process_local_data` wants them. The last rows of `num_epochs` that fill no
-  batch are dropped. `num_threads` read ahead; `num_workers` processes do so when above 0 (the
-  source must then be picklable).
+  The rows of processes 0, 1, ... form the global batch, as `jax.make_array_from_process_local_data`
+  expects. Rows at the end of `num_epochs` that fill no batch are dropped.
 
-  Raises ValueError when the batch size cannot be shared out or exceeds a finite source, or when the
-  first readable example lacks a feature.
+  Args:
+    source: random access source.
+    features: contents of a batch, by name.
+    batch_size: global batch size.
+    seed: seed of order and crops.
+    num_epochs: number of epochs; None is endless.
+    process_index: index of this process.
+    process_count: number of processes.
+    num_threads: number of threads that read ahead.
+    num_workers: number of worker processes; above 0, the source has to be picklable.
+
+  Raises:
+    UserError: if the batch size cannot be divided among processes or exceeds a finite source, or
+      the first readable example lacks a feature.
   """
   checks.values(
     batch_size=(batch_size, checks.WHOLE),
@@ -143,7 +149,7 @@ def batches(
       f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower '
       'batch_size'
     )
-  _crop_of(source, 0, features)  # what is missing is said now, not inside a thread
+  _crop_of(source, 0, features)  # raises for missing features here instead of in a thread
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(num_epochs)
   dataset = dataset.random_map(lambda i, random: _crop_of(source, i, features, random))
   if num_epochs is not None:
@@ -165,10 +171,10 @@ def evaluation_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-  """Returns the same `num_batches` batches on every call; a short source is gone through more than
-  once.
+  """Returns `num_batches` batches, the same on each call; short sources are repeated.
 
-  Raises ValueError as `batches` does.
+  Raises:
+    UserError: as `batches`.
   """
   checks.values(num_batches=(num_batches, checks.WHOLE))
   endless = batches(
@@ -187,15 +193,15 @@ def crop(
   features: Mapping[str, Feature],
   random: np.random.Generator | None = None,
 ) -> dict[str, np.ndarray]:
-  """Cuts every feature of one example at the same instant; the start is 0 s when `random` is None.
+  """Cuts all features of one example at the same start time, 0 s if `random` is None.
 
-  An example too short for the crop starts at 0 s and is padded: floats with 0, integers with -1.
-  Features of one
-  example may differ in length by a frame: the start is drawn so that none runs out. Trailing axes
-  take their leading part.
+  An example shorter than the crop starts at 0 s and is padded: floats with 0, integers with -1.
+  Lengths of features may differ by a frame; the start is drawn so that none ends early. Trailing
+  axes are truncated.
 
-  Raises ValueError when a feature is missing (naming those that are there), has the wrong shape, or
-  holds ids that the stage does not have.
+  Raises:
+    UserError: if a feature is missing (naming the available ones), has the wrong shape, or contains
+      ids beyond those of the stage.
   """
   for name in features:
     if name not in example:
@@ -204,7 +210,7 @@ def crop(
   for name, feature in features.items():
     _check_shape(name, arrays[name].shape, feature)
   grid = grid_rate([feature.rate for feature in features.values() if feature.rate is not None])
-  starts = [  # on the grid, after which a whole crop is left
+  starts = [  # grid points followed by a whole crop
     math.floor((len(arrays[name]) - feature.shape[0]) / (Fraction(feature.rate) / grid))
     for name, feature in features.items()
     if feature.rate is not None
@@ -222,9 +228,7 @@ def _draw(last: int, random: np.random.Generator | None) -> int:
 
 
 def grid_rate(rates: Iterable[float | int]) -> Fraction:
-  """Returns the rate (Hz) of the finest grid of instants where every rate's index is whole: their
-  rational gcd.
-  """
+  """Returns the rate (Hz) of the finest time grid on all rates' frames: their rational gcd."""
   fractions = [Fraction(rate) for rate in rates]
   denominator = math.lcm(*(fraction.denominator for fraction in fractions))
   return Fraction(
@@ -259,8 +263,9 @@ def _cut(array: np.ndarray, feature: Feature, start: int, grid: Fraction) -> np.
 def _crop_of(
   source: Any, i: int, features: Mapping[str, Feature], random: np.random.Generator | None = None
 ) -> dict[str, np.ndarray]:
-  """Returns the crop of example i, which is read alone where the source can seek; the same crop
-  either way.
+  """Returns the crop of example i, decoding only the crop where the source can seek.
+
+  Both ways give the same crop.
   """
   timed = [name for name, feature in features.items() if feature.rate is not None]
   if timed != ['waveform'] or not hasattr(source, 'crop'):
@@ -268,8 +273,8 @@ def _crop_of(
   wanted = features['waveform'].shape[0]
 
   def choose(length: int) -> tuple[int, int]:
-    # From a copy: where another example stands in for a damaged one, its start is the first draw,
-    # not the second.
+    # Copy the generator: if another example replaces a damaged one, its start is the first draw,
+    # too.
     start = _draw(length - wanted, copy.deepcopy(random))  # the grid of one rate is that rate
     return start, min(length, start + wanted)
 

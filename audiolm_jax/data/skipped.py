@@ -1,6 +1,4 @@
-"""Examples that cannot be read: left out, counted, listed once with the reason, and too many of
-them an error.
-"""
+"""Records unreadable examples: counts and lists them with reasons, and limits their share."""
 
 import json
 import os
@@ -12,23 +10,21 @@ NUM_NAMED = 3  # in a message
 
 
 def shown(path: str | bytes | os.PathLike) -> str:
-  """Returns a path as text that every terminal and file of UTF-8 takes; bytes that are no text as
-  \\xNN.
-  """
+  r"""Returns a path as printable UTF-8 text; invalid bytes appear as \xNN."""
   return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def named(names: list[str]) -> str:
-  """Returns the first names, and how many more there are."""
+  """Returns the first names, and the number of the others."""
   more = f' and {len(names) - NUM_NAMED} more' if len(names) > NUM_NAMED else ''
   return ', '.join(shown(name) for name in names[:NUM_NAMED]) + more
 
 
 class Skipped(dict):
-  """The examples of a source that turned out unreadable: {index: reason}.
+  """Maps indices of unreadable examples to reasons.
 
-  listing: a file that gets a line of JSON {'path', 'reason'} for each; a path that is in it already
-  gets no second line, also from another process or an earlier run. None: no file.
+  `listing` is a file that gets a JSON line {'path', 'reason'} for each; a path is listed once, also
+  across processes and runs. None writes no file.
   """
 
   def __init__(
@@ -47,7 +43,11 @@ class Skipped(dict):
     )
 
   def add(self, index: int, name: str | os.PathLike, reason: str):
-    """Leaves out example `index`. Raises ValueError once more than `max_fraction` of all are."""
+    """Records example `index`.
+
+    Raises:
+      UserError: if more than `max_fraction` of all examples are recorded.
+    """
     if index not in self:
       self[index] = reason
       if self._listing is not None:
@@ -63,9 +63,7 @@ class Skipped(dict):
 
 
 def listed(listing: str | os.PathLike, entries: list[tuple[str | os.PathLike, str]]):
-  """Appends (path, reason) pairs to a file of JSON lines; a path that is there already is not
-  listed again.
-  """
+  """Appends (path, reason) pairs to a file of JSON lines, except paths already listed."""
   there = {path for path, _ in read(listing)}
   lines = [
     json.dumps({'path': os.fspath(path), 'reason': reason}) + '\n'
@@ -75,12 +73,13 @@ def listed(listing: str | os.PathLike, entries: list[tuple[str | os.PathLike, st
   if lines:
     os.makedirs(os.path.dirname(os.path.abspath(listing)), exist_ok=True)
     with files.open_in_place(listing, 'a') as file:
-      file.write(''.join(lines))  # at once: other processes append, too
+      file.write(''.join(lines))  # in one call, because other processes append, too
 
 
 def read(listing: str | os.PathLike) -> list[tuple[str, str]]:
-  """Returns the (path, reason) pairs of such a file; none where it is not there. Torn lines are
-  passed over.
+  """Returns the (path, reason) pairs of a listing; none if the file is missing.
+
+  Damaged lines are skipped.
   """
   if not os.path.isfile(listing):
     return []

@@ -1,13 +1,13 @@
-"""People's speech from Debian packages (`data.debian`), prepared once: 16 kHz FLAC, one loudness.
+"""Prepares human speech from Debian packages (`data.debian`) as 16 kHz FLAC of equal loudness.
 
   FOLDER/train, test, labelled/VOICE/*.flac
   FOLDER/utterances.json           {'voices': [...],
                                     'utterances': [{'split', 'file', 'voice', 'text', 'phones'}]}
   FOLDER/labelled/labelled.item    phones in context, as Libri-Light's (`evaluate --data`)
 
-Splits are fixed. 'test': all voices of HELD_OUT_LANGUAGES, so that no person who speaks in two
-packages is on both sides. 'labelled': a tenth of the recordings with phone labels; their voice is
-in 'train', these recordings are not.
+Splits are fixed. 'test': all voices of HELD_OUT_LANGUAGES, so that a person who speaks in two
+packages is in one split only. 'labelled': a tenth of the recordings with phone labels; their voice
+is in 'train', these recordings are not.
 """
 
 import hashlib
@@ -26,32 +26,33 @@ from audiolm_jax.errors import UserError
 SAMPLE_RATE = 16_000  # Hz
 SPLITS = ('train', 'test', 'labelled')
 HELD_OUT_LANGUAGES = ('da', 'de', 'hu', 'it', 'lt')
-FIRST_SPEAKER = 1_000_000  # number of the first voice: above all of LibriSpeech's speakers
+FIRST_SPEAKER = 1_000_000  # number of the first voice, above LibriSpeech's speakers
 _MANIFEST = 'utterances.json'
-_FORMAT = 1  # raise when what is prepared from the same files changes
-_JOINED_SECONDS = 6.0  # clips of one voice are joined until they are so long
+_FORMAT = 1  # increment when the same files are prepared differently
+_JOINED_SECONDS = 6.0  # clips of one voice are joined up to this length
 _MARGIN_SECONDS = 0.15  # kept before and after the speech in a clip that is joined
 _FADE_SECONDS = 0.01
-_WINDOW = 320  # samples whose loudness decides what is speech
-_SILENCE = 0.03  # of the loud windows' amplitude
-_LEAST_AMPLITUDE, _LEAST_SECONDS = 0.003, 0.2  # a clip with less is left out
+_WINDOW = 320  # samples per window of the speech detector
+_SILENCE = 0.03  # threshold relative to the amplitude of loud windows
+_LEAST_AMPLITUDE, _LEAST_SECONDS = 0.003, 0.2  # clips with less are excluded
 
 
 def split_of(clip: debian.Clip) -> str:
-  """Returns the split that a clip is in, by its language; with phone labels, by its number."""
+  """Returns the split of a clip, by its language or, with phone labels, by its number."""
   if clip.labels is not None and pathlib.Path(clip.path).stem.endswith('0'):
     return 'labelled'
   return 'test' if clip.language in HELD_OUT_LANGUAGES else 'train'
 
 
 def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder of the prepared corpus below `cache_dir`.
+  """Returns the folder of the prepared corpus below `cache_dir`, preparing it on the first call.
 
-  It is made, in minutes, where an earlier call did not. The folder's name holds a checksum of the
-  files' names and sizes. Clips that are silent, short or unreadable are left out and listed in
-  FOLDER/left_out.txt.
+  Preparation takes minutes. The folder name contains a checksum of the files' names and sizes.
+  Silent, short and unreadable clips are excluded and listed in FOLDER/left_out.txt.
 
-  Raises ValueError when nothing is left, ImportError when G.722 files lack their decoder.
+  Raises:
+    UserError: if no clip remains.
+    ImportError: if G.722 files lack their decoder.
   """
   known = [
     [os.path.basename(clip.path), clip.voice, clip.text, os.path.getsize(clip.path)]
@@ -59,16 +60,18 @@ def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> path
   ]
   key = hashlib.sha256(json.dumps([_FORMAT, known]).encode()).hexdigest()[:16]
   folder = pathlib.Path(cache_dir) / f'speech-{key}'
-  if not (folder / _MANIFEST).is_file():  # written last: a run that was stopped begins again
+  if not (folder / _MANIFEST).is_file():  # written last, so that an interrupted run starts over
     _prepare(clips, folder)
   return folder
 
 
 def utterances(folder: str | os.PathLike, split: str) -> tuple[list[Utterance], tuple[str, ...]]:
-  """Returns the utterances of a split of a prepared folder, and the names of the phones in any of
-  them.
+  """Returns the utterances of a split of a prepared folder, and the names of all its phones.
 
-  Voices are numbered from FIRST_SPEAKER in their sorted order. Raises ValueError for another split.
+  Voices are numbered from FIRST_SPEAKER in sorted order.
+
+  Raises:
+    UserError: if the split is unknown.
   """
   if split not in SPLITS:
     raise UserError(f'split is {split!r}; there are {", ".join(SPLITS)}')
@@ -114,8 +117,9 @@ def _prepare(clips: Sequence[debian.Clip], folder: pathlib.Path):
 def _joined(
   clips: Iterable[debian.Clip], left_out: list[str]
 ) -> Iterator[tuple[str, debian.Clip, np.ndarray, str | None]]:
-  """Yields (split, first clip, waveform, text): labelled clips as they are, others joined to
-  _JOINED_SECONDS.
+  """Yields (split, first clip, waveform, text): labelled clips unchanged, others joined.
+
+  Clips of one voice are joined up to _JOINED_SECONDS.
   """
   waiting: dict[tuple[str, str], list[tuple[debian.Clip, np.ndarray]]] = {}
   for clip in clips:
@@ -155,11 +159,10 @@ def _join(
 
 
 def trimmed(wave_T: np.ndarray) -> np.ndarray | None:
-  """Returns a 16 kHz clip from 0.15 s before its first to 0.15 s after its last speech, faded at
-  both ends.
+  """Returns a 16 kHz clip trimmed to its speech with 0.15 s margins, faded at both ends.
 
-  None where there is no speech. Its peak is at most 1: Vorbis decodes what was recorded too loud to
-  more.
+  None if it contains no speech. Peaks are limited to 1, because Vorbis decodes clipped recordings
+  to more.
   """
   num_windows = len(wave_T) // _WINDOW
   if len(wave_T) < _LEAST_SECONDS * SAMPLE_RATE:
@@ -182,9 +185,7 @@ def trimmed(wave_T: np.ndarray) -> np.ndarray | None:
 
 
 def _items(one: dict) -> Iterator[zerospeech.Item]:
-  """Yields the phones between others of an utterance, pauses left out as they are in Libri-Light's
-  items.
-  """
+  """Yields the phones of an utterance in context, without pauses, as Libri-Light's items."""
   ends = [0.0, *(end for end, _ in one['phones'])]
   names = [phone for _, phone in one['phones']]
   for index in range(1, len(names) - 1):

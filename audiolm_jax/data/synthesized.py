@@ -1,15 +1,13 @@
-"""The embedded corpus: synthesized speakers that count and say short sentences, with phones, words
-and texts known.
+"""Synthesizes the embedded corpus: counting and short sentences with known phones and words.
 
 Nothing is downloaded: espeak-ng (the extra `pip install audiolm_jax[synth]`, GPL-3, loaded at run
-time) speaks. Every utterance is the same to the bit on every run. Two splits, 'train' and 'test',
-share neither voices nor texts:
+time) speaks. Utterances are bitwise reproducible. The splits 'train' and 'test' share neither
+voices nor texts:
 
   counting (about 60 %): 'seven eight nine ...', up or down, wrapping around after `highest_number`;
-  structure that a
-    recognizer for few words can check. The test split has pairs (start, step) of its own.
-  sentences: from a template grammar. A sentence belongs to the test split when its checksum says
-  so.
+    structure that a recognizer of few words can check. The test split has its own pairs (start,
+    step).
+  sentences: from a template grammar. The checksum of a sentence decides its split.
 """
 
 import concurrent.futures
@@ -31,7 +29,7 @@ from audiolm_jax.data import espeak
 from audiolm_jax.errors import UserError
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
-# raise when what is spoken for a config changes: caches of older versions are then made anew
+# Increment when the audio of a config changes, to invalidate caches of older versions.
 _FORMAT = 1
 
 _ACCENTS = (
@@ -106,8 +104,8 @@ _OBJECTS = (
   'the broken clock',
   'a silver key',
 )
-# espeak-ng speaks 'in the', 'on the' and 'of the' as one word, without a word event for 'the':
-# avoided.
+# Avoids 'in the', 'on the' and 'of the', which espeak-ng speaks as one word without an event for
+# 'the'.
 _PLACES = (
   'near the river',
   'behind the garden',
@@ -119,8 +117,8 @@ _PLACES = (
   'one morning',
 )
 
-# espeak-ng's names without stress marks, for all accents and words above; a pause is '_', anything
-# new is '?'.
+# espeak-ng's phone names without stress marks, for all accents and words above; '_' is a pause, '?'
+# any other phone.
 PHONES = tuple(
   '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h '
   'i i: i@ i@3 j k l m '
@@ -130,18 +128,19 @@ PHONES = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What to speak.
+  """Configures the corpus.
 
-  Raises ValueError when a value makes no corpus.
+  Raises:
+    UserError: if a value makes no corpus.
   """
 
   num_train_voices: int = 32
-  num_test_voices: int = 8  # never heard in training
+  num_test_voices: int = 8  # not in the training split
   train_minutes: float = 30.0
   test_minutes: float = 4.0
-  utterance_seconds: float = 10.0  # aimed at; an utterance is within about 20 % of it
+  utterance_seconds: float = 10.0  # approximate, within about 20 %
   counting_share: float = 0.6
-  highest_number: int = 20  # counting wraps around after it
+  highest_number: int = 20  # largest number; counting wraps around
   steps: tuple[int, ...] = (1, -1)
   sample_rate: int = 16_000  # Hz
   seed: int = 0
@@ -165,7 +164,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Voice:
-  """One speaker: what espeak-ng needs to be told (pitch 0 to 99, rate in words a minute)."""
+  """Describes one speaker by espeak-ng's parameters (pitch 0 to 99, rate in words per minute)."""
 
   name: str
   pitch: int
@@ -173,7 +172,7 @@ class Voice:
 
 
 def voices(config: Config) -> list[Voice]:
-  """Returns the training voices, then the test voices; each has a (variant, pitch) of its own."""
+  """Returns the training voices, then the test voices; each has its own (variant, pitch)."""
   total = config.num_train_voices + config.num_test_voices
   num_pitches = -(-total // len(_VARIANTS))
   if num_pitches > 20:
@@ -192,7 +191,7 @@ def voices(config: Config) -> list[Voice]:
 
 
 def counting_text(random: np.random.Generator, config: Config, split: str, num_words: int) -> str:
-  """Returns `num_words` numbers that count, drawn from the starts and steps of the split."""
+  """Returns `num_words` counting numbers with a start and step of the split."""
   period = config.highest_number + 1
   keys = [(start, step) for start in range(period) for step in config.steps]
   order = np.random.default_rng([config.seed, 2]).permutation(len(keys))
@@ -203,9 +202,7 @@ def counting_text(random: np.random.Generator, config: Config, split: str, num_w
 
 
 def sentences_text(random: np.random.Generator, split: str, num_words: int) -> str:
-  """Returns sentences of the split, each followed by a full stop, of at least `num_words` words in
-  all.
-  """
+  """Returns at least `num_words` words of sentences of the split, each ending with a full stop."""
   said = []
   while sum(len(sentence.split()) for sentence in said) < num_words:
     sentence = ' '.join(
@@ -217,11 +214,9 @@ def sentences_text(random: np.random.Generator, split: str, num_words: int) -> s
 
 
 def requests(config: Config, split: str) -> list[dict]:
-  """Returns what to speak: one dict {speaker, kind, voice, pitch, rate, gap, seed, text} for each
-  utterance.
+  """Returns the utterances to speak, {speaker, kind, voice, pitch, rate, gap, seed, text} each.
 
-  The speakers take turns and all speak equally much. Speakers of the test split are numbered after
-  the others.
+  Speakers alternate and speak equally much. Test speakers are numbered after the others.
   """
   if split not in ('train', 'test'):
     raise UserError(f"split is {split!r}; there are 'train' and 'test'")
@@ -237,12 +232,12 @@ def requests(config: Config, split: str) -> list[dict]:
     random = np.random.default_rng([config.seed, 3 if split == 'train' else 4, i])
     speaker = first + i % count
     voice = all_voices[speaker]
-    # In every run of `count` utterances the same share counts, and over many runs every speaker
-    # does both.
+    # The same share of each `count` utterances is counting; over many of these blocks, each speaker
+    # has both kinds.
     turn, place = divmod(i, count)
     counting = (place * 0.618034 + turn * 0.381966 + 0.5 / count) % 1.0 < config.counting_share
-    # Seconds a word measured at 170 words a minute: 0.40 and a gap of 0.08 when counting, 0.34 in
-    # sentences.
+    # Seconds per word, measured at 170 words per minute: 0.40 and a gap of 0.08 when counting, 0.34
+    # in sentences.
     if counting:
       text = counting_text(
         random,
@@ -270,11 +265,11 @@ def requests(config: Config, split: str) -> list[dict]:
 
 
 class Examples:
-  """A random access source of utterances.
+  """Random access source of utterances.
 
   `examples[i]` is {'waveform' [T] float32, 'speaker' [] int32, 'phones' [S] int32 at 25 Hz with S =
-  ceil(T / 640) at 16 kHz (the phone at the frame's centre, an index into `phone_names`), 'text'
-  str, 'kind' str, 'words' [(word, first sample, end sample)]}.
+  ceil(T / 640) at 16 kHz (the phone at the centre of the frame, an index into `phone_names`),
+  'text' str, 'kind' str, 'words' [(word, first sample, end sample)]}.
   """
 
   phone_names = PHONES
@@ -282,14 +277,14 @@ class Examples:
   def __init__(self, sample_rate: int, utterances: list[dict], samples: np.ndarray):
     self.sample_rate = sample_rate
     self._utterances = utterances
-    self._samples = samples  # int16, all utterances after one another
+    self._samples = samples  # int16, concatenated utterances
     self._ends = np.cumsum([utterance['num_samples'] for utterance in utterances])
 
   def __len__(self) -> int:
     return len(self._utterances)
 
   def inventory(self) -> list[str]:
-    """Returns a line for each utterance."""
+    """Returns one line per utterance."""
     return [f'{u["text"]}\t{u["speaker"]}\t{u["num_samples"]}' for u in self._utterances]
 
   def __getitem__(self, i: int) -> dict:
@@ -310,11 +305,11 @@ class Examples:
 def examples(
   config: Config, split: str, *, cache_dir: str | None = None, num_workers: int | None = None
 ) -> Examples:
-  """Speaks the split, or reads it from `cache_dir` where an earlier call with the same config left
-  it.
+  """Speaks the split, or reads it from `cache_dir` if an earlier call with this config wrote it.
 
-  Raises ValueError for an unknown split and ImportError, naming the extra, when espeakng-loader is
-  missing.
+  Raises:
+    UserError: if the split is unknown.
+    ImportError: naming the extra, if espeakng-loader is missing.
   """
   path = None
   if cache_dir is not None:
@@ -349,10 +344,11 @@ def examples(
 
 
 def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict, np.ndarray]]:
-  """Returns (header, int16 samples at header['rate']) for every request, see `espeak`.
+  """Returns (header, int16 samples at header['rate']) of each request, see `espeak`.
 
-  Raises ImportError, naming the extra, when espeakng-loader is missing; RuntimeError when espeak-ng
-  fails.
+  Raises:
+    ImportError: naming the extra, if espeakng-loader is missing.
+    RuntimeError: if espeak-ng fails.
   """
   try:
     import espeakng_loader
@@ -360,8 +356,7 @@ def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict
     raise ImportError(
       'the synthesized corpus needs espeak-ng: pip install audiolm_jax[synth]'
     ) from error
-  # -I: the helper must not see this process's import path; it needs nothing but the standard
-  # library.
+  # -I isolates the program from this process's import path; it needs the standard library only.
   command = [sys.executable, '-I', espeak.__file__, str(espeakng_loader.get_library_path())]
   command.append(str(espeakng_loader.get_data_path()))
 
@@ -396,20 +391,18 @@ def _parse(output: bytes, count: int) -> list[tuple[dict, np.ndarray]]:
 
 
 def level(wave_T: np.ndarray) -> np.ndarray:
-  """Brings every voice to one loudness (root mean square 0.08), unless a peak would pass 0.95."""
+  """Scales a waveform to a root mean square of 0.08, limited to a peak of 0.95."""
   gain = min(0.08 / max(np.sqrt(np.mean(wave_T**2)), 1e-4), 0.95 / max(np.abs(wave_T).max(), 1e-4))
   return wave_T * np.float32(gain)
 
 
 def plain_phone(name: str) -> str:
-  """Drops stress marks and the length of pauses."""
+  """Returns a phone name without stress marks and pause lengths."""
   return '_' if name.startswith('_') else name.lstrip("',%=") or '_'
 
 
 def _words(text: str, header: dict, scale: float, num_samples: int) -> list[list]:
-  """Returns [[word, first sample, end sample]]; a word lasts until the next pause, or until the
-  next word.
-  """
+  """Returns [[word, first sample, end sample]]; a word lasts until the next pause or word."""
   pauses = [sample for sample, name in header['phones'] if plain_phone(name) == '_'] + [
     header['num_samples']
   ]
@@ -428,7 +421,9 @@ def _frame_phones(phones: list, num_samples: int, sample_rate: int) -> np.ndarra
   onsets = np.array([sample for sample, _ in phones])
   ids = np.array([0, *(_phone_ids().get(plain_phone(name), 1) for _, name in phones)], np.int32)
   centres_S = (np.arange(int(np.ceil(num_samples / hop))) + 0.5) * hop
-  return ids[np.searchsorted(onsets, centres_S, side='right')]  # 0, a pause, before the first onset
+  return ids[
+    np.searchsorted(onsets, centres_S, side='right')
+  ]  # index 0, a pause, before the first onset
 
 
 @functools.cache
@@ -437,7 +432,11 @@ def _phone_ids() -> dict[str, int]:
 
 
 def _stored(path: str, config: Config) -> Examples:
-  """Returns the split that `_store` left; ValueError where it is damaged."""
+  """Returns the split written by `_store`.
+
+  Raises:
+    UserError: if it is damaged.
+  """
   torn = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
   try:
     with np.load(path, allow_pickle=False) as stored:

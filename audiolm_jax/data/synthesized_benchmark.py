@@ -1,12 +1,13 @@
-"""A twin of ZeroSpeech 2021 with known ground truth, spoken by espeak-ng, in that benchmark's own
-layout.
+"""Synthesizes a twin of ZeroSpeech 2021 with known ground truth, in that benchmark's layout.
 
-  phonetic   syllables that differ in one phone (pit, bit, pat, ...), twice by each voice, phones and times known
-  lexical    words of the corpus' vocabulary against nonwords: the same word but for one phone, as English might have it
-  syntactic  what the corpus' grammar says (numbers that count; sentences) against the same words in a wrong order
+  phonetic   syllables that differ in one phone (pit, bit, pat, ...), spoken twice by each voice,
+             with known phones and times
+  lexical    words of the corpus' vocabulary against nonwords that differ in one phone
+  syntactic  sentences of the corpus' grammar (counting and templates) against the same words in a
+             wrong order
 
-Voices and texts are those that `synthesized.Config` holds out: a model of its training split has
-heard none of it, but for the single words.
+Voices and texts are those that `synthesized.Config` holds out: its training split contains none of
+it except the single words.
 """
 
 import collections
@@ -25,12 +26,12 @@ from audiolm_jax import audio, checks
 from audiolm_jax.data import synthesized, zerospeech
 
 SUBSET = 'twin'
-# raise when what is spoken for a config changes: folders of older versions are then made anew
+# Increment when the audio of a config changes, to invalidate folders of older versions.
 _FORMAT = 1
 
 _ONSETS = ('p', 'b', 't', 'd', 's', 'm')
 _RHYMES = ('it', 'at', 'eet', 'oat', 'en', 'an')
-_EDGE = 0.04  # seconds of a pause that count as the neighbour of a phone
+_EDGE = 0.04  # seconds of a pause that count as a phone's neighbour
 
 _WORDS = (
   ('zero', 'vero'),
@@ -76,8 +77,9 @@ _WORDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """How much is spoken. The first `num_voices` held-out voices say the words and phrases; all say
-  the syllables.
+  """Configures the amount of speech.
+
+  The first `num_voices` held-out voices speak words and phrases; all speak the syllables.
   """
 
   num_voices: int = 4
@@ -96,10 +98,10 @@ class Sizes:
 def folder(
   config: synthesized.Config, cache_dir: str | os.PathLike, sizes: Sizes = Sizes()
 ) -> pathlib.Path:
-  """Returns the benchmark's folder below `cache_dir`, spoken now unless an earlier call with the
-  same configs left it.
+  """Returns the benchmark's folder below `cache_dir`, synthesizing it on the first call.
 
-  Raises ImportError, naming the extra, when espeakng-loader is missing.
+  Raises:
+    ImportError: naming the extra, if espeakng-loader is missing.
   """
   key = json.dumps([_FORMAT, dataclasses.asdict(config), dataclasses.asdict(sizes)], sort_keys=True)
   root = pathlib.Path(cache_dir) / f'benchmark-{hashlib.sha256(key.encode()).hexdigest()[:16]}'
@@ -109,14 +111,14 @@ def folder(
       write(config, pathlib.Path(partial) / 'whole', sizes)
       try:
         os.rename(pathlib.Path(partial) / 'whole', root)
-      except OSError:  # another process was faster
+      except OSError:  # another process wrote it first
         if not root.is_dir():
           raise
   return root
 
 
 def write(config: synthesized.Config, root: pathlib.Path, sizes: Sizes = Sizes()):
-  """Speaks the benchmark into `root`, in the layout of ZeroSpeech 2021 with the subset 'twin'."""
+  """Synthesizes the benchmark into `root`, with the subset 'twin'."""
   voices = synthesized.voices(config)[config.num_train_voices :]
   speaking = voices[: sizes.num_voices]
   syllables, words = _syllables(config, voices), list(_lexical(config, speaking, sizes.num_words))
@@ -161,8 +163,9 @@ def _request(
 
 
 def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> list[dict]:
-  """Every syllable twice by each voice, in two orders, of which each fills two recordings of some 8
-  s.
+  """Returns requests of all syllables, spoken twice per voice in different orders.
+
+  Each order fills two recordings of about 8 s.
   """
   random = np.random.default_rng([config.seed, 5])
   syllables = [onset + rhyme for onset in _ONSETS for rhyme in _RHYMES]
@@ -177,8 +180,8 @@ def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> l
 
 
 def _items(request: dict, header: dict) -> Iterator[zerospeech.Item]:
-  """Yields each phone with its neighbours, of which a pause counts for at most _EDGE."""
-  phones = [(0.0, '_')]  # espeak-ng leaves out the pause that an utterance begins with
+  """Yields each phone with its neighbours; a pause counts up to _EDGE."""
+  phones = [(0.0, '_')]  # espeak-ng omits the initial pause of an utterance
   phones += [
     (sample / header['rate'], synthesized.plain_phone(name)) for sample, name in header['phones']
   ]
@@ -196,9 +199,7 @@ def _items(request: dict, header: dict) -> Iterator[zerospeech.Item]:
 
 
 def _lexical(config, voices, num_words: int) -> Iterator[tuple[dict, dict]]:
-  """Yields a request and its row of gold.csv; a word's frequency is how often the training split
-  says it.
-  """
+  """Yields requests and their rows of gold.csv; frequencies are counts in the training split."""
   heard = collections.Counter(
     word
     for request in synthesized.requests(config, 'train')
@@ -218,7 +219,7 @@ def _lexical(config, voices, num_words: int) -> Iterator[tuple[dict, dict]]:
 
 
 def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
-  """Yields a request and its row of gold.csv; all voices say the same phrases."""
+  """Yields requests and their rows of gold.csv; all voices speak the same phrases."""
   random = np.random.default_rng([config.seed, 6])
   pairs = []
   for pair in range(num_phrases):
@@ -250,7 +251,7 @@ def _syntactic(config, voices, num_phrases: int) -> Iterator[tuple[dict, dict]]:
 
 
 def _out_of_step(random: np.random.Generator, words: list[str], period: int) -> list[str]:
-  """Returns the numbers in an order in which none follows its neighbour, up or down."""
+  """Returns the numbers in an order where no two neighbours are consecutive."""
   numbers = [synthesized.NUMBERS.index(word) for word in words]
   while any(
     (after - before) % period in (1, period - 1) for before, after in zip(numbers, numbers[1:])
@@ -260,7 +261,7 @@ def _out_of_step(random: np.random.Generator, words: list[str], period: int) -> 
 
 
 def _disordered(random: np.random.Generator, words: list[str]) -> list[str]:
-  """Returns the words in an order that keeps no two neighbours."""
+  """Returns the words in an order that keeps no adjacent pair."""
   neighbours = set(zip(words, words[1:]))
   mixed = words
   while neighbours & set(zip(mixed, mixed[1:])):

@@ -1,4 +1,4 @@
-"""A prepared TensorFlow Datasets data set (ArrayRecord) as a source, without TensorFlow."""
+"""Source of a prepared TensorFlow Datasets data set (ArrayRecord), without TensorFlow."""
 
 import io
 import os
@@ -13,12 +13,13 @@ from audiolm_jax.errors import UserError
 
 
 class Examples:
-  """A random access source: {'waveform' [T] float32, 'speaker' [] int32 where known}; None where
-  unreadable.
+  """Random access source of {'waveform' [T] float32, 'speaker' [] int32 where known}.
 
-  The reasons are in `bad`, by index, and in the file `quarantine` where one is named. A speaker
-  below 0 is unknown, as `data.builders` writes it. Raises ValueError, when reading, once more than
-  `max_bad_fraction` are.
+  Unreadable records are None; the reasons are in `bad`, by index, and in the file `quarantine` if
+  given. A negative speaker is unknown, as `data.builders` writes it.
+
+  Raises:
+    UserError: on reading, if more than `max_bad_fraction` of the records are unreadable.
   """
 
   def __init__(
@@ -53,11 +54,11 @@ class Examples:
     return example
 
   def refuse(self, i: int, reason: str):
-    """Counts record i as unreadable, by what others find in it."""
+    """Counts record i as unreadable, for a reason found by the caller."""
     self.bad.add(range(len(self))[i], f'{self._identity}: record {i}', reason)
 
   def inventory(self) -> list[str]:
-    """Returns lines that are equal for the same data set."""
+    """Returns lines that identify the data set."""
     return [f'{self._identity}: {len(self)} records']
 
   def _waveform(self, stored: Any, i: int) -> np.ndarray:
@@ -71,7 +72,7 @@ class Examples:
         'wanted'
       )
     wave_T = stored.astype(np.float32)
-    # 16-bit samples, in whatever integers they are kept
+    # Integers of any type hold 16-bit samples.
     if np.issubdtype(stored.dtype, np.integer):
       wave_T = wave_T / 32768
     audio_checks.check_samples(wave_T, f'record {i}')
@@ -93,13 +94,21 @@ def examples(
   max_bad_fraction: float = 0.05,
   quarantine: str | None = None,
 ) -> Examples:
-  """Returns a split of the data set prepared in `folder` (the one with dataset_info.json).
+  """Returns a source of a split of the data set prepared in `folder`.
 
-  The audio is an encoded file's bytes, or samples (integers are 16-bit) at `stored_sample_rate`, by
-  default `sample_rate`. `speaker_name`: the feature that numbers the speakers.
+  Args:
+    folder: contains dataset_info.json.
+    split: name of the split.
+    sample_rate: of the waveforms, in Hz.
+    audio_name: feature with the bytes of an encoded file, or samples (integers are 16-bit).
+    speaker_name: feature with the number of the speaker.
+    stored_sample_rate: of stored samples, in Hz; defaults to `sample_rate`.
+    max_bad_fraction: largest accepted share of unreadable records.
+    quarantine: file that lists unreadable records.
 
-  Raises ImportError, naming the extra, without tensorflow-datasets; ValueError when a feature or
-  split is missing.
+  Raises:
+    ImportError: naming the extra, if tensorflow-datasets is missing.
+    UserError: if a feature or split is missing.
   """
   try:
     import tensorflow_datasets

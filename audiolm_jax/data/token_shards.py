@@ -1,14 +1,11 @@
-"""Encoded examples on disk: `name-00003-of-00016.array_record` files and a manifest, `name.json`,
-written last.
+"""Stores encoded examples in ArrayRecord shards with a manifest, `name.json`, written last.
 
-A record is the length of a JSON header (4 bytes), the header {name: [type, shape]} and the arrays,
-little-endian, in the header's order; nothing in it can be executed. Integers that fit are kept in
-16 bits and come back as int32.
+Shards are named `name-00003-of-00016.array_record`. A record is the length of a JSON header (4
+bytes), the header {name: [type, shape]} and the arrays, little-endian, in the order of the header;
+it contains nothing executable. Integers are stored in 16 bits where they fit, and read as int32.
 
-Each shard is a file of its own, so that many processes (or one that was stopped) can write them in
-any order, a shard
-being one process's: `write_shard` for every shard, then `write_manifest` once. No manifest, no data
-set.
+Each shard is one file, written by one process, in any order: call `write_shard` for all shards,
+then `write_manifest` once. Shards without a manifest are incomplete.
 """
 
 import json
@@ -29,7 +26,8 @@ _TYPES = ('<i2', '<i4', '<f4', '|u1')
 def encode(example: Mapping[str, Any]) -> bytes:
   """Returns one example {name: array or number} as a record.
 
-  Raises ValueError for anything but integers below 2**31 in size, floats and booleans.
+  Raises:
+    UserError: if a value is not an integer below 2**31 in magnitude, a float or a boolean.
   """
   header, parts = {}, []
   for name, value in example.items():
@@ -50,9 +48,10 @@ def encode(example: Mapping[str, Any]) -> bytes:
 
 
 def decode(record: bytes) -> dict[str, np.ndarray]:
-  """Returns the example that `encode` made into `record`; integers as int32, booleans as uint8.
+  """Returns the example of a record; integers as int32, booleans as uint8.
 
-  Raises ValueError when the record is not of that form.
+  Raises:
+    UserError: if the record is damaged.
   """
   try:
     at = 4 + int.from_bytes(record[:4], 'little')
@@ -84,7 +83,7 @@ def write_shard(
   num_shards: int,
   examples: Iterable[Mapping[str, Any]],
 ) -> str:
-  """Writes one shard, whole or not at all, and returns its path; one of that name is replaced."""
+  """Writes one shard atomically and returns its path; replaces an existing one."""
   from array_record.python import array_record_module
 
   path = shard_path(folder, name, shard, num_shards)
@@ -101,17 +100,23 @@ def write_shard(
 
 
 def count(paths: Iterable[str]) -> int:
-  """Returns the number of examples in shards that are there."""
+  """Returns the number of examples in existing shards."""
   return sum(len(grain.sources.ArrayRecordDataSource([path])) for path in paths)
 
 
 def write_manifest(
   folder: str | os.PathLike, name: str, num_shards: int, metadata: Mapping[str, Any]
 ):
-  """Writes `name.json`: `metadata` (frame rates, fingerprints of the codec and the k-means) and
-  what each shard holds.
+  """Writes `name.json`: `metadata`, and the contents of each shard.
 
-  Raises ValueError when a shard is missing.
+  Args:
+    folder: folder of the shards.
+    name: name of the data set.
+    num_shards: number of shards.
+    metadata: frame rates, and fingerprints of the codec and the k-means.
+
+  Raises:
+    UserError: if a shard is missing.
   """
   shards = []
   for shard in range(num_shards):
@@ -130,15 +135,16 @@ def write_manifest(
 
 
 class TokenShards:
-  """A random access source of what was encoded.
+  """Random access source of encoded examples.
 
-  A damaged record is an error, or, up to `max_bad_fraction` of the records, None; the reasons are
-  in `bad`, by index. `metadata` is the manifest's. With `expected`, each of its entries must be in
-  the metadata with the same value: a model must not read tokens of another codec.
+  A damaged record raises, or, up to `max_bad_fraction` of the records, is None; the reasons are in
+  `bad`, by index. `metadata` is that of the manifest. Each entry of `expected` has to be in the
+  metadata with the same value, so that a model reads no tokens of another codec.
 
-  Raises ValueError, before anything is read, when a shard is missing, of another size or (with
-  `verify`) of other content than the manifest says, or when the metadata are not as expected; when
-  reading, naming the record, once more than `max_bad_fraction` turned out damaged.
+  Raises:
+    UserError: on opening, if a shard is missing, differs from the manifest in size or (with
+      `verify`) content, or metadata differ from `expected`; on reading, naming the record, if more
+      than `max_bad_fraction` are damaged.
   """
 
   def __init__(
@@ -176,7 +182,7 @@ class TokenShards:
     i = range(len(self))[i]
     try:
       return decode(self._source[i])
-    except (ValueError, RuntimeError) as error:  # RuntimeError: ArrayRecord's own checksum
+    except (ValueError, RuntimeError) as error:  # RuntimeError: ArrayRecord's checksum
       self.bad[i] = str(error)
       if len(self.bad) > self._max_bad_fraction * len(self):
         raise UserError(
@@ -188,7 +194,11 @@ class TokenShards:
 
 
 def _manifest(path: str) -> dict[str, Any]:
-  """Returns what `write_manifest` wrote; ValueError where it is damaged."""
+  """Returns the content of a manifest.
+
+  Raises:
+    UserError: if it is damaged.
+  """
   manifest = files.read_json(path, 'encode the data again')
   metadata, shards = manifest.get('metadata'), manifest.get('shards')
   kinds = {'num_bytes': int, 'sha256': str}

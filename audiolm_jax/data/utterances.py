@@ -1,4 +1,4 @@
-"""Recordings of which more is known than whose they are: texts and phones, where there are any."""
+"""Source of recordings with texts and phones where known."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
 
 
 class Utterance(NamedTuple):
-  """A file; `phones` are [(end in seconds, phone)], each from the end of the one before it."""
+  """Describes a file; `phones` are [(end in seconds, phone)], each starting at the previous end."""
 
   path: str
   speaker: int
@@ -21,11 +21,11 @@ class Utterance(NamedTuple):
 
 
 class Utterances:
-  """A random access source of utterances.
+  """Random access source of utterances.
 
   `utterances[i]` is None where the file cannot be read (`folders.AudioFiles`), else {'waveform' [T]
-  float32, 'speaker' [] int32}; where they are known also 'text' str and 'phones' [S] int32 at 25 Hz
-  with S = ceil(25 T / rate): the phone at the frame's centre, an index into `phone_names`.
+  float32, 'speaker' [] int32} and, where known, 'text' str and 'phones' [S] int32 at 25 Hz with S =
+  ceil(25 T / rate): the phone at the centre of the frame, an index into `phone_names`.
   """
 
   def __init__(
@@ -36,8 +36,10 @@ class Utterances:
     phone_names: Sequence[str] = (),
     **options,
   ):
-    """`options` are those of `folders.AudioFiles`. Raises ValueError when `phone_names` lacks a
-    phone.
+    """Creates the source; `options` are those of `folders.AudioFiles`.
+
+    Raises:
+      UserError: if `phone_names` lacks a phone.
     """
     self._utterances = list(utterances)
     self.parts = [folders.Part(utterance.path, utterance.speaker) for utterance in self._utterances]
@@ -51,11 +53,11 @@ class Utterances:
     return len(self._utterances)
 
   def inventory(self) -> list[str]:
-    """Returns a line for each file, as `folders.AudioFiles.inventory`."""
+    """Returns one line per file, as `folders.AudioFiles.inventory`."""
     return self._files.inventory()
 
   def refuse(self, i: int, reason: str):
-    """Counts example i as unreadable, by what others find in it."""
+    """Counts example i as unreadable, for a reason found by the caller."""
     self._files.refuse(i, reason)
 
   def __getitem__(self, i: int) -> dict | None:
@@ -72,8 +74,9 @@ class Utterances:
     return example
 
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
-    """Returns `utterances[i]` without phones and with `waveform[first:stop]` alone, as
-    `folders.AudioFiles.crop`.
+    """Returns `utterances[i]` with `waveform[first:stop]` only and without phones.
+
+    See `folders.AudioFiles.crop`.
     """
     return self._described(i, self._files.crop(i, choose))
 

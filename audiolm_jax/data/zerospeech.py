@@ -1,12 +1,10 @@
-"""Other people's tests of speech: Libri-Light's `.item` files and the layout of ZeroSpeech 2021,
-read and written.
+"""Reads and writes Libri-Light's `.item` files and the layout of ZeroSpeech 2021.
 
-  ROOT/phonetic/SET/SET.item, ROOT/phonetic/SET/*.wav             phones in context, for ABX
-  ROOT/lexical/SET/gold.csv, ROOT/lexical/SET/*.wav               words and nonwords (sWUGGY)
-  ROOT/syntactic/SET/gold.csv, ROOT/syntactic/SET/*.wav           sentences, grammatical or not (sBLIMP)
+  ROOT/phonetic/SET/SET.item, ROOT/phonetic/SET/*.wav     phones in context, for ABX
+  ROOT/lexical/SET/gold.csv, ROOT/lexical/SET/*.wav       words and nonwords (sWUGGY)
+  ROOT/syntactic/SET/gold.csv, ROOT/syntactic/SET/*.wav   sentences, grammatical or not (sBLIMP)
 
-Item files may lie anywhere below ROOT, and so may the audio that they name: Libri-Light's own lie
-beside LibriSpeech's
+Item files and their audio may be anywhere below ROOT: Libri-Light's are next to LibriSpeech's
 folders. Source: arXiv 2011.11588 and its programs.
 """
 
@@ -24,13 +22,13 @@ from audiolm_jax.errors import UserError
 ITEM_HEADER = '#file onset offset #phone prev-phone next-phone speaker'
 LEXICAL_COLUMNS = ('filename', 'id', 'voice', 'frequency', 'word', 'phones', 'length', 'correct')
 SYNTACTIC_COLUMNS = ('filename', 'id', 'voice', 'type', 'subtype', 'transcription', 'correct')
-# upper ends, exclusive
+# Exclusive upper limits of occurrences.
 _BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))
-_SLACK = 0.1  # seconds by which a label may end after its audio
+_SLACK = 0.1  # seconds a label may extend beyond its audio
 
 
 class Item(NamedTuple):
-  """A phone and its neighbours: a stretch of `file` from `onset` to `offset`, in seconds."""
+  """Describes a phone in context: a segment of `file` from `onset` to `offset`, in seconds."""
 
   file: str
   onset: float
@@ -46,11 +44,11 @@ class Item(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """One recording of a test of preference; the `correct` one of two with the same pair and voice
-  should be likelier.
+  """Describes one recording of a preference test.
 
-  kind: of sWUGGY the band of frequency ('oov' or how often LibriSpeech has the word; '' for
-  nonwords), of sBLIMP the type.
+  The `correct` one of two recordings with the same pair and voice should be likelier. `kind` is the
+  frequency band of sWUGGY ('oov', or the number of occurrences in LibriSpeech; '' for nonwords), or
+  the type of sBLIMP.
   """
 
   file: str
@@ -64,8 +62,9 @@ class Sample(NamedTuple):
 def read_items(path: str | os.PathLike) -> list[Item]:
   """Returns the items of a Libri-Light `.item` file.
 
-  Raises ValueError, naming the line, for a missing header, another number of columns, or times that
-  are no stretch.
+  Raises:
+    UserError: naming the line, if the header is missing, a line has another number of columns, or
+      its times are no segment.
   """
   with open(path, encoding='utf-8', errors='surrogateescape') as file:  # names are bytes
     lines = file.read().splitlines()
@@ -105,8 +104,10 @@ def write_items(path: str | os.PathLike, items: Iterable[Item]):
 
 
 def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
-  """Raises ValueError, naming the item, when one ends more than 0.1 s after its audio; seconds: of
-  each file.
+  """Checks that no item ends more than 0.1 s after its audio; `seconds` is the length of each file.
+
+  Raises:
+    UserError: naming the item.
   """
   for item in items:
     if item.offset > seconds[item.file] + _SLACK:
@@ -117,10 +118,10 @@ def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
 
 
 def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
-  """Returns the item file below `root` that is named `subset`, or `subset`-clean, as
-  dev-clean.item.
+  """Returns the item file below `root` named `subset` or `subset`-clean, such as dev-clean.item.
 
-  Raises ValueError, with what there is, where there is none, or more than one.
+  Raises:
+    UserError: with the item files found, if none or several match.
   """
   there = sorted(pathlib.Path(root).rglob('*.item'))
   found = [path for path in there if path.stem in (subset, f'{subset}-clean')]
@@ -134,9 +135,10 @@ def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
 
 
 def gold_file(root: str | os.PathLike, task: str, subset: str) -> str | None:
-  """Returns ROOT/task/subset/gold.csv, or None where the folder ROOT/task is not there.
+  """Returns ROOT/task/subset/gold.csv, or None if the folder ROOT/task does not exist.
 
-  Raises ValueError when there is a folder without the file.
+  Raises:
+    UserError: if the folder exists without the file.
   """
   if not os.path.isdir(os.path.join(root, task)):
     return None
@@ -151,8 +153,10 @@ def gold_file(root: str | os.PathLike, task: str, subset: str) -> str | None:
 
 
 def read_lexical(path: str | os.PathLike) -> list[Sample]:
-  """Returns the words and nonwords of a gold.csv; ValueError as `_read_gold`, or for a frequency
-  that is no number.
+  """Returns the words and nonwords of a gold.csv.
+
+  Raises:
+    UserError: as `_read_gold`, and if a frequency is not a number.
   """
   return [
     Sample(
@@ -168,7 +172,11 @@ def read_lexical(path: str | os.PathLike) -> list[Sample]:
 
 
 def read_syntactic(path: str | os.PathLike) -> list[Sample]:
-  """Returns the sentences of a gold.csv; ValueError as `_read_gold`."""
+  """Returns the sentences of a gold.csv.
+
+  Raises:
+    UserError: as `_read_gold`.
+  """
   return [
     Sample(
       row['filename'],
@@ -218,7 +226,7 @@ def _band(path, row: dict[str, str]) -> str:
 def write_gold(
   path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
 ):
-  """Writes a gold.csv; what a row lacks stays empty."""
+  """Writes a gold.csv; missing values stay empty."""
   with files.atomically(path) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
     writer.writeheader()
@@ -226,13 +234,13 @@ def write_gold(
 
 
 class Recordings:
-  """The audio of named recordings anywhere below a folder: a random access source of {'waveform',
-  'file'}.
-  """
+  """Random access source of named recordings anywhere below a folder: {'waveform', 'file'}."""
 
   def __init__(self, root: str | os.PathLike, names: Iterable[str], sample_rate: int):
-    """Raises ValueError, naming some, when recordings are missing or there is more than one of a
-    name.
+    """Finds the recordings.
+
+    Raises:
+      UserError: naming some, if recordings are missing or names are ambiguous.
     """
     self.names, self.sample_rate = sorted(set(names)), sample_rate
     wanted, found = set(self.names), {}
