@@ -1,3 +1,1 @@
-"""Foreign weights in: one file per source, safetensors to variables. Nothing is unpickled, torch
-never imported.
-"""
+"""Imports pretrained models, one file per source: safetensors to variables, without unpickling."""

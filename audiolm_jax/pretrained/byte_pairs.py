@@ -1,9 +1,8 @@
-"""Texts to token ids by byte pairs, as GPT-2 and RoBERTa have them (Sennrich et al., 2016; Radford
-et al., 2019).
+"""Tokenizes texts by byte pair encoding, as GPT-2 and RoBERTa.
 
-A text is cut into words, a word into its UTF-8 bytes, each written as a visible character, and
-neighbours are joined in the order of `merges.txt`. Nothing in a text is a special token: `<s>` is
-the three characters.
+Source: Sennrich et al., 2016; Radford et al., 2019. A text is split into words, a word into UTF-8
+bytes, each represented by a visible character, and neighbours are merged in the order of
+`merges.txt`. No part of a text becomes a special token: `<s>` in a text is three characters.
 """
 
 import functools
@@ -20,15 +19,15 @@ from audiolm_jax.pretrained import tensors
 
 FILES = VOCABULARY, MERGES = ('vocab.json', 'merges.txt')
 FIRST, PADDING, LAST = '<s>', '<pad>', '</s>'
-MAX_MERGES_BYTES = 2**23  # RoBERTa's have half a megabyte
-MAX_CHARACTERS = 2**13  # of a text: joining takes the square of a word's length
+MAX_MERGES_BYTES = 2**23  # RoBERTa's file has half a megabyte
+MAX_CHARACTERS = 2**13  # per text: merging takes time quadratic in the word length
 SUFFIXES = re.compile("'(?:s|t|re|ve|m|ll|d)")
-# Over the kinds of characters, see `_kind`; a space belongs to the word behind it.
+# Matches kinds of characters (see `_kind`); a space belongs to the word after it.
 WORDS = re.compile(r' ?L+| ?N+| ?O+|[ S]+(?![LNO])|[ S]+')
 
 
 class BytePairs(NamedTuple):
-  """ids: by token. ranks: by the pair that is joined, the lowest first."""
+  """Holds a vocabulary: ids by token, and ranks by merged pair (lowest first)."""
 
   ids: dict[str, int]
   ranks: dict[tuple[str, str], int]
@@ -36,9 +35,7 @@ class BytePairs(NamedTuple):
 
 @functools.cache
 def _visible() -> tuple[str, ...]:
-  """Returns the character that stands for each byte: itself where it is visible in Latin-1, else
-  one from 256 on.
-  """
+  """Returns the character of each byte: itself if visible in Latin-1, else one from 256 on."""
   shown = [
     *range(ord('!'), ord('~') + 1),
     *range(ord('¡'), ord('¬') + 1),
@@ -49,11 +46,11 @@ def _visible() -> tuple[str, ...]:
 
 
 def load(folder: pathlib.Path, vocab_size: int, padding: int) -> BytePairs:
-  """Returns what is in `folder`.
+  """Loads the vocabulary in `folder`.
 
-  Raises ValueError: a file is missing or damaged; a token that every text needs is not among them
-  (the three special ones, the 256 bytes); ids beyond `vocab_size`, another id of padding than
-  `padding`.
+  Raises:
+    UserError: if a file is missing or damaged, the three special tokens or a byte are missing, ids
+      exceed `vocab_size`, or the id of padding is not `padding`.
   """
   folder = pathlib.Path(folder)
   ids = tensors.read_json(folder / VOCABULARY)
@@ -110,19 +107,17 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def _kind(character: str) -> str:
-  """Returns L for letters, N for numbers, S for white space but ' ', O for others, the space as it
-  is.
-  """
+  """Returns L for letters, N for numbers, S for white space and O for others; ' ' stays ' '."""
   if character == ' ':
     return ' '
-  if character.isspace() and not '\x1c' <= character <= '\x1f':  # Unicode does not count those four
+  if character.isspace() and not '\x1c' <= character <= '\x1f':  # Unicode excludes these four
     return 'S'
   category = unicodedata.category(character)[0]
   return category if category in 'LN' else 'O'
 
 
 def words(text: str) -> list[str]:
-  """Returns the parts of a text that are tokenized one by one: together they are the text."""
+  """Splits a text into the parts that are tokenized separately; their concatenation is the text."""
   kinds, result, at = ''.join(map(_kind, text)), [], 0
   while at < len(text):
     match = SUFFIXES.match(text, at) or WORDS.match(kinds, at)
@@ -132,7 +127,7 @@ def words(text: str) -> list[str]:
 
 
 def _join(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-  """Joins the neighbours of the lowest rank, wherever they are, until none are left."""
+  """Merges neighbours of the lowest rank repeatedly, until no pair has a rank."""
   while len(symbols) > 1:
     pair = min(zip(symbols, symbols[1:]), key=lambda pair: ranks.get(pair, len(ranks)))
     if pair not in ranks:
@@ -147,7 +142,7 @@ def _join(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def encode(pairs: BytePairs, text: str) -> list[int]:
-  """Returns the ids of a text, those that say that it begins and ends included."""
+  """Returns the ids of a text between the start and end tokens."""
   parts = [_join([_visible()[byte] for byte in word.encode()], pairs.ranks) for word in words(text)]
   return [pairs.ids[token] for token in (FIRST, *(token for part in parts for token in part), LAST)]
 
@@ -155,10 +150,10 @@ def encode(pairs: BytePairs, text: str) -> list[int]:
 def encode_all(
   pairs: BytePairs, texts: Sequence[str], max_tokens: int, multiple: int = 1
 ) -> np.ndarray:
-  """Returns the ids of texts as int32 [B, L], filled up with padding to the longest, and to a
-  `multiple`.
+  """Returns the ids of texts, int32 [B, L], padded to the longest and to a `multiple`.
 
-  Raises ValueError for no texts, and for a text of more than `max_tokens` or MAX_CHARACTERS.
+  Raises:
+    UserError: if there is no text, or a text has more than `max_tokens` or MAX_CHARACTERS.
   """
   if not texts:
     raise UserError('no texts: give at least one')

@@ -1,19 +1,15 @@
-"""CLAP (Wu et al., 2023, arXiv 2211.06687) from Hugging Face's `ClapModel`: audio and texts to one
-space.
+"""CLAP (Wu et al., 2023, arXiv 2211.06687) from Hugging Face's `ClapModel`.
 
-It stands in for MuLan, which was never published: a music model is trained on unit vectors of audio
-(`audio_embeddings`) and asked with those of texts (`text_embeddings`); `embedding_tokens` makes 12
-tokens of either.
-Checkpoints that are not fused: `laion/clap-htsat-unfused`, `laion/larger_clap_music`,
-`..._general`, `..._music_and_speech`.
+Maps audio and texts to unit vectors of one space. It replaces MuLan, which is not published: a
+music model is trained on audio embeddings (`audio_embeddings`) and prompted with text embeddings
+(`text_embeddings`); `embedding_tokens` quantizes both to 12 tokens. Supported checkpoints are the
+unfused ones: `laion/clap-htsat-unfused`, `laion/larger_clap_music`, `..._general`,
+`..._music_and_speech`.
 
-What is the vector of a clip of any length? The original takes ten seconds at random from a longer
-clip, so that it is
-another one each time. Here it is always the same: ten seconds from every second on (while they
-fit), and the mean of
-their unit vectors, as a unit vector: the windows and the stride of MusicLM (arXiv 2301.11325). A
-shorter clip is repeated as often as it fits into ten seconds as a whole, then zeros follow, as in
-the original.
+The original embeds ten random seconds of a longer clip. Here the embedding is deterministic: the
+normalized mean of the unit vectors of ten-second windows with a stride of one second, as in MusicLM
+(arXiv 2301.11325). A shorter clip is repeated a whole number of times within ten seconds and
+zero-padded, as in the original.
 """
 
 import dataclasses
@@ -34,14 +30,14 @@ from audiolm_jax.pretrained.layers import Model, check_not_empty
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'clap'
-# What follows from the shapes, or is of use in training alone.
+# Tensors that follow from shapes or are needed in training only.
 UNUSED = r'(.*\.)?(position_ids|token_type_ids|relative_position_index|num_batches_tracked)'
-STRIDE = SAMPLE_RATE  # samples from one window of a long clip to the next
+STRIDE = SAMPLE_RATE  # samples between the windows of a long clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `laion/clap-htsat-unfused`."""
+  """Configures CLAP; the defaults are those of `laion/clap-htsat-unfused`."""
 
   audio: clap_audio.Config = clap_audio.Config()
   text: clap_text.Config = clap_text.Config()
@@ -49,12 +45,12 @@ class Config:
 
   @property
   def sample_rate(self) -> int:
-    """Hz."""
+    """Sample rate in Hz."""
     return SAMPLE_RATE
 
   @property
   def files(self) -> tuple[str, ...]:
-    """What belongs to the model beside its weights."""
+    """Names of the model's files, in addition to weights and config."""
     return byte_pairs.FILES
 
   def make(self) -> Model:
@@ -62,8 +58,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `ClapModel`'s config.json describes; ValueError for what we do not
-  implement.
+  """Returns the config described by a `ClapModel`'s config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   tensors.require(data, {'projection_hidden_act': 'relu'})
   parts = {}
@@ -83,19 +81,22 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
-  `config`.
+  """Loads the weights in `folder`.
+
+  Raises:
+    UserError: with a parameter diff, if they do not match `config`.
   """
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
   return Variables(tensors.load(folder, template, UNUSED), {})
 
 
 def tokenizer(config: Config, folder: pathlib.Path) -> byte_pairs.BytePairs:
-  """Returns what cuts texts into this model's tokens, from the vocab.json and merges.txt in
-  `folder`.
+  """Loads the tokenizer from the vocab.json and merges.txt in `folder`.
 
-  It may be the folder of the publisher or the one that `experiments.pretrained import` made. Raises
-  ValueError where the files are missing or damaged, or are those of another model.
+  The folder is that of the publisher, or one made by `experiments.pretrained import`.
+
+  Raises:
+    UserError: if the files are missing, damaged, or belong to another model.
   """
   return byte_pairs.load(folder, config.text.vocab_size, config.text.padding)
 
@@ -103,11 +104,11 @@ def tokenizer(config: Config, folder: pathlib.Path) -> byte_pairs.BytePairs:
 def tokens(
   config: Config, pairs: byte_pairs.BytePairs, texts: Sequence[str]
 ) -> Int[np.ndarray, 'B L']:
-  """Returns the token ids of texts, with padding up to a multiple of 16, so that few lengths are
-  compiled.
+  """Returns the token ids of texts, padded to a multiple of 16 to limit compilations.
 
-  Raises ValueError for no texts, and for a text of more tokens than the model has positions (512 in
-  those published).
+  Raises:
+    UserError: if there is no text, or a text has more tokens than the model has positions (512 in
+      published models).
   """
   return byte_pairs.encode_all(pairs, texts, config.text.max_tokens, multiple=16)
 
@@ -153,18 +154,14 @@ def _unit(x_BD: Array) -> Array:
 def window_states(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B 480000']
 ) -> tuple[Array, list[Array]]:
-  """Returns what the audio tower makes of ten seconds, before the projection: the mean patch, and
-  each stage's.
-  """
+  """Returns the audio tower's mean patch and the states of each stage, for ten seconds of audio."""
   mels_BFM = clap_audio.log_mel(config.audio, wave_BT)
   params = variables.params['audio_model']['audio_encoder']
   return clap_audio.Encoder(config.audio).apply({'params': params}, mels_BFM)
 
 
 def filled(wave_BT: Float[Array, 'B T']) -> Float[Array, 'B N']:
-  """Returns clips of at least ten seconds: shorter ones repeated as often as they fit as a whole,
-  then zeros.
-  """
+  """Returns clips of at least ten seconds: shorter ones are repeated in whole, then zero-padded."""
   num_samples = wave_BT.shape[-1]
   if num_samples < CLIP:
     wave_BT = jnp.tile(wave_BT, (1, CLIP // num_samples))
@@ -175,10 +172,12 @@ def filled(wave_BT: Float[Array, 'B T']) -> Float[Array, 'B N']:
 def audio_embeddings(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B D']:
-  """Returns a unit vector for each clip at 48 kHz, of any length but 0; see the top of this file.
+  """Returns a unit vector of each clip at 48 kHz, of any length; see the module's docstring.
 
-  What is behind the last whole second of a clip of more than ten is not heard. Raises ValueError
-  for empty clips.
+  In clips longer than ten seconds, samples after the last whole second are ignored.
+
+  Raises:
+    UserError: if clips are empty.
   """
   check_not_empty(wave_BT.shape[-1])
   wave_BT = filled(wave_BT)
@@ -190,30 +189,30 @@ def audio_embeddings(
     return _project(config, variables.params['audio_projection'], mean_BD)
 
   starts_N = STRIDE * jnp.arange((wave_BT.shape[-1] - CLIP) // STRIDE + 1)
-  # one by one: an hour must not need an hour's memory
+  # Windows run one by one, to bound the memory of long clips.
   return _unit(jnp.mean(jax.lax.map(embed, starts_N), axis=0))
 
 
 def text_states(
   config: Config, variables: Variables, tokens_BL: Int[Array, 'B L']
 ) -> tuple[Array, list[Array]]:
-  """Returns what the text tower makes of token ids, before the projection: a vector for each text,
-  and each layer's.
-  """
+  """Returns the text tower's vector of each text and the states of each layer."""
   return clap_text.Encoder(config.text).apply({'params': variables.params['text_model']}, tokens_BL)
 
 
 def text_embeddings(
   config: Config, variables: Variables, tokens_BL: Int[Array, 'B L']
 ) -> Float[Array, 'B D']:
-  """Returns a unit vector for each text.
+  """Returns a unit vector of each text.
 
   Args:
-    tokens_BL: of `tokens`; padding after a text does not change its vector. L of at most
-    `config.text.max_tokens`.
+    config: sizes of the model.
+    variables: its parameters.
+    tokens_BL: ids from `tokens`, at most `config.text.max_tokens`; padding does not change the
+      vector.
 
   Raises:
-    ValueError: L is too long.
+    UserError: if L is too long.
   """
   if tokens_BL.shape[-1] > config.text.max_tokens:
     raise UserError(
@@ -227,7 +226,5 @@ def text_embeddings(
 def logits(
   variables: Variables, audio_BD: Float[Array, 'B D'], text_ND: Float[Array, 'N D']
 ) -> Float[Array, 'B N']:
-  """Returns how well each clip fits each text, on the scale that the audio tower was trained
-  with.
-  """
+  """Returns the similarity of each clip and text, scaled as in training by the audio tower."""
   return jnp.exp(variables.params['logit_scale_a']) * audio_BD @ text_ND.T

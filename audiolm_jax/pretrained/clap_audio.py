@@ -1,14 +1,13 @@
-"""CLAP's ears: HTSAT (Chen et al., 2022, arXiv 2202.00874), a Swin Transformer over a folded
-log-mel spectrogram.
+"""CLAP's audio tower: HTSAT (Chen et al., 2022, arXiv 2202.00874) on a folded log-mel spectrogram.
 
-Ten seconds at 48 kHz make 1001 frames of 64 mel bands, in decibels: `log_mel` does what
-`ClapFeatureExtractor` does, but for an FFT in float32, which shows where a band is 100 dB below
-another (0.04 dB beside a tone alone).
+HTSAT is a Swin Transformer. Ten seconds at 48 kHz give 1001 frames of 64 mel bands in decibels:
+`log_mel` equals `ClapFeatureExtractor` except for an FFT in float32, visible where a band is 100 dB
+below another (0.04 dB around a pure tone).
 
-They are stretched to 1024 frames, cut into 4 pieces of time that are laid over one another (256 x
-256, the lowest band of the first piece on top), and cut into patches of 4 x 4. Attention is within
-windows of 8 x 8 patches, every second time moved by half a window; between the stages, 2 x 2
-patches become one of twice the width. The output is the mean of all patches.
+The spectrogram is stretched to 1024 frames and cut into 4 segments of time, which are stacked to
+256 x 256 (the lowest band of the first segment on top) and cut into patches of 4 x 4. Attention
+runs within windows of 8 x 8 patches, shifted by half a window in every second block; between
+stages, 2 x 2 patches merge into one of twice the width. The output is the mean of all patches.
 """
 
 import dataclasses
@@ -27,33 +26,36 @@ from audiolm_jax.nn.attention import attend
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import layer_norm
 
-SAMPLE_RATE, CLIP = 48_000, 480_000  # Hz; samples: what every published CLAP hears at a time
+SAMPLE_RATE, CLIP = 48_000, 480_000  # Hz; samples per window, in all published models
 WINDOW, MEL_HOP = 1024, 480  # samples
 FRAMES = 1 + CLIP // MEL_HOP
-# Hz, of the mel bands: what every published preprocessor_config.json has
+# Range of the mel bands in Hz, as in all published preprocessor_config.json files.
 LOWEST, HIGHEST = 50.0, 14_000.0
-FLOOR = 1e-10  # of a mel band's power before the logarithm
-EPSILON = 1e-5  # of the norms that do not follow the config
-FAR = -100.0  # added to the scores of patches that the moved window joins, but the picture does not
+FLOOR = 1e-10  # minimum power of a mel band before the logarithm
+EPSILON = 1e-5  # of norms that do not follow the config
+FAR = -100.0  # added to scores of patches in one shifted window that are not adjacent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `laion/clap-htsat-unfused`. The larger ones have width=128, depths=(2, 2, 12, 2)."""
+  """Configures the audio tower; the defaults are those of `laion/clap-htsat-unfused`.
+
+  The larger models have width=128, depths=(2, 2, 12, 2).
+  """
 
   num_mels: int = 64
   size: int = 256  # of the folded spectrogram, which is square
   patch: int = 4
-  width: int = 96  # of the first stage; each has twice that of the one before
+  width: int = 96  # of the first stage; doubles with each stage
   depths: tuple[int, ...] = (2, 2, 6, 2)
   num_heads: tuple[int, ...] = (4, 8, 16, 32)
   window: int = 8  # patches
   mlp_ratio: float = 4.0
-  epsilon: float = 1e-5  # of the layer norms in a block
+  epsilon: float = 1e-5  # of a block's layer norms
 
   @property
   def pieces(self) -> int:
-    """Pieces of time that lie over one another."""
+    """Number of stacked segments of time."""
     return self.size // self.num_mels
 
   @property
@@ -62,8 +64,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that `audio_config` of a config.json describes; ValueError for what we do
-  not implement.
+  """Returns the config described by `audio_config` of a config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   if data.get('enable_fusion', False):
     raise UserError(
@@ -122,8 +126,9 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def log_mel(config: Config, wave_BT: Float[Array, 'B 480000']) -> Float[Array, 'B F M']:
-  """Returns mel bands in decibels, F = 1001; frame f is centred at f * MEL_HOP, the ends are
-  mirrored.
+  """Returns mel bands in decibels, F = 1001.
+
+  Frame f is centred at sample f * MEL_HOP; ends are padded by reflection.
   """
   spectrum_BFN = audio.stft(
     jnp.pad(wave_BT, ((0, 0), (WINDOW // 2,) * 2), mode='reflect'), WINDOW, MEL_HOP
@@ -135,10 +140,9 @@ def log_mel(config: Config, wave_BT: Float[Array, 'B 480000']) -> Float[Array, '
 
 @functools.cache
 def _cubic_taps(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns which 4 of `size` points make each of `wanted`, [4, wanted], and their weights: cubic,
-  a = -0.75.
+  """Returns indices and weights [4, wanted] of cubic interpolation (a = -0.75) of `size` points.
 
-  Places are rounded to float32, as where the model was trained.
+  Positions are rounded to float32, as in the original.
   """
   place_N = np.arange(wanted, dtype=np.float32) * (np.float32(size - 1) / np.float32(wanted - 1))
   index_N = np.floor(place_N).astype(np.int32)
@@ -150,8 +154,9 @@ def _cubic_taps(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fold(config: Config, mels_BFM: Float[Array, 'B F M']) -> Float[Array, 'B size size']:
-  """Stretches time, and lays its pieces over one another: axes are (piece and band, time within a
-  piece).
+  """Stretches the spectrogram in time and stacks its segments.
+
+  The axes are (segment and band, time within a segment).
   """
   index, weights = _cubic_taps(mels_BFM.shape[1], config.pieces * config.size)
   stretched_BFM = sum(
@@ -162,7 +167,7 @@ def fold(config: Config, mels_BFM: Float[Array, 'B F M']) -> Float[Array, 'B siz
 
 
 class BandNorm(nn.Module):
-  """Mean and variance of each mel band, as they were in training."""
+  """Normalizes each mel band by the statistics of training."""
 
   @nn.compact
   def __call__(self, mels_BFM):
@@ -177,14 +182,14 @@ class BandNorm(nn.Module):
 
 
 class Patches(nn.Module):
-  """Picture [B, H, W] -> [B, H / patch, W / patch, width], a linear layer for each patch."""
+  """Linear patch embedding, [B, H, W] -> [B, H / patch, W / patch, width]."""
 
   config: Config
 
   @nn.compact
   def __call__(self, picture_BHW):
     size, parts = self.config.patch, self.config.size // self.config.patch
-    # across, down
+    # Axes of the kernel are (across, down).
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), (size, size, 1, self.config.width)
     )
@@ -207,9 +212,7 @@ class PatchEmbedding(nn.Module):
 
 
 def _relative_index(window: int) -> np.ndarray:
-  """Returns the row of the table for every pair of patches in a window, by how far apart they are,
-  [N, N].
-  """
+  """Returns the table row [N, N] of the relative position of each pair of patches in a window."""
   place_N2 = np.stack(
     np.meshgrid(np.arange(window), np.arange(window), indexing='ij'), axis=-1
   ).reshape(-1, 2)
@@ -219,18 +222,14 @@ def _relative_index(window: int) -> np.ndarray:
 
 @functools.cache
 def _joins(side: int, window: int, shift: int) -> np.ndarray:
-  """Returns FAR for pairs of patches that are in one moved window but not side by side in the
-  picture, [W, N, N].
-  """
+  """Returns the mask [W, N, N] of shifted windows: FAR for pairs not adjacent in the picture."""
   region_N = (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
   region_WN = _windows((region_N[:, None] * 3 + region_N)[None, ..., None], window)[..., 0]
   return np.where(region_WN[:, None] == region_WN[:, :, None], 0, FAR).astype(np.float32)
 
 
 def _windows(x_BHWD, window: int):
-  """[B, H, W, D] to windows, window by window (all rows of the batch, then the next), [H W B / N,
-  N, D].
-  """
+  """Splits [B, H, W, D] into windows [H W B / N, N, D], window by window over all batch rows."""
   batch, side, _, width = x_BHWD.shape
   x = x_BHWD.reshape(batch, side // window, window, side // window, window, width).transpose(
     1, 3, 0, 2, 4, 5
@@ -239,7 +238,7 @@ def _windows(x_BHWD, window: int):
 
 
 def _picture(x_WND, side: int, window: int):
-  """The way back of `_windows`."""
+  """Inverts `_windows`."""
   x = x_WND.reshape(side // window, side // window, -1, window, window, x_WND.shape[-1]).transpose(
     2, 0, 3, 1, 4, 5
   )
@@ -247,7 +246,7 @@ def _picture(x_WND, side: int, window: int):
 
 
 class WindowAttention(nn.Module):
-  """Self-attention within windows; a pair of patches has a bias of its own for every distance."""
+  """Self-attention within windows, with a learned bias per relative position."""
 
   num_heads: int
   window: int
@@ -267,7 +266,7 @@ class WindowAttention(nn.Module):
 
 
 class Inner(nn.Module):
-  """A linear layer that is called `<name>.dense`."""
+  """Linear layer named `<name>.dense`."""
 
   features: int
 
@@ -287,9 +286,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each normalized before; `moved`: the windows lie half a window
-  further.
-  """
+  """Pre-norm Swin block; `moved` shifts the windows by half a window."""
 
   config: Config
   num_heads: int
@@ -311,8 +308,9 @@ class Block(nn.Module):
 
 
 class Merge(nn.Module):
-  """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]; of four patches, the one below comes second, the one
-  beside third.
+  """Merges patches, [B, H, W, D] -> [B, H / 2, W / 2, 2 D].
+
+  Of four patches, the lower one is second, the right one third.
   """
 
   @nn.compact
@@ -343,8 +341,9 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Log-mel frames [B, F, M] -> the mean patch [B, D], and the patches that each stage is given and
-  the last makes.
+  """Log-mel frames [B, F, M] -> the mean patch [B, D], and the states of each stage.
+
+  The states are the input of each stage and the output of the last one.
   """
 
   config: Config

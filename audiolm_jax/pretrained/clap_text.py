@@ -1,7 +1,6 @@
-"""CLAP's reader: RoBERTa (Liu et al., 2019, arXiv 1907.11692), token ids to a vector for each text.
+"""CLAP's text tower: RoBERTa (Liu et al., 2019, arXiv 1907.11692), token ids to text vectors.
 
-Padding (id 1) is never looked at and takes no position: a text's vector does not depend on what it
-is padded to.
+Padding (id 1) is masked and has no position: the vector of a text does not depend on padding.
 """
 
 import dataclasses
@@ -19,12 +18,12 @@ from audiolm_jax.pretrained.layers import layer_norm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: of every published CLAP."""
+  """Configures the text tower; the defaults are those of all published CLAPs."""
 
   vocab_size: int = 50_265
   padding: int = 1  # token id
-  num_positions: int = 514  # the first `padding + 1` are no token's
-  num_types: int = 1  # of sentences; all are of the first
+  num_positions: int = 514  # the first `padding + 1` are unused
+  num_types: int = 1  # sentence types; only the first is used
   num_layers: int = 12
   width: int = 768
   num_heads: int = 12
@@ -33,13 +32,15 @@ class Config:
 
   @property
   def max_tokens(self) -> int:
-    """Tokens of a text, the first and the last one, which say that it begins and ends, included."""
+    """Maximum number of tokens of a text, including the start and end tokens."""
     return self.num_positions - self.padding - 1
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that `text_config` of a config.json describes; ValueError for what we do not
-  implement.
+  """Returns the config described by `text_config` of a config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   tensors.require(
     data, {'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'is_decoder': False}
@@ -100,7 +101,7 @@ class SelfAttention(nn.Module):
 
 
 class Residual(nn.Module):
-  """A linear layer, what went around it, and the norm of their sum."""
+  """Linear layer, residual connection and layer norm."""
 
   config: Config
 
@@ -130,7 +131,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-  """Attention and feed-forward, each normalized after its residual."""
+  """Post-norm Transformer layer."""
 
   config: Config
 
@@ -154,7 +155,7 @@ class Layers(nn.Module):
 
 
 class Pooler(nn.Module):
-  """The first token's vector, for the whole text."""
+  """Returns the projected first token as the vector of the text."""
 
   config: Config
 
@@ -164,8 +165,9 @@ class Pooler(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Token ids [B, L] -> a vector for each text [B, D], and the input of the first layer and the
-  outputs of all.
+  """Token ids [B, L] -> text vectors [B, D], and the states of each layer.
+
+  The states are the input of the first layer and the output of each one.
   """
 
   config: Config

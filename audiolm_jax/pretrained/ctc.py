@@ -1,10 +1,9 @@
-"""Speech recognizers of the HuBERT base layout with a CTC head: Hugging Face's `Wav2Vec2ForCTC` and
-`HubertForCTC`.
+"""CTC speech recognizers of HuBERT base's layout: `Wav2Vec2ForCTC` and `HubertForCTC`.
 
-`facebook/wav2vec2-base-960h` (Apache-2.0) is one: its encoder is laid out as HuBERT base's. A
-linear layer gives the logits of characters for every frame of 20 ms; the best path, its repeats and
-its blanks taken out, is the text (Graves et al., 2006). Loaded from a folder with config.json,
-model.safetensors and vocab.json; neither torch nor a tokenizer's code.
+An example is `facebook/wav2vec2-base-960h` (Apache-2.0), whose encoder has the layout of HuBERT
+base. A linear layer gives the logits of characters for each frame of 20 ms; the best path without
+repeats and blanks is the text (Graves et al., 2006). Models are loaded from a folder with
+config.json, model.safetensors and vocab.json, without torch or tokenizer code.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from audiolm_jax.pretrained import hubert, tensors
 from audiolm_jax.pretrained.layers import Model
 from audiolm_jax.stages.base import Variables
 
-ENCODERS = ('hubert', 'wav2vec2')  # the `model_type`, by which the encoder's tensors begin, too
+ENCODERS = ('hubert', 'wav2vec2')  # the `model_type`, and prefix of the encoder's tensors
 VOCABULARY = 'vocab.json'
 SEPARATOR = '|'  # between words
 UNUSED = r'(hubert|wav2vec2)\.masked_spec_embed'
@@ -35,8 +34,8 @@ UNUSED = r'(hubert|wav2vec2)\.masked_spec_embed'
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   encoder: hubert.Config
-  name: str  # of the encoder: one of ENCODERS
-  symbols: tuple[str, ...]  # by their number; those as <s> are no text
+  name: str  # of the encoder, one of ENCODERS
+  symbols: tuple[str, ...]  # by number; those such as <s> are not text
   blank: int
 
   def make(self) -> Model:
@@ -44,8 +43,10 @@ class Config:
 
 
 def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
-  """Returns (config, variables) of the recognizer in a folder; ValueError for another model, or
-  what is damaged.
+  """Loads config and variables of the recognizer in a folder.
+
+  Raises:
+    UserError: if it is another model, or damaged.
   """
   folder = pathlib.Path(folder)
   data = tensors.read_json(folder / tensors.CONFIG)
@@ -100,9 +101,7 @@ def logits(
   wave_BT: Float[Array, 'B T'],
   num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S V']:
-  """Returns the logits of the symbols of each frame; see `hubert.hidden_states` for arguments and
-  errors.
-  """
+  """Returns the logits of the symbols of each frame; see `hubert.hidden_states`."""
   encoder = Variables(variables.params[config.name], {})
   hidden_BSD = hubert.features(
     config.encoder, encoder, wave_BT, config.encoder.num_layers, num_samples_B
@@ -111,7 +110,7 @@ def logits(
 
 
 def text(config: Config, symbol_S: Sequence[int]) -> str:
-  """Returns what a path of symbols, one for each frame, says."""
+  """Returns the text of a path of symbols, one per frame."""
   said = [
     config.symbols[number] for number, _ in itertools.groupby(symbol_S) if number != config.blank
   ]
@@ -121,16 +120,14 @@ def text(config: Config, symbol_S: Sequence[int]) -> str:
 
 
 def recognizer(folder: str | os.PathLike) -> Callable[[np.ndarray, int], str]:
-  """Returns a function from a waveform [T] and its rate (Hz) to text, for
-  `metrics.speech.error_rates`.
-  """
+  """Returns a function (waveform [T], rate in Hz) -> text, for `metrics.speech.error_rates`."""
   config, variables = from_folder(folder)
 
   def recognize(wave_T: np.ndarray, sample_rate: int) -> str:
     rate, shortest = config.encoder.sample_rate, config.encoder.frame_length
     wave_1T = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, rate)
     length = max(wave_1T.shape[1], shortest)
-    # few shapes to compile
+    # Padding to whole seconds limits compilations.
     padded_1T = np.pad(wave_1T, ((0, 0), (0, -(-length // rate) * rate - wave_1T.shape[1])))
     best_1S = _best(config, variables, padded_1T, np.array([length]))
     return text(

@@ -1,13 +1,12 @@
-"""DAC (Kumar et al., 2023, arXiv 2306.06546) from the layout of Hugging Face's `DacModel`:
-waveform_BT <-> codes_BFQ.
+"""DAC (Kumar et al., 2023, arXiv 2306.06546) from Hugging Face's `DacModel`.
 
-`descript/dac_16khz` has AudioLM's acoustic tokens: 16 kHz, 50 frames/s, 12 levels of 1024 codes.
-Not causal: padding is on both sides. The `hop_length` in published config.json files is wrong
-(512); ours is the product of the strides.
+Maps waveform_BT <-> codes_BFQ. `descript/dac_16khz` has AudioLM's acoustic tokens: 16 kHz, 50
+frames/s, 12 levels of 1024 codes. It is not causal: padding is on both sides. The `hop_length` in
+published config.json files is wrong (512); the product of the strides is used.
 
 Upsampling by an odd stride loses its last sample, so the decoder returns a few samples less than F
-* hop_length (8 of them at 16 kHz); `decode` appends zeros. A module has the name of its tensors
-(`tensors`).
+* hop_length (8 at 16 kHz); `decode` appends zeros. Modules are named as their tensors (see
+`tensors`).
 """
 
 import dataclasses
@@ -37,16 +36,15 @@ from audiolm_jax.pretrained.layers import (
 from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'dac'
-DILATIONS = (1, 3, 9)  # of the residual units at every rate
+DILATIONS = (1, 3, 9)  # of the residual units at each rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `descript/dac_16khz`."""
+  """Configures DAC; the defaults are those of `descript/dac_16khz`."""
 
   sample_rate: int = 16_000  # Hz
-  # of the encoder; the decoder has them in the opposite order
-  strides: tuple[int, ...] = (2, 4, 5, 8)
+  strides: tuple[int, ...] = (2, 4, 5, 8)  # of the encoder, reversed in the decoder
   encoder_channels: int = 64
   decoder_channels: int = 1536
   num_quantizers: int = 12
@@ -55,12 +53,12 @@ class Config:
 
   @property
   def hop_length(self) -> int:
-    """Samples per frame."""
+    """Number of samples per frame."""
     return math.prod(self.strides)
 
   @property
   def frame_rate(self) -> float:
-    """Frames per second."""
+    """Number of frames per second."""
     return self.sample_rate / self.hop_length
 
   @property
@@ -69,11 +67,9 @@ class Config:
 
   @property
   def context(self) -> int:
-    """Frames on either side of its own that a frame depends on, in the encoder or the decoder;
-    rounded up.
-    """
+    """Number of frames on each side that a frame depends on, in encoder or decoder, rounded up."""
     ends, units = 3, sum(3 * dilation for dilation in DILATIONS)
-    # samples; of one step at the present rate
+    # In samples; `step` is one step at the current rate.
     encoder, decoder, step = ends, ends * self.hop_length, 1
     for stride in self.strides:
       encoder += step * (units + 2 * stride)
@@ -89,8 +85,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `DacModel`'s config.json describes; ValueError for what we do not
-  implement.
+  """Returns the config described by a `DacModel`'s config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   strides = tensors.integers(data, 'downsampling_ratios', (2, 4, 8, 8))
   config = Config(
@@ -115,8 +113,10 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
-  `config`.
+  """Loads the weights in `folder`.
+
+  Raises:
+    UserError: with a parameter diff, if they do not match `config`.
   """
   return Variables(
     tensors.load(folder, jax.eval_shape(config.make().init, jax.random.key(0)).params), {}
@@ -124,7 +124,7 @@ def load(folder: pathlib.Path, config: Config) -> Variables:
 
 
 class Snake(nn.Module):
-  """x + sin(alpha x)^2 / alpha, one alpha per channel."""
+  """Activation x + sin(alpha x)^2 / alpha, with one alpha per channel."""
 
   @nn.compact
   def __call__(self, x_BND):
@@ -133,7 +133,7 @@ class Snake(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-  """x + conv1(snake(dilated conv7(snake(x))))."""
+  """Residual unit x + conv1(snake(dilated conv7(snake(x))))."""
 
   dilation: int
 
@@ -154,9 +154,7 @@ def _residual_units(x_BND):
 
 
 class EncoderBlock(nn.Module):
-  """Three residual units, then a convolution that doubles the width and takes `stride` steps as
-  one.
-  """
+  """Three residual units, then a convolution that doubles the width and strides by `stride`."""
 
   stride: int
 
@@ -170,9 +168,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-  """A transposed convolution that halves the width and makes `stride` steps of one, then three
-  residual units.
-  """
+  """Transposed convolution that halves the width and upsamples, then three residual units."""
 
   stride: int
 
@@ -200,7 +196,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Embeddings [B, F, embedding_dim] -> waveform [B, F * hop_length - what odd strides lose]."""
+  """Embeddings [B, F, embedding_dim] -> waveform [B, F * hop_length - loss of odd strides]."""
 
   config: Config
 
@@ -213,7 +209,7 @@ class Decoder(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-  """One level: the code whose direction is nearest to that of the projected input."""
+  """One quantizer level: selects the code nearest in direction to the projected input."""
 
   config: Config
 
@@ -234,7 +230,7 @@ class VectorQuantizer(nn.Module):
 
 
 class ResidualVectorQuantizer(nn.Module):
-  """Embeddings [B, F, D] <-> codes [B, F, Q]; every level sees what the levels before it left."""
+  """Embeddings [B, F, D] <-> codes [B, F, Q]; each level quantizes the remaining residual."""
 
   config: Config
 
@@ -280,11 +276,16 @@ def encode(
   wave_BT: Float[Array, 'B T'],
   num_quantizers: int | None = None,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T /
-  hop_length.
+  """Returns the codes of a waveform, F = T / hop_length.
 
-  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so
-  many levels.
+  Args:
+    config: sizes of the model.
+    variables: its parameters.
+    wave_BT: waveforms at `sample_rate`.
+    num_quantizers: number of levels; None for all.
+
+  Raises:
+    UserError: if T is not a positive multiple of hop_length, or the codec has fewer levels.
   """
   check_length('DAC', config.hop_length, wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
@@ -298,11 +299,10 @@ def encode(
 def decode(
   config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
-  hop_length.
+  """Returns the waveform of the codes of the first levels, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has, and for a code beyond its
-  codebook.
+  Raises:
+    UserError: if there are more levels than the codec has, or a code exceeds its codebook.
   """
   check_codes(config, codes_BFQ)
   quantizer = ResidualVectorQuantizer(config)

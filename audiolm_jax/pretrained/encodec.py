@@ -1,12 +1,11 @@
-"""EnCodec (Défossez et al., 2022, arXiv 2210.13438) from Hugging Face's `EncodecModel`: waveform_BT
-<-> codes_BFQ.
+"""EnCodec (Défossez et al., 2022, arXiv 2210.13438) from Hugging Face's `EncodecModel`.
 
-`facebook/encodec_24khz`: 24 kHz, 75 frames/s, 32 levels of 1024 codes. A bandwidth is a number of
-levels, 750 bit/s
-each: 1.5 kbit/s are the first 2, 24 kbit/s all 32. Causal: convolutions and an LSTM. The 32 kHz and
-48 kHz models, which are not causal, or stereo and normalized chunk by chunk, are refused.
+Maps waveform_BT <-> codes_BFQ. `facebook/encodec_24khz`: 24 kHz, 75 frames/s, 32 levels of 1024
+codes, 750 bit/s per level: 1.5 kbit/s are the first 2 levels, 24 kbit/s all 32. Causal:
+convolutions and an LSTM. The 32 kHz and 48 kHz models, which are not causal, or stereo with
+chunkwise normalization, are refused.
 
-A clip begins with its own reflection, as in the original.
+Clips are preceded by their reflection, as in the original.
 """
 
 import dataclasses
@@ -28,17 +27,16 @@ from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
 from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'encodec'
-# the averages of training
+# Tensors of moving averages, needed in training only.
 UNUSED = r'quantizer\.layers\.\d+\.codebook\.(cluster_size|embed_avg|inited)'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `facebook/encodec_24khz`."""
+  """Configures EnCodec; the defaults are those of `facebook/encodec_24khz`."""
 
   sample_rate: int = 24_000  # Hz
-  # of the encoder; the decoder has them in the opposite order
-  strides: tuple[int, ...] = (2, 4, 5, 8)
+  strides: tuple[int, ...] = (2, 4, 5, 8)  # of the encoder, reversed in the decoder
   num_filters: int = 32
   embedding_dim: int = 128
   num_quantizers: int = 32
@@ -54,12 +52,12 @@ class Config:
 
   @property
   def hop_length(self) -> int:
-    """Samples per frame."""
+    """Number of samples per frame."""
     return math.prod(self.strides)
 
   @property
   def frame_rate(self) -> float:
-    """Frames per second."""
+    """Number of frames per second."""
     return self.sample_rate / self.hop_length
 
   @property
@@ -74,8 +72,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that an `EncodecModel`'s config.json describes; ValueError for what we do
-  not implement.
+  """Returns the config described by an `EncodecModel`'s config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   tensors.require(
     data,
@@ -126,7 +126,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def _levels(data: Mapping[str, Any], config: Config) -> int:
-  """Returns the levels of the largest bandwidth."""
+  """Returns the number of levels of the largest bandwidth."""
   bandwidths = data.get('target_bandwidths', [24.0])
   numbers = isinstance(bandwidths, list) and all(
     type(value) in (int, float) for value in bandwidths
@@ -141,7 +141,7 @@ def _levels(data: Mapping[str, Any], config: Config) -> int:
 
 
 def stored(config: Config) -> Any:
-  """Returns the tensors of a file as a tree of ShapeDtypeStruct, a codebook for each level."""
+  """Returns a file's tensors as a tree of ShapeDtypeStruct, with one codebook per level."""
   params = jax.eval_shape(config.make().init, jax.random.key(0)).params
   vectors_KD = jax.ShapeDtypeStruct(params['codebooks'].shape[1:], jnp.float32)
   levels = {
@@ -151,8 +151,10 @@ def stored(config: Config) -> Any:
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
-  `config`.
+  """Loads the weights in `folder`.
+
+  Raises:
+    UserError: with a parameter diff, if they do not match `config`.
   """
   params = tensors.load(folder, stored(config), UNUSED)
   levels = params.pop('quantizer')
@@ -182,12 +184,19 @@ def encode(
   wave_BT: Float[Array, 'B T'],
   num_quantizers: int | None = None,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = ceil(T /
-  hop_length).
+  """Returns the codes of a waveform, F = ceil(T / hop_length).
 
-  An incomplete last frame is filled up by reflection, as in the original; `audio.pad_to_multiple`
-  fills it with zeros and spares a compilation for every length. Raises ValueError when the waveform
-  is empty, or the codec does not have so many levels.
+  An incomplete last frame is padded by reflection, as in the original; `audio.pad_to_multiple` pads
+  with zeros and avoids a compilation per length.
+
+  Args:
+    config: sizes of the model.
+    variables: its parameters.
+    wave_BT: waveforms at `sample_rate`.
+    num_quantizers: number of levels; None for all.
+
+  Raises:
+    UserError: if the waveform is empty, or the codec has fewer levels.
   """
   check_not_empty(wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
@@ -198,11 +207,10 @@ def encode(
 def decode(
   config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
-  hop_length.
+  """Returns the waveform of the codes of the first levels, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has, and for a code beyond its
-  codebook.
+  Raises:
+    UserError: if there are more levels than the codec has, or a code exceeds its codebook.
   """
   check_codes(config, codes_BFQ)
   z_BFD = quantizer.decode(variables.params['codebooks'], codes_BFQ)

@@ -1,4 +1,4 @@
-"""`from_pretrained`: a folder, or a repository of the Hugging Face hub, to (config, variables)."""
+"""Loads pretrained models from a folder or a Hugging Face repository."""
 
 import pathlib
 import re
@@ -8,17 +8,21 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, clap, dac, encodec, hubert, mimi, tensors, w2v_bert2
 from audiolm_jax.stages.base import Variables
 
-# By `model_type` of config.json.
+# Modules by `model_type` of config.json.
 SOURCES = {source.MODEL_TYPE: source for source in (clap, dac, encodec, hubert, mimi, w2v_bert2)}
 FILES = [tensors.CONFIG, tensors.INDEX, '*.safetensors', *byte_pairs.FILES]
 COMMERCIAL_LICENCES = ('MIT', 'Apache-2.0', 'BSD-3-Clause', 'CC0-1.0', 'CC-BY-4.0')
 
 
 class Published(NamedTuple):
-  """A checkpoint that we know.
+  """Describes a known checkpoint.
 
-  licence: of its weights, as its authors state it, or 'unstated'.
-  not_read: why `from_pretrained` refuses it; empty where it does not.
+  Fields:
+    repository: owner and name.
+    model_type: `model_type` of its config.json.
+    licence: licence of the weights as stated by the authors, or 'unstated'.
+    description: one line.
+    not_read: reason why `from_pretrained` refuses it, or ''.
   """
 
   repository: str
@@ -90,7 +94,7 @@ CATALOGUE = (
     'clap',
     'Apache-2.0',
     'as clap-htsat-unfused, and random crops of long clips',
-    'its fusion of a shrunken clip and random crops is not implemented: take laion/clap-htsat-unfused',
+    'fusion of a shrunken clip and random crops is not implemented: use laion/clap-htsat-unfused',
   ),
   Published(
     'OpenMuQ/MuQ-MuLan-large',
@@ -107,18 +111,17 @@ CATALOGUE = (
 def from_pretrained(
   name_or_path: str | pathlib.Path, *, revision: str | None = None
 ) -> tuple[Any, Variables]:
-  """Returns (config, variables) of a model that others trained; its functions are in the config's
-  module.
+  """Loads config and variables of a pretrained model; its functions are in the config's module.
 
   Args:
     name_or_path: a folder with config.json and model.safetensors, or a repository such as
-      'descript/dac_16khz', which `huggingface_hub` (optional) downloads; its cache is used without
-      a network.
+      'descript/dac_16khz', which `huggingface_hub` (optional) downloads, or reads from its cache
+      without a network.
     revision: commit, tag or branch of the repository; a commit makes the result reproducible.
 
   Raises:
-    ValueError: no such folder or repository, a source that we do not know or do not read, or files
-      that `tensors.load` refuses.
+    UserError: if there is no such folder or repository, the source is unknown or not read, or
+      `tensors.load` refuses its files.
   """
   folder = fetch(name_or_path, revision=revision)
   data = tensors.read_json(folder / tensors.CONFIG)
@@ -136,8 +139,10 @@ def from_pretrained(
 
 
 def fetch(name_or_path: str | pathlib.Path, *, revision: str | None = None) -> pathlib.Path:
-  """Returns the folder that `from_pretrained` reads, after downloading a repository; raises as that
-  does.
+  """Returns the folder of `from_pretrained`, after downloading a repository.
+
+  Raises:
+    UserError: as `from_pretrained`.
   """
   folder = pathlib.Path(name_or_path)
   if folder.is_dir():
@@ -154,30 +159,32 @@ def fetch(name_or_path: str | pathlib.Path, *, revision: str | None = None) -> p
 
 
 def refuse_unread(name: str):
-  """Raises ValueError with the reason where `name` is a checkpoint that we know and do not read."""
+  """Checks that `name` is not a known checkpoint that cannot be read.
+
+  Raises:
+    UserError: with the reason, if it is.
+  """
   known = published(name)
   if known is not None and known.not_read:
     raise UserError(f'{name} ({known.licence}) is not read: {known.not_read}')
 
 
 def is_commercial(licence: str) -> bool:
-  """Whether weights of that licence may be used commercially; False for licences that we do not
-  know.
-  """
+  """Returns whether a licence allows commercial use of weights; False for unknown licences."""
   return licence in COMMERCIAL_LICENCES
 
 
 def published(name: str) -> Published | None:
-  """Returns what the catalogue says of a repository, or None."""
+  """Returns the catalogue entry of a repository, or None."""
   return next((entry for entry in CATALOGUE if entry.repository == name), None)
 
 
 def _download(name: str, revision: str | None) -> pathlib.Path:
-  """Returns the folder of a repository's config and safetensors; nothing else of it is fetched."""
+  """Downloads config and safetensors of a repository, and returns their folder."""
   if not re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', name):
     raise UserError(f'{name} is neither a folder of this machine nor a repository (owner/name)')
   try:
-    import huggingface_hub  # optional: a folder needs none
+    import huggingface_hub  # optional, not needed for folders
   except ImportError as error:
     raise UserError(
       f'{name} is no folder of this machine; to download it, `pip install huggingface_hub`, or '
@@ -187,7 +194,7 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     folder = pathlib.Path(
       huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES)
     )
-  except Exception as error:  # its HTTP, offline and cache errors have no base class of their own
+  except Exception as error:  # HTTP, offline and cache errors have no common base class
     raise UserError(f'{name} could not be downloaded: {error}') from error
   if not any(folder.glob('*.safetensors')):
     raise UserError(

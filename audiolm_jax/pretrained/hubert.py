@@ -1,15 +1,12 @@
-"""HuBERT base (Hsu et al., 2021, arXiv 2106.07447) from Hugging Face's `HubertModel`: waveform_BT
--> features_BSD.
+"""HuBERT base (Hsu et al., 2021, arXiv 2106.07447) from Hugging Face's `HubertModel`.
 
-`facebook/hubert-base-ls960` makes 50 frames/s of width 768 from 16 kHz; the rate follows from the
-config's strides. Frame s sees samples from s * hop_length on, `frame_length` of them, before the
-Transformer mixes all frames. The
-waveform needs no normalization: the first convolution has no bias, and each of its channels is
-normalized over time.
+Maps waveform_BT -> features_BSD. `facebook/hubert-base-ls960` makes 50 frames/s of width 768 from
+16 kHz; the rate follows from the config's strides. Frame s depends on `frame_length` samples from s
+* hop_length on, before the Transformer mixes all frames. Waveforms need no normalization, because
+the first convolution has no bias and each of its channels is normalized over time.
 
-Padding has no influence on the rest where `num_samples_B` tells of it: rows of a batch are as they
-would be alone. (The original normalizes over the padding, too, so that its rows depend on the
-longest.)
+With `num_samples_B`, padding has no influence: each row of a batch equals a run of its own. (The
+original normalizes over padding too, so that rows depend on the longest.)
 """
 
 import dataclasses
@@ -30,14 +27,14 @@ from audiolm_jax.pretrained.layers import Conv, Model, aligned, encoder_inputs, 
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'hubert'
-UNUSED = r'masked_spec_embed'  # stands for masked frames in training
+UNUSED = r'masked_spec_embed'  # replaces masked frames in training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `facebook/hubert-base-ls960`."""
+  """Configures HuBERT; the defaults are those of `facebook/hubert-base-ls960`."""
 
-  sample_rate: int = 16_000  # Hz; of every published HuBERT, their config.json does not say
+  sample_rate: int = 16_000  # Hz, of all published HuBERTs; not in config.json
   conv_channels: tuple[int, ...] = (512,) * 7
   conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
   conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
@@ -51,17 +48,17 @@ class Config:
 
   @property
   def hop_length(self) -> int:
-    """Samples from one frame to the next."""
+    """Number of samples from one frame to the next."""
     return math.prod(self.conv_strides)
 
   @property
   def frame_rate(self) -> float:
-    """Frames per second."""
+    """Number of frames per second."""
     return self.sample_rate / self.hop_length
 
   @property
   def frame_length(self) -> int:
-    """Samples that one frame is made of, before the Transformer."""
+    """Number of samples a frame depends on, before the Transformer."""
     length = 1
     for kernel, stride in zip(self.conv_kernels[::-1], self.conv_strides[::-1]):
       length = (length - 1) * stride + kernel
@@ -79,8 +76,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `HubertModel`'s config.json describes; ValueError for what we do not
-  implement.
+  """Returns the config described by a `HubertModel`'s config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   tensors.require(
     data,
@@ -123,17 +122,17 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
-  `config`.
+  """Loads the weights in `folder`.
+
+  Raises:
+    UserError: with a parameter diff, if they do not match `config`.
   """
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
   return Variables(tensors.load(folder, template, UNUSED), {})
 
 
 class ConvLayer(nn.Module):
-  """Convolution without padding and without bias, then GELU; `normalized`: each channel over time,
-  in between.
-  """
+  """Unpadded convolution without bias, optional norm of each channel over time, and GELU."""
 
   features: int
   kernel_size: int
@@ -142,9 +141,7 @@ class ConvLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BND, length_B):
-    """Returns the outputs; the normalization is over the first of them, those that see `length_B`
-    inputs alone.
-    """
+    """Returns the outputs, normalized over those that depend on `length_B` inputs only."""
     x_BND = Conv(self.features, self.kernel_size, stride=self.stride, use_bias=False, name='conv')(
       x_BND
     )
@@ -156,9 +153,7 @@ class ConvLayer(nn.Module):
 
 
 class OverTimeNorm(nn.Module):
-  """Zero mean and unit variance of each channel over the first `length_B` steps, then scale and
-  bias.
-  """
+  """Normalizes each channel over its first `length_B` steps, then applies scale and bias."""
 
   @nn.compact
   def __call__(self, x_BND, length_B):
@@ -169,12 +164,12 @@ class OverTimeNorm(nn.Module):
     mean = lambda y_BND: jnp.sum(y_BND, axis=1, keepdims=True, where=inside_BN1) / count_B11
     mean_B1D = mean(x_BND)
     variance_B1D = mean(jnp.square(x_BND - mean_B1D))
-    # The original's epsilon here does not follow the config.
+    # The epsilon of this norm does not follow the config in the original, either.
     return (x_BND - mean_B1D) * (jax.lax.rsqrt(variance_B1D + 1e-5) * scale_D) + bias_D
 
 
 class FeatureExtractor(nn.Module):
-  """Waveform [B, T], of which `num_samples_B` are no padding -> [B, S, conv_channels[-1]]."""
+  """Waveform [B, T] with `num_samples_B` samples before padding -> [B, S, conv_channels[-1]]."""
 
   config: Config
 
@@ -200,9 +195,7 @@ class FeatureProjection(nn.Module):
 
 
 class PositionalConv(nn.Module):
-  """What a grouped convolution over 128 frames, as many before as after, says of a frame's
-  position.
-  """
+  """Grouped convolution over 128 centred frames, as a position embedding."""
 
   config: Config
 
@@ -246,7 +239,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-  """Attention and feed-forward, each normalized after its residual."""
+  """Post-norm Transformer layer."""
 
   config: Config
 
@@ -259,7 +252,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """[B, S, D] -> the input of the first layer and the outputs of the first `num_layers` layers."""
+  """[B, S, D] -> the input of the first layer and the output of each of `num_layers` layers."""
 
   config: Config
 
@@ -292,9 +285,7 @@ def _init(config: Config, key: jax.Array) -> Variables:
 
 
 def num_frames(config: Config, num_samples: Any) -> Any:
-  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where
-  too few for one.
-  """
+  """Returns the number of frames of `num_samples` samples (an integer or an integer array)."""
   return jnp.maximum(0, (num_samples - config.frame_length) // config.hop_length + 1)
 
 
@@ -305,16 +296,18 @@ def hidden_states(
   num_layers: int | None = None,
   num_samples_B: Int[Array, 'B'] | None = None,
 ) -> list[Float[Array, 'B S D']]:
-  """Returns the input of the first Transformer layer and the outputs of the first `num_layers`
-  (None: all).
+  """Returns the input of the first Transformer layer and the outputs of the first `num_layers`.
 
   Args:
-    wave_BT: at `sample_rate`; T of at least `frame_length`.
-    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no
-    influence.
+    config: sizes of the model.
+    variables: its parameters.
+    wave_BT: waveforms at `sample_rate`; T is at least `frame_length`.
+    num_layers: number of layers to run; None for all.
+    num_samples_B: number of samples before padding; frames that include padding are meaningless and
+      have no influence.
 
   Raises:
-    ValueError: T is too short, or the model does not have so many layers.
+    UserError: if T is too short, or the model has fewer layers.
   """
   num_layers, num_samples_B = encoder_inputs(config, wave_BT, num_layers, num_samples_B)
   apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
@@ -331,7 +324,8 @@ def features(
   layer: int,
   num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S D']:
-  """Returns the output of Transformer layer `layer`, from 1 (0: what the first is given); see
-  `hidden_states`.
+  """Returns the output of Transformer layer `layer`, from 1; 0 is the input of the first.
+
+  See `hidden_states`.
   """
   return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]

@@ -1,6 +1,4 @@
-"""Layers with the parameters and the padding of the sources, written for speed on a CPU as well as
-a TPU.
-"""
+"""Layers with the parameters and padding of the sources, fast on CPUs and TPUs."""
 
 import functools
 import math
@@ -19,17 +17,15 @@ from audiolm_jax.stages.base import Key, Variables
 
 
 class Model(NamedTuple):
-  """What the config of an imported model makes: its variables' structure. It has no loss; a
-  `base.Stage` has.
-  """
+  """Holds the `init` function of an imported model; unlike `base.Stage`, it has no loss."""
 
   init: Callable[[Key], Variables]
 
 
-# pi as a sum whose first two terms are short: their products with an integer of a few thousand are
-# exact in float32.
+# pi as a sum whose first two terms have few bits: their products with integers of a few thousand
+# are exact in float32.
 PI = (3.140625, 0.0009675025939941406, 1.5099580252808664e-07)
-# sin(r)^2 / r^2 as a polynomial of r^2, |r| <= pi / 2: interpolated at Chebyshev's points, to 2e-8.
+# sin(r)^2 / r^2 as a polynomial in r^2, |r| <= pi / 2, interpolated at Chebyshev points, to 2e-8.
 SQUARED_SINE = (
   1.0,
   -0.3333330750465393,
@@ -41,10 +37,10 @@ SQUARED_SINE = (
 
 
 def squared_sine(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
-  """Returns sin(x)^2 to within 3e-7 for |x| up to 10^4: on a CPU nine times as fast as XLA's sine,
-  squared.
+  """Returns sin(x)^2 to within 3e-7 for |x| up to 10^4.
 
-  It has the period pi, so that one polynomial on [-pi / 2, pi / 2] is all of it.
+  One polynomial on [-pi / 2, pi / 2] suffices, because the period is pi. Nine times as fast on CPU
+  as squaring XLA's sine.
   """
   periods = jnp.round(x * (1 / math.pi))
   for part in PI:
@@ -54,7 +50,7 @@ def squared_sine(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
 
 
 def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
-  # The fast variance, E[x^2] - E[x]^2, loses digits that the sources keep.
+  # The fast variance E[x^2] - E[x]^2 is less accurate than that of the sources.
   return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
 
 
@@ -88,10 +84,10 @@ class Conv(nn.Module):
 
 
 class CausalConv(nn.Module):
-  """Convolution [B, N, D] -> [B, ceil(N / stride), features], padded as EnCodec and Mimi pad.
+  """Convolution [B, N, D] -> [B, ceil(N / stride), features], padded as in EnCodec and Mimi.
 
-  All padding is on the left, but for what a last, incomplete group of `stride` inputs lacks. mode:
-  of `jnp.pad`; where an input is too short to be reflected, zeros follow it.
+  Padding is on the left, except what a last, incomplete group of `stride` inputs lacks. `mode` is
+  that of `jnp.pad`; inputs too short to be reflected are first followed by zeros.
   """
 
   features: int
@@ -122,8 +118,9 @@ class CausalConv(nn.Module):
 
 
 class CausalConvTranspose(nn.Module):
-  """Transposed convolution [B, N, D] -> [B, N * stride, features], kernel 2 * stride, trimmed on
-  the right.
+  """Transposed convolution [B, N, D] -> [B, N * stride, features], trimmed on the right.
+
+  The kernel has 2 * stride taps.
   """
 
   features: int
@@ -137,10 +134,10 @@ class CausalConvTranspose(nn.Module):
 
 
 class OverlapAdd(nn.Module):
-  """Transposed convolution [B, N, D] -> [B, (N + 1) * stride - trims, features], kernel 2 * stride.
+  """Transposed convolution [B, N, D] -> [B, (N + 1) * stride - trims, features].
 
-  Every output sees two inputs: the whole is a convolution of kernel 2 that makes `stride` outputs
-  at a time (`nn.conv.CausalConvTranspose`).
+  The kernel has 2 * stride taps. Each output depends on two inputs, so the layer equals a
+  convolution of kernel 2 with `stride` outputs per step (`nn.conv.CausalConvTranspose`).
   """
 
   features: int
@@ -164,8 +161,10 @@ class OverlapAdd(nn.Module):
 
 
 def check_length(name: str, hop_length: int, wave_BT: Array):
-  """Raises ValueError where waveforms are of another rank, or no positive multiple of the hop
-  length.
+  """Checks that waveforms are [B, T] with T a positive multiple of the hop length.
+
+  Raises:
+    UserError: if they are not.
   """
   checks.shapes(wave_BT=wave_BT)
   num_samples = wave_BT.shape[-1]
@@ -177,16 +176,16 @@ def check_length(name: str, hop_length: int, wave_BT: Array):
 
 
 def aligned(extract: Callable, num_frames: Callable, config: Any, wave_BT: Array) -> Array:
-  """Returns features_BSD of S = ceil(T / hop_length) frames: frame s begins where frame s of a
-  codec of that hop does.
+  """Returns features of S = ceil(T / hop_length) frames, aligned with a codec of that hop.
 
-  Zeros at the end of a waveform are taken for padding. Frames that would see them get the features
-  of the last frame that does not.
+  Trailing zeros of a waveform are treated as padding. Frames that would depend on them repeat the
+  features of the last frame that does not.
 
   Args:
-    extract: (wave_BT, num_samples_B) -> features_BSD of the frames that fit into T samples.
-    num_frames: (config, num_samples_B) -> how many frames these are.
+    extract: function (wave_BT, num_samples_B) -> features_BSD of the frames within T samples.
+    num_frames: function (config, num_samples_B) -> number of these frames.
     config: has hop_length and frame_length.
+    wave_BT: waveforms.
   """
   checks.shapes(wave_BT=wave_BT)
   num_samples = wave_BT.shape[-1]
@@ -202,10 +201,12 @@ def aligned(extract: Callable, num_frames: Callable, config: Any, wave_BT: Array
 def encoder_inputs(
   config: Any, wave_BT: Array, num_layers: int | None, num_samples_B: Array | None
 ) -> tuple[int, Array]:
-  """Returns how many layers an encoder is to run and the samples of each row before its padding;
-  None: all of them.
+  """Returns the number of layers to run and the number of samples before padding of each row.
 
-  Raises ValueError where it does not have so many layers, or a waveform is shorter than one frame.
+  None stands for all layers and all samples.
+
+  Raises:
+    UserError: if the encoder has fewer layers, or a waveform is shorter than one frame.
   """
   checks.shapes(wave_BT=wave_BT)
   num_layers = config.num_layers if num_layers is None else num_layers
@@ -223,15 +224,21 @@ def encoder_inputs(
 
 
 def check_not_empty(wave_BT: Array):
-  """Raises ValueError where waveforms are of another rank, or have no samples."""
+  """Checks that waveforms are [B, T] with T > 0.
+
+  Raises:
+    UserError: if they are not.
+  """
   checks.shapes(wave_BT=wave_BT)
   if wave_BT.shape[-1] == 0:
     raise UserError('waveform has no samples: give at least one')
 
 
 def check_levels(available: int, asked: int | None):
-  """Raises ValueError where a codec does not have the number of quantizer levels that is asked
-  for.
+  """Checks that a codec has the requested number of quantizer levels.
+
+  Raises:
+    UserError: if it does not.
   """
   if asked is not None and not 1 <= asked <= available:
     raise UserError(
@@ -241,8 +248,10 @@ def check_levels(available: int, asked: int | None):
 
 
 def check_codes(config: Any, codes_BFQ: Array):
-  """Raises ValueError where codes are of another rank, of more levels than the codec has, or beyond
-  its codebook.
+  """Checks that codes are [B, F, Q] within the levels and codebooks of the codec.
+
+  Raises:
+    UserError: if they are not.
   """
   checks.shapes(codes_BFQ=codes_BFQ)
   check_levels(config.num_quantizers, codes_BFQ.shape[-1])

@@ -1,10 +1,9 @@
-"""Mimi (Défossez et al., 2024, arXiv 2410.00037) from Hugging Face's `MimiModel`: waveform_BT <->
-codes_BFQ.
+"""Mimi (Défossez et al., 2024, arXiv 2410.00037) from Hugging Face's `MimiModel`.
 
-`kyutai/mimi`: 24 kHz, 12.5 frames/s, 32 levels of 2048 codes, the first of them distilled from
-WavLM ("semantic"). SEANet at 25 frames/s, a causal Transformer that sees the last 250 of these
-frames, and every two of them made one. The first level and the others quantize the same embedding,
-side by side; each of the others what those before it left.
+Maps waveform_BT <-> codes_BFQ. `kyutai/mimi`: 24 kHz, 12.5 frames/s, 32 levels of 2048 codes, the
+first distilled from WavLM ("semantic"). SEANet at 25 frames/s, a causal Transformer over the last
+250 frames, and downsampling by 2. The first level and the other levels quantize the same embedding
+in parallel; the others are residual among themselves.
 """
 
 import dataclasses
@@ -37,22 +36,21 @@ from audiolm_jax.stages.base import Codec, Variables
 
 MODEL_TYPE = 'mimi'
 UNUSED = r'quantizer\..*\.codebook\.initialized'
-FRAME_STRIDE = 2  # frames of SEANet that one frame of codes lasts
-MIN_USAGE = 1e-5  # of a code, in the quotient that is its vector
+FRAME_STRIDE = 2  # SEANet frames per code frame
+MIN_USAGE = 1e-5  # minimum count of a code, the divisor of its vector sum
 QUANTIZERS = ('semantic_residual_vector_quantizer', 'acoustic_residual_vector_quantizer')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `kyutai/mimi`."""
+  """Configures Mimi; the defaults are those of `kyutai/mimi`."""
 
   sample_rate: int = 24_000  # Hz
-  # of the encoder; the decoder has them in the opposite order
-  strides: tuple[int, ...] = (4, 5, 6, 8)
+  strides: tuple[int, ...] = (4, 5, 6, 8)  # of the encoder, reversed in the decoder
   num_filters: int = 64
   width: int = 512  # of the embeddings and the Transformers
   num_quantizers: int = 32
-  num_semantic: int = 1  # of them
+  num_semantic: int = 1  # number of semantic levels, the first ones
   codebook_size: int = 2048
   codebook_dim: int = 256
   kernel_size: int = 7
@@ -65,18 +63,18 @@ class Config:
   num_layers: int = 8
   num_heads: int = 8
   mlp_width: int = 2048
-  window: int = 250  # frames of SEANet that a frame attends to, itself included
+  window: int = 250  # SEANet frames that a frame attends to, including itself
   rope_theta: float = 10_000.0
   epsilon: float = 1e-5  # of the layer norms
 
   @property
   def hop_length(self) -> int:
-    """Samples per frame."""
+    """Number of samples per frame."""
     return FRAME_STRIDE * math.prod(self.strides)
 
   @property
   def frame_rate(self) -> float:
-    """Frames per second."""
+    """Number of frames per second."""
     return self.sample_rate / self.hop_length
 
   @property
@@ -91,8 +89,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `MimiModel`'s config.json describes; ValueError for what we do not
-  implement.
+  """Returns the config described by a `MimiModel`'s config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   default, count = Config(), tensors.integer
   tensors.require(
@@ -136,7 +136,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def _rope_theta(data: Mapping[str, Any], default: float) -> float:
-  """Returns the base of the rotary positions, which newer files keep in an object of its own."""
+  """Returns the base of the rotary positions, which newer files store in a nested object."""
   parameters = data.get('rope_parameters') or data
   if not isinstance(parameters, dict):
     raise UserError(f'rope_parameters={str(parameters)[:80]}; expected an object')
@@ -145,8 +145,10 @@ def _rope_theta(data: Mapping[str, Any], default: float) -> float:
 
 
 def _check(data: Mapping[str, Any], config: Config):
-  """Raises ValueError where sizes do not fit one another, or are not those of the parts that we
-  implement.
+  """Checks that sizes are consistent and implemented.
+
+  Raises:
+    UserError: if they are not.
   """
   tensors.bounded('the hop length', config.hop_length)
   tensors.bounded('the widest convolution', config.num_filters * 2 ** len(config.strides))
@@ -181,8 +183,9 @@ def _check(data: Mapping[str, Any], config: Config):
 
 
 def stored(config: Config) -> Any:
-  """Returns the tensors of a file as a tree of ShapeDtypeStruct: sums and counts in the place of
-  code vectors.
+  """Returns a file's tensors as a tree of ShapeDtypeStruct, with sums and counts of codes.
+
+  Their quotients are the code vectors.
   """
   params = jax.eval_shape(config.make().init, jax.random.key(0)).params
   size, dim = config.codebook_size, config.codebook_dim
@@ -202,8 +205,10 @@ def stored(config: Config) -> Any:
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
-  `config`.
+  """Loads the weights in `folder`.
+
+  Raises:
+    UserError: with a parameter diff, if they do not match `config`.
   """
   params = tensors.load(folder, stored(config), UNUSED)
   for name, module in _quantizers(config).items():
@@ -246,7 +251,7 @@ class Attention(nn.Module):
 
 
 def _rotate(x_BSHD, theta: float):
-  """Turns each pair of dimensions (d, d + D / 2) by its frequency times the position."""
+  """Rotates each pair of dimensions (d, d + D / 2) by its frequency times the position."""
   half = x_BSHD.shape[-1] // 2
   frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_SD = jnp.arange(x_BSHD.shape[1], dtype=jnp.float32)[:, None] * frequencies
@@ -265,7 +270,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-  """Attention and feed-forward, each normalized before and scaled after."""
+  """Pre-norm Transformer layer with layer scale."""
 
   config: Config
 
@@ -282,7 +287,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-  """[B, S, D] -> [B, S, D]; a position sees the last `window` of those up to itself."""
+  """Causal Transformer [B, S, D] -> [B, S, D] with attention over the last `window` positions."""
 
   config: Config
 
@@ -294,9 +299,7 @@ class Transformer(nn.Module):
 
 
 class ResidualVectorQuantizer(nn.Module):
-  """Embeddings [B, F, D] <-> codes [B, F, Q] of `num_quantizers` levels, between two
-  projections.
-  """
+  """Embeddings [B, F, D] <-> codes [B, F, Q] of `num_quantizers` levels, with two projections."""
 
   config: Config
   num_quantizers: int
@@ -318,9 +321,7 @@ class ResidualVectorQuantizer(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-  """[B, F, D] -> [B, 2 F, D]: a transposed convolution of kernel 4, each dimension by itself,
-  trimmed on the right.
-  """
+  """Depthwise transposed convolution of kernel 4, [B, F, D] -> [B, 2 F, D], trimmed right."""
 
   @nn.compact
   def __call__(self, z_BFD):
@@ -342,7 +343,7 @@ def _dense(features: int, name: str) -> nn.Dense:
 
 
 def _downsample(config: Config) -> CausalConv:
-  """[B, N, D] -> [B, ceil(N / 2), D]; the first frame is repeated before itself."""
+  """Convolution [B, N, D] -> [B, ceil(N / 2), D]; the padding repeats the first frame."""
   return CausalConv(
     config.width, 2 * FRAME_STRIDE, stride=FRAME_STRIDE, mode='edge', use_bias=False
   )
@@ -377,12 +378,19 @@ def encode(
   wave_BT: Float[Array, 'B T'],
   num_quantizers: int | None = None,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = ceil(T /
-  hop_length).
+  """Returns the codes of a waveform, F = ceil(T / hop_length).
 
-  An incomplete last frame is filled up layer by layer, as in the original; `audio.pad_to_multiple`
-  fills it with zeros and spares a compilation for every length. Raises ValueError when the waveform
-  is empty, or the codec does not have so many levels.
+  An incomplete last frame is padded layer by layer, as in the original; `audio.pad_to_multiple`
+  pads with zeros and avoids a compilation per length.
+
+  Args:
+    config: sizes of the model.
+    variables: its parameters.
+    wave_BT: waveforms at `sample_rate`.
+    num_quantizers: number of levels; None for all.
+
+  Raises:
+    UserError: if the waveform is empty, or the codec has fewer levels.
   """
   check_not_empty(wave_BT)
   check_levels(config.num_quantizers, num_quantizers)
@@ -400,7 +408,7 @@ def encode(
 def embeddings(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B F D']:
-  """Returns what is quantized."""
+  """Returns the embeddings before quantization."""
   apply = lambda module, name, x: module.apply({'params': variables.params[name]}, x)
   x_BND = apply(Encoder(config.seanet), 'encoder', wave_BT)
   x_BND = apply(Transformer(config), 'encoder_transformer', x_BND)
@@ -410,11 +418,10 @@ def embeddings(
 def decode(
   config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q']
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
-  hop_length.
+  """Returns the waveform of the codes of the first levels, T = F * hop_length.
 
-  Raises ValueError when there are more levels than the codec has, and for a code beyond its
-  codebook.
+  Raises:
+    UserError: if there are more levels than the codec has, or a code exceeds its codebook.
   """
   check_codes(config, codes_BFQ)
   parts = (codes_BFQ[..., : config.num_semantic], codes_BFQ[..., config.num_semantic :])

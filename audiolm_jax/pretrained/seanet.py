@@ -1,7 +1,7 @@
-"""SEANet as EnCodec and Mimi have it: causal convolutions between residual units, ELU before each.
+"""SEANet of EnCodec and Mimi: causal convolutions between residual units, with ELU.
 
-A module has the name of its tensors: `layers_3` is the fourth entry of the original's list, in
-which activations count.
+Modules are named as their tensors: `layers_3` is entry 3 of the original's list, which includes
+activations.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from audiolm_jax.pretrained.layers import CausalConv, CausalConvTranspose
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeanetConfig:
-  strides: tuple[int, ...]  # of the encoder; the decoder has them in the opposite order
-  num_filters: int  # at the full rate; doubled by every stride
+  strides: tuple[int, ...]  # of the encoder, reversed in the decoder
+  num_filters: int  # at the full rate; doubles with each stride
   width: int  # of the embeddings
   kernel_size: int
   last_kernel_size: int
@@ -32,7 +32,7 @@ class SeanetConfig:
 
   @classmethod
   def of(cls, config: Any, **own) -> 'SeanetConfig':
-    """Returns the fields that a codec's config has by the same names, and `own`."""
+    """Returns the config with the equally named fields of a codec's config, and `own`."""
     names = [field.name for field in dataclasses.fields(cls) if hasattr(config, field.name)]
     return cls(**{name: getattr(config, name) for name in names}, **own)
 
@@ -41,7 +41,7 @@ class SeanetConfig:
 
 
 class ResidualUnit(nn.Module):
-  """shortcut(x) + conv1(elu(dilated conv(elu(x))))."""
+  """Residual unit shortcut(x) + conv1(elu(dilated conv(elu(x))))."""
 
   config: SeanetConfig
   dilation: int
@@ -57,8 +57,9 @@ class ResidualUnit(nn.Module):
 
 
 class Lstm(nn.Module):
-  """x + LSTM(x), with the parameters of PyTorch; the gates of a layer lie in the order input,
-  forget, cell, output.
+  """Residual LSTM, x + LSTM(x), with PyTorch's parameters.
+
+  The gate order is input, forget, cell, output.
   """
 
   num_layers: int
@@ -112,7 +113,7 @@ class Encoder(nn.Module):
         x_BND = ResidualUnit(
           config, config.dilation_growth**depth, name=f'layers_{number + depth}'
         )(x_BND)
-      # with the activation and the convolution that follow
+      # Count the following activation and convolution.
       number += config.num_residual_layers + 2
       filters *= 2
       x_BND = config.conv(filters, 2 * stride, f'layers_{number - 1}', stride=stride)(elu(x_BND))

@@ -1,9 +1,9 @@
-"""Reads folders of safetensors that somebody else wrote, and lays the tensors out as our variables.
+"""Reads safetensors of other publishers and converts them to this project's variables.
 
-Nothing in such a folder is trusted: what a file declares is compared with what the model needs
-before any weight is read, so that a bad file costs no memory. The modules of a source carry the
-names of its tensors: the path `encoder.block_0.conv1.kernel` is the tensor
-`encoder.block.0.conv1.weight`. Weight normalization is folded.
+Files are not trusted: declared shapes are compared with those of the model before any weight is
+read, so that a bad file costs no memory. The modules of a source are named as its tensors: the path
+`encoder.block_0.conv1.kernel` is the tensor `encoder.block.0.conv1.weight`. Weight normalization is
+folded.
 """
 
 import pathlib
@@ -20,11 +20,11 @@ from audiolm_jax import files
 from audiolm_jax.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
-MAX_JSON_BYTES = 2**20  # of config.json and of the index; real ones have kilobytes
-MAX_HEADER_BYTES = 2**23  # of a safetensors file; w2v-BERT 2.0, the largest source, has 0.2 MB
-MAX_INTEGER = 2**20  # of a number in config.json: sizes and rates
-MAX_LAYERS = 256  # of layers and codebooks, which are made one by one
-# all become float32: a model computes in the precision that it is tested in
+MAX_JSON_BYTES = 2**20  # of config.json and the index; real ones have kilobytes
+MAX_HEADER_BYTES = 2**23  # of a safetensors file; that of w2v-BERT 2.0, the largest, has 0.2 MB
+MAX_INTEGER = 2**20  # of sizes and rates in config.json
+MAX_LAYERS = 256  # of layers and codebooks, which are created one by one
+# All are converted to float32, the precision in which the models are tested.
 DTYPES = ('F32', 'BF16', 'F16', 'F64')
 NORM_NAMES = (
   ('parametrizations.weight.original0', 'parametrizations.weight.original1'),
@@ -34,7 +34,7 @@ PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.msgpack', '.h5')
 
 
 class Entry(NamedTuple):
-  """What a safetensors header says of one tensor."""
+  """Holds a safetensors header's entry of one tensor."""
 
   path: pathlib.Path
   shape: tuple[int, ...]
@@ -42,9 +42,7 @@ class Entry(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """How a parameter of ours is stored elsewhere: its name there, its shape there from ours, and the
-  way back.
-  """
+  """Describes how a parameter is stored: name, shape from ours, and conversion to ours."""
 
   name: str
   shape: Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -52,8 +50,9 @@ class Layout(NamedTuple):
 
 
 def _split_taps(weight_IOK: np.ndarray) -> np.ndarray:
-  """[in, out, 2 * stride] to the taps of `OverlapAdd`, [2, in, stride, out]: the newer input comes
-  last.
+  """Converts [in, out, 2 * stride] to the taps of `OverlapAdd`, [2, in, stride, out].
+
+  The newer input is last.
   """
   num_inputs, num_outputs, kernel_size = weight_IOK.shape
   return weight_IOK.reshape(num_inputs, num_outputs, 2, kernel_size // 2)[:, :, ::-1].transpose(
@@ -61,8 +60,7 @@ def _split_taps(weight_IOK: np.ndarray) -> np.ndarray:
   )
 
 
-# By the name of the leaf. PyTorch has the axes of convolutions and linear layers in the opposite
-# order.
+# By leaf name. PyTorch stores the axes of convolutions and linear layers in reverse order.
 LAYOUTS = {
   'kernel': Layout('weight', lambda shape: shape[::-1], lambda x: x.T),
   'taps': Layout('weight', lambda shape: (shape[1], shape[3], 2 * shape[2]), _split_taps),
@@ -75,16 +73,20 @@ LAYOUTS = {
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the object in a small JSON file; ValueError where it is missing, large, or no
-  object.
+  """Returns the object in a small JSON file.
+
+  Raises:
+    UserError: if it is missing, too large, or no object.
   """
   remedy = f'a pretrained model is a folder with {CONFIG} and {WEIGHTS}, fetch it again'
   return files.read_json(path, remedy, max_bytes=MAX_JSON_BYTES)
 
 
 def integer(data: Mapping[str, Any], name: str, default: int, high: int = MAX_INTEGER) -> int:
-  """Returns the integer `name`, from 1 to `high`, of a config.json, or `default` where it is
-  absent.
+  """Returns the integer `name`, from 1 to `high`, of a config.json; `default` if absent.
+
+  Raises:
+    UserError: if it is anything else.
   """
   value = data.get(name, default)
   if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
@@ -93,8 +95,10 @@ def integer(data: Mapping[str, Any], name: str, default: int, high: int = MAX_IN
 
 
 def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tuple[int, ...]:
-  """Returns the short list of positive integers `name` of a config.json, or `default` where it is
-  absent.
+  """Returns the short list of positive integers `name` of a config.json; `default` if absent.
+
+  Raises:
+    UserError: if it is anything else.
   """
   values = data.get(name, list(default))
   if not isinstance(values, list) or not 1 <= len(values) <= 16:
@@ -103,8 +107,10 @@ def integers(data: Mapping[str, Any], name: str, default: Collection[int]) -> tu
 
 
 def positive(data: Mapping[str, Any], name: str, default: float, high: float) -> float:
-  """Returns the number `name`, above 0 and below `high`, of a config.json, or `default` where it is
-  absent.
+  """Returns the number `name`, above 0 and below `high`, of a config.json; `default` if absent.
+
+  Raises:
+    UserError: if it is anything else.
   """
   value = data.get(name, default)
   if type(value) not in (int, float) or not 0 < value < high:
@@ -113,8 +119,10 @@ def positive(data: Mapping[str, Any], name: str, default: float, high: float) ->
 
 
 def bounded(name: str, value: int) -> int:
-  """Returns a size that follows from several numbers of a config.json; ValueError where it is
-  beyond any model's.
+  """Returns a size derived from several numbers of a config.json.
+
+  Raises:
+    UserError: if it exceeds MAX_INTEGER.
   """
   if value > MAX_INTEGER:
     raise UserError(f'{CONFIG}: {name} would be {value:,}, more than {MAX_INTEGER:,}')
@@ -122,8 +130,10 @@ def bounded(name: str, value: int) -> int:
 
 
 def require(data: Mapping[str, Any], expected: Mapping[str, Any]):
-  """Raises ValueError naming the fields of a config.json (absent: as expected) that we do not
-  implement.
+  """Checks that fields of a config.json have the implemented values; absent fields are accepted.
+
+  Raises:
+    UserError: naming the fields that do not.
   """
   lines = [
     f'{name}={str(data[name])[:80]}, only {value!r} is implemented'
@@ -135,11 +145,11 @@ def require(data: Mapping[str, Any], expected: Mapping[str, Any]):
 
 
 def declared(folder: pathlib.Path) -> dict[str, Entry]:
-  """Returns what the headers in `folder` declare, by tensor name, without reading a weight.
+  """Returns the header entries of all tensors in `folder`, by name, without reading weights.
 
-  Raises ValueError: no safetensors (files that would have to be unpickled are never opened), an
-  index that leads out of the folder, a truncated or malformed file, a header of more than
-  MAX_HEADER_BYTES.
+  Raises:
+    UserError: if there are no safetensors (pickles are never opened), an index leads out of the
+      folder, a file is truncated or malformed, or a header exceeds MAX_HEADER_BYTES.
   """
   result = {}
   for path in _weight_files(folder):
@@ -186,7 +196,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_header_size(path: pathlib.Path):
-  """Looks at the 8 bytes that declare the header's length, before anything allocates so much."""
+  """Checks the 8 bytes that declare the header's length, before it is allocated."""
   try:
     size = path.stat().st_size
     with path.open('rb') as file:
@@ -208,13 +218,13 @@ def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
   """Returns the tensors in `folder` as a tree of float32 arrays like `template`.
 
   Args:
-    folder: holds `model.safetensors`, or several with an index.
+    folder: contains `model.safetensors`, or several files with an index.
     template: tree of ShapeDtypeStruct whose paths name the tensors.
-    unused: regular expression of tensors that inference does not need; present or absent.
+    unused: regular expression of tensors that inference does not need, present or absent.
 
   Raises:
-    ValueError: what `declared` raises; a parameter diff (tensors that are missing, left over, of
-      another shape or dtype); a weight that is not finite.
+    UserError: as `declared`; with a parameter diff, if tensors are missing, unexpected, or of
+      another shape or dtype; if a weight is not finite.
   """
   entries = declared(folder)
   leaves, structure = jax.tree.flatten_with_path(template)
@@ -242,9 +252,7 @@ def load(folder: pathlib.Path, template: Any, unused: str = '') -> Any:
 
 
 def _names(entries: Mapping[str, Entry], stem: str, leaf: str) -> tuple[str, ...]:
-  """Returns the tensor that is a parameter, or the (magnitude, direction) of a weight that is still
-  normalized.
-  """
+  """Returns the tensor of a parameter, or (magnitude, direction) of a weight-normalized one."""
   if leaf == 'weight' and f'{stem}.weight' not in entries:
     for pair in NORM_NAMES:
       names = tuple(f'{stem}.{name}' for name in pair)
@@ -256,9 +264,7 @@ def _names(entries: Mapping[str, Entry], stem: str, leaf: str) -> tuple[str, ...
 def _faults(
   entries: Mapping[str, Entry], names: tuple[str, ...], shape: tuple[int, ...]
 ) -> list[str]:
-  """Returns a line for each of a parameter's tensors that is missing, or has another shape or
-  dtype.
-  """
+  """Returns one line per tensor of a parameter that is missing or has another shape or dtype."""
   lines = []
   for name in names:
     if name not in entries:
@@ -279,7 +285,7 @@ def _faults(
 
 
 def _weight(entries: Mapping[str, Entry], names: tuple[str, ...]) -> np.ndarray:
-  """Reads one parameter as float32, magnitude * direction / |direction| where it is normalized."""
+  """Reads one parameter as float32, folding weight normalization."""
   arrays = []
   for name in names:
     with safe_open(entries[name].path, 'numpy') as file:

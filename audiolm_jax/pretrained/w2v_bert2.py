@@ -1,16 +1,14 @@
-"""w2v-BERT 2.0 (SeamlessM4T, Meta, 2023, arXiv 2312.05187) from Hugging Face's `Wav2Vec2BertModel`:
-wave -> features.
+"""w2v-BERT 2.0 (Meta, 2023, arXiv 2312.05187) from Hugging Face's `Wav2Vec2BertModel`.
 
-`facebook/w2v-bert-2.0` makes 50 frames/s of width 1024 from 16 kHz, trained on 4.5 million hours in
-143 languages. Its input is Kaldi's log-mel (25 ms windows each 10 ms, 80 bands), zero mean and unit
-variance per band over the utterance,
-two frames side by side: `log_mel` does what `SeamlessM4TFeatureExtractor` does. Frame s sees
-`frame_length` samples from audiolm_jax.errors import UserError from s * hop_length on, before the
-blocks mix the frames.
+Maps waveform_BT -> features_BSD. `facebook/w2v-bert-2.0` makes 50 frames/s of width 1024 from 16
+kHz, trained on 4.5 million hours in 143 languages. Its input is Kaldi's log-mel (25 ms windows
+every 10 ms, 80 bands), normalized to zero mean and unit variance per band and utterance, with two
+consecutive frames stacked: `log_mel` equals `SeamlessM4TFeatureExtractor`. Frame s depends on
+`frame_length` samples from s * hop_length on, before the blocks mix the frames.
 
-A Conformer whose depthwise convolution looks backwards only, and whose attention knows the distance
-of two frames, up to 64 back and 8 ahead. Padding has no influence on the rest: rows of a batch are
-as they would be alone.
+A Conformer with causal depthwise convolutions and attention biased by the distance of two frames,
+clipped to 64 back and 8 ahead. Padding has no influence: each row of a batch equals a run of its
+own.
 """
 
 import dataclasses
@@ -33,41 +31,41 @@ from audiolm_jax.pretrained.layers import Model, aligned, encoder_inputs, layer_
 from audiolm_jax.stages.base import Variables
 
 MODEL_TYPE = 'wav2vec2-bert'
-UNUSED = r'masked_spec_embed'  # stands for masked frames in training
+UNUSED = r'masked_spec_embed'  # replaces masked frames in training
 WINDOW, MEL_HOP, FFT = 400, 160, 512  # samples
-LOWEST, HIGHEST = 20.0, 8000.0  # Hz, of the mel bands
-FLOOR = 2.0**-23  # of a mel band's power before the logarithm, on the scale of 16-bit samples
+LOWEST, HIGHEST = 20.0, 8000.0  # range of the mel bands in Hz
+FLOOR = 2.0**-23  # minimum power of a mel band before the logarithm, for 16-bit samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: `facebook/w2v-bert-2.0`."""
+  """Configures w2v-BERT 2.0; the defaults are those of `facebook/w2v-bert-2.0`."""
 
-  sample_rate: int = 16_000  # Hz; config.json does not say, the mel bands are made for it
-  stacked: int = 2  # log-mel frames of 10 ms in one frame
+  sample_rate: int = 16_000  # Hz, that of the mel bands; not in config.json
+  stacked: int = 2  # log-mel frames of 10 ms per frame
   num_mels: int = 80
   num_layers: int = 24
   width: int = 1024
   num_heads: int = 16
   mlp_width: int = 4096
   kernel_size: int = 31  # of the depthwise convolution, in frames
-  farthest_left: int = 64  # frames; beyond, distances are taken for this
-  farthest_right: int = 8
+  farthest_left: int = 64  # frames; larger distances are clipped
+  farthest_right: int = 8  # frames
   epsilon: float = 1e-5  # of the layer norms
 
   @property
   def hop_length(self) -> int:
-    """Samples from one frame to the next."""
+    """Number of samples from one frame to the next."""
     return self.stacked * MEL_HOP
 
   @property
   def frame_rate(self) -> float:
-    """Frames per second."""
+    """Number of frames per second."""
     return self.sample_rate / self.hop_length
 
   @property
   def frame_length(self) -> int:
-    """Samples that one frame is made of, before the blocks."""
+    """Number of samples a frame depends on, before the blocks."""
     return WINDOW + (self.stacked - 1) * MEL_HOP
 
   def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
@@ -82,8 +80,10 @@ class Config:
 
 
 def config_from(data: Mapping[str, Any]) -> Config:
-  """Returns the config that a `Wav2Vec2BertModel`'s config.json describes; ValueError for what we
-  do not implement.
+  """Returns the config described by a `Wav2Vec2BertModel`'s config.json.
+
+  Raises:
+    UserError: if it asks for something that is not implemented.
   """
   tensors.require(
     data,
@@ -124,8 +124,10 @@ def config_from(data: Mapping[str, Any]) -> Config:
 
 
 def load(folder: pathlib.Path, config: Config) -> Variables:
-  """Returns the weights in `folder`; ValueError with a parameter diff where they are not those of
-  `config`.
+  """Loads the weights in `folder`.
+
+  Raises:
+    UserError: with a parameter diff, if they do not match `config`.
   """
   template = jax.eval_shape(config.make().init, jax.random.key(0)).params
   return Variables(tensors.load(folder, template, UNUSED), {})
@@ -133,9 +135,7 @@ def load(folder: pathlib.Path, config: Config) -> Variables:
 
 @functools.cache
 def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
-  """Returns Kaldi's filters [FFT // 2 + 1, num_mels]: triangles over the mel scale, each of height
-  1.
-  """
+  """Returns Kaldi's mel filters [FFT // 2 + 1, num_mels]: triangles of height 1 in mel."""
   mel = lambda hertz: 1127 * np.log1p(hertz / 700)
   edges_N = np.linspace(mel(LOWEST), mel(HIGHEST), num_mels + 2)
   bins_N1 = mel(np.arange(FFT // 2 + 1) * sample_rate / FFT)[:, None]
@@ -146,11 +146,10 @@ def _mel_filters(sample_rate: int, num_mels: int) -> np.ndarray:
 
 @functools.cache
 def _front_end() -> tuple[np.ndarray, ...]:
-  """Returns what makes a spectrum of a frame, halved, [WINDOW, 2 (FFT / 2 + 1)] real and imaginary,
-  and its `_slices`.
+  """Returns the matrix [WINDOW, 2 (FFT / 2 + 1)] of a frame's halved spectrum, and its `_slices`.
 
-  All of it is linear: the mean is taken away, each sample loses 0.97 of the one before, Povey's
-  window, the transform.
+  It combines linear steps: mean removal, pre-emphasis (0.97), Povey's window and the Fourier
+  transform, with real and imaginary parts as separate columns.
   """
   centre_NN = np.eye(WINDOW) - 1 / WINDOW
   filter_NN = np.eye(WINDOW) - 0.97 * np.eye(WINDOW, k=1)
@@ -163,26 +162,23 @@ def _front_end() -> tuple[np.ndarray, ...]:
 
 
 def _slices(x, numpy):
-  """Returns x, of numbers in [-1, 1], as a sum: two numbers of 8 bits, each on a grid of its own,
-  and the rest.
-  """
+  """Returns x in [-1, 1] as a sum of two 8-bit numbers, each on its own grid, and the rest."""
   first = numpy.round(x * 2**7) / 2**7
   second = numpy.round((x - first) * 2**15) / 2**15
   return first, second, x - first - second
 
 
 def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
-  """Returns real and imaginary parts, accurate far below float32's rounding of the strongest
-  frequency.
+  """Returns real and imaginary parts, with errors far below float32's of the strongest frequency.
 
-  The original computes in float64, and a logarithm shows what noise there is under a voice. A sum
-  of 400 products of two numbers of 8 bits is exact in float32, whatever its order, so that only
-  small terms are rounded.
+  The original computes in float64, and the logarithm makes noise below a voice visible. A sum of
+  400 products of two 8-bit numbers is exact in float32 in any order, so that only small terms are
+  rounded.
   """
   matrix, matrix_1, matrix_2, matrix_3 = _front_end()
   largest_BF1 = jnp.maximum(jnp.max(jnp.abs(frames_BFN), axis=-1, keepdims=True), 1e-30)
   exponent_BF1 = jax.lax.bitcast_convert_type(largest_BF1, jnp.int32) & 0x7F80_0000
-  # a power of two: division rounds nothing
+  # Division by a power of two is exact.
   scale_BF1 = 2 * jax.lax.bitcast_convert_type(exponent_BF1, jnp.float32)
   x_1, x_2, x_3 = _slices(frames_BFN / scale_BF1, jnp)
   product = functools.partial(jnp.matmul, precision='highest')
@@ -195,8 +191,9 @@ def _spectrum(frames_BFN: Float[Array, 'B F N']) -> Float[Array, 'B F K']:
 def log_mel(
   config: Config, wave_BT: Float[Array, 'B T'], num_samples_B: Int[Array, 'B'] | None = None
 ) -> Float[Array, 'B S N']:
-  """Returns normalized log-mel frames, `stacked` side by side: N = stacked * num_mels; 0 where
-  padding is seen.
+  """Returns normalized log-mel frames, `stacked` per frame: N = stacked * num_mels.
+
+  Frames that include padding are 0.
   """
   frames_BFN = audio.frame(wave_BT * 2.0**15, WINDOW, MEL_HOP)
   real_BFN, imaginary_BFN = jnp.split(_spectrum(frames_BFN), 2, axis=-1)
@@ -213,7 +210,7 @@ def log_mel(
   moment = lambda x_BFM, count_B: (
     jnp.sum(x_BFM, axis=1, keepdims=True, where=inside_BF1) / count_B[:, None, None]
   )
-  for _ in range(2):  # the first mean, of large numbers, is rounded
+  for _ in range(2):  # removes the rounding error of the first mean, of large numbers
     log_BFM -= moment(log_BFM, jnp.maximum(num_B, 1))
   log_BFM *= jax.lax.rsqrt(moment(jnp.square(log_BFM), jnp.maximum(num_B - 1, 1)) + 1e-7)
   log_BFM = jnp.where(inside_BF1, log_BFM, 0)
@@ -241,7 +238,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-  """Self-attention with a term q_l . e(n - l) for the distance from frame l to frame n."""
+  """Self-attention with a bias q_l . e(n - l) for the distance from frame l to frame n."""
 
   config: Config
 
@@ -282,7 +279,7 @@ class PointwiseConv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """Frame s sees frames s - kernel_size + 1 to s of its own channel."""
+  """Causal depthwise convolution; frame s depends on frames s - kernel_size + 1 to s."""
 
   kernel_size: int
 
@@ -291,7 +288,8 @@ class DepthwiseConv(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), (self.kernel_size, 1, x_BSD.shape[-1])
     )
-    # A centred convolution of what comes half a kernel later.
+    # A causal convolution is a centred one of inputs delayed by half a kernel.
+
     delayed = jnp.pad(x_BSD, ((0, 0), (self.kernel_size // 2, 0), (0, 0)))
     return convolve_depthwise(delayed, kernel[:, 0])[:, : x_BSD.shape[1]]
 
@@ -310,8 +308,9 @@ class ConvolutionModule(nn.Module):
 
 
 class Layer(nn.Module):
-  """Half feed-forward, self-attention, convolution, half feed-forward, layer norm; all residual but
-  the last.
+  """Conformer block: half feed-forward, attention, convolution, half feed-forward, layer norm.
+
+  All but the last are residual.
   """
 
   config: Config
@@ -328,7 +327,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """[B, S, D] -> the input of the first layer and the outputs of the first `num_layers` layers."""
+  """[B, S, D] -> the input of the first block and the output of each of `num_layers` blocks."""
 
   config: Config
 
@@ -356,9 +355,7 @@ def _init(config: Config, key: jax.Array) -> Variables:
 
 
 def num_frames(config: Config, num_samples: Any) -> Any:
-  """Returns how many frames that many samples make (an integer, or an array of integers); 0 where
-  too few for one.
-  """
+  """Returns the number of frames of `num_samples` samples (an integer or an integer array)."""
   return jnp.maximum(0, (num_samples - WINDOW) // MEL_HOP + 1) // config.stacked
 
 
@@ -369,15 +366,18 @@ def hidden_states(
   num_layers: int | None = None,
   num_samples_B: Int[Array, 'B'] | None = None,
 ) -> list[Float[Array, 'B S D']]:
-  """Returns the input of the first block and the outputs of the first `num_layers` (None: all).
+  """Returns the input of the first block and the outputs of the first `num_layers`.
 
   Args:
-    wave_BT: at `sample_rate`; T of at least `frame_length`.
-    num_samples_B: samples before the padding; frames that see padding mean nothing, and have no
-    influence.
+    config: sizes of the model.
+    variables: its parameters.
+    wave_BT: waveforms at `sample_rate`; T is at least `frame_length`.
+    num_layers: number of blocks to run; None for all.
+    num_samples_B: number of samples before padding; frames that include padding are meaningless and
+      have no influence.
 
   Raises:
-    ValueError: T is too short, or the model does not have so many layers.
+    UserError: if T is too short, or the model has fewer blocks.
   """
   num_layers, num_samples_B = encoder_inputs(config, wave_BT, num_layers, num_samples_B)
   apply = lambda module, name, *args: module.apply({'params': variables.params[name]}, *args)
@@ -395,7 +395,8 @@ def features(
   layer: int,
   num_samples_B: Int[Array, 'B'] | None = None,
 ) -> Float[Array, 'B S D']:
-  """Returns the output of block `layer`, from 1 (0: what the first is given); see
-  `hidden_states`.
+  """Returns the output of block `layer`, from 1; 0 is the input of the first.
+
+  See `hidden_states`.
   """
   return hidden_states(config, variables, wave_BT, layer, num_samples_B)[-1]
