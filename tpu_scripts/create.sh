@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
-# Asks for TPUs, as a queued resource: it waits in a queue until there is capacity.
+# Requests TPUs as a queued resource, which waits in a queue until capacity is available.
 #
 #   tpu_scripts/create.sh --name=run1 --zone=us-west4-a --topology=v5e:4x4 --tier=spot
 #
-#   --name=NAME         of the queued resource; the other scripts take the same
+#   --name=NAME         name of the queued resource, used by the other scripts
 #   --zone=ZONE
 #   --topology=CHIP:SHAPE   v4, v5e, v5p or v6e, and the shape of a slice: v5e:16x16, v4:4x4x8
-#   --tier=TIER         spot (cheap, may be taken away), on-demand, or reserved
-#   --slices=N          slices of that shape, joined by the data centre's network (1)
-#   --valid-for=TIME    leave the queue after this time, as in 6h (never)
-#   --runtime=VERSION   software of the machines (what Google recommends for the chip)
+#   --tier=TIER         spot (cheap, may be preempted), on-demand, or reserved
+#   --slices=N          number of slices, connected by the data centre's network (1)
+#   --valid-for=TIME    leave the queue after this time, for example 6h (never)
+#   --runtime=VERSION   software of the machines (Google's recommendation for the chip)
 #   --project=PROJECT   (gcloud's)
-#   --dry-run           print the command, run nothing
+#   --dry-run           print the command without running it
 source "$(dirname "$0")/lib.sh"
 
 name='' zone='' topology='' tier='' slices=1 valid_for='' runtime='' project=''
 parse 'name zone topology tier slices valid-for runtime project' "$@"
 need name zone topology tier
 [[ $topology =~ ^(v4|v5p):[0-9]+x[0-9]+x[0-9]+$ || $topology =~ ^(v5e|v6e):[0-9]+x[0-9]+$ ]] ||
-  die "--topology=$topology: write CHIP:SHAPE, three numbers for v4 and v5p (v4:4x4x8), two for v5e and v6e (v5e:4x4)"
+  die "--topology=$topology: write CHIP:SHAPE, three numbers for v4 and v5p (v4:4x4x8)," \
+    'two for v5e and v6e (v5e:4x4)'
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices is no positive number"
 
 chip=${topology%%:*} shape=${topology#*:}
@@ -26,7 +27,7 @@ count=$(chips "$shape")
 case $chip in
   v4) hardware=(--type=v4 "--topology=$shape") software=tpu-ubuntu2204-base ;;
   v5e) hardware=("--accelerator-type=v5litepod-$count") software=v2-alpha-tpuv5-lite ;;
-  v5p) hardware=("--accelerator-type=v5p-$((2 * count))") software=v2-alpha-tpuv5 ;; # counts cores
+  v5p) hardware=("--accelerator-type=v5p-$((2 * count))") software=v2-alpha-tpuv5 ;; # the name counts cores
   v6e) hardware=("--accelerator-type=v6e-$count") software=v2-alpha-tpuv6e ;;
 esac
 

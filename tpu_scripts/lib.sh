@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts share: flags, errors, and `run`. Sourced; bash 3.2 (macOS) will do.
+# Shared functions: flags, errors, and `run`. Sourced; works with bash 3.2 (macOS).
 set -euo pipefail
 
 dry_run=''
@@ -10,11 +10,11 @@ die() {
   exit 2
 }
 
-# Prints the comment on top of the script.
+# Prints the comment at the top of the script.
 usage() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"; }
 
-# parse "flag flag ..." ARGUMENTS: sets a variable (hyphens become underscores) for each --flag=value that is allowed,
-# `dry_run`, and the array `rest` to what follows --.
+# parse "flag flag ..." ARGUMENTS: sets a variable (hyphens become underscores) for each allowed --flag=value,
+# `dry_run`, and the array `rest` to the words after --.
 parse() {
   local allowed=" $1" flag
   shift
@@ -43,7 +43,7 @@ parse() {
   done
 }
 
-# need FLAG...: every one of these must have a value.
+# need FLAG...: fails unless each flag has a value.
 need() {
   local flag variable
   for flag in "$@"; do
@@ -52,14 +52,13 @@ need() {
   done
 }
 
-# check_name FLAG NAME: what Google takes for a name. One that begins with - would be read as a flag,
-# one with / as a path.
+# check_name FLAG NAME: fails unless Google accepts the name. A leading - would be read as a flag, a / as a path.
 check_name() {
   [[ $2 =~ ^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$ ]] ||
     die "--$1=$(quoted "$2"): write lower-case letters, digits and hyphens, 63 at most, no hyphen at the ends"
 }
 
-# quoted WORD...: the words as a shell would have to read them.
+# quoted WORD...: prints the words quoted for a shell.
 quoted() {
   local word text=''
   for word in "$@"; do
@@ -69,10 +68,10 @@ quoted() {
   printf '%s\n' "${text% }"
 }
 
-# run COMMAND...: runs a command; with --dry-run prints it instead, ready to paste.
+# run COMMAND...: runs a command, or with --dry-run prints it, ready to paste.
 run() {
   if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi
 }
 
-# chips SHAPE: how many chips 4x8 or 4x4x4 has.
+# chips SHAPE: prints the number of chips of a shape such as 4x8 or 4x4x4.
 chips() { printf '%s\n' "$((${1//x/*}))"; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows what the command that launch.sh started has printed.
+# Shows the output of the command started by launch.sh.
 #
 #   tpu_scripts/logs.sh --name=run1 --zone=us-west4-a             # follows the first host
 #   tpu_scripts/logs.sh --name=run1 --zone=us-west4-a --worker=all --slice=all --lines=20
@@ -7,9 +7,9 @@
 #   --name=NAME  --zone=ZONE
 #   --worker=N          host within a slice, or all (0)
 #   --slice=N           slice, or all (0)
-#   --lines=N           print the last N lines and leave (follow the log)
+#   --lines=N           print the last N lines and exit (follow the log)
 #   --project=PROJECT   (gcloud's)
-#   --dry-run           print the command, run nothing
+#   --dry-run           print the command without running it
 source "$(dirname "$0")/lib.sh"
 
 name='' zone='' worker=0 slice=0 lines='' project=''

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs on every host of a pod, called by launch.sh: installs the checkout it lies in, then starts the command in the
-# background. Its output goes to ~/audiolm_jax.log. A command that is still running is stopped first (SIGTERM: it saves).
+# Installs the checkout that contains this script, then starts the command in the background; launch.sh calls it on each
+# host of a pod. Output goes to ~/audiolm_jax.log. A command that still runs is stopped first (SIGTERM: it saves).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The hosts' own Python may be older than 3.11; uv brings one.
+# The hosts' Python may be older than 3.11; uv installs one.
 python3 -m pip install --quiet --user uv
 export PATH="$HOME/.local/bin:$PATH"
 [[ -d .venv ]] || uv venv --quiet --python=3.11 .venv
 uv pip install --quiet --python=.venv/bin/python --editable '.[tpu]'
 
-# The process of an earlier launch, unless it has ended and its number belongs to another.
+# The process of an earlier launch, unless it has ended and its id was reused.
 pid=$(cat ~/audiolm_jax.pid 2>/dev/null || echo none)
 running() { [[ $(readlink "/proc/$pid/cwd") == "$PWD" ]]; }
 if running; then
@@ -25,7 +25,7 @@ if running; then
   fi
 fi
 
-# Tells the programs to find the other hosts before they touch a device.
+# Makes the programs connect to the other hosts before they use a device.
 export AUDIOLM_DISTRIBUTED=1 PATH="$PWD/.venv/bin:$PATH"
 nohup "$@" >~/audiolm_jax.log 2>&1 </dev/null &
 echo $! >~/audiolm_jax.pid

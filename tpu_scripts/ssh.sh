@@ -8,7 +8,7 @@
 #   --worker=N          host within a slice, or all (0)
 #   --slice=N           slice, or all (0)
 #   --project=PROJECT   (gcloud's)
-#   --dry-run           print the command, run nothing
+#   --dry-run           print the command without running it
 source "$(dirname "$0")/lib.sh"
 
 name='' zone='' worker=0 slice=0 project=''

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same on Google Kubernetes Engine, by XPK (pip install xpk): a cluster with TPUs, jobs on it, and their end.
+# Creates TPU clusters on Google Kubernetes Engine and runs jobs on them, by XPK (pip install xpk).
 #
 #   tpu_scripts/xpk.sh --action=create --cluster=lab --zone=us-west4-a --topology=v5e:16x16 --tier=spot
 #   tpu_scripts/xpk.sh --action=launch --cluster=lab --zone=us-west4-a --topology=v5e:16x16 --name=run1 -- \
@@ -12,12 +12,12 @@
 #   --cluster=NAME  --zone=ZONE
 #   --topology=CHIP:SHAPE   v4, v5e, v5p or v6e, and the shape of a slice (create, launch)
 #   --tier=TIER         spot or on-demand (create)
-#   --slices=N          slices of that shape (1)
-#   --name=NAME         of the job (launch, stop)
-#   --image=IMAGE       Docker image that this checkout is copied onto (python:3.11)
-#   --restarts=N        how often a job that dies is started again; it goes on where it was (50)
+#   --slices=N          number of slices (1)
+#   --name=NAME         name of the job (launch, stop)
+#   --image=IMAGE       Docker image for this checkout (python:3.11)
+#   --restarts=N        number of automatic restarts of a job, which resumes (50)
 #   --project=PROJECT   (gcloud's)
-#   --dry-run           print the command, run nothing
+#   --dry-run           print the command without running it
 source "$(dirname "$0")/lib.sh"
 
 action='' cluster='' zone='' topology='' tier='' slices=1 name='' image=python:3.11 restarts=50 project=''
@@ -33,7 +33,7 @@ tpu_type() {
   case $topology in
     v5e:*) printf '%s\n' "v5litepod-$count" ;;
     v6e:*) printf '%s\n' "v6e-$count" ;;
-    *) printf '%s\n' "${topology%%:*}-$((2 * count))" ;; # counts cores
+    *) printf '%s\n' "${topology%%:*}-$((2 * count))" ;; # the name counts cores
   esac
 }
 

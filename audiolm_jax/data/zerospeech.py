@@ -156,7 +156,7 @@ def read_lexical(path: str | os.PathLike) -> list[Sample]:
   """Returns the words and nonwords of a gold.csv.
 
   Raises:
-    UserError: as `_read_gold`, and if a frequency is not a number.
+    UserError: if the file lacks columns or rows, or a value is illegal.
   """
   return [
     Sample(
@@ -175,7 +175,7 @@ def read_syntactic(path: str | os.PathLike) -> list[Sample]:
   """Returns the sentences of a gold.csv.
 
   Raises:
-    UserError: as `_read_gold`.
+    UserError: if the file lacks columns or rows, or a value is illegal.
   """
   return [
     Sample(

@@ -1,3 +1,1 @@
-"""Timings side by side, a file each: `add_arguments(parser)` and `run(args)`, which returns the
-report as text.
-"""
+"""Benchmarks, one file each: `add_arguments(parser)`, and `run(args)`, which returns a report."""

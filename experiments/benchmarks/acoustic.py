@@ -1,17 +1,16 @@
-"""Seconds that the acoustic stages take for one clip: coarse and fine language models, and
-SoundStorm in their place.
+"""Times the acoustic stages for one clip: coarse and fine language models against SoundStorm.
 
   python -m experiments.benchmark acoustic
   python -m experiments.benchmark acoustic --recipe=tiny --seconds=4
 
-The models of the recipe (librilight: the papers' sizes) with random weights, batch 1, compilation
-left out. Some --steps of the language models and --passes of SoundStorm are timed, and taken for
-all (0: all are run): a step attends to a cache of fixed size, and a pass to a window of fixed size,
-so that all take the same time. As in generation.py, the coarse model goes in windows, and the fine
-model's chunks are one batch.
+Uses the models of the recipe (librilight: the papers' sizes) with random weights and batch 1, after
+compilation. Times --steps of the language models and --passes of SoundStorm and extrapolates to all
+(0 runs all): steps use a cache of fixed size and passes a window of fixed size, so that all take
+the same time. As in generation.py, the coarse model runs in windows, and the fine model's chunks
+form one batch.
 
-Beside wall time stands the time that the processors spent, which says more where others use the
-machine too. nan: the machine was too busy for so few --steps.
+Reports wall time and processor time, which is more reliable on a shared machine. nan: the machine
+was too busy for the given --steps.
 """
 
 import argparse
@@ -35,16 +34,14 @@ from experiments import recipe as recipe_lib
 
 
 class Seconds(NamedTuple):
-  """Time by the clock, and of all processors of this host together."""
+  """Holds wall time and the time of all processors of this host, in seconds."""
 
   wall: float
   processors: float
 
 
 class Timing(NamedTuple):
-  """What a part takes in all, how many passes through the model these are, and how many were
-  run.
-  """
+  """Holds the projected time, the total number of passes, and the number measured."""
 
   seconds: Seconds
   passes: int
@@ -60,17 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--steps',
     type=command_line.COUNT_OR_ALL,
     default=64,
-    help='passes to time of each language model; 0: all (64)',
+    help='number of timed passes of each language model; 0: all (64)',
   )
   parser.add_argument(
     '--passes',
     type=command_line.COUNT_OR_ALL,
     default=0,
-    help='passes to time of SoundStorm; 0: all (0)',
+    help='number of timed passes of SoundStorm; 0: all (0)',
   )
   parser.add_argument(
     '--dtype',
-    help='of activations (float32 on CPUs, which only emulate bfloat16; elsewhere what the recipe says)',
+    help='dtype of activations (float32 on CPUs, which emulate bfloat16; else that of the recipe)',
   )
 
 
@@ -112,7 +109,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def table(parts: dict[str, Timing], seconds: float, where: str) -> str:
-  """Returns the timings and ratios as text."""
+  """Returns timings and ratios as text."""
   both = Seconds(*(sum(pair) for pair in zip(parts['coarse'].seconds, parts['fine'].seconds)))
   ratios = [mine / theirs for mine, theirs in zip(both, parts['SoundStorm'].seconds)]
   factor = (parts['SoundStorm'].seconds.wall + parts['codec decoder'].seconds.wall) / seconds
@@ -129,11 +126,10 @@ def table(parts: dict[str, Timing], seconds: float, where: str) -> str:
 
 
 def time_coarse(config, semantic_frames: int, carry_seconds: float, steps: int) -> Timing:
-  """Times the coarse model: all frames in windows of its crop, each after the first with a prompt
-  of `carry_seconds`.
+  """Times the coarse model: windows of its crop, each after the first with a prompt.
 
-  The prompts, which make the later windows' caches longer, are left out: in favour of the language
-  models.
+  Prompts of `carry_seconds`, which lengthen the later windows' caches, are not timed, in favour of
+  the language models.
   """
   ratio, crop = config.frames_per_semantic, config.num_frames
   frames, carry = ratio * semantic_frames, ratio * round(carry_seconds * config.semantic_rate)
@@ -144,7 +140,7 @@ def time_coarse(config, semantic_frames: int, carry_seconds: float, steps: int) 
 
 
 def time_fine(config, frames: int, steps: int) -> Timing:
-  """Times the fine model: chunks of its crop, all in one batch."""
+  """Times the fine model: chunks of its crop in one batch."""
   new = min(frames, config.num_frames)
   rows = windows.row_bucket(-(-frames // new))
   return _time_language_model(
@@ -155,9 +151,7 @@ def time_fine(config, frames: int, steps: int) -> Timing:
 def _time_language_model(
   config, prefix_BPN, new: int, frames: int, num_windows: int, steps: int
 ) -> Timing:
-  """Times `num_windows` windows that draw `frames` frames in all, by a program that draws up to
-  `new` of them.
-  """
+  """Times `num_windows` windows of `frames` frames in total, with up to `new` frames each."""
   model = config.language_model
   params, levels = _random_params(config), model.vocabulary.target_levels
   prompt_BFQ = np.zeros((len(prefix_BPN), 0, levels), np.int32)
@@ -169,8 +163,7 @@ def _time_language_model(
   draw(1)
   few, many = 1, new * levels if steps == 0 else min(new * levels, 1 + steps)
   begun, whole = draw(few), draw(many)
-  # On a busy machine a few steps may seem to take longer than many: no number then, rather than a
-  # wrong one.
+  # On a busy machine few steps may take longer than many: report nan instead of a wrong number.
   one_step = lambda started, ended: (ended - started) / (many - few) if ended > started else np.nan
   everything = lambda started, ended: (
     num_windows * max(started - few * one_step(started, ended), 0)
@@ -180,7 +173,7 @@ def _time_language_model(
 
 
 def time_soundstorm(config, semantic_frames: int, how: ParallelRule, passes: int) -> Timing:
-  """Times the decoding of one window (or `passes` of its passes), of as many as the clip takes."""
+  """Times `passes` passes (0: all) of one window, multiplied by the clip's number of windows."""
   params, frames = _random_params(config), min(semantic_frames, config.num_semantic)
   num_windows = -(-semantic_frames // frames)
   semantic_BS = np.zeros((1, frames), np.int32)
@@ -221,7 +214,7 @@ def _random_params(config):
 
 
 def _in_dtype(config, dtype: str | None):
-  """Returns the config of a stage with activations in `dtype`; None: as they are."""
+  """Returns a stage's config with activations in `dtype`; None leaves it unchanged."""
   if dtype is None:
     return config
   if hasattr(config, 'transformer'):

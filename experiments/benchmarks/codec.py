@@ -1,18 +1,16 @@
-"""SoundStream beside EnCodec and DAC of `transformers` at matched sizes, and how much faster than
-real time it streams.
+"""Times SoundStream against EnCodec and DAC of `transformers` at matched sizes, and its streaming.
 
   make benchmark-codec
   python -m experiments.benchmark codec --channels=16 --seconds=2
 
 All have random weights, 16 kHz, strides 2, 4, 5, 8, 12 levels of 1024 codes, and the same width at
-the waveform. EnCodec has one residual unit in a block, of half the width; `EnCodec-S` is EnCodec
-with SoundStream's three of full width, so that it does the same work (and an LSTM's, which its
-counter leaves out). GFLOP are of products and convolutions. The train step is the codec without
-critics: encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam. Ours
-moves its codebooks besides (EnCodec and DAC in `transformers` have nothing to move), and drops
-levels. Timings take turns in one process on the same cores, and the fastest of each counts;
-compilation is left out. Without torch and transformers (tests/requirements-oracle.txt) ours is
-timed alone.
+the waveform. EnCodec has one residual unit of half width per block; `EnCodec-S` is EnCodec with
+SoundStream's three of full width, which makes the work equal (except for an LSTM, which its counter
+omits). GFLOP count products and convolutions. The train step is the codec without discriminators:
+encode, quantize, decode, multi-scale mel loss, commitment, gradients, clipping, Adam; SoundStream's
+also updates codebooks (the others have no update in `transformers`) and drops levels. Models take
+turns in one process on the same cores, and the fastest turn counts, after compilation. Without
+torch and transformers (tests/requirements-oracle.txt) only SoundStream is timed.
 """
 
 import argparse
@@ -43,13 +41,13 @@ STREAMED_FRAMES = 50
 
 OPERATIONS = ('encode', 'decode', 'train step')  # of all models
 
-Operations = Mapping[str, Callable[[], None]]  # by name; each returns when its work is done
+Operations = Mapping[str, Callable[[], None]]  # by name; each blocks until its work is done
 
 
 class Model(NamedTuple):
   millions: float  # of the generator's parameters
   operations: Operations
-  flops: Mapping[str, int]  # of OPERATIONS: products and convolutions, a multiply-add being two
+  flops: Mapping[str, int]  # of OPERATIONS: products and convolutions; a multiply-add counts two
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -77,7 +75,7 @@ def run(args: argparse.Namespace) -> str:
     encoder_channels=args.channels,
     decoder_channels=args.channels,
     adversarial_start=None,
-    # which nobody asks
+    # Unused discriminators, as small as possible.
     spectral_channels=1,
     waveform_channels=4,
     waveform_max_channels=4,
@@ -106,8 +104,8 @@ def run(args: argparse.Namespace) -> str:
     )
   seconds = fastest({name: model.operations for name, model in models.items()}, args.repeats)
   cores = len(os.sched_getaffinity(0))
-  header = f'{cores} cores, {args.seconds:g} s to encode and decode, batch of {args.batch} x 1 s to train; seconds'
-  lines.append(f'{header}, in brackets: times as long as SoundStream')
+  header = f'{cores} cores, {args.seconds:g} s to encode and decode, batch of {args.batch} x 1 s'
+  lines.append(f'{header} to train; seconds, in brackets: relative to SoundStream')
   line = lambda title, cells: lines.append(
     f'{title:<20}' + ''.join(f'{cell:>16}' for cell in cells)
   )
@@ -128,8 +126,9 @@ def run(args: argparse.Namespace) -> str:
 
 
 def fastest(operations: Mapping[str, Operations], repeats: int) -> dict[tuple[str, str], float]:
-  """Returns the seconds of the fastest of `repeats` turns, after one that is not counted, by
-  (model, operation).
+  """Returns the seconds of the fastest of `repeats` turns, after one warm-up turn.
+
+  The keys are (model, operation).
   """
   seconds = {}
   for turn in range(repeats + 1):
@@ -152,7 +151,7 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
   train_step = step_lib.make_train_step(stage, optimizer, mesh, shardings)
   batch = sharding.global_batch({'waveform': wave_BT}, mesh)
   held = {'state': init(jax.random.key(0)), 'step': 0}
-  # A copy of its own, on the device alone: a train step takes its state away.
+  # A separate copy, because a train step donates its state.
   variables = jax.tree.map(np.array, base.Variables(held['state'].params, held['state'].state))
   variables = jax.device_put(variables, jax.devices()[0])
   encode, decode, encode_step, decode_step = (
@@ -197,8 +196,9 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
 
 
 def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
-  """As `ours`, of what a function below made of `transformers`: (model, encode, decode, reconstruct
-  in training).
+  """Returns the `Model` of an original from `transformers`, comparable to `ours`.
+
+  `made` is (model, encode, decode, reconstruct in training) of a function below.
   """
   import torch
   from torch.utils.flop_counter import FlopCounterMode
@@ -213,7 +213,7 @@ def theirs(made, wave_1T: np.ndarray, wave_BT: np.ndarray) -> Model:
     model.train()
     optimizer.zero_grad()
     estimate, commitment = reconstruct(batch)
-    # DAC's decoder ends some samples early.
+    # DAC's decoder returns some samples less.
     estimate = torch.nn.functional.pad(
       estimate[:, 0], (0, max(0, batch.shape[-1] - estimate.shape[-1]))
     )

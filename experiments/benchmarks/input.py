@@ -1,14 +1,13 @@
-"""What one core reads in a second of its time, and how many cores a step of a TPU slice keeps busy.
+"""Measures input pipeline throughput per CPU core, and the cores that a TPU slice keeps busy.
 
   python -m experiments.benchmark input
   python -m experiments.benchmark input --recipe=librilight --chips=16 --mfu=0.5
 
-Token shards and audio files are written to a temporary folder and read through the pipeline of the
-training: of the audio, FLAC files at the codec's rate, crops alone are decoded. Seconds are CPU
-seconds of this process with one reading thread, so that a busy machine changes little. What the
-chips consume follows from the model's arithmetic (6 FLOPs for each parameter and token; for the
-codec, three times the multiplications and additions of its loss) at the share `mfu` of their peak:
-the faster the step, the more is read.
+Writes token shards and audio files (FLAC at the codec's rate) to a temporary folder and reads them
+by the training pipeline, which decodes crops only. Seconds are CPU seconds of this process with one
+reading thread, so that other load has little influence. The chips' demand follows from the model's
+arithmetic (6 FLOPs per parameter and token; for the codec, three times the operations of its loss)
+at the share `mfu` of their peak.
 """
 
 import argparse
@@ -29,10 +28,10 @@ from audiolm_jax.training import sharding
 from experiments import command_line
 from experiments import recipe as recipe_lib
 
-# bfloat16 peak of a chip; v5e hosts have four (in slices of 16 and more)
+# bfloat16 peak per chip, and chips per host of v5e (in slices of 16 and more).
 V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4
-SECONDS = 60.0  # of every recording
-# in a source, by naming a few again and again: of 8, Grain's shuffle takes 3 ms to choose one
+SECONDS = 60.0  # per recording
+# Examples of a source, which repeats a few: with only 8, Grain's shuffle takes 3 ms per choice.
 EXAMPLES = 4096
 FILES = {  # (rate, channels, name of the file)
   'FLAC 16 kHz mono': (16_000, 1, 'wave.flac'),
@@ -45,8 +44,12 @@ STAGES = ('soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine', 'soundstorm')
 
 
 class Row(NamedTuple):
-  """One stage: examples that a core reads per second, examples that the chips consume, audio
-  seconds of one.
+  """Holds the throughput of one stage.
+
+  Fields:
+    read: examples per second that a core reads.
+    consumed: examples per second that the chips consume.
+    seconds: seconds of audio per example.
   """
 
   read: float
@@ -99,12 +102,13 @@ def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namesp
 
 
 def decoding_speeds(folder: pathlib.Path) -> dict[str, float]:
-  """Returns audio seconds decoded and resampled to 16 kHz for each CPU second, by kind of file."""
+  """Returns audio seconds decoded and resampled to 16 kHz per CPU second, by kind of file."""
   speeds = {}
   for name, (rate, channels, file) in FILES.items():
     path = folder / f'{rate}-{channels}-{file}'
     soundfile.write(path, _music(rate, channels), rate)
-    audio.load(path, 16_000)  # the first reads the file into memory
+    audio.load(path, 16_000)  # warms the file cache
+
     started = time.process_time()
     audio.load(path, 16_000)
     speeds[name] = SECONDS / (time.process_time() - started)
@@ -112,8 +116,9 @@ def decoding_speeds(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _music(rate: int, channels: int) -> np.ndarray:
-  """Returns gliding tones in noise: silence would be decoded faster, noise alone slower than what
-  people record.
+  """Returns gliding tones in noise, with a decoding speed typical of recordings.
+
+  Silence is decoded faster, pure noise slower.
   """
   seconds_T = np.arange(round(SECONDS * rate)) / rate
   tones_T = sum(
@@ -125,8 +130,9 @@ def _music(rate: int, channels: int) -> np.ndarray:
 
 
 def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
-  """Returns what stages read: {'waveform': 60 s FLAC files, as Libri-Light's parts; 'tokens': their
-  token shards}.
+  """Returns the sources of stages, by kind.
+
+  'waveform' holds 60 s FLAC files, as Libri-Light's parts; 'tokens' holds their token shards.
   """
   random = np.random.default_rng(0)
   for index in range(8):
@@ -144,7 +150,7 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
 
 
 def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> dict[str, np.ndarray]:
-  """Returns the tokens of one recording, codes [F, Q] and semantic [S]."""
+  """Returns random tokens of one recording: codes [F, Q] and semantic [S]."""
   frames = round(SECONDS * codec.frame_rate)
   ratio = tokens.frames_per_semantic(codec.frame_rate, semantic.semantic_rate)
   return {
@@ -181,7 +187,7 @@ def _read_per_second(batches: Iterator, count: int) -> float:
 
 
 def _flops(config: Any, stage: Any) -> float:
-  """Returns the FLOPs of a training step for one example."""
+  """Returns the FLOPs of a training step per example."""
   variables = jax.eval_shape(stage.init, jax.random.key(0))
   if type(config).__module__.endswith('.soundstream'):
     batch = {name: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for name, f in stage.batch.items()}

@@ -1,1 +1,1 @@
-"""Recipes are data: one page per recipe, its command and the numbers it reached on top."""
+"""Recipes, one page each: data of a run, with its command and results in the docstring."""

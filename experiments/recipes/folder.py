@@ -1,9 +1,10 @@
-"""Your own audio files, at a tenth of the paper's size: one GPU or TPU chip.
+r"""Trains on your own audio files, at a tenth of the paper's size: one GPU or TPU chip.
 
-  python -m experiments.train --stage=all --recipe=folder --workdir=... --set corpus.root=/data/my_recordings
+  python -m experiments.train --stage=all --recipe=folder --workdir=... \
+    --set corpus.root=/data/my_recordings
 
-Not trained by us yet: no numbers. WAV, FLAC, OGG and MP3 at any rate; 5 % of the files are held
-out.
+Reads WAV, FLAC, OGG and MP3 at any rate; 5 % of the files are held out. Not trained yet: no
+results.
 """
 
 import dataclasses

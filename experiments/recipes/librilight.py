@@ -1,22 +1,22 @@
-"""AudioLM on Libri-Light at the paper's sizes (arXiv 2209.03143, section IV): what a TPU pod runs.
+r"""Trains AudioLM on Libri-Light at the paper's sizes (arXiv 2209.03143, section IV), on a TPU pod.
 
   python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run \
     --set corpus.root=/data/libri-light
 
-w2v-BERT's updates are of 2048 examples, 400,000 of them; a step is an eighth of one, since 16 chips
-of v5e do not hold
-more. Where there are more of them: --set w2v_bert.train.batch_size=2048, accumulate_steps=1 and
-num_steps=400_000 likewise.
+w2v-BERT needs 400,000 updates of 2048 examples; a step is an eighth of an update, the most that 16
+chips of v5e hold. With more chips, set w2v_bert.train.batch_size=2048, accumulate_steps=1 and
+num_steps=400_000.
 
-Not trained by us yet: no numbers. Batch 256, 1 M steps for each language model as in the paper (16
-TPUv4); optimizers and schedules are not stated there and are ours, as are all settings of the
+Language models train with batch 256 for 1 M steps as in the paper (16 TPUv4). Optimizers and
+schedules are choices of this recipe, because the paper states none, and so are all settings of the
 codec's training (SoundStream states none).
 
-SoundStorm (arXiv 2305.09636, section 4.1) takes the place of coarse and fine where the semantic
-tokens keep their
-repeats: train `semantic` in a workdir of its own with --set semantic.model.deduplicate=False. Its
-ten epochs of 60,000 hours are 560,000 batches of 256 windows of 15 s, the mean length; the paper
-states neither batch nor optimizer.
+SoundStorm (arXiv 2305.09636, section 4.1) replaces coarse and fine where semantic tokens keep their
+repeats: train `semantic` in a separate workdir with --set semantic.model.deduplicate=False. Its ten
+epochs of 60,000 hours are 560,000 batches of 256 windows of 15 s, the mean length; the paper states
+neither batch nor optimizer.
+
+Not trained yet: no results.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ LANGUAGE_MODEL = TrainConfig(
   eval_every=10_000,
   save_every=5_000,
 )
-# the paper's: 12 layers, 16 heads, 1024 / 4096, dropout 0.1, bfloat16
+# As in the paper: 12 layers, 16 heads, widths 1024 / 4096, dropout 0.1, bfloat16.
 TRANSFORMER = TransformerConfig()
 
 RECIPE = Recipe(

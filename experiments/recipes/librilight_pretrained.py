@@ -1,15 +1,15 @@
-"""AudioLM on Libri-Light with tokens of models that others trained: the language models are all
-that is trained.
+r"""Trains AudioLM's language models on Libri-Light with tokens of pretrained models.
 
   python -m experiments.pretrained import descript/dac_16khz --workdir=...
   python -m experiments.pretrained import facebook/w2v-bert-2.0 --workdir=...
   python -m experiments.train --stage=all --recipe=librilight_pretrained --workdir=... \
     --set corpus.root=/data/libri-light
 
-Not trained by us yet: no numbers. DAC at 16 kHz has AudioLM's acoustic tokens: 50 frames/s, 12
-levels of 1024 codes. w2v-BERT 2.0 makes 50 frames/s, of which the mean of two makes a token: the 25
-tokens/s that AudioLM has. Its layer 17 is the one of MaskGCT (arXiv 2409.00750). All that is not
-named here is as in `librilight`.
+DAC at 16 kHz has AudioLM's acoustic tokens: 50 frames/s, 12 levels of 1024 codes. w2v-BERT 2.0
+makes 50 frames/s; the mean of two frames makes a token, which gives AudioLM's 25 tokens/s. Layer 17
+is that of MaskGCT (arXiv 2409.00750). Everything else is as in `librilight`.
+
+Not trained yet: no results.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""All of LibriSpeech's clean speech, 464 hours: the models of `folder`, for one GPU or TPU chip.
+r"""Trains on LibriSpeech's clean speech, 464 hours: the models of `folder`, one GPU or TPU chip.
 
   for name in train-clean-100 train-clean-360 dev-clean test-clean; do
     curl -O https://www.openslr.org/resources/12/$name.tar.gz && tar -xzf $name.tar.gz
@@ -6,8 +6,8 @@
   python -m experiments.train --stage=all --recipe=librispeech --workdir=runs/librispeech \
     --set corpus.root=LibriSpeech
 
-Not trained by us yet: no numbers. LibriSpeech's own splits share no speakers: dev-clean and
-test-clean are held out. CC BY 4.0. With less on disk, --set corpus.train='("train-clean-100",)'.
+LibriSpeech's splits share no speakers: dev-clean and test-clean are held out. CC BY 4.0. With less
+disk space, use --set corpus.train='("train-clean-100",)'. Not trained yet: no results.
 """
 
 import dataclasses

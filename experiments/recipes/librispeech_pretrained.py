@@ -1,16 +1,14 @@
-"""AudioLM at a tenth of the paper's size on LibriSpeech, with tokens of models that others trained:
-one chip.
+r"""Trains small language models on LibriSpeech with tokens of pretrained models: one chip.
 
   python -m experiments.pretrained import descript/dac_16khz --workdir=...
   python -m experiments.pretrained import facebook/hubert-base-ls960 --workdir=...
   python -m experiments.train --stage=all --recipe=librispeech_pretrained --workdir=... \
     --set corpus.root=/data/LibriSpeech
 
-Not trained by us yet: no numbers. The language models are all that is trained. The root holds the
-FLAC files, in
-whatever folders. HuBERT base: layer 9 and 500 clusters, as its paper (arXiv 2106.07447, section
-IV-B) has them for the targets of larger models; the mean of two frames makes a token, for the 25
-tokens/s that AudioLM has.
+The language models have a tenth of the paper's size. The root holds the FLAC files, in any folders.
+HuBERT base: layer 9 and 500 clusters, as in its paper (arXiv 2106.07447, section IV-B) for the
+targets of larger models; the mean of two frames makes a token, which gives AudioLM's 25 tokens/s.
+Not trained yet: no results.
 """
 
 from audiolm_jax.stages import coarse, semantic

@@ -1,9 +1,10 @@
-"""AudioLM for piano (arXiv 2209.03143, section IV-I): 3 levels of 2^14 codes, no fine stage; any
-folder of recordings.
+r"""Trains AudioLM for piano (arXiv 2209.03143, section IV-I) on any folder of recordings.
 
-  python -m experiments.train --stage=all --recipe=maestro --workdir=... --set corpus.root=/data/maestro
+  python -m experiments.train --stage=all --recipe=maestro --workdir=... \
+    --set corpus.root=/data/maestro
 
-Not trained by us yet: no numbers. All that is not named here is as in `librilight`.
+The codec has 3 levels of 2^14 codes, and there is no fine stage. Everything else is as in
+`librilight`. Not trained yet: no results.
 """
 
 import dataclasses
@@ -27,5 +28,5 @@ RECIPE = dataclasses.replace(
     ),
   ),
   fine=None,
-  soundstorm=None,  # its paper is about speech
+  soundstorm=None,  # the SoundStorm paper covers speech only
 )

@@ -1,14 +1,12 @@
-"""The small codec: AudioLM's rates and codebooks (12 levels of 1024 codes, 50 frames/s, 6 kbit/s)
-in 1.9 M parameters.
+"""Trains a small codec of 1.9 M parameters on synthesized speech: half an hour of one CPU core.
 
   python -m experiments.train --stage=soundstream --recipe=small_codec --workdir=runs/small_codec
   python -m experiments.evaluate --suite=codec --recipe=small_codec --workdir=runs/small_codec
 
-On synthesized speech; `small_codec_folder` is the same on your own files. Half an hour on one idle
-CPU core; what it reaches is in docs/results.md, "The codec". 3, 6 and 12 levels are 1.5, 3 and 6
-kbit/s. As in `tiny` it differs from the
-paper in what lets a codec learn phase in minutes: 8 samples are one step, a waveform term, and no
-discriminators.
+It has AudioLM's rates and codebooks: 12 levels of 1024 codes at 50 frames/s, 6 kbit/s; 3 and 6
+levels are 1.5 and 3 kbit/s. Results are in docs/results/codec.md. `small_codec_folder` trains it on
+your own files. As `tiny`, it differs from the paper in options that let a codec learn phase in
+minutes: 8 samples per step, a waveform term, no discriminators.
 """
 
 import dataclasses
@@ -26,7 +24,7 @@ def _with_codes(stage):
 
 
 CODEC = tiny.stage(
-  # 160 frames a batch for 1024 codes: a code is dead when it is chosen less than every fifty
+  # With 160 frames per batch for 1024 codes, a code is dead when used less than once in fifty
   # batches.
   dataclasses.replace(
     tiny.RECIPE.soundstream.model,
@@ -43,7 +41,7 @@ CODEC = tiny.stage(
   },
   ema_decay=0.995,
   rollback=RollbackConfig(),
-  # A fifth around one run (1.155, 0.975, 0.822): far outside, something is wrong.
+  # One run (1.155, 0.975, 0.822) with a tolerance of a fifth.
   bands=(
     Band(metric='eval/loss', step=1000, low=0.92, high=1.39),
     Band(metric='eval/loss', step=3000, low=0.78, high=1.17),

@@ -1,11 +1,12 @@
-"""The small codec (`small_codec`) with a switch that takes noise out, trained on speech in Gaussian
-noise.
+r"""Trains the small codec (`small_codec`) with a denoising switch, on speech in Gaussian noise.
 
-  python -m experiments.train --stage=soundstream --recipe=small_codec_denoise --workdir=runs/denoise
+  python -m experiments.train --stage=soundstream --recipe=small_codec_denoise \
+    --workdir=runs/denoise
   python -m experiments.codec encode noisy.wav --output=codes/ --workdir=runs/denoise
   python -m experiments.codec decode codes/ --output=clean/ --denoise --workdir=runs/denoise
 
-For your own recordings: corpus=Noisy(speech=Folder(root='...'), noise=Folder(root='...')).
+Results are in docs/results/codec.md. For your own recordings, set
+corpus=Noisy(speech=Folder(root='...'), noise=Folder(root='...')).
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
-"""The small codec (`small_codec`) on your own recordings, such as people's speech.
+r"""Trains the small codec (`small_codec`) on your own recordings.
 
   python -m experiments.train --stage=soundstream --recipe=small_codec_folder --workdir=runs/mine \
     --set corpus.root=/data/train --set corpus.test_root=/data/test
+
+Results on human speech are in docs/results/codec.md.
 """
 
 import dataclasses
@@ -11,8 +13,7 @@ from experiments.recipes import small_codec
 
 CODEC = small_codec.RECIPE.soundstream
 
-# At twice this rate, that of `small_codec`, every run on people's recordings exploded once and went
-# back.
+# At twice this rate, that of `small_codec`, each run on human speech diverged and rolled back once.
 OPTIMIZER = {
   group: dataclasses.replace(optimizer, learning_rate=1.5e-3)
   for group, optimizer in CODEC.train.optimizer.items()
@@ -21,7 +22,7 @@ OPTIMIZER = {
 RECIPE = dataclasses.replace(
   small_codec.RECIPE,
   corpus=Folder(root=''),
-  # What to expect depends on the recordings.
+  # No bands, because expected losses depend on the recordings.
   soundstream=dataclasses.replace(
     CODEC, train=dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, bands=())
   ),

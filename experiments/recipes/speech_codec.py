@@ -1,8 +1,9 @@
-"""The codec of the released speech models: 3.2 M parameters at the frame rate, trained on people's
-speech.
+r"""Trains the codec of the released speech models on human speech: 3.2 M parameters.
 
   python -m experiments.train --stage=soundstream --recipe=speech_codec --workdir=runs/speech \
     --set corpus.root=/data/speech/train --set corpus.test_root=/data/speech/test
+
+All layers run at the frame rate (nn/frame_rate.py).
 """
 
 import dataclasses

@@ -1,15 +1,15 @@
-"""Tiny: every stage on synthesized speech, on two CPU cores, in minutes.
+"""Trains all stages on synthesized speech, on two CPU cores, in twenty minutes.
 
   make demo
   python -m experiments.train --stage=all --recipe=tiny --workdir=runs/demo
 
-What it reaches is in docs/results.md. It differs from the paper in sizes and in what lets models of
-a few hundred thousand parameters learn anything in some hundred steps: semantic tokens stay
+Results are in docs/results/demo.md. The recipe differs from the paper in sizes, and in options that
+let models of a few hundred thousand parameters learn in some hundred steps. Semantic tokens stay
 frame-aligned (`deduplicate=False`) and tokens carry their time (`time_embedding=True`), so that the
-coarse model need not learn by counting which semantic token belongs to a frame; three in ten codes
-are left out of its input (`code_dropout`); SoundStorm makes 4 of 12 levels; w2v-BERT predicts
-clusters of log-mel frames; the codec takes 8 samples as one step, has a waveform term, and no
-discriminators, which would take most of its time.
+coarse model need not match semantic tokens to frames by counting. Three in ten codes are hidden
+from its input (`code_dropout`). SoundStorm predicts 4 of 12 levels. w2v-BERT predicts clusters of
+log-mel frames. The codec reads 8 samples per step, has a waveform term, and no discriminators,
+which would take most of its time.
 """
 
 from audiolm_jax.data import synthesized
@@ -35,7 +35,7 @@ from experiments.recipe import Evaluation, Forgeries, Recipe, SemanticTokens, St
 
 NUM_CLUSTERS = 64
 CODEBOOK_SIZE = 128
-NUM_COARSE = 2  # levels; the paper has 4: half the sequence buys twice the steps
+NUM_COARSE = 2  # levels; the paper has 4, but half the sequence length allows twice the steps
 
 
 def transformer(width: int, num_layers: int) -> TransformerConfig:
@@ -124,7 +124,7 @@ RECIPE = Recipe(
     1000,
     {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
     rollback=RollbackConfig(),
-    # A fifth around one run of one seed (1.036, 0.931, 0.898): far outside, something is wrong.
+    # One run of one seed (1.036, 0.931, 0.898) with a tolerance of a fifth.
     bands=(
       Band(metric='eval/loss', step=333, low=0.83, high=1.24),
       Band(metric='eval/loss', step=666, low=0.74, high=1.12),
@@ -167,7 +167,7 @@ RECIPE = Recipe(
     16,
     400,
   ),
-  # Without it the model goes on from the codes before, and hardly reads the semantic tokens.
+  # Without code dropout, the model continues the previous codes and hardly uses semantic tokens.
   coarse=language_model(coarse.Config(code_dropout=0.3, **COARSE), 8, 2000),
   fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
   soundstorm=stage(
@@ -182,17 +182,17 @@ RECIPE = Recipe(
       dropout=0.0,
       dtype='float32',
       remat=False,
-      # What 12 levels would sum up in 96 channels nothing could tell apart; the codec decodes
-      # any first levels.
+      # The sum of 12 embeddings in 96 channels could not be separated; the codec decodes any number
+      # of first levels.
       num_quantizers=4,
-      random_length=False,  # the windows of a continuation are full
-      level_skew=1.0,  # half of the rows learn the first level, where most of the voice is
+      random_length=False,  # because windows of a continuation have full length
+      level_skew=1.0,  # half of the rows learn the first level, which carries most of the voice
     ),
     16,
     2000,
     adam(3e-3, 2000, warmup_steps=100),
   ),
-  # A model that is not sure must draw at every level: one greedy pass gives all frames the most
+  # An uncertain model has to sample at all levels: one greedy pass gives all frames the most
   # frequent code.
   sampling=SamplingConfig(
     soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
