@@ -1,14 +1,19 @@
-# Thin: every target is one command that also works by hand.
+# Each target is one or two commands that also work by hand.
 PYTHON ?= python3
 VENV := .venv
 WORKDIR ?= runs/demo
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
-.PHONY: demo test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow test-abx test-tpu benchmark-codec
+.PHONY: demo lint test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow \
+  test-abx test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
+
+lint: $(TEST_INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 test: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser and not tpu" \
@@ -51,7 +56,7 @@ $(TEST_INSTALLED): $(INSTALLED) tests/requirements-eval.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-eval.txt
 	touch $@
 
-# An environment of its own for each kind of original or tool that tests compare with.
+# One environment per original or tool that tests compare with.
 .venv-%/.installed: requirements.txt tests/requirements-%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

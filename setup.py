@@ -1,26 +1,25 @@
-"""Packaging; `requirements.txt` holds the exact versions that the tests run with."""
+"""Defines the package; `requirements.txt` pins the versions of the tests."""
 
 from setuptools import find_packages, setup
 
-# GPL-3 speech synthesizer, loaded at run time for the embedded corpus only
+# GPL-3 speech synthesizer, loaded at run time for the synthesized corpus only.
 SYNTH = ['espeakng-loader>=0.2.4']
 HUB = ['huggingface_hub>=1']  # downloads pretrained weights by the name of their repository
 PLOT = ['matplotlib>=3.10']  # pictures of a run
-# Opinions of others on audio and text: no torch, no download. pesq is compiled: it needs a C
-# compiler.
+# Measures of audio and text by others, without torch and downloads. pesq needs a C compiler.
 EVAL = [
   'pesq>=0.0.4',
   'pystoi>=0.4.1',
   'visqol-python[lattice]>=3.8',
   'jiwer>=4',
   'mir_eval>=0.8',
-  # speechmos declares none of what it imports
+  # speechmos does not declare its imports, the two packages after it.
   'speechmos>=0.0.1.1',
   'onnxruntime>=1.20',
   'pandas',
   'pocketsphinx>=5.1',
 ]
-# etils, which it reads files by, imports the second
+# The second is imported by etils, with which the first reads files.
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']
 SPEECH = ['G722>=1.2.8']  # decoder of G.722 (public domain), for the recipe `speech`
 BEAM = [*TFDS, 'apache-beam>=2.70']  # data sets prepared on many hosts
@@ -65,6 +64,6 @@ setup(
     + EVAL
     + SPEECH
     + TFDS
-    + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist'],
+    + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist', 'ruff==0.17.6'],
   },
 )

@@ -37,7 +37,7 @@ def blocks() -> list[list[str]]:
 
 def documented() -> list[list[str]]:
   """Returns the commands of our programs in blocks, in running text and in docstrings."""
-  texts = [README, *(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))]
+  texts = [README, *(path.read_text() for path in sorted((ROOT / 'docs').rglob('*.md')))]
   texts += [
     path.read_text().split('"""')[1] for path in sorted((ROOT / 'experiments').rglob('*.py'))
   ]

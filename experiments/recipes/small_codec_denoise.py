@@ -5,7 +5,7 @@ r"""Trains the small codec (`small_codec`) with a denoising switch, on speech in
   python -m experiments.codec encode noisy.wav --output=codes/ --workdir=runs/denoise
   python -m experiments.codec decode codes/ --output=clean/ --denoise --workdir=runs/denoise
 
-Results are in docs/results/codec.md. For your own recordings, set
+Results are in docs/results/denoising.md. For your own recordings, set
 corpus=Noisy(speech=Folder(root='...'), noise=Folder(root='...')).
 """
 

@@ -9,7 +9,7 @@ TOLERANCE = 1e-4
 
 def report(what: str, *errors: float):
   """Appends a row to the table of maximal absolute errors in $PARITY_TABLE, where it is set
-  (docs/results.md).
+  (docs/results/pretrained.md).
   """
   assert np.isfinite(errors).all()
   if path := os.environ.get('PARITY_TABLE'):
