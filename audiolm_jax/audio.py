@@ -239,8 +239,8 @@ def _span(
     raise UserError(audio_checks.too_long(name, wanted / sound.samplerate, max_seconds))
   if start + wanted > sound.frames or wanted <= 0:
     raise UserError(
-      f'{name}: {wanted} samples from sample {start} on are asked for, it has {sound.frames}: it '
-      'is empty or cut short; '
+      f'{name}: has {sound.frames} samples, {wanted} from sample {start} on were requested: it is '
+      'empty or cut short; '
       f'{audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
     )
   return start, wanted

@@ -106,7 +106,7 @@ def check_counted(headers: Headers, num_samples: int, name: str):
   if headers.num_samples is not None and headers.num_samples > num_samples + MP3_SLACK:
     tagged = shlex.quote(os.path.splitext(name)[0] + '.tagged.mp3')
     raise UserError(
-      f'{name}: no header tells its length, and of {headers.num_samples} samples the decoder '
+      f'{name}: no header states its length, and of {headers.num_samples} samples the decoder '
       f'would read {num_samples}: give it a header by '
       f'`ffmpeg -i {shlex.quote(name)} -c copy {tagged}`'
     )

@@ -84,7 +84,7 @@ def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
   shape = (header.num_frames, header.num_quantizers)
   if codes_FQ.shape != shape:
     raise UserError(
-      f'codes have the shape {codes_FQ.shape}, {header} is of {shape}: cut or fill the last frame'
+      f'codes have shape {codes_FQ.shape}, {header} has {shape}: cut or pad the last frame'
     )
   if codes_FQ.min() < 0 or codes_FQ.max() >= header.codebook_size:
     raise UserError(
@@ -159,7 +159,7 @@ def _check(header: Header):
   num_codes = header.num_frames * header.num_quantizers
   if num_codes > MAX_CODES:
     raise UserError(
-      f'{num_codes:,} codes are more than {MAX_CODES:,}, the most of one file: cut the clip in '
+      f'{num_codes:,} codes are more than {MAX_CODES:,}, the limit of a file: cut the clip into '
       'parts'
     )
   if len(header.fingerprint) != 16 or set(header.fingerprint) - set('0123456789abcdef'):

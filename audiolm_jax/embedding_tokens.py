@@ -57,7 +57,7 @@ def fit(
   finite_N = np.isfinite(np.asarray(embeddings_ND)).all(axis=1)
   if not finite_N.all():
     raise UserError(
-      f'{np.sum(~finite_N)} of {num_embeddings} embeddings hold NaN or infinity: look at the model '
+      f'{np.sum(~finite_N)} of {num_embeddings} embeddings contain NaN or infinity: check the model '
       'that made them'
     )
   init_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -80,6 +80,6 @@ def assign(
   if embeddings_BD.shape[-1] != vectors_QKD.shape[-1]:
     raise UserError(
       f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: '
-      'were they fitted to those of another model?'
+      'were these fitted to those of another model?'
     )
   return quantizer.encode(vectors_QKD, embeddings_BD[:, None])[0][:, 0]

@@ -93,7 +93,7 @@ def test_an_mp3_whose_length_cannot_be_checked_says_so_and_none_is_read_in_part(
   assert 0 <= 576 * frames - len(NOISE_T) < 4 * 576  # the encoder's delay
   written(path)  # of changing bit rate, where the decoder takes the first frame's for that of all
   path.write_bytes(without_tag(path.read_bytes()))
-  with pytest.raises(ValueError, match=r'no header tells its length.* -c copy .*a.tagged.mp3'):
+  with pytest.raises(ValueError, match=r'no header states its length.* -c copy .*a.tagged.mp3'):
     audio.load(path, RATE)
 
 

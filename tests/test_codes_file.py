@@ -195,7 +195,7 @@ def test_other_kinds_of_files_and_later_versions_are_named():
 @pytest.mark.parametrize(
   'header, codes_FQ, reason',
   [
-    (HEADER, np.zeros((50, 12), np.int32), 'cut or fill the last frame'),
+    (HEADER, np.zeros((50, 12), np.int32), 'cut or pad the last frame'),
     (HEADER, np.full((51, 12), 1024, np.int32), 'between 1024 and 1024'),
     (HEADER, np.full((51, 12), -1, np.int32), 'between -1 and -1'),
     (HEADER._replace(codebook_size=1), np.zeros((51, 12), np.int32), 'codebook_size=1 is outside'),

@@ -176,7 +176,7 @@ def read_labels(path: str | os.PathLike) -> list[tuple[float, str]]:
       ) from None
     if not last <= end < float('inf'):
       raise UserError(
-        f'{path}, line {number}: {phone} ends at {end} s, the phone before it at {last} s'
+        f'{path}, line {number}: {phone} ends at {end} s, the previous phone at {last} s'
       )
     labels.append((end, phone))
     last = end

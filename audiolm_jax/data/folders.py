@@ -243,7 +243,7 @@ def find(
     named = skipped.named([f'{path} ({reason})' for path, reason in left_out])
     raise UserError(
       f'{skipped.shown(root)}: no {kind} ({", ".join(extensions)}) in it or below'
-      + (f'; left out: {named}' if left_out else '')
+      + (f'; excluded: {named}' if left_out else '')
     )
   return paths
 

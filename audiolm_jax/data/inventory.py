@@ -58,11 +58,11 @@ def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], rem
   if before is None:
     if made:
       raise UserError(
-        f'{made[0]} is there, but not {path}, which lists the files it was made of: {remedy}'
+        f'{made[0]} exists, but {path}, the list of its source files, is missing: {remedy}'
       )
     save(path, lines)
   elif changed := difference(before, lines):
-    raise UserError(f'the corpus is not the one that {path} lists: {changed}. {remedy}')
+    raise UserError(f'the corpus differs from {path}: {changed}. {remedy}')
 
 
 def save(path: str | os.PathLike, lines: Sequence[str]):

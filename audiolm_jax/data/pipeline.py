@@ -290,5 +290,5 @@ def _read(
     if example is not None:
       return example
   raise UserError(
-    f'{attempts} examples from example {i} on could not be read: see the records of the source'
+    f'{attempts} examples from example {i} on could not be read: see the list of unreadable examples'
   )

@@ -56,7 +56,7 @@ class Skipped(dict):
       where = '' if self._listing is None else f' (all of them: {shown(self._listing)})'
       raise UserError(
         f'{len(self)} of {self._num_examples} {self._what} cannot be read, more than '
-        f'max_bad_fraction={self._max_fraction}; the last: {shown(reason)}{where}. Mend them, '
+        f'max_bad_fraction={self._max_fraction}; the last: {shown(reason)}{where}. Repair them, '
         'move them away, or raise '
         'max_bad_fraction (--set corpus.max_bad_fraction=SHARE)'
       )

@@ -176,9 +176,7 @@ def voices(config: Config) -> list[Voice]:
   total = config.num_train_voices + config.num_test_voices
   num_pitches = -(-total // len(_VARIANTS))
   if num_pitches > 20:
-    raise UserError(
-      f'{total} voices are asked for; more than {20 * len(_VARIANTS)} would sound alike'
-    )
+    raise UserError(f'{total} voices requested; more than {20 * len(_VARIANTS)} would sound alike')
   pitches = np.linspace(10, 90, num_pitches).round().astype(int) if num_pitches > 1 else [50]
   pairs = [(variant, int(pitch)) for pitch in pitches for variant in _VARIANTS]
   random = np.random.default_rng([config.seed, 1])
@@ -443,7 +441,7 @@ def _stored(path: str, config: Config) -> Examples:
       utterances = json.loads(stored['utterances'].tobytes())
       return Examples(config.sample_rate, utterances, stored['samples'])
   except (*torn, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise UserError(f'{path} is damaged ({error!r}): delete it, and it is spoken again') from error
+    raise UserError(f'{path} is damaged ({error!r}): delete it, to synthesize it again') from error
 
 
 def _store(path: str, utterances: list[dict], samples: np.ndarray):

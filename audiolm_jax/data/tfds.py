@@ -68,8 +68,8 @@ class Examples:
       return audio.decode(io.BytesIO(stored), rate, name=f'record {i}')
     if stored.ndim != 1 or not len(stored):
       raise UserError(
-        f'record {i}: {self._audio_name!r} has shape {stored.shape}; one channel of samples is '
-        'wanted'
+        f'record {i}: {self._audio_name!r} has shape {stored.shape}; expected one channel '
+        'of samples'
       )
     wave_T = stored.astype(np.float32)
     # Integers of any type hold 16-bit samples.

@@ -40,7 +40,7 @@ def encode(example: Mapping[str, Any]) -> bytes:
     elif array.dtype.kind in 'fb':
       array = array.astype('<f4' if array.dtype.kind == 'f' else '|u1')
     else:
-      raise UserError(f'{name!r} is of type {array.dtype}; numbers are stored')
+      raise UserError(f'{name!r} is of type {array.dtype}; only numbers can be stored')
     header[name] = [array.dtype.str, array.shape]
     parts.append(array.tobytes())
   text = json.dumps(header).encode()
@@ -67,7 +67,7 @@ def decode(record: bytes) -> dict[str, np.ndarray]:
     raise UserError(f'not a record of encoded examples ({error}): encode the data again') from error
   if at != len(record):
     raise UserError(
-      f'the record has {len(record)} bytes, its header tells of {at}: encode the data again'
+      f'the record has {len(record)} bytes, its header declares {at}: encode the data again'
     )
   return example
 

@@ -88,8 +88,8 @@ def read_items(path: str | os.PathLike) -> list[Item]:
       onset = math.nan
     if not 0 <= onset < offset < math.inf:
       raise UserError(
-        f'{path}, line {number}: {" ".join(columns[1:3])!r} is no onset before an offset, in '
-        'seconds'
+        f'{path}, line {number}: {" ".join(columns[1:3])!r} is not an onset before an offset, '
+        'in seconds'
       )
     items.append(Item(name, onset, offset, *labels))
   if not items:
@@ -247,7 +247,9 @@ class Recordings:
     for path in folders.find(root):
       name = os.path.splitext(os.path.basename(path))[0]
       if name in wanted and found.setdefault(name, path) != path:
-        raise UserError(f'{found[name]} and {path} have one name: give a folder with one of them')
+        raise UserError(
+          f'{found[name]} and {path} have the same name: give a folder with one of the two'
+        )
     missing = [name for name in self.names if name not in found]
     if missing:
       raise UserError(

@@ -118,7 +118,7 @@ def score(
   counts = [len(segments), len(phones), len(contexts), len(speakers)]
   if len(set(counts)) > 1:
     raise UserError(
-      f'segments, phones, contexts and speakers are {counts} in number: give one of each'
+      f'segments, phones, contexts and speakers have lengths {counts}: give one of each per segment'
     )
   _check_frames(segments, distance)
   labels_N3 = np.stack([_numbered(names) for names in (contexts, speakers, phones)], axis=1)
@@ -157,7 +157,7 @@ def _check_frames(segments: Sequence[np.ndarray], distance: str):
         "distance='identity'; features are floats"
       )
     if not np.isfinite(segment).all():
-      raise UserError(f'segments[{number}] holds NaN or infinity: look at the model that made it')
+      raise UserError(f'segments[{number}] contains NaN or infinity: check the model that made it')
 
 
 def _numbered(names: Sequence[Hashable]) -> np.ndarray:

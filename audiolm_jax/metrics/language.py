@@ -118,7 +118,7 @@ def preference(recordings: Sequence[Recording], scores: Sequence[float]) -> Pref
   for recording, score in zip(recordings, scores, strict=True):
     sides = found.setdefault((recording.pair, recording.voice), {})
     if recording.correct in sides or not np.isfinite(score):
-      raise UserError(f'{recording} is there twice, or its score {score} is not finite')
+      raise UserError(f'{recording} occurs twice, or its score {score} is not finite')
     sides[recording.correct] = (float(score), recording.kind)
   by_pair: dict[tuple[str, str], list[float]] = {}
   for (pair, voice), sides in found.items():

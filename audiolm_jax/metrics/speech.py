@@ -29,7 +29,7 @@ def counting_step(words: Sequence[str]) -> int:
   """
   steps = set(_steps([NUMBERS.index(word) for word in words]))
   if len(steps) != 1:
-    raise UserError(f'{" ".join(words)!r} does not count by one step')
+    raise UserError(f'{" ".join(words)!r} does not count in equal steps')
   return steps.pop()
 
 
@@ -146,9 +146,7 @@ def error_rates(
     raise UserError(f'{len(waves)} clips and {len(texts)} texts: give one text for each clip')
   said = [_plain(text) for text in texts]
   if silent := [number for number, text in enumerate(said) if not text]:
-    raise UserError(
-      f'clips {silent} have no text: there is nothing to be wrong about, leave them out'
-    )
+    raise UserError(f'clips {silent} have no text: leave them out')
   heard = [_plain(recognize(wave_T, sample_rate)) for wave_T in waves]
   return ErrorRates(float(jiwer.wer(said, heard)), float(jiwer.cer(said, heard)))
 

@@ -44,7 +44,7 @@ def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[
   length, width = x_BLHD.shape[1], x_BLHD.shape[-1]
   if width % 2:
     raise UserError(
-      f'rotary positions turn pairs of channels, and a head has {width}: make the head width even'
+      f'rotary positions rotate pairs of channels, a head has {width}: make the head width even'
     )
   frequency_N = base ** (-np.arange(0, width, 2) / width)
   angle_LN = (np.arange(length)[:, None] * frequency_N).astype(np.float32)

@@ -71,7 +71,7 @@ def config_from(data: Mapping[str, Any]) -> Config:
   """
   if data.get('enable_fusion', False):
     raise UserError(
-      'enable_fusion=True: this CLAP hears a long clip shrunk and in random crops, which is not '
+      'enable_fusion=True: fusion of a shrunken clip with random crops is not '
       'implemented; take one that is not fused, such as laion/clap-htsat-unfused or '
       'laion/larger_clap_music'
     )

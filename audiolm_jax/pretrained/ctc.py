@@ -60,9 +60,7 @@ def from_folder(folder: str | os.PathLike) -> tuple[Config, Variables]:
   try:
     encoder = hubert.config_from(data)
   except ValueError as error:
-    raise UserError(
-      f'{folder}: {error}; of recognizers, those of the size base are read'
-    ) from error
+    raise UserError(f'{folder}: {error}; only recognizers of size base are supported') from error
   symbols = _symbols(folder / VOCABULARY, tensors.integer(data, 'vocab_size', 32))
   blank = data.get('pad_token_id', 0)
   if type(blank) is not int or not 0 <= blank < len(symbols):

@@ -158,7 +158,9 @@ def _check(data: Mapping[str, Any], config: Config):
       f'num_quantizers={config.num_quantizers}'
     )
   if config.width % (2 * config.num_heads):
-    raise UserError(f'hidden_size={config.width} gives {config.num_heads} heads no even width each')
+    raise UserError(
+      f'hidden_size={config.width} is not an even width for each of {config.num_heads} heads'
+    )
   if config.num_filters % config.compress:
     raise UserError(
       f'num_filters={config.num_filters} is not a multiple of compress={config.compress}'

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> str:
       'or tiny'
     )
   if args.seconds * recipe.coarse.model.semantic_rate < 1:
-    raise UserError(f'--seconds={args.seconds}: ask for a frame of audio')
+    raise UserError(f'--seconds={args.seconds}: must be at least one semantic frame')
   dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else None)
   coarse, fine, parallel = (
     _in_dtype(getattr(recipe, name).model, dtype) for name in ('coarse', 'fine', 'soundstorm')

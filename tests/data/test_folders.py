@@ -142,7 +142,7 @@ def test_names_that_are_no_text_are_found_listed_and_counted(tmp_path):
 
 def test_a_folder_with_only_what_is_left_out_says_why(tmp_path):
   (tmp_path / '._1.wav').write_bytes(b'')
-  with pytest.raises(ValueError, match='no audio files.*left out: .*_1.wav .macOS'):
+  with pytest.raises(ValueError, match='no audio files.*excluded: .*_1.wav .macOS'):
     folders.find(tmp_path)
 
 

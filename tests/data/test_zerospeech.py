@@ -41,9 +41,9 @@ def test_items_as_libri_light_writes_them(tmp_path):
     (HEADER, 'no items'),
     (HEADER + 'f 0.1 0.2 a b c s\nf 0.1 0.2 a b s\n', 'line 3: 6 columns'),
     (HEADER + 'f 0.1 then a b c s\n', "line 2: '0.1 then'"),
-    (HEADER + 'f 0.2 0.2 a b c s\n', 'no onset before an offset'),
-    (HEADER + 'f nan 0.2 a b c s\n', 'no onset before an offset'),
-    (HEADER + 'f 0.2 inf a b c s\n', 'no onset before an offset'),
+    (HEADER + 'f 0.2 0.2 a b c s\n', 'not an onset before an offset'),
+    (HEADER + 'f nan 0.2 a b c s\n', 'not an onset before an offset'),
+    (HEADER + 'f 0.2 inf a b c s\n', 'not an onset before an offset'),
   ],
 )
 def test_bad_item_files_are_named(text, said, tmp_path):
@@ -119,5 +119,5 @@ def test_recordings_are_found_anywhere_and_missing_ones_are_named(tmp_path):
   with pytest.raises(ValueError, match='no audio for 1 of 2 recordings, as three'):
     zerospeech.Recordings(tmp_path, ['one', 'three'], 16_000)
   audio.save(tmp_path / 'one.wav', np.zeros(800, np.float32), 8000)
-  with pytest.raises(ValueError, match='have one name'):
+  with pytest.raises(ValueError, match='have the same name'):
     zerospeech.Recordings(tmp_path, ['one'], 16_000)

@@ -150,7 +150,7 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
   next((tmp_path / 'forgeries').glob('test-00001*')).unlink()
   before = next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes()
   corpus.append(corpus[0])
-  with pytest.raises(ValueError, match='the corpus is not the one that .*: 1 added'):
+  with pytest.raises(ValueError, match='the corpus differs from .*: 1 added'):
     make(tmp_path)
   corpus.pop()
   make(tmp_path)

@@ -183,7 +183,7 @@ def test_what_cannot_be_compared_is_said():
     abx.score(segments, phones, contexts, speakers, speaker='within')
   with pytest.raises(ValueError, match="'both'"):
     abx.score(segments, phones, contexts, speakers, speaker='both')
-  with pytest.raises(ValueError, match='in number'):
+  with pytest.raises(ValueError, match='have lengths'):
     abx.score(segments, phones[1:], contexts, speakers, speaker='within')
   segments, phones, contexts, speakers = corpus(seed=5)
   empty = [np.zeros((0, 4), np.float32)] * 3

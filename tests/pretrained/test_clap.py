@@ -268,7 +268,7 @@ def test_published_configs():
       'OpenMuQ/MuQ-MuLan-large',
       'CC-BY-NC-4.0.* is not read.*commercial use.*larger_clap_music stands in',
     ),
-    ('laion/clap-htsat-fused', 'is not read.*take laion/clap-htsat-unfused'),
+    ('laion/clap-htsat-fused', 'is not read.*use laion/clap-htsat-unfused'),
   ],
 )
 def test_what_we_know_and_do_not_read_is_refused_with_its_reason(

@@ -50,7 +50,7 @@ def test_what_the_head_prefers_is_heard_in_clips_of_any_length(tmp_path):
   [
     ({'architectures': ['HubertModel']}, 'ends in ForCTC'),
     ({'model_type': 'whisper'}, 'ends in ForCTC'),
-    ({'feat_extract_norm': 'layer'}, 'feat_extract_norm.*of the size base'),
+    ({'feat_extract_norm': 'layer'}, 'feat_extract_norm.*of size base'),
     ({'pad_token_id': 5}, 'pad_token_id=5'),
     ({'vocab_size': 6}, 'does not number its symbols from 0 to 5'),
   ],

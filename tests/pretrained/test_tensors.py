@@ -285,7 +285,7 @@ def test_index_cannot_leave_the_folder(folder, name):
   save_file(dac_tensors(), folder.parent / 'outside.safetensors')
   (folder / 'model.safetensors').unlink()
   (folder / tensors.INDEX).write_text(json.dumps({'weight_map': {'encoder.conv1.bias': name}}))
-  with pytest.raises(ValueError, match='only .* beside it are read'):
+  with pytest.raises(ValueError, match='only .* in its folder are read'):
     hub.from_pretrained(folder)
 
 
