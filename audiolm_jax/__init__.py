@@ -1,15 +1,20 @@
-"""AudioLM and its family in JAX: pure functions and Flax modules, nothing runs at import.
+"""AudioLM and its family in JAX: pure functions and Flax modules; nothing runs at import.
 
-Dimension letters, used in every signature and as suffix of array names (`codes_BFQ`):
+Signatures and suffixes of array names (`codes_BFQ`) use these dimension letters:
 
-  B  batch                      F  acoustic frames (50 per second)
-  T  waveform samples           S  semantic frames (25 per second)
-  Q  residual quantizer levels  K  codebook entries, or clusters
-  L  token sequence length      V  vocabulary
-  D  width                      H  attention heads
-  M  mel bins                   N  any other count
+  B  batch                         Q  residual quantizer levels
+  T  waveform samples              K  codebook entries or clusters
+  F  frames: codec, spectrum       V  vocabulary
+  S  semantic frames               D  width (E: a second width)
+  L  token sequence length         H  attention heads
+  M  mel bins                      C  classes
+  P  pairs, parts, or prefix       N  any other count
 
-Import what you need from where it lives: `audiolm_jax.stages.soundstream.encode`,
+A digit is an axis of that size, `*dims` any number of axes. Kernels of attention
+(`nn.block_attention`) use K and Q for positions of keys and queries within a block, image-like
+arrays (`pretrained.clap_audio`) H and W for height and width.
+
+Import each function from its module: `audiolm_jax.stages.soundstream.encode`,
 `audiolm_jax.generation.continue_audio`.
 """
 
