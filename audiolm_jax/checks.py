@@ -1,7 +1,7 @@
-"""Checks what a user gives, before any compute: fields of configs, shapes and ids of arrays.
+"""Checks user input before any compute: fields of configs, shapes and ids of arrays.
 
-All raise ValueError with the name, the value and what is legal. None reads the values of a traced
-array: they are known only when compiled code runs.
+All checks raise UserError with the name, the value and the legal values. None reads the values of
+traced arrays, which are known only when compiled code runs.
 """
 
 import numbers
@@ -18,14 +18,14 @@ LARGEST = 2**31 - 1  # steps, sizes and ids are int32 on the device
 
 
 class Legal(NamedTuple):
-  """Which values are legal: in words, after 'must be', and as a function."""
+  """Defines legal values: by words after 'must be', and by a predicate."""
 
   text: str
   holds: Callable[[Any], bool]
 
 
 def whole(low: int = 1, high: int = LARGEST) -> Legal:
-  """Returns: a whole number from `low` to `high`; True and 2.0 are none."""
+  """Returns the rule of whole numbers from `low` to `high`, excluding booleans and floats."""
   text = f'of at least {low}' if high == LARGEST else f'from {low} to {high}'
   is_whole = lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool)
   inside = lambda value: is_whole(value) and low <= value <= high
@@ -34,12 +34,13 @@ def whole(low: int = 1, high: int = LARGEST) -> Legal:
 
 def _number(text: str, inside: Callable[[float], bool]) -> Legal:
   is_number = lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool)
-  is_finite = lambda value: -1e308 < value < 1e308  # so that an int beyond floats is none, either
+  # The bounds also exclude integers beyond the range of floats.
+  is_finite = lambda value: -1e308 < value < 1e308
   return Legal(text, lambda value: is_number(value) and is_finite(value) and inside(value))
 
 
 WHOLE = whole()
-SEED = whole(0, 2**32 - 1)  # what Grain, numpy and scikit-learn all take
+SEED = whole(0, 2**32 - 1)  # accepted by Grain, numpy and scikit-learn
 NUMBER = _number('a finite number', lambda value: True)
 POSITIVE = _number('a finite number above 0', lambda value: value > 0)
 NOT_NEGATIVE = _number('a finite number of at least 0', lambda value: value >= 0)
@@ -63,41 +64,52 @@ FLOAT_TYPE = Legal("a floating-point type, such as 'float32' or 'bfloat16'", _is
 
 
 def one_of(*values: Any) -> Legal:
-  """Returns: one of these values."""
+  """Returns the rule of a choice among `values`."""
   return Legal(f'one of {", ".join(map(repr, values))}', lambda value: value in values)
 
 
 def each(legal: Legal) -> Legal:
-  """Returns: a tuple of one or more entries, each of them legal."""
+  """Returns the rule of nonempty tuples with legal entries."""
   is_tuple = lambda values: isinstance(values, (tuple, list)) and len(values) > 0
   holds = lambda values: is_tuple(values) and all(map(legal.holds, values))
   return Legal(f'a tuple of one or more, each {legal.text}', holds)
 
 
 def optional(legal: Legal) -> Legal:
-  """Returns: None, or what is legal."""
+  """Returns the rule that also accepts None."""
   return Legal(f'{legal.text}, or None', lambda value: value is None or legal.holds(value))
 
 
 def fields(config: Any, **legal: Legal) -> None:
-  """Raises ValueError for the first field of `config`, by its name, whose value is not legal."""
+  """Checks fields of `config`.
+
+  Raises:
+    UserError: naming the first field whose value is illegal.
+  """
   for name, rule in legal.items():
     if not rule.holds(value := getattr(config, name)):
       raise UserError(f'{name}={value!r}: must be {rule.text}')
 
 
 def values(**pairs: tuple[Any, Legal]) -> None:
-  """Raises ValueError for the first argument, name=(value, legal), whose value is not legal."""
+  """Checks arguments given as name=(value, legal).
+
+  Raises:
+    UserError: naming the first argument whose value is illegal.
+  """
   for name, (value, rule) in pairs.items():
     if not rule.holds(value):
       raise UserError(f'{name}={value!r}: must be {rule.text}')
 
 
 def shapes(**arrays: Any) -> None:
-  """Raises ValueError unless every array has the axes that its name ends in: wave_BT is [B, T].
+  """Checks that arrays have the axes of their name suffix: wave_BT is [B, T].
 
-  An axis of one letter has one size in all arrays of a call; a digit is the size itself. Shapes
-  alone are read, so that it costs nothing in compiled code.
+  An axis letter has the same size in all arrays of a call; a digit is the size itself. Only shapes
+  are read, so the check is free in compiled code.
+
+  Raises:
+    UserError: naming the first array with another shape.
   """
   known: dict[str, tuple[int, str]] = {}
   for name, array in arrays.items():
@@ -116,10 +128,12 @@ def shapes(**arrays: Any) -> None:
 
 
 def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
-  """Raises ValueError where an array of ids is outside of 0 to `size` - 1 (-1 is legal with
-  `padding`).
+  """Checks that ids are from 0 to `size` - 1; -1 is legal with `padding`.
 
-  Reads arrays of numpy, and those of JAX that this process holds; a traced one passes.
+  Reads numpy arrays, and JAX arrays held by this process; traced arrays are not checked.
+
+  Raises:
+    UserError: if they are not.
   """
   if isinstance(array, jax.core.Tracer):
     return

@@ -1,9 +1,7 @@
-"""Files: written whole or not at all, and read with bounds; text that others wrote is made
-printable.
+"""Writes files atomically, reads files with limits, and makes foreign text printable.
 
-Folders may be shared. What is created here has a name that nobody can foresee, or is opened through
-no link, so that a link that somebody planted leads no write elsewhere; modes are those of the
-umask.
+Folders may be shared with other users. New files get unpredictable names, or are opened without
+following links, so that a planted link redirects no write; modes are those of the umask.
 """
 
 import contextlib
@@ -24,30 +22,31 @@ from typing import IO, Any
 
 from audiolm_jax.errors import UserError
 
-MAX_JSON_BYTES = 2**26  # of a JSON file of ours: the manifest of a large corpus has some 10 MiB
-MAX_CSV_BYTES = 2**26  # of a table
-MAX_LINE_BYTES = 2**20  # of a line of JSON
+MAX_JSON_BYTES = 2**26  # the manifest of a large corpus has about 10 MiB
+MAX_CSV_BYTES = 2**26
+MAX_LINE_BYTES = 2**20  # per line of JSON
 _PARTIAL = re.compile(r'.*\.(?P<host>[^/]+)\.(?P<pid>\d{1,9})\.[0-9a-f]{16}\.partial', re.DOTALL)
-_STALE_SECONDS = 24 * 3600.0  # without a write: nobody writes this file any more
+_STALE_SECONDS = 24 * 3600.0  # temporary files without a write for this long are abandoned
 
 
 @contextlib.contextmanager
 def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields an empty file to be written, which takes the name `path` when the block ends.
+  """Yields an empty file, which takes the name `path` when the block ends.
 
-  Until then, and where the block raises, `path` stays as it was. A link at `path` is replaced, not
+  Before that, and if the block raises, `path` is unchanged. A link at `path` is replaced, not
   followed.
 
-  Raises OSError where the folder is missing or cannot be written.
+  Raises:
+    OSError: if the folder is missing or not writable.
   """
   path = pathlib.Path(path)
   _clear(str(path.parent.absolute()))
-  start = os.fsdecode(os.fsencode(path.name)[:64])  # a name of 255 bytes leaves no room for more
+  start = os.fsdecode(os.fsencode(path.name)[:64])  # leaves room within the limit of 255 bytes
   writer = f'{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(8)}'
   partial = path.with_name(f'{start}.{writer}.partial')
   try:
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
-  except OSError as error:  # by the name that the caller knows
+  except OSError as error:  # report the caller's path
     raise OSError(error.errno, error.strerror, str(path)) from error
   try:
     yield partial
@@ -57,11 +56,11 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     raise
 
 
-@functools.lru_cache(maxsize=1024)  # once for each folder: it may hold 100,000 files
+@functools.lru_cache(maxsize=1024)  # once per folder, which may contain 100,000 files
 def _clear(folder: str):
-  """Deletes what writers left in a folder that were killed."""
+  """Deletes temporary files of killed writers in a folder."""
   found = []
-  # one may write where one may not list
+  # Folders may be writable but not listable.
   with contextlib.suppress(OSError), os.scandir(folder) as entries:
     found = [(entry, match) for entry in entries if (match := _PARTIAL.fullmatch(entry.name))]
   for entry, match in found:
@@ -77,24 +76,26 @@ def _alive(pid: int) -> bool:
   except ProcessLookupError:
     return False
   except PermissionError:
-    pass  # alive, another user's
+    pass  # a running process of another user
   return True
 
 
 def write_text(path: str | os.PathLike, text: str):
-  """Writes a text file as UTF-8, whole or not at all, and makes its folder where missing."""
+  """Writes a UTF-8 text file atomically, and creates its folder if missing."""
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   with atomically(path) as partial:
     partial.write_text(text, encoding='utf-8')
 
 
 def open_in_place(path: str | os.PathLike, mode: str) -> IO:
-  """Opens a file of ours that is written in place (a lock, a log), created where missing.
+  """Opens a file that is modified in place (a lock or a log), creating it if missing.
 
-  mode: as of `open`: one that reads and writes ('r+'), or appends.
+  Args:
+    path: path of the file.
+    mode: mode of `open` that reads and writes ('r+') or appends.
 
-  Raises ValueError where `path` is a link or no regular file: a write would go elsewhere, or wait
-  for a reader.
+  Raises:
+    UserError: if `path` is a link or no regular file, where a write would be redirected or block.
   """
   flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
   flags |= os.O_APPEND if 'a' in mode else 0
@@ -115,10 +116,11 @@ def sha256(path: str | os.PathLike) -> str:
 def read_json(
   path: str | os.PathLike, remedy: str, *, max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
-  """Returns the object that a JSON file holds.
+  """Returns the object in a JSON file.
 
-  Raises ValueError, with the path and the `remedy`, where it cannot be read, is larger than
-  `max_bytes`, is no JSON, or holds something else.
+  Raises:
+    UserError: with path and `remedy`, if the file cannot be read, is larger than `max_bytes`, is
+      not JSON, or contains another type.
   """
   try:
     with _reading(path) as file:
@@ -140,8 +142,9 @@ def read_json(
 def open_csv(path: str | os.PathLike, remedy: str) -> Iterator[IO]:
   """Opens a text file for `csv.reader`.
 
-  Raises ValueError, with the path and the `remedy`, where it is larger than MAX_CSV_BYTES; and,
-  from within the block, where it turns out to be no text or to hold a field that csv does not take.
+  Raises:
+    UserError: with path and `remedy`, if the file is larger than MAX_CSV_BYTES; from within the
+      block, if it is not text or csv rejects a field.
   """
   with open(path, newline='', encoding='utf-8-sig') as file:
     if os.fstat(file.fileno()).st_size > MAX_CSV_BYTES:
@@ -153,11 +156,12 @@ def open_csv(path: str | os.PathLike, remedy: str) -> Iterator[IO]:
 
 
 def json_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
-  """Returns the objects in the lines of a file, and how many lines hold none.
+  """Returns the objects in the lines of a file, and the number of other lines.
 
-  Those are lines that are cut, damaged, or longer than MAX_LINE_BYTES.
+  Other lines are truncated, damaged, or longer than MAX_LINE_BYTES.
 
-  Raises OSError where the file is missing or cannot be read.
+  Raises:
+    OSError: if the file is missing or cannot be read.
   """
   objects, bad = [], 0
   with _reading(path) as file:
@@ -177,7 +181,7 @@ def json_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
 
 
 def _reading(path: str | os.PathLike) -> IO:
-  """Opens a regular file; without O_NONBLOCK a pipe of that name would wait for a writer."""
+  """Opens a regular file without blocking, because a pipe would wait for a writer."""
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   if not _is_regular(descriptor):
     raise OSError(errno.EINVAL, 'no regular file', str(path))
@@ -185,7 +189,7 @@ def _reading(path: str | os.PathLike) -> IO:
 
 
 def _is_regular(descriptor: int) -> bool:
-  """Returns whether an open file is no pipe, device or folder; closes it where it is one."""
+  """Returns whether an open file is regular; closes it if not."""
   is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
   if not is_regular:
     os.close(descriptor)
@@ -193,11 +197,12 @@ def _is_regular(descriptor: int) -> bool:
 
 
 def printable(text: object, most: int | None = None, *, keep: str = '') -> str:
-  """Returns a text without what a terminal would obey.
+  r"""Returns a text with control and format characters and undecoded bytes escaped, such as \x1b.
 
-  Control and format characters, and bytes that were not decoded, become escapes such as \\x1b.
-
-  most: characters of it that are shown, or all. keep: characters that stay, such as a line's end.
+  Args:
+    text: converted by `str`.
+    most: number of characters to show; None for all.
+    keep: characters to keep, such as the end of a line.
   """
   text = str(text)
   shown = text if most is None or len(text) <= most else f'{text[:most]}...'
