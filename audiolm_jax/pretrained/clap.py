@@ -179,7 +179,7 @@ def audio_embeddings(
   Raises:
     UserError: if clips are empty.
   """
-  check_not_empty(wave_BT.shape[-1])
+  check_not_empty(wave_BT)
   wave_BT = filled(wave_BT)
 
   def embed(start):
