@@ -51,7 +51,7 @@ def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> path
   files' names and sizes. Clips that are silent, short or unreadable are left out and listed in
   FOLDER/left_out.txt.
 
-  Raises ValueError when nothing is left, ImportError when G.722 files lack their decoder.
+  Raises ValueError when nothing is left, and when G.722 files lack their decoder.
   """
   known = [
     [os.path.basename(clip.path), clip.voice, clip.text, os.path.getsize(clip.path)]

@@ -1,7 +1,7 @@
 """The embedded corpus: synthesized speakers that count and say short sentences, with phones, words
 and texts known.
 
-Nothing is downloaded: espeak-ng (the extra `pip install audiolm_jax[synth]`, GPL-3, loaded at run
+Nothing is downloaded: espeak-ng (the extra `synth`, GPL-3, loaded at run
 time) speaks. Every utterance is the same to the bit on every run. Two splits, 'train' and 'test',
 share neither voices nor texts:
 
@@ -28,7 +28,7 @@ import soxr
 
 from audiolm_jax import checks, files
 from audiolm_jax.data import espeak
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
 # raise when what is spoken for a config changes: caches of older versions are then made anew
@@ -312,8 +312,7 @@ def examples(
   """Speaks the split, or reads it from `cache_dir` where an earlier call with the same config left
   it.
 
-  Raises ValueError for an unknown split and ImportError, naming the extra, when espeakng-loader is
-  missing.
+  Raises ValueError for an unknown split and, naming the extra, when espeakng-loader is missing.
   """
   path = None
   if cache_dir is not None:
@@ -350,15 +349,13 @@ def examples(
 def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict, np.ndarray]]:
   """Returns (header, int16 samples at header['rate']) for every request, see `espeak`.
 
-  Raises ImportError, naming the extra, when espeakng-loader is missing; RuntimeError when espeak-ng
+  Raises ValueError, naming the extra, when espeakng-loader is missing; RuntimeError when espeak-ng
   fails.
   """
   try:
     import espeakng_loader
   except ImportError as error:
-    raise ImportError(
-      'the synthesized corpus needs espeak-ng: pip install audiolm_jax[synth]'
-    ) from error
+    raise UserError(f'the synthesized corpus needs espeak-ng: {install("synth")}') from error
   # -I: the helper must not see this process's import path; it needs nothing but the standard
   # library.
   command = [sys.executable, '-I', espeak.__file__, str(espeakng_loader.get_library_path())]

@@ -99,7 +99,7 @@ def folder(
   """Returns the benchmark's folder below `cache_dir`, spoken now unless an earlier call with the
   same configs left it.
 
-  Raises ImportError, naming the extra, when espeakng-loader is missing.
+  Raises ValueError, naming the extra, when espeakng-loader is missing.
   """
   key = json.dumps([_FORMAT, dataclasses.asdict(config), dataclasses.asdict(sizes)], sort_keys=True)
   root = pathlib.Path(cache_dir) / f'benchmark-{hashlib.sha256(key.encode()).hexdigest()[:16]}'

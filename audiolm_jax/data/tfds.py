@@ -9,7 +9,7 @@ import soxr
 
 from audiolm_jax import audio, audio_checks
 from audiolm_jax.data import skipped
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 
 
 class Examples:
@@ -97,15 +97,13 @@ def examples(
   The audio is an encoded file's bytes, or samples (integers are 16-bit) at `stored_sample_rate`, by
   default `sample_rate`. `speaker_name`: the feature that numbers the speakers.
 
-  Raises ImportError, naming the extra, without tensorflow-datasets; ValueError when a feature or
-  split is missing.
+  Raises ValueError, naming the extra, without tensorflow-datasets, and when a feature or split is
+  missing.
   """
   try:
     import tensorflow_datasets
   except ImportError as error:
-    raise ImportError(
-      'TFDS data sets need tensorflow-datasets: pip install audiolm_jax[tfds]'
-    ) from error
+    raise UserError(f'TFDS data sets need tensorflow-datasets: {install("tfds")}') from error
   builder = tensorflow_datasets.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
     raise UserError(
