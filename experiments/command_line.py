@@ -62,9 +62,7 @@ COUNT = _number(int, checks.WHOLE)
 COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
 SEED = _number(int, checks.SEED)
 SHARE = _number(float, checks.POSITIVE_SHARE)
-SECONDS = _number(
-  float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
-)
+SECONDS = _number(float, checks.CLIP_SECONDS)
 
 
 def prove_folder(folder: pathlib.Path, flag: str):

@@ -153,7 +153,7 @@ class Config:
       num_test_voices=checks.WHOLE,
       train_minutes=checks.POSITIVE,
       test_minutes=checks.POSITIVE,
-      utterance_seconds=checks.POSITIVE,
+      utterance_seconds=checks.CLIP_SECONDS,
       counting_share=checks.SHARE,
       highest_number=checks.whole(1, len(NUMBERS) - 1),
       steps=checks.each(step),
