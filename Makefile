@@ -5,13 +5,13 @@ WORKDIR ?= runs/demo
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
-.PHONY: demo test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow test-abx test-tpu benchmark-codec
+.PHONY: demo test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow test-abx test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser and not tpu" \
+	$(VENV)/bin/python -m pytest -m "not slow and not faults and not fuzz and not beam and not oracle and not browser and not tpu" \
 	  -n 2 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(TEST_INSTALLED)
@@ -19,6 +19,9 @@ test-slow: $(TEST_INSTALLED)
 
 test-faults: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m faults -p no:hypothesispytest tests/faults
+
+test-fuzz: $(TEST_INSTALLED)
+	$(VENV)/bin/python -m pytest -m fuzz tests/fuzz
 
 test-beam: .venv-beam/.installed
 	.venv-beam/bin/python -m pytest -m beam tests/data

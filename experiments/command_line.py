@@ -18,6 +18,16 @@ MEMORY = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+  """Argparse's parser, which refuses a flag of the value `--`: older ones make a list of it."""
+
+  def parse_known_args(self, args=None, namespace=None):
+    for word in sys.argv[1:] if args is None else args:
+      if word.startswith('-') and word.endswith('=--'):
+        self.error(f'{word}: -- is no value')
+    return super().parse_known_args(args, namespace)
+
+
 def path(text: str) -> pathlib.Path:
   """Returns the path that a flag names; argparse's error for a URL."""
   try:

@@ -18,7 +18,7 @@ from experiments import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     usage='%(prog)s [-h] --root ROOT --output OUTPUT [--num_shards N] CORPUS [-- BEAM_FLAGS ...]',

@@ -232,3 +232,34 @@ def test_ids_are_integers_in_range_and_padding_where_it_may_be():
       checks.ids('codes', wrong, 7)
   with pytest.raises(ValueError, match='codes holds -1, outside of 0 to 6: was'):
     checks.ids('codes', np.array([-1]), 7, padding=False)
+
+
+@pytest.mark.parametrize(
+  'kind, field, wrong, legal',
+  [
+    (corpora.Folder, 'max_seconds', (0, -1.0, float('nan')), 5.0),
+    (corpora.Folder, 'max_bad_fraction', (-0.1, 1.5, 2**31), 0.5),
+    (corpora.LibriLight, 'max_seconds', (0, -1.0, float('inf')), 5.0),
+    (corpora.LibriLight, 'max_bad_fraction', (-0.1, 1.5), 1.0),
+    (corpora.Tfds, 'max_bad_fraction', (-0.1, 1.5), 0.0),
+  ],
+)
+def test_limits_of_corpora_have_ranges(kind, field, wrong, legal):
+  place = {'folder': 'x'} if kind is corpora.Tfds else {'root': 'x'}
+  assert getattr(kind(**place, **{field: legal}), field) == legal
+  for value in wrong:
+    with pytest.raises(ValueError, match=f'{field}=.*: must be '):
+      kind(**place, **{field: value})
+
+
+def test_lengths_of_clips_and_times_to_wait_have_ends():
+  assert checks.CLIP_SECONDS.holds(86_400) and not checks.CLIP_SECONDS.holds(86_401)
+  # what threads take: threading.TIMEOUT_MAX is about 9.2e9 s, and 1e30 is an OverflowError there
+  assert checks.WAIT_SECONDS.holds(1e9) and not checks.WAIT_SECONDS.holds(1e30)
+  for rule in (checks.CLIP_SECONDS, checks.WAIT_SECONDS):
+    assert rule.holds(0.5) and not any(map(rule.holds, (0, -1, float('nan'), float('inf'), True)))
+
+
+@pytest.mark.parametrize('text', ['9' * 5_000, 'int8', '(', 'float', '', '1,2'])
+def test_a_name_of_a_type_is_that_of_floats_or_refused_whatever_it_is(text):
+  assert checks.FLOAT_TYPE.holds(text) == (text == 'float')

@@ -1,6 +1,7 @@
 """Every field of every recipe, and the odd values that people give to `--set`."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ VALUES = (
   *(
     'gs://bucket/x',
     'file:/x',
-    '../..',
+    '../no',
     '/dev/zero',
     '~',
     'lambda: 0',
@@ -76,6 +77,7 @@ def fields(node: Any, path: str = '') -> Iterator[tuple[str, Any, Any]]:
     yield from fields(value, f'{path}{name}.')
 
 
+@functools.cache
 def all_fields() -> list[tuple[str, str]]:
   """Returns (recipe, path) of every field of every recipe."""
   names = recipe_lib.names()

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -25,8 +26,11 @@ def test_an_override(number, outcome):
       outcome(NAME, kind_of(name, path), check(name, path, text))
 
 
+recipe_of = functools.cache(recipe_lib.load)
+
+
 def kind_of(name: str, path: str) -> str:
-  value = node_at(recipe_lib.load(name), path)
+  value = node_at(recipe_of(name), path)
   return 'config' if dataclasses.is_dataclass(value) else type(value).__name__
 
 
@@ -38,7 +42,7 @@ def node_at(node, path: str):
 
 def check(name: str, path: str, text: str) -> str:
   """Returns what came of one override, after checking that it is right."""
-  before = recipe_lib.load(name)
+  before = recipe_of(name)
   got = battery.attempt(recipe_lib.load, name, [f'{path}={text}'])
   if isinstance(got, Exception):
     assert type(got) is UserError and path.rpartition('.')[2] in str(got), f'{path}={text}: {got}'
@@ -64,9 +68,10 @@ def is_meant(text: str, value) -> bool:
     return text in ('None', 'none')
   literal = ast.literal_eval(text)
   literal = tuple(literal) if isinstance(literal, list) else literal
-  finite = all(map(math.isfinite, np.ravel(np.array(value, float))))
-  whole = type(literal) is type(value) or isinstance(value, float) and type(literal) is int
-  return literal == value and finite and whole and abs(np.max(np.ravel([value, 0]))) < 1e300
+  if isinstance(value, float) and type(literal) is int:
+    literal = float(literal)
+  numbers = [one for one in np.ravel(np.array(value, object)) if isinstance(one, float)]
+  return literal == value and type(literal) is type(value) and all(map(math.isfinite, numbers))
 
 
 def is_of_type(recipe, path: str, value) -> bool:
