@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from audiolm_jax import audio, codes_file, files
+from audiolm_jax import codes_file
 from audiolm_jax.data import folders, inventory, skipped
 from audiolm_jax.errors import UserError
 from experiments import codec, corpora, workspace
@@ -100,22 +100,6 @@ def check_printed(monkeypatch, tree: trees.Tree, root: pathlib.Path):
     printed = out.buffer.getvalue()
     assert printed.count(b'\n') == len(tree.audio)
     assert not any(byte < 32 and byte != 10 or byte == 127 for byte in printed)
-
-
-def test_a_folder_that_may_not_be_listed_and_one_too_deep(tmp_path, outcome):
-  """Folders of 40 long names, one in another, beyond the length of a path."""
-  trees.make(0, str(tmp_path))
-  root = tmp_path / 'in'
-  descriptor = os.open(root, os.O_RDONLY)
-  for _ in range(40):
-    os.mkdir('d' * 200, dir_fd=descriptor)
-    below = os.open('d' * 200, os.O_RDONLY, dir_fd=descriptor)
-    os.close(descriptor)
-    descriptor = below
-  os.close(descriptor)
-  found = folders.scan(root)
-  assert any('cannot be listed' in reason for _, reason in found.left_out) or found.paths
-  assert audio.load(found.paths[0], RATE).dtype == np.float32 and files.printable(root)
 
 
 def test_counts(counts):
