@@ -31,7 +31,8 @@ class Rule:
   Filters apply after the temperature, top_k first. Raises ValueError for a number that cannot draw.
   """
 
-  # Numbers or arrays []; JAX makes rules of its own placeholders, too: objects. `--set` reads the first type.
+  # Numbers or arrays []; JAX makes rules of its own placeholders, too: objects. `--set` reads the
+  # first type.
   temperature: float | Array | object = 1.0
   top_k: int | Array | object | None = None
   top_p: float | Array | object | None = None
