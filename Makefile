@@ -5,7 +5,7 @@ WORKDIR ?= runs/demo
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
-.PHONY: demo lint test test-slow test-faults test-beam test-browser test-oracle test-oracle-slow \
+.PHONY: demo lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
   test-abx test-tpu benchmark-codec
 
 demo: $(INSTALLED)
@@ -16,7 +16,7 @@ lint: $(TEST_INSTALLED)
 	$(VENV)/bin/ruff format --check .
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not faults and not beam and not oracle and not browser and not tpu" \
+	$(VENV)/bin/python -m pytest -m "not slow and not faults and not fuzz and not beam and not oracle and not browser and not tpu" \
 	  -n 2 --dist=loadfile --no-loadscope-reorder
 
 test-slow: $(TEST_INSTALLED)
@@ -24,6 +24,9 @@ test-slow: $(TEST_INSTALLED)
 
 test-faults: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m faults -p no:hypothesispytest tests/faults
+
+test-fuzz: $(TEST_INSTALLED)
+	$(VENV)/bin/python -m pytest -m fuzz tests/fuzz
 
 test-beam: .venv-beam/.installed
 	.venv-beam/bin/python -m pytest -m beam tests/data

@@ -320,7 +320,10 @@ def _open(file: io.BufferedIOBase, name: str) -> _Sound:
   try:
     sound = _Sound(file, headers)
   except (soundfile.SoundFileError, TypeError) as error:
-    raise UserError(f'{name}: damaged, {error}; {audio_checks.remedy(name)}') from error
+    reason = getattr(error, 'error_string', str(error)).rstrip(
+      '.'
+    )  # without what soundfile calls an open file
+    raise UserError(f'{name}: damaged, {reason}; {audio_checks.remedy(name)}') from error
   if not MIN_SAMPLE_RATE <= sound.samplerate <= MAX_SAMPLE_RATE:
     raise UserError(
       f'{name}: {sound.samplerate} Hz is outside {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}: resample '

@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import stat
+import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,6 +39,13 @@ _BIT_RATES = (
   (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
   (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
+# of a FLAC frame, by the codes in its header; others are told beside it, or in the file's header
+_FLAC_RATES = dict(
+  enumerate(
+    (88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1
+  )
+)
+_FLAC_WIDTHS = {1: 8, 2: 12, 4: 16, 5: 20, 6: 24, 7: 32}
 _SAMPLE_RATES = {
   3: (44_100, 48_000, 32_000),
   2: (22_050, 24_000, 16_000),
@@ -74,9 +82,10 @@ def examine(file: io.BufferedIOBase, name: str) -> Headers:
     raise UserError(f'{name}: {_described(start, name)}')
   if kind == 'WAV':
     return _wav(file, name, start)
-  if kind == 'OGG':
-    _check_ogg_is_whole(file, name)
-  return _mp3(file) if kind == 'MP3' else Headers(kind)
+  if kind == 'MP3':
+    return _mp3(file, name)
+  (_check_ogg if kind == 'OGG' else _check_flac)(file, name)
+  return Headers(kind)
 
 
 def open_file(path: str | os.PathLike) -> io.BufferedIOBase:
@@ -237,39 +246,105 @@ def _chunks_to_the_end(file: io.BufferedIOBase, at: int, size: int) -> bool:
   return False
 
 
-def _check_ogg_is_whole(file: io.BufferedIOBase, name: str):
-  """Checks that the last page is whole and marked as the last.
+def _check_ogg(file: io.BufferedIOBase, name: str):
+  """Raises ValueError unless pages follow one another without damage to one that says it is the
+  last.
 
-  Raises:
-    UserError: if it is not.
+  A decoder passes over damaged pages, and reads the first of several streams, without a word.
   """
-  size = file.seek(0, os.SEEK_END)
-  file.seek(max(0, size - (1 << 17)))  # a page is below 64 KiB
-  tail = file.read()
-  page = tail[tail.rfind(b'OggS') :]
-  segments = page[27 : 27 + page[26]] if len(page) > 26 else b''
-  if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(segments):
+  at, flags = 0, 0
+  while head := _bytes(file, at, 27):
+    page = head + file.read(head[26]) if len(head) == 27 else head
+    length = len(page) + sum(page[27:])
+    if head[:4] != b'OggS' and flags & 4:
+      return  # something of others behind the last page
+    if flags & 4 and len(head) == 27 and head[5] & 2:
+      raise UserError(
+        f'{name}: several recordings one behind another, of which decoders read the first: '
+        f'{_conversion(name)}'
+      )
+    page += file.read(length - len(page))
+    if head[:4] != b'OggS' or len(page) < max(length, 27):
+      missing = 'cut short, its last page is missing' if file.read(1) == b'' else f'damaged at {at}'
+      raise UserError(f'{name}: {missing}: {remedy(name)}')
+    if page[22:26] != _ogg_checksum(page[:22] + bytes(4) + page[26:]):
+      raise UserError(f'{name}: damaged between bytes {at} and {at + length}: {remedy(name)}')
+    at, flags = at + length, head[5]
+  if not flags & 4:
     raise UserError(f'{name}: cut short, its last page is missing: {remedy(name)}')
 
 
-def _mp3(file: io.BufferedIOBase) -> Headers:
-  """Reads an MP3's frame count from its tag (Xing, Info, VBRI), or counts the frames."""
-  at = 0
-  while (tag := _bytes(file, at, 10))[:3] == b'ID3':  # sizes have seven bits per byte
-    at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0)))
+_REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+  """Returns the CRC-32 of RFC 3533: that of zlib with the bits of every byte in the other order."""
+  register = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+  return register.to_bytes(4, 'little').translate(_REVERSED)[::-1]
+
+
+def _check_flac(file: io.BufferedIOBase, name: str):
+  """Raises ValueError where the first frame has another rate, width or number of channels than the
+  file's header, which has no checksum (RFC 9639).
+  """
+  at, last, bits = 4, False, int.from_bytes(_bytes(file, 18, 8), 'big')
+  for _ in range(MAX_CHUNKS):
+    block = b'' if last else _bytes(file, at, 4)
+    if len(block) < 4:
+      break
+    last, at = bool(block[0] & 0x80), at + 4 + int.from_bytes(block[1:], 'big')
+  frame = _bytes(file, at, 16)
+  if not last or len(frame) < 16 or frame[0] != 0xFF or frame[1] & 0xFE != 0xF8:
+    return  # no frame: the decoder says so
+  told = bits >> 44, (bits >> 41 & 7) + 1, (bits >> 36 & 31) + 1
+  number = max(1, 8 - (frame[4] ^ 0xFF).bit_length())  # bytes of it, as in UTF-8
+  behind = 4 + number + {6: 1, 7: 2}.get(frame[2] >> 4, 0)
+  two = int.from_bytes(frame[behind : behind + 2], 'big')
+  rates = _FLAC_RATES | {12: 1000 * (two >> 8), 13: two, 14: 10 * two}
+  channels = (frame[3] >> 4) + 1 if frame[3] >> 4 < 8 else 2  # beyond: sums and differences of two
+  found = rates.get(frame[2] & 15, told[0]), channels, _FLAC_WIDTHS.get(frame[3] >> 1 & 7, told[2])
+  if found != told:
+    as_text = lambda values: '{} Hz, {} channels, {} bits'.format(*values)
+    raise UserError(
+      f'{name}: damaged, its header tells {as_text(told)}, its first frame {as_text(found)}: '
+      f'{remedy(name)}'
+    )
+
+
+def _mp3(file: io.BufferedIOBase, name: str) -> Headers:
+  """Looks for the tag (Xing, Info, VBRI) that tells an MP3's frames; counts them where there is
+  none.
+
+  Raises ValueError where frames follow behind those that the tag counts: they would not be read.
+  """
+  at = _behind_id3(file, 0)
   data = _bytes(file, at, 1 << 16)
   first = next((i for i in range(len(data)) if _frame(data[i : i + 4])), None)
   if first is None:
     return Headers('MP3', tells_length=False)
   sides = (17, 32) if data[first + 1] & 8 else (9, 17)  # bytes of side information: mono, stereo
-  tag = data[first + 4 + sides[data[first + 3] >> 6 != 3] :][:8]
-  has_length = tag[:4] in (b'Xing', b'Info') and len(tag) == 8 and tag[7] & 1
+  tag = data[first + 4 + sides[data[first + 3] >> 6 != 3] :][:16]
+  has_length = tag[:4] in (b'Xing', b'Info') and len(tag) == 16 and tag[7] & 1
   if has_length or data[first + 36 : first + 40] == b'VBRI':
+    if has_length and tag[7] & 2:  # the bytes are told, too
+      end = at + first + int.from_bytes(tag[12:16], 'big')
+      if _frame(_bytes(file, _behind_id3(file, end), 4)):
+        raise UserError(
+          f'{name}: more follows behind the length that its header tells, as where recordings '
+          f'were put one behind another: {_conversion(name)}'
+        )
     return Headers('MP3')
   samples, at = 0, at + first
   while frame := _frame(_bytes(file, at, 4)):
     samples, at = samples + frame[1], at + frame[0]
   return Headers('MP3', tells_length=False, num_samples=samples)
+
+
+def _behind_id3(file: io.BufferedIOBase, at: int) -> int:
+  """Returns the position behind the ID3 tags at `at`, whose sizes have seven bits a byte."""
+  while (tag := _bytes(file, at, 10))[:3] == b'ID3':
+    at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0)))
+  return at
 
 
 def _bytes(file: io.BufferedIOBase, at: int, count: int) -> bytes:

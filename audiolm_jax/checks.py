@@ -48,6 +48,9 @@ ABOVE_ONE = _number('a finite number above 1', lambda value: value > 1)
 SHARE = _number('from 0 to 1', lambda value: 0 <= value <= 1)
 POSITIVE_SHARE = _number('above 0, and at most 1', lambda value: 0 < value <= 1)
 BELOW_ONE = _number('at least 0 and below 1', lambda value: 0 <= value < 1)  # decays, dropout
+# lengths of clips, which are held in memory, and times to wait, of which threads take 292 years
+CLIP_SECONDS = _number('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
+WAIT_SECONDS = _number('above 0, and at most 1e9 (30 years)', lambda value: 0 < value <= 1e9)
 BETWEEN = _number('above 0 and below 1', lambda value: 0 < value < 1)
 FLAG = Legal('True or False', lambda value: isinstance(value, (bool, np.bool_)))
 TEXT = Legal('a string', lambda value: isinstance(value, str))
@@ -56,7 +59,7 @@ TEXT = Legal('a string', lambda value: isinstance(value, str))
 def _is_float_type(value: Any) -> bool:
   try:
     return jnp.issubdtype(jnp.dtype(value), jnp.floating)
-  except TypeError:
+  except (TypeError, ValueError, SyntaxError):  # numpy parses what might be a record
     return False
 
 

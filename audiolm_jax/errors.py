@@ -3,3 +3,8 @@
 
 class UserError(ValueError):
   """Names a wrong value, its file or flag, and the remedy. Programs print it as one line."""
+
+
+def install(extra: str) -> str:
+  """Returns what installs an extra of this package: by its folder, as no package index has it."""
+  return f"run `pip install -e '.[{extra}]'` in the folder of audiolm_jax"

@@ -33,10 +33,11 @@ class Rule:
     UserError: if a number is out of range.
   """
 
-  # Numbers or arrays []; JAX makes rules of its own placeholders, too, which no annotation names.
-  temperature: Any = 1.0
-  top_k: Any = None
-  top_p: Any = None
+  # Numbers or arrays []; JAX makes rules of its own placeholders, too: objects. `--set` reads the
+  # first type.
+  temperature: float | Array | object = 1.0
+  top_k: int | Array | object | None = None
+  top_p: float | Array | object | None = None
 
   def __post_init__(self):
     legal = {
@@ -67,7 +68,7 @@ class ParallelRule:
   """
 
   rule: Rule = Rule(1.0)
-  noise: Any = 4.5  # a number or an array []
+  noise: float | Array | object = 4.5  # a number or an array []
   iterations: tuple[int, ...] = (16, 1)
 
   def __post_init__(self):

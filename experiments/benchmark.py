@@ -8,7 +8,7 @@ run on one machine.
 
 import argparse
 
-from experiments import workspace
+from experiments import command_line, workspace
 from experiments.benchmarks import acoustic, codec
 from experiments.benchmarks import input as input_benchmark
 
@@ -16,7 +16,7 @@ BENCHMARKS = {'acoustic': acoustic, 'codec': codec, 'input': input_benchmark}
 
 
 def main():
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest='command', required=True)

@@ -18,6 +18,16 @@ MEMORY = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+  """Argparse's parser, which refuses a flag of the value `--`: older ones make a list of it."""
+
+  def parse_known_args(self, args=None, namespace=None):
+    for word in sys.argv[1:] if args is None else args:
+      if word.startswith('-') and word.endswith('=--'):
+        self.error(f'{word}: -- is no value')
+    return super().parse_known_args(args, namespace)
+
+
 def path(text: str) -> pathlib.Path:
   """Returns the path that a flag names; argparse's error for a URL."""
   try:
@@ -62,9 +72,7 @@ COUNT = _number(int, checks.WHOLE)
 COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
 SEED = _number(int, checks.SEED)
 SHARE = _number(float, checks.POSITIVE_SHARE)
-SECONDS = _number(
-  float, checks.Legal('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
-)
+SECONDS = _number(float, checks.CLIP_SECONDS)
 
 
 def prove_folder(folder: pathlib.Path, flag: str):

@@ -6,7 +6,7 @@ run.
   python -m experiments.compile --stage=soundstorm --recipe=librilight --topology=v5e:4x4 --decode
   python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
 
-Needs libtpu: pip install libtpu. The topology is the shape of one slice, in chips. With --decode
+Needs libtpu: the extra `compile`. The topology is the shape of one slice, in chips. With --decode
 the
 program is the one that generates, on one chip: a step of a language model's decoding, or
 SoundStorm's whole window.
@@ -29,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from audiolm_jax import files, windows
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import flops, hlo, roofline, sharding
@@ -130,7 +130,7 @@ def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[j
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UserError(
-      f'--topology={name}: libtpu does not know it, or is not there (pip install libtpu): {reason}'
+      f'--topology={name}: libtpu does not know it, or is not there ({install("compile")}): {reason}'
     ) from error
 
 

@@ -64,6 +64,8 @@ class Folder:
       sample_rate=checks.WHOLE,
       held_out=checks.SHARE,
       speaker_folders=checks.FLAG,
+      max_seconds=checks.POSITIVE,
+      max_bad_fraction=checks.SHARE,
     )
 
   def examples(self, split: str, cache_dir):
@@ -112,6 +114,8 @@ class LibriLight:
       splits=checks.each(checks.TEXT),
       held_out=checks.SHARE,
       part_seconds=checks.POSITIVE,
+      max_seconds=checks.POSITIVE,
+      max_bad_fraction=checks.SHARE,
     )
 
   def examples(self, split: str, cache_dir):
@@ -214,6 +218,7 @@ class Tfds:
       sample_rate=checks.WHOLE,
       speaker_name=checks.optional(checks.TEXT),
       stored_sample_rate=checks.optional(checks.WHOLE),
+      max_bad_fraction=checks.SHARE,
     )
 
   def examples(self, split: str, cache_dir):

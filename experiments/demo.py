@@ -10,6 +10,7 @@ reconstruction.wav (the codec alone), spectrograms.png, curves.png and report.js
 started again, it goes on where it was.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -57,7 +58,7 @@ def main():
   if args.prompt is not None:
     own_T = audio.load(args.prompt, rate)
   train_and_evaluate(recipe, args.workdir, common)
-  whole_T = held_out_utterance(recipe, args.workdir) if args.prompt is None else own_T
+  whole_T = held_out_utterance(recipe, args.workdir, rate) if args.prompt is None else own_T
   prompt_T = whole_T[: round(recipe.evaluation.prompt_seconds * rate)]
   audio.save(args.workdir / 'prompt.wav', prompt_T, rate, overwrite=True)
   continuations = continue_prompt(recipe, args.workdir, common)
@@ -134,12 +135,14 @@ def continue_prompt(
   return {title: path for title, (_, path) in paths.items()}
 
 
-def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path) -> np.ndarray:
-  """Returns an utterance that counts, of a voice and a text that no stage was trained on."""
-  _, judged = sources.held_out_voices(recipe, workdir)
-  return next(
-    example['waveform'] for example in judged if example.get('kind', 'counting') == 'counting'
-  )
+def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path, rate: int) -> np.ndarray:
+  """Returns the first held-out prompt of the evaluation, its true continuation included, at `rate`.
+
+  Raises ValueError where no held-out utterance is long enough.
+  """
+  evaluation = dataclasses.replace(recipe.evaluation, num_prompts=1)
+  [example] = sources.prompts(dataclasses.replace(recipe, evaluation=evaluation), workdir, rate)
+  return example['waveform']
 
 
 def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathlib.Path]):

@@ -20,6 +20,8 @@ import itertools
 import os
 import pathlib
 import shlex
+import zipfile
+import zlib
 from collections.abc import Iterator
 
 import jax
@@ -31,10 +33,12 @@ from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import workdir as run_folder
-from experiments import corpora, sources, workspace
+from experiments import command_line, corpora, sources, workspace
 from experiments import recipe as recipe_lib
 
 SHARD_EXAMPLES = 64
+# what np.load raises, by the place of the damage
+_NO_ARRAYS = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows them
 
 
@@ -191,22 +195,27 @@ def fit_semantic_tokens(
 
 
 def _is_sample(path: pathlib.Path, sample: str) -> bool:
-  """Returns whether a process has finished its share of this sample; that of another model is
-  none.
+  """Returns whether a process has finished its share of this sample; that of another model, or a
+  torn file, is none.
   """
-  if not path.is_file():
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      return str(stored['sample']) == sample
+  except _NO_ARRAYS:
     return False
-  with np.load(path, allow_pickle=False) as stored:
-    return str(stored['sample']) == sample
 
 
 def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
-  with np.load(path, allow_pickle=False) as stored:
-    ends_I = np.cumsum(stored['lengths'], dtype=int)
-    return [
-      [frames_ND] if len(frames_ND) else []
-      for frames_ND in np.split(stored['frames'], ends_I)[: len(ends_I)]
-    ]
+  """Returns the batches of frames of a share. Raises ValueError where the file is damaged."""
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      frames_ND, ends_I = stored['frames'], np.cumsum(stored['lengths'], dtype=int)
+  except _NO_ARRAYS as error:
+    raise UserError(
+      f'{path} is damaged ({error}): run `rm {shlex.quote(str(path))}`, and start all again'
+    ) from error
+  parts = np.split(frames_ND, ends_I)[: len(ends_I)]
+  return [[part_ND] if len(part_ND) else [] for part_ND in parts]
 
 
 def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprints):
@@ -227,7 +236,7 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
     inventory_path(workdir, split),
     inventory.of(corpus),
     made,
-    f'put the corpus back as it was, or begin again: {aside(folder)}, and the same command',
+    f'put the corpus back as it was, or begin again: {again(workdir)}',
   )
   ratio = tokens.frames_per_semantic(kinds['frame_rate'], kinds['semantic_rate'])
   num_shards = -(-len(corpus) // SHARD_EXAMPLES)
@@ -250,7 +259,7 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
     raise UserError(
       f'{split}: none of {len(corpus)} clips could be read; why is in '
       f'{corpora.listing(workdir / "corpus")}: mend '
-      f'them, or give others, and begin again: {aside(folder)}, and the same command'
+      f'them, or give others, and begin again: {again(workdir)}'
     )
   if jax.process_index() == 0:
     token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **kinds})
@@ -296,8 +305,12 @@ def news(recipe: recipe_lib.Recipe, workdir: pathlib.Path, split: str) -> str:
     return ''
   if before is None or not (changes := inventory.difference(before, inventory.of(corpus))):
     return ''
-  remedy = f'{aside(workdir / "tokens")}, and the same command'
-  return f'\n  since then: {changes}; to encode it as it is now: {remedy}'
+  return f'\n  since then: {changes}; to encode it as it is now: {again(workdir)}'
+
+
+def again(workdir: pathlib.Path) -> str:
+  """Returns the commands that move the tokens of a workdir away and encode its corpus once more."""
+  return f'{aside(workdir / "tokens")}, then `{command_line.command("encode", workdir)}`'
 
 
 def aside(folder: pathlib.Path) -> str:

@@ -19,7 +19,7 @@ import json
 import pathlib
 
 from audiolm_jax import files
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import ctc
 from experiments import command_line, evaluations, sources, workspace
 from experiments import recipe as recipe_lib
@@ -106,7 +106,7 @@ def draw(result: dict, path: pathlib.Path):
   if 'trade_off' not in result:
     return
   if importlib.util.find_spec('matplotlib') is None:
-    print(f'{path} is not drawn: pip install audiolm_jax[plot]')
+    print(f'{path} is not drawn, which needs matplotlib: {install("plot")}')
     return
   from experiments import pictures  # matplotlib is an extra
 

@@ -21,7 +21,7 @@ from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
 from audiolm_jax.training import workdir as run_folder
-from experiments import forgeries, sources, workspace
+from experiments import command_line, forgeries, sources, workspace
 from experiments import recipe as recipe_lib
 
 VALIDATION_SHARE = 8  # one in so many training voices
@@ -66,7 +66,8 @@ def forge_split(
     folder / f'{split}.corpus.json',
     inventory.of(corpus),
     made,
-    f'put the corpus back as it was, or move {folder} away and give the same command again',
+    f'put the corpus back as it was, or move {folder} away and run '
+    f'`{command_line.command("forge", workdir)}`',
   )
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)

@@ -6,19 +6,19 @@ files.
   python -m experiments.prepare maestro --root=/data/maestro-v3.0.0 --output=/data/tfds
 
 What follows -- is for Beam (--runner=DataflowRunner, ...). Train on the result with a recipe whose
-corpus is `Tfds`. Needs `pip install audiolm_jax[beam]`.
+corpus is `Tfds`. Needs the extra `beam`.
 """
 
 import argparse
 import os
 import sys
 
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 from experiments import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):
-  parser = argparse.ArgumentParser(
+  parser = command_line.Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     usage='%(prog)s [-h] --root ROOT --output OUTPUT [--num_shards N] CORPUS [-- BEAM_FLAGS ...]',
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None):
   try:
     from audiolm_jax.data import builders
   except ImportError as error:
-    raise UserError(f'{error}: pip install audiolm_jax[beam]') from error
+    raise UserError(f'{error}: {install("beam")}') from error
   kind = {
     'folder': builders.AudioFolder,
     'librilight': builders.LibriLight,

@@ -41,7 +41,7 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   """Returns a parser with the flags that every program has; those of a `recipe` only where one is
   read.
   """
-  result = argparse.ArgumentParser(
+  result = command_line.Parser(
     description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   result.add_argument(

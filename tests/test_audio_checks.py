@@ -4,6 +4,7 @@ floats.
 
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -156,4 +157,58 @@ def test_a_name_that_is_no_text_is_read_and_named(tmp_path):
   assert len(audio.load(path, RATE)) == audio.info(path).num_samples == len(NOISE_T)
   open(path, 'wb').close()
   with pytest.raises(ValueError, match='\udce9\udcff.wav: is empty'):
+    audio.load(path, RATE)
+
+
+@pytest.mark.parametrize('subtype', ['VORBIS', 'OPUS'])
+def test_damage_in_the_middle_of_an_ogg_is_named_not_passed_over(tmp_path, subtype):
+  path = written(tmp_path / 'a.ogg', np.tile(NOISE_T, 4), subtype=subtype)
+  data = path.read_bytes()
+  starts = [match.start() for match in re.finditer(b'OggS', data)]
+  at = starts[len(starts) // 2]
+  assert 2 < len(starts) // 2 < len(starts) - 1
+  for changed in (
+    data[:at] + bytes(622) + data[at:],  # inserted
+    data[: at + 60] + data[at + 90 :],  # removed
+    data[: at + 60] + bytes([data[at + 60] ^ 1]) + data[at + 61 :],  # one bit
+  ):
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r'a.ogg: damaged (at|between)'):
+      audio.load(path, RATE)
+  path.write_bytes(data + b'TAG' + bytes(125))  # what follows the last page is no harm
+  assert len(audio.load(path, RATE)) == 4 * len(NOISE_T)
+
+
+@pytest.mark.parametrize(
+  'extension, says', [('ogg', 'several recordings'), ('mp3', 'more follows')]
+)
+def test_recordings_put_one_behind_another_are_not_read_to_the_first_end(tmp_path, extension, says):
+  path = written(tmp_path / f'a.{extension}')
+  data = path.read_bytes()
+  path.write_bytes(data + data)
+  with pytest.raises(ValueError, match=f'a.{extension}: {says}.*convert it by `ffmpeg -i'):
+    audio.load(path, RATE)
+  path.write_bytes(data + b'TAG' + bytes(125))
+  assert len(audio.load(path, RATE)) == len(NOISE_T)
+
+
+def test_the_checksum_of_an_ogg_page_is_that_of_its_definition():
+  register, page = 0, b'OggS' + bytes(range(200))  # RFC 3533: polynomial 0x04c11db7, no reflection
+  for bit in (byte >> shift & 1 for byte in page for shift in range(7, -1, -1)):
+    register = (register << 1 & 0xFFFFFFFF) ^ (0x04C11DB7 if (register >> 31) ^ bit else 0)
+  assert audio_checks._ogg_checksum(page) == register.to_bytes(4, 'little')
+
+
+@pytest.mark.parametrize('rate', [8_000, 11_025, 12_345, 44_100, 95_000, 96_000, 192_000])
+@pytest.mark.parametrize('subtype, channels', [('PCM_16', 1), ('PCM_24', 2), ('PCM_S8', 7)])
+def test_a_flac_whose_header_and_frames_differ_is_refused(tmp_path, rate, subtype, channels):
+  path = written(
+    tmp_path / 'a.flac', np.tile(NOISE_T[:5000, None], channels), rate, subtype=subtype
+  )
+  assert audio.info(path) == ('FLAC', rate, channels, 5000, True)
+  data = bytearray(path.read_bytes())
+  data[18] ^= 0x01  # of the 20 bits of the rate
+  path.write_bytes(data)
+  told = rf'its header tells {rate ^ 0x1000} Hz, .* its first frame {rate} Hz, {channels} channels'
+  with pytest.raises(ValueError, match=f'a.flac: damaged, {told}'):
     audio.load(path, RATE)

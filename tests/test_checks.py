@@ -38,6 +38,7 @@ from experiments.recipe import Evaluation, Forgeries, SemanticTokens
 
 NAN, INF = float('nan'), float('inf')
 COUNT = 'a whole number of at least 1'
+CLIP = 'above 0, and at most 86400 (a day)'
 TRAIN = TrainConfig(batch_size=8, num_steps=10)
 FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (
@@ -57,7 +58,7 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (
     TRAIN,
     dict(save_every_seconds=0.0, slow_seconds=NAN, timeout_seconds=-1.0),
-    'a finite number above 0, or None',
+    'above 0, and at most 1e9 (30 years), or None',
   ),
   (TRAIN, dict(ema_decay=1.0), 'at least 0 and below 1, or None'),
   (OptimizerConfig(), dict(learning_rate=-1e-3, weight_decay=INF), 'a finite number of at least 0'),
@@ -67,11 +68,8 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (Band(metric='loss', step=1, low=0.0, high=1.0), dict(step=-1), 'a whole number of at least 0'),
   (MeshConfig(), dict(data=0, fsdp=-2), f'{COUNT}, or -1'),
   (Evaluation(), dict(num_clips=0, num_prompts=-1), COUNT),
-  (
-    Evaluation(),
-    dict(seconds=INF, prompt_seconds=0.0, decoder_seconds=NAN),
-    'a finite number above 0',
-  ),
+  (Evaluation(), dict(decoder_seconds=NAN), 'a finite number above 0'),
+  (Evaluation(), dict(seconds=INF, prompt_seconds=0.0), CLIP),
   (Evaluation(), dict(carry_seconds=-1.0), 'a finite number of at least 0'),
   (Forgeries(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
   (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
@@ -103,14 +101,12 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (soundstream.Config(), dict(film='middle'), "one of None, 'encoder', 'decoder'"),
   (w2v_bert.Config(), dict(num_mels=0, feature_layer=0, num_negatives=0), COUNT),
   (w2v_bert.Config(), dict(mask_probability=1.5), 'from 0 to 1'),
-  (
-    w2v_bert.Config(),
-    dict(contrastive_temperature=0.0, crop_seconds=INF),
-    'a finite number above 0',
-  ),
+  (w2v_bert.Config(), dict(contrastive_temperature=0.0), 'a finite number above 0'),
+  (w2v_bert.Config(), dict(crop_seconds=INF), CLIP),
   (w2v_bert.Config(), dict(targets='words'), "one of 'gumbel', 'clusters'"),
   (semantic.Config(), dict(num_clusters=0), COUNT),
-  (semantic.Config(), dict(crop_seconds=NAN, semantic_rate=INF), 'a finite number above 0'),
+  (semantic.Config(), dict(crop_seconds=NAN), CLIP),
+  (semantic.Config(), dict(semantic_rate=INF), 'a finite number above 0'),
   (coarse.Config(), dict(num_clusters=-1, num_quantizers=0, codebook_size=0), COUNT),
   (coarse.Config(), dict(code_dropout=1.0), 'at least 0 and below 1'),
   (fine.Config(), dict(num_coarse=0, codebook_size=-1), COUNT),
@@ -118,7 +114,7 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (soundstorm.Config(), dict(num_layers=0, kernel_size=-1), COUNT),
   (classifier.Config(num_classes=2), dict(num_classes=0, num_mels=0, hop_length=0), COUNT),
   (detector.Config(), dict(channels=()), f'a tuple of one or more, each {COUNT}'),
-  (detector.Config(), dict(crop_seconds=-1.0), 'a finite number above 0'),
+  (detector.Config(), dict(crop_seconds=-1.0), CLIP),
   (synthesized.Config(), dict(num_train_voices=0, sample_rate=-1), COUNT),
   (synthesized.Config(), dict(train_minutes=NAN), 'a finite number above 0'),
   (synthesized_benchmark.Sizes(), dict(num_voices=0, num_phrases=0), COUNT),
@@ -232,3 +228,34 @@ def test_ids_are_integers_in_range_and_padding_where_it_may_be():
       checks.ids('codes', wrong, 7)
   with pytest.raises(ValueError, match='codes holds -1, outside of 0 to 6: was'):
     checks.ids('codes', np.array([-1]), 7, padding=False)
+
+
+@pytest.mark.parametrize(
+  'kind, field, wrong, legal',
+  [
+    (corpora.Folder, 'max_seconds', (0, -1.0, float('nan')), 5.0),
+    (corpora.Folder, 'max_bad_fraction', (-0.1, 1.5, 2**31), 0.5),
+    (corpora.LibriLight, 'max_seconds', (0, -1.0, float('inf')), 5.0),
+    (corpora.LibriLight, 'max_bad_fraction', (-0.1, 1.5), 1.0),
+    (corpora.Tfds, 'max_bad_fraction', (-0.1, 1.5), 0.0),
+  ],
+)
+def test_limits_of_corpora_have_ranges(kind, field, wrong, legal):
+  place = {'folder': 'x'} if kind is corpora.Tfds else {'root': 'x'}
+  assert getattr(kind(**place, **{field: legal}), field) == legal
+  for value in wrong:
+    with pytest.raises(ValueError, match=f'{field}=.*: must be '):
+      kind(**place, **{field: value})
+
+
+def test_lengths_of_clips_and_times_to_wait_have_ends():
+  assert checks.CLIP_SECONDS.holds(86_400) and not checks.CLIP_SECONDS.holds(86_401)
+  # what threads take: threading.TIMEOUT_MAX is about 9.2e9 s, and 1e30 is an OverflowError there
+  assert checks.WAIT_SECONDS.holds(1e9) and not checks.WAIT_SECONDS.holds(1e30)
+  for rule in (checks.CLIP_SECONDS, checks.WAIT_SECONDS):
+    assert rule.holds(0.5) and not any(map(rule.holds, (0, -1, float('nan'), float('inf'), True)))
+
+
+@pytest.mark.parametrize('text', ['9' * 5_000, 'int8', '(', 'float', '', '1,2'])
+def test_a_name_of_a_type_is_that_of_floats_or_refused_whatever_it_is(text):
+  assert checks.FLOAT_TYPE.holds(text) == (text == 'float')

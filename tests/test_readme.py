@@ -166,3 +166,14 @@ def test_commands_run_as_copied_after_the_demo(tmp_path):
     'decoded/prompt.wav',
   ):
     assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_every_kind_of_fault_in_the_results_has_its_tests():
+  page = (ROOT / 'docs/results/fuzz.md').read_text()
+  rows = dict(re.findall(r'^\| (\d+) \| .* \| (.*) \|$', page, re.MULTILINE))
+  assert list(map(int, rows)) == list(range(1, 23))
+  sources = [path.read_text() for path in (ROOT / 'tests').rglob('test_*.py')]
+  there = {name for text in sources for name in re.findall(r'^def (test_\w+)', text, re.MULTILINE)}
+  named = {row: re.findall(r'`(test_\w+)`', names) for row, names in rows.items()}
+  assert all(named.values())
+  assert not {name for names in named.values() for name in names} - there

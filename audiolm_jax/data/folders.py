@@ -1,6 +1,7 @@
 """Sources of audio files: a folder, or any list of (parts of) files."""
 
 import collections
+import errno
 import functools
 import os
 import stat
@@ -201,7 +202,10 @@ def _walk(
     path = places.pop() if places else links.popleft()
     try:
       status = os.stat(path)
-    except OSError:
+    except OSError as error:
+      if error.errno == errno.ENAMETOOLONG:
+        left_out.append((path, 'its path is too long for the system: move it up'))
+        continue
       status = None
     if status is None or not stat.S_ISDIR(status.st_mode):
       yield path, status

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 
 SAMPLE_RATE = 16_000  # Hz
 _BIT_RATE = 64_000  # bit/s; two samples per byte
@@ -20,7 +20,7 @@ def load(path: str | os.PathLike, *, max_seconds: float = 3600.0) -> np.ndarray:
   try:
     import G722
   except ImportError as error:
-    raise ImportError('G.722 files need a decoder: pip install "audiolm_jax[speech]"') from error
+    raise UserError(f'G.722 files need a decoder: {install("speech")}') from error
   num_bytes = os.path.getsize(path)
   seconds = 8 * num_bytes / _BIT_RATE
   if not 0 < seconds <= max_seconds:

@@ -26,7 +26,7 @@ import soxr
 
 from audiolm_jax import checks, files
 from audiolm_jax.data import espeak
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
 # Increment when the audio of a config changes, to invalidate caches of older versions.
@@ -153,7 +153,7 @@ class Config:
       num_test_voices=checks.WHOLE,
       train_minutes=checks.POSITIVE,
       test_minutes=checks.POSITIVE,
-      utterance_seconds=checks.POSITIVE,
+      utterance_seconds=checks.CLIP_SECONDS,
       counting_share=checks.SHARE,
       highest_number=checks.whole(1, len(NUMBERS) - 1),
       steps=checks.each(step),
@@ -351,10 +351,9 @@ def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict
   try:
     import espeakng_loader
   except ImportError as error:
-    raise ImportError(
-      'the synthesized corpus needs espeak-ng: pip install audiolm_jax[synth]'
-    ) from error
-  # -I isolates the program from this process's import path; it needs the standard library only.
+    raise UserError(f'the synthesized corpus needs espeak-ng: {install("synth")}') from error
+  # -I: the helper must not see this process's import path; it needs nothing but the standard
+  # library.
   command = [sys.executable, '-I', espeak.__file__, str(espeakng_loader.get_library_path())]
   command.append(str(espeakng_loader.get_data_path()))
 

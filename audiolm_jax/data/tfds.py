@@ -9,7 +9,7 @@ import soxr
 
 from audiolm_jax import audio, audio_checks
 from audiolm_jax.data import skipped
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 
 
 class Examples:
@@ -113,9 +113,7 @@ def examples(
   try:
     import tensorflow_datasets
   except ImportError as error:
-    raise ImportError(
-      'TFDS data sets need tensorflow-datasets: pip install audiolm_jax[tfds]'
-    ) from error
+    raise UserError(f'TFDS data sets need tensorflow-datasets: {install("tfds")}') from error
   builder = tensorflow_datasets.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
     raise UserError(

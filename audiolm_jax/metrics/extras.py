@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UserError, install
 
 
 def load(module: str, name: str | None = None) -> types.ModuleType:
@@ -19,6 +19,4 @@ def load(module: str, name: str | None = None) -> types.ModuleType:
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise UserError(
-      f"{name or module} is not installed: pip install 'audiolm_jax[eval]' ({error})"
-    ) from error
+    raise UserError(f'{name or module} is not installed: {install("eval")} ({error})') from error

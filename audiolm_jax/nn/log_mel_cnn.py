@@ -46,7 +46,7 @@ class LogMelCNNConfig:
       window_length=checks.WHOLE,
       hop_length=checks.WHOLE,
       sample_rate=checks.WHOLE,
-      crop_seconds=checks.POSITIVE,
+      crop_seconds=checks.CLIP_SECONDS,
       dtype=checks.FLOAT_TYPE,
     )
     if self.crop_length < self.window_length:

@@ -49,7 +49,7 @@ class Config:
   def __post_init__(self):
     checks.fields(
       self,
-      crop_seconds=checks.POSITIVE,
+      crop_seconds=checks.CLIP_SECONDS,
       semantic_rate=checks.POSITIVE,
       frame_rate=checks.POSITIVE,
       num_clusters=checks.WHOLE,

@@ -42,7 +42,7 @@ class Config:
   def __post_init__(self):
     checks.fields(
       self,
-      crop_seconds=checks.POSITIVE,
+      crop_seconds=checks.CLIP_SECONDS,
       frame_rate=checks.POSITIVE,
       total_quantizers=checks.WHOLE,
       num_coarse=checks.WHOLE,

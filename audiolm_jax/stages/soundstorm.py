@@ -79,10 +79,11 @@ class Config:
       'kernel_size',
     )
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
-    rates = ('crop_seconds', 'semantic_rate', 'frame_rate')
+    rates = ('semantic_rate', 'frame_rate')
     checks.fields(self, **dict.fromkeys(rates, checks.POSITIVE))
     checks.fields(
       self,
+      crop_seconds=checks.CLIP_SECONDS,
       random_length=checks.FLAG,
       level_skew=checks.NOT_NEGATIVE,
       dropout=checks.BELOW_ONE,

@@ -105,16 +105,12 @@ class Config:
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
     weights = ('contrastive_weight', 'diversity_weight', 'mlm_weight', 'unmasked_weight')
     checks.fields(self, **dict.fromkeys(weights, checks.NOT_NEGATIVE))
-    temperatures = (
-      'contrastive_temperature',
-      'gumbel_temperature',
-      'gumbel_temperature_end',
-      'crop_seconds',
-    )
+    temperatures = ('contrastive_temperature', 'gumbel_temperature', 'gumbel_temperature_end')
     checks.fields(self, **dict.fromkeys(temperatures, checks.POSITIVE))
     checks.fields(
       self,
       window_length=checks.whole(self.mel_hop_length),
+      crop_seconds=checks.CLIP_SECONDS,
       dropout=checks.BELOW_ONE,
       mask_probability=checks.SHARE,
       targets=checks.one_of('gumbel', 'clusters'),

@@ -81,7 +81,7 @@ class TrainConfig:
       self, **dict.fromkeys(('eval_every', 'keep_every'), checks.optional(checks.WHOLE))
     )
     seconds = ('save_every_seconds', 'slow_seconds', 'timeout_seconds')
-    checks.fields(self, **dict.fromkeys(seconds, checks.optional(checks.POSITIVE)))
+    checks.fields(self, **dict.fromkeys(seconds, checks.optional(checks.WAIT_SECONDS)))
     from_0 = ('num_steps', 'max_failed_saves', 'max_skipped_batches')
     checks.fields(self, **dict.fromkeys(from_0, checks.whole(0)))
     checks.fields(

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shlex
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
       raise UserError(
         f'{str(directory)!r} is in use by process {holder["pid"]} on '
         f'{files.printable(holder["host"], 100)}: choose another workdir, '
-        f'or, if that machine is gone, delete {str(path)!r}'
+        f'or, if that machine or process is gone, run `rm {shlex.quote(str(path))}`'
       )
     _rewrite(
       file, {'pid': os.getpid(), 'host': socket.gethostname(), 'started': _started(os.getpid())}
@@ -83,7 +84,8 @@ def _holder(file, path: pathlib.Path) -> dict | None:
   except (ValueError, TypeError, KeyError, RecursionError):
     pass
   raise UserError(
-    f'{str(path)!r} does not say who holds it: delete it if no process uses this folder'
+    f'{str(path)!r} does not say who holds it: if no process uses this folder, run '
+    f'`rm {shlex.quote(str(path))}`'
   )
 
 

@@ -209,3 +209,18 @@ def test_a_record_of_bad_files_that_is_a_link_is_not_written_through(tmp_path):
   with pytest.raises(ValueError, match='record is a link'):
     source[1]
   assert not (tmp_path / 'victim').exists()
+
+
+def test_folders_too_deep_for_a_path_are_left_out_by_name(tmp_path):
+  fill(tmp_path, ['1.wav'])
+  descriptor = os.open(tmp_path, os.O_RDONLY)
+  for _ in range(25):  # of 200 bytes: beyond the 4,096 of a path
+    os.mkdir('d' * 200, dir_fd=descriptor)
+    below = os.open('d' * 200, os.O_RDONLY, dir_fd=descriptor)
+    os.close(descriptor)
+    descriptor = below
+  os.close(descriptor)
+  found = folders.scan(tmp_path)
+  assert found.paths == [str(tmp_path / '1.wav')]
+  [(path, reason)] = found.left_out
+  assert 4_096 - 201 < len(path) < 4_096 + 201 and 'path is too long for the system' in reason

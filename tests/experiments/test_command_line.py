@@ -300,3 +300,12 @@ def test_numbers_of_flags_are_finite_and_in_range_or_named(kind, legal, wrong, m
     with pytest.raises(argparse.ArgumentTypeError) as caught:
       parse(text)
     assert message in str(caught.value) and text[:80] in str(caught.value)
+
+
+@pytest.mark.parametrize('program', ['train', 'codec', 'benchmark', 'pretrained', 'prepare'])
+def test_a_flag_of_the_value_of_two_dashes_is_refused(program, monkeypatch, capsys):
+  commands = {'benchmark': ['input'], 'pretrained': ['import', 'x'], 'prepare': ['folder']}
+  flag = {'benchmark': '--chips=--', 'prepare': '--root=--'}.get(program, '--workdir=--')
+  with pytest.raises(SystemExit, match='2'):
+    programs.parse(monkeypatch, program, [*commands.get(program, []), flag])
+  assert f'{flag}: -- is no value' in capsys.readouterr().err

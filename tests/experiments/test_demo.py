@@ -2,6 +2,7 @@
 generation.
 """
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -83,3 +84,19 @@ def test_help_needs_no_matplotlib_and_a_run_says_that_it_does(monkeypatch, tmp_p
   with pytest.raises(errors.UserError, match='matplotlib, which is not installed: pip install'):
     demo.main()
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_corpus_that_tells_no_speakers_has_a_held_out_utterance(tmp_path):
+  from experiments import corpora, demo
+  from experiments.recipes import folder
+
+  tone_T = np.linspace(-0.5, 0.5, 32_000, dtype=np.float32)
+  for split in ('train', 'test'):
+    (tmp_path / split).mkdir()
+    soundfile.write(tmp_path / split / 'a.wav', tone_T, 16_000, subtype='FLOAT')
+  corpus = corpora.Folder(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
+  evaluation = dataclasses.replace(folder.RECIPE.evaluation, prompt_seconds=0.5, seconds=1.0)
+  recipe = dataclasses.replace(folder.RECIPE, corpus=corpus, evaluation=evaluation)
+  found_T = demo.held_out_utterance(recipe, tmp_path / 'run', 16_000)
+  np.testing.assert_array_equal(found_T, tone_T[:24_000])
+  assert len(demo.held_out_utterance(recipe, tmp_path / 'run', 8_000)) == 12_000

@@ -4,6 +4,7 @@ stubs.
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from experiments.recipes import folder as folder_recipe
 RATE, HOP = 16_000, 320
 PRINTS = {'soundstream': 'abc', 'semantic_tokens': 'def'}
 KINDS = {'frame_rate': 50.0, 'semantic_rate': 25.0}
+AGAIN = '`python -m experiments.encode'
 
 
 class Config:
@@ -96,7 +98,7 @@ def test_a_corpus_that_changed_before_the_end_is_refused_and_put_back_goes_on(
     run(recipe_of(root), workdir)
   monkeypatch.setattr(token_shards, 'write_shard', write)
   fill(root, ['00.wav'])
-  remedy = f'`mv {workdir}/tokens {workdir}/tokens.old1`, and the same command'
+  remedy = f'`mv {workdir}/tokens {workdir}/tokens.old1`, then {AGAIN} --workdir={workdir}`'
   with pytest.raises(ValueError, match=r'1 added .00.wav.*') as error:
     run(recipe_of(root), workdir)
   assert remedy in str(error.value)
@@ -119,7 +121,7 @@ def test_a_finished_encode_says_what_was_added_since_and_how_to_add_it(root, tmp
   run(recipe_of(root), workdir)
   said = capsys.readouterr().out
   assert 'already encoded' in said and '1 added (new.wav)' in said
-  assert f'`mv {workdir}/tokens {workdir}/tokens.old1`, and the same command' in said
+  assert f'`mv {workdir}/tokens {workdir}/tokens.old1`, then {AGAIN} --workdir={workdir}`' in said
   os.rename(root, tmp_path / 'elsewhere')  # tokens are of use without their corpus
   run(recipe_of(root), workdir)
   assert capsys.readouterr().out == f'train: already encoded; {workdir}/tokens\n'
@@ -160,6 +162,36 @@ def test_the_sample_for_the_clusters_is_bound_to_the_corpus(root, tmp_path):
   before = inventory.digest(corpus())
   fill(root, ['new.wav'])
   assert inventory.digest(corpus()) != before
+
+
+@pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.98, 1.0])
+def test_a_torn_share_of_the_sample_is_made_again_not_a_traceback(tmp_path, share):
+  path = tmp_path / 'sample.npz'
+  frames_ND = np.arange(12, dtype=np.float32).reshape(6, 2)
+  np.savez(path, frames=frames_ND, lengths=[4, 0, 2], sample='mine')
+  data = path.read_bytes()
+  path.write_bytes(data[: int(share * len(data))])
+  assert encode._is_sample(path, 'mine') == (share == 1) and not encode._is_sample(path, 'other')
+  if share == 1:
+    whole = encode._read_sample(path)
+    assert [len(batch) for batch in whole] == [1, 0, 1]
+    np.testing.assert_array_equal(np.concatenate([whole[0][0], whole[2][0]]), frames_ND)
+  else:
+    with pytest.raises(ValueError, match='sample.npz is damaged .*: run `rm .*sample.npz`'):
+      encode._read_sample(path)
+
+
+def test_the_lock_of_an_encoder_whose_machine_is_gone_names_a_remedy_that_works(tmp_path):
+  folder = tmp_path / 'a run' / 'tokens'
+  folder.mkdir(parents=True)
+  (folder / 'lock').write_text('{"pid": 7, "host": "vanished", "started": "1"}')
+  with pytest.raises(ValueError, match='in use by process 7 on vanished') as error:
+    with encode.only_encoder(folder):
+      pass
+  [remedy] = re.findall('`(rm .*)`', str(error.value))
+  subprocess.run(remedy, shell=True, check=True)
+  with encode.only_encoder(folder):
+    pass
 
 
 def test_voices_stay_beside_their_tokens(root, tmp_path):

@@ -39,5 +39,5 @@ def test_what_has_no_score_says_why(speech):
 def test_a_missing_package_is_named(speech, monkeypatch):
   monkeypatch.setitem(sys.modules, 'speechmos', None)
   monkeypatch.setitem(sys.modules, 'speechmos.dnsmos', None)
-  with pytest.raises(ValueError, match=r'pip install .audiolm_jax\[eval\]'):
+  with pytest.raises(ValueError, match=r"pip install -e '\.\[eval\]'"):
     naturalness.dnsmos(speech, 16_000)

@@ -120,7 +120,7 @@ def test_a_mean_counts_what_it_is_of():
 def test_a_missing_package_names_the_extra(monkeypatch):
   monkeypatch.setitem(perceptual.MODULES, 'pesq', 'no_such_package')
   assert perceptual.available() == ('stoi', 'visqol')
-  with pytest.raises(ValueError, match=r"pip install 'audiolm_jax\[eval\]'"):
+  with pytest.raises(ValueError, match=r"pip install -e '\.\[eval\]'"):
     perceptual.pesq(_vowel(), _vowel(), RATE)
 
 

@@ -72,7 +72,7 @@ def test_error_rates_say_what_is_missing(monkeypatch):
   with pytest.raises(ValueError, match=r'clips \[1\] have no text'):
     speech.error_rates(recognize, [np.zeros(1)] * 2, ['one', ' . '], 16_000)
   monkeypatch.setitem(sys.modules, 'jiwer', None)
-  with pytest.raises(ValueError, match=r'jiwer is not installed: pip install .audiolm_jax\[eval\]'):
+  with pytest.raises(ValueError, match=r"jiwer is not installed: run .pip install -e '\.\[eval\]'"):
     speech.error_rates(recognize, [np.zeros(1)], ['one'], 16_000)
 
 
