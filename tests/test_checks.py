@@ -28,10 +28,9 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
-from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
-from audiolm_jax.training.rollback import RollbackConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments import corpora
 from experiments.recipe import Evaluation, Forgeries, SemanticTokens

@@ -13,8 +13,7 @@ discriminators.
 
 import dataclasses
 
-from audiolm_jax.training.bands import Band
-from audiolm_jax.training.rollback import RollbackConfig
+from audiolm_jax.training.monitor import Band, RollbackConfig
 from experiments.recipes import tiny
 
 NUM_STEPS = 6000

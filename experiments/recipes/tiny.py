@@ -26,10 +26,9 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
-from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
-from audiolm_jax.training.rollback import RollbackConfig
 from experiments.corpora import Synthesized
 from experiments.recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
 
