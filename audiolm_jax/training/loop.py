@@ -177,7 +177,7 @@ def _globally(
   features: Mapping[str, base.Feature],
   batch_size: int,
   mesh: jax.sharding.Mesh,
-  batches: Iterator[Mapping[str, np.ndarray]],
+  batches: Any,  # an iterator; it needs no __iter__
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields global arrays of this process's rows. Raises ValueError where the first batch is not
   what the stage asks for.

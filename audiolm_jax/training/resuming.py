@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ def parts(train_state: step_lib.TrainState) -> dict[str, Any]:
   return {name: getattr(train_state, name) for name in _PARTS}
 
 
-def check_iterator(batches: Iterator[Any]) -> None:
+def check_iterator(batches: Any) -> None:
   """Raises ValueError unless the data position of `batches` can be saved and restored."""
   wanted = ('__next__', 'get_state', 'set_state')
   if missing := [name for name in wanted if not callable(getattr(batches, name, None))]:

@@ -262,6 +262,20 @@ def test_before_the_first_save_it_goes_back_to_the_start(tmp_path):
   assert result.step == 48 and result.metrics['rollbacks'] == 1
 
 
+def test_a_skipped_batch_is_not_what_a_state_is_tried_on(tmp_path, monkeypatch):
+  """With a save at every step the state before a skipped batch is saved again: no rollback."""
+  train = dataclasses.replace(
+    toy_run.TRAIN, num_steps=8, save_every=1, eval_every=None, max_skipped_batches=1
+  )
+  monkeypatch.setattr(toy_run, 'TRAIN', train)
+  events = []
+  result = toy_run.train(tmp_path, lambda: toy.Batches(poison=5), report=events.append)
+  assert result.step == 8
+  assert (result.metrics['rollbacks'], result.metrics['skipped_batches']) == (0, 1)
+  [event] = [event for event in events if 'message' in event]
+  assert event['step'] == 5 and 'batch left out, 1 of at most 1' in event['message']
+
+
 def test_rollbacks_are_bounded(tmp_path):
   """Batches 20 and 30 are forgiven, 40 is not; the checkpoint before it stays, and the count with
   it.
