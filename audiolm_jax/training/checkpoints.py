@@ -222,6 +222,7 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
       f'written by audiolm_jax {files.printable(metadata["version"], 80)}; '
       f'audiolm_jax {audiolm_jax.__version__} reads format {FORMAT}'
     )
+  metadata['config'] = configs.upgraded(metadata['config'])
   return metadata
 
 

@@ -24,7 +24,10 @@ from tests.faults import runs
 from tests.stages import test_contract
 from tests.training import toy_run
 
-CODEC = dataclasses.replace(test_contract.SOUNDSTREAM, strides=(8, 40))  # 50 frames a second
+CODEC = dataclasses.replace(
+  test_contract.SOUNDSTREAM,
+  network=dataclasses.replace(test_contract.SOUNDSTREAM.network, strides=(8, 40)),
+)  # 50 frames a second
 NUM_CLIPS = 40
 
 
