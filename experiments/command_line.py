@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from audiolm_jax import checks, files
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import workdir as workdir_lib
+from audiolm_jax.training import lock
 from experiments import recipe as recipe_lib
 
 MEMORY = (
@@ -82,7 +82,7 @@ def prove_folder(folder: pathlib.Path, flag: str):
     raise UserError(f'{flag}={folder}: {existing} is not a folder: choose another {flag}')
   try:
     _look_at(folder)
-    workdir_lib.probe(existing)
+    lock.check_writable(existing)
   except OSError as error:
     reason = (error.__cause__ or error).strerror
     raise UserError(

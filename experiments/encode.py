@@ -32,7 +32,7 @@ from audiolm_jax import audio, files, kmeans, tokens
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Variables
-from audiolm_jax.training import workdir as run_folder
+from audiolm_jax.training import lock
 from experiments import command_line, corpora, sources, workspace
 from experiments import recipe as recipe_lib
 
@@ -61,7 +61,7 @@ def only_encoder(folder: pathlib.Path) -> Iterator[None]:
     yield
     return
   folder.mkdir(parents=True, exist_ok=True)
-  with run_folder.locked(folder):
+  with lock.held(folder):
     yield
 
 

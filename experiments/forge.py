@@ -20,7 +20,7 @@ from audiolm_jax import generation
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
-from audiolm_jax.training import workdir as run_folder
+from audiolm_jax.training import lock
 from experiments import command_line, forgeries, sources, workspace
 from experiments import recipe as recipe_lib
 
@@ -33,7 +33,7 @@ def main():
   models = workspace.load_models(args.workdir)
   folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
   folder.mkdir(parents=True, exist_ok=True)
-  with run_folder.locked(folder):
+  with lock.held(folder):
     workspace.claim(folder, fingerprints)
     for split in forgeries.SPLITS:
       forge_split(recipe, args.workdir, split, models, fingerprints)

@@ -19,8 +19,7 @@ import jax
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, hub
-from audiolm_jax.training import checkpoints, configs
-from audiolm_jax.training import workdir as workdir_lib
+from audiolm_jax.training import checkpoints, configs, lock, saving
 from experiments import command_line, workspace
 
 
@@ -139,14 +138,14 @@ def licence_of(source: str, stated: str | None, allow_non_commercial: bool) -> s
 
 def save(output: pathlib.Path, config, variables, origin: dict):
   """Writes the checkpoint; ValueError where `output` holds one already."""
-  workdir_lib.probe(output)
-  with workdir_lib.locked(output):
+  lock.check_writable(output)
+  with lock.held(output):
     directory = output / 'checkpoints'
     if found := checkpoints.steps(directory):
       raise UserError(
         f'{output} already holds a checkpoint (step {found[-1]}): choose another folder'
       )
-    checkpointer = checkpoints.Checkpointer(directory)
+    checkpointer = saving.Checkpointer(directory)
     metadata = {'config': configs.describe(config), 'fingerprints': {}, 'pretrained': origin}
     checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
     checkpointer.close()

@@ -1,5 +1,5 @@
 """What training measures on held-out audio at every evaluation, beside the stage's own metrics
-(loop.Probe).
+(evaluation.Probe).
 """
 
 import math
@@ -14,14 +14,14 @@ from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
-from audiolm_jax.training import loop
+from audiolm_jax.training import evaluation
 
 NUM_SAMPLES = 3  # reconstructions to hear and see
 VISQOL_SECONDS = 8.0  # of clips, joined: ViSQOL takes a quarter of the time they last
 _QUIET, _LOUD = -8.0, 4.0  # log-mel magnitudes drawn black and white
 
 
-def for_stage(config: Any) -> loop.Probe | None:
+def for_stage(config: Any) -> evaluation.Probe | None:
   """Returns the probe of a stage; None where its own metrics say all, or its crops are too short to
   be measured.
   """
@@ -32,7 +32,7 @@ def for_stage(config: Any) -> loop.Probe | None:
   return codec(config) if config.crop_length >= longest else None
 
 
-def codec(config: soundstream.Config) -> loop.Probe:
+def codec(config: soundstream.Config) -> evaluation.Probe:
   """Returns the probe of a codec, with all its levels.
 
   Scalars: si_sdr (dB), mel_distance and stft_distance (nats); where the `eval` extra is installed,
@@ -94,9 +94,9 @@ def codec(config: soundstream.Config) -> loop.Probe:
       sounds[f'original_{index}'] = np.asarray(wave_BT[index]), config.sample_rate
       sounds[f'reconstruction_{index}'] = np.asarray(estimate_BT[index]), config.sample_rate
       pictures[f'spectrogram_{index}'] = _stacked(picture_BFM[index], estimated_BFM[index])
-    return loop.Summary(scalars | use, sounds, pictures)
+    return evaluation.Summary(scalars | use, sounds, pictures)
 
-  return loop.Probe(measure, summarize)
+  return evaluation.Probe(measure, summarize)
 
 
 def _log_mel(config: soundstream.Config, wave_BT):

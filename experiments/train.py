@@ -154,6 +154,8 @@ def train_stage(
       file=sys.stderr,
     )
     sys.exit(143)
+  if result.step > train.num_steps:
+    return  # `report` has said that there is nothing to train
   seconds = f'{time.time() - started:.0f} s, {result.goodput:.0%} of it in steps'
   print(f'{name}: step {result.step} of {train.num_steps} after {seconds}; {where}', flush=True)
 

@@ -25,7 +25,7 @@ from audiolm_jax import files, generation, kmeans
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Variables
-from audiolm_jax.training import checkpoints, watch
+from audiolm_jax.training import checkpoints, watchdog
 from audiolm_jax.training import errors as training_errors
 from experiments import command_line
 from experiments import recipe as recipe_lib
@@ -75,7 +75,7 @@ def run(main: Callable[[], None]):
       check_cache(directory)
     main()
   except (
-    watch.StalledError,
+    watchdog.StalledError,
     training_errors.PeerError,
   ) as error:  # at its end Python would wait for what hangs
     print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)

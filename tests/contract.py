@@ -19,7 +19,7 @@ import numpy as np
 from flax.core import meta
 
 from audiolm_jax.stages import base
-from audiolm_jax.training import checkpoints, configs, optimizers, sharding
+from audiolm_jax.training import configs, optimizers, saving, sharding
 from audiolm_jax.training import step as step_lib
 
 KEY = 7
@@ -155,7 +155,7 @@ def check_overfits_and_restores(
     f'{loss_name} fell from {losses[0]} to {min(losses)} only: {losses}'
   )
 
-  checkpointer = checkpoints.Checkpointer(tmp_path / 'contract')
+  checkpointer = saving.Checkpointer(tmp_path / 'contract')
   parts = {name: part for name, part in train_state._asdict().items() if name != 'step'}
   described = configs.describe(case.config)
   checkpointer.save(num_steps, parts, None, {'config': described})

@@ -15,6 +15,8 @@ from audiolm_jax import checks, kmeans, streaming, tokens
 from audiolm_jax.data import synthesized, synthesized_benchmark
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.quantizer import RVQ
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.pretrained import dac, encodec, mimi
 from audiolm_jax.sampling import ParallelRule, Rule
@@ -28,10 +30,9 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
-from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
-from audiolm_jax.training.rollback import RollbackConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments import corpora
 from experiments.recipe import Evaluation, Forgeries, SemanticTokens
@@ -86,17 +87,11 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
     dict(dtype='int32'),
     "a floating-point type, such as 'float32' or 'bfloat16'",
   ),
-  (
-    soundstream.Config(),
-    dict(sample_rate=0, crop_length=0, num_quantizers=-1, codebook_size=0),
-    COUNT,
-  ),
-  (soundstream.Config(), dict(strides=(2, 0)), f'a tuple of one or more, each {COUNT}'),
-  (
-    soundstream.Config(),
-    dict(spectral_weight=-1.0, feature_weight=NAN),
-    'a finite number of at least 0',
-  ),
+  (soundstream.Config(), dict(sample_rate=0, crop_length=0, spectral_channels=-1), COUNT),
+  (SEANet(), dict(strides=(2, 0)), f'a tuple of one or more, each {COUNT}'),
+  (SEANet(), dict(stem_stride=0, encoder_channels=-1, decoder_channels=0), COUNT),
+  (RVQ(), dict(num_quantizers=-1, codebook_size=0, embedding_dim=0), COUNT),
+  (RVQ(), dict(dead_code_threshold=-1.0), 'a finite number of at least 0'),
   (soundstream.Config(), dict(spectral_floor=0.0), 'a finite number above 0'),
   (soundstream.Config(), dict(film='middle'), "one of None, 'encoder', 'decoder'"),
   (w2v_bert.Config(), dict(num_mels=0, feature_layer=0, num_negatives=0), COUNT),
@@ -150,6 +145,19 @@ def test_every_config_names_field_value_and_legal_range_when_it_is_made(config, 
 def test_sampling_takes_rules_alone(as_users_run_it):
   with pytest.raises(ValueError, match='coarse=0.8: must be a sampling.Rule'):
     SamplingConfig(coarse=0.8)
+
+
+@pytest.mark.parametrize(
+  'wrong, legal',
+  [
+    (dict(network=None), 'a SEANet or FrameRate config'),
+    (dict(quantizer=12), 'a RVQ or FSQ config'),
+    (dict(loss_weights=1.0), 'a dict'),
+  ],
+)
+def test_a_codec_takes_configs_of_its_parts(wrong, legal, as_users_run_it):
+  with pytest.raises(ValueError, match=f'must be {legal}'):
+    soundstream.Config(**wrong)
 
 
 def test_whole_numbers_are_no_floats_and_no_booleans_and_fit_int32():

@@ -23,7 +23,7 @@ MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_to
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {
   'grain': ('audiolm_jax/data/',),
-  'orbax': ('audiolm_jax/training/checkpoints.py',),
+  'orbax': ('audiolm_jax/training/checkpoints.py', 'audiolm_jax/training/saving.py'),
   'torch': ('experiments/benchmarks/',),  # to be timed beside
   'flax': (
     'audiolm_jax/nn/',

@@ -53,6 +53,14 @@ class FrameRate:
         f'overlap={self.overlap}: with hop_length={self.hop_length} it must sum to an even number'
       )
 
+  def encoder(self, embedding_dim: int, sample_rate: int, dtype: Any) -> nn.Module:
+    """Returns the network wave_BT -> z_BFD, the same at every sample rate."""
+    return Encoder(self, embedding_dim, dtype)
+
+  def decoder(self, dtype: Any) -> nn.Module:
+    """Returns the network z_BFD -> wave_BT."""
+    return Decoder(self, dtype)
+
 
 class Block(nn.Module):
   """ConvNeXt block on [B, F, D]: causal depthwise convolution, layer norm, two dense layers, scaled

@@ -9,6 +9,8 @@ At the end, the alternative that learns no codebook: finite scalar quantization 
 2023, arXiv 2309.15505).
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +27,60 @@ KMEANS_ITERATIONS = 10
 FIT = 'fit_codebooks'
 # TPUs would otherwise round the float32 operands of a product to bfloat16
 HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RVQ:
+  """Sizes of a residual vector quantizer, and how it learns. Raises ValueError for a value that is
+  not legal.
+  """
+
+  num_quantizers: int = 12
+  codebook_size: int = 1024
+  embedding_dim: int = 256
+  # each training example uses a random number of levels; without, always all
+  dropout: bool = True
+  decay: float = 0.99  # of the moving averages, a step
+  dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
+
+  def __post_init__(self):
+    checks.fields(
+      self,
+      num_quantizers=checks.WHOLE,
+      codebook_size=checks.WHOLE,
+      embedding_dim=checks.WHOLE,
+      dropout=checks.FLAG,
+      decay=checks.BELOW_ONE,
+      dead_code_threshold=checks.NOT_NEGATIVE,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FSQ:
+  """The number of levels of each dimension in finite scalar quantization: one code a frame.
+
+  Raises ValueError for a dimension of fewer than two levels, and for 2^31 codes or more.
+  """
+
+  levels: tuple[int, ...]
+
+  def __post_init__(self):
+    if not checks.each(checks.whole(2)).holds(self.levels) or self.codebook_size >= 2**31:
+      raise UserError(
+        f'levels={self.levels}: give 2 or more levels for each dimension, below 2^31 codes'
+      )
+
+  @property
+  def num_quantizers(self) -> int:
+    return 1
+
+  @property
+  def codebook_size(self) -> int:
+    return math.prod(self.levels)
+
+  @property
+  def embedding_dim(self) -> int:
+    return len(self.levels)
 
 
 class Codebooks(NamedTuple):

@@ -4,17 +4,57 @@ the two.
 And what may take the place of the encoder, and FiLM, by which a switch acts between the two.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from audiolm_jax import audio
+from audiolm_jax import audio, checks
 from audiolm_jax.nn.attention import partitioned
 from audiolm_jax.nn.conv import CausalConv, CausalConvTranspose, with_past
 
 DILATIONS = (1, 3, 9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SEANet:
+  """Sizes of the encoder and the decoder. Raises ValueError for a value that is not legal."""
+
+  strides: tuple[int, ...] = (2, 4, 5, 8)
+  # of the first and the last convolution; above 1 no layer runs at the full rate (`Encoder`)
+  stem_stride: int = 1
+  encoder_channels: int = 32
+  decoder_channels: int = 32
+  # the paper's ablation: a mel filterbank in place of the learned encoder
+  mel_encoder: bool = False
+
+  def __post_init__(self):
+    checks.fields(
+      self,
+      strides=checks.each(checks.WHOLE),
+      stem_stride=checks.WHOLE,
+      encoder_channels=checks.WHOLE,
+      decoder_channels=checks.WHOLE,
+      mel_encoder=checks.FLAG,
+    )
+
+  @property
+  def hop_length(self) -> int:
+    """Samples per frame."""
+    return self.stem_stride * math.prod(self.strides)
+
+  def encoder(self, embedding_dim: int, sample_rate: int, dtype: Any) -> nn.Module:
+    """Returns the network wave_BT -> z_BFD."""
+    if self.mel_encoder:
+      return MelEncoder(embedding_dim, sample_rate, self.hop_length)
+    return Encoder(self.encoder_channels, self.strides, embedding_dim, dtype, self.stem_stride)
+
+  def decoder(self, dtype: Any) -> nn.Module:
+    """Returns the network z_BFD -> wave_BT."""
+    return Decoder(self.decoder_channels, self.strides, dtype, self.stem_stride)
 
 
 def elu(x: jnp.ndarray) -> jnp.ndarray:

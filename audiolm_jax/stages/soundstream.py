@@ -22,14 +22,14 @@ Where the paper is silent or unclear, and where we leave it:
   table of sizes.
 - `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None
   leaves them out for good: short runs spend their time on reconstruction.
-- `waveform_weight` > 0 (default 0, the paper) adds the relative squared error of the waveform:
+- `loss_weights['waveform']` > 0 (default 0, the paper) adds the relative squared error of the waveform:
   short runs learn phase by it, which the spectral loss ignores.
-- `fsq_levels` (default None, the paper) replaces the residual vector quantizer by finite scalar
-  quantization (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid
+- `quantizer=FSQ(...)` (default RVQ, the paper) replaces the residual vector quantizer by finite
+  scalar quantization (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid
   does not follow the embeddings, which are small at first: they may all round to 0 for some hundred
   steps.
-- `network` (default None, SEANet as in the paper) is a network at the frame rate (`nn.frame_rate`):
-  of the fields of SEANet (`strides`, `stem_stride`, the channels) none then counts.
+- `network=FrameRate(...)` (default SEANet, the paper) is a network at the frame rate
+  (`nn.frame_rate`).
 - `film` (default None) adds the denoising switch of its section III-F at the end of the encoder or
   the beginning of the decoder. Training then needs noise beside the waveform; each example is
   denoised or not by chance.
@@ -48,15 +48,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import checks, losses
 from audiolm_jax.errors import UserError
-from audiolm_jax.nn import frame_rate, quantizer
+from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
-from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
+from audiolm_jax.nn.quantizer import FSQ, RVQ
+from audiolm_jax.nn.seanet import FiLM, SEANet
 from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, Variables
+
+LOSS_WEIGHTS = {
+  'spectral': 1.0,
+  'waveform': 0.0,
+  'commitment': 1.0,
+  'adversarial': 1.0,
+  'feature': 10.0,
+  'discriminator': 1.0,  # alone in its optimizer group
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,31 +75,17 @@ class Config:
   """Defaults: AudioLM's codec.
 
   Raises ValueError for a value that is not legal, when `crop_length` is no whole number of frames,
-  or `fsq_levels` and the sizes disagree, or the balance of the loss is impossible.
+  or the balance of the loss is impossible.
   """
 
   sample_rate: int = 16_000  # Hz
   crop_length: int = 16_000  # samples of a training example; not stated in the paper
-  strides: tuple[int, ...] = (2, 4, 5, 8)
-  # of the first and the last convolution; above 1 no layer runs at the full rate (nn.seanet)
-  stem_stride: int = 1
-  encoder_channels: int = 32
-  decoder_channels: int = 32
-  # one at the frame rate, in the place of SEANet of the fields above
-  network: FrameRate | None = None
-  # the paper's ablation: a mel filterbank in place of the learned encoder
-  mel_encoder: bool = False
-  embedding_dim: int = 256
-  num_quantizers: int = 12
-  # each training example uses a random number of levels; without, always all
-  quantizer_dropout: bool = True
-  codebook_size: int = 1024
-  # of each dimension of the embedding; None: residual vector quantization
-  fsq_levels: tuple[int, ...] | None = None
+  # or one at the frame rate, FrameRate(...)
+  network: SEANet | FrameRate = SEANet()
+  # or finite scalar quantization, FSQ(levels=...)
+  quantizer: RVQ | FSQ = RVQ()
   # 'encoder' or 'decoder': where the switch that denoises acts (FiLM); None: there is none
   film: str | None = None
-  codebook_decay: float = 0.99
-  dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
   spectral_channels: int = 32  # of the critic on the STFT
   spectral_window_length: int = 1024  # samples; hop a quarter of it
   num_waveform_critics: int = 3  # each at half the rate of the one before
@@ -99,11 +96,10 @@ class Config:
   # of the spectral term: the level of white noise below which little counts (losses)
   spectral_floor: float = 1e-5
   spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples, of the spectral term
-  spectral_weight: float = 1.0
-  waveform_weight: float = 0.0
-  commitment_weight: float = 1.0
-  adversarial_weight: float = 1.0
-  feature_weight: float = 10.0
+  # of each term of the loss, by its name; those left out are the default
+  loss_weights: Mapping[str, float] = dataclasses.field(
+    default_factory=lambda: dict(LOSS_WEIGHTS), hash=False
+  )
   # of the mean lengths of the terms' gradients, a step; None: fixed weights
   balance_decay: float | None = None
   dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
@@ -112,12 +108,6 @@ class Config:
     sizes = (
       'sample_rate',
       'crop_length',
-      'stem_stride',
-      'encoder_channels',
-      'decoder_channels',
-      'embedding_dim',
-      'num_quantizers',
-      'codebook_size',
       'spectral_channels',
       'spectral_window_length',
       'num_waveform_critics',
@@ -125,26 +115,19 @@ class Config:
       'waveform_max_channels',
     )
     checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
-    weights = [
-      f'{name}_weight' for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')
-    ]
-    checks.fields(self, **dict.fromkeys(weights, checks.NOT_NEGATIVE))
     checks.fields(
       self,
-      strides=checks.each(checks.WHOLE),
-      mel_encoder=checks.FLAG,
-      quantizer_dropout=checks.FLAG,
+      network=_of(SEANet, FrameRate),
+      quantizer=_of(RVQ, FSQ),
       film=checks.one_of(None, 'encoder', 'decoder'),
-      codebook_decay=checks.BELOW_ONE,
-      dead_code_threshold=checks.NOT_NEGATIVE,
       adversarial_start=checks.optional(checks.whole(0)),
       spectral_floor=checks.POSITIVE,
       spectral_windows=checks.each(checks.WHOLE),
       balance_decay=checks.optional(checks.BELOW_ONE),
       dtype=checks.FLOAT_TYPE,
     )
+    object.__setattr__(self, 'loss_weights', _all_weights(self.loss_weights))
     check_length(self, self.crop_length)
-    _check_fsq(self)
     if self.balance_decay is not None and not any(self.loss_weights[name] for name in BALANCED):
       raise UserError(
         f'balance_decay={self.balance_decay} with all weights of {BALANCED} 0: give one of them a share'
@@ -153,11 +136,7 @@ class Config:
   @property
   def hop_length(self) -> int:
     """Samples per frame."""
-    return (
-      self.stem_stride * math.prod(self.strides)
-      if self.network is None
-      else self.network.hop_length
-    )
+    return self.network.hop_length
 
   @property
   def frame_rate(self) -> float:
@@ -170,16 +149,16 @@ class Config:
     return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
 
   @property
-  def loss_weights(self) -> Mapping[str, float]:
-    """The weight of each term of the loss, by its name."""
-    return {
-      'spectral': self.spectral_weight,
-      'waveform': self.waveform_weight,
-      'commitment': self.commitment_weight,
-      'adversarial': self.adversarial_weight,
-      'feature': self.feature_weight,
-      'discriminator': 1.0,  # alone in its optimizer group
-    }
+  def num_quantizers(self) -> int:
+    return self.quantizer.num_quantizers
+
+  @property
+  def codebook_size(self) -> int:
+    return self.quantizer.codebook_size
+
+  @property
+  def embedding_dim(self) -> int:
+    return self.quantizer.embedding_dim
 
   def make(self) -> Stage:
     return make(self)
@@ -192,24 +171,24 @@ class Config:
 BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')
 
 
-def _check_fsq(config: Config):
-  if config.fsq_levels is None:
-    return
-  legal = checks.each(checks.whole(2)).holds(config.fsq_levels)
-  if not legal or math.prod(config.fsq_levels) >= 2**31:
-    raise UserError(
-      f'fsq_levels={config.fsq_levels}: give 2 or more levels for each dimension, below 2^31 codes'
-    )
-  wanted = dict(
-    num_quantizers=1,
-    codebook_size=math.prod(config.fsq_levels),
-    embedding_dim=len(config.fsq_levels),
+def _of(*kinds: type) -> checks.Legal:
+  names = ' or '.join(kind.__name__ for kind in kinds)
+  return checks.Legal(f'a {names} config', lambda value: isinstance(value, kinds))
+
+
+def _all_weights(weights: Mapping[str, float]) -> dict[str, float]:
+  """Returns the weights with the default of those left out. Raises ValueError for another name, and
+  for a weight that is not legal.
+  """
+  checks.values(
+    loss_weights=(weights, checks.Legal('a dict', lambda value: isinstance(value, Mapping)))
   )
-  found = {name: getattr(config, name) for name in wanted}
-  if found != wanted:
-    raise UserError(
-      f'fsq_levels={config.fsq_levels} makes {wanted}, the config has {found}: set these three'
-    )
+  if unknown := sorted(set(weights) - set(LOSS_WEIGHTS)):
+    raise UserError(f'loss_weights name {unknown}: the terms are {", ".join(LOSS_WEIGHTS)}')
+  checks.values(
+    **{f'loss_weights.{name}': (value, checks.NOT_NEGATIVE) for name, value in weights.items()}
+  )
+  return {**LOSS_WEIGHTS, **weights}
 
 
 def check_length(config: Config, num_samples: int):
@@ -222,12 +201,12 @@ def check_length(config: Config, num_samples: int):
 
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
 # AudioLM, section IV-I: 50 frames/s, 2100 bit/s
-PIANO = Config(num_quantizers=3, codebook_size=2**14)
+PIANO = Config(quantizer=RVQ(num_quantizers=3, codebook_size=2**14))
 # its paper: 75 frames/s, 6000 bit/s
-SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, num_quantizers=8)
+SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, quantizer=RVQ(num_quantizers=8))
 # MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480;
 # the split is ours.
-MUSICLM = Config(sample_rate=24_000, crop_length=24_000, strides=(3, 4, 5, 8))
+MUSICLM = Config(sample_rate=24_000, crop_length=24_000, network=SEANet(strides=(3, 4, 5, 8)))
 
 Denoise = bool | Bool[Array, 'B']
 # what critics cost whose logits are all 0
@@ -246,22 +225,14 @@ def make(config: Config) -> Stage:
   )
 
 
-def encoder(config: Config) -> Encoder | MelEncoder | frame_rate.Encoder:
+def encoder(config: Config) -> nn.Module:
   """Returns the network wave_BT -> z_BFD."""
-  if config.mel_encoder:
-    return MelEncoder(config.embedding_dim, config.sample_rate, config.hop_length)
-  if config.network is not None:
-    return frame_rate.Encoder(config.network, config.embedding_dim, config.dtype)
-  return Encoder(
-    config.encoder_channels, config.strides, config.embedding_dim, config.dtype, config.stem_stride
-  )
+  return config.network.encoder(config.embedding_dim, config.sample_rate, config.dtype)
 
 
-def decoder(config: Config) -> Decoder | frame_rate.Decoder:
+def decoder(config: Config) -> nn.Module:
   """Returns the network z_BFD -> wave_BT."""
-  if config.network is not None:
-    return frame_rate.Decoder(config.network, config.dtype)
-  return Decoder(config.decoder_channels, config.strides, config.dtype, config.stem_stride)
+  return config.network.decoder(config.dtype)
 
 
 def _discriminators(config: Config) -> Discriminators:
@@ -289,7 +260,7 @@ def _init(config: Config, key: jax.Array) -> Variables:
   if config.film is not None:
     params['generator']['film'] = FiLM().init(keys[0], z_BFD, jnp.zeros((1, 2)))['params']
   state = {'step': jnp.zeros((), jnp.int32)}
-  if config.fsq_levels is None:
+  if isinstance(config.quantizer, RVQ):
     state['codebooks'] = quantizer.init(
       keys[3], config.num_quantizers, config.codebook_size, config.embedding_dim
     )
@@ -398,8 +369,8 @@ def _estimate_gradients(config: Config, params, step, wave_BT, estimate_BT):
 
 def _quantize(config: Config, state, z_BFD, key):
   """Quantizes, and in training (`key` given) fits or moves the codebooks and counts the step."""
-  if config.fsq_levels is not None:
-    return quantizer.fsq_quantize(config.fsq_levels, z_BFD), state | {
+  if isinstance(config.quantizer, FSQ):
+    return quantizer.fsq_quantize(config.quantizer.levels, z_BFD), state | {
       'step': state['step'] + (key is not None)
     }
   codebooks, batch_size = state['codebooks'], len(z_BFD)
@@ -407,7 +378,7 @@ def _quantize(config: Config, state, z_BFD, key):
     levels_B = jnp.full(batch_size, config.num_quantizers)
     return quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B), state
   dropout_key, fit_key, update_key = jax.random.split(key, 3)
-  fewest = 1 if config.quantizer_dropout else config.num_quantizers
+  fewest = 1 if config.quantizer.dropout else config.num_quantizers
   levels_B = jax.random.randint(dropout_key, (batch_size,), fewest, config.num_quantizers + 1)
   codebooks = quantizer.fitted(codebooks, jax.lax.stop_gradient(z_BFD), fit_key)
   quantized = quantizer.quantize(codebooks.vectors_QKD, z_BFD, levels_B)
@@ -415,8 +386,8 @@ def _quantize(config: Config, state, z_BFD, key):
     codebooks,
     quantized,
     update_key,
-    decay=config.codebook_decay,
-    dead_code_threshold=config.dead_code_threshold,
+    decay=config.quantizer.decay,
+    dead_code_threshold=config.quantizer.dead_code_threshold,
   )
   return quantized, {'codebooks': codebooks, 'step': state['step'] + 1}
 
@@ -506,8 +477,8 @@ def codes(
   _check_num_quantizers(config, num_quantizers)
   _check_switch(config, 'encoder', denoise)
   z_BFD = _switched(config, variables.params['generator'], 'encoder', z_BFD, denoise)
-  if config.fsq_levels is not None:
-    return quantizer.fsq_encode(config.fsq_levels, z_BFD)
+  if isinstance(config.quantizer, FSQ):
+    return quantizer.fsq_encode(config.quantizer.levels, z_BFD)
   return quantizer.encode(variables.state['codebooks'].vectors_QKD[:num_quantizers], z_BFD)[0]
 
 
@@ -525,8 +496,8 @@ def vectors(
       'were they made by another codec?'
     )
   _check_switch(config, 'decoder', denoise)
-  if config.fsq_levels is not None:
-    z_BFD = quantizer.fsq_decode(config.fsq_levels, codes_BFQ)
+  if isinstance(config.quantizer, FSQ):
+    z_BFD = quantizer.fsq_decode(config.quantizer.levels, codes_BFQ)
   else:
     z_BFD = quantizer.decode(variables.state['codebooks'].vectors_QKD, codes_BFQ)
   return _switched(config, variables.params['generator'], 'decoder', z_BFD, denoise)

@@ -12,6 +12,24 @@ import audiolm_jax
 from audiolm_jax.errors import UserError
 
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
+_SOUNDSTREAM = 'audiolm_jax.stages.soundstream.Config'
+# of its flat fields: the name that each has in the config that holds it now
+_SEANET_FIELDS = {
+  name: name
+  for name in ('strides', 'stem_stride', 'encoder_channels', 'decoder_channels', 'mel_encoder')
+}
+_RVQ_FIELDS = {
+  'num_quantizers': 'num_quantizers',
+  'codebook_size': 'codebook_size',
+  'embedding_dim': 'embedding_dim',
+  'quantizer_dropout': 'dropout',
+  'codebook_decay': 'decay',
+  'dead_code_threshold': 'dead_code_threshold',
+}
+_WEIGHT_FIELDS = {
+  f'{name}_weight': name
+  for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')
+}
 _MISSING = '(absent)'
 _MAX_DEPTH, _MAX_ITEMS = 32, 4096  # of a config; ours have 6 and some dozens
 
@@ -39,6 +57,33 @@ def describe(value: Any) -> Any:
     raise UserError(
       f'config value {value!r} cannot be stored: use numbers, strings, tuples, dtypes, dataclasses'
     ) from error
+
+
+def upgraded(data: Any) -> Any:
+  """Returns a described config in the form of this version, whatever version described it.
+
+  Until 0.1 a SoundStream config had flat fields for what are now the configs of its network and its
+  quantizer, and for the weights of its loss.
+  """
+  is_codec = isinstance(data, Mapping) and data.get('class') == _SOUNDSTREAM
+  fields = data.get('fields') if is_codec else None
+  if not isinstance(fields, Mapping) or 'quantizer' in fields:
+    return data
+  fields = dict(fields)
+  take = lambda names: {new: fields.pop(old) for old, new in names.items() if old in fields}
+  seanet, rvq, weights = take(_SEANET_FIELDS), take(_RVQ_FIELDS), take(_WEIGHT_FIELDS)
+  levels = fields.pop('fsq_levels', None)
+  if fields.get('network') is None:
+    fields['network'] = {'class': 'audiolm_jax.nn.seanet.SEANet', 'fields': seanet}
+  elif seanet.get('mel_encoder'):
+    raise UserError(
+      'checkpoint has a mel encoder before a network at the frame rate, which this version does not '
+      'make: load it with the version that wrote it'
+    )
+  kind, own = ('RVQ', rvq) if levels is None else ('FSQ', {'levels': levels})
+  fields['quantizer'] = {'class': f'audiolm_jax.nn.quantizer.{kind}', 'fields': own}
+  fields['loss_weights'] = weights | {'discriminator': 1.0}
+  return {**data, 'fields': fields}
 
 
 def rebuild(data: Mapping[str, Any], version: str) -> Any:

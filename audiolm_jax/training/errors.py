@@ -1,7 +1,8 @@
 """What a run of the loop may end with, in words that its user can act on."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -29,31 +30,42 @@ class PeerError(ConnectionError):
   """
 
 
-def explained(
-  error: jax.errors.JaxRuntimeError,
-  shapes: step_lib.TrainState,
-  shardings: step_lib.TrainState,
-  mesh: jax.sharding.Mesh,
-  batch_size: int,
-) -> Exception:
-  """Returns what an error of the devices means to the user; itself where that is not known."""
-  reason = str(error).splitlines()[0][:300]
+@contextlib.contextmanager
+def explaining(programs: step_lib.Programs, batch_size: int) -> Iterator[None]:
+  """Turns errors of the devices within this block into what they mean to the user, where known."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    explained = _explained(error, programs, batch_size)
+    if explained is None:
+      raise
+    raise explained from error
+
+
+def _explained(
+  error: jax.errors.JaxRuntimeError, programs: step_lib.Programs, batch_size: int
+) -> Exception | None:
+  """Returns what an error of the devices means to the user; None where that is not known."""
+  reason, mesh = str(error).splitlines()[0][:300], programs.mesh
   if 'RESOURCE_EXHAUSTED' in reason:
     held = ', '.join(
-      f'{name} {size / 2**20:.3g} MiB' for name, size in _held(shapes, shardings).items()
+      f'{name} {size / 2**20:.3g} MiB'
+      for name, size in _held(programs.shapes, programs.shardings).items()
     )
     rows = batch_size / mesh.shape[sharding.DATA] / mesh.shape[sharding.FSDP]
     return OutOfMemoryError(
-      f'{reason}: the step does not fit into the memory of a {mesh.devices.flat[0].device_kind}. Each device holds '
-      f'{held}, and {rows:g} of batch_size={batch_size} examples. Lower batch_size (and raise accumulate_steps), '
-      'raise mesh.fsdp, or turn on remat in the model; the checkpoints are whole'
+      f'{reason}: the step does not fit into the memory of a {mesh.devices.flat[0].device_kind}. '
+      f'Each device holds {held}, and {rows:g} of batch_size={batch_size} examples. Lower '
+      'batch_size (and raise accumulate_steps), raise mesh.fsdp, or turn on remat in the model; '
+      'the checkpoints are whole'
     )
   if jax.process_count() > 1:
     return PeerError(
-      f'process {jax.process_index()} of {jax.process_count()}: {reason}: another process of this run ended or '
-      'failed, its log says why; start all of them again, they go on from the last checkpoint'
+      f'process {jax.process_index()} of {jax.process_count()}: {reason}: another process of this '
+      'run ended or failed, its log says why; start all of them again, they go on from the last '
+      'checkpoint'
     )
-  return error
+  return None
 
 
 def _held(shapes: step_lib.TrainState, shardings: step_lib.TrainState) -> Mapping[str, int]:

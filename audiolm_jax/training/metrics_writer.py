@@ -78,6 +78,10 @@ class MetricsWriter:
       lambda: self._events.add_image(name, np.asarray(image_HWC), step, dataformats='HWC')
     )
 
+  def last_step(self) -> int:
+    """Returns the last step in the file, 0 where there is none."""
+    return max(read(self._path), default=0) if self._path.is_file() else 0
+
   def close(self) -> None:
     for file in (self._lines, self._events):
       if file is not None:

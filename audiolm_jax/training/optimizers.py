@@ -1,6 +1,4 @@
-"""Optimizers from frozen configs: one for all parameters, or one for each top-level group of
-them.
-"""
+"""Makes optimizers of frozen configs: one for all parameters, or one for each top-level group."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -58,7 +56,7 @@ class OptimizerConfig:
       raise UserError(f'weight_decay={self.weight_decay} with adam: use adamw')
 
 
-Optimizer = OptimizerConfig | Mapping[str, OptimizerConfig]
+Optimizer = OptimizerConfig | Mapping[str, OptimizerConfig] | optax.GradientTransformation
 
 
 def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
@@ -80,14 +78,16 @@ def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
 
 def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransformation:
   """Returns the optimizer of `config`; a mapping gives every top-level group of the parameters its
-  own.
+  own, a transformation is used as it is.
 
   `accumulate_steps` micro-batches are averaged into one update. The transformation's `init` and
   `update` raise ValueError when a mapping misses a group of the parameters or names one that they
   do not have.
   """
   checks.values(accumulate_steps=(accumulate_steps, checks.WHOLE))
-  if isinstance(config, Mapping):
+  if isinstance(config, optax.GradientTransformation):
+    transformation = config
+  elif isinstance(config, Mapping):
     transformation = optax.partition(
       {group: _chain(one) for group, one in config.items()}, lambda params: _labels(config, params)
     )
@@ -100,8 +100,10 @@ def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransfor
 
 def learning_rates(config: Optimizer, num_updates: ArrayLike) -> dict[str, ArrayLike]:
   """Returns the learning rates after `num_updates` updates: 'learning_rate', or
-  'learning_rate/<group>' of each.
+  'learning_rate/<group>' of each; {} for a transformation, which does not tell.
   """
+  if isinstance(config, optax.GradientTransformation):
+    return {}
   if not isinstance(config, Mapping):
     return {'learning_rate': learning_rate(config)(num_updates)}
   return {

@@ -4,7 +4,7 @@ batches.
 The rules, in the order they apply to one parameter [d_0, d_1, ...] boxed with one logical name per
 dimension:
 
-1. `RULES` names the mesh axis of each logical name; a name that is not there is an error.
+1. `rules` (`RULES` unless you give your own) names the mesh axis of each logical name; a name that is not there is an error.
 2. A mesh axis is used once per array: where two dimensions ask for it, the first gets it.
 3. A dimension that the mesh axis does not divide evenly is replicated: small models run on any
 mesh.
@@ -99,15 +99,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
   """Returns one sharding per array of `tree` (shapes will do), by the rules above, in the shape of
   the unboxed tree.
 
   Works for optimizer state too: optax maps over the boxes, so that a moment carries the box of its
   parameter.
+
+  Args:
+    tree: arrays or shapes, boxed by `nn.with_logical_partitioning` where an axis can be cut.
+    mesh: any mesh whose axes the rules name.
+    rules: the mesh axis of each logical name, None for an axis that is never cut.
+
+  Raises ValueError for a rule whose axis the mesh does not have, and for a logical name without a
+  rule.
   """
+  if unknown := {name: axis for name, axis in rules.items() if axis not in (None, *mesh.shape)}:
+    raise UserError(
+      f'the rules {unknown} name axes that the mesh does not have: it has {sorted(mesh.shape)}; '
+      "give the rules of your mesh, as in rules={**sharding.RULES, 'embed': 'model'}"
+    )
   is_box = lambda node: isinstance(node, meta.AxisMetadata)
-  return jax.tree.map(lambda node: NamedSharding(mesh, _spec(node, mesh)), tree, is_leaf=is_box)
+  place = lambda node: NamedSharding(mesh, _spec(node, mesh, rules))
+  return jax.tree.map(place, tree, is_leaf=is_box)
 
 
 def unbox(tree: Any) -> Any:
@@ -115,7 +129,7 @@ def unbox(tree: Any) -> Any:
   return meta.unbox(tree)
 
 
-def _spec(node: Any, mesh: Mesh) -> PartitionSpec:
+def _spec(node: Any, mesh: Mesh, rules: Mapping[str, str | None]) -> PartitionSpec:
   if not isinstance(node, meta.AxisMetadata):
     return PartitionSpec()
   shape, names = node.unbox(apply_constraint=False).shape, node.names
@@ -123,9 +137,9 @@ def _spec(node: Any, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec()
   axes = []
   for size, name in zip(shape, names):
-    if name is not None and name not in RULES:
-      raise UserError(f'logical axis {name!r} of a parameter {shape} is not one of {sorted(RULES)}')
-    axis = RULES.get(name)
+    if name is not None and name not in rules:
+      raise UserError(f'logical axis {name!r} of a parameter {shape} is not one of {sorted(rules)}')
+    axis = rules.get(name)
     fits = axis is not None and axis not in axes and size % mesh.shape[axis] == 0
     axes.append(axis if fits else None)
   return PartitionSpec(*axes)

@@ -23,6 +23,42 @@ class TrainState(NamedTuple):
   ema_params: base.Params | None
 
 
+class Programs(NamedTuple):
+  """The compiled functions of a training run, and where their arrays lie."""
+
+  mesh: Mesh
+  shapes: TrainState
+  shardings: TrainState
+  init: Callable[[base.Key], TrainState]
+  train_step: Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
+  eval_step: Callable[[base.Params, base.State, base.Batch], Mapping[str, jax.Array]]
+
+
+def make_programs(
+  stage: base.Stage,
+  optimizer: optimizers.Optimizer,
+  mesh: Mesh,
+  *,
+  seed: int,
+  accumulate_steps: int,
+  ema_decay: float | None,
+) -> Programs:
+  """Returns the functions of a run; nothing is compiled before they are called."""
+  init, shapes, shardings = make_init(
+    stage, optimizer, mesh, accumulate_steps=accumulate_steps, keep_ema=ema_decay is not None
+  )
+  train_step = make_train_step(
+    stage,
+    optimizer,
+    mesh,
+    shardings,
+    seed=seed,
+    accumulate_steps=accumulate_steps,
+    ema_decay=ema_decay,
+  )
+  return Programs(mesh, shapes, shardings, init, train_step, make_eval_step(stage, mesh))
+
+
 def make_init(
   stage: base.Stage,
   optimizer: optimizers.Optimizer,

@@ -27,6 +27,7 @@ import numpy as np
 
 from audiolm_jax import audio, losses, streaming
 from audiolm_jax.errors import UserError
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import base, soundstream
 from audiolm_jax.training import flops, optimizers, sharding
 from audiolm_jax.training import step as step_lib
@@ -72,8 +73,7 @@ def run(args: argparse.Namespace) -> str:
   if args.seconds * RATE < 320:
     raise UserError(f'--seconds={args.seconds}: must be at least 0.02, a frame')
   config = soundstream.Config(
-    encoder_channels=args.channels,
-    decoder_channels=args.channels,
+    network=SEANet(encoder_channels=args.channels, decoder_channels=args.channels),
     adversarial_start=None,
     # Unused discriminators, as small as possible.
     spectral_channels=1,
@@ -263,7 +263,7 @@ def _encodec(channels: int, config: soundstream.Config, **units):
     EncodecConfig(
       sampling_rate=config.sample_rate,
       num_filters=channels,
-      upsampling_ratios=list(config.strides)[::-1],
+      upsampling_ratios=list(config.network.strides)[::-1],
       hidden_size=config.embedding_dim,
       codebook_size=config.codebook_size,
       target_bandwidths=[BANDWIDTH],
@@ -291,8 +291,8 @@ def _dac(channels: int, config: soundstream.Config):
     DacConfig(
       sampling_rate=config.sample_rate,
       encoder_hidden_size=channels,
-      downsampling_ratios=list(config.strides),
-      decoder_hidden_size=channels * 2 ** len(config.strides),
+      downsampling_ratios=list(config.network.strides),
+      decoder_hidden_size=channels * 2 ** len(config.network.strides),
       n_codebooks=config.num_quantizers,
       codebook_size=config.codebook_size,
     )

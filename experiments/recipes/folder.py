@@ -9,6 +9,7 @@ results.
 
 import dataclasses
 
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import coarse, fine, semantic, soundstream, w2v_bert
 from audiolm_jax.training.sharding import MeshConfig
@@ -29,7 +30,7 @@ LANGUAGE_MODEL = dataclasses.replace(
 RECIPE = Recipe(
   corpus=Folder(root=''),
   soundstream=StageRecipe(
-    model=soundstream.Config(encoder_channels=16, decoder_channels=32),
+    model=soundstream.Config(network=SEANet(encoder_channels=16, decoder_channels=32)),
     train=dataclasses.replace(
       librilight.RECIPE.soundstream.train, batch_size=16, num_steps=200_000
     ),

@@ -24,8 +24,8 @@ import dataclasses
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import coarse, fine, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.monitor import RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
-from audiolm_jax.training.rollback import RollbackConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments.corpora import LibriLight
 from experiments.recipe import Recipe, SemanticTokens, StageRecipe

@@ -11,27 +11,29 @@ minutes: 8 samples per step, a waveform term, no discriminators.
 
 import dataclasses
 
-from audiolm_jax.training.bands import Band
-from audiolm_jax.training.rollback import RollbackConfig
+from audiolm_jax.training.monitor import Band, RollbackConfig
 from experiments.recipes import tiny
 
 NUM_STEPS = 6000
-CODES = dict(codebook_size=1024)
+CODEBOOK_SIZE = 1024
+MODEL = tiny.RECIPE.soundstream.model
 
 
 def _with_codes(stage):
-  return dataclasses.replace(stage, model=dataclasses.replace(stage.model, **CODES))
+  return dataclasses.replace(
+    stage, model=dataclasses.replace(stage.model, codebook_size=CODEBOOK_SIZE)
+  )
 
 
 CODEC = tiny.stage(
   # With 160 frames per batch for 1024 codes, a code is dead when used less than once in fifty
   # batches.
   dataclasses.replace(
-    tiny.RECIPE.soundstream.model,
-    codebook_decay=0.98,
-    dead_code_threshold=0.02,
-    spectral_weight=0.03,
-    **CODES,
+    MODEL,
+    quantizer=dataclasses.replace(
+      MODEL.quantizer, codebook_size=CODEBOOK_SIZE, decay=0.98, dead_code_threshold=0.02
+    ),
+    loss_weights={**MODEL.loss_weights, 'spectral': 0.03},
   ),
   8,
   NUM_STEPS,

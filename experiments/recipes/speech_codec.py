@@ -19,9 +19,9 @@ MODEL = dataclasses.replace(
   CODEC.model,
   network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=160),
   crop_length=9600,
-  embedding_dim=32,
+  quantizer=dataclasses.replace(CODEC.model.quantizer, embedding_dim=32),
   spectral_windows=(128, 256, 512, 1024, 2048),
-  spectral_weight=0.08,
+  loss_weights={**CODEC.model.loss_weights, 'spectral': 0.08},
 )
 OPTIMIZER = {
   group: tiny.adam(1e-3, NUM_STEPS, warmup_steps=200, b1=0.8, b2=0.99)

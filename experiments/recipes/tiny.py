@@ -14,6 +14,8 @@ which would take most of its time.
 
 from audiolm_jax.data import synthesized
 from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.nn.quantizer import RVQ
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import (
@@ -26,10 +28,9 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
-from audiolm_jax.training.bands import Band
 from audiolm_jax.training.loop import TrainConfig
+from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
-from audiolm_jax.training.rollback import RollbackConfig
 from experiments.corpora import Synthesized
 from experiments.recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
 
@@ -103,18 +104,12 @@ RECIPE = Recipe(
   soundstream=stage(
     soundstream.Config(
       crop_length=6400,
-      strides=(5, 8),
-      stem_stride=8,
-      encoder_channels=64,
-      decoder_channels=64,
-      embedding_dim=64,
-      codebook_size=CODEBOOK_SIZE,
-      codebook_decay=0.9,
-      dead_code_threshold=0.1,
+      network=SEANet(strides=(5, 8), stem_stride=8, encoder_channels=64, decoder_channels=64),
+      quantizer=RVQ(
+        codebook_size=CODEBOOK_SIZE, embedding_dim=64, decay=0.9, dead_code_threshold=0.1
+      ),
       adversarial_start=None,
-      spectral_weight=0.02,
-      waveform_weight=1.0,
-      commitment_weight=0.1,
+      loss_weights={'spectral': 0.02, 'waveform': 1.0, 'commitment': 0.1},
       spectral_channels=4,
       waveform_channels=4,
       waveform_max_channels=64,

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from audiolm_jax import audio, codes_file, files, streaming
-from audiolm_jax.training import checkpoints, configs
+from audiolm_jax.training import configs, saving
 from experiments import chunks, codec, workspace
 from tests.stages.test_soundstream import CONFIG, random_variables
 
@@ -21,7 +21,7 @@ ALM = ['chunk.alm', 'short.alm', 'x/odd.alm', 'x/y/long.alm']
 
 
 def save_codec(workdir, variables):
-  checkpointer = checkpoints.Checkpointer(workdir / 'soundstream')
+  checkpointer = saving.Checkpointer(workdir / 'soundstream')
   checkpointer.save(1, variables._asdict(), None, {'config': configs.describe(CONFIG)})
   checkpointer.close()
 

@@ -35,11 +35,10 @@ def recipe(tmp_path) -> recipe_lib.Recipe:
   model = dataclasses.replace(
     own.model,
     crop_length=3200,
-    encoder_channels=2,
-    decoder_channels=2,
-    embedding_dim=4,
-    num_quantizers=2,
-    codebook_size=8,
+    network=dataclasses.replace(own.model.network, encoder_channels=2, decoder_channels=2),
+    quantizer=dataclasses.replace(
+      own.model.quantizer, num_quantizers=2, codebook_size=8, embedding_dim=4
+    ),
   )
   schedule = dataclasses.replace(
     own.train,

@@ -11,6 +11,7 @@ from flax.core import meta
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import semantic, soundstream
 from audiolm_jax.stages.base import Variables
 from experiments import probes
@@ -18,12 +19,8 @@ from experiments import probes
 CONFIG = soundstream.Config(
   sample_rate=8000,
   crop_length=640,
-  strides=(4, 4),
-  encoder_channels=2,
-  decoder_channels=2,
-  embedding_dim=4,
-  num_quantizers=2,
-  codebook_size=16,
+  network=SEANet(strides=(4, 4), encoder_channels=2, decoder_channels=2),
+  quantizer=quantizer.RVQ(num_quantizers=2, codebook_size=16, embedding_dim=4),
   spectral_channels=1,
   spectral_window_length=128,
   waveform_channels=4,

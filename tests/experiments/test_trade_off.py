@@ -13,6 +13,7 @@ from audiolm_jax import kmeans
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 from experiments import sources
@@ -21,13 +22,8 @@ from experiments.recipe import Evaluation
 
 CODEC = soundstream.Config(
   crop_length=3200,
-  strides=(5, 8),
-  stem_stride=8,
-  encoder_channels=4,
-  decoder_channels=4,
-  embedding_dim=6,
-  num_quantizers=4,
-  codebook_size=8,
+  network=SEANet(strides=(5, 8), stem_stride=8, encoder_channels=4, decoder_channels=4),
+  quantizer=quantizer.RVQ(num_quantizers=4, codebook_size=8, embedding_dim=6),
   adversarial_start=None,
   spectral_channels=4,
   waveform_channels=4,

@@ -14,7 +14,7 @@ import soundfile
 
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.stages.base import Feature
-from audiolm_jax.training import watch
+from audiolm_jax.training import watchdog
 from tests.faults import runs
 from tests.training import toy, toy_run
 
@@ -154,16 +154,16 @@ def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch
   with pytest.warns(
     UserWarning, match=r'process 0 of 1 on .*: data of step 9 has taken 1 s so far'
   ):
-    with pytest.raises(watch.StalledError, match='data of step 20 has not ended after 30 s'):
+    with pytest.raises(watchdog.StalledError, match='data of step 20 has not ended after 30 s'):
       toy_run.train(tmp_path, Stalling)
   seconds = time.monotonic() - began
   assert runs.newest(tmp_path) == 20
-  [line] = watch.read(tmp_path)
+  [line] = watchdog.read(tmp_path)
   assert line['seconds']['data'] >= 33.0 and 0 < line['goodput'] < 1
   monkeypatch.undo()
   result = toy_run.train(tmp_path)
   runs.assert_same_run(tmp_path, result, reference)
-  last = watch.read(tmp_path)[-1]
+  last = watchdog.read(tmp_path)[-1]
   outcome(
     'F16',
     f'one process: slow reader named, hanging one ended with step 20 saved after {seconds:.0f} s, of '

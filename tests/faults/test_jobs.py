@@ -18,13 +18,16 @@ from safetensors import safe_open
 
 from audiolm_jax.data import synthesized, token_shards
 from audiolm_jax.stages import w2v_bert
-from audiolm_jax.training import checkpoints, configs, sharding
+from audiolm_jax.training import configs, saving, sharding
 from experiments import encode
 from tests.faults import runs
 from tests.stages import test_contract
 from tests.training import toy_run
 
-CODEC = dataclasses.replace(test_contract.SOUNDSTREAM, strides=(8, 40))  # 50 frames a second
+CODEC = dataclasses.replace(
+  test_contract.SOUNDSTREAM,
+  network=dataclasses.replace(test_contract.SOUNDSTREAM.network, strides=(8, 40)),
+)  # 50 frames a second
 NUM_CLIPS = 40
 
 
@@ -42,7 +45,7 @@ def made(tmp_path_factory):
     ('w2v_bert', w2v_bert.Config(**test_contract.W2V_BERT)),
   ):
     variables = jax.jit(lambda key: sharding.unbox(config.make().init(key)))(jax.random.key(0))
-    checkpointer = checkpoints.Checkpointer(workdir / name / 'checkpoints')
+    checkpointer = saving.Checkpointer(workdir / name / 'checkpoints')
     metadata = {'config': configs.describe(config), 'fingerprints': {}}
     checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
     checkpointer.close()

@@ -11,7 +11,7 @@ import time
 import jax
 import pytest
 
-from audiolm_jax.training import checkpoints
+from audiolm_jax.training import checkpoints, saving
 from tests.faults import runs
 from tests.stages import test_contract
 from tests.training import toy_run
@@ -95,7 +95,7 @@ def test_f3_signals_save_and_the_second_leaves(reference, tmp_path, outcome):
 
 
 def hang_in_save(workdir):
-  checkpoints.Checkpointer.save = lambda *unused: time.sleep(60)
+  saving.Checkpointer.save = lambda *unused: time.sleep(60)
   runs.slow_toy(workdir)
 
 

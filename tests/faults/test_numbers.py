@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, rollback, sharding
+from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, monitor, sharding
 from audiolm_jax.training import step as step_lib
 from tests import contract
 from tests.faults import runs
@@ -97,9 +97,9 @@ def test_f11_a_spike_is_told_of_or_left_behind(tmp_path, monkeypatch, outcome):
       return batch | {'target': np.full_like(batch['target'], 1e2)} if index == 20 else batch
 
   found = {}
-  limits = functools.partial(rollback.RollbackConfig, window=8, explosion=30.0)
+  limits = functools.partial(monitor.RollbackConfig, window=8, explosion=30.0)
   # the toy does not take the 50 steps of the default
-  monkeypatch.setattr(rollback, 'RollbackConfig', limits)
+  monkeypatch.setattr(monitor, 'RollbackConfig', limits)
   for name, config in (('told', None), ('left behind', limits())):
     monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, rollback=config))
     events = []

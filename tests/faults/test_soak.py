@@ -14,7 +14,7 @@ import warnings
 import jax
 import numpy as np
 
-from audiolm_jax.training import checkpoints, errors, metrics_writer, saver, watch
+from audiolm_jax.training import checkpoints, errors, metrics_writer, saving, watchdog
 from tests.faults import runs
 from tests.training import toy, toy_run
 
@@ -46,7 +46,7 @@ class Faulty(toy.Batches):
 
 def _strike_save(monkeypatch, kind, after):
   """The save number `after` of the next run is killed, or finds no room."""
-  write, count = checkpoints.Checkpointer._write_digest, []
+  write, count = saving.Checkpointer._write_digest, []
 
   def write_digest(self):
     count.append(0)
@@ -56,7 +56,7 @@ def _strike_save(monkeypatch, kind, after):
       raise OSError(errno.ENOSPC, 'No space left on device')
     write(self)
 
-  monkeypatch.setattr(checkpoints.Checkpointer, '_write_digest', write_digest)
+  monkeypatch.setattr(saving.Checkpointer, '_write_digest', write_digest)
 
 
 def _strike_files(workdir, kind, random) -> bool:
@@ -93,7 +93,7 @@ def test_f23_two_hundred_faults(reference, tmp_path, monkeypatch, outcome):
     kind = KINDS[random.integers(len(KINDS))] if struck.total() < NUM_FAULTS else None
     with monkeypatch.context() as patch, warnings.catch_warnings():
       warnings.simplefilter('ignore')
-      patch.setattr(saver, 'BACK_OFF_SECONDS', 0.01)
+      patch.setattr(saving, 'BACK_OFF_SECONDS', 0.01)
       patch.setattr(toy_run, 'TRAIN', settings if kind in ('slow', 'hang') else toy_run.TRAIN)
       done = runs.newest(workdir) if workdir.exists() else 0
       Faulty.kind, Faulty.at = kind, int(random.integers(done, min(done + 14, 48)))
@@ -107,7 +107,7 @@ def test_f23_two_hundred_faults(reference, tmp_path, monkeypatch, outcome):
         struck[kind] += 1
       try:
         result = toy_run.train(workdir, Faulty)
-      except (runs.Cut, errors.NonFiniteError, watch.StalledError):
+      except (runs.Cut, errors.NonFiniteError, watchdog.StalledError):
         continue
     if result.preempted:
       continue

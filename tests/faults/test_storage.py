@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from audiolm_jax import files
 from audiolm_jax.data import token_shards
-from audiolm_jax.training import checkpoints, configs, metrics_writer, saver, sharding
+from audiolm_jax.training import checkpoints, configs, metrics_writer, saving, sharding
 from tests.experiments import test_workspace
 from tests.faults import runs
 from tests.stages import test_contract
@@ -175,7 +175,7 @@ def _fill(directory, filler, step):
 
 
 def test_f7_a_disk_that_stays_full_stops_the_run(tmp_path, monkeypatch, outcome):
-  monkeypatch.setattr(saver, 'BACK_OFF_SECONDS', 0.01)
+  monkeypatch.setattr(saving, 'BACK_OFF_SECONDS', 0.01)
   run = tmp_path / 'run'
 
   class Filling(toy.Batches):
@@ -203,7 +203,7 @@ def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
   directory = shutil.copytree(GOLDEN / 'format_1', tmp_path / 'checkpoints')
   config = toy.Config(width=2, widths=(2, 1))
   values = {'hidden': np.arange(6.0, dtype=np.float32).reshape(2, 3), 'output': np.float32(0.1)}
-  checkpointer = checkpoints.Checkpointer(directory)
+  checkpointer = saving.Checkpointer(directory)
   targets = {
     'params': jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), values)
   }
@@ -220,7 +220,7 @@ def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
   listed = json.loads(digest.read_text())
   listed['files']['metadata/metadata'] = [path.stat().st_size, files.sha256(path)]
   digest.write_text(json.dumps(listed))
-  checkpointer = checkpoints.Checkpointer(directory)
+  checkpointer = saving.Checkpointer(directory)
   with pytest.raises(
     ValueError, match='format 2, written by audiolm_jax 7.0.0; audiolm_jax .* reads format 1'
   ):
@@ -312,7 +312,7 @@ def train_while_sick(workdir, sick):
   import warnings
 
   jax.config.update('jax_num_cpu_devices', 8)
-  saver.BACK_OFF_SECONDS = 0.05
+  saving.BACK_OFF_SECONDS = 0.05
   toy_run.TRAIN = dataclasses.replace(toy_run.TRAIN, max_failed_saves=100)
   whole = set()
 
@@ -422,10 +422,10 @@ def test_f14_another_config_names_what_differs(name, changes, tmp_path, outcome)
   saved, targets = ({'params': v.params, 'state': v.state} for v in map(sharding.unbox, variables))
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), saved)
   directory = tmp_path / 'checkpoints'
-  checkpointer = checkpoints.Checkpointer(directory)
+  checkpointer = saving.Checkpointer(directory)
   checkpointer.save(1, zeros, None, {'config': configs.describe(config), 'fingerprints': {}})
   checkpointer.close()
-  checkpointer = checkpoints.Checkpointer(directory)
+  checkpointer = saving.Checkpointer(directory)
   field = next(iter(changes))
   with pytest.raises(
     ValueError, match=rf'(?s)was trained with another config.*{field}.*: checkpoint .*, now '

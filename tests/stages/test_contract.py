@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from audiolm_jax.nn.frame_rate import FrameRate
+from audiolm_jax.nn.quantizer import FSQ, RVQ
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import (
   classifier,
@@ -60,19 +62,15 @@ W2V_BERT = dict(
   feature_layer=1,
 )
 SOUNDSTREAM = soundstream.Config(
-  strides=(4, 4),
   crop_length=1600,
-  encoder_channels=2,
-  decoder_channels=2,
-  embedding_dim=4,
-  num_quantizers=2,
-  codebook_size=8,
+  network=SEANet(strides=(4, 4), encoder_channels=2, decoder_channels=2),
+  quantizer=RVQ(num_quantizers=2, codebook_size=8, embedding_dim=4),
   spectral_channels=2,
   spectral_window_length=256,
   waveform_channels=4,
   waveform_max_channels=8,
   num_waveform_critics=1,
-  waveform_weight=10.0,
+  loss_weights={'waveform': 10.0},
 )
 CODEC_OPTIONS = dict(
   loss_name='waveform',
@@ -158,9 +156,7 @@ CASES = {
   ),
   # levels so fine that the small embeddings of an untrained encoder do not all round to 0
   'soundstream_fsq': (
-    dataclasses.replace(
-      SOUNDSTREAM, fsq_levels=(16, 15, 9), embedding_dim=3, num_quantizers=1, codebook_size=2160
-    ),
+    dataclasses.replace(SOUNDSTREAM, quantizer=FSQ(levels=(16, 15, 9))),
     {'waveform': voiced(1600)},
     CODEC_OPTIONS,
   ),

@@ -10,31 +10,28 @@ from flax.linen import meta
 
 from audiolm_jax import losses
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 
 CONFIG = soundstream.Config(
   sample_rate=8000,
   crop_length=512,
-  strides=(2, 4),
-  encoder_channels=4,
-  decoder_channels=4,
-  embedding_dim=8,
-  num_quantizers=3,
-  codebook_size=16,
-  dead_code_threshold=0.5,
+  network=SEANet(strides=(2, 4), encoder_channels=4, decoder_channels=4),
+  quantizer=quantizer.RVQ(
+    num_quantizers=3, codebook_size=16, embedding_dim=8, dead_code_threshold=0.5
+  ),
   spectral_channels=1,
   spectral_window_length=128,
   waveform_channels=4,
   num_waveform_critics=1,
   waveform_max_channels=8,
-  waveform_weight=100.0,
+  loss_weights={'waveform': 100.0},
   adversarial_start=1,
 )
 
-FSQ = dataclasses.replace(
-  CONFIG, fsq_levels=(3, 4, 5), embedding_dim=3, num_quantizers=1, codebook_size=60
-)
+FSQ = dataclasses.replace(CONFIG, quantizer=quantizer.FSQ(levels=(3, 4, 5)))
+SLOW_BOOKS = dataclasses.replace(CONFIG.quantizer, decay=0.9)
 
 
 def random_variables(config):
@@ -47,7 +44,7 @@ def random_variables(config):
     rng.normal(size=s.shape) / np.sqrt(np.prod(s.shape[:-1])) * (len(s.shape) > 1), s.dtype
   )
   state = {'step': jnp.zeros((), jnp.int32)}
-  if config.fsq_levels is None:
+  if isinstance(config.quantizer, quantizer.RVQ):
     books = (config.num_quantizers, config.codebook_size, config.embedding_dim)
     state['codebooks'] = quantizer.init(jax.random.key(0), *books)
   return Variables(jax.tree.map(draw, shapes.params), state)
@@ -77,7 +74,9 @@ def gradients():
   [(32, 32, 8.4), (16, 16, 2.4), (16, 32, 5.5), (8, 32, 4.8), (32, 16, 5.3), (32, 8, 4.4)],
 )
 def test_parameters_match_table_one_of_the_paper(encoder_channels, decoder_channels, millions):
-  config = soundstream.Config(encoder_channels=encoder_channels, decoder_channels=decoder_channels)
+  config = soundstream.Config(
+    network=SEANet(encoder_channels=encoder_channels, decoder_channels=decoder_channels)
+  )
   params = jax.eval_shape(config.make().init, jax.random.key(0)).params['generator']
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6 == pytest.approx(
     millions, abs=0.06
@@ -194,7 +193,9 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
   """The balanced weights are what the terms' gradients, taken one by one, ask for; evaluation
   reuses the averages.
   """
-  config = dataclasses.replace(CONFIG, balance_decay=0.0, waveform_weight=2.0, feature_weight=5.0)
+  config = dataclasses.replace(
+    CONFIG, balance_decay=0.0, loss_weights={'waveform': 2.0, 'feature': 5.0}
+  )
   wave_BT, critics = batch['waveform'], variables.params['discriminator']
   state = variables.state | {
     'step': jnp.asarray(1),
@@ -243,15 +244,32 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
   )
 
 
-NO_SHARES = dict.fromkeys([f'{name}_weight' for name in soundstream.BALANCED], 0.0)
+NO_SHARES = dict.fromkeys(soundstream.BALANCED, 0.0)
+
+
+def test_weights_that_are_left_out_are_those_of_the_paper():
+  config = soundstream.Config(loss_weights={'waveform': 2.0})
+  assert config.loss_weights == {
+    'spectral': 1.0,
+    'waveform': 2.0,
+    'commitment': 1.0,
+    'adversarial': 1.0,
+    'feature': 10.0,
+    'discriminator': 1.0,
+  }
+  # compiled functions take configs as static arguments
+  assert config == soundstream.Config(loss_weights={'waveform': 2.0})
+  assert hash(config) == hash(soundstream.Config(loss_weights={'waveform': 2.0}))
+  assert config != soundstream.Config()
 
 
 @pytest.mark.parametrize(
   'changes, message',
   [
     (dict(balance_decay=1.0), 'balance_decay=1.0'),
-    (dict(balance_decay=0.9, feature_weight=-1.0), 'feature_weight=-1.0'),
-    (dict(balance_decay=0.9, **NO_SHARES), 'balance_decay=0.9 with all weights'),
+    (dict(balance_decay=0.9, loss_weights={'feature': -1.0}), 'loss_weights.feature=-1.0'),
+    (dict(loss_weights={'spektral': 1.0}), r"loss_weights name \['spektral'\]: the terms are spec"),
+    (dict(balance_decay=0.9, loss_weights=NO_SHARES), 'balance_decay=0.9 with all weights'),
   ],
 )
 def test_an_impossible_balance_is_refused(changes, message):
@@ -277,7 +295,7 @@ def trained(config, variables, batch):
 
 
 def test_training_reconstructs_better_with_more_levels(variables, batch):
-  config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9)
+  config = dataclasses.replace(CONFIG, adversarial_start=None, quantizer=SLOW_BOOKS)
 
   @jax.jit
   def errors(variables):
@@ -323,7 +341,7 @@ def test_the_switch_takes_noise_out_and_leaves_it_in(variables, batch):
   """Tones and a hum: on, the estimate is nearer to the tones than off, and off nearer to the tones
   with the hum.
   """
-  config = dataclasses.replace(CONFIG, adversarial_start=None, codebook_decay=0.9, film='decoder')
+  config = dataclasses.replace(CONFIG, adversarial_start=None, quantizer=SLOW_BOOKS, film='decoder')
   film = {'linear': {'kernel': jnp.zeros((2, 2 * config.embedding_dim))}}
   before = Variables(
     {**variables.params, 'generator': variables.params['generator'] | {'film': film}},
@@ -375,9 +393,6 @@ def test_errors_name_the_remedy(variables):
     soundstream.decode(encoder_switch, variables, jnp.zeros((1, 2, 3), jnp.int32), denoise=True)
   with pytest.raises(ValueError, match='denoise is asked of the encoder.*film=None'):
     soundstream.encode(CONFIG, variables, jnp.zeros((1, 512)), denoise=True)
-  for changes in ({'num_quantizers': 2}, {'codebook_size': 64}, {'embedding_dim': 4}):
-    with pytest.raises(ValueError, match=r"makes .*'codebook_size': 60, .* set these three"):
-      dataclasses.replace(FSQ, **changes).make()
   for levels in ((), (1, 60), (2**16, 2**16)):
     with pytest.raises(ValueError, match='2 or more levels for each dimension'):
-      dataclasses.replace(FSQ, fsq_levels=levels).make()
+      quantizer.FSQ(levels=levels)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from audiolm_jax.training import checkpoints, configs, optimizers, sharding, workdir
+from audiolm_jax.training import checkpoints, configs, lock, optimizers, saving, sharding
 from audiolm_jax.training import step as step_lib
 from tests import contract
 from tests.training import toy
@@ -48,7 +48,7 @@ def saved(tmp_path_factory):
   """Steps 1 and 2, whose parameters differ by one, saved on eight devices."""
   directory = tmp_path_factory.mktemp('saved') / 'checkpoints'
   parts, targets = _parts_on(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-  checkpointer = checkpoints.Checkpointer(directory)
+  checkpointer = saving.Checkpointer(directory)
   checkpointer.save(1, parts, {'next_index': 1}, _metadata())
   checkpointer.save(
     2, dict(parts, params=jax.tree.map(lambda x: x + 1, parts['params'])), None, _metadata()
@@ -71,7 +71,7 @@ def toy_is_a_stage(monkeypatch):
 
 
 def _restore(directory, targets, config=CONFIG):
-  checkpointer = checkpoints.Checkpointer(directory)
+  checkpointer = saving.Checkpointer(directory)
   try:
     return checkpointer.restore(targets, configs.describe(config))
   finally:
@@ -161,7 +161,7 @@ def test_killed_saves_are_cleared_only_in_our_directories(saved, directory, tmp_
   ]
   (tmp_path / 'foreign' / '7.orbax-checkpoint-tmp').mkdir(parents=True)
   with pytest.raises(ValueError, match='choose an empty directory'):
-    checkpoints.Checkpointer(tmp_path / 'foreign')
+    saving.Checkpointer(tmp_path / 'foreign')
   assert (tmp_path / 'foreign' / '7.orbax-checkpoint-tmp').is_dir()
 
 
@@ -187,7 +187,7 @@ def test_other_structure_lists_the_leaves(saved, directory):
 
 
 def test_old_steps_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
-  checkpointer = checkpoints.Checkpointer(tmp_path / 'c', max_to_keep=1)
+  checkpointer = saving.Checkpointer(tmp_path / 'c', max_to_keep=1)
   parts = {'params': {'w': jnp.arange(4.0)}, 'state': {}}
   checkpointer.save(1, parts, None, _metadata())
   checkpointer.wait()
@@ -195,8 +195,8 @@ def test_old_steps_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
   def full(self):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(checkpoints.Checkpointer, '_write_digest', full)
-  broken = checkpoints.Checkpointer(tmp_path / 'c', max_to_keep=1)
+  monkeypatch.setattr(saving.Checkpointer, '_write_digest', full)
+  broken = saving.Checkpointer(tmp_path / 'c', max_to_keep=1)
   broken.save(2, parts, None, _metadata())
   with pytest.raises(OSError, match=r'checkpoint 2 could not be written .*No space left.* \[1\]'):
     broken.wait()
@@ -208,19 +208,19 @@ def test_old_steps_go_only_after_a_newer_one_is_whole(tmp_path, monkeypatch):
 
 
 def test_some_steps_are_kept_for_good(tmp_path):
-  checkpointer = checkpoints.Checkpointer(tmp_path / 'c', max_to_keep=2, keep_every=4)
+  checkpointer = saving.Checkpointer(tmp_path / 'c', max_to_keep=2, keep_every=4)
   for step in range(1, 11):
     checkpointer.save(step, {'params': {'w': jnp.arange(4.0)}, 'state': {}}, None, _metadata())
   checkpointer.close()
   assert checkpoints.steps(tmp_path / 'c') == [4, 8, 9, 10]
   with pytest.raises(ValueError, match='keep_every=0'):
-    checkpoints.Checkpointer(tmp_path / 'd', keep_every=0)
+    saving.Checkpointer(tmp_path / 'd', keep_every=0)
 
 
 def test_load_variables_rebuilds_config_and_weights(toy_is_a_stage, tmp_path):
   parts, _ = _parts_on(sharding.MeshConfig(), jax.devices()[:1])
   parts['ema_params'] = jax.tree.map(lambda x: x * 2, parts['params'])
-  checkpointer = checkpoints.Checkpointer(tmp_path / 'run' / 'checkpoints')
+  checkpointer = saving.Checkpointer(tmp_path / 'run' / 'checkpoints')
   checkpointer.save(5, parts, None, _metadata())
   checkpointer.close()
   config, variables, metadata = checkpoints.load_variables(tmp_path / 'run')
@@ -253,13 +253,13 @@ def test_unknown_field_names_field_and_versions(toy_is_a_stage):
 
 
 def test_one_trainer_per_directory(tmp_path):
-  with workdir.locked(tmp_path):
+  with lock.held(tmp_path):
     with pytest.raises(
       ValueError, match=f'in use by process {os.getpid()} on {socket.gethostname()}'
     ):
-      with workdir.locked(tmp_path):
+      with lock.held(tmp_path):
         pass
-  with workdir.locked(tmp_path):  # given back
+  with lock.held(tmp_path):  # given back
     pass
 
 
@@ -271,21 +271,21 @@ def test_lock_of_a_dead_process_is_taken_over(tmp_path, reused):
   (tmp_path / 'lock').write_text(
     json.dumps({'pid': pid, 'host': socket.gethostname(), 'started': '1'})
   )
-  with workdir.locked(tmp_path):
+  with lock.held(tmp_path):
     assert json.loads((tmp_path / 'lock').read_text())['pid'] == os.getpid()
 
 
 def test_lock_of_another_host_is_respected(tmp_path):
   (tmp_path / 'lock').write_text(json.dumps({'pid': 1, 'host': 'elsewhere', 'started': '1'}))
   with pytest.raises(ValueError, match='on elsewhere.*is gone, run .rm '):
-    with workdir.locked(tmp_path):
+    with lock.held(tmp_path):
       pass
 
 
 def test_unwritable_workdir_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='cannot write to workdir .*file/run'):
-    workdir.probe(pathlib.Path(tmp_path / 'file' / 'run'))
+    lock.check_writable(pathlib.Path(tmp_path / 'file' / 'run'))
 
 
 HUBERT = 'audiolm_jax.pretrained.hubert.Config'
@@ -348,11 +348,11 @@ def test_a_torn_or_hostile_lock_is_a_named_error_and_stays(tmp_path, text):
   with pytest.raises(
     ValueError, match="lock' does not say who holds it: if no process uses .* run .rm "
   ):
-    with workdir.locked(tmp_path):
+    with lock.held(tmp_path):
       pass
   assert (tmp_path / 'lock').read_text() == text
   (tmp_path / 'lock').unlink()  # the remedy
-  with workdir.locked(tmp_path):
+  with lock.held(tmp_path):
     pass
 
 
@@ -361,27 +361,27 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused(tmp_path):
   victim.write_text('')
   (tmp_path / 'lock').symlink_to(victim)
   with pytest.raises(ValueError, match='lock is a link'):
-    with workdir.locked(tmp_path):
+    with lock.held(tmp_path):
       pass
   assert victim.read_text() == ''
   (tmp_path / 'lock').unlink()
   os.mkfifo(tmp_path / 'lock')
   with pytest.raises(ValueError, match='lock is no regular file'):
-    with workdir.locked(tmp_path):
+    with lock.held(tmp_path):
       pass
 
 
 def test_the_host_of_a_lock_steers_no_terminal(tmp_path):
   (tmp_path / 'lock').write_text(json.dumps({'pid': 1, 'host': '\x1b[2Jx', 'started': '1'}))
   with pytest.raises(ValueError, match=r'on \\x1b\[2Jx: choose'):
-    with workdir.locked(tmp_path):
+    with lock.held(tmp_path):
       pass
 
 
 def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / f'.probe-{os.getpid()}').symlink_to(tmp_path / 'victim')
-  workdir.probe(tmp_path / 'run')
+  lock.check_writable(tmp_path / 'run')
   assert not (tmp_path / 'victim').exists()
   assert os.listdir(tmp_path / 'run') == [f'.probe-{os.getpid()}']
 
@@ -425,7 +425,7 @@ def test_hostile_metadata_are_a_named_error(tmp_path, change, field):
   (tmp_path / 'metadata').mkdir()
   path = tmp_path / 'metadata' / 'metadata'
   path.write_text(json.dumps(good))
-  assert checkpoints._read_metadata(tmp_path) == good | {'fingerprints': {}}
+  assert checkpoints.read_metadata(tmp_path) == good | {'fingerprints': {}}
   path.write_text(json.dumps(good | change))
   with pytest.raises(ValueError, match=f'metadata has no {field} as audiolm_jax writes it'):
-    checkpoints._read_metadata(tmp_path)
+    checkpoints.read_metadata(tmp_path)

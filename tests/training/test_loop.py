@@ -12,11 +12,13 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import semantic
-from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, preemption
+from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, optimizers, preemption
 from tests import contract
 from tests.training import toy, toy_run
 
@@ -149,6 +151,56 @@ def test_other_fingerprints_are_refused_and_the_clock_saves_too(tmp_path, monkey
   assert checkpoints.steps(tmp_path / 'checkpoints') == [1, 2, 3]
   with pytest.raises(ValueError, match="trained with {'codec': 'a'}, now {'codec': 'b'}"):
     toy_run.train(tmp_path, fingerprints={'codec': 'b'})
+
+
+def test_any_optax_transformation_takes_the_place_of_the_config(reference, tmp_path, monkeypatch):
+  """The same rule given as a transformation: bitwise the same losses, also when resumed."""
+  rule = optax.adam(optax.constant_schedule(1e-2), 0.9, 0.999)
+  other = optimizers.OptimizerConfig(learning_rate=0.5, clip_norm=1e-3)
+  for num_steps in (3, 7):
+    settings = dataclasses.replace(
+      toy_run.TRAIN, num_steps=num_steps, eval_every=None, optimizer=other
+    )
+    monkeypatch.setattr(toy_run, 'TRAIN', settings)
+    toy_run.train(tmp_path, optimizer=rule)
+  metrics, (_, expected, _) = metrics_writer.read(tmp_path), reference
+  for step in range(1, 8):
+    assert metrics[step]['loss'] == expected[step]['loss']
+    assert metrics[step]['update_norm'] == expected[step]['update_norm']
+    assert 'learning_rate' not in metrics[step]
+  _, _, metadata = checkpoints.load_variables(tmp_path, config=toy.Config())
+  assert 'given to loop.train' in metadata['training']['fields']['optimizer']
+
+
+def test_a_true_value_from_report_saves_and_ends_the_run(reference, tmp_path):
+  events = []
+
+  def report(event):
+    events.append(event)
+    return event['metrics'].get('loss') is not None and event['step'] >= 10
+
+  stopped = toy_run.train(tmp_path, report=report)
+  # the step that was reported, and those that had begun
+  assert stopped.preempted and 10 <= stopped.step <= 12
+  assert checkpoints.steps(tmp_path / 'checkpoints')[-1] == stopped.step
+  assert events[-1]['step'] == stopped.step
+  _assert_same_run(tmp_path, toy_run.train(tmp_path), reference)
+
+
+@pytest.mark.parametrize(
+  'make_batches, message',
+  [
+    (
+      lambda: (batch for batch in toy.Batches()),
+      'a generator, which has no get_state, set_state: .*Return an iterator with get_state',
+    ),
+    (lambda: [next(toy.Batches())], 'a list, which has no __next__, get_state, set_state'),
+  ],
+)
+def test_batches_whose_position_cannot_be_saved_are_refused(tmp_path, make_batches, message):
+  with pytest.raises(UserError, match=message):
+    toy_run.train(tmp_path / 'run', make_batches)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_data_that_ends_early_is_explained(tmp_path):

@@ -57,6 +57,26 @@ def test_rules(mesh, shape, names, spec):
   assert sharding.tree_shardings(box, mesh).spec == spec
 
 
+def test_rules_of_your_own_fit_a_mesh_with_other_axis_names():
+  own = jax.make_mesh((4, 2), ('replica', 'model'))
+  rules = dict.fromkeys(sharding.RULES) | {'embed': 'replica', 'mlp': 'model', 'mine': 'model'}
+  names = {'kernel': ('embed', 'mlp'), 'table': ('vocab', 'mine'), 'heads': ('heads',)}
+  shapes = {'kernel': (8, 6), 'table': (5, 4), 'heads': (8,)}
+  boxes = {
+    name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shapes[name], jnp.float32), names[name])
+    for name in names
+  }
+  shardings = sharding.tree_shardings(boxes, own, rules=rules)
+  assert {name: one.spec for name, one in shardings.items()} == {
+    'kernel': P('replica', 'model'),
+    'table': P(None, 'model'),
+    'heads': P(None),
+  }
+  assert shardings['kernel'].shard_shape((8, 6)) == (2, 3)
+  with pytest.raises(ValueError, match=r"'embed': 'fsdp'.*it has \['model', 'replica'\].*rules="):
+    sharding.tree_shardings(boxes, own)
+
+
 def test_unknown_logical_axis_is_named(mesh):
   box = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4,), jnp.float32), ('emebd',))
   with pytest.raises(ValueError, match='emebd'):

@@ -14,7 +14,7 @@ import time
 
 import jax
 
-from audiolm_jax.training import checkpoints, loop, optimizers
+from audiolm_jax.training import loop, optimizers, saving
 from tests.training import toy
 
 TRAIN = loop.TrainConfig(
@@ -47,7 +47,7 @@ def _kill(*unused):
 
 
 def _arm(moment):
-  write = checkpoints.Checkpointer._write_digest
+  write = saving.Checkpointer._write_digest
   saves = []
 
   def write_digest(self):
@@ -56,7 +56,7 @@ def _arm(moment):
     if moment == 'digest' and len(saves) == 2:
       _kill()
 
-  checkpoints.Checkpointer._write_digest = write_digest
+  saving.Checkpointer._write_digest = write_digest
   if moment == 'prune':
     remove = shutil.rmtree
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 
-LOCK = 'lock'
+FILE = 'lock'
 _PROBE_BYTES = 1 << 16
 _MAX_LOCK_CHARACTERS = 4096
 
 
-def probe(directory: pathlib.Path) -> None:
+def check_writable(directory: pathlib.Path) -> None:
   """Makes `directory` and writes a little there. Raises OSError, before any compute, where that
   fails.
   """
@@ -36,13 +36,13 @@ def probe(directory: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
+def held(directory: pathlib.Path) -> Iterator[None]:
   """Holds `directory` for this process. The lock of a dead process of this host is taken over.
 
   Raises ValueError when a live process of this host, or any process of another host, holds it, and
   when the lock is damaged or a link.
   """
-  path = directory / LOCK
+  path = directory / FILE
   with _exclusively(path) as file:
     holder = _holder(file, path)
     if holder is not None and (holder['host'] != socket.gethostname() or _alive(holder)):

@@ -9,11 +9,13 @@ import collections
 import contextlib
 import json
 import pathlib
+import queue
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -26,18 +28,17 @@ FILE = 'goodput.jsonl'
 
 
 class StalledError(TimeoutError):
-  """A phase took longer than it may: a data source, a storage or another host hangs.
+  """A phase exceeded its timeout: a data source, a storage or another host hangs.
 
   The thread that waits is left behind, so that the process should end without waiting for it.
   """
 
 
-class Watch:
+class Watchdog:
   """Adds up the seconds of every phase, and bounds the calls made through `bounded`.
 
   A call that takes `slow_seconds` becomes a warning that names host and phase, one that takes
-  `timeout_seconds` a
-  StalledError. None: neither.
+  `timeout_seconds` a StalledError. None: neither.
   """
 
   def __init__(self, slow_seconds: float | None = None, timeout_seconds: float | None = None):
@@ -48,6 +49,15 @@ class Watch:
     self._started = time.monotonic()
     self._began = time.time()
     self._seconds: collections.Counter = collections.Counter()
+    self._worker: _Worker | None = None
+    # of earlier starts: done after the checkpoint that the run continues from, and done again
+    self.lost_steps = 0
+
+  def close(self) -> None:
+    """Ends the worker thread, after the call that it is in."""
+    if self._worker is not None:
+      self._worker.close()
+    self._worker = None
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -61,36 +71,41 @@ class Watch:
   def bounded(
     self, name: str, step: int, function: Callable[[], Any], extra_seconds: float = 0.0
   ) -> Any:
-    """Returns function(), which may block; `extra_seconds` more are allowed (for compilation)."""
+    """Returns function(), which may block; its time belongs to the phase `name`.
+
+    extra_seconds: added to both limits, for compilation.
+
+    Raises StalledError after the timeout, and what `function` raises.
+    """
     with self.phase(name):
       if self._slow is None and self._timeout is None:
         return function()
-      outcome: dict[str, Any] = {}
+      if self._worker is None:
+        self._worker = _Worker()
+      outcome = self._worker.submit(function)
+      try:
+        self._wait(outcome, name, step, extra_seconds)
+      except BaseException:  # the worker may never come back: the next call gets another
+        self.close()
+        raise
+      try:
+        return outcome.result()
+      finally:
+        del outcome  # with its error it would be a cycle that holds the arrays of the call
 
-      def work():
-        try:
-          outcome['value'] = function()
-        except BaseException as error:
-          outcome['error'] = error
-
-      thread = threading.Thread(target=work, name=f'audiolm {name}', daemon=True)
-      thread.start()
-      self._wait(thread, name, step, extra_seconds)
-      if 'error' in outcome:
-        raise outcome['error']
-      return outcome['value']
-
-  def _wait(self, thread: threading.Thread, name: str, step: int, extra_seconds: float) -> None:
-    where = f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: {name} of step {step}'
+  def _wait(self, outcome: futures.Future, name: str, step: int, extra_seconds: float) -> None:
+    """Returns when the call has ended; warns, and raises StalledError, where it is late."""
+    where = (
+      f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: '
+      f'{name} of step {step}'
+    )
     limit = None if self._timeout is None else self._timeout + extra_seconds
     waited = 0.0
     if self._slow is not None and (limit is None or self._slow + extra_seconds < limit):
       waited = self._slow + extra_seconds
-      thread.join(waited)
-      if thread.is_alive():
+      if futures.wait([outcome], waited).not_done:
         warnings.warn(f'{where} has taken {waited:g} s so far')
-    thread.join(None if limit is None else limit - waited)
-    if thread.is_alive():
+    if futures.wait([outcome], None if limit is None else limit - waited).not_done:
       raise StalledError(
         f'{where} has not ended after {limit:g} s: look at this host, its data, and its peers'
       )
@@ -104,14 +119,45 @@ class Watch:
       'seconds': {name: round(value, 3) for name, value in seconds.items()},
     }
 
-  def write(self, directory: pathlib.Path, **more: Any) -> None:
+  def write(self, directory: pathlib.Path, step: int) -> None:
     """Appends a line to `directory`/goodput.jsonl; like all telemetry, a failure is a warning."""
-    line = {'started': self._began, **more, **self.summary()}
+    line = {'started': self._began, 'step': step, 'lost_steps': self.lost_steps, **self.summary()}
     try:
       with files.open_in_place(directory / FILE, 'a') as file:
         file.write(json.dumps(line) + '\n')
     except (OSError, ValueError) as error:
       warnings.warn(f'{directory / FILE} is not written: {error!r}')
+
+
+class _Worker:
+  """A thread that makes one call after another, until it is closed.
+
+  A daemon, unlike the threads of `concurrent.futures`: where a call hangs, the end of the process
+  does not wait for it.
+  """
+
+  def __init__(self):
+    self._calls: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_work, args=(self._calls,), name='audiolm worker', daemon=True).start()
+
+  def submit(self, function: Callable[[], Any]) -> futures.Future:
+    outcome = futures.Future()
+    self._calls.put((function, outcome))
+    return outcome
+
+  def close(self) -> None:
+    self._calls.put(None)
+
+
+def _work(calls: queue.SimpleQueue) -> None:
+  while (call := calls.get()) is not None:
+    function, outcome = call
+    try:
+      outcome.set_result(function())
+    except BaseException as error:
+      outcome.set_exception(error)
+    # While it waits for the next call, the thread must not keep arrays of this one alive.
+    del call, function, outcome
 
 
 def read(directory: str | pathlib.Path) -> list[dict[str, Any]]:

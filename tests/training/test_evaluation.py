@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax.training import loop, metrics_writer
+from audiolm_jax.training import evaluation, metrics_writer
 from tests.training import toy, toy_run
 
 
@@ -22,11 +22,11 @@ def test_arrays_are_averaged_samples_are_of_the_first_batch(tmp_path, monkeypatc
   def summarize(means, samples):
     seen.append((means['wave'], samples))
     picture = np.zeros((4, 5, 1), np.float32)
-    return loop.Summary(
+    return evaluation.Summary(
       {'first': means['wave'][0]}, {'sound': (samples[0], 16_000)}, {'picture': picture}
     )
 
-  toy_run.train(tmp_path, probe=loop.Probe(measure, summarize))
+  toy_run.train(tmp_path, probe=evaluation.Probe(measure, summarize))
   batches = toy.Batches()
   waves = np.stack([next(batches)['waveform'] for _ in range(3)])
   assert [int(count) for _, (_, count) in seen] == [2, 4]

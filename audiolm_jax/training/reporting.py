@@ -1,0 +1,101 @@
+"""Publishes the metrics and messages of a run: to its files and to its caller."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from audiolm_jax.training import evaluation, metrics_writer, monitor
+
+
+class Reporter:
+  """Writes metrics by `writer` and calls `report`, on process 0 alone (elsewhere `writer` is None).
+
+  Metrics are compared with the `bands` of the recipe. `last` holds the newest value of each, and
+  `asked_to_stop` becomes True when `report` returns a true value.
+  """
+
+  def __init__(
+    self,
+    writer: metrics_writer.MetricsWriter | None,
+    report: Callable[[Mapping[str, Any]], Any],
+    bands: Sequence[monitor.Band],
+    *,
+    log_every: int,
+    eval_every: int | None,
+  ):
+    self._writer, self._report = writer, report
+    self._bands, self._rhythm = bands, {'log_every': log_every, 'eval_every': eval_every}
+    self.last: dict[str, float] = {}
+    self.asked_to_stop = False
+    self._since, self._since_step = time.monotonic(), 0
+
+  def start_clock(self, step: int) -> None:
+    """Measures the speed from this moment, at `step`, on."""
+    self._since, self._since_step = time.monotonic(), step
+
+  @contextlib.contextmanager
+  def clock_stopped(self) -> Iterator[None]:
+    """Leaves the time of this block out of the speed."""
+    began = time.monotonic()
+    yield
+    self._since += time.monotonic() - began
+
+  def training(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Publishes the metrics of the training step that led to `step`, with the speed since the last
+    ones.
+    """
+    speed = (step - self._since_step) / max(time.monotonic() - self._since, 1e-9)
+    self.start_clock(step)
+    self.publish(step, metrics, speed={'steps_per_second': speed})
+
+  def evaluation(
+    self, step: int, metrics: Mapping[str, float], summary: evaluation.Summary
+  ) -> None:
+    """Publishes metrics, sounds and pictures of held-out data; all names get 'eval/' in front."""
+    scalars = metrics | dict(summary.scalars)
+    self.publish(step, {f'eval/{name}': float(value) for name, value in scalars.items()})
+    if self._writer is not None:
+      for name, (wave_T, sample_rate) in summary.audio.items():
+        self._writer.audio(step, f'eval/{name}', wave_T, sample_rate)
+      for name, image_HWC in summary.images.items():
+        self._writer.image(step, f'eval/{name}', image_HWC)
+
+  def publish(
+    self,
+    step: int,
+    metrics: Mapping[str, float],
+    message: str | None = None,
+    *,
+    speed: Mapping[str, float] = {},
+  ) -> None:
+    """Publishes metrics, compared with the bands, and a message for the user."""
+    outside, lines = monitor.compare_with_bands(self._bands, step, metrics, **self._rhythm)
+    metrics = metrics | outside
+    self.last = self.last | metrics
+    if self._writer is None:
+      return
+    self._writer.scalars(step, metrics | speed)
+    self._call(step, metrics, lines if message is None else [message, *lines], speed)
+
+  def say(self, step: int, message: str) -> None:
+    """Passes a message to `report`, and writes nothing."""
+    if self._writer is not None:
+      self._call(step, {}, [message], {})
+
+  def last_logged(self) -> int:
+    """Returns the last step in the metrics file; 0 where there is none, and on other processes."""
+    return 0 if self._writer is None else self._writer.last_step()
+
+  def _call(self, step: int, metrics, lines: Sequence[str], speed) -> None:
+    messages = {'message': '\n'.join(lines)} if lines else {}
+    if not self._report({'step': step, 'metrics': metrics, **speed, **messages}):
+      return
+    self.asked_to_stop = True
+    if jax.process_count() > 1:
+      # Processes must leave at the same step; JAX makes them agree on one after this signal.
+      os.kill(os.getpid(), signal.SIGTERM)
