@@ -18,6 +18,12 @@ from audiolm_jax.errors import UserError
 
 UNKNOWN = -1  # a token that is still to be decoded
 
+# A rule of one's own: (key, logits_BV, past_BN) -> token_B. past_BN holds the tokens of each row
+# before this one, UNKNOWN where there is none: those of the prompt in the window, then those drawn;
+# in masked decoding, those of the same frame. It is compiled, once for each function; arrays that it
+# reads are best bound by jax.tree_util.Partial.
+OwnRule = Callable[[Array, Array, Array], Array]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +62,13 @@ class ParallelRule:
   """How to fill in masked tokens, level by level (SoundStorm, section 3.3; what it leaves open is
   MaskGIT's).
 
-  rule: of the draws, in all passes of a level but its last, which is greedy.
+  rule: of the draws, in all passes of a level but its last, which is greedy; or an `OwnRule`.
   noise: how much Gumbel noise is added to the log-confidence; falls linearly to 0 at the last pass
   of a level.
   iterations: passes of each level, coarse to fine; the last entry holds for all further levels.
   """
 
-  rule: Rule = Rule(1.0)
+  rule: Rule | OwnRule = Rule(1.0)
   noise: Any = 4.5  # a number or an array []
   iterations: tuple[int, ...] = (16, 1)
 
@@ -70,6 +76,12 @@ class ParallelRule:
     checks.fields(self, iterations=checks.each(checks.WHOLE))
     if isinstance(self.noise, (int, float, str)):  # no array
       checks.fields(self, noise=checks.NOT_NEGATIVE)
+
+
+def as_pytree(rule: Rule | OwnRule) -> Any:
+  """Returns a rule as an argument of compiled functions: a function becomes a `Partial`."""
+  is_tree = isinstance(rule, (Rule, jax.tree_util.Partial))
+  return rule if is_tree else jax.tree_util.Partial(rule)
 
 
 def check_parallel(how: ParallelRule, num_levels: int) -> None:
@@ -98,8 +110,17 @@ def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 
   return logits_BV
 
 
-def draw(key: jax.Array, logits_BV: Float[Array, 'B V'], rule: Rule) -> Int[Array, 'B']:
-  """Returns one token a row, by the rule."""
+def draw(
+  key: jax.Array,
+  logits_BV: Float[Array, 'B V'],
+  rule: Rule | OwnRule,
+  past_BN: Int[Array, 'B N'] | None = None,
+) -> Int[Array, 'B']:
+  """Returns one token a row, by the rule; past_BN: for an `OwnRule`, None: no tokens."""
+  if not isinstance(rule, Rule):
+    empty_B0 = jnp.zeros((len(logits_BV), 0), jnp.int32)
+    past_BN = empty_B0 if past_BN is None else past_BN
+    return jnp.asarray(rule(key, logits_BV, past_BN), jnp.int32)
   sampled_B = jax.random.categorical(key, filtered_logits(logits_BV, rule), axis=-1)
   return jnp.where(
     jnp.asarray(rule.temperature) == 0, jnp.argmax(logits_BV, axis=-1), sampled_B
@@ -111,21 +132,24 @@ def autoregress(
   logits_BV: Float[Array, 'B V'],
   carry: Any,
   key: jax.Array,
-  rule: Rule,
+  rule: Rule | OwnRule,
   num_steps: Int[Array, ''],
   capacity: int,
+  prompt_BN: Int[Array, 'B P'] | None = None,
 ) -> Int[Array, 'B N']:
   """Draws `num_steps` tokens a row, feeding each back; columns from num_steps to `capacity` = N
   stay -1.
 
   step: (carry, token_B, n) -> (logits of the next token, carry), n counting drawn tokens from 0.
     The logits range over what is legal at that step, so nothing illegal can be drawn.
+  prompt_BN: tokens before the drawn ones, which an `OwnRule` sees; UNKNOWN is padding.
   num_steps is data, so that one compilation serves every length up to `capacity`.
   """
 
   def body(loop):
     n, logits_BV, carry, drawn_BN = loop
-    token_B = draw(jax.random.fold_in(key, n), logits_BV, rule)
+    past_BN = drawn_BN if prompt_BN is None else jnp.concatenate([prompt_BN, drawn_BN], axis=1)
+    token_B = draw(jax.random.fold_in(key, n), logits_BV, rule, past_BN)
     drawn_BN = jax.lax.dynamic_update_slice(drawn_BN, token_B[:, None], (0, n))
     logits_BV, carry = step(carry, token_B, n)
     return n + 1, logits_BV, carry, drawn_BN
@@ -140,7 +164,7 @@ def decode_masked(
   tokens_BFQ: Int[Array, 'B F Q'],
   valid_BF: Bool[Array, 'B F'],
   key: jax.Array,
-  rule: Rule,
+  rule: Rule | OwnRule,
   *,
   noise: float | Array,
   iterations: tuple[int, ...],
@@ -170,9 +194,9 @@ def decode_masked(
     draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
     unknown_BF = (tokens_BFQ[..., level] == UNKNOWN) & valid_BF
     logits_BFV = logits(tokens_BFQ, level)
-    drawn_BF = draw(draw_key, logits_BFV.reshape(-1, logits_BFV.shape[-1]), rule).reshape(
-      unknown_BF.shape
-    )
+    logits_NV = logits_BFV.reshape(-1, logits_BFV.shape[-1])
+    drawn_N = draw(draw_key, logits_NV, rule, tokens_BFQ.reshape(-1, levels))
+    drawn_BF = drawn_N.reshape(unknown_BF.shape)
     last = share == 1
     drawn_BF = jnp.where(last, jnp.argmax(logits_BFV, axis=-1).astype(jnp.int32), drawn_BF)
     confidence_BF = jnp.take_along_axis(

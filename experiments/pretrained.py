@@ -19,7 +19,8 @@ import jax
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, hub
-from audiolm_jax.training import checkpoints, configs
+from audiolm_jax.stages.base import CodecConfig, FeatureConfig
+from audiolm_jax.training import checkpoints
 from audiolm_jax.training import workdir as workdir_lib
 from experiments import command_line, workspace
 
@@ -68,9 +69,9 @@ def text_of(folder: pathlib.Path, name: str) -> str:
 
 def place(config) -> str:
   """Returns the stage whose place in a workdir an imported model takes."""
-  if hasattr(config, 'codec'):
+  if isinstance(config, CodecConfig):
     return 'soundstream'
-  if hasattr(config, 'semantic_features'):
+  if isinstance(config, FeatureConfig):
     return 'w2v_bert'
   raise UserError(
     f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir'
@@ -141,15 +142,7 @@ def save(output: pathlib.Path, config, variables, origin: dict):
   """Writes the checkpoint; ValueError where `output` holds one already."""
   workdir_lib.probe(output)
   with workdir_lib.locked(output):
-    directory = output / 'checkpoints'
-    if found := checkpoints.steps(directory):
-      raise UserError(
-        f'{output} already holds a checkpoint (step {found[-1]}): choose another folder'
-      )
-    checkpointer = checkpoints.Checkpointer(directory)
-    metadata = {'config': configs.describe(config), 'fingerprints': {}, 'pretrained': origin}
-    checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
-    checkpointer.close()
+    checkpoints.save_variables(output / 'checkpoints', config, variables, {'pretrained': origin})
 
 
 if __name__ == '__main__':

@@ -265,7 +265,7 @@ def load_variables(
   *,
   use_ema: bool = True,
   config: Any = None,
-) -> tuple[Any, base.Variables, dict[str, Any]]:
+) -> base.Model:
   """Loads a trained stage for inference, on the default device, without optimizer or trainer.
 
   Args:
@@ -276,8 +276,8 @@ def load_variables(
       must be the one that was trained. None: the checkpoint's own.
 
   Returns:
-    (config, Variables of plain arrays, metadata with 'step', 'version', 'fingerprints' and what
-    else was saved).
+    The config, Variables of plain arrays, and metadata with 'step', 'version', 'fingerprints' and
+    what else was saved.
 
   Raises:
     ValueError: no good checkpoint, an unknown config class or field, another config than that of
@@ -306,7 +306,33 @@ def load_variables(
     {params_name: variables.params, 'state': variables.state},
   )
   parts = _restore_parts(directory / str(step), targets, metadata)
-  return config, base.Variables(parts[params_name], parts['state']), metadata
+  return base.Model(config, base.Variables(parts[params_name], parts['state']), metadata)
+
+
+def save_variables(
+  directory: str | pathlib.Path,
+  config: Any,
+  variables: base.Variables,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a model as step 0 of a new checkpoint directory, from which `load_variables` reads it.
+
+  config: a frozen dataclass with `make()`. metadata: JSON; 'fingerprints' of the models that made
+  the training data belong there.
+
+  Raises UserError where `directory` holds a checkpoint, or something else.
+  """
+  directory = pathlib.Path(directory)
+  if found := steps(directory):
+    raise UserError(
+      f'{directory} already holds a checkpoint (step {found[-1]}): choose another folder'
+    )
+  described = {'fingerprints': {}, **(metadata or {}), 'config': configs.describe(config)}
+  checkpointer = Checkpointer(directory)
+  try:
+    checkpointer.save(0, sharding.unbox(variables)._asdict(), None, described)
+  finally:
+    checkpointer.close()
 
 
 def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:
