@@ -14,8 +14,42 @@ A digit is an axis of that size, `*dims` any number of axes. Kernels of attentio
 (`nn.block_attention`) use K and Q for positions of keys and queries within a block, image-like
 arrays (`pretrained.clap_audio`) H and W for height and width.
 
-Import each function from its module: `audiolm_jax.stages.soundstream.encode`,
-`audiolm_jax.generation.continue_audio`.
+The names below are what most work starts from; they are imported when they are first used:
+
+  codec = audiolm_jax.load_codec('runs/demo')
+  tokenizer = audiolm_jax.load_tokenizer('runs/demo')
+  models = audiolm_jax.load_models('runs/demo')
+  result = audiolm_jax.continue_audio(models, key, prompt_BT, seconds=7.0)
+
+Everything else is imported from where it lives, as `audiolm_jax.stages.soundstream`.
 """
 
+import importlib
+
 __version__ = '0.1.0'
+
+_HOMES = {
+  'load_codec': 'codec.load',
+  'load_tokenizer': 'tokenizer.load_tokenizer',
+  'load_semantic_tokenizer': 'tokenizer.load_semantic_tokenizer',
+  'load_models': 'generation.load_models',
+  'load_variables': 'training.checkpoints.load_variables',
+  'save_variables': 'training.saving.save_variables',
+  'continue_audio': 'generation.continue_audio',
+  'generate_acoustics': 'generation.generate_acoustics',
+  'generate_unconditional': 'generation.generate_unconditional',
+  'SamplingConfig': 'generation.SamplingConfig',
+  'Rule': 'sampling.Rule',
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+  if name not in _HOMES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module, _, attribute = _HOMES[name].rpartition('.')
+  return getattr(importlib.import_module(f'{__name__}.{module}'), attribute)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_HOMES])

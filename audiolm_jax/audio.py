@@ -7,7 +7,7 @@ import functools
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Int
 
 from audiolm_jax import audio_checks, files
 from audiolm_jax.errors import UserError
@@ -477,3 +477,14 @@ def resample(
 def pad_to_multiple(wave_BT: Float[Array, 'B T'], multiple: int) -> Float[Array, 'B T2']:
   """Appends zeros up to a multiple of `multiple` samples."""
   return jnp.pad(wave_BT, ((0, 0), (0, -wave_BT.shape[-1] % multiple)))
+
+
+def stacked(waves: Sequence[np.ndarray]) -> tuple[Float[np.ndarray, 'B T'], Int[np.ndarray, 'B']]:
+  """Returns waveforms of any lengths as wave_BT, zero-padded at the end, and their lengths in
+  samples.
+  """
+  num_samples_B = np.array([len(wave_T) for wave_T in waves], np.int32)
+  wave_BT = np.zeros((len(waves), num_samples_B.max()), np.float32)
+  for row_T, wave_T in zip(wave_BT, waves, strict=True):
+    row_T[: len(wave_T)] = wave_T
+  return wave_BT, num_samples_B

@@ -10,12 +10,14 @@ sample of the corpus. In CLAP, text embeddings are at a distance from audio embe
 quantizer has not seen; MusicLM does not account for it.
 """
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import checks
+from audiolm_jax import arrays_file, checks
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 
@@ -83,3 +85,25 @@ def assign(
       'were these fitted to those of another model?'
     )
   return quantizer.encode(vectors_QKD, embeddings_BD[:, None])[0][:, 0]
+
+
+def save(path: str | os.PathLike, vectors_QKD: Float[Array, 'Q K D'], model: str) -> None:
+  """Writes what `fit` returned; `model`: the fingerprint of the model of the embeddings."""
+  arrays_file.save(path, {'vectors': vectors_QKD}, {'model': model})
+
+
+def load(path: str | os.PathLike, model: str) -> Float[Array, 'Q K D']:
+  """Returns the code vectors that `save` wrote.
+
+  Raises UserError where they are missing or damaged, or were fitted to embeddings of another model
+  than the one of that fingerprint.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f'{path} does not exist: save there what embedding_tokens.fit returns')
+  arrays, metadata = arrays_file.load(path, ('vectors',), 'fit the quantizer again')
+  if metadata['model'] != model:
+    raise UserError(
+      f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train '
+      'again what was trained on its tokens'
+    )
+  return arrays['vectors']

@@ -8,7 +8,8 @@ papers leave open:
 
 - Windows. Past a model's trained crop, generation goes in rounds. A row keeps its whole past where
   past and future fit the crop together, otherwise the last `carry_seconds` of it (SoundStorm: at
-  least those, and as many as fit); the window gets the semantic tokens that overlap it.
+  least those, and as many as fit; None: CARRY_SECONDS, or half of the crop where that is less); the
+  window gets the semantic tokens that overlap it.
 - Alignment. Deduplicated semantic tokens have no durations. Those of the prompt are measured;
   generated ones are taken to last the prompt's mean duration (without a prompt: UNKNOWN_DURATION
   frames), so the number of tokens for `seconds` of audio follows from the prompt's speaking rate.
@@ -17,55 +18,67 @@ papers leave open:
 """
 
 import dataclasses
-import functools
+import os
+import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import audio, checks, kmeans, tokens, windows
+from audiolm_jax import checks, tokens, windows
+from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
-from audiolm_jax.sampling import ParallelRule, Rule, check_parallel
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, check_parallel
+from audiolm_jax.stages.base import Model
+from audiolm_jax.tokenizer import Tokenizer, load_tokenizer
 from audiolm_jax.tokens import PAD
+from audiolm_jax.training import checkpoints
 
 ACOUSTIC = ('autoregressive', 'soundstorm')
+CARRY_SECONDS = 3.0  # of the past that a later window keeps, but at most half of the crop
 # semantic frames of 40 ms that a deduplicated token lasts when no prompt tells
 UNKNOWN_DURATION = 2.0
 
 
 class Models(NamedTuple):
-  """(config, variables) of every stage, variables unboxed; the acoustic ones that a pipeline does
-  not use may be None.
+  """The tokenizer and the language models; the acoustic ones that a pipeline does not use may be
+  None.
 
-  w2v_bert has a `kmeans.SemanticEncoder` for a config. fine is None, too, where the coarse levels
-  are all (piano).
+  fine is None, too, where the coarse levels are all (piano).
   """
 
-  soundstream: tuple[Any, Variables]
-  w2v_bert: tuple[kmeans.SemanticEncoder, Variables]
-  semantic_quantizer: kmeans.SemanticQuantizer
-  semantic: tuple[Any, Variables]
-  coarse: tuple[Any, Variables] | None = None
-  fine: tuple[Any, Variables] | None = None
-  soundstorm: tuple[Any, Variables] | None = None
+  tokenizer: Tokenizer
+  semantic: Model
+  coarse: Model | None = None
+  fine: Model | None = None
+  soundstorm: Model | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
   """Rules of the language models (the paper's temperatures, no filters: section IV-B) and of
   SoundStorm.
+
+  A rule of one's own is a function (key, logits_BV, past_BN) -> token_B (`sampling.OwnRule`). Min-p:
+
+    def min_p(key, logits_BV, past_BN):
+      least_B1 = logits_BV.max(axis=-1, keepdims=True) + math.log(0.05)
+      return jax.random.categorical(key, jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV))
+
+    SamplingConfig(coarse=min_p)
   """
 
-  semantic: Rule = Rule(0.6)
-  coarse: Rule = Rule(0.8)
-  fine: Rule = Rule(0.6)
+  semantic: Rule | OwnRule = Rule(0.6)
+  coarse: Rule | OwnRule = Rule(0.8)
+  fine: Rule | OwnRule = Rule(0.6)
   soundstorm: ParallelRule = ParallelRule()
 
   def __post_init__(self):
-    a_rule = checks.Legal('a sampling.Rule', lambda value: isinstance(value, Rule))
+    a_rule = checks.Legal(
+      'a sampling.Rule or a function', lambda value: isinstance(value, Rule) or callable(value)
+    )
     parallel = checks.Legal(
       'a sampling.ParallelRule', lambda value: isinstance(value, ParallelRule)
     )
@@ -96,53 +109,39 @@ class Timed(NamedTuple):
   start_N: np.ndarray
 
 
-def tokenize(
-  models: Models,
-  wave_BT: Float[Array | np.ndarray, 'B T'],
-  num_samples_B: Int[Array | np.ndarray, 'B'] | None = None,
-) -> tuple[Int[np.ndarray, 'B S'], Int[np.ndarray, 'B F Q']]:
-  """Returns frame-aligned semantic tokens and codec codes, F = r S, of the whole semantic frames of
-  each waveform.
+def load_models(
+  workdir: str | os.PathLike, *, coarse: str = 'coarse', remedy: str = 'fit the clusters again'
+) -> Models:
+  """Returns the models of a workdir, after checking that they were trained on one another's tokens.
 
-  r: codec frames that last as long as a semantic frame. wave_BT: at the rate of the codec.
-  num_samples_B: samples of each row, the rest is padding; None: all. What lies beyond is PAD.
+  Of the acoustic stages those that are there. coarse: the folder of the coarse stage. remedy: for
+  clusters that are missing or damaged.
+
+  Raises UserError where the tokenizer or the semantic stage is missing, where there is neither
+  `coarse` nor soundstorm, and for stages of other fingerprints.
   """
-  checks.shapes(wave_BT=wave_BT)
-  codec, ratio = models.soundstream[0], _frames_per_semantic(models)
-  hop = ratio * codec.hop_length
-  lengths_B = (
-    np.full(len(wave_BT), wave_BT.shape[1]) if num_samples_B is None else np.asarray(num_samples_B)
+  folder = pathlib.Path(workdir)
+  acoustic = [name for name in (coarse, 'fine', 'soundstorm') if (folder / name).is_dir()]
+  needed = ['semantic'] + ([] if {coarse, 'soundstorm'} & set(acoustic) else [coarse])
+  if missing := [name for name in needed if not (folder / name).is_dir()]:
+    raise UserError(f'{folder} has no stage {missing[0]}: train it first')
+  tokenizer = load_tokenizer(folder, remedy)
+  found = {name: checkpoints.load_variables(folder / name) for name in ('semantic', *acoustic)}
+  for name, model in found.items():
+    for part, expected in tokenizer.fingerprints.items():
+      trained_on = model.metadata['fingerprints'].get(part)
+      if trained_on != expected:
+        raise UserError(
+          f'stage {name} was trained on tokens of {part} {trained_on}, but {folder} holds {part} '
+          f'{expected}: train it again, or use the workdir it comes from'
+        )
+  return Models(
+    tokenizer,
+    found['semantic'],
+    coarse=found.get(coarse),
+    fine=found.get('fine'),
+    soundstorm=found.get('soundstorm'),
   )
-  checks.shapes(wave_BT=wave_BT, num_samples_B=lengths_B)
-  if lengths_B.max(initial=0) > wave_BT.shape[1]:
-    raise UserError(
-      f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}'
-    )
-  frames_B = lengths_B // hop
-  if frames_B.min() < 1:
-    raise UserError(
-      f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one'
-    )
-  second, silence = (
-    max(1, round(codec.frame_rate / ratio)) * hop,
-    codec.codec().context * codec.hop_length,
-  )
-  wave_BT = np.asarray(wave_BT, np.float32) * (
-    np.arange(wave_BT.shape[1]) < frames_B[:, None] * hop
-  )
-  padding = silence + -(frames_B.max() * hop + silence) % second
-  wave_BT = np.pad(wave_BT[:, : frames_B.max() * hop], ((0, 0), (0, padding)))
-  semantic_BS = _semantic_tokens(
-    *models.w2v_bert,
-    models.semantic_quantizer,
-    audio.resample(wave_BT, codec.sample_rate, models.w2v_bert[0].sample_rate),
-  )
-  semantic_BS = np.asarray(semantic_BS)
-  codes_BFQ = np.asarray(_encode(codec, models.soundstream[1], wave_BT))
-  inside_BS = np.arange(frames_B.max()) < frames_B[:, None]
-  semantic_BS = np.where(inside_BS, semantic_BS[:, : frames_B.max()], PAD)
-  inside_BF = np.repeat(inside_BS, ratio, axis=1)
-  return semantic_BS, np.where(inside_BF[..., None], codes_BFQ[:, : ratio * frames_B.max()], PAD)
 
 
 def continue_audio(
@@ -153,7 +152,7 @@ def continue_audio(
   *,
   seconds: float,
   sampling: SamplingConfig = SamplingConfig(),
-  carry_seconds: float = 3.0,
+  carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns each prompt followed by `seconds` of new audio (rounded to whole semantic frames of 40
@@ -164,9 +163,9 @@ def continue_audio(
   acoustic: one of ACOUSTIC, see the module's docstring.
   """
   _check(models, sampling, acoustic)
-  semantic_BS, codes_BFQ = tokenize(models, prompt_BT, num_samples_B)
+  semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_BT, num_samples_B)
   num_new = _whole_frames(models, seconds)
-  timed = [_timed(row_S, models.semantic[0].deduplicate) for row_S in semantic_BS]
+  timed = [_timed(row_S, models.semantic.config.deduplicate) for row_S in semantic_BS]
   if _reads_semantic(models, acoustic):
     timed = _extend_semantic(
       models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, sampling
@@ -183,7 +182,7 @@ def generate_acoustics(
   prompt_BFQ: Int[Array | np.ndarray, 'B F Q'] | None = None,
   *,
   sampling: SamplingConfig = SamplingConfig(),
-  carry_seconds: float = 3.0,
+  carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice,
@@ -195,18 +194,18 @@ def generate_acoustics(
   _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
   checks.shapes(semantic_BS=semantic_BS)
-  checks.ids('semantic_BS', semantic_BS, _acoustic_model(models, acoustic)[0].num_clusters)
-  prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.soundstream[0])
+  checks.ids('semantic_BS', semantic_BS, _acoustic_model(models, acoustic).config.num_clusters)
+  prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.tokenizer.codec)
   whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
   new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
   if min(new_frames, default=0) < 0:
     raise UserError(f'a prompt has {-min(new_frames)} frames more than its semantic tokens: cut it')
-  deduplicate = models.semantic[0].deduplicate and acoustic == 'autoregressive'
+  deduplicate = models.semantic.config.deduplicate and acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
   return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
 
-def _prompt_rows(prompt_BFQ, batch_size, codec) -> list[np.ndarray]:
+def _prompt_rows(prompt_BFQ, batch_size, codec: Codec) -> list[np.ndarray]:
   if prompt_BFQ is None:
     return [np.zeros((0, codec.num_quantizers), np.int32)] * batch_size
   prompt_BFQ = np.asarray(prompt_BFQ)
@@ -226,7 +225,7 @@ def generate_unconditional(
   seconds: float,
   *,
   sampling: SamplingConfig = SamplingConfig(),
-  carry_seconds: float = 3.0,
+  carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns `seconds` of audio a row, sampled from nothing."""
@@ -237,7 +236,7 @@ def generate_unconditional(
   if _reads_semantic(models, acoustic):
     empty = np.zeros(batch_size, int)
     timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling)
-  prompts = _prompt_rows(None, batch_size, models.soundstream[0])
+  prompts = _prompt_rows(None, batch_size, models.tokenizer.codec)
   new_frames = _codec_frames(models, [num_new] * batch_size)
   return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
 
@@ -249,7 +248,7 @@ def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
   Raises UserError where its stages do not fit one another.
   """
   if acoustic == 'soundstorm':
-    return models.soundstorm[0].num_quantizers
+    return models.soundstorm.config.num_quantizers
   return _check_autoregressive(models)
 
 
@@ -259,87 +258,73 @@ def _check(models, rules, acoustic, semantic_given=False):
   """
   if acoustic not in ACOUSTIC:
     raise UserError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
-  stage, total = _acoustic_model(models, acoustic), models.soundstream[0].num_quantizers
+  stage = _acoustic_model(models, acoustic)
   if stage is None:
-    name = 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
     raise UserError(
-      f'acoustic={acoustic!r} needs the stage {name}, which is not among the models: train it first'
+      f'acoustic={acoustic!r} needs the stage {_acoustic_name(acoustic)}, which is not among the models: train it first'
     )
   levels = num_levels(models, acoustic)
   if acoustic == 'soundstorm':
     check_parallel(rules.soundstorm, levels)
-    if models.semantic[0].deduplicate and not semantic_given:
+    if models.semantic.config.deduplicate and not semantic_given:
       raise UserError(
         'SoundStorm needs frame-aligned semantic tokens, and the semantic model is deduplicated: its tokens have '
         'lost the durations that align them with the codec. Train it again with semantic.model.deduplicate=False '
         "(the coarse model may stay as it is), or use acoustic='autoregressive'"
       )
-  _check_rates(models, stage[0])
-  if levels > total:
-    raise UserError(f'the stages make {levels} levels, the codec has num_quantizers={total}')
-
-
-def _check_rates(models, acoustic_config):
-  """Raises ValueError where the stages were made for other rates than those of the codec and the
-  semantic tokens.
-  """
-  codec, own = models.soundstream[0], models.w2v_bert[0].frame_rate
-  found = {
-    'the codec': (codec.frame_rate, acoustic_config.frame_rate),
-    'the semantic tokens': (own, acoustic_config.semantic_rate),
-    'the tokens of the semantic model': (own, models.semantic[0].semantic_rate),
-  }
-  if wrong := {name: rates for name, rates in found.items() if rates[0] != rates[1]}:
-    texts = [
-      f'{name}: {rates[0]} Hz, but the stage was made for {rates[1]} Hz'
-      for name, rates in wrong.items()
-    ]
-    raise UserError(f'{"; ".join(texts)}: train the stage for these models')
+  readers = {'semantic': models.semantic, _acoustic_name(acoustic): stage}
+  if acoustic == 'autoregressive' and models.fine is not None:
+    readers['fine'] = models.fine
+  for name, model in readers.items():
+    if wrong := model.config.spec.differences(models.tokenizer.spec):
+      raise UserError(
+        f'{name} was made for other tokens: {"; ".join(wrong)}: train it for these models'
+      )
 
 
 def _check_autoregressive(models) -> int:
   """Returns how many levels the coarse and fine stages make; ValueError where they do not fit one
   another.
   """
-  coarse = models.coarse[0]
-  if models.semantic[0].deduplicate and coarse.condition_on_semantic and not coarse.deduplicate:
+  coarse = models.coarse.config
+  if models.semantic.config.deduplicate and coarse.condition_on_semantic and not coarse.deduplicate:
     raise UserError(
       'the coarse model wants frame-aligned semantic tokens, the semantic model is deduplicated: '
       'train one of them again with the other value of deduplicate'
     )
   if models.fine is None:
     return coarse.num_quantizers
-  if models.fine[0].num_coarse != coarse.num_quantizers:
+  if models.fine.config.num_coarse != coarse.num_quantizers:
     raise UserError(
-      f'fine.num_coarse={models.fine[0].num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
+      f'fine.num_coarse={models.fine.config.num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
       'differ: these stages were not trained for each other'
     )
-  return models.fine[0].total_quantizers
+  return models.fine.config.total_quantizers
 
 
 def _acoustic_model(models, acoustic):
   """Returns the stage that reads the semantic tokens; None where it is not there."""
-  return models.soundstorm if acoustic == 'soundstorm' else models.coarse
+  return getattr(models, _acoustic_name(acoustic))
+
+
+def _acoustic_name(acoustic) -> str:
+  return 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
 
 
 def _reads_semantic(models, acoustic) -> bool:
-  return acoustic == 'soundstorm' or models.coarse[0].condition_on_semantic
+  return acoustic == 'soundstorm' or models.coarse.config.condition_on_semantic
 
 
 def _whole_frames(models, seconds):
   checks.values(seconds=(seconds, checks.POSITIVE))
-  frames = round(seconds * models.semantic[0].semantic_rate)
+  frames = round(seconds * models.semantic.config.semantic_rate)
   if frames < 1:
     raise UserError(f'seconds={seconds} is less than one semantic frame: ask for more')
   return frames
 
 
-def _frames_per_semantic(models) -> int:
-  return tokens.frames_per_semantic(models.soundstream[0].frame_rate, models.w2v_bert[0].frame_rate)
-
-
 def _codec_frames(models, semantic_frames) -> list[int]:
-  return [_frames_per_semantic(models) * int(frames) for frames in semantic_frames]
+  return [models.tokenizer.frames_per_semantic * int(frames) for frames in semantic_frames]
 
 
 def _timed(semantic_S, deduplicate):
@@ -353,7 +338,7 @@ def _extend_semantic(
   models, key, timed: Sequence[Timed], frames_B, num_new: int, rules
 ) -> list[Timed]:
   """Appends semantic tokens for `num_new` frames to every row."""
-  config, variables = models.semantic
+  config, variables, _ = models.semantic
   durations = [
     1.0
     if not config.deduplicate
@@ -390,18 +375,13 @@ def _acoustics(
   models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic
 ) -> Continuation:
   """Makes the codes that follow the prompts' own and decodes all of it."""
-  checks.values(carry_seconds=(carry_seconds, checks.NOT_NEGATIVE))
-  config = _acoustic_model(models, acoustic)[0]
-  carry = config.frames_per_semantic * round(carry_seconds * config.semantic_rate)
-  if not 0 <= carry < config.num_frames:
-    raise UserError(
-      f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s'
-    )
+  config = _acoustic_model(models, acoustic).config
+  carry = _carry(config, carry_seconds)
   if acoustic == 'soundstorm':
     levels = config.num_quantizers
     rows = windows.fill(
       config,
-      models.soundstorm[1].params,
+      models.soundstorm.variables.params,
       jax.random.fold_in(key, 1),
       [row.token_N for row in timed],
       [row_FQ[:, :levels] for row_FQ in prompts],
@@ -412,7 +392,7 @@ def _acoustics(
     rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry)
   codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
   num_frames_B = np.array([len(row) for row in rows])
-  wave_BT = decode_codes(models, codes_BFQ, num_frames_B)
+  wave_BT = models.tokenizer.decode(codes_BFQ, num_frames_B)
   token_rows = [row.token_N[:, None] for row in timed]
   semantic_BS = windows.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
   return Continuation(
@@ -420,11 +400,25 @@ def _acoustics(
   )
 
 
+def _carry(config, carry_seconds: float | None) -> int:
+  """Returns how many codec frames of the past a later window keeps, in whole semantic frames."""
+  if carry_seconds is None:
+    kept = min(round(CARRY_SECONDS * config.semantic_rate), config.num_semantic // 2)
+    return config.frames_per_semantic * kept
+  checks.values(carry_seconds=(carry_seconds, checks.NOT_NEGATIVE))
+  carry = config.frames_per_semantic * round(carry_seconds * config.semantic_rate)
+  if carry >= config.num_frames:
+    raise UserError(
+      f'carry_seconds={carry_seconds} must be shorter than the crop, {config.crop_seconds} s'
+    )
+  return carry
+
+
 def _coarse_and_fine(
   models, key, timed, prompts, new_frames, rules, carry
 ) -> tuple[list[np.ndarray], int]:
   """Samples coarse and fine codes after the prompts' own; returns the rows and their levels."""
-  config, variables = models.coarse
+  config, variables, _ = models.coarse
   ratio = config.frames_per_semantic
 
   def prefix(b, start, stop):
@@ -452,12 +446,12 @@ def _coarse_and_fine(
   if models.fine is None:
     return rows, config.num_quantizers
   rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
-  return rows, models.fine[0].total_quantizers
+  return rows, models.fine.config.total_quantizers
 
 
 def _add_fine(models, key, rows, prompts, rule):
   """Samples the fine levels of what follows the prompts, in chunks of the crop, as one batch."""
-  config, variables = models.fine
+  config, variables, _ = models.fine
   crop, levels = config.num_frames, config.total_quantizers - config.num_coarse
   chunks = [(b, f) for b, row in enumerate(rows) for f in range(len(prompts[b]), len(row), crop)]
   coarse = [rows[b][f : f + crop] for b, f in chunks]
@@ -477,41 +471,3 @@ def _add_fine(models, key, rows, prompts, rule):
   for (b, _), coarse_FQ, fine_FQ in zip(chunks, coarse, drawn, strict=True):
     full[b].append(np.concatenate([coarse_FQ, fine_FQ], axis=1))
   return [np.concatenate(parts) for parts in full]
-
-
-def decode_codes(
-  models: Models, codes_BFQ: Int[np.ndarray, 'B F Q'], num_frames_B: Int[np.ndarray, 'B']
-) -> Float[np.ndarray, 'B T']:
-  """Returns the waveforms of rows of num_frames_B frames each, 0 after them; in shapes of whole
-  seconds.
-
-  The last frame of a row is held behind its end, where a codec that looks ahead looks.
-  """
-  checks.shapes(codes_BFQ=codes_BFQ, num_frames_B=num_frames_B)
-  config, variables = models.soundstream
-  frames, second, context = (
-    codes_BFQ.shape[1],
-    max(1, round(config.frame_rate)),
-    config.codec().context,
-  )
-  padded_F = np.arange(frames + context + -(frames + context) % second)
-  read_BF = np.minimum(padded_F, num_frames_B[:, None] - 1)
-  padded_BFQ = np.take_along_axis(codes_BFQ, read_BF[..., None], axis=1)
-  checks.ids('codes_BFQ', padded_BFQ, config.codebook_size, padding=False)
-  wave_BT = np.asarray(_decode(config, variables, padded_BFQ))[:, : frames * config.hop_length]
-  return wave_BT * (np.arange(wave_BT.shape[1]) < num_frames_B[:, None] * config.hop_length)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(config, variables, wave_BT):
-  return config.codec().encode(variables, wave_BT, None)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(config, variables, codes_BFQ):
-  return config.codec().decode(variables, codes_BFQ)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _semantic_tokens(encoder, variables, semantic_quantizer, wave_BT):
-  return kmeans.assign(semantic_quantizer, encoder.features(variables, wave_BT))

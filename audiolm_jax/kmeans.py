@@ -5,60 +5,15 @@ Source: AudioLM (arXiv 2209.03143), section III-B: normalizing each dimension to
 variance before clustering improves the phonetic discrimination of the tokens.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+import os
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import checks
+from audiolm_jax import arrays_file, checks
 from audiolm_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SemanticEncoder:
-  """Which features of which model are clustered.
-
-  config: of a model, ours or imported, that has `sample_rate`, `hop_length`, `frame_rate` and
-    `semantic_features`: (variables, wave_BT, layer) -> features_BSD, S = ceil(T / hop_length),
-    where zeros at the end of a waveform are taken for padding and have no influence on the rest.
-  layer: of the model, as its module counts.
-  frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with
-  2.
-  """
-
-  config: Any
-  layer: int
-  frames_per_token: int = 1
-
-  def __post_init__(self):
-    checks.fields(self, layer=checks.whole(0), frames_per_token=checks.WHOLE)
-
-  @property
-  def sample_rate(self) -> int:
-    return self.config.sample_rate
-
-  @property
-  def hop_length(self) -> int:
-    """Samples per token."""
-    return self.config.hop_length * self.frames_per_token
-
-  @property
-  def frame_rate(self) -> float:
-    """Tokens per second."""
-    return self.config.frame_rate / self.frames_per_token
-
-  def features(self, variables: Any, wave_BT: Float[Array, 'B T']) -> Float[Array, 'B S D']:
-    """Returns what is clustered, S = ceil(T / hop_length)."""
-    checks.shapes(wave_BT=wave_BT)
-    features_BSD = self.config.semantic_features(variables, wave_BT, self.layer)
-    batch, frames, width = features_BSD.shape
-    if self.frames_per_token == 1 or not frames:
-      return features_BSD
-    missing = -frames % self.frames_per_token
-    features_BSD = jnp.pad(features_BSD, ((0, 0), (0, missing), (0, 0)), mode='edge')
-    return features_BSD.reshape(batch, -1, self.frames_per_token, width).mean(axis=2)
 
 
 class SemanticQuantizer(NamedTuple):
@@ -127,3 +82,45 @@ def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) ->
   )
   distances_BSK = jnp.sum(jnp.square(quantizer.centroids_KD), axis=-1) - 2 * products_BSK
   return jnp.argmin(distances_BSK, axis=-1).astype(jnp.int32)
+
+
+class Stored(NamedTuple):
+  """Clusters as a file holds them: fitted to which layer of which model, and their fingerprint."""
+
+  quantizer: SemanticQuantizer
+  layer: int
+  frames_per_token: int
+  model: str
+  fingerprint: str
+
+
+def save(
+  path: str | os.PathLike,
+  quantizer: SemanticQuantizer,
+  *,
+  layer: int,
+  frames_per_token: int,
+  model: str,
+) -> None:
+  """Writes clusters with what they were fitted to; `model`: the fingerprint of its parameters.
+
+  `tokenizer.SemanticEncoder.fingerprint` is that of a model of features.
+  """
+  metadata = {'layer': str(layer), 'frames_per_token': str(frames_per_token), 'w2v_bert': model}
+  arrays_file.save(path, quantizer._asdict(), metadata)
+
+
+def load(path: str | os.PathLike, remedy: str = 'fit the clusters again') -> Stored:
+  """Returns what `save` wrote.
+
+  Raises UserError where the file is missing or damaged; its message ends with `remedy`.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f'{path} does not exist: {remedy}')
+  arrays, metadata = arrays_file.load(path, SemanticQuantizer._fields, remedy)
+  try:
+    layer, frames = int(metadata['layer']), int(metadata.get('frames_per_token', 1))
+    model = metadata['w2v_bert']
+  except (KeyError, ValueError) as error:
+    raise UserError(f'{path} is damaged ({error!r}): delete it and {remedy}') from error
+  return Stored(SemanticQuantizer(**arrays), layer, frames, model, metadata['digest'])

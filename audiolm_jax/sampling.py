@@ -14,6 +14,12 @@ from audiolm_jax.errors import UserError
 
 UNKNOWN = -1  # marks a token that is not decoded yet
 
+# A rule of one's own: (key, logits_BV, past_BN) -> token_B. past_BN holds the tokens of each row
+# before this one, UNKNOWN where there is none: those of the prompt in the window, then those drawn;
+# in masked decoding, those of the same frame. It is compiled, once for each function; arrays that it
+# reads are best bound by jax.tree_util.Partial.
+OwnRule = Callable[[Array, Array, Array], Array]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +67,14 @@ class ParallelRule:
   Details that SoundStorm leaves open follow MaskGIT.
 
   Fields:
-    rule: rule of the draws in all passes of a level except the last, which is greedy.
+    rule: rule of the draws in all passes of a level except the last, which is greedy; or an
+      `OwnRule`.
     noise: scale of the Gumbel noise added to the log-confidence; falls linearly to 0 at the last
       pass of a level.
     iterations: passes of each level, coarse to fine; the last entry holds for all further levels.
   """
 
-  rule: Rule = Rule(1.0)
+  rule: Rule | OwnRule = Rule(1.0)
   noise: float | Array | object = 4.5  # a number or an array []
   iterations: tuple[int, ...] = (16, 1)
 
@@ -75,6 +82,12 @@ class ParallelRule:
     checks.fields(self, iterations=checks.each(checks.WHOLE))
     if isinstance(self.noise, (int, float, str)):  # not a tracer
       checks.fields(self, noise=checks.NOT_NEGATIVE)
+
+
+def as_pytree(rule: Rule | OwnRule) -> Any:
+  """Returns a rule as an argument of compiled functions: a function becomes a `Partial`."""
+  is_tree = isinstance(rule, (Rule, jax.tree_util.Partial))
+  return rule if is_tree else jax.tree_util.Partial(rule)
 
 
 def check_parallel(how: ParallelRule, num_levels: int) -> None:
@@ -107,8 +120,20 @@ def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 
   return logits_BV
 
 
-def draw(key: jax.Array, logits_BV: Float[Array, 'B V'], rule: Rule) -> Int[Array, 'B']:
-  """Draws one token per row."""
+def draw(
+  key: jax.Array,
+  logits_BV: Float[Array, 'B V'],
+  rule: Rule | OwnRule,
+  past_BN: Int[Array, 'B N'] | None = None,
+) -> Int[Array, 'B']:
+  """Draws one token per row by the rule.
+
+  past_BN: earlier tokens, read by an `OwnRule` only; None: no tokens.
+  """
+  if not isinstance(rule, Rule):
+    empty_B0 = jnp.zeros((len(logits_BV), 0), jnp.int32)
+    past_BN = empty_B0 if past_BN is None else past_BN
+    return jnp.asarray(rule(key, logits_BV, past_BN), jnp.int32)
   sampled_B = jax.random.categorical(key, filtered_logits(logits_BV, rule), axis=-1)
   return jnp.where(
     jnp.asarray(rule.temperature) == 0, jnp.argmax(logits_BV, axis=-1), sampled_B
@@ -120,9 +145,10 @@ def autoregress(
   logits_BV: Float[Array, 'B V'],
   carry: Any,
   key: jax.Array,
-  rule: Rule,
+  rule: Rule | OwnRule,
   num_steps: Int[Array, ''],
   capacity: int,
+  prompt_BN: Int[Array, 'B P'] | None = None,
 ) -> Int[Array, 'B N']:
   """Draws `num_steps` tokens per row, feeding each one back.
 
@@ -136,6 +162,7 @@ def autoregress(
     num_steps: number of tokens; traced, so that one compilation serves all lengths up to
       `capacity`.
     capacity: number of columns N of the result.
+    prompt_BN: tokens before the drawn ones, read by an `OwnRule` only; UNKNOWN is padding.
 
   Returns:
     Drawn tokens; columns from `num_steps` on are -1.
@@ -143,7 +170,8 @@ def autoregress(
 
   def body(loop):
     n, logits_BV, carry, drawn_BN = loop
-    token_B = draw(jax.random.fold_in(key, n), logits_BV, rule)
+    past_BN = drawn_BN if prompt_BN is None else jnp.concatenate([prompt_BN, drawn_BN], axis=1)
+    token_B = draw(jax.random.fold_in(key, n), logits_BV, rule, past_BN)
     drawn_BN = jax.lax.dynamic_update_slice(drawn_BN, token_B[:, None], (0, n))
     logits_BV, carry = step(carry, token_B, n)
     return n + 1, logits_BV, carry, drawn_BN
@@ -158,7 +186,7 @@ def decode_masked(
   tokens_BFQ: Int[Array, 'B F Q'],
   valid_BF: Bool[Array, 'B F'],
   key: jax.Array,
-  rule: Rule,
+  rule: Rule | OwnRule,
   *,
   noise: float | Array,
   iterations: tuple[int, ...],
@@ -192,9 +220,9 @@ def decode_masked(
     draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
     unknown_BF = (tokens_BFQ[..., level] == UNKNOWN) & valid_BF
     logits_BFV = logits(tokens_BFQ, level)
-    drawn_BF = draw(draw_key, logits_BFV.reshape(-1, logits_BFV.shape[-1]), rule).reshape(
-      unknown_BF.shape
-    )
+    logits_NV = logits_BFV.reshape(-1, logits_BFV.shape[-1])
+    drawn_N = draw(draw_key, logits_NV, rule, tokens_BFQ.reshape(-1, levels))
+    drawn_BF = drawn_N.reshape(unknown_BF.shape)
     last = share == 1
     drawn_BF = jnp.where(last, jnp.argmax(logits_BFV, axis=-1).astype(jnp.int32), drawn_BF)
     confidence_BF = jnp.take_along_axis(

@@ -11,6 +11,8 @@ what is not there.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,50 @@ class Vocabulary:
   @property
   def num_ids(self) -> int:
     return self.target_offset + self.num_targets
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+  """Rates and sizes of the tokens of a clip, as made by a tokenizer, stored, or read by a model.
+
+  None: the model does not read it, or a file does not say it.
+
+  semantic_rate: semantic tokens per second.
+  num_clusters: semantic tokens are in [0, num_clusters).
+  frame_rate: codec frames per second.
+  num_quantizers: levels of codes; of a model, those of the codec that it was made for.
+  codebook_size: codes are in [0, codebook_size).
+  """
+
+  semantic_rate: float | None = None
+  num_clusters: int | None = None
+  frame_rate: float | None = None
+  num_quantizers: int | None = None
+  codebook_size: int | None = None
+
+  @classmethod
+  def of(cls, metadata: Mapping[str, Any]) -> 'Spec':
+    """Returns the spec in the manifest of token shards, which may hold other entries, or lack some."""
+    return cls(**{name: metadata.get(name) for name in cls.__dataclass_fields__})
+
+  def differences(self, made: 'Spec') -> list[str]:
+    """Returns why a model of this spec cannot read tokens that were `made` so; []: it can.
+
+    Fewer levels than there are can be read; all else must be equal where both say it.
+    """
+    found = []
+    for name in self.__dataclass_fields__:
+      wanted, there = getattr(self, name), getattr(made, name)
+      if wanted is None or there is None:
+        continue
+      if wanted > there if name == 'num_quantizers' else wanted != there:
+        found.append(f'{name}={wanted}, the tokens have {there}')
+    return found
+
+  @property
+  def frames_per_semantic(self) -> int:
+    """Codec frames that last as long as a semantic token; ValueError where not a whole number."""
+    return frames_per_semantic(self.frame_rate, self.semantic_rate)
 
 
 def flatten(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model, transformer
-from audiolm_jax.sampling import ParallelRule, Rule, autoregress, decode_masked
+from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, as_pytree, autoregress, decode_masked
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.tokens import PAD
 
@@ -34,7 +34,7 @@ def extend(
   carry: int,
   prefix: Callable[[int, int, int], np.ndarray],
   prefix_crop: int,
-  rule: Rule,
+  rule: Rule | OwnRule,
 ) -> list[np.ndarray]:
   """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
 
@@ -74,7 +74,7 @@ def extend(
       prefix_BPN,
       prompt_BFQ,
       max(new) * num_levels,
-      rule,
+      as_pytree(rule),
       capacity=bucket(max(new), crop) * num_levels,
     )
     for b, m, drawn_N in zip(active, new, np.asarray(drawn_BN)):
@@ -91,7 +91,7 @@ def sample_targets(
   prefix_BPN: Int[Array | np.ndarray, 'B P N'],
   prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
   num_steps: int | Array,
-  rule: Rule,
+  rule: Rule | OwnRule,
   *,
   capacity: int,
 ) -> Int[Array, 'B C']:
@@ -108,7 +108,8 @@ def sample_targets(
     model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity
   )
   step = lambda cache, code_B, n: language_model.step(model, params, cache, code_B, first_B, n)
-  return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity)
+  prompt_BN = jnp.reshape(prompt_BFQ, (len(prompt_BFQ), -1))
+  return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity, prompt_BN)
 
 
 def fill(
@@ -151,7 +152,7 @@ def fill(
         jax.random.fold_in(key, number),
         semantic_BS,
         codes_BFQ,
-        how.rule,
+        as_pytree(how.rule),
         how.noise,
         iterations=how.iterations,
       )
@@ -169,7 +170,7 @@ def fill_window(
   key: jax.Array,
   semantic_BS: Int[Array | np.ndarray, 'B S'],
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
-  rule: Rule,
+  rule: Rule | OwnRule,
   noise: float | Array,
   *,
   iterations: tuple[int, ...],

@@ -7,11 +7,12 @@
   python -m experiments.codec info codes/                            what the files hold, and whether they are whole
 
 Files may be hours long: they pass through the codec second by second (imported codecs other than
-DAC take two minutes at most, see experiments/chunks.py). Of folders, what is there already is kept,
+DAC take two minutes at most, see audiolm_jax/codec.py). Of folders, what is there already is kept,
 so that the same command goes on after a kill; a file that is named itself is not replaced without
 --overwrite.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from audiolm_jax import audio, codes_file, files
+from audiolm_jax.codec import Codec
 from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
 from audiolm_jax.errors import UserError
-from experiments import chunks, command_line, workspace
-from experiments.chunks import Codec
+from experiments import command_line, workspace
 
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file
@@ -36,6 +37,7 @@ class Job(NamedTuple):
   source: pathlib.Path
   target: pathlib.Path
   in_folder: bool  # found there, not named
+  levels: int | None = None  # to write, or to read of what a file has; None: all
 
 
 def main():
@@ -66,24 +68,21 @@ def main():
     return info(args.paths)
   if args.output is None:
     raise UserError(f'{args.command} needs --output=FOLDER')
-  jobs = find_jobs(args.command, args.paths, args.output)
+  jobs = find_jobs(args.command, args.paths, args.output, args.num_quantizers)
   command_line.prove_folder(args.output, '--output')
   named = [job.target for job in jobs if not job.in_folder]
   command_line.prove_files(named, '--output', overwrite=args.overwrite)
-  config, variables = workspace.load_codec(args.workdir)
-  if args.num_quantizers is not None and not 1 <= args.num_quantizers <= config.num_quantizers:
+  codec = workspace.load_codec(args.workdir)
+  if args.num_quantizers is not None and not 1 <= args.num_quantizers <= codec.num_quantizers:
     raise UserError(
-      f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {config.num_quantizers}'
+      f'--num-quantizers={args.num_quantizers}: this codec has levels 1 to {codec.num_quantizers}'
     )
-  place, own = 'encoder' if args.command == 'encode' else 'decoder', getattr(config, 'film', None)
+  place, own = 'encoder' if args.command == 'encode' else 'decoder', codec.functions.switch
   if args.denoise and own != place:
     raise UserError(
       f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}'
     )
-  codec = Codec(
-    config, variables, workspace.codec_fingerprint(variables), args.num_quantizers, args.denoise
-  )
-  run_jobs(args.command, codec, jobs, args.overwrite)
+  run_jobs(args.command, dataclasses.replace(codec, denoise=args.denoise), jobs, args.overwrite)
 
 
 def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]:
@@ -97,7 +96,9 @@ def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]
   return [path]
 
 
-def find_jobs(command: str, paths: list[pathlib.Path], output: pathlib.Path) -> list[Job]:
+def find_jobs(
+  command: str, paths: list[pathlib.Path], output: pathlib.Path, levels: int | None = None
+) -> list[Job]:
   """Returns what is to be made of what. Raises ValueError when two files would be made into one."""
   encoding = command == 'encode'
   extensions, extension = (
@@ -107,7 +108,7 @@ def find_jobs(command: str, paths: list[pathlib.Path], output: pathlib.Path) -> 
   for path in paths:
     for source in found(path, extensions):
       name = source.relative_to(path) if path.is_dir() else pathlib.Path(source.name)
-      jobs.append(Job(source, output / name.with_suffix(extension), path.is_dir()))
+      jobs.append(Job(source, output / name.with_suffix(extension), path.is_dir(), levels))
       other = sources.setdefault(jobs[-1].target, source)
       if other is not source:
         raise UserError(
@@ -124,7 +125,7 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
   todo, failures = [], []
   for job in jobs:
     try:
-      seconds = seconds_of(codec, job.source)
+      seconds = seconds_of(codec, job)
       command_line.prove_name(job.target)
       if overwrite or not job.target.exists() or not is_done(codec, job):
         todo.append((job, seconds))
@@ -156,17 +157,17 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
 
 def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], None]):
   """Writes the codes of an audio file."""
-  rate, num_samples = codec.config.sample_rate, 0
+  rate, num_samples = codec.sample_rate, 0
 
   def blocks():
     nonlocal num_samples
-    length = codec.chunk_frames * codec.config.hop_length
+    length = codec.block_frames * codec.hop_length
     for block_T in audio.blocks(job.source, rate, length, max_seconds=MAX_SECONDS):
       num_samples += len(block_T)
       yield block_T
       advance(len(block_T) / rate)
 
-  codes = list(chunks.encode(codec, blocks()))
+  codes = list(codec.encode_blocks(blocks(), job.levels))
   if not num_samples:
     raise UserError(f'{job.source}: too short, no sample is left of it at {rate} Hz')
   wanted = header(codec, num_samples, codes[0].shape[1])
@@ -176,13 +177,12 @@ def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
 
 
 def header(codec: Codec, num_samples: int, num_quantizers: int) -> Header:
-  config = codec.config
-  sizes = (config.sample_rate, config.hop_length, num_quantizers, config.codebook_size, num_samples)
+  sizes = (codec.sample_rate, codec.hop_length, num_quantizers, codec.codebook_size, num_samples)
   return Header(*sizes, codec.fingerprint)
 
 
-def seconds_of_audio(codec: Codec, source: pathlib.Path) -> float:
-  found_info = audio.info(source)
+def seconds_of_audio(codec: Codec, job: Job) -> float:
+  found_info = audio.info(job.source)
   return found_info.num_samples / found_info.sample_rate
 
 
@@ -192,9 +192,7 @@ def is_encoded(codec: Codec, job: Job) -> bool:
     found_header, _ = codes_file.load(job.target)
   except ValueError as error:
     raise UserError(f'{error}, or pass --overwrite') from error
-  wanted = header(
-    codec, found_header.num_samples, codec.num_quantizers or codec.config.num_quantizers
-  )
+  wanted = header(codec, found_header.num_samples, job.levels or codec.num_quantizers)
   if found_header != wanted:
     raise UserError(
       f'{job.target} is there, of {found_header}, not of {wanted}: choose another --output, or pass --overwrite'
@@ -207,39 +205,38 @@ def decode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
   stored, codes_FQ = codes_file.load(job.source)
   audio.save_blocks(
     job.target,
-    decoded_blocks(codec, stored, codes_FQ, advance),
+    decoded_blocks(codec, job, stored, codes_FQ, advance),
     stored.sample_rate,
     overwrite=overwrite,
   )
 
 
-def decoded_blocks(codec: Codec, stored: Header, codes_FQ, advance) -> Iterator[np.ndarray]:
+def decoded_blocks(
+  codec: Codec, job: Job, stored: Header, codes_FQ, advance
+) -> Iterator[np.ndarray]:
   """Yields the waveform, `stored.num_samples` in all."""
-  frames, left = codec.chunk_frames, stored.num_samples
+  frames, left = codec.block_frames, stored.num_samples
   parts = (
-    codes_FQ[start : start + frames, : codec.num_quantizers]
-    for start in range(0, stored.num_frames, frames)
+    codes_FQ[start : start + frames, : job.levels] for start in range(0, stored.num_frames, frames)
   )
-  for wave_T in chunks.decode(codec, parts):
+  for wave_T in codec.decode_blocks(parts):
     yield wave_T[:left]
     advance(min(left, len(wave_T)) / stored.sample_rate)
     left -= min(left, len(wave_T))
 
 
-def seconds_of_codes(codec: Codec, source: pathlib.Path) -> float:
+def seconds_of_codes(codec: Codec, job: Job) -> float:
   """Returns the length of a file of codes. Raises ValueError when it was made by another codec."""
-  stored = codes_file.info(source)
+  source, stored = job.source, codes_file.info(job.source)
   if stored.fingerprint != codec.fingerprint:
     raise UserError(
       f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
     )
-  if stored != header(
-    codec, stored.num_samples, min(stored.num_quantizers, codec.config.num_quantizers)
-  ):
+  if stored != header(codec, stored.num_samples, min(stored.num_quantizers, codec.num_quantizers)):
     raise UserError(f'{source} tells of {stored}, which its codec does not make: encode it again')
-  if (codec.num_quantizers or 1) > stored.num_quantizers:
+  if (job.levels or 1) > stored.num_quantizers:
     raise UserError(
-      f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={codec.num_quantizers}'
+      f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={job.levels}'
     )
   return stored.seconds
 
@@ -265,8 +262,8 @@ def is_decoded(codec: Codec, job: Job) -> bool:
 def _begins_as_decoded(codec: Codec, job: Job) -> bool:
   """Compares the first second that is not silent; an original, or fewer levels, differ there."""
   stored, codes_FQ = codes_file.load(job.source)
-  made = decoded_blocks(codec, stored, codes_FQ, lambda seconds: None)
-  length = codec.chunk_frames * stored.hop_length
+  made = decoded_blocks(codec, job, stored, codes_FQ, lambda seconds: None)
+  length = codec.block_frames * stored.hop_length
   there = audio.blocks(job.target, stored.sample_rate, length, max_seconds=MAX_SECONDS)
   for made_T, there_T in zip(made, there):
     loudest = max(np.abs(made_T).max(), np.abs(there_T).max())

@@ -44,7 +44,7 @@ def main():
   started = time.time()
   workspace.require_imports(recipe, args.workdir)
   codec = (
-    workspace.load_codec(args.workdir)[0]
+    workspace.load_codec(args.workdir)
     if 'soundstream' in recipe.imports
     else recipe.soundstream.model
   )

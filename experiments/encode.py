@@ -15,6 +15,7 @@ refused.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -29,9 +30,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audiolm_jax import audio, files, kmeans, tokens
+from audiolm_jax.codec import Codec
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.tokenizer import SemanticEncoder, Tokenizer, clusters_path, spec_of
+from audiolm_jax.tokens import Spec
 from audiolm_jax.training import lock
 from experiments import command_line, corpora, sources, workspace
 from experiments import recipe as recipe_lib
@@ -67,44 +70,31 @@ def only_encoder(folder: pathlib.Path) -> Iterator[None]:
 
 def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
   """Fits the k-means where it is not there yet, and encodes both splits."""
-  codec_config, codec_variables = workspace.load_codec(workdir)
-  if not workspace.semantic_quantizer_path(workdir).is_file():
-    encoder, encoder_variables = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
-    # or the clusters are for nothing
-    token_kinds(recipe, codec_config, encoder, recipe.semantic_tokens.num_clusters)
-    fit_semantic_tokens(recipe, workdir, encoder, encoder_variables)
-  encoder, encoder_variables, quantizer, metadata = workspace.load_semantic_tokenizer(workdir)
-  check_settings(workdir, encoder, recipe.semantic_tokens)
-  kinds = token_kinds(recipe, codec_config, encoder, len(quantizer.centroids_KD))
-  fingerprints = {
-    'soundstream': workspace.codec_fingerprint(codec_variables),
-    'semantic_tokens': metadata['digest'],
-  }
-
+  codec = workspace.load_codec(workdir)
+  if not clusters_path(workdir).is_file():
+    encoder = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
+    # before the clusters are fitted in vain
+    check_stages(recipe, spec_of(codec, encoder, recipe.semantic_tokens.num_clusters))
+    fit_semantic_tokens(recipe, workdir, encoder)
+  tokenizer = Tokenizer(codec, workspace.load_semantic_tokenizer(workdir))
+  check_settings(workdir, tokenizer.semantic.encoder, recipe.semantic_tokens)
+  check_stages(recipe, tokenizer.spec)
+  fingerprints = tokenizer.fingerprints
   mesh = Mesh(np.array(jax.local_devices()), ('rows',))
   rows = NamedSharding(mesh, PartitionSpec('rows'))
-  codec_variables, encoder_variables, quantizer = jax.device_put(
-    (codec_variables, encoder_variables, quantizer), NamedSharding(mesh, PartitionSpec())
-  )
-
-  @jax.jit
-  def encode(codec_variables, encoder_variables, quantizer, wave_BT, semantic_wave_BT):
-    features_BSD = encoder.features(encoder_variables, semantic_wave_BT)
-    return codec_config.codec().encode(codec_variables, wave_BT, None), kmeans.assign(
-      quantizer, features_BSD
-    )
+  placed = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
 
   def encode_batch(wave_BT):
-    semantic_wave_BT = audio.resample(wave_BT, codec_config.sample_rate, encoder.sample_rate)
-    waves = jax.device_put((wave_BT, semantic_wave_BT), rows)
-    return encode(codec_variables, encoder_variables, quantizer, *waves)
+    semantic_wave_BT = audio.resample(wave_BT, placed.sample_rate, placed.semantic.sample_rate)
+    wave_BT, semantic_wave_BT = jax.device_put((wave_BT, semantic_wave_BT), rows)
+    return placed.codec.encode(wave_BT), placed.semantic.encode(semantic_wave_BT)
 
   for split in ('train', 'test'):
-    encode_split(recipe, workdir, split, encode_batch, codec_config, kinds, fingerprints)
+    encode_split(recipe, workdir, split, encode_batch, codec, tokenizer.spec, fingerprints)
 
 
 def check_settings(
-  workdir: pathlib.Path, encoder: kmeans.SemanticEncoder, settings: recipe_lib.SemanticTokens
+  workdir: pathlib.Path, encoder: SemanticEncoder, settings: recipe_lib.SemanticTokens
 ):
   """Raises ValueError where clusters that are there already are of other features than the recipe
   asks for.
@@ -118,53 +108,30 @@ def check_settings(
       )
 
 
-def token_kinds(
-  recipe: recipe_lib.Recipe, codec_config, encoder: kmeans.SemanticEncoder, num_clusters: int
-) -> dict:
-  """Returns rates and sizes of the tokens; ValueError where they cannot be aligned, or a stage is
-  made for others.
-  """
-  tokens.frames_per_semantic(codec_config.frame_rate, encoder.frame_rate)
-  kinds = {
-    'frame_rate': codec_config.frame_rate,
-    'num_quantizers': codec_config.num_quantizers,
-    'codebook_size': codec_config.codebook_size,
-    'semantic_rate': encoder.frame_rate,
-    'num_clusters': num_clusters,
-  }
+def check_stages(recipe: recipe_lib.Recipe, made: Spec):
+  """Raises ValueError where the tokens cannot be aligned, or a stage is made for others."""
+  tokens.frames_per_semantic(made.frame_rate, made.semantic_rate)
   for name in recipe.stages:
     model = getattr(recipe, name).model
     if 'waveform' not in model.make().batch:
-      sources.check_tokens(name, model, kinds)
-  return kinds
+      sources.check_tokens(name, model, made)
 
 
-def fit_semantic_tokens(
-  recipe: recipe_lib.Recipe,
-  workdir: pathlib.Path,
-  encoder: kmeans.SemanticEncoder,
-  variables: Variables,
-):
+def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: SemanticEncoder):
   """Fits the k-means on features of a sample of the training split.
 
   Every process extracts its share of the sample into a file; process 0 joins them in the order in
   which one process alone would have drawn them, so that the number of processes changes nothing.
   """
-  settings, path = recipe.semantic_tokens, workspace.semantic_quantizer_path(workdir)
-  extract = functools.partial(
-    sources.map_frames,
-    functools.partial(jax.jit(encoder.features), variables),
-    hop_length=encoder.hop_length,
-  )
+  settings, path = recipe.semantic_tokens, clusters_path(workdir)
+  extract = functools.partial(sources.map_frames, encoder.features, hop_length=encoder.hop_length)
   corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
   batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
-  model = workspace.fingerprint(variables.params)
   count, wanted = jax.process_count(), sources.num_sample_frames(encoder, settings)
-  listed = inventory.digest(
-    inventory.of(corpus)
-  )  # shares of another corpus are none of this sample
+  # shares of another corpus are none of this sample
+  listed = inventory.digest(inventory.of(corpus))
   frames = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token'
-  sample = f'{frames}, of {model}, of {listed}'
+  sample = f'{frames}, of {encoder.fingerprint}, of {listed}'
   parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
   mine = parts[jax.process_index()]
   if not _is_sample(mine, sample):
@@ -185,7 +152,13 @@ def fit_semantic_tokens(
     )
     frames_ND = sources.joined([_read_sample(part) for part in parts], wanted, batches)
     quantizer = kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
-    workspace.save_semantic_quantizer(path, quantizer, encoder, model)
+    kmeans.save(
+      path,
+      quantizer,
+      layer=encoder.layer,
+      frames_per_token=encoder.frames_per_token,
+      model=encoder.fingerprint,
+    )
     for part in path.parent.glob('sample-*.npz'):
       part.unlink()
     print(f'k-means: {settings.num_clusters} clusters of {len(frames_ND)} frames; {path}')
@@ -218,11 +191,11 @@ def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
   return [[part_ND] if len(part_ND) else [] for part_ND in parts]
 
 
-def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprints):
+def encode_split(recipe, workdir, split, encode_batch, codec: Codec, spec: Spec, fingerprints):
   """Writes the shards of a split that are not there yet, and at the end, on process 0, the
   manifest.
 
-  config: of the codec; kinds: rates and sizes of the tokens, by which stages know theirs.
+  spec: rates and sizes of the tokens, by which stages know theirs.
   """
   folder = workdir / 'tokens'
   workspace.claim(folder, fingerprints)
@@ -231,14 +204,13 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
     print(f'{split}: already encoded; {folder}{news(recipe, workdir, split)}')
     return
   made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
-  corpus = sources.corpus(recipe, split, workdir, config.sample_rate)
+  corpus = sources.corpus(recipe, split, workdir, codec.sample_rate)
   inventory.bind(
     inventory_path(workdir, split),
     inventory.of(corpus),
     made,
     f'put the corpus back as it was, or begin again: {again(workdir)}',
   )
-  ratio = tokens.frames_per_semantic(kinds['frame_rate'], kinds['semantic_rate'])
   num_shards = -(-len(corpus) // SHARD_EXAMPLES)
   paths = [token_shards.shard_path(folder, split, shard, num_shards) for shard in range(num_shards)]
   with workspace.progress(len(corpus), f'encode {split}', 'clip') as bar:
@@ -246,7 +218,11 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
       indices = range(shard * SHARD_EXAMPLES, min((shard + 1) * SHARD_EXAMPLES, len(corpus)))
       if not os.path.exists(paths[shard]):
         token_shards.write_shard(
-          folder, split, shard, num_shards, encoded(corpus, indices, encode_batch, config, ratio)
+          folder,
+          split,
+          shard,
+          num_shards,
+          encoded(corpus, indices, encode_batch, codec, spec.frames_per_semantic),
         )
       bar.update(len(indices))
   # Not an error of this process when another is late, or has to be started again: it waits, and
@@ -262,7 +238,8 @@ def encode_split(recipe, workdir, split, encode_batch, config, kinds, fingerprin
       f'them, or give others, and begin again: {again(workdir)}'
     )
   if jax.process_index() == 0:
-    token_shards.write_manifest(folder, split, num_shards, {'fingerprints': fingerprints, **kinds})
+    metadata = {'fingerprints': fingerprints, **dataclasses.asdict(spec)}
+    token_shards.write_manifest(folder, split, num_shards, metadata)
   workspace.wait_for(
     'the manifest, which process 0 writes', lambda: [] if manifest.is_file() else [str(manifest)]
   )
@@ -321,25 +298,23 @@ def aside(folder: pathlib.Path) -> str:
   )
 
 
-def encoded(corpus, indices, encode_batch, config, ratio: int):
+def encoded(corpus, indices, encode_batch, codec: Codec, ratio: int):
   """Yields the encoded examples; clips that cannot be read are left out (the corpus lists them).
 
-  config: of the codec; ratio: codec frames for each semantic frame. A codec that looks ahead sees
+  ratio: codec frames for each semantic frame. A codec that looks ahead sees
   silence after a clip.
   """
-  examples, silence = (
-    [corpus[index] for index in indices],
-    config.codec().context * config.hop_length,
-  )
+  examples = [corpus[index] for index in indices]
+  silence = codec.context * codec.hop_length
   batch_size = sources.BATCH_SIZE * jax.local_device_count()
   for batch, wave_BT in sources.padded_batches(
-    examples, config.sample_rate, batch_size, silence=silence
+    examples, codec.sample_rate, batch_size, silence=silence
   ):
     codes_BFQ, semantic_BS = (np.asarray(array) for array in encode_batch(wave_BT))
     for example, codes_FQ, semantic_S in zip(batch, codes_BFQ, semantic_BS):
       num_samples = len(example['waveform'])
       labels = {name: example[name] for name in LABELS if name in example}
-      num_semantic = -(-num_samples // (ratio * config.hop_length))
+      num_semantic = -(-num_samples // (ratio * codec.hop_length))
       yield {
         'codes': codes_FQ[: ratio * num_semantic],
         'semantic': semantic_S[:num_semantic],

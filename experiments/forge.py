@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import generation
+from audiolm_jax.arrays_file import fingerprint
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
@@ -41,9 +42,9 @@ def main():
 
 def model_fingerprints(models: generation.Models) -> dict[str, str]:
   """Returns what the clips depend on: the codec, and every model that they are sampled from."""
-  names = [name for name in ('semantic', 'coarse', 'fine') if getattr(models, name) is not None]
-  own = {name: workspace.fingerprint(getattr(models, name)[1].params) for name in names}
-  return {'soundstream': workspace.codec_fingerprint(models.soundstream[1]), **own}
+  used = {name: getattr(models, name) for name in ('semantic', 'coarse', 'fine')}
+  own = {n: fingerprint(model.variables.params) for n, model in used.items() if model is not None}
+  return {'soundstream': models.tokenizer.codec.fingerprint, **own}
 
 
 def forge_split(
@@ -54,7 +55,7 @@ def forge_split(
   if (folder / f'{split}.json').is_file():
     print(f'{split}: already there; {folder}')
     return
-  rate = models.soundstream[0].sample_rate
+  rate = models.tokenizer.sample_rate
   seconds = (
     recipe.evaluation.prompt_seconds,
     recipe.evaluation.prompt_seconds + recipe.evaluation.seconds,
@@ -117,7 +118,7 @@ def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> I
   at `start`.
   """
   wave_BT = np.stack([example['waveform'][:end] for example in examples])
-  _, original_BFQ = generation.tokenize(models, wave_BT)
+  _, original_BFQ = models.tokenizer.encode(wave_BT)
   sampled_BFQ = generation.continue_audio(
     models,
     key,
@@ -129,7 +130,7 @@ def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> I
   frames, levels = min(original_BFQ.shape[1], sampled_BFQ.shape[1]), sampled_BFQ.shape[2]
   num_frames_B = np.full(len(examples), frames)
   both = [
-    generation.decode_codes(models, codes_BFQ[:, :frames, :levels], num_frames_B)[:, :end]
+    models.tokenizer.decode(codes_BFQ[:, :frames, :levels], num_frames_B)[:, :end]
     for codes_BFQ in (original_BFQ, sampled_BFQ)
   ]
   for example, original_T, sampled_T in zip(examples, *both, strict=True):

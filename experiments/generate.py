@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import audio, files, generation
+from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from experiments import command_line, workspace
 from experiments import recipe as recipe_lib
@@ -31,12 +32,12 @@ def main():
   targets = check(args)
   models = workspace.load_models(args.workdir)
   say_missing_levels(args, recipe, models)
-  codec_config = models.soundstream[0]
-  prompts = [load_prompt(path, codec_config) for path in args.prompts]
+  codec = models.tokenizer.codec
+  prompts = [load_prompt(path, codec) for path in args.prompts]
   waves = generate(args, recipe, models, prompts)
   args.output.mkdir(parents=True, exist_ok=True)
   for path, wave_T in zip(targets, waves, strict=True):
-    audio.save(path, wave_T, codec_config.sample_rate, overwrite=args.overwrite)
+    audio.save(path, wave_T, codec.sample_rate, overwrite=args.overwrite)
     print(files.printable(path))
 
 
@@ -85,15 +86,15 @@ def check(args: argparse.Namespace) -> list[pathlib.Path]:
   return targets
 
 
-def load_prompt(path: pathlib.Path, codec_config) -> np.ndarray:
+def load_prompt(path: pathlib.Path, codec: Codec) -> np.ndarray:
   """Returns a prompt [T] at the codec's rate. Raises UserError below the length of a codec
   frame.
   """
-  prompt_T = audio.load(path, codec_config.sample_rate)
-  if len(prompt_T) < codec_config.hop_length:
+  prompt_T = audio.load(path, codec.sample_rate)
+  if len(prompt_T) < codec.hop_length:
     raise UserError(
-      f'{path} has {len(prompt_T)} samples at {codec_config.sample_rate} Hz, less than one codec '
-      f'frame of {codec_config.hop_length}: give about 3 seconds'
+      f'{path} has {len(prompt_T)} samples at {codec.sample_rate} Hz, less than one codec '
+      f'frame of {codec.hop_length}: give about 3 seconds'
     )
   return prompt_T
 
@@ -110,7 +111,7 @@ def say_missing_levels(
     and models.fine is None
     and recipe.fine is not None
   ):
-    made, total = generation.num_levels(models), models.soundstream[0].num_quantizers
+    made, total = generation.num_levels(models), models.tokenizer.codec.num_quantizers
     remedy = command_line.how_to_make('fine', args.workdir)
     print(
       f'the fine stage is missing: {made} of {total} levels are made, which sounds coarse; '
@@ -124,25 +125,25 @@ def generate(
 ) -> list[np.ndarray]:
   """Returns one waveform [T] for each prompt, or `--count` of them without."""
   key = jax.random.key(args.seed)
-  rate = models.soundstream[0].sample_rate
+  codec = models.tokenizer.codec
   options = dict(
     sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
   )
   if args.mode == 'unconditional':
     result = generation.generate_unconditional(models, key, args.count, args.seconds, **options)
     return list(np.asarray(result.wave_BT))
-  prompt_BT, num_samples_B = workspace.stacked(prompts)
+  prompt_BT, num_samples_B = audio.stacked(prompts)
   new = 0
   if args.mode == 'continuation':
     result = generation.continue_audio(
       models, key, prompt_BT, num_samples_B, seconds=args.seconds, **options
     )
-    new = round(args.seconds * rate)
+    new = round(args.seconds * codec.sample_rate)
   else:
-    semantic_BS, _ = generation.tokenize(models, prompt_BT, num_samples_B)
+    semantic_BS, _ = models.tokenizer.encode(prompt_BT, num_samples_B)
     result = generation.generate_acoustics(models, key, semantic_BS, **options)
   # Of a row its whole frames: not the zeros behind them, and not more than was asked for.
-  ends_B = np.minimum(result.num_frames_B * models.soundstream[0].hop_length, num_samples_B + new)
+  ends_B = np.minimum(result.num_frames_B * codec.hop_length, num_samples_B + new)
   return [np.asarray(row_T)[:end] for row_T, end in zip(result.wave_BT, ends_B, strict=True)]
 
 

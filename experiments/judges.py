@@ -13,19 +13,19 @@ import numpy as np
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.stages import classifier
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.stages.base import Model, Variables
 from experiments import workspace
 from experiments.recipe import Recipe
 
 
 class Judges(NamedTuple):
-  """(config, variables) of the classifier of held-out voices and of the recognizer of numbers.
+  """The classifier of held-out voices and of the recognizer of numbers.
 
   None where the recipe has no such stage.
   """
 
-  speaker: tuple[classifier.Config, Variables] | None
-  numbers: tuple[classifier.Config, Variables] | None
+  speaker: Model | None
+  numbers: Model | None
 
 
 def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
@@ -34,7 +34,7 @@ def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
   """
   return Judges(
     *(
-      None if getattr(recipe, name) is None else workspace.load_stage(workdir, name)[:2]
+      None if getattr(recipe, name) is None else workspace.load_stage(workdir, name)
       for name in Judges._fields
     )
   )
@@ -56,14 +56,16 @@ def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
   """Returns the log-probabilities [N, voices] of each whole second (the classifier's crop) of a
   clip.
   """
-  return _log_probabilities(*judges.speaker, _seconds(judges.speaker[0], clip_T))
+  return _log_probabilities(judges.speaker, _seconds(judges.speaker.config, clip_T))
 
 
 def features(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
   """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole
   second of a clip.
   """
-  return in_buckets(_embed, *judges.speaker, _seconds(judges.speaker[0], clip_T))
+  return in_buckets(
+    _embed, judges.speaker.config, judges.speaker.variables, _seconds(judges.speaker.config, clip_T)
+  )
 
 
 def voice(judges: Judges, clip_T: np.ndarray) -> int:
@@ -84,11 +86,11 @@ def embeddings(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
 
 def numbers(judges: Judges, clip_T: np.ndarray) -> list[int]:
   """Returns the numbers heard in a clip."""
-  config, variables = judges.numbers
+  config = judges.numbers.config
   windows_NT = speech.windows(
     clip_T, round(config.crop_seconds * config.sample_rate), round(0.05 * config.sample_rate)
   )
-  return speech.decode_numbers(_log_probabilities(config, variables, windows_NT))
+  return speech.decode_numbers(_log_probabilities(judges.numbers, windows_NT))
 
 
 def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
@@ -102,10 +104,8 @@ def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
   )
 
 
-def _log_probabilities(
-  config: classifier.Config, variables: Variables, crops_NT: np.ndarray
-) -> np.ndarray:
-  return in_buckets(_classify, config, variables, crops_NT)
+def _log_probabilities(model: Model, crops_NT: np.ndarray) -> np.ndarray:
+  return in_buckets(_classify, model.config, model.variables, crops_NT)
 
 
 def in_buckets(function, config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ import jax
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, hub
-from audiolm_jax.training import checkpoints, configs, lock, saving
+from audiolm_jax.stages.base import CodecConfig, FeatureConfig
+from audiolm_jax.training import lock, saving
 from experiments import command_line, workspace
 
 
@@ -67,9 +68,9 @@ def text_of(folder: pathlib.Path, name: str) -> str:
 
 def place(config) -> str:
   """Returns the stage whose place in a workdir an imported model takes."""
-  if hasattr(config, 'codec'):
+  if isinstance(config, CodecConfig):
     return 'soundstream'
-  if hasattr(config, 'semantic_features'):
+  if isinstance(config, FeatureConfig):
     return 'w2v_bert'
   raise UserError(
     f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir'
@@ -140,15 +141,7 @@ def save(output: pathlib.Path, config, variables, origin: dict):
   """Writes the checkpoint; ValueError where `output` holds one already."""
   lock.check_writable(output)
   with lock.held(output):
-    directory = output / 'checkpoints'
-    if found := checkpoints.steps(directory):
-      raise UserError(
-        f'{output} already holds a checkpoint (step {found[-1]}): choose another folder'
-      )
-    checkpointer = saving.Checkpointer(directory)
-    metadata = {'config': configs.describe(config), 'fingerprints': {}, 'pretrained': origin}
-    checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
-    checkpointer.close()
+    saving.save_variables(output / 'checkpoints', config, variables, {'pretrained': origin})
 
 
 if __name__ == '__main__':

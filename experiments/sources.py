@@ -13,6 +13,7 @@ from audiolm_jax import audio, kmeans
 from audiolm_jax.data import inventory, skipped, synthesized_benchmark
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
+from audiolm_jax.tokens import Spec
 from experiments import corpora, forgeries, workspace
 from experiments.recipe import Recipe, SemanticTokens
 
@@ -43,7 +44,7 @@ def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
 
 def _for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
   if name in ('speaker', 'numbers'):
-    _, variables = workspace.load_codec(workdir)
+    codec = workspace.load_codec(workdir)
     sides = (
       held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
     )
@@ -55,7 +56,7 @@ def _for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
       sides = [
         labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides
       ]
-    return Sources(*sides, {'soundstream': workspace.codec_fingerprint(variables)})
+    return Sources(*sides, {'soundstream': codec.fingerprint})
   if name in ('detector', 'detector_control'):
     return forged(workdir, by_lot=name == 'detector_control')
   model = getattr(recipe, name).model
@@ -67,7 +68,7 @@ def _for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
     workspace.token_source(workdir, split, max_bad_fraction=recipe.max_bad_tokens)
     for split in ('train', 'test')
   )
-  check_tokens(name, model, training.metadata)
+  check_tokens(name, model, Spec.of(training.metadata))
   return Sources(training, held_out, training.metadata['fingerprints'])
 
 
@@ -106,19 +107,9 @@ def _check_classes(sides: tuple[list[dict], list[dict]], num_classes: int):
     )
 
 
-def check_tokens(name: str, model: Any, metadata: dict):
-  """Raises ValueError where a stage was made for other tokens than those encoded: their rates,
-  levels and sizes.
-  """
-  wrong = [
-    f'{field}={getattr(model, field)}, the tokens have {metadata[field]}'
-    for field in ('frame_rate', 'semantic_rate', 'codebook_size', 'num_clusters')
-    if hasattr(model, field) and metadata.get(field, getattr(model, field)) != getattr(model, field)
-  ]
-  levels = max(getattr(model, field, 0) for field in ('num_quantizers', 'total_quantizers'))
-  if levels > metadata.get('num_quantizers', levels):
-    wrong.append(f'{levels} levels, the tokens have {metadata["num_quantizers"]}')
-  if wrong:
+def check_tokens(name: str, model: Any, made: Spec):
+  """Raises UserError where a stage's config is for other tokens than those that are `made`."""
+  if wrong := model.spec.differences(made):
     raise UserError(
       f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE'
     )
@@ -266,14 +257,9 @@ def reconstructions(
   """Returns the examples with their waveforms passed through the codec, so that codec artefacts
   give nothing away.
   """
-  config, variables = workspace.load_codec(workdir)
-  codec = config.codec()
-
-  @jax.jit
-  def reconstruct(variables, wave_BT):
-    return codec.decode(variables, codec.encode(variables, wave_BT, num_quantizers))
-
-  decoded = map_waveforms(functools.partial(reconstruct, variables), examples, config.sample_rate)
+  codec = workspace.load_codec(workdir)
+  through = functools.partial(codec.reconstruct, levels=num_quantizers)
+  decoded = map_waveforms(through, examples, codec.sample_rate)
   return [
     {**example, 'waveform': wave_T} for example, wave_T in zip(examples, decoded, strict=True)
   ]

@@ -3,7 +3,6 @@ them back.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import pathlib
@@ -12,19 +11,16 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from audiolm_jax import files, generation, kmeans
+from audiolm_jax import codec, files, generation, tokenizer
+from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.stages.base import Model
 from audiolm_jax.training import checkpoints, watchdog
 from audiolm_jax.training import errors as training_errors
 from experiments import command_line
@@ -148,64 +144,54 @@ def check_cache(directory: str):
     )
 
 
-def load_stage(workdir: pathlib.Path, stage: str) -> tuple[Any, Variables, dict]:
-  """Returns (config, variables, metadata) of a trained stage; ValueError naming the command that
-  trains it.
-  """
-  directory = workdir / stage
-  if not directory.is_dir():
-    raise UserError(f'{directory} does not exist: {command_line.how_to_make(stage, workdir)}')
-  return checkpoints.load_variables(directory)
+def load_stage(workdir: pathlib.Path, stage: str) -> Model:
+  """Returns a trained stage; UserError naming the command that trains it."""
+  return checkpoints.load_variables(_there(workdir, stage))
 
 
-def load_codec(workdir: pathlib.Path) -> tuple[Any, Variables]:
-  """Returns (config, variables) of the workdir's codec, trained or imported; its functions are
-  `config.codec()`.
-  """
-  config, variables, _ = load_stage(workdir, 'soundstream')
-  if not hasattr(config, 'codec'):
-    raise UserError(
-      f'{workdir}/soundstream holds {type(config).__module__}, which is no codec: import one there'
-    )
-  return config, variables
+def _there(workdir: pathlib.Path, *stages: str) -> pathlib.Path:
+  """Returns the folder of the last stage; UserError naming the command, where one is missing."""
+  for stage in stages:
+    if not (workdir / stage).is_dir():
+      raise UserError(
+        f'{workdir / stage} does not exist: {command_line.how_to_make(stage, workdir)}'
+      )
+  return workdir / stages[-1]
+
+
+def load_codec(workdir: pathlib.Path) -> Codec:
+  """Returns the workdir's codec, trained or imported."""
+  return codec.load(_there(workdir, 'soundstream'))
 
 
 def load_semantic_encoder(
   workdir: pathlib.Path, settings: recipe_lib.SemanticTokens
-) -> tuple[kmeans.SemanticEncoder, Variables]:
-  """Returns the workdir's model of features, trained or imported, and its variables; `settings`:
-  what is clustered.
+) -> tokenizer.SemanticEncoder:
+  """Returns the workdir's model of features, trained or imported; `settings`: what is clustered."""
+  _there(workdir, 'w2v_bert')
+  return tokenizer.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
+
+
+def load_semantic_tokenizer(workdir: pathlib.Path) -> tokenizer.SemanticTokenizer:
+  """Returns the workdir's model of features with its clusters; UserError naming the commands."""
+  if tokenizer.clusters_path(workdir).is_file():
+    _there(workdir, 'w2v_bert')
+  return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir))
+
+
+def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
+  """Returns every model that generation needs (`generation.load_models`); UserError naming the
+  commands.
   """
-  config, variables, _ = load_stage(workdir, 'w2v_bert')
-  if not hasattr(config, 'semantic_features'):
-    raise UserError(
-      f'{workdir}/w2v_bert holds {type(config).__module__}, which makes no features: import another'
-    )
-  encoder = kmeans.SemanticEncoder(
-    config=config, layer=settings.layer, frames_per_token=settings.frames_per_token
-  )
-  return encoder, variables
+  acoustic = [] if any((workdir / name).is_dir() for name in (coarse, 'soundstorm')) else [coarse]
+  _there(workdir, 'soundstream', 'semantic', *acoustic)
+  if tokenizer.clusters_path(workdir).is_file():
+    _there(workdir, 'w2v_bert')
+  return generation.load_models(workdir, coarse=coarse, remedy=_run_encode(workdir))
 
 
-def load_semantic_tokenizer(
-  workdir: pathlib.Path,
-) -> tuple[kmeans.SemanticEncoder, Variables, kmeans.SemanticQuantizer, dict[str, str]]:
-  """Returns the model of features as it was clustered, its variables, the clusters and their
-  metadata.
-
-  Raises ValueError where one of them is missing, or the clusters belong to another model.
-  """
-  quantizer, metadata = load_semantic_quantizer(workdir)
-  settings = recipe_lib.SemanticTokens(
-    layer=int(metadata['layer']), frames_per_token=int(metadata.get('frames_per_token', 1))
-  )
-  encoder, variables = load_semantic_encoder(workdir, settings)
-  if metadata['w2v_bert'] != fingerprint(variables.params):
-    raise UserError(
-      f'the semantic tokens in {workdir} were fitted on another w2v_bert: move {workdir}/semantic_tokens and '
-      f'{workdir}/tokens away, run `{command_line.command("encode", workdir)}`, and train the language models again'
-    )
-  return encoder, variables, quantizer, metadata
+def _run_encode(workdir: pathlib.Path) -> str:
+  return f'run `{command_line.command("encode", workdir)}`'
 
 
 def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
@@ -221,118 +207,6 @@ def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
     raise UserError(
       'this recipe takes models of others, which are not there yet: run\n  ' + '\n  '.join(commands)
     )
-
-
-def fingerprint(arrays: Any) -> str:
-  """Returns the SHA-256 of a tree of arrays, 16 hex digits: what tokens and models are bound to."""
-  digest = hashlib.sha256()
-  for path, leaf in sorted(
-    jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])
-  ):
-    digest.update(f'{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}'.encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()[:16]
-
-
-def codec_fingerprint(variables: Variables) -> str:
-  """Returns the fingerprint of what encodes and decodes: not the discriminators; codebooks where
-  there are any.
-  """
-  return fingerprint(
-    (variables.params.get('generator', variables.params), variables.state.get('codebooks'))
-  )
-
-
-def semantic_quantizer_path(workdir: pathlib.Path) -> pathlib.Path:
-  return workdir / 'semantic_tokens' / 'kmeans.safetensors'
-
-
-def save_semantic_quantizer(
-  path: pathlib.Path,
-  quantizer: kmeans.SemanticQuantizer,
-  encoder: kmeans.SemanticEncoder,
-  w2v_bert: str,
-):
-  """Writes the clusters with what they are clusters of: layer, frames, the fingerprint of the
-  model; atomic.
-  """
-  metadata = {
-    'layer': str(encoder.layer),
-    'frames_per_token': str(encoder.frames_per_token),
-    'w2v_bert': w2v_bert,
-  }
-  _save_arrays(path, quantizer._asdict(), metadata)
-
-
-def load_semantic_quantizer(
-  workdir: pathlib.Path,
-) -> tuple[kmeans.SemanticQuantizer, dict[str, str]]:
-  """Returns the clusters and their metadata (layer, frames_per_token, w2v_bert); ValueError if
-  missing or damaged.
-  """
-  path = semantic_quantizer_path(workdir)
-  if not path.is_file():
-    raise UserError(f'{path} does not exist: run `{command_line.command("encode", workdir)}` first')
-  remedy = f'run `{command_line.command("encode", workdir)}` again'
-  arrays, metadata = _load_arrays(path, kmeans.SemanticQuantizer._fields, remedy)
-  return kmeans.SemanticQuantizer(**arrays), metadata
-
-
-def save_embedding_quantizer(path: pathlib.Path, vectors_QKD: Any, model: str):
-  """Writes what `embedding_tokens.fit` returned, with the fingerprint of the model of the
-  embeddings; atomic.
-  """
-  _save_arrays(path, {'vectors': vectors_QKD}, {'model': model})
-
-
-def load_embedding_quantizer(path: pathlib.Path, model: str) -> jax.Array:
-  """Returns the code vectors [Q, K, D].
-
-  Raises ValueError where they are missing or damaged, or were fitted to embeddings of another model
-  than the one of that fingerprint.
-  """
-  if not path.is_file():
-    raise UserError(f'{path} does not exist: save there what embedding_tokens.fit returns')
-  arrays, metadata = _load_arrays(path, ('vectors',), 'fit the quantizer again')
-  if metadata['model'] != model:
-    raise UserError(
-      f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train '
-      'again what was trained on its tokens'
-    )
-  return arrays['vectors']
-
-
-def _save_arrays(path: pathlib.Path, arrays: Mapping[str, Any], metadata: dict[str, str]):
-  """Writes arrays and text about them with the digests of both."""
-  arrays = {name: np.asarray(array) for name, array in arrays.items()}
-  metadata = metadata | {'digest': fingerprint(arrays)}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.atomically(path) as partial:
-    save_file(arrays, partial, metadata | {'check': _check(metadata)})
-
-
-def _load_arrays(
-  path: pathlib.Path, names: Iterable[str], remedy: str
-) -> tuple[dict[str, jax.Array], dict[str, str]]:
-  """Returns what `_save_arrays` wrote; ValueError where it is damaged."""
-  try:
-    with safe_open(path, 'numpy') as file:
-      metadata = file.metadata()
-      arrays = {name: file.get_tensor(name) for name in names}
-    whole = fingerprint(arrays) == metadata['digest'] and metadata.get(
-      'check', _check(metadata)
-    ) == _check(metadata)
-  except (SafetensorError, KeyError, TypeError) as error:
-    raise UserError(f'{path} is damaged ({error!r}): delete it and {remedy}') from error
-  if not whole:
-    raise UserError(f'{path} is damaged (its digest differs): delete it and {remedy}')
-  return {name: jax.numpy.asarray(array) for name, array in arrays.items()}, metadata
-
-
-def _check(metadata: dict[str, str]) -> str:
-  """Returns the digest of the text beside the arrays."""
-  text = sorted(item for item in metadata.items() if item[0] != 'check')
-  return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 
 
 def token_source(
@@ -407,43 +281,6 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
   files.write_text(path, json.dumps(fingerprints))
 
 
-def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
-  """Returns every model that generation needs, after checking that they were trained on one
-  another's tokens.
-
-  Of the acoustic stages those that are there; ValueError, naming the command, where there is
-  neither `coarse` nor soundstorm.
-  """
-  names = ['soundstream', 'semantic']
-  acoustic = [name for name in (coarse, 'fine', 'soundstorm') if (workdir / name).is_dir()]
-  if not {coarse, 'soundstorm'} & set(acoustic):
-    names.append(coarse)
-  loaded = {name: load_stage(workdir, name) for name in (*names, *acoustic)}
-  encoder, encoder_variables, quantizer, quantizer_metadata = load_semantic_tokenizer(workdir)
-  own = {
-    'soundstream': codec_fingerprint(loaded['soundstream'][1]),
-    'semantic_tokens': quantizer_metadata['digest'],
-  }
-  for name in {'semantic', coarse, 'fine', 'soundstorm'} & set(loaded):
-    for model, expected in own.items():
-      found = loaded[name][2]['fingerprints'].get(model)
-      if found != expected:
-        raise UserError(
-          f'stage {name} was trained on tokens of {model} {found}, but {workdir} holds {model} {expected}: '
-          'train it again, or use the workdir it comes from'
-        )
-  models = {name: loaded[name][:2] for name in loaded}
-  return generation.Models(
-    soundstream=models['soundstream'],
-    w2v_bert=(encoder, encoder_variables),
-    semantic_quantizer=quantizer,
-    semantic=models['semantic'],
-    coarse=models.get(coarse),
-    fine=models.get('fine'),
-    soundstorm=models.get('soundstorm'),
-  )
-
-
 def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: float = 3600.0):
   """Returns when `missing()`, files that other processes make, is empty.
 
@@ -461,17 +298,6 @@ def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: floa
         f'process {jax.process_index()} of {jax.process_count()} has waited {patience_seconds:g} s for {what}: '
         f'{", ".join(left[:3])} ({len(left)} in all): look at the others, and start all again'
       )
-
-
-def stacked(waves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns waveforms of any lengths as wave_BT, zero-padded at the end, and their lengths
-  num_samples_B.
-  """
-  num_samples_B = np.array([len(wave_T) for wave_T in waves], np.int32)
-  wave_BT = np.zeros((len(waves), num_samples_B.max()), np.float32)
-  for row_T, wave_T in zip(wave_BT, waves, strict=True):
-    row_T[: len(wave_T)] = wave_T
-  return wave_BT, num_samples_B
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:

@@ -267,3 +267,10 @@ def test_some_chunks_and_zeros_at_the_end_are_no_harm(content):
   np.testing.assert_array_equal(
     audio.decode(io.BytesIO(content), RATE, name='a.wav'), np.zeros(100)
   )
+
+
+def test_stacked_pads_with_zeros_at_the_end():
+  wave_BT, num_samples_B = audio.stacked([np.ones(2, np.float32), np.full(3, 2, np.float32)])
+  np.testing.assert_array_equal(wave_BT, [[1, 1, 0], [2, 2, 2]])
+  np.testing.assert_array_equal(num_samples_B, [2, 3])
+  assert (wave_BT.dtype, num_samples_B.dtype) == (np.float32, np.int32)

@@ -11,14 +11,15 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from audiolm_jax import checks, kmeans, streaming, tokens
+from audiolm_jax import checks, kmeans, tokens
+from audiolm_jax.codec import Codec
 from audiolm_jax.data import synthesized, synthesized_benchmark
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.pretrained import dac, encodec, mimi
+from audiolm_jax.pretrained import dac, encodec, hubert, mimi
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import (
   classifier,
@@ -30,6 +31,8 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
+from audiolm_jax.stages.base import Variables
+from audiolm_jax.tokenizer import SemanticEncoder
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
@@ -75,7 +78,11 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (Forgeries(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
   (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
   (SemanticTokens(), dict(sample_seconds=NAN), 'a finite number above 0'),
-  (kmeans.SemanticEncoder(config=None, layer=1), dict(layer=-1), 'a whole number of at least 0'),
+  (
+    SemanticEncoder(config=hubert.Config(), variables=Variables({}, {}), layer=1),
+    dict(layer=-1),
+    'a whole number of at least 0',
+  ),
   (Rule(), dict(temperature=NAN), 'a finite number of at least 0'),
   (ParallelRule(), dict(noise=INF), 'a finite number of at least 0'),
   (ParallelRule(), dict(iterations=(1, 0)), f'a tuple of one or more, each {COUNT}'),
@@ -192,7 +199,7 @@ def test_codecs_ask_for_the_batch_axis(as_users_run_it, module):
 def test_other_public_functions_name_the_letters(as_users_run_it):
   wave_T = np.zeros(16_000, np.float32)
   with pytest.raises(ValueError, match='wave_BT has shape .*: add the batch axis'):
-    streaming.encode_clip(soundstream.Config(), None, wave_T)
+    Codec(soundstream.Config(), Variables({}, {})).encode(wave_T)
   with pytest.raises(ValueError, match='wave_BT has shape .*: add the batch axis'):
     w2v_bert.features(w2v_bert.Config(), None, wave_T)
   with pytest.raises(ValueError, match=r'features_ND has shape \(2, 3, 4\): must be \[N, D\]'):

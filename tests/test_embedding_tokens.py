@@ -77,3 +77,23 @@ def test_what_cannot_be_fitted_or_assigned_is_refused():
     embedding_tokens.fit(embeddings_ND, codebook_size=4)
   with pytest.raises(ValueError, match='width 16, the code vectors 8'):
     embedding_tokens.assign(jnp.zeros((2, 3, 8)), jnp.zeros((1, 16)))
+
+
+def test_code_vectors_of_embeddings_come_back_for_their_model_alone(tmp_path):
+  path = tmp_path / 'text_tokens' / 'quantizer.safetensors'
+  with pytest.raises(ValueError, match='does not exist.*embedding_tokens.fit'):
+    embedding_tokens.load(path, 'abc')
+  vectors_QKD = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+  embedding_tokens.save(path, jnp.asarray(vectors_QKD), 'abc')
+  np.testing.assert_array_equal(embedding_tokens.load(path, 'abc'), vectors_QKD)
+  with pytest.raises(ValueError, match='embeddings of the model abc, not of xyz: fit it again'):
+    embedding_tokens.load(path, 'xyz')
+  content = path.read_bytes()
+  for damaged in (
+    content[:-5],
+    content[:-1] + bytes([content[-1] ^ 1]),
+    content.replace(b'"abc"', b'"xyz"'),
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match='is damaged .*fit the quantizer again'):
+      embedding_tokens.load(path, 'xyz')

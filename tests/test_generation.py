@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import generation, windows
+from audiolm_jax import audio, generation, kmeans, tokenizer, windows
+from audiolm_jax import codec as codec_lib
 from audiolm_jax.generation import Models, SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import base, coarse, fine, semantic, soundstorm
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.stages.base import Model, Variables
+from audiolm_jax.tokenizer import SemanticEncoder, SemanticTokenizer, Tokenizer
 
 HOP, K = 4, 8
 TINY = TransformerConfig(
@@ -25,14 +27,24 @@ GREEDY = SamplingConfig(Rule(0.0), Rule(0.0), Rule(0.0), ParallelRule(Rule(0.0),
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
-  """A frame's semantic token is 8 times its first sample."""
+class Features:
+  """A frame's feature is its first sample, times 8; that of the cluster is the cluster's number."""
 
   sample_rate: int = 200
+  hop_length: int = 2 * HOP
   frame_rate: float = 25.0
 
-  def features(self, variables, wave_BT):
-    return wave_BT[:, :: 2 * HOP, None]
+  def semantic_features(self, variables, wave_BT, layer):
+    return 8 * wave_BT[:, :: self.hop_length, None]
+
+
+CLUSTERS = kmeans.SemanticQuantizer(jnp.zeros(1), jnp.ones(1), jnp.arange(float(K))[:, None])
+
+
+def tokenizer_of(codec, features=Features()):
+  empty = Variables({}, {})
+  encoder = SemanticEncoder(config=features, variables=empty, layer=0)
+  return Tokenizer(codec_lib.Codec(codec, empty), SemanticTokenizer(encoder, CLUSTERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +71,19 @@ class Codec:
     decode = lambda variables, codes_BFQ: jnp.repeat(
       codes_BFQ.sum(-1) / 8.0, self.hop_length, axis=1
     )
-    return base.Codec(encode, decode, self.context)
+    return base.CodecFunctions(encode, decode, self.context)
 
 
 def with_variables(config, seed):
-  return config, Variables(meta.unbox(config.make().init(jax.random.key(seed))).params, {})
+  params = meta.unbox(config.make().init(jax.random.key(seed))).params
+  return Model(config, Variables(params, {}))
 
 
 @pytest.fixture(scope='module')
 def models():
   shared = dict(num_clusters=K, transformer=TINY)
   return Models(
-    soundstream=(Codec(), Variables({}, {})),
-    w2v_bert=(Tokenizer(), Variables({}, {})),
-    semantic_quantizer=None,
+    tokenizer_of(Codec()),
     semantic=with_variables(semantic.Config(crop_seconds=0.8, **shared), 0),
     coarse=with_variables(
       coarse.Config(
@@ -104,19 +115,13 @@ def parallel(models):
     dtype='float32',
     remat=False,
   )
-  aligned = dataclasses.replace(models.semantic[0], deduplicate=False)
+  aligned = dataclasses.replace(models.semantic.config, deduplicate=False)
   return models._replace(
-    semantic=(aligned, models.semantic[1]),
+    semantic=models.semantic._replace(config=aligned),
     coarse=None,
     fine=None,
     soundstorm=with_variables(config, 4),
   )
-
-
-@pytest.fixture(autouse=True)
-def fakes(monkeypatch):
-  assign = lambda quantizer, features_BSD: jnp.round(features_BSD[..., 0] * 8).astype(jnp.int32)
-  monkeypatch.setattr(generation.kmeans, 'assign', assign)
 
 
 def prompts():
@@ -129,7 +134,7 @@ def prompts():
 
 def test_tokenize_pads_and_aligns(models):
   wave_BT, lengths_B = prompts()
-  semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, lengths_B)
+  semantic_BS, codes_BFQ = models.tokenizer.encode(wave_BT, lengths_B)
   assert semantic_BS.shape == (2, 10) and codes_BFQ.shape == (2, 20, 3)
   np.testing.assert_array_equal(codes_BFQ[1, :12, 0], wave_BT[1, :48:HOP] * 8)
   assert (codes_BFQ[1, 12:] == -1).all() and (semantic_BS[1, 6:] == -1).all()
@@ -142,7 +147,7 @@ def test_continuation_keeps_the_prompt_and_decodes_all(models):
   result = generation.continue_audio(
     models, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12
   )
-  own = generation.tokenize(models, wave_BT, lengths_B)[1]
+  own = models.tokenizer.encode(wave_BT, lengths_B)[1]
   np.testing.assert_array_equal(result.num_frames_B, [60, 52])
   for b in range(2):
     frames, prompt_frames = result.num_frames_B[b], result.prompt_frames_B[b]
@@ -183,7 +188,7 @@ def test_acoustics_from_semantic_and_unconditional(models):
 
 
 def test_acoustic_only_and_no_fine_stage(models):
-  config = dataclasses.replace(models.coarse[0], condition_on_semantic=False)
+  config = dataclasses.replace(models.coarse.config, condition_on_semantic=False)
   piano = models._replace(coarse=with_variables(config, 3), fine=None)
   wave_BT, _ = prompts()
   result = generation.continue_audio(
@@ -217,10 +222,10 @@ def test_what_does_not_fit_is_refused(models):
         models, jax.random.key(0), np.zeros((1, 4), np.int32), prompt_BFQ
       )
   with pytest.raises(ValueError, match=f'codes_BFQ holds {K}, outside of 0 to {K - 1}'):
-    generation.decode_codes(models, np.full((1, 4, 3), K, np.int32), np.array([4]))
-  aligned = dataclasses.replace(models.coarse[0], deduplicate=False)
+    models.tokenizer.decode(np.full((1, 4, 3), K, np.int32), np.array([4]))
+  aligned = dataclasses.replace(models.coarse.config, deduplicate=False)
   with pytest.raises(ValueError, match='frame-aligned'):
-    go(models._replace(coarse=(aligned, models.coarse[1])), seconds=0.2)
+    go(models._replace(coarse=models.coarse._replace(config=aligned)), seconds=0.2)
   with pytest.raises(ValueError, match='temperature'):
     go(models, seconds=0.2, sampling=SamplingConfig(coarse=Rule(-1.0)))
 
@@ -237,7 +242,7 @@ def test_soundstorm_takes_the_place_of_coarse_and_fine(parallel):
     carry_seconds=0.12,
     acoustic='soundstorm',
   )
-  own_semantic_BS, own = generation.tokenize(parallel, wave_BT, lengths_B)
+  own_semantic_BS, own = parallel.tokenizer.encode(wave_BT, lengths_B)
   np.testing.assert_array_equal(result.num_frames_B, [60, 52])
   # two frames a token, repeats and all
   np.testing.assert_array_equal((result.semantic_BS >= 0).sum(axis=1), [30, 26])
@@ -289,7 +294,7 @@ def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(
   whole = generation.continue_audio(
     both, jax.random.key(0), wave_BT, lengths_B, seconds=0.2, **options
   )
-  own = generation.tokenize(both, wave_BT, lengths_B)[1]
+  own = both.tokenizer.encode(wave_BT, lengths_B)[1]
   again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
   for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
     np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
@@ -342,8 +347,10 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
     go(parallel, acoustic='diffusion')
   with pytest.raises(ValueError, match='iterations'):
     go(parallel, sampling=SamplingConfig(soundstorm=ParallelRule(iterations=(16, 1, 1, 1))))
-  with pytest.raises(ValueError, match='the codec has num_quantizers=2'):
-    go(parallel._replace(soundstream=(Codec(num_quantizers=2), parallel.soundstream[1])))
+  with pytest.raises(
+    ValueError, match='soundstorm was made for.* num_quantizers=3, the tokens have 2'
+  ):
+    go(parallel._replace(tokenizer=tokenizer_of(Codec(num_quantizers=2))))
 
 
 @pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
@@ -365,30 +372,32 @@ def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
 
   codec = LooksAhead(sample_rate=300, context=5)
   fitted = models if acoustic == 'autoregressive' else parallel
-  changed = {'soundstream': (codec, Variables({}, {}))}
+  changed = {'tokenizer': tokenizer_of(codec)}
   for name in ('coarse', 'fine', 'soundstorm'):
     if getattr(fitted, name) is not None:
       changed[name] = with_variables(
-        dataclasses.replace(getattr(fitted, name)[0], frame_rate=75.0), 5
+        dataclasses.replace(getattr(fitted, name).config, frame_rate=75.0), 5
       )
   fitted = fitted._replace(**changed)
   # 8 semantic frames of 3, far from where resampling would overshoot
   levels_F = np.arange(24) % 4 + 2
   wave_BT = (levels_F.repeat(HOP) / 8)[None].astype(np.float32)
-  semantic_BS, codes_BFQ = generation.tokenize(fitted, wave_BT[:, :-1])  # less than the last one
+  semantic_BS, codes_BFQ = fitted.tokenizer.encode(wave_BT[:, :-1])  # less than the last one
   assert semantic_BS.shape == (1, 7) and codes_BFQ.shape == (1, 21, 3)
   result = generation.continue_audio(
     fitted, jax.random.key(0), wave_BT, seconds=0.2, carry_seconds=0.12, acoustic=acoustic
   )
   np.testing.assert_array_equal([result.num_frames_B, result.prompt_frames_B], [[39], [24]])
   assert result.wave_BT.shape == (1, 39 * HOP) and seen['frames'] == 75
-  with pytest.raises(ValueError, match='the codec: 75.0 Hz, but the stage was made for 50.0 Hz'):
+  with pytest.raises(
+    ValueError, match='made for other tokens: frame_rate=50.0, the tokens have 75.0'
+  ):
     generation.generate_unconditional(
       fitted._replace(
         **{
           name: getattr(models if name != 'soundstorm' else parallel, name)
           for name in changed
-          if name != 'soundstream'
+          if name != 'tokenizer'
         }
       ),
       jax.random.key(0),
@@ -397,3 +406,56 @@ def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
       carry_seconds=0.12,
       acoustic=acoustic,
     )
+
+
+def test_the_past_that_is_carried_follows_from_the_crop(models):
+  config = soundstorm.Config(crop_seconds=30.0)
+  assert generation._carry(config, None) == 150 == generation._carry(config, 3.0)  # frames: 3 s
+  assert generation._carry(dataclasses.replace(config, crop_seconds=4.0), None) == 100
+  assert generation._carry(dataclasses.replace(config, crop_seconds=0.04), None) == 0
+  wave_BT, _ = prompts()
+  options = dict(seconds=0.8, sampling=GREEDY)  # two windows of 0.4 s
+  found = generation.continue_audio(models, jax.random.key(0), wave_BT, **options)
+  same = generation.continue_audio(models, jax.random.key(0), wave_BT, carry_seconds=0.2, **options)
+  np.testing.assert_array_equal(found.codes_BFQ, same.codes_BFQ)
+
+
+def test_a_rule_of_ones_own_sees_the_past_and_draws(models, parallel):
+  """Coarse codes count on from the last code of the prompt, whatever the model thinks of it."""
+  count_on = lambda key, logits_BV, past_BN: (past_BN.max(axis=1) + 1) % logits_BV.shape[-1]
+  semantic_BS, prompt_BFQ = np.zeros((1, 4), np.int32), np.full((1, 2, 3), 1, np.int32)
+  result = generation.generate_acoustics(
+    models, jax.random.key(0), semantic_BS, prompt_BFQ, sampling=SamplingConfig(coarse=count_on)
+  )
+  np.testing.assert_array_equal(result.codes_BFQ[0, 2:5, :2], [[2, 3], [4, 5], [6, 7]])
+  greedy = lambda key, logits_BV, past_BN: logits_BV.argmax(axis=-1)
+  for fitted, acoustic in ((models, 'autoregressive'), (parallel, 'soundstorm')):
+    own = SamplingConfig(greedy, greedy, greedy, ParallelRule(greedy, 0.0, (3, 1)))
+    rows = [
+      generation.continue_audio(
+        fitted, jax.random.key(0), prompts()[0], seconds=0.08, sampling=rule, acoustic=acoustic
+      ).codes_BFQ
+      for rule in (own, GREEDY)
+    ]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_files_become_tokens(tmp_path):
+  hop = 80  # at 4 kHz, of 50 frames a second
+  codec = Codec(sample_rate=4000, hop_length=hop)
+  bound = tokenizer_of(codec, Features(sample_rate=4000, hop_length=2 * hop))
+  code_F = np.random.default_rng(0).integers(0, K, 20)
+  wave_T = (code_F.repeat(hop) / 8).astype(np.float32)
+  paths = [tmp_path / 'a.wav', str(tmp_path / 'b.wav')]
+  for path, length in zip(paths, (20 * hop, 13 * hop - 1), strict=True):
+    audio.save(path, wave_T[:length], 4000)
+  found = list(tokenizer.files(bound, paths))
+  assert [path for path, _, _ in found] == paths
+  for (_, semantic_S, codes_FQ), frames in zip(found, (20, 12), strict=True):
+    np.testing.assert_array_equal(codes_FQ, code_F[:frames, None].repeat(3, axis=1))
+    np.testing.assert_array_equal(semantic_S, code_F[:frames:2])
+  audio.save(tmp_path / 'c.wav', wave_T[:7], 4000)
+  with pytest.raises(
+    ValueError, match='c.wav: a prompt has 7 samples, less than one semantic frame'
+  ):
+    next(tokenizer.files(bound, [tmp_path / 'c.wav']))

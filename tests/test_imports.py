@@ -13,12 +13,13 @@ LEAVES = {
   'audio_checks',
   'checks',
   'codes_file',
+  'arrays_file',
   'tokens',
   'kmeans',
   'losses',
 }
 # Leaves come before all of them.
-ROOMS = ['nn', 'stages', 'middle', 'windows', 'streaming', 'generation', 'experiments']
+ROOMS = ['nn', 'stages', 'middle', 'windows', 'codec', 'tokenizer', 'generation', 'experiments']
 MIDDLE = {'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {

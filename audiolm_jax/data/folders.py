@@ -13,6 +13,7 @@ import numpy as np
 
 from audiolm_jax import audio
 from audiolm_jax.data import skipped
+from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 
 EXTENSIONS = ('.wav', '.wave', '.flac', '.ogg', '.oga', '.opus', '.mp3')
@@ -97,7 +98,7 @@ class AudioFiles:
   def __len__(self) -> int:
     return len(self.parts)
 
-  def __getitem__(self, i: int) -> dict | None:
+  def __getitem__(self, i: int) -> Example | None:
     return self._example(i, audio.load)
 
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from audiolm_jax.data import inventory
+from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 
 CLEAN_SHARE = 0.2  # share of examples without noise, so that clean input stays unchanged
@@ -54,7 +55,7 @@ class WithNoise:
     if hasattr(self._source, 'refuse'):
       self._source.refuse(i, reason)
 
-  def __getitem__(self, i: int) -> dict | None:
+  def __getitem__(self, i: int) -> Example | None:
     i = range(len(self))[i]
     example = self._source[i]
     if example is None:

@@ -26,6 +26,7 @@ import soxr
 
 from audiolm_jax import checks, files
 from audiolm_jax.data import espeak
+from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError, install
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
@@ -285,7 +286,7 @@ class Examples:
     """Returns one line per utterance."""
     return [f'{u["text"]}\t{u["speaker"]}\t{u["num_samples"]}' for u in self._utterances]
 
-  def __getitem__(self, i: int) -> dict:
+  def __getitem__(self, i: int) -> Example:
     i = range(len(self))[i]
     utterance = self._utterances[i]
     num_samples = utterance['num_samples']

@@ -9,6 +9,7 @@ import soxr
 
 from audiolm_jax import audio, audio_checks
 from audiolm_jax.data import skipped
+from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError, install
 
 
@@ -41,7 +42,7 @@ class Examples:
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, i: int) -> dict | None:
+  def __getitem__(self, i: int) -> Example | None:
     i = range(len(self))[i]
     record = self._source[i]
     try:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audiolm_jax.data import folders
+from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 
 PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
@@ -60,7 +61,7 @@ class Utterances:
     """Counts example i as unreadable, for a reason found by the caller."""
     self._files.refuse(i, reason)
 
-  def __getitem__(self, i: int) -> dict | None:
+  def __getitem__(self, i: int) -> Example | None:
     example = self._described(i, self._files[i])
     utterance = self._utterances[i]
     if example is not None and utterance.phones:

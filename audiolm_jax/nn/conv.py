@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import partitioned
 
 PAST = 'past'
@@ -229,3 +230,26 @@ class GroupedConv(nn.Module):
       x_BND.reshape(batch, length // self.stride, width),
     )
     return convolve(x_BND.astype(self.dtype), kernel.astype(self.dtype), (1,), ((0, 0),), (1,))
+
+
+def silent_past(module: nn.Module, example: Array) -> Any:
+  """Returns the state of a causal module before its first chunk: zeros in the shapes of `PAST`.
+
+  example: an input of any length, with the batch size and the width that the chunks will have.
+  """
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))[PAST]
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def next_chunk(module: nn.Module, params: Any, past: Any, inputs: Array) -> tuple[Array, Any]:
+  """Returns the outputs of a causal module for its next chunk, and the state after it.
+
+  Raises UserError where the state is of another number of clips than the chunk.
+  """
+  num_clips = {leaf.shape[0] for leaf in jax.tree.leaves(past)}
+  if num_clips != {len(inputs)}:
+    raise UserError(
+      f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these'
+    )
+  outputs, updated = module.apply({'params': params, PAST: past}, inputs, mutable=[PAST])
+  return outputs, updated[PAST]

@@ -33,7 +33,7 @@ from audiolm_jax.pretrained.layers import (
   check_levels,
   squared_sine,
 )
-from audiolm_jax.stages.base import Codec, Variables
+from audiolm_jax.stages.base import CodecFunctions, Variables
 
 MODEL_TYPE = 'dac'
 DILATIONS = (1, 3, 9)  # of the residual units at each rate
@@ -80,8 +80,10 @@ class Config:
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
 
-  def codec(self) -> Codec:
-    return Codec(functools.partial(encode, self), functools.partial(decode, self), self.context)
+  def codec(self) -> CodecFunctions:
+    return CodecFunctions(
+      functools.partial(encode, self), functools.partial(decode, self), self.context
+    )
 
 
 def config_from(data: Mapping[str, Any]) -> Config:

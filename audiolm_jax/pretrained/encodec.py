@@ -24,7 +24,7 @@ from audiolm_jax.nn import quantizer
 from audiolm_jax.pretrained import tensors
 from audiolm_jax.pretrained.layers import Model, check_codes, check_levels, check_not_empty
 from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
-from audiolm_jax.stages.base import Codec, Variables
+from audiolm_jax.stages.base import CodecFunctions, Variables
 
 MODEL_TYPE = 'encodec'
 # Tensors of moving averages, needed in training only.
@@ -67,8 +67,8 @@ class Config:
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
 
-  def codec(self) -> Codec:
-    return Codec(functools.partial(encode, self), functools.partial(decode, self))
+  def codec(self) -> CodecFunctions:
+    return CodecFunctions(functools.partial(encode, self), functools.partial(decode, self))
 
 
 def config_from(data: Mapping[str, Any]) -> Config:

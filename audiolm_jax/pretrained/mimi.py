@@ -32,7 +32,7 @@ from audiolm_jax.pretrained.layers import (
   layer_norm,
 )
 from audiolm_jax.pretrained.seanet import Decoder, Encoder, SeanetConfig
-from audiolm_jax.stages.base import Codec, Variables
+from audiolm_jax.stages.base import CodecFunctions, Variables
 
 MODEL_TYPE = 'mimi'
 UNUSED = r'quantizer\..*\.codebook\.initialized'
@@ -84,8 +84,8 @@ class Config:
   def make(self) -> Model:
     return Model(lambda key: _init(self, key))
 
-  def codec(self) -> Codec:
-    return Codec(functools.partial(encode, self), functools.partial(decode, self))
+  def codec(self) -> CodecFunctions:
+    return CodecFunctions(functools.partial(encode, self), functools.partial(decode, self))
 
 
 def config_from(data: Mapping[str, Any]) -> Config:

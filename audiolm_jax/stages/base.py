@@ -7,7 +7,7 @@ registry.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,14 @@ class Variables(NamedTuple):
   state: State
 
 
+class Model(NamedTuple):
+  """A trained model: its config, its arrays, and what its checkpoint says (step, fingerprints)."""
+
+  config: Any
+  variables: Variables
+  metadata: Mapping[str, Any] = {}
+
+
 class Aux(NamedTuple):
   """What a loss returns beside the loss: the next state, and scalars to log (float32, means over
   the global batch).
@@ -72,21 +80,72 @@ class Stage(NamedTuple):
   loss: Callable[[Params, State, Batch, Key | None], tuple[jax.Array, Aux]]
 
 
-class Codec(NamedTuple):
-  """What AudioLM needs of a codec, ours or imported: a record of pure functions, made by
-  `Config.codec()`.
+class StreamFunctions(NamedTuple):
+  """Coding chunk by chunk: what one call leaves for the next is the state.
+
+  encoder_state, decoder_state: number of clips -> the state before their first chunk: silence.
+  encode_step: (variables, state, wave_BT, num_quantizers or None) -> (codes_BFQ, state).
+  decode_step: (variables, state, codes_BFQ) -> (wave_BT, state).
+  """
+
+  encoder_state: Callable[[int], State]
+  decoder_state: Callable[[int], State]
+  encode_step: Callable[[Variables, State, jax.Array, int | None], tuple[jax.Array, State]]
+  decode_step: Callable[[Variables, State, jax.Array], tuple[jax.Array, State]]
+
+
+class CodecFunctions(NamedTuple):
+  """The pure functions of a codec, ours or imported; `audiolm_jax.codec.Codec` binds them.
 
   encode: (variables, wave_BT, num_quantizers or None for all) -> codes_BFQ, T = F * hop_length.
   decode: (variables, codes_BFQ of the first levels) -> wave_BT.
   context: frames after its own that the codes or the audio of a frame depend on, and as many before
     it; 0: a causal codec, which depends on what came before alone.
-
-  The config has `sample_rate`, `hop_length`, `frame_rate`, `num_quantizers` and `codebook_size`.
+  stream: coding chunk by chunk; None: the codec takes whole clips.
+  vectors: (variables, codes_BFQ) -> the embeddings z_BFD of the codes; None: a code has none.
+  decode_vectors: (variables, z_BFD) -> wave_BT; None where `vectors` is.
+  switch: 'encoder' or 'decoder', where the codec can be told to remove noise; None: it cannot.
+  denoised: the same functions with the switch on; None without a switch.
   """
 
   encode: Callable[[Variables, jax.Array, int | None], jax.Array]
   decode: Callable[[Variables, jax.Array], jax.Array]
   context: int = 0
+  stream: StreamFunctions | None = None
+  vectors: Callable[[Variables, jax.Array], jax.Array] | None = None
+  decode_vectors: Callable[[Variables, jax.Array], jax.Array] | None = None
+  switch: str | None = None
+  denoised: 'CodecFunctions | None' = None
+
+
+@runtime_checkable
+class CodecConfig(Protocol):
+  """A config that makes a codec; rates in Hz, lengths in samples."""
+
+  sample_rate: int
+  hop_length: int
+  frame_rate: float
+  num_quantizers: int
+  codebook_size: int
+
+  def codec(self) -> CodecFunctions: ...
+
+
+@runtime_checkable
+class FeatureConfig(Protocol):
+  """A config of a model whose features can be clustered into semantic tokens.
+
+  `semantic_features` returns features_BSD of one layer, S = ceil(T / hop_length). Zeros at the end
+  of a waveform are padding and have no influence on the rest.
+  """
+
+  sample_rate: int
+  hop_length: int
+  frame_rate: float
+
+  def semantic_features(
+    self, variables: Variables, wave_BT: jax.Array, layer: int
+  ) -> jax.Array: ...
 
 
 def empty_batch(stage: Stage, batch_size: int) -> dict[str, np.ndarray]:

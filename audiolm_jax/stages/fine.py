@@ -57,6 +57,15 @@ class Config:
       )
 
   @property
+  def spec(self) -> tokens.Spec:
+    """The tokens that this stage is made for."""
+    return tokens.Spec(
+      frame_rate=self.frame_rate,
+      num_quantizers=self.total_quantizers,
+      codebook_size=self.codebook_size,
+    )
+
+  @property
   def num_frames(self) -> int:
     """Number of codec frames of a crop."""
     return round(self.crop_seconds * self.frame_rate)

@@ -51,6 +51,11 @@ class Config:
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.semantic_rate)
 
   @property
+  def spec(self) -> tokens.Spec:
+    """The tokens that this stage is made for."""
+    return tokens.Spec(semantic_rate=self.semantic_rate, num_clusters=self.num_clusters)
+
+  @property
   def num_semantic(self) -> int:
     """Number of semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)

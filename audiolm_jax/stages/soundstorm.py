@@ -100,6 +100,17 @@ class Config:
       raise UserError(f'kernel_size={self.kernel_size} has no centre: make it odd')
 
   @property
+  def spec(self) -> tokens.Spec:
+    """The tokens that this stage is made for."""
+    return tokens.Spec(
+      semantic_rate=self.semantic_rate,
+      num_clusters=self.num_clusters,
+      frame_rate=self.frame_rate,
+      num_quantizers=self.num_quantizers,
+      codebook_size=self.codebook_size,
+    )
+
+  @property
   def num_semantic(self) -> int:
     """Number of semantic frames of a crop."""
     return round(self.crop_seconds * self.semantic_rate)

@@ -7,8 +7,8 @@ the code vectors. With the defaults (as in AudioLM): 16 kHz, 50 frames/s, 12 lev
 6000 bit/s. Frame f depends on samples before (f + 1) * hop_length, and no sample depends on a later
 frame. Any leading number of levels decodes, by quantizer dropout.
 
-`encode` and `decode` take clips of whole frames; `audiolm_jax.streaming` clips of any length, and
-without end.
+`encode` and `decode` take clips of whole frames, `encode_step` and `decode_step` clips in chunks;
+`audiolm_jax.codec.Codec` takes clips of any length.
 
 Where the paper is silent or unclear, and where we leave it:
 - Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`),
@@ -54,11 +54,20 @@ from jaxtyping import Array, Bool, Float, Int
 from audiolm_jax import checks, losses
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.conv import next_chunk, silent_past
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import FiLM, SEANet
-from audiolm_jax.stages.base import Aux, Codec, Feature, Stage, Variables
+from audiolm_jax.stages.base import (
+  Aux,
+  CodecFunctions,
+  Feature,
+  Stage,
+  State,
+  StreamFunctions,
+  Variables,
+)
 
 LOSS_WEIGHTS = {
   'spectral': 1.0,
@@ -163,8 +172,11 @@ class Config:
   def make(self) -> Stage:
     return make(self)
 
-  def codec(self) -> Codec:
-    return Codec(functools.partial(encode, self), functools.partial(decode, self))
+  def codec(self) -> CodecFunctions:
+    plain = _functions(self, denoise=False)
+    if self.film is None:
+      return plain
+    return plain._replace(switch=self.film, denoised=_functions(self, denoise=True))
 
 
 # the terms that see the estimated waveform
@@ -464,6 +476,64 @@ def decode_vectors(
 ) -> Float[Array, 'B T']:
   """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
   return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
+
+
+def encode_step(
+  config: Config,
+  variables: Variables,
+  state: State,
+  wave_BT: Float[Array, 'B T'],
+  num_quantizers: int | None = None,
+  *,
+  denoise: Denoise = False,
+) -> tuple[Int[Array, 'B F Q'], State]:
+  """As `encode`, for the next chunk of each clip; returns the state after it, too.
+
+  Chunks of any sizes give the codes of the whole clip, but for a frame that lies, within the
+  rounding of float32, between two codes: the order in which a convolution adds up may change with
+  the length.
+
+  Raises ValueError as `encode`, and when `state` is of another number of clips.
+  """
+  checks.shapes(wave_BT=wave_BT)
+  check_length(config, wave_BT.shape[-1])
+  params = variables.params['generator']['encoder']
+  z_BFD, state = next_chunk(encoder(config), params, state, wave_BT)
+  return codes(config, variables, z_BFD, num_quantizers, denoise), state
+
+
+def decode_step(
+  config: Config,
+  variables: Variables,
+  state: State,
+  codes_BFQ: Int[Array, 'B F Q'],
+  *,
+  denoise: Denoise = False,
+) -> tuple[Float[Array, 'B T'], State]:
+  """As `decode`, for the next F >= 1 frames of each clip; returns the state after them, too."""
+  z_BFD = vectors(config, variables, codes_BFQ, denoise)
+  return next_chunk(decoder(config), variables.params['generator']['decoder'], state, z_BFD)
+
+
+def _functions(config: Config, denoise: bool) -> CodecFunctions:
+  """Returns the functions of the codec, with the denoising switch off or on."""
+  bind = functools.partial
+  encodes, decodes = (dict(denoise=denoise and config.film == p) for p in ('encoder', 'decoder'))
+  stream = StreamFunctions(
+    lambda batch_size: silent_past(encoder(config), jnp.zeros((batch_size, config.hop_length))),
+    lambda batch_size: silent_past(
+      decoder(config), jnp.zeros((batch_size, 1, config.embedding_dim))
+    ),
+    bind(encode_step, config, **encodes),
+    bind(decode_step, config, **decodes),
+  )
+  return CodecFunctions(
+    bind(encode, config, **encodes),
+    bind(decode, config, **decodes),
+    stream=stream,
+    vectors=bind(vectors, config, **decodes),
+    decode_vectors=bind(decode_vectors, config),
+  )
 
 
 def codes(

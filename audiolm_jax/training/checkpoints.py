@@ -79,7 +79,7 @@ def load_variables(
   *,
   use_ema: bool = True,
   config: Any = None,
-) -> tuple[Any, base.Variables, dict[str, Any]]:
+) -> base.Model:
   """Loads a trained stage for inference, on the default device, without optimizer or trainer.
 
   Args:
@@ -90,8 +90,8 @@ def load_variables(
       must be the one that was trained. None: the checkpoint's own.
 
   Returns:
-    (config, Variables of plain arrays, metadata with 'step', 'version', 'fingerprints' and what
-    else was saved).
+    The config, Variables of plain arrays, and metadata with 'step', 'version', 'fingerprints' and
+    what else was saved.
 
   Raises:
     ValueError: no good checkpoint, an unknown config class or field, another config than that of
@@ -120,7 +120,7 @@ def load_variables(
     {params_name: variables.params, 'state': variables.state},
   )
   parts = restore_parts(directory / str(step), targets, metadata)
-  return config, base.Variables(parts[params_name], parts['state']), metadata
+  return base.Model(config, base.Variables(parts[params_name], parts['state']), metadata)
 
 
 def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:

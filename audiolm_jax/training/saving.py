@@ -23,7 +23,8 @@ from jax.experimental import multihost_utils
 import audiolm_jax
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import checkpoints, configs
+from audiolm_jax.stages import base
+from audiolm_jax.training import checkpoints, configs, sharding
 
 BACK_OFF_SECONDS, MOST_SECONDS = 1.0, 60.0
 _TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # half-saved, half-deleted
@@ -333,3 +334,29 @@ def _reject_bad(directory: pathlib.Path) -> int | None:
 def _sync(name: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def save_variables(
+  directory: str | pathlib.Path,
+  config: Any,
+  variables: base.Variables,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes a model as step 0 of a new checkpoint directory, from which `load_variables` reads it.
+
+  config: a frozen dataclass with `make()`. metadata: JSON; 'fingerprints' of the models that made
+  the training data belong there.
+
+  Raises UserError where `directory` holds a checkpoint, or something else.
+  """
+  directory = pathlib.Path(directory)
+  if found := checkpoints.steps(directory):
+    raise UserError(
+      f'{directory} already holds a checkpoint (step {found[-1]}): choose another folder'
+    )
+  described = {'fingerprints': {}, **(metadata or {}), 'config': configs.describe(config)}
+  checkpointer = Checkpointer(directory)
+  try:
+    checkpointer.save(0, sharding.unbox(variables)._asdict(), None, described)
+  finally:
+    checkpointer.close()

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from audiolm_jax import audio, losses, streaming
+from audiolm_jax import audio, losses
+from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import base, soundstream
@@ -159,17 +160,17 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
     for function in (
       soundstream.encode,
       soundstream.decode,
-      streaming.encode_step,
-      streaming.decode_step,
+      soundstream.encode_step,
+      soundstream.decode_step,
     )
   )
   codes_1FQ = jax.block_until_ready(encode(variables, wave_1T))
   frame_1T, codes_11Q = wave_1T[:, : config.hop_length], codes_1FQ[:, :1]
 
-  silence = (streaming.encoder_state(config, 1), streaming.decoder_state(config, 1))
-  encoder_state, decoder_state = jax.device_put(silence, jax.devices()[0])
+  stream = Codec(config, variables).stream
+  encoder_state, decoder_state = stream.encoder_state(1), stream.decoder_state(1)
 
-  def stream(step, state, chunk):
+  def steps(step, state, chunk):
     for _ in range(STREAMED_FRAMES):
       out, state = step(variables, state, chunk)
     jax.block_until_ready(out)
@@ -184,8 +185,8 @@ def ours(config: soundstream.Config, wave_1T: np.ndarray, wave_BT: np.ndarray) -
     'encode': lambda: jax.block_until_ready(encode(variables, wave_1T)),
     'decode': lambda: jax.block_until_ready(decode(variables, codes_1FQ)),
     'train step': train,
-    'encode_step': lambda: stream(encode_step, encoder_state, frame_1T),
-    'decode_step': lambda: stream(decode_step, decoder_state, codes_11Q),
+    'encode_step': lambda: steps(encode_step, encoder_state, frame_1T),
+    'decode_step': lambda: steps(decode_step, decoder_state, codes_11Q),
   }
   counted = {
     'encode': flops.count(encode, variables, wave_1T),

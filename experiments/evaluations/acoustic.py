@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax import generation
+from audiolm_jax import audio, generation
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import speaker, speech
 from audiolm_jax.pretrained import ctc
@@ -38,13 +38,13 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """
   settings = recipe.evaluation
   models = workspace.load_models(workdir)
-  rate, hop = models.soundstream[0].sample_rate, models.soundstream[0].hop_length
+  rate, hop = models.tokenizer.sample_rate, models.tokenizer.codec.hop_length
   examples = sources.prompts(recipe, workdir, rate)
   start, end = (
     round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds)
   )
-  wave_BT, num_samples_B = workspace.stacked([example['waveform'][:end] for example in examples])
-  semantic_BS, codes_BFQ = generation.tokenize(models, wave_BT, num_samples_B)
+  wave_BT, num_samples_B = audio.stacked([example['waveform'][:end] for example in examples])
+  semantic_BS, codes_BFQ = models.tokenizer.encode(wave_BT, num_samples_B)
   prompt_BFQ = codes_BFQ[:, : start // hop]
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(examples, workdir)]}
   codes = {ORIGINAL: codes_BFQ}

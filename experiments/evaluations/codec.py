@@ -1,7 +1,7 @@
 """The codec: what is left of held-out speech at each number of levels, beside Opus."""
 
+import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax.codec import Codec
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
-from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Feature
 from experiments import sources, workspace
 from experiments.evaluations import lyra, opus
@@ -34,49 +34,42 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   off and on. PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there
   is named.
   """
-  config, variables = workspace.load_codec(workdir)
-  wave_BT, noise_BT = held_out(recipe, workdir, config)
-  level_rate = math.log2(config.codebook_size) * config.frame_rate  # bit/s
-  codes_BFQ, decode = _coder(config, variables, wave_BT)
+  codec = workspace.load_codec(workdir)
+  rate, wave_BT, noise_BT = codec.sample_rate, *held_out(recipe, workdir, codec)
+  codes_BFQ = _by_batches(codec.encode, wave_BT)
   rows = {}
-  for n in (n for n in LEVELS if n <= config.num_quantizers):
-    rows[f'{n} levels'] = row(config, wave_BT, decode(codes_BFQ[..., :n]), level_rate * n)
-  for name, rate, round_trip in _others(recipe, config.sample_rate):
-    estimate_BT = np.stack([round_trip(wave_T, rate) for wave_T in wave_BT])
-    rows[f'{name} {rate:g} kbit/s'] = row(config, wave_BT, estimate_BT, 1000 * rate)
-  untrained_BFQ, untrained_decode = _coder(
-    config, jax.jit(config.make().init)(jax.random.key(1)), wave_BT
-  )
-  full_rate = level_rate * config.num_quantizers
-  rows['untrained, all levels'] = row(config, wave_BT, untrained_decode(untrained_BFQ), full_rate)
-  rows['silence'] = row(config, wave_BT, np.zeros_like(wave_BT), 0.0)
+  for n in (n for n in LEVELS if n <= codec.num_quantizers):
+    estimate_BT = _by_batches(codec.decode, codes_BFQ[..., :n])
+    rows[f'{n} levels'] = row(rate, wave_BT, estimate_BT, codec.bit_rate(n))
+  for name, kbit_per_second, round_trip in _others(recipe, rate):
+    estimate_BT = np.stack([round_trip(wave_T, kbit_per_second) for wave_T in wave_BT])
+    rows[f'{name} {kbit_per_second:g} kbit/s'] = row(
+      rate, wave_BT, estimate_BT, 1000 * kbit_per_second
+    )
+  untrained = Codec(codec.config, jax.jit(codec.config.make().init)(jax.random.key(1)))
+  rows['untrained, all levels'] = row(rate, wave_BT, _through(untrained, wave_BT), codec.bit_rate())
+  rows['silence'] = row(rate, wave_BT, np.zeros_like(wave_BT), 0.0)
   if noise_BT is not None:
     clean_NT, noisy_NT = (x_BT[noise_BT.any(axis=1)] for x_BT in (wave_BT, wave_BT + noise_BT))
-    noisy_NFQ, decode_noisy = _coder(config, variables, noisy_NT)
-    denoise = jax.jit(functools.partial(soundstream.denoised, config))
-    denoised_NT = _by_batches(lambda waves: denoise(variables, waves), noisy_NT)
-    rows['noisy input'] = row(config, clean_NT, noisy_NT, 0.0)
-    rows['noisy, all levels'] = row(config, clean_NT, decode_noisy(noisy_NFQ), full_rate)
-    rows['denoised, all levels'] = row(config, clean_NT, denoised_NT, full_rate)
+    denoising = dataclasses.replace(codec, denoise=True)
+    rows['noisy input'] = row(rate, clean_NT, noisy_NT, 0.0)
+    for name, coder in (('noisy', codec), ('denoised', denoising)):
+      estimate_NT = _through(coder, noisy_NT)
+      rows[f'{name}, all levels'] = row(rate, clean_NT, estimate_NT, codec.bit_rate())
   left_out = {}
-  if recipe.evaluation.lyra and config.sample_rate != lyra.SAMPLE_RATE:
-    left_out['Lyra'] = f'it codes {lyra.SAMPLE_RATE} Hz, the codec {config.sample_rate}'
-  lacks_noise = noise_BT is None and _has_switch(config)
+  if recipe.evaluation.lyra and rate != lyra.SAMPLE_RATE:
+    left_out['Lyra'] = f'it codes {lyra.SAMPLE_RATE} Hz, the codec {rate}'
+  lacks_noise = noise_BT is None and codec.functions.switch is not None
   left_out |= {'noise': 'the corpus has no noise'} if lacks_noise else {}
-  perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), config.codebook_size)
+  perplexity_Q = codec_metrics.codebook_perplexity(jnp.asarray(codes_BFQ), codec.codebook_size)
   return {
     'rows': rows,
     'perplexity': [float(x) for x in perplexity_Q],
-    'codebook_size': config.codebook_size,
+    'codebook_size': codec.codebook_size,
     'visqol_mapper': perceptual.visqol_mapper(),
     'not_installed': [*(set(perceptual.MODULES) - set(perceptual.available())), *opus.missing()],
     'left_out': left_out,
   }
-
-
-def _has_switch(config) -> bool:
-  """Returns whether the codec has a denoising switch."""
-  return getattr(config, 'film', None) is not None
 
 
 def _others(recipe: Recipe, sample_rate: int) -> list[tuple[str, float, Callable]]:
@@ -90,15 +83,17 @@ def _others(recipe: Recipe, sample_rate: int) -> list[tuple[str, float, Callable
   return found
 
 
-def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray, np.ndarray | None]:
+def held_out(
+  recipe: Recipe, workdir: pathlib.Path, codec: Codec
+) -> tuple[np.ndarray, np.ndarray | None]:
   """Returns clips [B, T] of CROP_SECONDS from the test split, zeros behind what is shorter, and the
   noise beside them.
 
   The noise is None for a codec without a denoising switch, and where the corpus has none.
   """
-  length = round(CROP_SECONDS * config.sample_rate) // config.hop_length * config.hop_length
-  source, names = sources.corpus(recipe, 'test', workdir, config.sample_rate), ('waveform',)
-  if _has_switch(config):
+  length = round(CROP_SECONDS * codec.sample_rate) // codec.hop_length * codec.hop_length
+  source, names = sources.corpus(recipe, 'test', workdir, codec.sample_rate), ('waveform',)
+  if codec.functions.switch is not None:
     first = next(
       (example for example in map(source.__getitem__, range(len(source))) if example is not None),
       {},
@@ -107,7 +102,7 @@ def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray,
   batches = list(
     pipeline.evaluation_batches(
       source,
-      {name: Feature((length,), np.float32, config.sample_rate) for name in names},
+      {name: Feature((length,), np.float32, codec.sample_rate) for name in names},
       batch_size=BATCH_SIZE,
       num_batches=-(-recipe.evaluation.num_clips // BATCH_SIZE),
       seed=recipe.evaluation.seed,
@@ -117,20 +112,9 @@ def held_out(recipe: Recipe, workdir: pathlib.Path, config) -> tuple[np.ndarray,
   return waves['waveform'], waves.get('noise')
 
 
-def _coder(config, variables, wave_BT) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-  """Returns the codes [B, F, Q] of the clips, and the function that decodes any number of their
-  levels.
-  """
-  codec = config.codec()
-  encode, decode = (
-    jax.jit(lambda variables, wave_BT: codec.encode(variables, wave_BT, None)),
-    jax.jit(codec.decode),
-  )
-
-  def decode_all(codes_BFQ):
-    return _by_batches(lambda codes: decode(variables, codes), codes_BFQ)
-
-  return _by_batches(lambda waves: encode(variables, waves), wave_BT), decode_all
+def _through(codec: Codec, wave_BT: np.ndarray) -> np.ndarray:
+  """Returns the clips through all levels of a codec."""
+  return _by_batches(codec.decode, _by_batches(codec.encode, wave_BT))
 
 
 def _by_batches(function, *arrays: np.ndarray) -> np.ndarray:
@@ -152,14 +136,14 @@ def _distances(sample_rate: int, wave_BT, estimate_BT):
   )
 
 
-def row(config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
+def row(sample_rate: int, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
   """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and estimates of
   perceived quality.
 
   Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and
   None is of no clip.
   """
-  distances = _by_batches(functools.partial(_distances, config.sample_rate), wave_BT, estimate_BT)
+  distances = _by_batches(functools.partial(_distances, sample_rate), wave_BT, estimate_BT)
   si_sdr, mel, stft = (float(x) for x in distances.mean(axis=0))
   result = {
     'kbit_s': bit_rate / 1000,
@@ -172,7 +156,7 @@ def row(config, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -
   for name in perceptual.available():
     pairs = zip(wave_BT[:PERCEPTUAL_CLIPS], estimate_BT[:PERCEPTUAL_CLIPS])
     result[name], count = perceptual.mean(
-      getattr(perceptual, name)(*pair, config.sample_rate) for pair in pairs
+      getattr(perceptual, name)(*pair, sample_rate) for pair in pairs
     )
     counts.append(count)
   return result | ({'scored': min(counts)} if counts else {})

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from audiolm_jax import generation
+from audiolm_jax import audio, generation
 from audiolm_jax.metrics import speaker, speech
 from experiments import judges, sources, workspace
 from experiments.evaluations import opinions
@@ -27,7 +27,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   What the corpus or the recipe cannot tell is left out, and named in 'left_out' with the reason.
   """
   settings = recipe.evaluation
-  rate = workspace.load_stage(workdir, 'soundstream')[0].sample_rate
+  rate = workspace.load_stage(workdir, 'soundstream').config.sample_rate
   prompts = sources.prompts(recipe, workdir, rate)
   start, end = (
     round(s * rate) for s in (settings.prompt_seconds, settings.prompt_seconds + settings.seconds)
@@ -47,7 +47,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       )
       rows[label] |= opinions.voices(judged, heard, new, originals, labels)
     facts['similarity_over_time'] = similarity_over_time(judged, waves, labels, start)
-    facts['chance_speaker'] = 1 / judged.speaker[0].num_classes
+    facts['chance_speaker'] = 1 / judged.speaker.config.num_classes
   if 'numbers' not in left_out:
     steps = [speech.counting_step(example['text'].split()) for example in prompts]
     for label, clips in waves.items():
@@ -76,7 +76,7 @@ def continuations(
   """Returns prompts and what follows them, up to sample `end`, by each system whose stages are
   there.
   """
-  settings, (prompt_BT, num_samples_B) = recipe.evaluation, workspace.stacked(prompts)
+  settings, (prompt_BT, num_samples_B) = recipe.evaluation, audio.stacked(prompts)
   waves = {}
   for label, (stage, acoustic) in SYSTEMS.items():
     if not (workdir / stage).is_dir():

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import files
+from audiolm_jax.arrays_file import fingerprint
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
@@ -48,7 +49,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
         curves[f'by the {unit}'] = detection.roc(*unseen[unit])
         facts[f'calibration_{unit}'] = calibration._asdict()
     if name == 'detector':
-      facts['detector'] = workspace.fingerprint(variables.params)
+      facts['detector'] = fingerprint(variables.params)
   if not curves:
     command = f'python -m experiments.train --stage=detector --workdir={workdir}'
     return {'rows': rows, 'left_out': {'detector': f'it is not trained: {command}'}}
@@ -123,7 +124,7 @@ def load_calibrations(
   found = files.read_json(path, again)
   if found.get('detector') is None:
     raise UserError(f'{path} was measured when there was no detector: {again}')
-  if found['detector'] != workspace.fingerprint(variables.params):
+  if found['detector'] != fingerprint(variables.params):
     raise UserError(
       f'{path} was measured with another detector than {workdir}/detector holds: {again}'
     )

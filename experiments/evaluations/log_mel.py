@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 
-from audiolm_jax import audio, kmeans
+from audiolm_jax import audio
 from audiolm_jax.stages import w2v_bert
+from audiolm_jax.tokenizer import SemanticEncoder
 
 
-def config_of(encoder: kmeans.SemanticEncoder) -> w2v_bert.Config:
+def config_of(encoder: SemanticEncoder) -> w2v_bert.Config:
   """Returns whose log-mel to take: that of the encoder where it is ours, else the paper's."""
   return encoder.config if isinstance(encoder.config, w2v_bert.Config) else w2v_bert.Config()
 

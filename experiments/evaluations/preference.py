@@ -6,13 +6,11 @@ log-likelihoods of the semantic tokens over their number, as AudioLM's (section 
 given beside them.
 """
 
-import functools
 import pathlib
 
-import jax
 import numpy as np
 
-from audiolm_jax import kmeans, tokens, windows
+from audiolm_jax import tokens, windows
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import language
 from audiolm_jax.stages import semantic
@@ -85,17 +83,13 @@ def _tokens(
   """Returns semantic tokens [S, 1] of every recording, in the order of `names`, as the language
   model reads them.
   """
-  encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
-  recordings = zerospeech.Recordings(folder, names, encoder.sample_rate)
-  assign = jax.jit(
-    lambda variables, wave_BT: kmeans.assign(quantizer, encoder.features(variables, wave_BT))
-  )
-
+  tokenizer = workspace.load_semantic_tokenizer(workdir)
+  recordings = zerospeech.Recordings(folder, names, tokenizer.sample_rate)
   found = sources.map_frames(
-    functools.partial(assign, variables),
+    tokenizer.encode,
     recordings,
-    encoder.sample_rate,
-    hop_length=encoder.hop_length,
+    tokenizer.sample_rate,
+    hop_length=tokenizer.hop_length,
     batch_size=32,
     bucket_seconds=BUCKET_SECONDS,
   )

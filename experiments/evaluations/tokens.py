@@ -35,7 +35,8 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
 
   Beside k-means (same K) on the log-mel that w2v-BERT reads.
   """
-  encoder, variables, quantizer, _ = workspace.load_semantic_tokenizer(workdir)
+  tokenizer = workspace.load_semantic_tokenizer(workdir)
+  encoder, quantizer = tokenizer.encoder, tokenizer.quantizer
   training, test = (
     sources.corpus(recipe, split, workdir, encoder.sample_rate) for split in ('train', 'test')
   )
@@ -55,23 +56,16 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
     left_out = {'phones': reason, 'speakers': reason}
   if not test or len(left_out) == 2:
     return {'rows': {}, 'left_out': left_out}
+  mel = lambda **options: jax.jit(functools.partial(log_mel.features, config, **options))
   extractors = {
-    'w2v-BERT': functools.partial(encoder.features, variables),
-    'raw log-mel, averaged': functools.partial(
-      log_mel.features, config, stack=False, normalize=False
-    ),
-    'raw log-mel, stacked': functools.partial(
-      log_mel.features, config, stack=True, normalize=False
-    ),
-    'normalized log-mel, stacked': functools.partial(
-      log_mel.features, config, stack=True, normalize=True
-    ),
+    'w2v-BERT': encoder.features,
+    'raw log-mel, averaged': mel(stack=False, normalize=False),
+    'raw log-mel, stacked': mel(stack=True, normalize=False),
+    'normalized log-mel, stacked': mel(stack=True, normalize=True),
   }
   rows = {}
   for name, extractor in extractors.items():
-    extract = functools.partial(
-      sources.map_frames, jax.jit(extractor), hop_length=config.hop_length
-    )
+    extract = functools.partial(sources.map_frames, extractor, hop_length=config.hop_length)
     own = quantizer
     if name != 'w2v-BERT':
       own = sources.fit_clusters(extract, training, config, recipe.semantic_tokens)

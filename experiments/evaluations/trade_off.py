@@ -22,7 +22,7 @@ from audiolm_jax.metrics import abx, perceptual
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import tokens as token_metrics
 from audiolm_jax.nn import quantizer as vector_quantizer
-from audiolm_jax.stages import soundstream
+from audiolm_jax.tokenizer import SemanticTokenizer
 from experiments import corpora, sources, workspace
 from experiments.evaluations import log_mel
 from experiments.evaluations.codec import CROP_SECONDS
@@ -113,26 +113,15 @@ class _Models:
 
   def __init__(self, recipe: Recipe, workdir: pathlib.Path):
     self.recipe, self.workdir, self._training_frames = recipe, workdir, {}
-    self.encoder, self.encoder_variables, self.quantizer, _ = workspace.load_semantic_tokenizer(
-      workdir
-    )
-    self.codec_config, self.codec_variables = workspace.load_codec(workdir)
-    mel_config = log_mel.config_of(self.encoder)
+    self.semantic = workspace.load_semantic_tokenizer(workdir)
+    self.codec = workspace.load_codec(workdir)
+    mel_config = log_mel.config_of(self.semantic.encoder)
     mel = functools.partial(log_mel.features, mel_config, stack=False, normalize=True)
-    codec = self.codec_config.codec()
-    encode = lambda variables, wave_BT: codec.encode(variables, wave_BT, None)
     self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
       'log-mel': (jax.jit(mel), mel_config),
-      'semantic': (
-        functools.partial(jax.jit(self._features), self.encoder_variables),
-        self.encoder,
-      ),
-      'codec': (functools.partial(jax.jit(encode), self.codec_variables), self.codec_config),
+      'semantic': (functools.partial(_normalized, self.semantic), self.semantic),
+      'codec': (self.codec.encode, self.codec),
     }
-
-  def _features(self, variables, wave_BT):
-    features_BSD = self.encoder.features(variables, wave_BT)
-    return (features_BSD - self.quantizer.mean_D) / self.quantizer.scale_D  # as they are clustered
 
   def frames(self, source: str, examples) -> list[np.ndarray]:
     """Returns the frames of `source` for every example."""
@@ -161,10 +150,8 @@ class _Models:
 
   def kinds(self) -> dict[str, Kind]:
     """Returns what Table I compares, and what it is compared with."""
-    config = self.codec_config
-    semantic = math.log2(len(self.quantizer.centroids_KD)) * self.encoder.frame_rate
-    acoustic = math.log2(config.codebook_size) * config.frame_rate
-    levels = max(1, round(acoustic * config.num_quantizers / semantic))
+    semantic = math.log2(self.semantic.num_clusters) * self.semantic.frame_rate
+    levels = max(1, round(self.codec.bit_rate() / semantic))
     kinds = {
       'log-mel': Kind('log-mel', lambda frames_ND: frames_ND),
       'semantic features': Kind('semantic', lambda frames_ND: frames_ND),
@@ -174,21 +161,21 @@ class _Models:
         'semantic', self._residual(levels), semantic * levels
       ),
     }
-    for n in (n for n in LEVELS if n <= config.num_quantizers):
-      name = f'acoustic tokens, {n} levels'
-      if isinstance(config, soundstream.Config):
-        kinds[name] = Kind('codec', functools.partial(self._code_vectors, n), acoustic * n)
-      else:  # an imported codec need not have one vector for a code
-        kinds[name] = Kind('codec', lambda codes_NQ, n=n: codes_NQ[:, :n], acoustic * n, 'identity')
+    for n in (n for n in LEVELS if n <= self.codec.num_quantizers):
+      name, rate = f'acoustic tokens, {n} levels', self.codec.bit_rate(n)
+      if self.codec.functions.vectors is not None:
+        kinds[name] = Kind('codec', functools.partial(self._code_vectors, n), rate)
+      else:
+        kinds[name] = Kind('codec', lambda codes_NQ, n=n: codes_NQ[:, :n], rate, 'identity')
     return kinds
 
   def _tokens(self, frames_ND: np.ndarray) -> np.ndarray:
     return np.asarray(
-      vector_quantizer.nearest(self.quantizer.centroids_KD, jnp.asarray(frames_ND))
+      vector_quantizer.nearest(self.semantic.quantizer.centroids_KD, jnp.asarray(frames_ND))
     )[:, None]
 
   def _centroids(self, frames_ND: np.ndarray) -> np.ndarray:
-    return np.asarray(self.quantizer.centroids_KD)[self._tokens(frames_ND)[:, 0]]
+    return np.asarray(self.semantic.quantizer.centroids_KD)[self._tokens(frames_ND)[:, 0]]
 
   def _residual(self, levels: int):
     """Returns a residual quantizer of features with as many bits as the codec has, fitted on
@@ -197,7 +184,7 @@ class _Models:
     frames_ND = jnp.concatenate(
       [jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')]
     )
-    num_codes, width = self.quantizer.centroids_KD.shape
+    num_codes, width = self.semantic.quantizer.centroids_KD.shape
     frames_ND = frames_ND[:: max(1, len(frames_ND) // (FRAMES_PER_CODE * num_codes))]
     empty = vector_quantizer.init(jax.random.key(0), levels, num_codes, width)
     books = jax.jit(vector_quantizer.fit)(
@@ -209,19 +196,19 @@ class _Models:
 
   def _code_vectors(self, levels: int, codes_NQ: np.ndarray) -> np.ndarray:
     codes_BFQ = jnp.asarray(codes_NQ)[None, :, :levels]
-    return np.asarray(soundstream.vectors(self.codec_config, self.codec_variables, codes_BFQ)[0])
+    return np.asarray(self.codec.functions.vectors(self.codec.variables, codes_BFQ)[0])
 
   @functools.cached_property
   def _training(self):
     settings = self.recipe.evaluation
-    corpus = sources.corpus(self.recipe, 'train', self.workdir, self.encoder.sample_rate)
+    corpus = sources.corpus(self.recipe, 'train', self.workdir, self.semantic.sample_rate)
     chosen, seconds = [], 0.0
     for example in corpora.Subset(corpus, len(corpus), seed=settings.seed, shuffle=True):
       if seconds >= settings.decoder_seconds:
         break
       if example is not None:
         chosen.append(example)
-        seconds += len(example['waveform']) / self.encoder.sample_rate
+        seconds += len(example['waveform']) / self.semantic.sample_rate
     return chosen
 
   def training_frames(self, source: str) -> list[np.ndarray]:
@@ -235,18 +222,17 @@ class _Models:
   def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
     """Returns SI-SDR (dB), log-mel distance (nats) and ViSQOL of held-out clips, by kind of token.
 
-    Empty unless the codec is SoundStream with two frames for a semantic token: no other decodes
-    vectors.
+    Empty unless the codec decodes vectors and has two frames for a semantic token.
     """
-    config, variables = self.codec_config, self.codec_variables
+    codec = self.codec
     rates = [
       (model.sample_rate, model.frame_rate / ratio)
-      for model, ratio in ((config, 2), (self.encoder, 1))
+      for model, ratio in ((codec, 2), (self.semantic, 1))
     ]
-    if not isinstance(config, soundstream.Config) or rates[0] != rates[1]:
+    if codec.functions.decode_vectors is None or rates[0] != rates[1]:
       return {}
-    length = round(CROP_SECONDS * config.sample_rate)
-    corpus = sources.corpus(self.recipe, 'test', self.workdir, config.sample_rate)
+    length = round(CROP_SECONDS * codec.sample_rate)
+    corpus = sources.corpus(self.recipe, 'test', self.workdir, codec.sample_rate)
     corpus = corpora.Subset(
       corpus, self.recipe.evaluation.num_clips, seed=self.recipe.evaluation.seed
     )
@@ -254,18 +240,18 @@ class _Models:
       {'waveform': example['waveform'][:length]} for example in corpus if example is not None
     ]
     held_out = {source: self.frames(source, clips) for source in ('semantic', 'codec')}
-    every_level = functools.partial(self._code_vectors, config.num_quantizers)
+    every_level = functools.partial(self._code_vectors, codec.num_quantizers)
     targets = [
       _pairs(vectors_FD) for vectors_FD in _framewise(every_level, self.training_frames('codec'))
     ]
 
     @jax.jit
-    def compare(variables, wave_T, num_samples, z_FD):
-      estimate_BT = soundstream.decode_vectors(config, variables, z_FD[None])[:, :length]
+    def compare(codec, wave_T, num_samples, z_FD):
+      estimate_BT = codec.functions.decode_vectors(codec.variables, z_FD[None])[:, :length]
       estimate_BT = jnp.where(jnp.arange(length) < num_samples, estimate_BT, 0)
       distances = (
         codec_metrics.si_sdr,
-        functools.partial(codec_metrics.log_mel_distance, sample_rate=config.sample_rate),
+        functools.partial(codec_metrics.log_mel_distance, sample_rate=codec.sample_rate),
       )
       return [distance(wave_T[None], estimate_BT)[0] for distance in distances], estimate_BT[0]
 
@@ -282,10 +268,10 @@ class _Models:
           token_metrics.decode_linearly(decoder, one)
           for one in _framewise(kind.read, held_out[kind.source])
         ]
-        vectors = [two_SE.reshape(-1, config.embedding_dim) for two_SE in predicted]
-      pairs = list(_padded(clips, vectors, length, config.hop_length))
+        vectors = [two_SE.reshape(2 * len(two_SE), -1) for two_SE in predicted]
+      pairs = list(_padded(clips, vectors, length, codec.hop_length))
       distances, estimates = zip(
-        *(compare(variables, *clip, z_FD) for clip, z_FD in pairs), strict=True
+        *(compare(codec, *clip, z_FD) for clip, z_FD in pairs), strict=True
       )
       rows[name] = dict(
         zip(('si_sdr', 'mel_distance'), np.array(distances).mean(axis=0).tolist(), strict=True)
@@ -294,11 +280,18 @@ class _Models:
       if 'visqol' in perceptual.available():
         heard = zip([wave_T for (wave_T, _), _ in pairs[:VISQOL_CLIPS]], estimates)
         scores = (
-          perceptual.visqol(wave_T, np.asarray(estimate_T), config.sample_rate)
+          perceptual.visqol(wave_T, np.asarray(estimate_T), codec.sample_rate)
           for wave_T, estimate_T in heard
         )
         rows[name]['visqol'] = perceptual.mean(scores).value
     return rows
+
+
+@jax.jit
+def _normalized(semantic: SemanticTokenizer, wave_BT):
+  """Returns features as they are clustered."""
+  quantizer = semantic.quantizer
+  return (semantic.encoder.features(wave_BT) - quantizer.mean_D) / quantizer.scale_D
 
 
 def _pairs(vectors_FD: np.ndarray) -> np.ndarray:

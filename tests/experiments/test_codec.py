@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_jax import audio, codes_file, files, streaming
-from audiolm_jax.training import configs, saving
-from experiments import chunks, codec, workspace
+from audiolm_jax import audio, codes_file, files
+from audiolm_jax import codec as codec_lib
+from audiolm_jax.codec import Codec
+from audiolm_jax.training import saving
+from experiments import codec
 from tests.stages.test_soundstream import CONFIG, random_variables
 
 RATE = CONFIG.sample_rate
@@ -21,9 +23,7 @@ ALM = ['chunk.alm', 'short.alm', 'x/odd.alm', 'x/y/long.alm']
 
 
 def save_codec(workdir, variables):
-  checkpointer = saving.Checkpointer(workdir / 'soundstream')
-  checkpointer.save(1, variables._asdict(), None, {'config': configs.describe(CONFIG)})
-  checkpointer.close()
+  saving.save_variables(workdir / 'soundstream', CONFIG, variables)
 
 
 @pytest.fixture(scope='module')
@@ -68,22 +68,22 @@ def test_a_folder_there_and_back(run, recordings, variables, tmp_path):
   for name, length in LENGTHS.items():
     stem = name.rpartition('.')[0]
     header, codes_FQ = codes_file.load(tmp_path / f'codes/{stem}.alm')
-    assert header == (RATE, 8, 3, 16, length, workspace.codec_fingerprint(variables))
+    assert header == (RATE, 8, 3, 16, length, Codec(CONFIG, variables).fingerprint)
     wave_BT = jnp.asarray(audio.load(recordings / name, RATE))[None]
-    want_BFQ = streaming.encode_clip(CONFIG, variables, wave_BT)
+    want_BFQ = Codec(CONFIG, variables).encode(wave_BT)
     assert np.mean(codes_FQ == want_BFQ[0]) > 0.999  # a tie may fall otherwise in 3,000 frames
     wave_T, rate = soundfile.read(tmp_path / f'out/{stem}.wav', dtype='float32')
     assert (len(wave_T), rate) == (length, RATE)
-    want_BT = streaming.decode_clip(CONFIG, variables, jnp.asarray(codes_FQ)[None], length)
+    want_BT = Codec(CONFIG, variables).decode(jnp.asarray(codes_FQ)[None], length)
     np.testing.assert_allclose(wave_T, np.clip(want_BT[0], -1, 1), atol=1e-4)  # of 16 bits
 
 
 def test_lengths_share_one_compilation(run, recordings, tmp_path):
-  for step in (chunks._encode_step, chunks._decode_step):
+  for step in (codec_lib._encode_step, codec_lib._decode_step):
     step.clear_cache()
   run('encode', recordings, f'--output={tmp_path}/codes')
   run('decode', tmp_path / 'codes', f'--output={tmp_path}/out')
-  assert chunks._encode_step._cache_size() == chunks._decode_step._cache_size() == 1
+  assert codec_lib._encode_step._cache_size() == codec_lib._decode_step._cache_size() == 1
 
 
 def test_other_rates_and_channels_are_taken(run, tmp_path):
@@ -149,7 +149,7 @@ def test_the_codes_of_another_codec_are_refused(run, recordings, variables, tmp_
   books = books._replace(vectors_QKD=books.vectors_QKD + 1e-3)
   other = variables._replace(state=variables.state | {'codebooks': books})
   save_codec(tmp_path / 'other', other)
-  found, own = (workspace.codec_fingerprint(one) for one in (variables, other))
+  found, own = (Codec(CONFIG, one).fingerprint for one in (variables, other))
   for path in (tmp_path / 'codes', tmp_path / 'codes/short.alm'):
     with pytest.raises(
       ValueError, match=f'was made by codec {found}, this is {own}: give the --workdir of the other'
@@ -239,7 +239,7 @@ def test_info_tells_and_checks(run, recordings, variables, tmp_path, capsys):
   size = (tmp_path / 'codes/x/odd.alm').stat().st_size
   assert capsys.readouterr().out == (
     f'{tmp_path}/codes/x/odd.alm: 1.00 s (8,001 samples at 8000 Hz), 3 levels of 16 codes, 12000 bit/s, '
-    f'{size:,} bytes, codec {workspace.codec_fingerprint(variables)}\n'
+    f'{size:,} bytes, codec {Codec(CONFIG, variables).fingerprint}\n'
   )
   content = bytearray((tmp_path / 'codes/chunk.alm').read_bytes())
   content[100] ^= 1

@@ -5,6 +5,7 @@ hand.
 import dataclasses
 import json
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from flax.core import meta
 
 from audiolm_jax import audio, files, generation
 from audiolm_jax.data import folders, token_shards
-from audiolm_jax.stages import detector, soundstream
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.stages import detector
+from audiolm_jax.stages.base import Model, Variables
 from experiments import detect, forge, forgeries, sources, workspace
 from experiments.evaluations import detection
 from experiments.recipe import Forgeries
@@ -107,15 +108,7 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     )
     return generation.Continuation(None, None, codes_BFQ, None, None)
 
-  monkeypatch.setattr(
-    generation, 'tokenize', lambda models, wave_BT: (None, np.repeat(frames(wave_BT), 2, axis=2))
-  )
   monkeypatch.setattr(generation, 'continue_audio', continue_audio)
-  monkeypatch.setattr(
-    generation,
-    'decode_codes',
-    lambda models, codes_BFQ, _: np.repeat(codes_BFQ.mean(axis=2) / 1000, 320, axis=1),
-  )
   corpus = [
     {'waveform': np.full(RATE + n, 0.1 + n / 100), 'speaker': np.int32(n)} for n in range(10)
   ]
@@ -127,7 +120,12 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     ),
     forgeries=Forgeries(num_test=6, batch_size=4),
   )
-  models = generation.Models((soundstream.Config(), None), None, None, None)
+  tokenizer = types.SimpleNamespace(
+    sample_rate=RATE,
+    encode=lambda wave_BT: (None, np.repeat(frames(wave_BT), 2, axis=2)),
+    decode=lambda codes_BFQ, _: np.repeat(codes_BFQ.mean(axis=2) / 1000, 320, axis=1),
+  )
+  models = types.SimpleNamespace(tokenizer=tokenizer)
   make = lambda workdir: forge.forge_split(recipe, workdir, 'test', models, PRINTS)
   make(tmp_path)
   records = forgeries.load(tmp_path, 'test')
@@ -190,7 +188,9 @@ def workdir(tmp_path, variables, monkeypatch):
   for name in ('detector', 'detector_control'):
     (tmp_path / name).mkdir()
   monkeypatch.setattr(
-    workspace, 'load_stage', lambda workdir, name: (CONFIG, variables, {'fingerprints': PRINTS})
+    workspace,
+    'load_stage',
+    lambda workdir, name: Model(CONFIG, variables, {'fingerprints': PRINTS}),
   )
   loudness = lambda config, variables, wave_BT: 20 * np.log10(np.std(wave_BT, axis=1) + 1e-9) + 30
   monkeypatch.setattr(detection, '_score', loudness)

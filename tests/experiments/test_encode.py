@@ -7,32 +7,26 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from audiolm_jax import audio
 from audiolm_jax.data import inventory, skipped, token_shards
-from audiolm_jax.stages.base import Codec
+from audiolm_jax.tokens import Spec
 from experiments import corpora, encode, sources
 from experiments.recipes import folder as folder_recipe
 
 RATE, HOP = 16_000, 320
 PRINTS = {'soundstream': 'abc', 'semantic_tokens': 'def'}
-KINDS = {'frame_rate': 50.0, 'semantic_rate': 25.0}
+SPEC = Spec(frame_rate=50.0, semantic_rate=25.0)
+CODEC = types.SimpleNamespace(sample_rate=RATE, hop_length=HOP, context=0)
 AGAIN = '`python -m experiments.encode'
 
 
-class Config:
-  """A codec whose code is the number of the first sample's sixteenth."""
-
-  sample_rate, hop_length = RATE, HOP
-
-  def codec(self):
-    return Codec(None, None, 0)
-
-
 def encode_batch(wave_BT):
+  """A code is the number of the first sample's sixteenth."""
   codes_BFQ = np.round(wave_BT[:, ::HOP, None] * 16).astype(np.int32)
   return codes_BFQ, codes_BFQ[:, ::2, 0]
 
@@ -50,7 +44,7 @@ def recipe_of(root, **options):
 
 
 def run(recipe, workdir, split='train'):
-  encode.encode_split(recipe, workdir, split, encode_batch, Config(), KINDS, PRINTS)
+  encode.encode_split(recipe, workdir, split, encode_batch, CODEC, SPEC, PRINTS)
 
 
 @pytest.fixture

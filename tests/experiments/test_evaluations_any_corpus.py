@@ -11,6 +11,7 @@ import pytest
 
 from audiolm_jax import audio, generation, kmeans
 from audiolm_jax.metrics import codec as codec_metrics
+from audiolm_jax.stages.base import Model
 from experiments import corpora, evaluations, judges, sources, workspace
 from experiments.evaluations import acoustic, continuation, tokens
 from experiments.recipe import Evaluation
@@ -32,7 +33,7 @@ def recipe(tmp_path, monkeypatch):
         wave_T = gain * random.uniform(0.9, 1, 14_000).astype(np.float32)
         audio.save(tmp_path / side / voice / f'{index}.wav', wave_T, RATE)
   monkeypatch.setattr(sources, 'reconstructions', lambda examples, workdir: examples)
-  monkeypatch.setattr(workspace, 'load_stage', lambda workdir, name: (CODEC, None, {}))
+  monkeypatch.setattr(workspace, 'load_stage', lambda workdir, name: Model(CODEC, None))
   corpus = corpora.Folder(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
   return dataclasses.replace(folder.RECIPE, corpus=corpus, evaluation=SETTINGS)
 
@@ -60,13 +61,15 @@ def test_continuations_are_measured_as_far_as_the_corpus_tells(recipe, tmp_path,
 
 
 def test_acoustic_stages_are_measured_as_far_as_the_corpus_tells(recipe, tmp_path, monkeypatch):
-  models = types.SimpleNamespace(soundstream=(CODEC, None), soundstorm=None, coarse='there')
+  tokenizer = types.SimpleNamespace(
+    codec=CODEC, sample_rate=RATE, encode=lambda *arguments: (codes_BFQ[..., 0], codes_BFQ)
+  )
+  models = types.SimpleNamespace(tokenizer=tokenizer, soundstorm=None, coarse='there')
   codes_BFQ = np.arange(3 * 40 * 2).reshape(3, 40, 2) % 7
   other_BFQ = codes_BFQ.copy()
   other_BFQ[:, 20:30, 0] += 1  # half of what follows the prompt, of one of two levels
   half_BT = np.full((3, 12_800), 0.05, np.float32)
   monkeypatch.setattr(workspace, 'load_models', lambda workdir: models)
-  monkeypatch.setattr(generation, 'tokenize', lambda *arguments: (codes_BFQ[..., 0], codes_BFQ))
   result = types.SimpleNamespace(wave_BT=half_BT, num_frames_B=[40] * 3, codes_BFQ=other_BFQ)
   monkeypatch.setattr(generation, 'generate_acoustics', lambda *arguments, **options: result)
   distance = lambda a_BT, b_BT, rate: jnp.abs(a_BT - b_BT).mean(axis=1)
@@ -86,7 +89,7 @@ class Encoder:
 
   frame_rate, sample_rate, hop_length, config = 25.0, RATE, 640, None
 
-  def features(self, variables, wave_BT):
+  def features(self, wave_BT):
     frames_BSN = wave_BT.reshape(len(wave_BT), -1, 640)
     return jnp.log(frames_BSN.mean(axis=-1, keepdims=True) + 1e-6)
 
@@ -96,11 +99,11 @@ def measured(recipe, tmp_path, monkeypatch):
   quantizer = kmeans.SemanticQuantizer(
     mean_D=jnp.zeros(1), scale_D=jnp.ones(1), centroids_KD=centroids_KD
   )
-  loaded = (Encoder(), None, quantizer, {})
+  loaded = types.SimpleNamespace(encoder=Encoder(), quantizer=quantizer)
   monkeypatch.setattr(workspace, 'load_semantic_tokenizer', lambda workdir: loaded)
   settings = dataclasses.replace(folder.RECIPE.semantic_tokens, num_clusters=2, sample_seconds=3.0)
   recipe = dataclasses.replace(recipe, semantic_tokens=settings)
-  features = lambda config, wave_BT, **options: Encoder().features(None, wave_BT)
+  features = lambda config, wave_BT, **options: Encoder().features(wave_BT)
   monkeypatch.setattr(tokens.log_mel, 'features', features)  # compiles long
   monkeypatch.setattr(tokens.trade_off, 'measure', lambda recipe, workdir: {'rows': {}})
   return tokens.measure(recipe, tmp_path)
@@ -125,7 +128,7 @@ def test_judges_that_the_recipe_has_are_asked_for_and_others_left_out(recipe, tm
   assert judges.load(recipe, tmp_path) == (None, None)
   numbers = dataclasses.replace(recipe, numbers='a stage')
   judged = judges.load(numbers, tmp_path)
-  assert judged.speaker is None and judged.numbers == (CODEC, None)
+  assert judged.speaker is None and judged.numbers.config is CODEC
   assert judges.left_out(judged, [{'kind': 'counting'}]) == {
     'voices': 'the recipe has no stage speaker'
   }

@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 
 from audiolm_jax.metrics import perceptual
-from audiolm_jax.stages import soundstream
 from experiments.evaluations import codec, opus
 from tests.metrics.test_perceptual import _noisy, _vowel
 
-CONFIG = soundstream.Config()
+RATE = 16_000
 
 
 def test_rows_of_the_original_of_noise_and_of_silence():
   wave_BT = np.stack([_vowel(1.0), _vowel(1.0)[::-1]])
   equal, noisy, silent = (
-    codec.row(CONFIG, wave_BT, estimate_BT, 6000.0)
+    codec.row(RATE, wave_BT, estimate_BT, 6000.0)
     for estimate_BT in (
       wave_BT,
       np.stack([_noisy(wave_T, 10) for wave_T in wave_BT]),

@@ -8,7 +8,7 @@ import pytest
 
 from audiolm_jax import generation
 from experiments import generate
-from tests.test_generation import GREEDY, HOP, K, fakes, models, parallel  # noqa: F401
+from tests.test_generation import GREEDY, HOP, K, models, parallel  # noqa: F401
 
 RECIPE = types.SimpleNamespace(
   sampling=GREEDY, evaluation=types.SimpleNamespace(carry_seconds=0.12), fine='a stage'

@@ -9,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from audiolm_jax import audio, generation
+from audiolm_jax import audio
 from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.tokenizer import clusters_path
 from audiolm_jax.training.sharding import MeshConfig
 from experiments import encode, generate, pretrained, train, workspace
 from experiments import recipe as recipe_lib
@@ -96,7 +97,7 @@ def test_the_language_models_are_all_that_is_trained(
   )
   with pytest.raises(ValueError, match='semantic_rate=25.0, the tokens have 50.0'):
     run(monkeypatch, encode, *options)
-  assert not workspace.semantic_quantizer_path(workdir).exists()
+  assert not clusters_path(workdir).exists()
   recipe = dataclasses.replace(recipe, semantic_tokens=tokens)
   run(monkeypatch, encode, *options)
   made = json.loads((workdir / 'tokens' / 'train.json').read_text())['metadata']
@@ -116,9 +117,9 @@ def test_the_language_models_are_all_that_is_trained(
   assert len(continued_T) == len(prompt_T) + 6_400 and np.std(continued_T[len(prompt_T) :]) > 0
   # The tokens of a prompt are those that were written of the same audio.
   models = workspace.load_models(workdir)
-  quantizer = models.semantic_quantizer
-  assert quantizer.centroids_KD.shape == (8, 8) and models.w2v_bert[0].frames_per_token == 2
-  semantic_BS, codes_BFQ = generation.tokenize(models, prompt_T[None])
+  semantic = models.tokenizer.semantic
+  assert semantic.quantizer.centroids_KD.shape == (8, 8) and semantic.encoder.frames_per_token == 2
+  semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_T[None])
   stored = [
     example for split in ('train', 'test') for example in workspace.token_source(workdir, split)
   ]

@@ -118,7 +118,7 @@ def test_voices_of_any_corpus_that_tells_them_are_labelled(tmp_path):
 def test_more_voices_than_the_classifier_tells_apart_are_refused(tmp_path, monkeypatch):
   model = dataclasses.replace(tiny.RECIPE.speaker.model, num_classes=2)
   stage = dataclasses.replace(tiny.RECIPE.speaker, model=model)
-  monkeypatch.setattr(sources.workspace, 'load_codec', lambda workdir: (None, None))
+  monkeypatch.setattr(sources.workspace, 'load_codec', lambda workdir: None)
   examples = [clip(0.1, speaker=np.int32(voice)) for voice in (0, 1, 2)]
   with pytest.raises(ValueError, match='3 voices.*--set speaker.model.num_classes=3'):
     sources.for_stage(recipe_of(examples, speaker=stage), 'speaker', tmp_path)

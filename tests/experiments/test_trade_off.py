@@ -10,6 +10,7 @@ import numpy as np
 from flax.linen import meta
 
 from audiolm_jax import kmeans
+from audiolm_jax.codec import Codec
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
@@ -76,11 +77,11 @@ def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec
   )
   models = object.__new__(trade_off._Models)
   models.recipe, models.workdir = types.SimpleNamespace(evaluation=Evaluation(num_clips=3)), None
-  models.encoder = types.SimpleNamespace(sample_rate=16_000, frame_rate=25.0)
-  models.codec_config, models.codec_variables = CODEC, variables()
+  models.codec = Codec(CODEC, variables())
   arrays = np.zeros(12), np.ones(12), random.normal(size=(8, 12))
-  models.quantizer = kmeans.SemanticQuantizer(
-    *(jnp.asarray(array, jnp.float32) for array in arrays)
+  quantizer = kmeans.SemanticQuantizer(*(jnp.asarray(array, jnp.float32) for array in arrays))
+  models.semantic = types.SimpleNamespace(
+    sample_rate=16_000, frame_rate=25.0, num_clusters=8, quantizer=quantizer
   )
   codes = lambda examples: [random_codes(len(e['waveform'])) for e in examples]
   random_codes = lambda length: np.random.default_rng(length).integers(0, 8, (-(-length // 320), 4))

@@ -19,10 +19,11 @@ import pytest
 import soundfile
 from safetensors import SafetensorError
 
-from audiolm_jax import files
+from audiolm_jax import files, kmeans
 from audiolm_jax.data import token_shards
+from audiolm_jax.tokenizer import clusters_path
 from audiolm_jax.training import checkpoints, configs, metrics_writer, saving, sharding
-from tests.experiments import test_workspace
+from tests import test_tokenizer
 from tests.faults import runs
 from tests.stages import test_contract
 from tests.training import toy, toy_run
@@ -83,10 +84,9 @@ def test_f5_the_run_goes_on_from_the_step_before(half_way, reference, tmp_path, 
 
 def test_f6_damaged_clusters_are_refused(tmp_path, outcome):
   """Every byte of the safetensors file matters: no flip of it is read as other centroids."""
-  from experiments import workspace
 
-  quantizer = test_workspace.save_clusters(tmp_path)
-  path = workspace.semantic_quantizer_path(tmp_path)
+  quantizer = test_tokenizer.save_clusters(tmp_path)
+  path = clusters_path(tmp_path)
   whole, refused, same = path.read_bytes(), 0, 0
   random = np.random.default_rng(6)
   for at in random.choice(len(whole), 200, replace=False):
@@ -94,14 +94,14 @@ def test_f6_damaged_clusters_are_refused(tmp_path, outcome):
     damaged[at] ^= 1 << int(random.integers(8))
     path.write_bytes(damaged)
     try:
-      found, metadata = workspace.load_semantic_quantizer(tmp_path)
+      found = kmeans.load(path)
     except ValueError as error:
       assert str(path) in str(error)
       refused += 1
     else:  # a name of something that nobody reads
       same += 1
-      assert (metadata['layer'], metadata['w2v_bert']) == ('7', 'abc')
-      for one, other in zip(found, quantizer, strict=True):
+      assert (found.layer, found.model) == (7, 'abc')
+      for one, other in zip(found.quantizer, quantizer, strict=True):
         np.testing.assert_array_equal(one, other)
   assert refused > 150
   outcome(
@@ -446,8 +446,8 @@ def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
   from audiolm_jax import audio, codes_file
   from experiments import workspace
 
-  test_workspace.save_clusters(tmp_path)
-  clusters = workspace.semantic_quantizer_path(tmp_path).read_bytes()
+  test_tokenizer.save_clusters(tmp_path)
+  clusters = clusters_path(tmp_path).read_bytes()
   random = np.random.default_rng(21)
   header = codes_file.Header(16_000, 320, 12, 1024, 320 * 500, '0' * 16)
   writers = {
@@ -473,7 +473,7 @@ def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     runs.signal.signal(runs.signal.SIGXFSZ, previous)
-  assert workspace.semantic_quantizer_path(tmp_path).read_bytes() == clusters
+  assert clusters_path(tmp_path).read_bytes() == clusters
   assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(writers)
   outcome('F21', f'{", ".join(writers)}: nothing under the final name, then whole')
 
@@ -484,4 +484,4 @@ def _save_large_clusters(workspace, path):
   quantizer = kmeans.SemanticQuantizer(
     np.zeros(64, np.float32), np.ones(64, np.float32), np.ones((64, 64), np.float32)
   )
-  workspace.save_semantic_quantizer(path, quantizer, test_workspace.ENCODER, 'abc')
+  kmeans.save(path, quantizer, layer=7, frames_per_token=2, model='abc')

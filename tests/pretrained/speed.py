@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from audiolm_jax import kmeans
 from audiolm_jax.pretrained import clap, clap_audio, hub
+from audiolm_jax.tokenizer import SemanticEncoder
 
 REPEATS = 5
 SECONDS = 1.0
@@ -65,7 +65,7 @@ def measure_features(name: str):
     .uniform(-0.5, 0.5, (1, round(FEATURE_SECONDS * 16_000)))
     .astype(np.float32)
   )
-  features = jax.jit(kmeans.SemanticEncoder(config=config, layer=config.num_layers).features)
+  features = SemanticEncoder(config=config, variables=variables, layer=config.num_layers).features
   extractor = transformers.SeamlessM4TFeatureExtractor(padding_value=1.0)
   prepare = {
     'hubert': lambda: {'input_values': torch.tensor(wave_BT)},
@@ -73,7 +73,7 @@ def measure_features(name: str):
   }[name]
   with torch.no_grad():
     mine, other = (
-      seconds(lambda: features(variables, wave_BT).block_until_ready()),
+      seconds(lambda: features(wave_BT).block_until_ready()),
       seconds(lambda: model(**prepare())),
     )
   print(

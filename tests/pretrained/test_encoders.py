@@ -1,12 +1,14 @@
 """HuBERT and w2v-BERT 2.0: what holds without the originals, and which files are refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import kmeans
 from audiolm_jax.pretrained import hub, hubert, w2v_bert2
+from audiolm_jax.tokenizer import SemanticEncoder
 from tests.pretrained import random_weights
 from tests.pretrained.test_tensors import write
 
@@ -44,8 +46,8 @@ def test_a_row_of_a_batch_is_the_row_alone(model):
 
 def test_tokens_have_their_place_in_time_whatever_pads_them(model):
   module, config, variables = model
-  encoder = kmeans.SemanticEncoder(config=config, layer=2)
-  halved = kmeans.SemanticEncoder(config=config, layer=2, frames_per_token=2)
+  encoder = SemanticEncoder(config=config, variables=variables, layer=2)
+  halved = dataclasses.replace(encoder, frames_per_token=2)
   assert (halved.frame_rate, halved.hop_length) == (25.0, 640)
   alone = jax.jit(lambda wave_BT: module.features(config, variables, wave_BT, 2))(
     noise(2_345, 2_345)[None]
@@ -55,17 +57,15 @@ def test_tokens_have_their_place_in_time_whatever_pads_them(model):
   expected = np.concatenate([alone, np.repeat(alone[-1:], 8 - frames, axis=0)])
   # The second row is shorter than a frame, as the empty rows of a last batch are: it harms no
   # other.
-  got = np.asarray(
-    jax.jit(encoder.features)(variables, np.stack([noise(2_345, 4_801), noise(0, 4_801)]))
-  )
+  got = np.asarray(encoder.features(np.stack([noise(2_345, 4_801), noise(0, 4_801)])))
   assert got.shape[1] == 16 and np.isfinite(got).all()
   np.testing.assert_allclose(got[0, :8], expected, atol=1e-5)
-  got = np.asarray(jax.jit(halved.features)(variables, noise(2_345, 2_345)[None]))[0]
+  got = np.asarray(halved.features(noise(2_345, 2_345)[None]))[0]
   np.testing.assert_allclose(got, expected.reshape(4, 2, -1).mean(axis=1), atol=1e-5)
   with pytest.raises(ValueError, match='at least one frame'):
-    kmeans.SemanticEncoder(config=config, layer=2, frames_per_token=0)
+    dataclasses.replace(encoder, frames_per_token=0)
   with pytest.raises(ValueError, match='this model has 0'):
-    kmeans.SemanticEncoder(config=config, layer=3).features(variables, jnp.zeros((1, 3_200)))
+    dataclasses.replace(encoder, layer=3).features(jnp.zeros((1, 3_200)))
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -1,0 +1,68 @@
+"""Named arrays and text about them in one safetensors file, with a digest over both.
+
+A file is written whole or not at all, and a flipped bit in it is refused when it is read.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from audiolm_jax import files
+from audiolm_jax.errors import UserError
+
+
+def fingerprint(arrays: Any) -> str:
+  """Returns the SHA-256 of a tree of arrays, 16 hex digits: names, shapes, types and values."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(
+    jax.tree_util.tree_leaves_with_path(arrays), key=lambda item: str(item[0])
+  ):
+    digest.update(f'{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}'.encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def save(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+  """Writes arrays and metadata; a file of that name is replaced, missing folders are made.
+
+  The fingerprint of the arrays is stored in the metadata as 'digest'.
+  """
+  arrays = {name: np.asarray(array) for name, array in arrays.items()}
+  metadata = {**metadata, 'digest': fingerprint(arrays)}
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  with files.atomically(path) as partial:
+    save_file(arrays, partial, metadata | {'check': _check(metadata)})
+
+
+def load(
+  path: str | os.PathLike, names: Iterable[str], remedy: str
+) -> tuple[dict[str, jax.Array], dict[str, str]]:
+  """Returns the arrays of these names, and the metadata with 'digest'.
+
+  Raises UserError where the file is damaged; its message ends with `remedy`.
+  """
+  try:
+    with safe_open(path, 'numpy') as file:
+      metadata = file.metadata()
+      arrays = {name: file.get_tensor(name) for name in names}
+    whole = fingerprint(arrays) == metadata['digest'] and metadata.get(
+      'check', _check(metadata)
+    ) == _check(metadata)
+  except (SafetensorError, KeyError, TypeError) as error:
+    raise UserError(f'{path} is damaged ({error!r}): delete it and {remedy}') from error
+  if not whole:
+    raise UserError(f'{path} is damaged (its digest differs): delete it and {remedy}')
+  return {name: jax.numpy.asarray(array) for name, array in arrays.items()}, metadata
+
+
+def _check(metadata: Mapping[str, str]) -> str:
+  """Returns the digest of the metadata without its own entry."""
+  text = sorted(item for item in metadata.items() if item[0] != 'check')
+  return hashlib.sha256(json.dumps(text).encode()).hexdigest()

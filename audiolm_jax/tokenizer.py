@@ -1,0 +1,297 @@
+"""Audio to the tokens of AudioLM and back: a model of features with its clusters, and a codec.
+
+  tokenizer = load_tokenizer('runs/demo')
+  for path, semantic_S, codes_FQ in files(tokenizer, ['a.wav', 'b.flac']):
+    ...
+
+All three classes are pytrees whose leaves are the weights, as `codec.Codec` is.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from audiolm_jax import arrays_file, audio, checks, codec, kmeans, tokens
+from audiolm_jax.codec import Codec
+from audiolm_jax.errors import UserError
+from audiolm_jax.stages.base import FeatureConfig, Variables
+from audiolm_jax.tokens import PAD
+from audiolm_jax.training import checkpoints
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['variables'],
+  meta_fields=['config', 'layer', 'frames_per_token'],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class SemanticEncoder:
+  """A model of features, ours or imported, bound to its weights, and which features are clustered.
+
+  layer: of the model, as its module counts.
+  frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with
+  2.
+  """
+
+  config: FeatureConfig
+  variables: Variables
+  layer: int
+  frames_per_token: int = 1
+
+  def __post_init__(self):
+    checks.fields(self, layer=checks.whole(0), frames_per_token=checks.WHOLE)
+
+  @property
+  def sample_rate(self) -> int:
+    """Samples per second."""
+    return self.config.sample_rate
+
+  @property
+  def hop_length(self) -> int:
+    """Samples per token."""
+    return self.config.hop_length * self.frames_per_token
+
+  @property
+  def frame_rate(self) -> float:
+    """Tokens per second."""
+    return self.config.frame_rate / self.frames_per_token
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """SHA-256, 16 hex digits, of the model's parameters."""
+    return arrays_file.fingerprint(self.variables.params)
+
+  def features(self, wave_BT: Float[Array | np.ndarray, 'B T']) -> Float[Array, 'B S D']:
+    """Returns what is clustered, S = ceil(T / hop_length)."""
+    checks.shapes(wave_BT=wave_BT)
+    return _features(self, wave_BT)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['encoder', 'quantizer'], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class SemanticTokenizer:
+  """A model of features and the clusters that were fitted to them."""
+
+  encoder: SemanticEncoder
+  quantizer: kmeans.SemanticQuantizer
+
+  @property
+  def sample_rate(self) -> int:
+    """Samples per second."""
+    return self.encoder.sample_rate
+
+  @property
+  def hop_length(self) -> int:
+    """Samples per token."""
+    return self.encoder.hop_length
+
+  @property
+  def frame_rate(self) -> float:
+    """Tokens per second."""
+    return self.encoder.frame_rate
+
+  @property
+  def num_clusters(self) -> int:
+    return len(self.quantizer.centroids_KD)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """SHA-256, 16 hex digits, of the clusters."""
+    return arrays_file.fingerprint(self.quantizer._asdict())
+
+  def encode(self, wave_BT: Float[Array | np.ndarray, 'B T']) -> Int[Array, 'B S']:
+    """Returns frame-aligned semantic tokens, S = ceil(T / hop_length)."""
+    checks.shapes(wave_BT=wave_BT)
+    return _semantic_tokens(self, wave_BT)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['codec', 'semantic'], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+  """What turns audio into semantic tokens and codes, and codes into audio."""
+
+  codec: Codec
+  semantic: SemanticTokenizer
+
+  @property
+  def sample_rate(self) -> int:
+    """Samples per second of waveforms in and out: the codec's."""
+    return self.codec.sample_rate
+
+  @property
+  def spec(self) -> tokens.Spec:
+    """Rates and sizes of the tokens."""
+    return spec_of(self.codec, self.semantic.encoder, self.semantic.num_clusters)
+
+  @property
+  def fingerprints(self) -> dict[str, str]:
+    """The fingerprints to which tokens, and the models trained on them, are bound."""
+    return {'soundstream': self.codec.fingerprint, 'semantic_tokens': self.semantic.fingerprint}
+
+  @property
+  def frames_per_semantic(self) -> int:
+    """Codec frames that last as long as a semantic token; ValueError where not a whole number."""
+    return self.spec.frames_per_semantic
+
+  def encode(
+    self,
+    wave_BT: Float[Array | np.ndarray, 'B T'],
+    num_samples_B: Int[Array | np.ndarray, 'B'] | None = None,
+  ) -> tuple[Int[np.ndarray, 'B S'], Int[np.ndarray, 'B F Q']]:
+    """Returns frame-aligned semantic tokens and codes of the whole semantic frames of each waveform.
+
+    F = `frames_per_semantic` * S. wave_BT: at `sample_rate`. num_samples_B: samples of each row, the
+    rest is padding; None: all. Tokens of padding are PAD.
+
+    Raises ValueError for a row shorter than one semantic frame.
+    """
+    checks.shapes(wave_BT=wave_BT)
+    ratio, bound = self.frames_per_semantic, self.codec
+    hop = ratio * bound.hop_length
+    whole = np.full(len(wave_BT), wave_BT.shape[1])
+    lengths_B = whole if num_samples_B is None else np.asarray(num_samples_B)
+    checks.shapes(wave_BT=wave_BT, num_samples_B=lengths_B)
+    if lengths_B.max(initial=0) > wave_BT.shape[1]:
+      raise UserError(
+        f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}'
+      )
+    frames_B = lengths_B // hop
+    if frames_B.min() < 1:
+      raise UserError(
+        f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one'
+      )
+    # In shapes of whole seconds, with silence after each row as far as the codec looks ahead.
+    second = max(1, round(bound.frame_rate / ratio)) * hop
+    silence = bound.context * bound.hop_length
+    inside_BT = np.arange(wave_BT.shape[1]) < frames_B[:, None] * hop
+    wave_BT = np.asarray(wave_BT, np.float32) * inside_BT
+    padding = silence + -(frames_B.max() * hop + silence) % second
+    wave_BT = np.pad(wave_BT[:, : frames_B.max() * hop], ((0, 0), (0, padding)))
+    semantic_wave_BT = audio.resample(wave_BT, bound.sample_rate, self.semantic.sample_rate)
+    semantic_BS = np.asarray(self.semantic.encode(semantic_wave_BT))
+    codes_BFQ = np.asarray(bound.encode(wave_BT))
+    inside_BS = np.arange(frames_B.max()) < frames_B[:, None]
+    semantic_BS = np.where(inside_BS, semantic_BS[:, : frames_B.max()], PAD)
+    inside_BF1 = np.repeat(inside_BS, ratio, axis=1)[..., None]
+    return semantic_BS, np.where(inside_BF1, codes_BFQ[:, : ratio * frames_B.max()], PAD)
+
+  def decode(
+    self, codes_BFQ: Int[np.ndarray, 'B F Q'], num_frames_B: Int[np.ndarray, 'B']
+  ) -> Float[np.ndarray, 'B T']:
+    """Returns the waveforms of rows of num_frames_B frames each, 0 after them.
+
+    Computed in shapes of whole seconds. The last frame of a row is repeated after its end, where a
+    codec that looks ahead looks.
+    """
+    checks.shapes(codes_BFQ=codes_BFQ, num_frames_B=num_frames_B)
+    bound, frames, context = self.codec, codes_BFQ.shape[1], self.codec.context
+    second = max(1, round(bound.frame_rate))
+    padded_F = np.arange(frames + context + -(frames + context) % second)
+    read_BF = np.minimum(padded_F, num_frames_B[:, None] - 1)
+    padded_BFQ = np.take_along_axis(codes_BFQ, read_BF[..., None], axis=1)
+    wave_BT = np.asarray(bound.decode(padded_BFQ))[:, : frames * bound.hop_length]
+    return wave_BT * (np.arange(wave_BT.shape[1]) < num_frames_B[:, None] * bound.hop_length)
+
+
+def spec_of(codec: Codec, encoder: SemanticEncoder, num_clusters: int) -> tokens.Spec:
+  """Returns rates and sizes of the tokens of a codec and of clusters that may not be fitted yet."""
+  return tokens.Spec(
+    semantic_rate=encoder.frame_rate,
+    num_clusters=num_clusters,
+    frame_rate=codec.frame_rate,
+    num_quantizers=codec.num_quantizers,
+    codebook_size=codec.codebook_size,
+  )
+
+
+def files(
+  tokenizer: Tokenizer, paths: Iterable[str | os.PathLike]
+) -> Iterator[tuple[str | os.PathLike, Int[np.ndarray, 'S'], Int[np.ndarray, 'F Q']]]:
+  """Yields (path, semantic_S, codes_FQ) of audio files, one at a time, in the order of `paths`.
+
+  Raises ValueError, naming the file, for one that cannot be read or is shorter than a semantic
+  token.
+  """
+  for path in paths:
+    wave_T = audio.load(path, tokenizer.sample_rate)
+    try:
+      semantic_BS, codes_BFQ = tokenizer.encode(wave_T[None])
+    except UserError as error:
+      raise UserError(f'{path}: {error}') from error
+    yield path, semantic_BS[0], codes_BFQ[0]
+
+
+def clusters_path(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns where a workdir keeps the clusters of its semantic tokens."""
+  return pathlib.Path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
+
+
+def load_semantic_encoder(
+  workdir: str | os.PathLike, layer: int, frames_per_token: int = 1
+) -> SemanticEncoder:
+  """Returns the workdir's model of features, trained or imported; the rest says what is clustered.
+
+  Raises UserError where it is missing or makes no features.
+  """
+  directory = pathlib.Path(workdir) / 'w2v_bert'
+  if not directory.is_dir():
+    raise UserError(f'{directory} does not exist: train or import a model of features there')
+  config, variables, _ = checkpoints.load_variables(directory)
+  if not isinstance(config, FeatureConfig):
+    raise UserError(
+      f'{directory} holds {type(config).__module__}, which makes no features: import another'
+    )
+  return SemanticEncoder(
+    config=config, variables=variables, layer=layer, frames_per_token=frames_per_token
+  )
+
+
+def load_semantic_tokenizer(
+  workdir: str | os.PathLike, remedy: str = 'fit the clusters again'
+) -> SemanticTokenizer:
+  """Returns the workdir's model of features with its clusters.
+
+  Raises UserError, which says `remedy`, where one is missing or damaged, or the clusters belong to
+  another model.
+  """
+  stored = kmeans.load(clusters_path(workdir), remedy)
+  encoder = load_semantic_encoder(workdir, stored.layer, stored.frames_per_token)
+  if stored.model != encoder.fingerprint:
+    raise UserError(
+      f'the semantic tokens in {workdir} were fitted on another w2v_bert: move '
+      f'{workdir}/semantic_tokens and {workdir}/tokens away, {remedy}, and train the language '
+      'models again'
+    )
+  return SemanticTokenizer(encoder, stored.quantizer)
+
+
+def load_tokenizer(workdir: str | os.PathLike, remedy: str = 'fit the clusters again') -> Tokenizer:
+  """Returns the codec and the semantic tokenizer of a workdir; raises as their loaders."""
+  return Tokenizer(codec.load(workdir), load_semantic_tokenizer(workdir, remedy))
+
+
+@jax.jit
+def _features(encoder: SemanticEncoder, wave_BT):
+  features_BSD = encoder.config.semantic_features(encoder.variables, wave_BT, encoder.layer)
+  batch, frames, width = features_BSD.shape
+  if encoder.frames_per_token == 1 or not frames:
+    return features_BSD
+  missing = -frames % encoder.frames_per_token
+  features_BSD = jnp.pad(features_BSD, ((0, 0), (0, missing), (0, 0)), mode='edge')
+  return features_BSD.reshape(batch, -1, encoder.frames_per_token, width).mean(axis=2)
+
+
+@jax.jit
+def _semantic_tokens(tokenizer: SemanticTokenizer, wave_BT):
+  return kmeans.assign(tokenizer.quantizer, _features(tokenizer.encoder, wave_BT))
