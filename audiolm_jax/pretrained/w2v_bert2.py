@@ -24,6 +24,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import audio
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import attend
 from audiolm_jax.nn.conformer import convolve_depthwise
 from audiolm_jax.pretrained import tensors
