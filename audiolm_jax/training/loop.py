@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -44,7 +44,7 @@ def train(
   train_config: TrainConfig,
   *,
   make_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
-  make_eval_batches: Callable[[], Iterator[Mapping[str, np.ndarray]]] | None = None,
+  make_eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None = None,
   workdir: str | os.PathLike,
   fingerprints: Mapping[str, str] | None = None,
   probe: evaluation.Probe | None = None,
@@ -74,7 +74,7 @@ def train(
     train_config: how long, how often, on what mesh.
     make_batches: returns the iterator of this process's rows of every global batch. `get_state()`
       is JSON and the same on every process (a global position), `set_state(position)` goes there.
-    make_eval_batches: returns a fresh iterator of evaluation batches, of the same sizes.
+    make_eval_batches: returns the evaluation batches, of the same sizes.
     workdir: gets `checkpoints/`, `metrics.jsonl`, `goodput.jsonl`, `tensorboard/` and a lock.
     fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every
     checkpoint.
@@ -143,7 +143,7 @@ def train(
           taken.clear()
           continue
       if due.evaluate:
-        _evaluate(session, step, train_state, evaluate, globally(make_eval_batches()))
+        _evaluate(session, step, train_state, evaluate, globally(iter(make_eval_batches())))
       if due.save:
         _save(session, step, train_state, batches.get_state(), whole=due.leave)
       if due.leave:

@@ -104,7 +104,7 @@ def test_labels_end_where_the_next_begin(tmp_path):
   path.write_text('separator ;\n#\n0.34200 125 pau\n0.39 125 k\n')
   assert debian.read_labels(path) == [(0.342, 'pau'), (0.39, 'k')]
   path.write_text('#\n0.4 125 pau\n0.3 125 k\n')
-  with pytest.raises(ValueError, match='line 3: k ends at 0.3 s, the phone before it at 0.4 s'):
+  with pytest.raises(ValueError, match='line 3: k ends at 0.3 s, the previous phone at 0.4 s'):
     debian.read_labels(path)
   path.write_text('#\n0.4 pau\n')
   with pytest.raises(ValueError, match="line 2: '0.4 pau' is not `end_seconds number phone`"):

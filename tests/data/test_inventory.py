@@ -27,7 +27,9 @@ def test_what_is_made_is_bound_to_the_list(tmp_path):
   inventory.bind(path, BEFORE, ['shard'], 'remedy')
   with pytest.raises(ValueError, match='1 added .c.wav.. remedy'):
     inventory.bind(path, [*BEFORE, 'c.wav\t1'], ['shard'], 'remedy')
-  with pytest.raises(ValueError, match='shard is there, but not .*: remedy'):
+  with pytest.raises(
+    ValueError, match='shard exists, but .*, the list of its source files, is missing: remedy'
+  ):
     inventory.bind(tmp_path / 'other.json', BEFORE, ['shard'], 'remedy')
   assert [file.name for file in path.parent.iterdir()] == ['train.corpus.json']
 
