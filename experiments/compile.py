@@ -10,7 +10,7 @@ Needs libtpu: the extra `compile`. The topology is the shape of one slice, in ch
 the
 program is the one that generates, on one chip: a step of a language model's decoding, or
 SoundStorm's whole window.
-What the numbers mean and assume: audiolm_jax/training/roofline.py.
+What the numbers mean and assume: audiolm_jax/costs/roofline.py.
 """
 
 import dataclasses
@@ -29,10 +29,11 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from audiolm_jax import files, windows
+from audiolm_jax.costs import flops, hlo, roofline
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.stages import soundstorm
-from audiolm_jax.training import flops, hlo, roofline, sharding
+from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
 from experiments import command_line, workspace
 from experiments import recipe as recipe_lib

@@ -14,7 +14,7 @@ from audiolm_jax.nn import block_attention, placement
 # Logical axis names of parameters; `training.sharding` maps them to mesh axes.
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
 
-# Scope of matrix products of which causality needs half: `training.flops` counts them so.
+# Scope of matrix products of which causality needs half: `costs.flops` counts them so.
 CAUSAL = 'causal_attention'
 
 # A rematerialized layer saves its matrix products with weights and the attention kernel's output.

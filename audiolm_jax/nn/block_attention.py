@@ -319,7 +319,7 @@ def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
       *[like(tiles, jnp.float32) for tiles in biases],
     ],
     cost_estimate=_cost(query, tiles, 5),
-    metadata={'recomputed_products': '1', 'products': '5'},  # training.flops counts four
+    metadata={'recomputed_products': '1', 'products': '5'},  # costs.flops counts four
     interpret=interpret,
     name='attention_backward',
   )(query, key, value, key_mask, lse, grad, delta, *biases)

@@ -27,10 +27,11 @@ import numpy as np
 
 from audiolm_jax import audio, losses
 from audiolm_jax.codec import Codec
+from audiolm_jax.costs import flops
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import base, soundstream
-from audiolm_jax.training import flops, optimizers, sharding
+from audiolm_jax.training import optimizers, sharding
 from audiolm_jax.training import step as step_lib
 from experiments import command_line
 

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from audiolm_jax.costs import hlo, roofline
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule
 from audiolm_jax.stages import coarse, soundstorm, soundstream
-from audiolm_jax.training import hlo, roofline, sharding
+from audiolm_jax.training import sharding
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from experiments import compile as compile_program

@@ -204,5 +204,5 @@ def test_discrete_tokens_have_no_angle(distance):
 
 def test_features_that_are_not_finite_have_no_distance():
   segments = [np.zeros((2, 3), np.float32), np.full((2, 3), np.nan, np.float32)]
-  with pytest.raises(ValueError, match=r'segments\[1\] holds NaN'):
+  with pytest.raises(ValueError, match=r'segments\[1\] contains NaN'):
     abx.score(segments, list('ab'), [0] * 2, [0] * 2, speaker='within')

@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from audiolm_jax.costs import hlo
 from audiolm_jax.nn import quantizer
-from audiolm_jax.training import hlo, sharding
+from audiolm_jax.training import sharding
 
 # A scanned layer of a TPU program, shortened: an asynchronous gather, a fusion that reads a slice,
 # one in VMEM.

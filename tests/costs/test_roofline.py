@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from audiolm_jax.training import hlo, roofline
+from audiolm_jax.costs import hlo, roofline
 
 CHIP = roofline.Chip(
   flops=1e12,

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from audiolm_jax import tokens
+from audiolm_jax.costs import flops
 from audiolm_jax.nn import language_model, quantizer, transformer
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.training import flops, sharding
+from audiolm_jax.training import sharding
 
 CONFIG = TransformerConfig(
   num_layers=3, num_heads=2, width=64, mlp_width=128, dropout_rate=0.0, remat=False

@@ -25,7 +25,7 @@ Assumptions, all stated with the result:
 import dataclasses
 from collections.abc import Sequence
 
-from audiolm_jax.training import hlo
+from audiolm_jax.costs import hlo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
