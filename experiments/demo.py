@@ -21,7 +21,7 @@ import numpy as np
 
 from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
-from experiments import command_line, evaluations, lanes, sources, workspace
+from experiments import command_line, evaluations, programs, sources, workspace
 from experiments import recipe as recipe_lib
 
 
@@ -100,12 +100,12 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
     for name in names
     if not evaluations.path(workdir, name).is_file()
   ]
-  lanes.run(train('soundstream', 'w2v_bert'))
-  lanes.run([('encode', *common)])
+  programs.run(train('soundstream', 'w2v_bert'))
+  programs.run([('encode', *common)])
   # The longest first; the rest shares the other lane.
   rest = train('coarse', 'soundstorm', 'semantic', 'fine', 'acoustic_only', 'speaker', 'numbers')
-  lanes.run(rest + evaluate('codec', 'tokens'))
-  lanes.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
+  programs.run(rest + evaluate('codec', 'tokens'))
+  programs.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
 
 
 def continue_prompt(
@@ -118,7 +118,7 @@ def continue_prompt(
   if recipe.soundstorm is not None:
     paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
   for acoustic, path in paths.values():
-    lanes.run(
+    programs.run(
       [
         (
           'generate',

@@ -12,8 +12,8 @@ from audiolm_jax import audio, generation
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import speaker, speech
 from audiolm_jax.pretrained import ctc
-from experiments import judges, sources, workspace
-from experiments.evaluations import opinions
+from experiments import evaluation_models, sources, workspace
+from experiments.evaluations import external_judges
 from experiments.evaluations.continuation import ORIGINAL
 from experiments.recipe import Recipe
 
@@ -65,28 +65,33 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)
     ]
     codes[label] = result.codes_BFQ
-  judged = judges.load(recipe, workdir)
-  left_out = judges.left_out(judged, examples)
+  judged = evaluation_models.load(recipe, workdir)
+  left_out = evaluation_models.left_out(judged, examples)
   recognize = ctc.recognizer(settings.recognizer) if settings.recognizer else None
   rows = {}
   for label, clips in waves.items():
     new, row = [clip_T[start:] for clip_T in clips], {}
     if 'voices' not in left_out:
       prompts = [
-        judges.embeddings(judged, clip_T[:start]).mean(axis=0) for clip_T in waves[ORIGINAL]
+        evaluation_models.embeddings(judged, clip_T[:start]).mean(axis=0)
+        for clip_T in waves[ORIGINAL]
       ]
-      drift = speaker.drift(prompts, [judges.embeddings(judged, clip_T) for clip_T in new])
+      drift = speaker.drift(
+        prompts, [evaluation_models.embeddings(judged, clip_T) for clip_T in new]
+      )
       heard = [
-        judges.voice(judged, clip_T) == e['label'] for clip_T, e in zip(new, examples, strict=True)
+        evaluation_models.voice(judged, clip_T) == e['label']
+        for clip_T, e in zip(new, examples, strict=True)
       ]
       row |= {'speaker_accuracy': float(np.mean(heard)), 'similarity': float(drift.mean())}
     if 'numbers' not in left_out:
       row['word_error_rate'] = speech.word_error_rate(
-        [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
+        [evaluation_models.numbers(judged, clip_T) for clip_T in new],
+        [_said(e, start, end) for e in examples],
       )
     row['mel_distance'] = _mel_distance(waves[ORIGINAL], clips, start, rate)
     if all('words' in example for example in examples):
-      row |= opinions.words(new, [_text(e, start, end) for e in examples], rate, recognize)
+      row |= external_judges.words(new, [_text(e, start, end) for e in examples], rate, recognize)
     rows[label] = row | _codes(codes_BFQ, codes[label], start // hop)
   if any('words' not in example for example in examples):
     left_out['words'] = 'the corpus does not tell what is said'
@@ -94,7 +99,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     'rows': rows,
     'prompts': len(examples),
     'seconds': settings.seconds,
-    'not_installed': opinions.missing(),
+    'not_installed': external_judges.missing(),
     'left_out': left_out,
   }
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from audiolm_jax import audio, generation
 from audiolm_jax.metrics import speaker, speech
-from experiments import judges, sources, workspace
-from experiments.evaluations import opinions
+from experiments import evaluation_models, sources, workspace
+from experiments.evaluations import external_judges
 from experiments.recipe import Recipe
 
 # Label of a row: the coarse stage that has to be there, and the acoustic path.
@@ -34,8 +34,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   )
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
   waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
-  judged = judges.load(recipe, workdir)
-  left_out = judges.left_out(judged, prompts)
+  judged = evaluation_models.load(recipe, workdir)
+  left_out = evaluation_models.left_out(judged, prompts)
   rows, facts = {label: {'clips': len(clips)} for label, clips in waves.items()}, {}
   if 'voices' not in left_out:
     labels = np.array([int(example['label']) for example in prompts])
@@ -43,21 +43,21 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     for label, clips in waves.items():
       new, originals = ([clip[start:] for clip in part] for part in (clips, waves[ORIGINAL]))
       rows[label]['speaker_accuracy'] = float(
-        np.mean([judges.voice(judged, clip) for clip in new] == labels)
+        np.mean([evaluation_models.voice(judged, clip) for clip in new] == labels)
       )
-      rows[label] |= opinions.voices(judged, heard, new, originals, labels)
+      rows[label] |= external_judges.voices(judged, heard, new, originals, labels)
     facts['similarity_over_time'] = similarity_over_time(judged, waves, labels, start)
     facts['chance_speaker'] = 1 / judged.speaker.config.num_classes
   if 'numbers' not in left_out:
     steps = [speech.counting_step(example['text'].split()) for example in prompts]
     for label, clips in waves.items():
       rows[label] |= speech.grammar_scores(
-        [judges.numbers(judged, clip[start:]) for clip in clips], steps
+        [evaluation_models.numbers(judged, clip[start:]) for clip in clips], steps
       )
     facts['chance_step'] = 1 / len(speech.NUMBERS)
     facts['recognizer_word_error_rate'] = recognizer_error_rate(recipe, workdir, judged)
   for label, clips in waves.items():
-    rows[label] |= opinions.naturalnesses(
+    rows[label] |= external_judges.naturalnesses(
       [clip[start:] for clip in clips[: settings.num_naturalness_clips]], rate
     )
   return {
@@ -65,7 +65,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     **facts,
     'prompts': len(prompts),
     'seconds': settings.seconds,
-    'not_installed': opinions.missing(),
+    'not_installed': external_judges.missing(),
     'left_out': left_out,
   }
 
@@ -99,7 +99,7 @@ def continuations(
 
 
 def similarity_over_time(
-  judged: judges.Judges, waves: dict, labels: np.ndarray, start: int
+  judged: evaluation_models.Judges, waves: dict, labels: np.ndarray, start: int
 ) -> dict[str, list[float]]:
   """Returns, for each system, how similar each second after sample `start` is to the prompt
   (metrics.speaker.drift).
@@ -108,10 +108,12 @@ def similarity_over_time(
   other voices.
   """
   clips = {
-    label: [judges.embeddings(judged, clip[start:]) for clip in rows]
+    label: [evaluation_models.embeddings(judged, clip[start:]) for clip in rows]
     for label, rows in waves.items()
   }
-  prompts = [judges.embeddings(judged, clip[:start]).mean(axis=0) for clip in waves[ORIGINAL]]
+  prompts = [
+    evaluation_models.embeddings(judged, clip[:start]).mean(axis=0) for clip in waves[ORIGINAL]
+  ]
   result = {label: speaker.drift(prompts, rows).tolist() for label, rows in clips.items()}
   pairs = [(b, c) for b in range(len(labels)) for c in range(len(labels)) if labels[b] != labels[c]]
   if pairs:
@@ -120,7 +122,9 @@ def similarity_over_time(
   return result
 
 
-def recognizer_error_rate(recipe: Recipe, workdir: pathlib.Path, judged: judges.Judges) -> float:
+def recognizer_error_rate(
+  recipe: Recipe, workdir: pathlib.Path, judged: evaluation_models.Judges
+) -> float:
   """Returns the word error rate of the number recognizer on whole held-out utterances, through the
   codec.
   """
@@ -130,5 +134,5 @@ def recognizer_error_rate(recipe: Recipe, workdir: pathlib.Path, judged: judges.
   )
   said = [[speech.NUMBERS.index(word) for word in example['text'].split()] for example in whole]
   return speech.word_error_rate(
-    [judges.numbers(judged, example['waveform']) for example in whole], said
+    [evaluation_models.numbers(judged, example['waveform']) for example in whole], said
   )

@@ -19,7 +19,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
-from experiments import command_line, forgeries, judges, workspace
+from experiments import command_line, evaluation_models, forgeries, workspace
 from experiments.recipe import Recipe
 
 
@@ -106,7 +106,9 @@ def log_odds(
     )
   starts = [[*range(0, len(wave_T) - length, length), len(wave_T) - length] for wave_T in waves]
   crops = [wave_T[start : start + length] for wave_T, own in zip(waves, starts) for start in own]
-  scores_N = judges.in_buckets(_score, config, variables, np.stack(crops)).astype(np.float64)
+  scores_N = evaluation_models.in_buckets(_score, config, variables, np.stack(crops)).astype(
+    np.float64
+  )
   return np.split(scores_N, np.cumsum([len(own) for own in starts])[:-1])
 
 

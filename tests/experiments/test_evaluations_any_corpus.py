@@ -12,7 +12,7 @@ import pytest
 from audiolm_jax import audio, generation, kmeans
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.stages.base import Model
-from experiments import corpora, evaluations, judges, sources, workspace
+from experiments import corpora, evaluation_models, evaluations, sources, workspace
 from experiments.evaluations import acoustic, continuation, tokens
 from experiments.recipe import Evaluation
 from experiments.recipes import folder
@@ -125,11 +125,11 @@ def test_tokens_of_a_corpus_that_tells_nothing_have_no_rows_and_say_why(
 
 
 def test_judges_that_the_recipe_has_are_asked_for_and_others_left_out(recipe, tmp_path):
-  assert judges.load(recipe, tmp_path) == (None, None)
+  assert evaluation_models.load(recipe, tmp_path) == (None, None)
   numbers = dataclasses.replace(recipe, numbers='a stage')
-  judged = judges.load(numbers, tmp_path)
+  judged = evaluation_models.load(numbers, tmp_path)
   assert judged.speaker is None and judged.numbers.config is CODEC
-  assert judges.left_out(judged, [{'kind': 'counting'}]) == {
+  assert evaluation_models.left_out(judged, [{'kind': 'counting'}]) == {
     'voices': 'the recipe has no stage speaker'
   }
-  assert judges.left_out(judged, [{}])['numbers'] == 'the corpus does not say who counts'
+  assert evaluation_models.left_out(judged, [{}])['numbers'] == 'the corpus does not say who counts'

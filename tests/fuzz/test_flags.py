@@ -15,7 +15,7 @@ import pytest
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hub
 from audiolm_jax.training import loop
-from experiments import benchmark, compile, corpora, encode, evaluations, lanes, train
+from experiments import benchmark, compile, corpora, encode, evaluations, programs, train
 from experiments import recipe as recipe_lib
 from tests import programs
 from tests.fuzz import battery, overrides
@@ -56,7 +56,7 @@ def place(tmp_path, monkeypatch):
     raise Began
 
   for owner, name in (
-    (loop, 'train'), (train, 'train_all'), (encode, 'encode_corpus'), (lanes, 'run'), (hub, 'fetch'),
+    (loop, 'train'), (train, 'train_all'), (encode, 'encode_corpus'), (programs, 'run'), (hub, 'fetch'),
     (compile, 'load_topology'), (encode.workspace, 'keep_compiled'),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, began)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from audiolm_jax.metrics import frechet, naturalness, speaker, speech
-from experiments import judges
+from experiments import evaluation_models
 
 PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
 
@@ -21,7 +21,7 @@ def missing() -> list[str]:
 
 
 def voices(
-  judged: judges.Judges,
+  judged: evaluation_models.Judges,
   prompts: Sequence[np.ndarray],
   clips: Sequence[np.ndarray],
   originals: Sequence[np.ndarray],
@@ -35,7 +35,8 @@ def voices(
   frechet_distance: of the embeddings of single seconds, to those of the originals.
   """
   prompt_BND, clip_BND, original_BND = (
-    [judges.features(judged, clip_T) for clip_T in part] for part in (prompts, clips, originals)
+    [evaluation_models.features(judged, clip_T) for clip_T in part]
+    for part in (prompts, clips, originals)
   )
   mean = lambda part_BND: np.stack([own_ND.mean(axis=0) for own_ND in part_BND])
   found = {}

@@ -6,18 +6,18 @@ import textwrap
 
 import pytest
 
-from experiments import lanes
+from experiments import programs
 
 
 def test_shares_are_disjoint_and_whole(monkeypatch):
-  monkeypatch.setattr(lanes.os, 'sched_getaffinity', lambda _: {0, 1, 2, 3, 4}, raising=False)
-  assert lanes._shares(2) == [{0, 2, 4}, {1, 3}]
-  assert lanes._shares(8) == [None] * 8
+  monkeypatch.setattr(programs.os, 'sched_getaffinity', lambda _: {0, 1, 2, 3, 4}, raising=False)
+  assert programs._shares(2) == [{0, 2, 4}, {1, 3}]
+  assert programs._shares(8) == [None] * 8
 
 
 def test_a_program_that_fails_ends_the_run_with_its_status(capfd):
   with pytest.raises(SystemExit) as stopped:
-    lanes.run([('evaluate', '--suite=nothing'), ('evaluate', '--help')], num_lanes=1)
+    programs.run([('evaluate', '--suite=nothing'), ('evaluate', '--help')], num_lanes=1)
   assert stopped.value.code == 1
   out, err = capfd.readouterr()
   assert '--suite=nothing: choose all' in err and 'usage' not in out  # the second never began
@@ -35,9 +35,9 @@ def test_children_hear_of_the_death_of_their_parent(tmp_path):
       time.sleep(60)
   """)
   )
-  lanes_file = lanes.__file__
+  programs_file = programs.__file__
   starter = (
-    'import importlib.util as u; s = u.spec_from_file_location("lanes", ' + repr(lanes_file) + ');'
+    'import importlib.util as u; s = u.spec_from_file_location("programs", ' + repr(programs_file) + ');'
     'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'
   )
   parent = subprocess.Popen(
