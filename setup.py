@@ -29,8 +29,13 @@ setup(
   version='0.1.0',
   description='AudioLM and its family in JAX/Flax, for TPUs',
   python_requires='>=3.11',
-  packages=find_packages(include=['audiolm_jax*', 'experiments*']),
-  package_data={'experiments': ['evaluations/*.html']},
+  # A checkout runs `python -m experiments.train`. A wheel must not claim the name `experiments`:
+  # there the same folder is audiolm_jax.experiments, and `audiolm train` runs it.
+  packages=find_packages(include=['audiolm_jax*'])
+  + [f'audiolm_jax.{name}' for name in find_packages(include=['experiments*'])],
+  package_dir={'audiolm_jax.experiments': 'experiments'},
+  package_data={'audiolm_jax.experiments': ['evaluations/*.html']},
+  entry_points={'console_scripts': ['audiolm = audiolm_jax.experiments.__main__:main']},
   install_requires=[
     'jax>=0.10',
     'flax>=0.12',

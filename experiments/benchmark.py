@@ -8,9 +8,9 @@ run on one machine.
 
 import argparse
 
-from experiments import command_line, workspace
-from experiments.benchmarks import acoustic, codec
-from experiments.benchmarks import input as input_benchmark
+from . import command_line, workspace
+from .benchmarks import acoustic, codec
+from .benchmarks import input as input_benchmark
 
 BENCHMARKS = {'acoustic': acoustic, 'codec': codec, 'input': input_benchmark}
 

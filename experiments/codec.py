@@ -24,7 +24,8 @@ from audiolm_jax.codec import Codec
 from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
 from audiolm_jax.errors import UserError
-from experiments import command_line, workspace
+
+from . import command_line, workspace
 
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from audiolm_jax import checks, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import lock
-from experiments import recipe as recipe_lib
+
+from . import recipe as recipe_lib
 
 MEMORY = (
   'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus

@@ -35,8 +35,9 @@ from audiolm_jax.nn import language_model, transformer
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
-from experiments import command_line, workspace
-from experiments import recipe as recipe_lib
+
+from . import command_line, workspace
+from . import recipe as recipe_lib
 
 
 def main():

@@ -21,8 +21,9 @@ import numpy as np
 
 from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
-from experiments import command_line, evaluations, programs, sources, workspace
-from experiments import recipe as recipe_lib
+
+from . import command_line, evaluations, programs, sources, workspace
+from . import recipe as recipe_lib
 
 
 def main():
@@ -72,7 +73,7 @@ def draw(
   workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int
 ):
   """Writes spectrograms.png and curves.png."""
-  from experiments import pictures  # matplotlib, which only the extra `plot` installs
+  from . import pictures  # matplotlib, which only the extra `plot` installs
 
   waves = {'original': whole_T, 'codec reconstruction': reconstruction_T}
   waves |= {

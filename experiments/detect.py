@@ -24,8 +24,9 @@ import numpy as np
 from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection as detection_metrics
-from experiments import command_line, sources, workspace
-from experiments.evaluations import detection
+
+from . import command_line, sources, workspace
+from .evaluations import detection
 
 
 def main():

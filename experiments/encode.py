@@ -36,8 +36,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.tokenizer import SemanticEncoder, Tokenizer, clusters_path, spec_of
 from audiolm_jax.tokens import Spec
 from audiolm_jax.training import lock
-from experiments import command_line, corpora, sources, workspace
-from experiments import recipe as recipe_lib
+
+from . import command_line, corpora, sources, workspace
+from . import recipe as recipe_lib
 
 SHARD_EXAMPLES = 64
 # what np.load raises, by the place of the damage

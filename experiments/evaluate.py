@@ -21,9 +21,10 @@ import pathlib
 from audiolm_jax import files
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import ctc
-from experiments import command_line, evaluations, sources, workspace
-from experiments import recipe as recipe_lib
-from experiments.evaluations import listening, lyra, paper
+
+from . import command_line, evaluations, sources, workspace
+from . import recipe as recipe_lib
+from .evaluations import listening, lyra, paper
 
 
 def main():
@@ -108,7 +109,7 @@ def draw(result: dict, path: pathlib.Path):
   if importlib.util.find_spec('matplotlib') is None:
     print(f'{path} is not drawn, which needs matplotlib: {install("plot")}')
     return
-  from experiments import pictures  # matplotlib is an extra
+  from . import pictures  # matplotlib is an extra
 
   pictures.save_trade_off(path, result['trade_off']['rows'], paper.TABLES['tokens, trade_off'].rows)
 

@@ -14,8 +14,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.stages import classifier
 from audiolm_jax.stages.base import Model, Variables
-from experiments import workspace
-from experiments.recipe import Recipe
+
+from . import workspace
+from .recipe import Recipe
 
 
 class Judges(NamedTuple):

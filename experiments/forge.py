@@ -22,8 +22,9 @@ from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
 from audiolm_jax.training import lock
-from experiments import command_line, forgeries, sources, workspace
-from experiments import recipe as recipe_lib
+
+from . import command_line, forgeries, sources, workspace
+from . import recipe as recipe_lib
 
 VALIDATION_SHARE = 8  # one in so many training voices
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from audiolm_jax.stages import detector
-from experiments import workspace
+
+from . import workspace
 
 SPLITS = ('train', 'validation', 'test')
 FULL_SCALE = 32767

@@ -20,8 +20,9 @@ import numpy as np
 from audiolm_jax import audio, files, generation
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
-from experiments import command_line, workspace
-from experiments import recipe as recipe_lib
+
+from . import command_line, workspace
+from . import recipe as recipe_lib
 
 MODES = ('continuation', 'acoustic', 'unconditional')
 

@@ -14,7 +14,8 @@ import os
 import sys
 
 from audiolm_jax.errors import UserError, install
-from experiments import command_line, workspace
+
+from . import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):

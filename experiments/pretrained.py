@@ -21,7 +21,8 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, hub
 from audiolm_jax.stages.base import CodecConfig, FeatureConfig
 from audiolm_jax.training import lock, saving
-from experiments import command_line, workspace
+
+from . import command_line, workspace
 
 
 def main(arguments: list[str] | None = None):

@@ -57,7 +57,7 @@ def _start(command: Command, lane: int, cores: set[int] | None) -> subprocess.Po
   # Each lane's progress bar has a line of its own.
   environment = _KEEP_MEMORY | os.environ | {'AUDIOLM_BAR_POSITION': str(lane)}
   return subprocess.Popen(
-    [sys.executable, '-m', f'experiments.{program}', *arguments],
+    [sys.executable, '-m', f'{__package__}.{program}', *arguments],
     env=environment,
     preexec_fn=lambda: _prepare(cores),
   )

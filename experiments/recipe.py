@@ -18,7 +18,8 @@ from audiolm_jax import checks
 from audiolm_jax.errors import UserError
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
-from experiments import recipes
+
+from . import recipes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     raise UserError(
       f'unknown recipe {name!r}: choose one of {", ".join(names())}{_suggestion(name, names())}'
     )
-  recipe, settings = importlib.import_module(f'experiments.recipes.{name}').RECIPE, []
+  recipe, settings = importlib.import_module(f'{__package__}.recipes.{name}').RECIPE, []
   for override in overrides:
     path, separator, text = override.partition('=')
     if not separator:

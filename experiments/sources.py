@@ -14,8 +14,9 @@ from audiolm_jax.data import inventory, skipped, synthesized_benchmark
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.tokens import Spec
-from experiments import corpora, forgeries, workspace
-from experiments.recipe import Recipe, SemanticTokens
+
+from . import corpora, forgeries, workspace
+from .recipe import Recipe, SemanticTokens
 
 # utterances are padded to a multiple of this (whole semantic frames): few compilations
 BUCKET_SECONDS = 3.2

@@ -19,8 +19,9 @@ import jax
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import loop
-from experiments import command_line, probes, sources, workspace
-from experiments import recipe as recipe_lib
+
+from . import command_line, probes, sources, workspace
+from . import recipe as recipe_lib
 
 
 def main():
@@ -83,7 +84,7 @@ def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
     commands.append(['train', f'--stage={stage}'])
   for program, *options in commands:
     process = subprocess.Popen(
-      [sys.executable, '-m', f'experiments.{program}', *options, *arguments]
+      [sys.executable, '-m', f'{__package__}.{program}', *options, *arguments]
     )
     # The child saves and leaves; an interrupt reaches it from the terminal, a signal to this
     # process through here.

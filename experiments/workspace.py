@@ -23,8 +23,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Model
 from audiolm_jax.training import checkpoints, watchdog
 from audiolm_jax.training import errors as training_errors
-from experiments import command_line
-from experiments import recipe as recipe_lib
+
+from . import command_line
+from . import recipe as recipe_lib
 
 DEFAULT_WORKDIR = pathlib.Path('runs/demo')  # where `make demo` leaves its models
 REPORT = (
@@ -38,7 +39,7 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   read.
   """
   result = command_line.Parser(
-    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=as_typed(description), formatter_class=argparse.RawDescriptionHelpFormatter
   )
   result.add_argument(
     '--workdir', type=command_line.workdir, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})'
@@ -85,9 +86,16 @@ def run(main: Callable[[], None]):
     raise
 
 
+def as_typed(text: str) -> str:
+  """Returns a text whose commands are those of an installed package, where this is one."""
+  return (
+    text if __package__ == 'experiments' else text.replace('python -m experiments.', 'audiolm ')
+  )
+
+
 def printable_lines(text: object) -> str:
   """Returns a text of several lines that may hold names that others chose, fit for a terminal."""
-  return files.printable(text, keep='\n')
+  return as_typed(files.printable(text, keep='\n'))
 
 
 def join_pod():

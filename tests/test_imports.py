@@ -41,9 +41,13 @@ def imported_modules(path):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f'{path}: relative import'
-      yield node.module
-      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+      parents = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+      module = '.'.join([*parents, *filter(None, [node.module])])
+      # Programs import one another's helpers relatively: in a wheel they are audiolm_jax.experiments.
+      is_program = path.is_relative_to(ROOT / 'experiments')
+      assert bool(node.level) == (is_program and module.split('.')[0] == 'experiments'), module
+      yield module
+      yield from (f'{module}.{alias.name}' for alias in node.names)
 
 
 def room(module):

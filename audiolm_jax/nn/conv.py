@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from audiolm_jax.errors import UserError
@@ -22,12 +23,13 @@ PAST = 'past'
 
 
 def with_past(
-  module: nn.Module, x: Float[Array, 'B N *dims'], length: int
+  module: nn.Module, x: Float[ArrayLike, 'B N *dims'], length: int
 ) -> Float[Array, 'B M *dims']:
   """Returns `x` preceded by the last `length` inputs of `module`, M = N + length.
 
   They come from the collection `PAST`, or are zeros where it is immutable.
   """
+  x = jnp.asarray(x)
   if not length:
     return x
   zeros = lambda: jnp.zeros((len(x), length, *x.shape[2:]), x.dtype)

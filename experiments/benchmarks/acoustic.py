@@ -29,8 +29,9 @@ from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import sharding
-from experiments import command_line
-from experiments import recipe as recipe_lib
+
+from .. import command_line
+from .. import recipe as recipe_lib
 
 
 class Seconds(NamedTuple):

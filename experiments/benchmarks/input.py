@@ -25,8 +25,9 @@ import soundfile
 from audiolm_jax import audio, tokens
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
-from experiments import command_line
-from experiments import recipe as recipe_lib
+
+from .. import command_line
+from .. import recipe as recipe_lib
 
 # bfloat16 peak per chip, and chips per host of v5e (in slices of 16 and more).
 V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4

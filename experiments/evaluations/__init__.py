@@ -11,16 +11,8 @@ from collections.abc import Iterator
 
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
-from experiments.evaluations import (
-  acoustic,
-  codec,
-  continuation,
-  detection,
-  language,
-  paper,
-  soundstorm,
-  tokens,
-)
+
+from . import acoustic, codec, continuation, detection, language, paper, soundstorm, tokens
 
 SUITES = {
   'codec': codec.measure,

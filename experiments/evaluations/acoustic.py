@@ -12,10 +12,11 @@ from audiolm_jax import audio, generation
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import speaker, speech
 from audiolm_jax.pretrained import ctc
-from experiments import evaluation_models, sources, workspace
-from experiments.evaluations import external_judges
-from experiments.evaluations.continuation import ORIGINAL
-from experiments.recipe import Recipe
+
+from .. import evaluation_models, sources, workspace
+from ..recipe import Recipe
+from . import external_judges
+from .continuation import ORIGINAL
 
 SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 

@@ -14,9 +14,10 @@ from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.stages.base import Feature
-from experiments import sources, workspace
-from experiments.evaluations import lyra, opus
-from experiments.recipe import Recipe
+
+from .. import sources, workspace
+from ..recipe import Recipe
+from . import lyra, opus
 
 # 3, 6 and 12 of 1024 codes at 50 frames/s are 1.5, 3 and 6 kbit/s; 4 are AudioLM's coarse ones.
 LEVELS = (1, 3, 4, 6, 12)

@@ -7,9 +7,10 @@ import numpy as np
 
 from audiolm_jax import audio, generation
 from audiolm_jax.metrics import speaker, speech
-from experiments import evaluation_models, sources, workspace
-from experiments.evaluations import external_judges
-from experiments.recipe import Recipe
+
+from .. import evaluation_models, sources, workspace
+from ..recipe import Recipe
+from . import external_judges
 
 # Label of a row: the coarse stage that has to be there, and the acoustic path.
 SYSTEMS = {

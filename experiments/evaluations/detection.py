@@ -19,8 +19,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
-from experiments import command_line, evaluation_models, forgeries, workspace
-from experiments.recipe import Recipe
+
+from .. import command_line, evaluation_models, forgeries, workspace
+from ..recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
@@ -53,7 +54,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   if not curves:
     command = f'python -m experiments.train --stage=detector --workdir={workdir}'
     return {'rows': rows, 'left_out': {'detector': f'it is not trained: {command}'}}
-  from experiments import pictures  # matplotlib, which only the extra `plot` installs
+  from .. import pictures  # matplotlib, which only the extra `plot` installs
 
   path = workdir / 'evaluation' / 'detection_roc.png'
   path.parent.mkdir(parents=True, exist_ok=True)

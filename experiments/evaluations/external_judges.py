@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from audiolm_jax.metrics import frechet, naturalness, speaker, speech
-from experiments import evaluation_models
+
+from .. import evaluation_models
 
 PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import language
-from experiments import workspace
-from experiments.evaluations import preference
-from experiments.recipe import Recipe
+
+from .. import workspace
+from ..recipe import Recipe
+from . import preference
 
 MODELS = ('semantic', 'coarse', 'fine', 'acoustic_only')
 

@@ -18,7 +18,8 @@ import numpy as np
 from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
-from experiments import forgeries
+
+from .. import forgeries
 
 MOST_CLIPS = 100  # as in the paper
 ANSWERS = ('original', 'generated')  # by label (stages.detector)

@@ -14,8 +14,9 @@ from audiolm_jax import tokens, windows
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import language
 from audiolm_jax.stages import semantic
-from experiments import sources, workspace
-from experiments.recipe import Recipe
+
+from .. import sources, workspace
+from ..recipe import Recipe
 
 TASKS = {
   'lexical': ('sWUGGY', zerospeech.read_lexical),

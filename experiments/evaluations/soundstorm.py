@@ -10,8 +10,9 @@ import numpy as np
 
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import conditional
-from experiments import workspace
-from experiments.recipe import Recipe
+
+from .. import workspace
+from ..recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:

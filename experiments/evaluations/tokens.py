@@ -11,9 +11,10 @@ import numpy as np
 
 from audiolm_jax import kmeans
 from audiolm_jax.metrics import tokens as token_metrics
-from experiments import corpora, sources, workspace
-from experiments.evaluations import log_mel, trade_off
-from experiments.recipe import Recipe
+
+from .. import corpora, sources, workspace
+from ..recipe import Recipe
+from . import log_mel, trade_off
 
 KEYS = {'phone': 'phones', 'speaker': 'speaker'}  # of an example
 

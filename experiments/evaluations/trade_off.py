@@ -23,10 +23,11 @@ from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import tokens as token_metrics
 from audiolm_jax.nn import quantizer as vector_quantizer
 from audiolm_jax.tokenizer import SemanticTokenizer
-from experiments import corpora, sources, workspace
-from experiments.evaluations import log_mel
-from experiments.evaluations.codec import CROP_SECONDS
-from experiments.recipe import Recipe
+
+from .. import corpora, sources, workspace
+from ..recipe import Recipe
+from . import log_mel
+from .codec import CROP_SECONDS
 
 LEVELS = (1, 4, 12)  # of acoustic tokens; the paper has 4 and 12
 CONTEXT = 2  # frames on either side that the linear decoder reads

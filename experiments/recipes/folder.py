@@ -13,9 +13,10 @@ from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import coarse, fine, semantic, soundstream, w2v_bert
 from audiolm_jax.training.sharding import MeshConfig
-from experiments.corpora import Folder
-from experiments.recipe import Recipe, SemanticTokens, StageRecipe
-from experiments.recipes import librilight
+
+from ..corpora import Folder
+from ..recipe import Recipe, SemanticTokens, StageRecipe
+from . import librilight
 
 TRANSFORMER = TransformerConfig(num_layers=8, num_heads=8, width=512, mlp_width=2048)
 LANGUAGE_MODEL = dataclasses.replace(

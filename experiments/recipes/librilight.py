@@ -27,8 +27,9 @@ from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.monitor import RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.sharding import MeshConfig
-from experiments.corpora import LibriLight
-from experiments.recipe import Recipe, SemanticTokens, StageRecipe
+
+from ..corpora import LibriLight
+from ..recipe import Recipe, SemanticTokens, StageRecipe
 
 LANGUAGE_MODEL = TrainConfig(
   batch_size=256,

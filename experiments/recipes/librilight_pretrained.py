@@ -14,8 +14,8 @@ Not trained yet: no results.
 
 import dataclasses
 
-from experiments.recipe import Imported, SemanticTokens
-from experiments.recipes import librilight
+from ..recipe import Imported, SemanticTokens
+from . import librilight
 
 RECIPE = dataclasses.replace(
   librilight.RECIPE,

@@ -12,7 +12,7 @@ disk space, use --set corpus.train='("train-clean-100",)'. Not trained yet: no r
 
 import dataclasses
 
-from experiments.corpora import LibriSpeech
-from experiments.recipes import folder
+from ..corpora import LibriSpeech
+from . import folder
 
 RECIPE = dataclasses.replace(folder.RECIPE, corpus=LibriSpeech(root=''))

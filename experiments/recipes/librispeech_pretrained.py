@@ -12,9 +12,10 @@ Not trained yet: no results.
 """
 
 from audiolm_jax.stages import coarse, semantic
-from experiments.corpora import Folder
-from experiments.recipe import Imported, Recipe, SemanticTokens, StageRecipe
-from experiments.recipes import folder
+
+from ..corpora import Folder
+from ..recipe import Imported, Recipe, SemanticTokens, StageRecipe
+from . import folder
 
 NUM_CLUSTERS = 500
 

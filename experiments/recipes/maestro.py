@@ -10,8 +10,9 @@ The codec has 3 levels of 2^14 codes, and there is no fine stage. Everything els
 import dataclasses
 
 from audiolm_jax.stages import coarse, soundstream
-from experiments.corpora import Folder
-from experiments.recipes import librilight
+
+from ..corpora import Folder
+from . import librilight
 
 CODEC = soundstream.PIANO
 

@@ -12,7 +12,8 @@ minutes: 8 samples per step, a waveform term, no discriminators.
 import dataclasses
 
 from audiolm_jax.training.monitor import Band, RollbackConfig
-from experiments.recipes import tiny
+
+from . import tiny
 
 NUM_STEPS = 6000
 CODEBOOK_SIZE = 1024

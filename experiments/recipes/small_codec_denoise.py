@@ -11,8 +11,8 @@ corpus=Noisy(speech=Folder(root='...'), noise=Folder(root='...')).
 
 import dataclasses
 
-from experiments.corpora import Noisy
-from experiments.recipes import small_codec
+from ..corpora import Noisy
+from . import small_codec
 
 CODEC = small_codec.RECIPE.soundstream
 

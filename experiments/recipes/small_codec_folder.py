@@ -8,8 +8,8 @@ Results on human speech are in docs/results/codec.md.
 
 import dataclasses
 
-from experiments.corpora import Folder
-from experiments.recipes import small_codec
+from ..corpora import Folder
+from . import small_codec
 
 CODEC = small_codec.RECIPE.soundstream
 

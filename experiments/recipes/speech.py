@@ -41,8 +41,8 @@ kHz).
 
 import dataclasses
 
-from experiments.corpora import Speech
-from experiments.recipes import small_codec_folder
+from ..corpora import Speech
+from . import small_codec_folder
 
 RECIPE = dataclasses.replace(
   small_codec_folder.RECIPE,

@@ -9,8 +9,9 @@ All layers run at the frame rate (nn/frame_rate.py).
 import dataclasses
 
 from audiolm_jax.nn.frame_rate import FrameRate
-from experiments.corpora import Folder
-from experiments.recipes import small_codec_folder, tiny
+
+from ..corpora import Folder
+from . import small_codec_folder, tiny
 
 NUM_STEPS = 24_000
 

@@ -31,8 +31,9 @@ from audiolm_jax.stages import (
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
-from experiments.corpora import Synthesized
-from experiments.recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
+
+from ..corpora import Synthesized
+from ..recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 64
 CODEBOOK_SIZE = 128

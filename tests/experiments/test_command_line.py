@@ -18,7 +18,7 @@ from tests import programs
 PROGRAMS = [
   path.stem
   for path in pathlib.Path(recipe_lib.__file__).parent.glob('*.py')
-  if "__name__ == '__main__'" in path.read_text()
+  if "__name__ == '__main__'" in path.read_text() and path.stem != '__main__'
 ]
 NAMES_OF_PATHS = ('FOLDER', 'FILE', 'DIRECTORY', 'PATH')
 

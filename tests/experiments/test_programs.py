@@ -37,7 +37,9 @@ def test_children_hear_of_the_death_of_their_parent(tmp_path):
   )
   programs_file = programs.__file__
   starter = (
-    'import importlib.util as u; s = u.spec_from_file_location("programs", ' + repr(programs_file) + ');'
+    'import importlib.util as u; s = u.spec_from_file_location("experiments.programs", '
+    + repr(programs_file)
+    + ');'
     'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'
   )
   parent = subprocess.Popen(

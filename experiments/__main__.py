@@ -1,0 +1,37 @@
+"""Runs one of the programs: `audiolm train ...` is `python -m experiments.train ...`."""
+
+import importlib
+import sys
+
+PROGRAMS = {
+  'train': 'trains a stage of a recipe, or all of them',
+  'encode': 'turns a corpus into token shards',
+  'generate': 'continues prompts, or generates without one',
+  'evaluate': 'measures a workdir on held-out voices and texts',
+  'codec': 'converts audio to .alm files and back',
+  'pretrained': 'imports weights that others trained',
+  'forge': 'makes the training data of the detector',
+  'detect': 'says whether audio was generated',
+  'prepare': 'packs a corpus by Apache Beam',
+  'compile': 'predicts memory and time on TPUs',
+  'benchmark': 'times models and input pipelines',
+  'demo': 'trains, generates and evaluates the tiny recipe',
+}
+
+
+def main(arguments: list[str] | None = None):
+  """Runs the program that the first argument names, with the other arguments as its own."""
+  name, *rest = (sys.argv[1:] if arguments is None else arguments) or ['--help']
+  if name in ('--help', '-h'):
+    print('usage: audiolm PROGRAM ...\n\nPrograms; each explains itself with --help:')
+    print('\n'.join(f'  {program:12}{text}' for program, text in PROGRAMS.items()))
+    return
+  if name not in PROGRAMS:
+    sys.exit(f'error: audiolm has no program {name!r}: choose one of {", ".join(PROGRAMS)}')
+  sys.argv = [f'audiolm {name}', *rest]
+  workspace = importlib.import_module(f'{__package__}.workspace')
+  workspace.run(importlib.import_module(f'{__package__}.{name}').main)
+
+
+if __name__ == '__main__':
+  main()
