@@ -28,8 +28,10 @@ from tests.stages.test_soundstream import CONFIG, FSQ, random_variables
 CONFIGS = {
   'rvq': CONFIG,
   'fsq': FSQ,
-  'stem': dataclasses.replace(CONFIG, stem_stride=4, strides=(2,)),
-  'mel': dataclasses.replace(CONFIG, mel_encoder=True),
+  'stem': dataclasses.replace(
+    CONFIG, network=dataclasses.replace(CONFIG.network, stem_stride=4, strides=(2,))
+  ),
+  'mel': dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, mel_encoder=True)),
   'frame_rate': dataclasses.replace(
     CONFIG,
     network=FrameRate(
@@ -81,8 +83,8 @@ def test_no_frame_here_is_within_rounding_of_another_code(name):
   z_BFD = soundstream.encoder(config).apply(
     {'params': variables.params['generator']['encoder']}, wave_BT
   )
-  if config.fsq_levels is not None:
-    bounded_BFD = np.asarray(quantizer._fsq_bound(config.fsq_levels, z_BFD))
+  if isinstance(config.quantizer, quantizer.FSQ):
+    bounded_BFD = np.asarray(quantizer._fsq_bound(config.quantizer.levels, z_BFD))
     assert np.abs(bounded_BFD - np.floor(bounded_BFD) - 0.5).min() > 1e-5
     return
   vectors_QKD = variables.state['codebooks'].vectors_QKD
