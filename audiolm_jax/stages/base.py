@@ -148,11 +148,6 @@ class FeatureConfig(Protocol):
   ) -> jax.Array: ...
 
 
-def empty_batch(stage: Stage, batch_size: int) -> dict[str, np.ndarray]:
-  """Returns a batch of zeros with the shapes and dtypes that `stage` asks for."""
-  return {name: np.zeros((batch_size, *f.shape), f.dtype) for name, f in stage.batch.items()}
-
-
 def check_batch(features: Mapping[str, Feature], batch: Mapping[str, Any], batch_size: int) -> None:
   """Raises ValueError where a batch on the host is not `batch_size` examples of what `features`
   say.
