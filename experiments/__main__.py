@@ -1,4 +1,4 @@
-"""Runs one of the programs: `audiolm train ...` is `python -m experiments.train ...`."""
+"""Runs a program by name: `audiolm NAME` is `python -m experiments.NAME`, with the same flags."""
 
 import importlib
 import sys
