@@ -194,6 +194,6 @@ def how_to_make(stage: str, workdir: pathlib.Path) -> str:
     recipe = recipe_lib.load(name, overrides)
     if stage in recipe.imports:
       return f'run `{import_command(recipe.imports[stage], workdir)}` first'
-    if stage not in recipe.stages:
+    if stage not in recipe.trained:
       return f'the recipe {name!r} has no stage {stage!r}: add one to experiments/recipes/{name}.py'
   return f'run `{command("train", workdir, f"--stage={stage}")}` first'

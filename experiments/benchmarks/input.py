@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> str:
     sources = _sources(pathlib.Path(folder), recipe)
     rows = {
       name: _row(
-        getattr(recipe, name).model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS
+        recipe.stages[name].model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS
       )
       for name in STAGES
-      if getattr(recipe, name) is not None
+      if name in recipe.stages
     }
   return table(decoded, rows, args)
 
@@ -139,7 +139,8 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
   examples = (
-    _random_tokens(random, recipe.soundstream.model, recipe.semantic.model) for _ in range(64)
+    _random_tokens(random, recipe.stages['soundstream'].model, recipe.stages['semantic'].model)
+    for _ in range(64)
   )
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})

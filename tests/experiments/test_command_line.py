@@ -216,7 +216,7 @@ def test_models_that_a_recipe_imports_are_advised_to_be_imported(monkeypatch, tm
   words = shlex.split(str(found.value).split('`')[1])
   parsed = programs.parse(monkeypatch, 'pretrained', words[3:])
   assert (parsed.command, parsed.workdir) == ('import', tmp_path)
-  assert parsed.source == recipe_lib.load('librispeech_pretrained').soundstream.source
+  assert parsed.source == recipe_lib.load('librispeech_pretrained').stages['soundstream'].source
 
 
 def test_a_workdir_refuses_another_recipe(monkeypatch, tmp_path):

@@ -73,6 +73,9 @@ def fields(node: Any, path: str = '') -> Iterator[tuple[str, Any, Any]]:
   else:
     pairs = node.items() if isinstance(node, dict) else []
   for name, value in pairs:
+    if name == 'stages':  # of a recipe, which are named without it
+      yield from fields(value)
+      continue
     yield f'{path}{name}', node, value
     yield from fields(value, f'{path}{name}.')
 
