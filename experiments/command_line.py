@@ -49,6 +49,11 @@ def workdir(text: str) -> pathlib.Path:
   return path(text)
 
 
+def recipe(text: str) -> str:
+  """Returns the name of a recipe; that of a file as an absolute path, for other folders, too."""
+  return str(path(text).absolute()) if recipe_lib.is_file(text) else text
+
+
 def _number(
   kind: Callable[[str], int | float], legal: checks.Legal
 ) -> Callable[[str], int | float]:
@@ -164,13 +169,18 @@ def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
 
 def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
   """Returns recipe and overrides that this process was given, or that its workdir remembers."""
-  parser = argparse.ArgumentParser(add_help=False)
-  parser.add_argument('--recipe')
-  parser.add_argument('--set', action='append', default=[], dest='overrides')
-  given, _ = parser.parse_known_args(sys.argv[1:])
+  given = _flags()
   if given.recipe is None and not given.overrides:
     return remembered(workdir)
   return given.recipe, given.overrides
+
+
+def _flags() -> argparse.Namespace:
+  """Returns recipe (None: not given) and overrides of this process."""
+  parser = argparse.ArgumentParser(add_help=False)
+  parser.add_argument('--recipe')
+  parser.add_argument('--set', action='append', default=[], dest='overrides')
+  return parser.parse_known_args(sys.argv[1:])[0]
 
 
 def command(program: str, workdir: pathlib.Path, *options: str) -> str:
@@ -190,10 +200,13 @@ def import_command(model: recipe_lib.Imported, workdir: pathlib.Path) -> str:
 def how_to_make(stage: str, workdir: pathlib.Path) -> str:
   """Returns what makes a missing stage: its training, or the import in its place."""
   name, overrides = flags_of_run(workdir)
-  if name in recipe_lib.names():
+  is_ours = name in recipe_lib.names()
+  # A page that only the workdir names is not run: the workdir may come from others.
+  if is_ours or _flags().recipe is not None:
     recipe = recipe_lib.load(name, overrides)
     if stage in recipe.imports:
       return f'run `{import_command(recipe.imports[stage], workdir)}` first'
     if stage not in recipe.stages:
-      return f'the recipe {name!r} has no stage {stage!r}: add one to experiments/recipes/{name}.py'
+      page = f'experiments/recipes/{name}.py' if is_ours else name
+      return f'the recipe {name!r} has no stage {stage!r}: add one to {page}'
   return f'run `{command("train", workdir, f"--stage={stage}")}` first'

@@ -47,9 +47,11 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   if recipe:
     result.add_argument(
       '--recipe',
+      type=command_line.recipe,
       default='tiny',
       metavar='NAME',
-      help=f'one of: {", ".join(recipe_lib.names())} (tiny)',
+      help=f'one of: {", ".join(recipe_lib.names())}; or a page of your own, as mine.py or '
+      'package.module (tiny)',
     )
     result.add_argument(
       '--set',
