@@ -1,7 +1,7 @@
 """Turns the corpus into tokens: fits the k-means of the semantic tokens, then writes shards of both
 kinds of tokens.
 
-  python -m experiments.encode --recipe=tiny --workdir=runs/demo
+  python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
 Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every
 host: the hosts share the sample for the k-means and the shards among themselves, through the

@@ -1,7 +1,7 @@
 """Trains one stage of a recipe, or all of them.
 
   python -m experiments.train --stage=semantic
-  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/demo
+  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
   python -m experiments.train --stage=coarse --set coarse.train.num_steps=1000 --set coarse.train.batch_size=32
   python -m experiments.train --stage=soundstream --workdir=runs/mine --init_from=runs/theirs/soundstream
 

@@ -19,7 +19,17 @@ LEAVES = {
   'losses',
 }
 # Leaves come before all of them.
-ROOMS = ['nn', 'stages', 'middle', 'windows', 'codec', 'tokenizer', 'generation', 'experiments']
+ROOMS = [
+  'nn',
+  'stages',
+  'middle',
+  'windows',
+  'codec',
+  'tokenizer',
+  'generation',
+  'release',
+  'experiments',
+]
 MIDDLE = {
   'costs',
   'data',

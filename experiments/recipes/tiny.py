@@ -1,7 +1,7 @@
 """Trains all stages on synthesized speech, on two CPU cores, in twenty minutes.
 
-  make demo
-  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/demo
+  make train-tiny
+  python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
 
 Results are in docs/results/demo.md. The recipe differs from the paper in sizes, and in options that
 let models of a few hundred thousand parameters learn in some hundred steps. Semantic tokens stay

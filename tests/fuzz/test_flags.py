@@ -24,7 +24,19 @@ from tests.fuzz.audio_cases import wav
 NUM_CASES = 100
 NAME = 'command lines'
 PROGRAMS = (
-  *('benchmark', 'codec', 'compile', 'demo', 'detect', 'encode', 'evaluate', 'forge', 'generate'),
+  *(
+    'benchmark',
+    'codec',
+    'compile',
+    'demo',
+    'detect',
+    'export',
+    'full_run',
+    'encode',
+    'evaluate',
+    'forge',
+    'generate',
+  ),
   *('prepare', 'pretrained', 'train'),
 )
 WORDS = (
@@ -60,7 +72,7 @@ def place(tmp_path, monkeypatch):
     (compile, 'load_topology'), (encode.workspace, 'keep_compiled'),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, began)
-  # Beam takes seconds to import; what the demo sets stays in this test
+  # Beam takes seconds to import; what full_run sets stays in this test
   monkeypatch.setitem(sys.modules, 'audiolm_jax.data.builders', None)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'cache'))
   for one in benchmark.BENCHMARKS.values():
