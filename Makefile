@@ -20,7 +20,7 @@ lint: $(TEST_INSTALLED)
 
 test: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not faults and not fuzz and not beam and not oracle and not browser and not tpu" \
-	  -n 2 --dist=loadfile --no-loadscope-reorder
+	  -n 2 --dist=worksteal --durations=25
 
 test-slow: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow and not oracle"

@@ -158,9 +158,14 @@ def check_overfits_and_restores(
   Both as a run resumes it, and as `checkpoints.load_variables` loads it for inference.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
-  init, shapes, shardings = step_lib.make_init(case.stage, optimizer, mesh)
+  _, _, shardings = step_lib.make_init(case.stage, optimizer, mesh)
   train_step = step_lib.make_train_step(case.stage, optimizer, mesh, shardings)
-  train_state, batch = init(jax.random.key(0)), sharding.global_batch(case.batch, mesh)
+  # The variables of `prepare`, for compiling `init` once more takes seconds; copied, for the step
+  # donates them.
+  opt_state = jax.jit(optimizers.make(optimizer).init)(case.variables.params)
+  train_state = step_lib.TrainState(jnp.zeros((), jnp.int32), *case.variables, opt_state, None)
+  train_state = jax.device_put(train_state, shardings, may_alias=False)
+  batch = sharding.global_batch(case.batch, mesh)
   losses = []
   for number in range(num_steps):
     train_state, metrics = train_step(train_state, batch, np.int32(number))

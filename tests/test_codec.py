@@ -23,7 +23,7 @@ from audiolm_jax.pretrained import dac, encodec
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import saving
-from tests.stages.test_soundstream import CONFIG, FSQ, random_variables
+from tests.toy_codec import CONFIG, FSQ, random_variables
 
 CONFIGS = {
   'rvq': CONFIG,

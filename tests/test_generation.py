@@ -75,7 +75,7 @@ class Codec:
 
 
 def with_variables(config, seed):
-  params = meta.unbox(config.make().init(jax.random.key(seed))).params
+  params = meta.unbox(jax.jit(config.make().init)(jax.random.key(seed))).params
   return Model(config, Variables(params, {}))
 
 

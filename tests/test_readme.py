@@ -17,7 +17,7 @@ from experiments import recipe as recipe_lib
 from tests import programs
 from tests.experiments.test_codec import RATE, save_codec
 from tests.experiments.test_full_run import SIZES
-from tests.stages.test_soundstream import CONFIG, random_variables
+from tests.toy_codec import CONFIG, random_variables
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()

@@ -15,7 +15,7 @@ from audiolm_jax import codec as codec_lib
 from audiolm_jax.codec import Codec
 from audiolm_jax.training import saving
 from experiments import codec
-from tests.stages.test_soundstream import CONFIG, random_variables
+from tests.toy_codec import CONFIG, random_variables
 
 RATE = CONFIG.sample_rate
 LENGTHS = {'short.wav': 1, 'x/odd.flac': 8001, 'x/y/long.wav': 3 * RATE + 5, 'chunk.ogg': RATE}

@@ -20,7 +20,8 @@ def test_a_program_that_fails_ends_the_run_with_its_status(capfd):
     programs.run([('evaluate', '--suite=nothing'), ('evaluate', '--help')], num_lanes=1)
   assert stopped.value.code == 1
   out, err = capfd.readouterr()
-  assert '--suite=nothing: choose all' in err and 'usage' not in out  # the second never began
+  assert err.startswith('error: --suite=nothing: choose all') and err.count('\n') == 1
+  assert 'usage' not in out  # the second never began
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells the children only here')

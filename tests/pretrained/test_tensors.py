@@ -421,7 +421,7 @@ def test_hub_names_download_config_and_safetensors_alone(folder, monkeypatch):
 def test_hubert_features():
   config = hubert.config_from(HUBERT_CONFIG)
   assert (config.hop_length, config.frame_rate, config.frame_length) == (10, 1600, 20)
-  variables = config.make().init(jax.random.key(0))
+  variables = jax.jit(config.make().init)(jax.random.key(0))
   wave_BT = jax.random.normal(jax.random.key(1), (2, 65))
   states = hubert.hidden_states(config, variables, wave_BT, None, jnp.array([65, 33]))
   assert [state.shape for state in states] == [(2, 5, 8)] * 3

@@ -93,7 +93,7 @@ def test_acoustic_only_wants_no_semantic_tokens():
 def test_padded_semantic_tokens_and_repeats_change_nothing():
   config = CONFIGS['coarse']
   stage = config.make()
-  params = meta.unbox(stage.init(jax.random.key(0)).params)
+  params = meta.unbox(jax.jit(stage.init)(jax.random.key(0)).params)
   codes = jnp.asarray(np.random.default_rng(0).integers(0, 8, (1, 20, 2)))
   loss = jax.jit(
     lambda semantic: stage.loss(params, {}, {'semantic': semantic, 'codes': codes}, None)[0]

@@ -13,41 +13,13 @@ from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
+from tests.toy_codec import CONFIG, FSQ, random_variables
 
-CONFIG = soundstream.Config(
-  sample_rate=8000,
-  crop_length=512,
-  network=SEANet(strides=(2, 4), encoder_channels=4, decoder_channels=4),
-  quantizer=quantizer.RVQ(
-    num_quantizers=3, codebook_size=16, embedding_dim=8, dead_code_threshold=0.5
-  ),
-  spectral_channels=1,
-  spectral_window_length=128,
-  waveform_channels=4,
-  num_waveform_critics=1,
-  waveform_max_channels=8,
-  loss_weights={'waveform': 100.0},
-  adversarial_start=1,
+# The spectral term of CONFIG.
+spectral = functools.partial(
+  losses.spectral_reconstruction, sample_rate=8000, floor=1e-5, windows=(64, 256)
 )
-
-FSQ = dataclasses.replace(CONFIG, quantizer=quantizer.FSQ(levels=(3, 4, 5)))
 SLOW_BOOKS = dataclasses.replace(CONFIG.quantizer, decay=0.9)
-
-
-def random_variables(config):
-  """Returns what `init` makes, by numpy: compiling seventy random arrays takes longer than all
-  tests below.
-  """
-  rng = np.random.default_rng(0)
-  shapes = meta.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
-  draw = lambda s: jnp.asarray(
-    rng.normal(size=s.shape) / np.sqrt(np.prod(s.shape[:-1])) * (len(s.shape) > 1), s.dtype
-  )
-  state = {'step': jnp.zeros((), jnp.int32)}
-  if isinstance(config.quantizer, quantizer.RVQ):
-    books = (config.num_quantizers, config.codebook_size, config.embedding_dim)
-    state['codebooks'] = quantizer.init(jax.random.key(0), *books)
-  return Variables(jax.tree.map(draw, shapes.params), state)
 
 
 @pytest.fixture(scope='module')
@@ -130,9 +102,7 @@ def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batc
     estimate_BT, commitment = estimate(generator)
     real, fake = (judge(variables.params['discriminator'], wave) for wave in (wave_BT, estimate_BT))
     terms = {
-      'spectral': losses.spectral_reconstruction(
-        wave_BT, estimate_BT, sample_rate=8000, floor=1e-5
-      ),
+      'spectral': spectral(wave_BT, estimate_BT),
       'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
       'commitment': commitment,
       'adversarial': losses.hinge_generator([j.logits_BN for j in fake]),
@@ -215,9 +185,7 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
     )
     judge = lambda wave: soundstream._discriminators(config).apply({'params': critics}, wave)
     terms = {
-      'spectral': lambda e: losses.spectral_reconstruction(
-        wave_BT, e, sample_rate=8000, floor=1e-5
-      ),
+      'spectral': lambda e: spectral(wave_BT, e),
       'waveform': lambda e: losses.relative_squared_error(wave_BT, e),
       'adversarial': lambda e: losses.hinge_generator([j.logits_BN for j in judge(e)]),
       'feature': lambda e: losses.feature_matching(

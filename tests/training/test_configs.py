@@ -15,7 +15,7 @@ from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.training import checkpoints, configs, saving
-from tests.stages.test_soundstream import CONFIG, random_variables
+from tests.toy_codec import CONFIG, random_variables
 from tests.training import toy
 
 # the codec of the speech models, as version 0.1.0 described it in its checkpoints
