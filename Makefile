@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .PHONY: demo lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
-  test-abx test-tpu benchmark-codec
+  test-abx test-judges test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -42,6 +42,9 @@ test-oracle-slow: .venv-oracle/.installed
 
 test-abx: .venv-abx/.installed
 	.venv-abx/bin/python -m pytest -m oracle tests/metrics
+
+test-judges: .venv-judges/.installed
+	.venv-judges/bin/python -m pytest -m judges tests/metrics
 
 benchmark-codec: .venv-oracle/.installed
 	.venv-oracle/bin/python -m experiments.benchmark codec
