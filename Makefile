@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .PHONY: demo train-tiny lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
-  test-abx test-tpu benchmark-codec
+  test-abx test-judges test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -19,7 +19,7 @@ lint: $(TEST_INSTALLED)
 	$(VENV)/bin/ruff format --check .
 
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not faults and not fuzz and not beam and not oracle and not browser and not tpu" \
+	$(VENV)/bin/python -m pytest -m "not slow and not faults and not fuzz and not beam and not oracle and not browser and not judges and not tpu" \
 	  -n 2 --dist=worksteal --durations=25
 
 test-slow: $(TEST_INSTALLED)
@@ -45,6 +45,9 @@ test-oracle-slow: .venv-oracle/.installed
 
 test-abx: .venv-abx/.installed
 	.venv-abx/bin/python -m pytest -m oracle tests/metrics
+
+test-judges: .venv-judges/.installed
+	.venv-judges/bin/python -m pytest -m judges tests/metrics
 
 benchmark-codec: .venv-oracle/.installed
 	.venv-oracle/bin/python -m experiments.benchmark codec

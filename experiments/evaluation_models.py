@@ -1,17 +1,17 @@
-"""Who speaks and what is said, by classifiers that were trained on the codec's audio of other
-utterances.
+"""Who speaks and what is said: by classifiers that were trained on the codec's audio of other
+utterances or, for voices of a recipe without that stage, by d-vectors (metrics.d_vector).
 """
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from audiolm_jax.errors import UserError
-from audiolm_jax.metrics import speech
+from audiolm_jax.errors import UserError, install
+from audiolm_jax.metrics import d_vector, speech
 from audiolm_jax.stages import classifier
 from audiolm_jax.stages.base import Model, Variables
 
@@ -20,32 +20,56 @@ from .recipe import Recipe
 
 
 class Judges(NamedTuple):
-  """The classifier of held-out voices and of the recognizer of numbers.
+  """The classifier of held-out voices, the recognizer of numbers, and the d-vectors of people.
 
-  None where the recipe has no such stage.
+  The first two are None where the recipe has no such stage; the last, a function of
+  `d_vector.embedder`, where it has a stage speaker or the extra `judges` is not installed.
   """
 
   speaker: Model | None
   numbers: Model | None
+  d_vector: Callable[[np.ndarray, int], np.ndarray] | None
+
+
+class Voice(NamedTuple):
+  """Holds what a judge hears in each whole second of a clip.
+
+  Of d-vectors both are the same. Of the classifier, the first are what its logits are a linear
+  function of; the second are its logits minus their mean, a projection that tells its voices apart
+  (two of eight equally different voices have a cosine of -1/7).
+  """
+
+  features_ND: np.ndarray
+  embedding_ND: np.ndarray
 
 
 def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
   """Returns the judges of a workdir; ValueError naming the command that trains one that the recipe
   has.
   """
-  return Judges(
-    *(
-      None if name not in recipe.stages else workspace.load_stage(workdir, name)
-      for name in Judges._fields
-    )
-  )
+  trained = [
+    None if name not in recipe.stages else workspace.load_stage(workdir, name)
+    for name in ('speaker', 'numbers')
+  ]
+  people = 'speaker' not in recipe.stages and not d_vector.missing()
+  return Judges(*trained, d_vector.embedder() if people else None)
 
 
-def left_out(judged: Judges, examples: Sequence[dict]) -> dict[str, str]:
-  """Returns what cannot be measured of these examples, by name, with the reason."""
+def left_out(judged: Judges, examples: Sequence[dict], seconds: float = 1.0) -> dict[str, str]:
+  """Returns what cannot be measured of these examples, by name, with the reason.
+
+  seconds: length of the shortest part of a clip whose voice is judged.
+  """
   found = {}
-  if judged.speaker is None:
-    found['voices'] = 'the recipe has no stage speaker'
+  if judged.speaker is None and judged.d_vector is None:
+    found['voices'] = (
+      f'the recipe has no stage speaker, and {", ".join(d_vector.missing())} is not installed: '
+      f'{install("judges")}'
+    )
+  elif judged.speaker is None and seconds < 1:
+    found['voices'] = f'd-vectors need a second, prompts and continuations have {seconds:g} s'
+  elif judged.speaker is None and any(speaker_of(example) < 0 for example in examples):
+    found['verification'] = 'the corpus does not tell who speaks'
   if judged.numbers is None:
     found['numbers'] = 'the recipe has no stage numbers'
   elif any(example.get('kind') != 'counting' for example in examples):
@@ -53,36 +77,29 @@ def left_out(judged: Judges, examples: Sequence[dict]) -> dict[str, str]:
   return found
 
 
-def voices(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
-  """Returns the log-probabilities [N, voices] of each whole second (the classifier's crop) of a
-  clip.
-  """
-  return _log_probabilities(judges.speaker, _seconds(judges.speaker.config, clip_T))
+def speaker_of(example: dict) -> int:
+  """Returns the number of an example's voice; -1 where the corpus does not tell it."""
+  return int(example.get('label', example.get('speaker', -1)))
 
 
-def features(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
-  """Returns what the speaker classifier's logits are a linear function of, [N, D], for each whole
-  second of a clip.
-  """
-  return in_buckets(
-    _embed, judges.speaker.config, judges.speaker.variables, _seconds(judges.speaker.config, clip_T)
-  )
+def hear(judges: Judges, clip_T: np.ndarray, sample_rate: int) -> Voice:
+  """Returns what the judge of voices hears in a clip: the classifier, else the d-vectors."""
+  if judges.speaker is None:
+    embedding_ND = judges.d_vector(clip_T, sample_rate)
+    return Voice(embedding_ND, embedding_ND)
+  config, variables, _ = judges.speaker
+  crops_NT = _seconds(config, clip_T)
+  log_probs_NC = _log_probabilities(judges.speaker, crops_NT)
+  features_ND = in_buckets(_embed, config, variables, crops_NT)
+  return Voice(features_ND, log_probs_NC - log_probs_NC.mean(axis=1, keepdims=True))
 
 
 def voice(judges: Judges, clip_T: np.ndarray) -> int:
-  """Returns the voice of a clip: the largest mean log-probability over its seconds."""
-  return int(voices(judges, clip_T).mean(axis=0).argmax())
-
-
-def embeddings(judges: Judges, clip_T: np.ndarray) -> np.ndarray:
-  """Returns a speaker embedding [voices] of each whole second: the classifier's logits about their
-  mean.
-
-  A projection of its features that tells these voices apart; two of eight equally different voices
-  have -1/7.
+  """Returns the voice of a clip by the classifier: the largest mean log-probability over its
+  seconds.
   """
-  log_probs_NC = voices(judges, clip_T)
-  return log_probs_NC - log_probs_NC.mean(axis=1, keepdims=True)
+  crops_NT = _seconds(judges.speaker.config, clip_T)
+  return int(_log_probabilities(judges.speaker, crops_NT).mean(axis=0).argmax())
 
 
 def numbers(judges: Judges, clip_T: np.ndarray) -> list[int]:

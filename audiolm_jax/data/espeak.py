@@ -16,8 +16,6 @@ import json
 import os
 import sys
 
-from audiolm_jax.errors import UserError
-
 _SYNCHRONOUS = 2
 _PHONEME_EVENTS, _DONT_EXIT = 0x1, 0x8000
 _RATE, _PITCH, _WORD_GAP = 1, 3, 7
@@ -62,7 +60,7 @@ def _speak(library, sample_rate: int, request: dict) -> tuple[dict, bytes]:
   library.espeak_SetSynthCallback(callback)
   library.espeak_ng_SetRandSeed(ctypes.c_long(request['seed']))
   if library.espeak_SetVoiceByName(request['voice'].encode()):
-    raise UserError(f'espeak-ng has no voice {request["voice"]!r}')
+    raise LookupError(f'espeak-ng has no voice {request["voice"]!r}')
   for parameter, name in ((_RATE, 'rate'), (_PITCH, 'pitch'), (_WORD_GAP, 'gap')):
     library.espeak_SetParameter(parameter, request[name], 0)
   text = request['text'].encode() + b'\0'

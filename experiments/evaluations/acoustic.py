@@ -30,7 +30,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original,
     too). sphinx_*, ctc_*: the same by recognizers trained elsewhere, on people (the second where
     the settings name one).
+  whisper_word_errors: by Whisper, relative to what the corpus says or, where it does not tell, to
+    Whisper's own transcript of the original recording (external_judges.whisper_words).
   similarity: of the speaker embedding of each second to the prompt's, mean.
+  verified, other_voices, verification_error, frechet_distance: external_judges.voices.
+  dnsmos: of the first `num_naturalness_clips` clips.
   mel_distance: to the original through the codec, in nats: frames are aligned, since semantic
   tokens are.
   codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
@@ -67,35 +71,44 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     ]
     codes[label] = result.codes_BFQ
   judged = evaluation_models.load(recipe, workdir)
-  left_out = evaluation_models.left_out(judged, examples)
+  shortest = min(settings.prompt_seconds, settings.seconds)
+  left_out = evaluation_models.left_out(judged, examples, shortest)
   recognize = ctc.recognizer(settings.recognizer) if settings.recognizer else None
+  texts = None
+  if all('words' in example for example in examples):
+    texts = [_text(example, start, end) for example in examples]
+  else:
+    left_out['words'] = 'the corpus does not tell what is said'
+  whisper_words = external_judges.whisper_words(
+    [example['waveform'][start:end] for example in examples], rate, texts
+  )
+  if 'voices' not in left_out:
+    labels = np.array([evaluation_models.speaker_of(example) for example in examples])
+    hear = lambda clip_T: evaluation_models.hear(judged, clip_T, rate)
+    heard = {label: [hear(clip_T[start:]) for clip_T in clips] for label, clips in waves.items()}
+    prompts = [hear(clip_T[:start]) for clip_T in waves[ORIGINAL]]
+    prompt_BD = [one.embedding_ND.mean(axis=0) for one in prompts]
   rows = {}
   for label, clips in waves.items():
     new, row = [clip_T[start:] for clip_T in clips], {}
     if 'voices' not in left_out:
-      prompts = [
-        evaluation_models.embeddings(judged, clip_T[:start]).mean(axis=0)
-        for clip_T in waves[ORIGINAL]
-      ]
-      drift = speaker.drift(
-        prompts, [evaluation_models.embeddings(judged, clip_T) for clip_T in new]
-      )
-      heard = [
-        evaluation_models.voice(judged, clip_T) == e['label']
-        for clip_T, e in zip(new, examples, strict=True)
-      ]
-      row |= {'speaker_accuracy': float(np.mean(heard)), 'similarity': float(drift.mean())}
+      drift = speaker.drift(prompt_BD, [one.embedding_ND for one in heard[label]])
+      if judged.speaker is not None:
+        who = [evaluation_models.voice(judged, clip_T) for clip_T in new]
+        row['speaker_accuracy'] = float(np.mean(who == labels))
+      row['similarity'] = float(drift.mean())
+      row |= external_judges.voices(prompts, heard[label], heard[ORIGINAL], labels)
     if 'numbers' not in left_out:
       row['word_error_rate'] = speech.word_error_rate(
         [evaluation_models.numbers(judged, clip_T) for clip_T in new],
         [_said(e, start, end) for e in examples],
       )
     row['mel_distance'] = _mel_distance(waves[ORIGINAL], clips, start, rate)
-    if all('words' in example for example in examples):
-      row |= external_judges.words(new, [_text(e, start, end) for e in examples], rate, recognize)
+    if texts is not None:
+      row |= external_judges.words(new, texts, rate, recognize)
+    row |= whisper_words(new)
+    row |= external_judges.naturalnesses(new[: settings.num_naturalness_clips], rate)
     rows[label] = row | _codes(codes_BFQ, codes[label], start // hop)
-  if any('words' not in example for example in examples):
-    left_out['words'] = 'the corpus does not tell what is said'
   return {
     'rows': rows,
     'prompts': len(examples),

@@ -17,7 +17,7 @@ from audiolm_jax.stages.base import Feature
 
 from .. import sources, workspace
 from ..recipe import Recipe
-from . import lyra, opus
+from . import external_judges, lyra, opus
 
 # 3, 6 and 12 of 1024 codes at 50 frames/s are 1.5, 3 and 6 kbit/s; 4 are AudioLM's coarse ones.
 LEVELS = (1, 3, 4, 6, 12)
@@ -32,20 +32,22 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   silence.
 
   Of a codec with a denoising switch, too, the noisy clips as they are, and coded with the switch
-  off and on. PESQ, STOI and ViSQOL need the `eval` extra, Opus needs opus-tools; what is not there
-  is named.
+  off and on. PESQ, STOI, ViSQOL and DNSMOS need the `eval` extra, Whisper and d-vectors the extra
+  `judges`, Opus needs opus-tools; what is not there is named.
   """
   codec = workspace.load_codec(workdir)
   rate, wave_BT, noise_BT = codec.sample_rate, *held_out(recipe, workdir, codec)
+  judge = judges(wave_BT, rate, recipe.evaluation.num_naturalness_clips)
   codes_BFQ = _by_batches(codec.encode, wave_BT)
-  rows = {}
+  judged = judge(wave_BT)
+  rows = {'original': judged} if judged else {}
   for n in (n for n in LEVELS if n <= codec.num_quantizers):
     estimate_BT = _by_batches(codec.decode, codes_BFQ[..., :n])
-    rows[f'{n} levels'] = row(rate, wave_BT, estimate_BT, codec.bit_rate(n))
+    rows[f'{n} levels'] = row(rate, wave_BT, estimate_BT, codec.bit_rate(n), judge)
   for name, kbit_per_second, round_trip in _others(recipe, rate):
     estimate_BT = np.stack([round_trip(wave_T, kbit_per_second) for wave_T in wave_BT])
     rows[f'{name} {kbit_per_second:g} kbit/s'] = row(
-      rate, wave_BT, estimate_BT, 1000 * kbit_per_second
+      rate, wave_BT, estimate_BT, 1000 * kbit_per_second, judge
     )
   untrained = Codec(codec.config, jax.jit(codec.config.make().init)(jax.random.key(1)))
   rows['untrained, all levels'] = row(rate, wave_BT, _through(untrained, wave_BT), codec.bit_rate())
@@ -68,7 +70,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     'perplexity': [float(x) for x in perplexity_Q],
     'codebook_size': codec.codebook_size,
     'visqol_mapper': perceptual.visqol_mapper(),
-    'not_installed': [*(set(perceptual.MODULES) - set(perceptual.available())), *opus.missing()],
+    'not_installed': [
+      *(set(perceptual.MODULES) - set(perceptual.available())),
+      *external_judges.missing(),
+      *opus.missing(),
+    ],
     'left_out': left_out,
   }
 
@@ -137,12 +143,39 @@ def _distances(sample_rate: int, wave_BT, estimate_BT):
   )
 
 
-def row(sample_rate: int, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate: float) -> dict:
-  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), and estimates of
-  perceived quality.
+def judges(
+  wave_BT: np.ndarray, sample_rate: int, num_naturalness_clips: int
+) -> Callable[[np.ndarray], dict]:
+  """Returns a function of estimates of the clips -> columns by models that others trained on people.
 
-  Those are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates, and
-  None is of no clip.
+  Of the first PERCEPTUAL_CLIPS clips `external_judges.whisper_words` and `d_vector_similarity`, of
+  the first `num_naturalness_clips` DNSMOS.
+  """
+  originals = list(wave_BT[:PERCEPTUAL_CLIPS])
+  words = external_judges.whisper_words(originals, sample_rate)
+  similarity = external_judges.d_vector_similarity(originals, sample_rate)
+
+  def judge(estimate_BT: np.ndarray) -> dict:
+    estimates = list(estimate_BT[:PERCEPTUAL_CLIPS])
+    rated = estimate_BT[:num_naturalness_clips]
+    naturalness = external_judges.naturalnesses(rated, sample_rate)
+    return words(estimates) | similarity(estimates) | naturalness
+
+  return judge
+
+
+def row(
+  sample_rate: int,
+  wave_BT: np.ndarray,
+  estimate_BT: np.ndarray,
+  bit_rate: float,
+  judge: Callable[[np.ndarray], dict] = lambda estimate_BT: {},
+) -> dict:
+  """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), estimates of
+  perceived quality, and the columns of `judge` (see `judges`).
+
+  The estimates are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates,
+  and None is of no clip.
   """
   distances = _by_batches(functools.partial(_distances, sample_rate), wave_BT, estimate_BT)
   si_sdr, mel, stft = (float(x) for x in distances.mean(axis=0))
@@ -160,4 +193,4 @@ def row(sample_rate: int, wave_BT: np.ndarray, estimate_BT: np.ndarray, bit_rate
       getattr(perceptual, name)(*pair, sample_rate) for pair in pairs
     )
     counts.append(count)
-  return result | ({'scored': min(counts)} if counts else {})
+  return result | ({'scored': min(counts)} if counts else {}) | judge(estimate_BT)

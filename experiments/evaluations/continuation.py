@@ -25,7 +25,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns who speaks in continuations of held-out voices, and whether what they say obeys the
   number grammar.
 
-  What the corpus or the recipe cannot tell is left out, and named in 'left_out' with the reason.
+  Voices are judged by the recipe's stage `speaker`; without one by d-vectors of a model that others
+  trained on people (metrics.d_vector). What the corpus or the recipe cannot tell is left out, and
+  named in 'left_out' with the reason.
   """
   settings = recipe.evaluation
   rate = workspace.load_stage(workdir, 'soundstream').config.sample_rate
@@ -36,19 +38,23 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
   waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
   judged = evaluation_models.load(recipe, workdir)
-  left_out = evaluation_models.left_out(judged, prompts)
+  shortest = min(settings.prompt_seconds, settings.seconds)
+  left_out = evaluation_models.left_out(judged, prompts, shortest)
   rows, facts = {label: {'clips': len(clips)} for label, clips in waves.items()}, {}
   if 'voices' not in left_out:
-    labels = np.array([int(example['label']) for example in prompts])
-    heard = [clip[:start] for clip in waves[ORIGINAL]]  # prompts, through the codec as the rest
+    labels = np.array([evaluation_models.speaker_of(example) for example in prompts])
+    hear = lambda clip_T: evaluation_models.hear(judged, clip_T, rate)
+    heard = {label: [hear(clip[start:]) for clip in clips] for label, clips in waves.items()}
+    # Prompts are heard through the codec, as the rest.
+    prompts_heard = [hear(clip[:start]) for clip in waves[ORIGINAL]]
     for label, clips in waves.items():
-      new, originals = ([clip[start:] for clip in part] for part in (clips, waves[ORIGINAL]))
-      rows[label]['speaker_accuracy'] = float(
-        np.mean([evaluation_models.voice(judged, clip) for clip in new] == labels)
-      )
-      rows[label] |= external_judges.voices(judged, heard, new, originals, labels)
-    facts['similarity_over_time'] = similarity_over_time(judged, waves, labels, start)
-    facts['chance_speaker'] = 1 / judged.speaker.config.num_classes
+      if judged.speaker is not None:
+        who = [evaluation_models.voice(judged, clip[start:]) for clip in clips]
+        rows[label]['speaker_accuracy'] = float(np.mean(who == labels))
+      rows[label] |= external_judges.voices(prompts_heard, heard[label], heard[ORIGINAL], labels)
+    facts['similarity_over_time'] = similarity_over_time(prompts_heard, heard, labels)
+    if judged.speaker is not None:
+      facts['chance_speaker'] = 1 / judged.speaker.config.num_classes
   if 'numbers' not in left_out:
     steps = [speech.counting_step(example['text'].split()) for example in prompts]
     for label, clips in waves.items():
@@ -100,25 +106,22 @@ def continuations(
 
 
 def similarity_over_time(
-  judged: evaluation_models.Judges, waves: dict, labels: np.ndarray, start: int
+  prompts: list[evaluation_models.Voice],
+  heard: dict[str, list[evaluation_models.Voice]],
+  labels: np.ndarray,
 ) -> dict[str, list[float]]:
-  """Returns, for each system, how similar each second after sample `start` is to the prompt
+  """Returns, for each system, how similar each second of its clips is to their prompts
   (metrics.speaker.drift).
 
-  The prompt is heard through the codec, as the rest. The last entry is the floor: the originals of
-  other voices.
+  The last entry is the floor: the originals of other voices.
   """
-  clips = {
-    label: [evaluation_models.embeddings(judged, clip[start:]) for clip in rows]
-    for label, rows in waves.items()
-  }
-  prompts = [
-    evaluation_models.embeddings(judged, clip[:start]).mean(axis=0) for clip in waves[ORIGINAL]
-  ]
-  result = {label: speaker.drift(prompts, rows).tolist() for label, rows in clips.items()}
+  embeddings = {label: [one.embedding_ND for one in clips] for label, clips in heard.items()}
+  prompts = [one.embedding_ND.mean(axis=0) for one in prompts]
+  result = {label: speaker.drift(prompts, clips).tolist() for label, clips in embeddings.items()}
   pairs = [(b, c) for b in range(len(labels)) for c in range(len(labels)) if labels[b] != labels[c]]
   if pairs:
-    others = speaker.drift([prompts[b] for b, _ in pairs], [clips[ORIGINAL][c] for _, c in pairs])
+    originals = embeddings[ORIGINAL]
+    others = speaker.drift([prompts[b] for b, _ in pairs], [originals[c] for _, c in pairs])
     result['other voices, through the codec'] = others.tolist()
   return result
 

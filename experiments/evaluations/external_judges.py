@@ -1,7 +1,8 @@
 """Columns that a suite adds to its rows: what measures made elsewhere, and distances of embeddings,
 say of its clips.
 
-What needs the extra `eval` is left out where that is not installed, and `missing` names it.
+What needs the extras `eval` and `judges` is left out where those are not installed, and `missing`
+names it.
 """
 
 import importlib.util
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from audiolm_jax.metrics import frechet, naturalness, speaker, speech
+from audiolm_jax.metrics import d_vector, frechet, naturalness, speaker, speech, whisper
 
 from .. import evaluation_models
 
@@ -17,39 +18,91 @@ PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
 
 
 def missing() -> list[str]:
-  """Returns which of PACKAGES are not installed: a fact beside the rows that lack their columns."""
-  return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+  """Returns which packages are not installed: a fact beside the rows that lack their columns."""
+  own = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+  return list(dict.fromkeys([*own, *whisper.missing(), *d_vector.missing()]))
 
 
 def voices(
-  judged: evaluation_models.Judges,
-  prompts: Sequence[np.ndarray],
-  clips: Sequence[np.ndarray],
-  originals: Sequence[np.ndarray],
+  prompts: Sequence[evaluation_models.Voice],
+  clips: Sequence[evaluation_models.Voice],
+  originals: Sequence[evaluation_models.Voice],
   speaker_B: np.ndarray,
 ) -> dict[str, float]:
   """Returns whether clips keep their prompts' voices, and how far they are from the originals as a
   set.
 
-  verified, other_voices, verification_error: metrics.speaker.Verification of the embeddings' means
-  over a clip.
-  frechet_distance: of the embeddings of single seconds, to those of the originals.
+  verified, other_voices, verification_error: metrics.speaker.Verification of the features' means
+  over a clip; left out unless there are two known speakers.
+  frechet_distance: of the features of single seconds, to those of the originals.
   """
-  prompt_BND, clip_BND, original_BND = (
-    [evaluation_models.features(judged, clip_T) for clip_T in part]
-    for part in (prompts, clips, originals)
-  )
-  mean = lambda part_BND: np.stack([own_ND.mean(axis=0) for own_ND in part_BND])
-  found = {}
-  if len(set(np.asarray(speaker_B).tolist())) > 1:
-    verified = speaker.verification(mean(prompt_BND), mean(clip_BND), speaker_B)
+  mean = lambda part: np.stack([one.features_ND.mean(axis=0) for one in part])
+  found, speakers = {}, set(np.asarray(speaker_B).tolist())
+  if len(speakers) > 1 and min(speakers) >= 0:
+    verified = speaker.verification(mean(prompts), mean(clips), speaker_B)
     found = {
       'verified': verified.own,
       'other_voices': verified.others,
       'verification_error': verified.equal_error_rate,
     }
-  gaussians = [frechet.fit(np.concatenate(part_BND)) for part_BND in (clip_BND, original_BND)]
+  gaussians = [
+    frechet.fit(np.concatenate([one.features_ND for one in part])) for part in (clips, originals)
+  ]
   return {**found, 'frechet_distance': frechet.distance(*gaussians)}
+
+
+def whisper_words(
+  originals: Sequence[np.ndarray], sample_rate: int, texts: Sequence[str] | None = None
+) -> Callable[[Sequence[np.ndarray]], dict[str, float | int | None]]:
+  """Returns a function of clips -> their error rates by Whisper, without columns if not installed.
+
+  whisper_word_errors: insertions, deletions and substitutions per reference word. The references
+  are `texts` or, without them, what Whisper itself hears in the originals: then the rate is of
+  words that a clip loses or changes, and 0 for the originals by definition.
+  whisper_clips: how many clips are compared: those with words in the reference. Whisper tiny.en
+  knows English only: of other languages most clips have no reference of its own (whisper.SURE).
+  """
+  if 'jiwer' in missing() or whisper.missing():
+    return lambda clips: {}
+  recognize = whisper.recognizer()
+  own = lambda: [recognize(clip_T, sample_rate, whisper.SURE) for clip_T in originals]
+  references = own() if texts is None else texts
+
+  def compare(clips):
+    pairs = [(clip_T, text) for clip_T, text in zip(clips, references, strict=True) if text]
+    if not pairs:
+      return {'whisper_word_errors': None, 'whisper_clips': 0}
+    found = speech.error_rates(recognize, *map(list, zip(*pairs)), sample_rate)
+    return {'whisper_word_errors': found.words, 'whisper_clips': len(pairs)}
+
+  return compare
+
+
+def d_vector_similarity(
+  originals: Sequence[np.ndarray], sample_rate: int
+) -> Callable[[Sequence[np.ndarray]], dict[str, float]]:
+  """Returns a function of clips -> the similarity of their voices to the originals', by d-vectors.
+
+  Without columns if not installed.
+
+  voice_similarity: mean cosine of the d-vectors of a clip and its original; 1 for the originals.
+  other_clips_similarity: the same of a clip and other originals, mostly of other speakers.
+  """
+  if d_vector.missing():
+    return lambda clips: {}
+  embed = d_vector.embedder()
+  means = lambda part: np.stack([embed(clip_T, sample_rate).mean(axis=0) for clip_T in part])
+  original_BD = means(originals)
+
+  def compare(clips):
+    clip_BD, (one_N, other_N) = means(clips), np.nonzero(~np.eye(len(clips), dtype=bool))
+    found = {'voice_similarity': float(speaker.similarity(clip_BD, original_BD).mean())}
+    if len(one_N):
+      others_N = speaker.similarity(clip_BD[one_N], original_BD[other_N])
+      found['other_clips_similarity'] = float(others_N.mean())
+    return found
+
+  return compare
 
 
 def words(
@@ -76,10 +129,12 @@ def words(
 
 
 def naturalnesses(clips: Sequence[np.ndarray], sample_rate: int) -> dict[str, float | int]:
-  """Returns the mean of DNSMOS over the clips, and how many have a score; five seconds of computing
-  a clip.
+  """Returns the mean of DNSMOS over the clips, and how many have a score.
+
+  Takes three seconds of processor time for a clip of 7 s: DNSMOS is a large convolution of each 9 s
+  that begin at a whole second of the repeated clip.
   """
-  if 'speechmos' in missing() or not clips:
+  if 'speechmos' in missing() or not len(clips):
     return {}
   found = [naturalness.dnsmos(clip_T, sample_rate) for clip_T in clips]
   scored = [scores for scores in found if scores.status == 'ok']

@@ -13,7 +13,7 @@ from audiolm_jax import audio, generation, kmeans
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.stages.base import Model
 from experiments import corpora, evaluation_models, evaluations, sources, workspace
-from experiments.evaluations import acoustic, continuation, tokens
+from experiments.evaluations import acoustic, continuation, external_judges, tokens
 from experiments.recipe import Evaluation
 from experiments.recipes import folder
 
@@ -32,6 +32,8 @@ def recipe(tmp_path, monkeypatch):
         gain = 0.01 if voice == 'ann' else 0.1
         wave_T = gain * random.uniform(0.9, 1, 14_000).astype(np.float32)
         audio.save(tmp_path / side / voice / f'{index}.wav', wave_T, RATE)
+  for judge in (external_judges.whisper, external_judges.d_vector):
+    monkeypatch.setattr(judge, 'missing', lambda: ['a judge'])
   monkeypatch.setattr(sources, 'reconstructions', lambda examples, workdir: examples)
   monkeypatch.setattr(workspace, 'load_stage', lambda workdir, name: Model(CODEC, None))
   corpus = corpora.Folder(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
@@ -52,12 +54,11 @@ def test_continuations_are_measured_as_far_as_the_corpus_tells(recipe, tmp_path,
     continuation.ORIGINAL: 3,
     'continuation': 3,
   }
-  assert found['left_out'] == {
-    'voices': 'the recipe has no stage speaker',
-    'numbers': 'the recipe has no stage numbers',
-  }
+  assert found['left_out'].keys() == {'voices', 'numbers'}
+  assert found['left_out']['numbers'] == 'the recipe has no stage numbers'
   text = evaluations.table({'continuation': found})
-  assert 'continuation: voices left out: the recipe has no stage speaker' in text
+  reason = 'the recipe has no stage speaker, and a judge is not installed: run `pip install -e'
+  assert f'continuation: voices left out: {reason}' in text
 
 
 def test_acoustic_stages_are_measured_as_far_as_the_corpus_tells(recipe, tmp_path, monkeypatch):
@@ -82,6 +83,51 @@ def test_acoustic_stages_are_measured_as_far_as_the_corpus_tells(recipe, tmp_pat
   assert row['mel_distance'] == pytest.approx(np.mean(expected), rel=1e-4)
   assert set(found['left_out']) == {'voices', 'numbers', 'words'}
   assert found['rows']['original, through the codec']['codes'] == 1
+
+
+@pytest.fixture
+def d_vectors(monkeypatch):
+  """d-vectors by hand: of each second, its mean and what is left of 0.06."""
+
+  def embed(wave_T, rate):
+    assert rate == RATE
+    mean_N = wave_T[: len(wave_T) // rate * rate].reshape(-1, rate).mean(axis=1)
+    return np.stack([mean_N, 0.06 - mean_N], axis=1)
+
+  monkeypatch.setattr(external_judges.d_vector, 'missing', lambda: [])
+  monkeypatch.setattr(external_judges.d_vector, 'embedder', lambda: embed)
+
+
+def test_voices_of_people_are_judged_by_d_vectors(recipe, tmp_path, monkeypatch, d_vectors):
+  """Continuations all in the voice of ann."""
+  long = dataclasses.replace(SETTINGS, num_prompts=4, prompt_seconds=1.0, seconds=2.0)
+  for voice, gain in (('ann', 0.01), ('bob', 0.1)):
+    for path in (tmp_path / 'test' / voice).iterdir():
+      path.unlink()
+      audio.save(path, np.full(3 * RATE, gain, np.float32), RATE)
+  corpus = dataclasses.replace(recipe.corpus, speaker_folders=True)
+  recipe = dataclasses.replace(recipe, corpus=corpus, evaluation=long)
+  ann_T = np.full(3 * RATE, 0.01, np.float32)
+  continued = lambda recipe, workdir, prompts, end: {'continuation': [ann_T] * len(prompts)}
+  monkeypatch.setattr(continuation, 'continuations', continued)
+  found = continuation.measure(recipe, tmp_path)
+  assert set(found['left_out']) == {'numbers'} and 'chance_speaker' not in found
+  original, continued = (found['rows'][name] for name in (continuation.ORIGINAL, 'continuation'))
+  assert original['verified'] == pytest.approx(1) and original['verification_error'] == 0
+  assert original['other_voices'] == pytest.approx(-1)
+  assert continued['verified'] == pytest.approx(0) == pytest.approx(continued['other_voices'])
+  assert continued['verification_error'] == pytest.approx(0.5)
+  over_time = found['similarity_over_time']
+  np.testing.assert_allclose(over_time[continuation.ORIGINAL], [1, 1], atol=1e-6)
+  assert max(over_time['other voices, through the codec']) < max(over_time['continuation']) < 1
+
+
+def test_short_parts_and_unknown_speakers_have_no_d_vectors_or_verification(recipe, d_vectors):
+  judged = evaluation_models.load(recipe, None)
+  assert 'voices' in evaluation_models.left_out(judged, [{'speaker': 3}], 0.4)
+  assert set(evaluation_models.left_out(judged, [{'speaker': 3}])) == {'numbers'}
+  for unknown in ({}, {'speaker': -1}):
+    assert 'verification' in evaluation_models.left_out(judged, [{'speaker': 3}, unknown])
 
 
 class Encoder:
@@ -125,11 +171,9 @@ def test_tokens_of_a_corpus_that_tells_nothing_have_no_rows_and_say_why(
 
 
 def test_judges_that_the_recipe_has_are_asked_for_and_others_left_out(recipe, tmp_path):
-  assert evaluation_models.load(recipe, tmp_path) == (None, None)
+  assert evaluation_models.load(recipe, tmp_path) == (None, None, None)
   numbers = dataclasses.replace(recipe, numbers='a stage')
   judged = evaluation_models.load(numbers, tmp_path)
   assert judged.speaker is None and judged.numbers.config is CODEC
-  assert evaluation_models.left_out(judged, [{'kind': 'counting'}]) == {
-    'voices': 'the recipe has no stage speaker'
-  }
+  assert evaluation_models.left_out(judged, [{'kind': 'counting'}]).keys() == {'voices'}
   assert evaluation_models.left_out(judged, [{}])['numbers'] == 'the corpus does not say who counts'

