@@ -1,15 +1,18 @@
 # Each target is one or two commands that also work by hand.
 PYTHON ?= python3
 VENV := .venv
-WORKDIR ?= runs/demo
+WORKDIR ?= runs/tiny
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
-.PHONY: demo lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
+.PHONY: demo train-tiny lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
   test-abx test-judges test-tpu benchmark-codec
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python -m experiments.demo --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
+	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
+
+train-tiny: $(INSTALLED)
+	$(VENV)/bin/python -m experiments.full_run --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
 
 lint: $(TEST_INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -43,7 +43,10 @@ setup(
   packages=find_packages(include=['audiolm_jax*'])
   + [f'audiolm_jax.{name}' for name in find_packages(include=['experiments*'])],
   package_dir={'audiolm_jax.experiments': 'experiments'},
-  package_data={'audiolm_jax.experiments': ['evaluations/*.html']},
+  package_data={
+    'audiolm_jax': ['releases/**/*'],
+    'audiolm_jax.experiments': ['evaluations/*.html'],
+  },
   entry_points={'console_scripts': ['audiolm = audiolm_jax.experiments.__main__:main']},
   install_requires=[
     'jax>=0.10',
@@ -78,6 +81,7 @@ setup(
     + PLOT
     + EVAL
     + SPEECH
+    + HUB
     + TFDS
     + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist', 'ruff==0.17.6'],
   },

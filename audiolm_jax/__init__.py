@@ -16,9 +16,10 @@ arrays (`pretrained.clap_audio`) H and W for height and width.
 
 The names below are what most work starts from; they are imported when they are first used:
 
-  codec = audiolm_jax.load_codec('runs/demo')
-  tokenizer = audiolm_jax.load_tokenizer('runs/demo')
-  models = audiolm_jax.load_models('runs/demo')
+  models = audiolm_jax.from_pretrained()
+  codec = audiolm_jax.load_codec('runs/tiny')
+  tokenizer = audiolm_jax.load_tokenizer('runs/tiny')
+  models = audiolm_jax.load_models('runs/tiny')
   result = audiolm_jax.continue_audio(models, key, prompt_BT, seconds=7.0)
 
 Everything else is imported from where it lives, as `audiolm_jax.stages.soundstream`.
@@ -29,6 +30,9 @@ import importlib
 __version__ = '0.1.0'
 
 _HOMES = {
+  'from_pretrained': 'release.from_pretrained',
+  'save_pretrained': 'release.save_pretrained',
+  'push_to_hub': 'release.push_to_hub',
   'load_codec': 'codec.load',
   'load_tokenizer': 'tokenizer.load_tokenizer',
   'load_semantic_tokenizer': 'tokenizer.load_semantic_tokenizer',

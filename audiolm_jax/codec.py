@@ -1,6 +1,6 @@
 """A codec with its weights: audio to codes and back, of whole clips, in chunks, and block by block.
 
-  codec = load('runs/demo')
+  codec = load('runs/tiny')
   codes_BFQ = codec.encode(wave_BT, levels=4)
   wave_BT = codec.decode(codes_BFQ)
 

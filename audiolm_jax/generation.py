@@ -20,7 +20,7 @@ papers leave open:
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,20 +40,6 @@ ACOUSTIC = ('autoregressive', 'soundstorm')
 CARRY_SECONDS = 3.0  # of the past that a later window keeps, but at most half of the crop
 # semantic frames of 40 ms that a deduplicated token lasts when no prompt tells
 UNKNOWN_DURATION = 2.0
-
-
-class Models(NamedTuple):
-  """The tokenizer and the language models; the acoustic ones that a pipeline does not use may be
-  None.
-
-  fine is None, too, where the coarse levels are all (piano).
-  """
-
-  tokenizer: Tokenizer
-  semantic: Model
-  coarse: Model | None = None
-  fine: Model | None = None
-  soundstorm: Model | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +71,21 @@ class SamplingConfig:
     checks.fields(self, semantic=a_rule, coarse=a_rule, fine=a_rule, soundstorm=parallel)
 
 
+class Models(NamedTuple):
+  """The tokenizer, the language models, and how to sample from them.
+
+  Acoustic models that a pipeline does not use may be None. `fine` is also None where the coarse
+  levels are all (piano).
+  """
+
+  tokenizer: Tokenizer
+  semantic: Model
+  coarse: Model | None = None
+  fine: Model | None = None
+  soundstorm: Model | None = None
+  sampling: SamplingConfig = SamplingConfig()
+
+
 class Continuation(NamedTuple):
   """Audio and the tokens it was made from; rows are padded on the right (wave with 0, tokens with
   PAD).
@@ -110,18 +111,32 @@ class Timed(NamedTuple):
 
 
 def load_models(
-  workdir: str | os.PathLike, *, coarse: str = 'coarse', remedy: str = 'fit the clusters again'
+  workdir: str | os.PathLike,
+  *,
+  coarse: str = 'coarse',
+  stages: Collection[str] | None = None,
+  remedy: str = 'fit the clusters again',
 ) -> Models:
-  """Returns the models of a workdir, after checking that they were trained on one another's tokens.
+  """Returns the models of a workdir or release, after checking that they belong together.
 
-  Of the acoustic stages those that are there. coarse: the folder of the coarse stage. remedy: for
-  clusters that are missing or damaged.
+  Args:
+    workdir: folder of the stages.
+    coarse: the folder of the coarse stage.
+    stages: acoustic stages to read, of `coarse`, 'fine' and 'soundstorm'; None reads those present.
+    remedy: for clusters that are missing or damaged.
 
-  Raises UserError where the tokenizer or the semantic stage is missing, where there is neither
-  `coarse` nor soundstorm, and for stages of other fingerprints.
+  Raises:
+    UserError: if the tokenizer, the semantic stage or one of `stages` is missing; if there is
+      neither `coarse` nor soundstorm; for stages of other fingerprints.
   """
-  folder = pathlib.Path(workdir)
-  acoustic = [name for name in (coarse, 'fine', 'soundstorm') if (folder / name).is_dir()]
+  folder, names = pathlib.Path(workdir), (coarse, 'fine', 'soundstorm')
+  if unknown := sorted(set(stages or ()) - set(names)):
+    raise UserError(f'stages={unknown}: choose from {", ".join(names)}')
+  acoustic = [name for name in names if (folder / name).is_dir()]
+  if stages is not None:
+    if missing := [name for name in stages if name not in acoustic]:
+      raise UserError(f'{folder} has no stage {missing[0]}: it has {", ".join(acoustic)}')
+    acoustic = [name for name in acoustic if name in stages]
   needed = ['semantic'] + ([] if {coarse, 'soundstorm'} & set(acoustic) else [coarse])
   if missing := [name for name in needed if not (folder / name).is_dir()]:
     raise UserError(f'{folder} has no stage {missing[0]}: train it first')
@@ -151,17 +166,26 @@ def continue_audio(
   num_samples_B: Int[Array | np.ndarray, 'B'] | None = None,
   *,
   seconds: float,
-  sampling: SamplingConfig = SamplingConfig(),
+  sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns each prompt followed by `seconds` of new audio (rounded to whole semantic frames of 40
   ms).
 
-  The prompt's codes are kept as they are. Prompts of different lengths: pad on the right, tell
-  num_samples_B.
-  acoustic: one of ACOUSTIC, see the module's docstring.
+  The prompt's codes are kept as they are.
+
+  Args:
+    models: from `load_models` or `from_pretrained`.
+    key: PRNG key.
+    prompt_BT: prompts, padded on the right.
+    num_samples_B: samples of each prompt; None for all.
+    seconds: length of the new audio.
+    sampling: sampling rules; None takes those of `models`.
+    carry_seconds: past that a later window keeps, see the module's docstring.
+    acoustic: one of ACOUSTIC, see the module's docstring.
   """
+  sampling = sampling or models.sampling
   _check(models, sampling, acoustic)
   semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_BT, num_samples_B)
   num_new = _whole_frames(models, seconds)
@@ -181,7 +205,7 @@ def generate_acoustics(
   semantic_BS: Int[Array | np.ndarray, 'B S'],
   prompt_BFQ: Int[Array | np.ndarray, 'B F Q'] | None = None,
   *,
-  sampling: SamplingConfig = SamplingConfig(),
+  sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
@@ -191,6 +215,7 @@ def generate_acoustics(
   prompt_BFQ: codes of the first frames, PAD on the right, which are kept and whose voice goes on;
   None: of no frame.
   """
+  sampling = sampling or models.sampling
   _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
   checks.shapes(semantic_BS=semantic_BS)
@@ -224,11 +249,12 @@ def generate_unconditional(
   batch_size: int,
   seconds: float,
   *,
-  sampling: SamplingConfig = SamplingConfig(),
+  sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
   """Returns `seconds` of audio a row, sampled from nothing."""
+  sampling = sampling or models.sampling
   _check(models, sampling, acoustic)
   checks.values(batch_size=(batch_size, checks.WHOLE))
   num_new = _whole_frames(models, seconds)

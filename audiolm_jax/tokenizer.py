@@ -1,6 +1,6 @@
 """Audio to the tokens of AudioLM and back: a model of features with its clusters, and a codec.
 
-  tokenizer = load_tokenizer('runs/demo')
+  tokenizer = load_tokenizer('runs/tiny')
   for path, semantic_S, codes_FQ in files(tokenizer, ['a.wav', 'b.flac']):
     ...
 

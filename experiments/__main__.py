@@ -15,7 +15,9 @@ PROGRAMS = {
   'prepare': 'packs a corpus by Apache Beam',
   'compile': 'predicts memory and time on TPUs',
   'benchmark': 'times models and input pipelines',
-  'demo': 'trains, generates and evaluates the tiny recipe',
+  'demo': 'continues voices by the released models',
+  'export': 'makes a release of trained models',
+  'full_run': 'trains all stages, continues a voice and evaluates',
 }
 
 

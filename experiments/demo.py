@@ -1,162 +1,136 @@
-"""Trains every stage of a recipe, continues a voice that none of them has heard, and measures all
-of it.
+"""Continues voices by released models: first sound within a minute on two CPU cores.
 
   python -m experiments.demo
   python -m experiments.demo --prompt=my.wav
 
-Writes into WORKDIR: prompt.wav; continuation.wav (by the coarse and fine language models) and
-continuation_soundstorm.wav (SoundStorm in their place, the same semantic tokens);
-reconstruction.wav (the codec alone), spectrograms.png, curves.png and report.json. Killed and
-started again, it goes on where it was.
+Continues the release's example prompts, by speakers that no model was trained on, and your own
+recordings. Writes into OUTPUT, for each prompt: NAME_prompt.wav (first PROMPT_SECONDS of it, through the
+codec), NAME_soundstorm.wav and NAME_coarse_fine.wav (the prompt and what follows, by either acoustic
+path). Also spectrograms.png (with matplotlib) and report.json: seconds of computing and of audio,
+and estimates of quality (with the extra `eval`).
 """
 
-import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 import time
 
+import jax
 import numpy as np
 
-from audiolm_jax import audio, files
-from audiolm_jax.errors import UserError
+from audiolm_jax import audio, files, generation, release
+from audiolm_jax.errors import UserError, install
 
-from . import command_line, evaluations, programs, sources, workspace
-from . import recipe as recipe_lib
+from . import command_line, workspace
+from .evaluations import external_judges
+
+PROMPT_SECONDS = 3.0
+PATHS = {'soundstorm': 'soundstorm', 'coarse_fine': 'autoregressive'}  # the faster one first
 
 
 def main():
-  parser = workspace.parser(__doc__)
-  parser.add_argument(
-    '--prompt', type=command_line.path, help='continue this recording, not one of the corpus'
-  )
-  args = parser.parse_args()
-  if importlib.util.find_spec('matplotlib') is None:
-    raise UserError(
-      "the demo draws pictures, by matplotlib, which is not installed: pip install 'matplotlib>=3.10'"
-    )
-  recipe = workspace.recipe_of(args)
-  common = [
-    f'--recipe={args.recipe}',
-    f'--workdir={args.workdir}',
-    *(f'--set={o}' for o in args.overrides),
-  ]
   started = time.time()
-  workspace.require_imports(recipe, args.workdir)
-  codec = (
-    workspace.load_codec(args.workdir)
-    if 'soundstream' in recipe.imports
-    else recipe.soundstream.model
-  )
-  rate = codec.sample_rate
-  # Inherited by the programs: what one has compiled, another (or the next start) need not compile
-  # again.
-  os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache')
-  )
-  # a recording that cannot be read is said now, not in a quarter of an hour
-  if args.prompt is not None:
-    own_T = audio.load(args.prompt, rate)
-  train_and_evaluate(recipe, args.workdir, common)
-  whole_T = held_out_utterance(recipe, args.workdir, rate) if args.prompt is None else own_T
-  prompt_T = whole_T[: round(recipe.evaluation.prompt_seconds * rate)]
-  audio.save(args.workdir / 'prompt.wav', prompt_T, rate, overwrite=True)
-  continuations = continue_prompt(recipe, args.workdir, common)
-  [reconstruction] = sources.reconstructions([{'waveform': whole_T}], args.workdir)
-  audio.save(args.workdir / 'reconstruction.wav', reconstruction['waveform'], rate, overwrite=True)
-  draw(args.workdir, recipe, whole_T, prompt_T, reconstruction['waveform'], continuations, rate)
-  finish(args.workdir, started, continuations)
-
-
-def draw(
-  workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int
-):
-  """Writes spectrograms.png and curves.png."""
-  from . import pictures  # matplotlib, which only the extra `plot` installs
-
-  waves = {'original': whole_T, 'codec reconstruction': reconstruction_T}
-  waves |= {
-    f'{title}, from the line on': audio.load(path, rate) for title, path in continuations.items()
-  }
-  longest = max(len(wave_T) for wave_T in waves.values())
-  marks = {title: len(prompt_T) / rate for title in waves if title.endswith('from the line on')}
-  waves = {name: np.pad(wave_T, (0, longest - len(wave_T))) for name, wave_T in waves.items()}
-  pictures.save_spectrograms(workdir / 'spectrograms.png', waves, rate, marks=marks)
-  pictures.save_training_curves(
-    workdir / 'curves.png',
-    {name: workdir / name / 'metrics.jsonl' for name in recipe.stages if (workdir / name).is_dir()},
-  )
-
-
-def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]):
-  """Trains, encodes and measures; what does not need one another runs side by side, each on a share
-  of the cores.
-  """
-  train = lambda *names: [
-    ('train', f'--stage={name}', *common) for name in names if name in recipe.stages
-  ]
-  evaluate = lambda *names: [
-    ('evaluate', f'--suite={name}', *common)
-    for name in names
-    if not evaluations.path(workdir, name).is_file()
-  ]
-  programs.run(train('soundstream', 'w2v_bert'))
-  programs.run([('encode', *common)])
-  # The longest first; the rest shares the other lane.
-  rest = train('coarse', 'soundstorm', 'semantic', 'fine', 'acoustic_only', 'speaker', 'numbers')
-  programs.run(rest + evaluate('codec', 'tokens'))
-  programs.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
-
-
-def continue_prompt(
-  recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]
-) -> dict[str, pathlib.Path]:
-  """Continues WORKDIR/prompt.wav by every acoustic path that the recipe has; returns the files by
-  title.
-  """
-  paths = {'continuation': ('autoregressive', workdir / 'continuation.wav')}
-  if recipe.soundstorm is not None:
-    paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
-  for acoustic, path in paths.values():
-    programs.run(
-      [
-        (
-          'generate',
-          *common,
-          f'--acoustic={acoustic}',
-          f'--prompt={workdir / "prompt.wav"}',
-          f'--seconds={recipe.evaluation.seconds}',
-          f'--output={workdir}',
-          '--overwrite',
-        )
-      ]
+  args = _parser().parse_args()
+  command_line.prove_folder(args.output, '--output')
+  folder = release.fetch(args.release, revision=args.revision)
+  models = release.from_pretrained(folder)
+  rate = models.tokenizer.sample_rate
+  sources = args.prompts + sorted((folder / 'examples').glob('*.flac'))
+  if not sources:
+    raise UserError(f'{folder} has no examples: give a recording, --prompt=FILE')
+  prompts = {path.stem: _beginning(path, rate) for path in sources}
+  if len(prompts) < len(sources):
+    raise UserError(f'prompts share a name: {", ".join(path.stem for path in sources)}; rename one')
+  prompt_BT, num_samples_B = audio.stacked(list(prompts.values()))
+  report = {'release': str(args.release), 'seed': args.seed, 'paths': {}}
+  args.output.mkdir(parents=True, exist_ok=True)
+  heard = np.asarray(models.tokenizer.codec.reconstruct(prompt_BT))
+  for name, wave_T, length in zip(prompts, heard, num_samples_B):
+    audio.save(args.output / f'{name}_prompt.wav', wave_T[:length], rate, overwrite=True)
+  waves = {}
+  for suffix, acoustic in PATHS.items():
+    if getattr(models, 'soundstorm' if acoustic == 'soundstorm' else 'coarse') is None:
+      continue
+    begun = time.time()
+    result = generation.continue_audio(
+      models,
+      jax.random.key(args.seed),
+      prompt_BT,
+      num_samples_B,
+      seconds=args.seconds,
+      acoustic=acoustic,
     )
-    os.replace(workdir / 'prompt_continuation.wav', path)
-  return {title: path for title, (_, path) in paths.items()}
+    ends_B = result.num_frames_B * models.tokenizer.codec.hop_length
+    waves[suffix] = [row_T[:end] for row_T, end in zip(result.wave_BT, ends_B)]
+    for name, wave_T in zip(prompts, waves[suffix]):
+      path = args.output / f'{name}_{suffix}.wav'
+      audio.save(path, wave_T, rate, overwrite=True)
+      print(f'{time.time() - started:5.0f} s  {files.printable(path)}', flush=True)
+    report['paths'][suffix] = {
+      'seconds_of_computing': time.time() - begun,
+      'seconds_of_new_audio': args.seconds * len(prompts),
+      **external_judges.naturalnesses(
+        [wave_T[num_samples_B.max() :] for wave_T in waves[suffix]], rate
+      ),
+    }
+  finish(args.output, report | {'seconds': time.time() - started}, prompts, waves, rate)
 
 
-def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path, rate: int) -> np.ndarray:
-  """Returns the first held-out prompt of the evaluation, its true continuation included, at `rate`.
-
-  Raises ValueError where no held-out utterance is long enough.
-  """
-  evaluation = dataclasses.replace(recipe.evaluation, num_prompts=1)
-  [example] = sources.prompts(dataclasses.replace(recipe, evaluation=evaluation), workdir, rate)
-  return example['waveform']
-
-
-def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathlib.Path]):
-  """Writes report.json, prints the table and where things are."""
-  report = evaluations.load(workdir)
-  seconds = round(time.time() - started)
-  files.write_text(
-    workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1)
+def _parser():
+  parser = command_line.Parser(
+    description=workspace.as_typed(__doc__), formatter_class=workspace.Formatter
   )
-  print(workspace.printable_lines(evaluations.table(report)))
-  names = ['prompt.wav', *(path.name for path in continuations.values()), 'reconstruction.wav']
-  print(f'\n{seconds} s. In {workdir}: {", ".join(names)},')
-  print('spectrograms.png, curves.png, report.json')
+  parser.add_argument(
+    '--release',
+    default=release.PACKAGED,
+    metavar='NAME',
+    help=f'{release.PACKAGED} (part of the package), a folder or a repository of the Hugging Face hub',
+  )
+  parser.add_argument('--revision', help='of the repository')
+  parser.add_argument(
+    '--prompt',
+    action='append',
+    default=[],
+    type=command_line.path,
+    metavar='FILE',
+    dest='prompts',
+    help='continue this recording, too; may be repeated',
+  )
+  parser.add_argument('--seconds', type=command_line.SECONDS, default=5.0, help='of new audio (5)')
+  parser.add_argument(
+    '--output', type=command_line.path, default=pathlib.Path('runs/demo'), help='(runs/demo)'
+  )
+  parser.add_argument('--seed', type=command_line.SEED, default=0, help='(0)')
+  return parser
+
+
+def _beginning(path: pathlib.Path, sample_rate: int) -> np.ndarray:
+  """Returns the first PROMPT_SECONDS of a recording."""
+  wave_T = audio.load(path, sample_rate)[: round(PROMPT_SECONDS * sample_rate)]
+  if len(wave_T) < sample_rate:
+    raise UserError(f'{path} lasts {len(wave_T) / sample_rate:.2f} s: give {PROMPT_SECONDS:g} s')
+  return wave_T
+
+
+def finish(output: pathlib.Path, report: dict, prompts: dict, waves: dict, sample_rate: int):
+  """Writes spectrograms.png, where matplotlib is installed, and report.json; prints a summary."""
+  if importlib.util.find_spec('matplotlib') is None:
+    print(f'spectrograms.png is not drawn, which needs matplotlib: {install("plot")}')
+  else:
+    from . import pictures  # matplotlib, an extra
+
+    shown = {
+      f'{name}, {suffix.replace("_", " and ")}': wave_T
+      for suffix, clips in waves.items()
+      for name, wave_T in zip(prompts, clips)
+    }
+    ends = {title: len(prompts[title.split(', ')[0]]) / sample_rate for title in shown}
+    pictures.save_spectrograms(output / 'spectrograms.png', shown, sample_rate, marks=ends)
+  files.write_text(output / 'report.json', json.dumps(report, indent=1))
+  for suffix, row in report['paths'].items():
+    numbers = ', '.join(f'{name} {value:.4g}' for name, value in row.items())
+    print(f'{suffix}: {numbers}')
+  print(f'{report["seconds"]:.0f} s. Written to {output}')
 
 
 if __name__ == '__main__':

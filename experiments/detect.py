@@ -1,13 +1,13 @@
 """Says of audio files how probable it is that the models of a workdir made them.
 
-  python -m experiments.detect voice.wav other.flac --workdir=runs/demo
-  python -m experiments.detect voice.wav --workdir=runs/demo --output=scores.json
+  python -m experiments.detect voice.wav other.flac --workdir=runs/tiny
+  python -m experiments.detect voice.wav --workdir=runs/tiny --output=scores.json
 
 Needs a trained detector and its calibration:
 
-  python -m experiments.forge --workdir=runs/demo
-  python -m experiments.train --stage=detector --workdir=runs/demo
-  python -m experiments.evaluate --suite=detection --workdir=runs/demo
+  python -m experiments.forge --workdir=runs/tiny
+  python -m experiments.train --stage=detector --workdir=runs/tiny
+  python -m experiments.evaluate --suite=detection --workdir=runs/tiny
 
 A probability is one where originals and generated files are equally frequent, and says something of
 the continuations

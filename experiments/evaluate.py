@@ -1,6 +1,6 @@
 """Measures a trained workdir on held-out voices and texts, beside baselines.
 
-  python -m experiments.evaluate --workdir=runs/demo
+  python -m experiments.evaluate --workdir=runs/tiny
   python -m experiments.evaluate --suite=codec --lyra=lyra/
   python -m experiments.evaluate --suite=tokens --data=zerospeech2021/ --subset=dev
   python -m experiments.evaluate --suite=acoustic --recognizer=wav2vec2-base-960h/

@@ -48,10 +48,10 @@ def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
   has.
   """
   trained = [
-    None if getattr(recipe, name) is None else workspace.load_stage(workdir, name)
+    None if name not in recipe.stages else workspace.load_stage(workdir, name)
     for name in ('speaker', 'numbers')
   ]
-  people = recipe.speaker is None and not d_vector.missing()
+  people = 'speaker' not in recipe.stages and not d_vector.missing()
   return Judges(*trained, d_vector.embedder() if people else None)
 
 

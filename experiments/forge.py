@@ -1,6 +1,6 @@
 """Makes what the detector of generated speech learns from, with the models of a workdir.
 
-  python -m experiments.forge --recipe=tiny --workdir=runs/demo
+  python -m experiments.forge --recipe=tiny --workdir=runs/tiny
 
 Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on
 after the prompt. Both are codes that one decoder turns into sound, so that nothing but what was

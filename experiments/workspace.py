@@ -24,10 +24,11 @@ from audiolm_jax.stages.base import Model
 from audiolm_jax.training import checkpoints, watchdog
 from audiolm_jax.training import errors as training_errors
 
-from . import command_line
+from . import command_line, pages
 from . import recipe as recipe_lib
 
-DEFAULT_WORKDIR = pathlib.Path('runs/demo')  # where `make demo` leaves its models
+DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # where `make train-tiny` leaves its models
+Formatter = argparse.RawDescriptionHelpFormatter
 REPORT = (
   'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the project, with the '
   'lines above and the command that you ran.'
@@ -38,18 +39,18 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   """Returns a parser with the flags that every program has; those of a `recipe` only where one is
   read.
   """
-  result = command_line.Parser(
-    description=as_typed(description), formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  result = command_line.Parser(description=as_typed(description), formatter_class=Formatter)
   result.add_argument(
     '--workdir', type=command_line.workdir, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})'
   )
   if recipe:
     result.add_argument(
       '--recipe',
+      type=command_line.recipe,
       default='tiny',
       metavar='NAME',
-      help=f'one of: {", ".join(recipe_lib.names())} (tiny)',
+      help=f'one of: {", ".join(pages.names())}; or a page of your own, as mine.py or '
+      'package.module (tiny)',
     )
     result.add_argument(
       '--set',

@@ -21,4 +21,4 @@ install_import_hook('audiolm_jax', 'beartype.beartype')
 
 def pytest_collection_modifyitems(items):
   """The longest test begins first, or at the end one worker waits for the other."""
-  items.sort(key=lambda item: 'test_demo' not in item.nodeid)
+  items.sort(key=lambda item: 'test_full_run' not in item.nodeid)

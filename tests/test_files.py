@@ -212,7 +212,7 @@ def test_sha256_is_that_of_the_content(tmp_path):
 MOVES = {
   'audiolm_jax/training/saving.py': 2,
   'audiolm_jax/data/synthesized_benchmark.py': 1,
-  'experiments/demo.py': 1,
+  'experiments/full_run.py': 1,
 }
 MOVE = re.compile(r'os\.(?:replace|rename|link)\(|\)\.rename\(|shutil\.(?:move|copy)')
 BY_HAND = re.compile(r"f'[^']*\.(?:tmp|partial)'|NamedTemporaryFile|mks?temp|file_digest")

@@ -19,8 +19,27 @@ LEAVES = {
   'losses',
 }
 # Leaves come before all of them.
-ROOMS = ['nn', 'stages', 'middle', 'windows', 'codec', 'tokenizer', 'generation', 'experiments']
-MIDDLE = {'costs', 'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}
+ROOMS = [
+  'nn',
+  'stages',
+  'middle',
+  'windows',
+  'codec',
+  'tokenizer',
+  'generation',
+  'release',
+  'experiments',
+]
+MIDDLE = {
+  'costs',
+  'data',
+  'training',
+  'testing',
+  'sampling',
+  'metrics',
+  'pretrained',
+  'embedding_tokens',
+}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {
   'grain': ('audiolm_jax/data/',),

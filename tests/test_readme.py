@@ -16,7 +16,7 @@ from experiments import codec, evaluations, pretrained
 from experiments import recipe as recipe_lib
 from tests import programs
 from tests.experiments.test_codec import RATE, save_codec
-from tests.experiments.test_demo import SIZES
+from tests.experiments.test_full_run import SIZES
 from tests.stages.test_soundstream import CONFIG, random_variables
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def check(args):
   """Checks the values that a program would check behind its parser."""
   if hasattr(args, 'overrides'):
     recipe = recipe_lib.load(args.recipe, args.overrides)
-    assert getattr(args, 'stage', 'all') in (*recipe.stages, 'all')
+    assert getattr(args, 'stage', 'all') in (*recipe.trained, 'all')
     assert getattr(args, 'suite', 'all') in (*evaluations.SUITES, 'all')
 
 
@@ -116,10 +116,10 @@ def test_commands_for_tpus_are_understood_by_their_scripts():
 
 
 def test_the_codec_commands_run_one_after_the_other(monkeypatch, tmp_path):
-  """On an untrained codec in the place of the demo's."""
-  save_codec(tmp_path / 'runs/demo', random_variables(CONFIG))
+  """On an untrained codec in the place of the trained one."""
+  save_codec(tmp_path / 'runs/tiny', random_variables(CONFIG))
   audio.save(
-    tmp_path / 'runs/demo/prompt.wav', np.random.default_rng(0).uniform(-0.5, 0.5, RATE), RATE
+    tmp_path / 'runs/tiny/prompt.wav', np.random.default_rng(0).uniform(-0.5, 0.5, RATE), RATE
   )
   monkeypatch.chdir(tmp_path)
   commands = [words[3:] for words in blocks() if words[:3] == [*PREFIX, 'experiments.codec']]
@@ -137,7 +137,7 @@ def test_the_catalogue_is_listed(capsys):
 
 
 @pytest.mark.slow
-def test_commands_run_as_copied_after_the_demo(tmp_path):
+def test_commands_run_as_copied_after_a_full_run(tmp_path):
   """All that need no data or machine of the reader's, one after the other, in tiny sizes."""
   sizes = (
     SIZES
@@ -146,7 +146,7 @@ def test_commands_run_as_copied_after_the_demo(tmp_path):
   )
   flags = [f'--set={field}={value}' for field, value in sizes.items()]
   commands = [
-    ['python', '-m', 'experiments.demo'],
+    ['python', '-m', 'experiments.full_run'],
     *(words for words in blocks() if words[0] == 'python'),
   ]
   for words in commands:

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from audiolm_jax.errors import UserError
@@ -155,7 +156,7 @@ def fetch(name_or_path: str | pathlib.Path, *, revision: str | None = None) -> p
       raise UserError(f'revision={revision!r} is for repositories; {folder} is a folder')
     return folder
   refuse_unread(str(name_or_path))
-  return _download(str(name_or_path), revision)
+  return download(str(name_or_path), revision, FILES)
 
 
 def refuse_unread(name: str):
@@ -179,8 +180,12 @@ def published(name: str) -> Published | None:
   return next((entry for entry in CATALOGUE if entry.repository == name), None)
 
 
-def _download(name: str, revision: str | None) -> pathlib.Path:
-  """Downloads config and safetensors of a repository, and returns their folder."""
+def download(name: str, revision: str | None, patterns: Sequence[str]) -> pathlib.Path:
+  """Downloads the files of a repository whose names match patterns, and returns their folder.
+
+  Raises:
+    UserError: if `name` is no repository, cannot be downloaded, or has no safetensors.
+  """
   if not re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', name):
     raise UserError(f'{name} is neither a folder of this machine nor a repository (owner/name)')
   try:
@@ -192,11 +197,11 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     ) from error
   try:
     folder = pathlib.Path(
-      huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES)
+      huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns))
     )
   except Exception as error:  # HTTP, offline and cache errors have no common base class
     raise UserError(f'{name} could not be downloaded: {error}') from error
-  if not any(folder.glob('*.safetensors')):
+  if not any(folder.rglob('*.safetensors')):
     raise UserError(
       f'{name} has no safetensors at revision {revision or "main"}; for most such repositories a '
       'bot of the hub has made them in a pull request (under "Community"): give it as the '

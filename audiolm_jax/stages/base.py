@@ -20,7 +20,7 @@ Key = jax.Array  # a typed PRNG key, from jax.random.key
 # tree of arrays that receive gradients; its top-level names are the optimizer's groups
 Params = Any
 State = Any  # tree of arrays that do not (EMA codebooks, counters); most stages: {}
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class Feature(NamedTuple):
@@ -71,6 +71,8 @@ class Stage(NamedTuple):
   loss: (params, state, batch, key) -> (scalar, Aux). `key is None` means evaluation: no dropout, no
     masking noise that is not derived from a fixed key, no codebook update, no other change of
     state.
+  inference: Variables -> those that inference reads, in the same structure; what only training needs
+    (discriminators, moving averages) is left out or None. Exports hold these.
 
   Arrays are global: a mean is a mean over the global batch.
   """
@@ -78,6 +80,7 @@ class Stage(NamedTuple):
   batch: Mapping[str, Feature]
   init: Callable[[Key], Variables]
   loss: Callable[[Params, State, Batch, Key | None], tuple[jax.Array, Aux]]
+  inference: Callable[[Variables], Variables] = lambda variables: variables
 
 
 class StreamFunctions(NamedTuple):

@@ -234,7 +234,18 @@ def make(config: Config) -> Stage:
     batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
     init=lambda key: _init(config, key),
     loss=lambda params, state, batch, key: _loss(config, params, state, batch, key),
+    inference=_inference,
   )
+
+
+def _inference(variables: Variables) -> Variables:
+  """Returns the variables without discriminators, moving averages and counters."""
+  params, state = variables
+  vectors_only = dict(counts_QK=None, sums_QKD=None, fitted=None)
+  codebooks = {
+    name: books._replace(**vectors_only) for name, books in state.items() if name == 'codebooks'
+  }
+  return Variables({'generator': params['generator']}, codebooks)
 
 
 def encoder(config: Config) -> nn.Module:

@@ -161,7 +161,14 @@ class Config:
       batch={'waveform': Feature((num_samples,), np.float32, self.sample_rate)},
       init=init,
       loss=lambda params, state, batch, key: loss(self, params, state, batch, key),
+      inference=_inference,
     )
+
+
+def _inference(variables: Variables) -> Variables:
+  """Returns the variables that features depend on, without heads, target codes and counters."""
+  names = ('encoder', 'projection', 'contrastive_blocks', 'mlm_blocks')
+  return Variables({name: variables.params[name] for name in names}, {})
 
 
 class W2vBert(nn.Module):

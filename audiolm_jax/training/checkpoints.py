@@ -23,7 +23,7 @@ import audiolm_jax
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
-from audiolm_jax.training import configs, sharding
+from audiolm_jax.training import configs, exports, sharding
 
 FORMAT = 1
 DIGEST, METADATA, MARKER = 'digest.json', 'metadata', 'audiolm_jax.json'
@@ -83,7 +83,7 @@ def load_variables(
   """Loads a trained stage for inference, on the default device, without optimizer or trainer.
 
   Args:
-    directory: a run's checkpoint directory, or its workdir.
+    directory: a run's checkpoint directory, its workdir, or the folder of a stage in a release.
     step: which one; None takes the newest good one.
     use_ema: take the averaged parameters where training kept them.
     config: of a stage from outside of this package, which a checkpoint may name but not import; it
@@ -97,6 +97,8 @@ def load_variables(
     ValueError: no good checkpoint, an unknown config class or field, another config than that of
       the checkpoint, or another structure than `config.make()` has.
   """
+  if exports.holds(directory):
+    return _exported(directory, config)
   directory = _checkpoints(directory)
   if step is None:
     step = _newest_readable(directory)
@@ -105,8 +107,8 @@ def load_variables(
   metadata = read_metadata(directory / str(step))
   if config is None:
     config = configs.rebuild(metadata['config'], metadata['version'])
-  elif differing := configs.differences(metadata['config'], configs.describe(config)):
-    raise UserError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
+  else:
+    _check_config(directory, metadata['config'], config)
   try:
     variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
   except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
@@ -121,6 +123,23 @@ def load_variables(
   )
   parts = restore_parts(directory / str(step), targets, metadata)
   return base.Model(config, base.Variables(parts[params_name], parts['state']), metadata)
+
+
+def _exported(directory: str | pathlib.Path, config: Any) -> base.Model:
+  model = exports.read_stage(directory)
+  if config is not None:
+    _check_config(directory, configs.describe(model.config), config)
+  return model
+
+
+def _check_config(directory: str | pathlib.Path, described: Mapping[str, Any], config: Any) -> None:
+  """Compares the config of a checkpoint with the given one.
+
+  Raises:
+    UserError: with a line for each field that differs.
+  """
+  if differing := configs.differences(described, configs.describe(config)):
+    raise UserError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
 
 
 def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:

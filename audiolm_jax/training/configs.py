@@ -105,6 +105,11 @@ def rebuild(data: Mapping[str, Any], version: str) -> Any:
     )
   if set(data) != {'class', 'fields'}:
     raise UserError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
+  return rebuild_any(data, version)
+
+
+def rebuild_any(data: Any, version: str) -> Any:
+  """Returns what `describe` was given, of any frozen dataclass of this package; as `rebuild`."""
   return _rebuild(data, version, _MAX_DEPTH)
 
 

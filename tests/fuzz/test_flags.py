@@ -15,8 +15,7 @@ import pytest
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hub
 from audiolm_jax.training import loop
-from experiments import benchmark, compile, corpora, encode, evaluations, programs, train
-from experiments import recipe as recipe_lib
+from experiments import benchmark, compile, corpora, encode, evaluations, pages, programs, train
 from tests import programs
 from tests.fuzz import battery, overrides
 from tests.fuzz.audio_cases import wav
@@ -24,7 +23,19 @@ from tests.fuzz.audio_cases import wav
 NUM_CASES = 100
 NAME = 'command lines'
 PROGRAMS = (
-  *('benchmark', 'codec', 'compile', 'demo', 'detect', 'encode', 'evaluate', 'forge', 'generate'),
+  *(
+    'benchmark',
+    'codec',
+    'compile',
+    'demo',
+    'detect',
+    'export',
+    'full_run',
+    'encode',
+    'evaluate',
+    'forge',
+    'generate',
+  ),
   *('prepare', 'pretrained', 'train'),
 )
 WORDS = (
@@ -60,7 +71,7 @@ def place(tmp_path, monkeypatch):
     (compile, 'load_topology'), (encode.workspace, 'keep_compiled'),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, began)
-  # Beam takes seconds to import; what the demo sets stays in this test
+  # Beam takes seconds to import; what full_run sets stays in this test
   monkeypatch.setitem(sys.modules, 'audiolm_jax.data.builders', None)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'cache'))
   for one in benchmark.BENCHMARKS.values():
@@ -103,7 +114,7 @@ def command_line(rng, monkeypatch, program: str) -> list[str]:
       value = overrides.VALUES[rng.integers(len(overrides.VALUES))]
       values = [f'{fields[rng.integers(len(fields))][1]}={value}'.replace('\0', '')]
     elif action.dest in ('recipe', 'command', 'stage', 'suite', 'corpus') and rng.random() < 0.8:
-      known = action.choices or (*recipe_lib.names(), 'all', *evaluations.SUITES, 'encode', 'info')
+      known = action.choices or (*pages.names(), 'all', *evaluations.SUITES, 'encode', 'info')
       values = [list(known)[rng.integers(len(known))]]
     if action.option_strings:
       flag = action.option_strings[-1]

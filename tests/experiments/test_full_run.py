@@ -1,4 +1,4 @@
-"""The demo in its smallest form, through the real command line: every stage, encoding, evaluation,
+"""A full run in its smallest form, through the real command line: every stage, encoding, evaluation,
 generation.
 """
 
@@ -37,9 +37,9 @@ SIZES = {
 } | {f'{stage}.train.num_steps': 2 for stage in STAGES}
 
 
-def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
+def test_a_run_leaves_audio_pictures_and_a_report(tmp_path):
   flags = [f'--set={field}={value}' for field, value in SIZES.items()]
-  command = [sys.executable, '-m', 'experiments.demo', f'--workdir={tmp_path}', *flags]
+  command = [sys.executable, '-m', 'experiments.full_run', f'--workdir={tmp_path}', *flags]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   report = json.loads((tmp_path / 'report.json').read_text())
@@ -73,21 +73,21 @@ def test_demo_leaves_audio_pictures_and_a_report(tmp_path):
 
 def test_help_needs_no_matplotlib_and_a_run_says_that_it_does(monkeypatch, tmp_path, capsys):
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
-  for name in ('experiments.demo', 'experiments.pictures'):
+  for name in ('experiments.full_run', 'experiments.pictures'):
     monkeypatch.delitem(sys.modules, name, raising=False)
-  demo = importlib.import_module('experiments.demo')
-  monkeypatch.setattr(sys, 'argv', ['demo', '--help'])
+  full_run = importlib.import_module('experiments.full_run')
+  monkeypatch.setattr(sys, 'argv', ['full_run', '--help'])
   with pytest.raises(SystemExit, match='0'):
-    demo.main()
+    full_run.main()
   assert '--prompt' in capsys.readouterr().out
-  monkeypatch.setattr(sys, 'argv', ['demo', f'--workdir={tmp_path}/run'])
+  monkeypatch.setattr(sys, 'argv', ['full_run', f'--workdir={tmp_path}/run'])
   with pytest.raises(errors.UserError, match='matplotlib, which is not installed: pip install'):
-    demo.main()
+    full_run.main()
   assert not (tmp_path / 'run').exists()
 
 
 def test_a_corpus_that_tells_no_speakers_has_a_held_out_utterance(tmp_path):
-  from experiments import corpora, demo
+  from experiments import corpora, full_run
   from experiments.recipes import folder
 
   tone_T = np.linspace(-0.5, 0.5, 32_000, dtype=np.float32)
@@ -97,6 +97,6 @@ def test_a_corpus_that_tells_no_speakers_has_a_held_out_utterance(tmp_path):
   corpus = corpora.Folder(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
   evaluation = dataclasses.replace(folder.RECIPE.evaluation, prompt_seconds=0.5, seconds=1.0)
   recipe = dataclasses.replace(folder.RECIPE, corpus=corpus, evaluation=evaluation)
-  found_T = demo.held_out_utterance(recipe, tmp_path / 'run', 16_000)
+  found_T = full_run.held_out_utterance(recipe, tmp_path / 'run', 16_000)
   np.testing.assert_array_equal(found_T, tone_T[:24_000])
-  assert len(demo.held_out_utterance(recipe, tmp_path / 'run', 8_000)) == 12_000
+  assert len(full_run.held_out_utterance(recipe, tmp_path / 'run', 8_000)) == 12_000

@@ -1,0 +1,74 @@
+"""Exports the models of a workdir as a release, which `audiolm_jax.from_pretrained` loads.
+
+  python -m experiments.export --recipe=speech --workdir=runs/speech --output=release/
+  python -m experiments.export --recipe=speech --workdir=runs/speech --output=release/ --push=me/name
+
+Writes configs, weights (half precision), clusters, digests, a model card made from the tables in
+WORKDIR/evaluation, and the files of --examples. The format is in audiolm_jax/training/exports.py.
+"""
+
+import argparse
+import json
+import pathlib
+
+from audiolm_jax import arrays_file, files, release
+from audiolm_jax.stages.base import Model
+from audiolm_jax.training import exports
+
+from . import command_line, evaluations, model_card, workspace
+from . import recipe as recipe_lib
+from .evaluations import detection
+
+
+def main():
+  parser = workspace.parser(__doc__)
+  parser.add_argument('--output', type=command_line.path, required=True, metavar='FOLDER')
+  parser.add_argument(
+    '--dtype', default='float16', help=f'of the weights: {" or ".join(exports.DTYPES)} (float16)'
+  )
+  parser.add_argument(
+    '--examples',
+    type=command_line.path,
+    metavar='FOLDER',
+    help='of prompts that the demo continues, with a README.md on their origin and licence',
+  )
+  parser.add_argument('--push', metavar='OWNER/NAME', help='upload to the Hugging Face hub, too')
+  args = parser.parse_args()
+  recipe = workspace.recipe_of(args, writes=False)
+  command_line.prove_files([args.output], '--output')
+  export(args, recipe)
+  print(f'written to {args.output}')
+  if args.push:
+    print(release.push_to_hub(args.output, args.push))
+
+
+def export(args: argparse.Namespace, recipe: recipe_lib.Recipe):
+  """Writes the release of a workdir."""
+  models = workspace.load_models(args.workdir)._replace(sampling=recipe.sampling)
+  others = {}
+  if 'detector' in recipe.stages and (args.workdir / 'detector').is_dir():
+    others['detector'] = workspace.load_stage(args.workdir, 'detector')
+  texts = {
+    'README.md': model_card.text(args.recipe, models, evaluations.load(args.workdir)),
+    command_line.MEMORY: json.dumps({'recipe': args.recipe, 'set': []}),
+  }
+  if 'detector' in others:
+    texts['evaluation/detection.json'] = _calibrations(args.workdir, others['detector'], args.dtype)
+  folder = args.examples
+  examples = {} if folder is None else {f'examples/{p.name}': p for p in sorted(folder.iterdir())}
+  release.save_pretrained(
+    models, args.output, others=others, texts=texts, copies=examples, dtype=args.dtype
+  )
+
+
+def _calibrations(workdir: pathlib.Path, detector: Model, dtype: str) -> str:
+  """Returns the calibrations of the detector as those of its rounded weights."""
+  calibrations = detection.load_calibrations(workdir, detector.variables)
+  report = files.read_json(evaluations.path(workdir, 'detection'), 'measure again')
+  found = {f'calibration_{unit}': value._asdict() for unit, value in calibrations.items()}
+  fingerprint = arrays_file.fingerprint(exports.rounded(detector, dtype).variables.params)
+  return json.dumps({'rows': report['rows'], 'detector': fingerprint, **found}, indent=1)
+
+
+if __name__ == '__main__':
+  workspace.run(main)
