@@ -172,7 +172,7 @@ def test_tokens_of_a_corpus_that_tells_nothing_have_no_rows_and_say_why(
 
 def test_judges_that_the_recipe_has_are_asked_for_and_others_left_out(recipe, tmp_path):
   assert evaluation_models.load(recipe, tmp_path) == (None, None, None)
-  numbers = dataclasses.replace(recipe, numbers='a stage')
+  numbers = recipe.derived({'numbers': 'a stage'})
   judged = evaluation_models.load(numbers, tmp_path)
   assert judged.speaker is None and judged.numbers.config is CODEC
   assert evaluation_models.left_out(judged, [{'kind': 'counting'}]).keys() == {'voices'}
