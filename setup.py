@@ -71,6 +71,7 @@ setup(
     + PLOT
     + EVAL
     + SPEECH
+    + HUB
     + TFDS
     + ['beartype', 'hypothesis', 'pytest', 'pytest-xdist', 'ruff==0.17.6'],
   },

@@ -64,15 +64,15 @@ def main():
   )
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
-  if args.stage not in (*recipe.stages, 'all'):
+  if args.stage not in (*recipe.trained, 'all'):
     raise UserError(
-      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all'
+      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.trained)}, and all'
     )
   for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
     if path is not None:
       command_line.prove_files([path], flag)
   chip, devices = load_topology(args.topology, args.slices)
-  names = recipe.stages if args.stage == 'all' else (args.stage,)
+  names = recipe.trained if args.stage == 'all' else (args.stage,)
   reports = []
   for name in names:
     print(
@@ -80,7 +80,7 @@ def main():
       file=sys.stderr,
       flush=True,
     )
-    stage_recipe = getattr(recipe, name)
+    stage_recipe = recipe.stages[name]
     started = time.monotonic()
     if args.decode:
       program = lower_decode(stage_recipe.model, devices, args.rows, recipe.sampling.soundstorm)

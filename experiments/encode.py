@@ -37,7 +37,7 @@ from audiolm_jax.tokenizer import SemanticEncoder, Tokenizer, clusters_path, spe
 from audiolm_jax.tokens import Spec
 from audiolm_jax.training import lock
 
-from . import command_line, corpora, sources, workspace
+from . import command_line, corpora, inputs, sources, workspace
 from . import recipe as recipe_lib
 
 SHARD_EXAMPLES = 64
@@ -112,10 +112,9 @@ def check_settings(
 def check_stages(recipe: recipe_lib.Recipe, made: Spec):
   """Raises ValueError where the tokens cannot be aligned, or a stage is made for others."""
   tokens.frames_per_semantic(made.frame_rate, made.semantic_rate)
-  for name in recipe.stages:
-    model = getattr(recipe, name).model
-    if 'waveform' not in model.make().batch:
-      sources.check_tokens(name, model, made)
+  for name, stage in recipe.trained.items():
+    if isinstance(stage.data, inputs.Tokens):
+      sources.check_tokens(name, stage.model, made)
 
 
 def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: SemanticEncoder):

@@ -35,7 +35,7 @@ def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
   """
   return Judges(
     *(
-      None if getattr(recipe, name) is None else workspace.load_stage(workdir, name)
+      None if name not in recipe.stages else workspace.load_stage(workdir, name)
       for name in Judges._fields
     )
   )

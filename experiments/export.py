@@ -46,7 +46,7 @@ def export(args: argparse.Namespace, recipe: recipe_lib.Recipe):
   """Writes the release of a workdir."""
   models = workspace.load_models(args.workdir)._replace(sampling=recipe.sampling)
   others = {}
-  if recipe.detector is not None and (args.workdir / 'detector').is_dir():
+  if 'detector' in recipe.stages and (args.workdir / 'detector').is_dir():
     others['detector'] = workspace.load_stage(args.workdir, 'detector')
   texts = {
     'README.md': model_card.text(args.recipe, models, evaluations.load(args.workdir)),

@@ -22,7 +22,7 @@ import numpy as np
 from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 
-from . import command_line, evaluations, programs, sources, workspace
+from . import command_line, evaluations, inputs, programs, sources, workspace
 from . import recipe as recipe_lib
 
 
@@ -47,7 +47,7 @@ def main():
   codec = (
     workspace.load_codec(args.workdir)
     if 'soundstream' in recipe.imports
-    else recipe.soundstream.model
+    else recipe.stages['soundstream'].model
   )
   rate = codec.sample_rate
   # Inherited by the programs: what one has compiled, another (or the next start) need not compile
@@ -85,7 +85,9 @@ def draw(
   pictures.save_spectrograms(workdir / 'spectrograms.png', waves, rate, marks=marks)
   pictures.save_training_curves(
     workdir / 'curves.png',
-    {name: workdir / name / 'metrics.jsonl' for name in recipe.stages if (workdir / name).is_dir()},
+    {
+      name: workdir / name / 'metrics.jsonl' for name in recipe.trained if (workdir / name).is_dir()
+    },
   )
 
 
@@ -93,19 +95,21 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
   """Trains, encodes and measures; what does not need one another runs side by side, each on a share
   of the cores.
   """
-  train = lambda *names: [
-    ('train', f'--stage={name}', *common) for name in names if name in recipe.stages
+  readers = lambda *kinds: [
+    name for name, stage in recipe.trained.items() if isinstance(stage.data, kinds)
   ]
+  train = lambda names: [('train', f'--stage={name}', *common) for name in names]
   evaluate = lambda *names: [
     ('evaluate', f'--suite={name}', *common)
     for name in names
     if not evaluations.path(workdir, name).is_file()
   ]
-  programs.run(train('soundstream', 'w2v_bert'))
+  programs.run(train(readers(inputs.Audio)))
   programs.run([('encode', *common)])
-  # The longest first; the rest shares the other lane.
-  rest = train('coarse', 'soundstorm', 'semantic', 'fine', 'acoustic_only', 'speaker', 'numbers')
-  programs.run(rest + evaluate('codec', 'tokens'))
+  # The longest first; the others share the other half of the cores.
+  rest = readers(inputs.Tokens, inputs.HeldOutVoices, inputs.SpokenNumbers)
+  rest.sort(key=lambda name: -recipe.stages[name].train.num_steps)
+  programs.run(train(rest) + evaluate('codec', 'tokens'))
   programs.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
 
 
@@ -116,7 +120,7 @@ def continue_prompt(
   title.
   """
   paths = {'continuation': ('autoregressive', workdir / 'continuation.wav')}
-  if recipe.soundstorm is not None:
+  if 'soundstorm' in recipe.stages:
     paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
   for acoustic, path in paths.values():
     programs.run(

@@ -110,7 +110,7 @@ def say_missing_levels(
     args.acoustic == 'autoregressive'
     and models.coarse is not None
     and models.fine is None
-    and recipe.fine is not None
+    and 'fine' in recipe.stages
   ):
     made, total = generation.num_levels(models), models.tokenizer.codec.num_quantizers
     remedy = command_line.how_to_make('fine', args.workdir)

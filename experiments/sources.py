@@ -15,7 +15,7 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.tokens import Spec
 
-from . import corpora, forgeries, workspace
+from . import corpora, workspace
 from .recipe import Recipe, SemanticTokens
 
 # utterances are padded to a multiple of this (whole semantic frames): few compilations
@@ -29,58 +29,11 @@ class Sources(NamedTuple):
   fingerprints: dict[str, str]  # of the models that made the examples
 
 
-def for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
-  """Returns the sources of a stage.
-
-  Raises ValueError, naming the command to run, when its inputs are missing, and where no held-out
-  example can be read.
-  """
-  found = _for_stage(recipe, name, workdir)
-  check_held_out(name, found.held_out)
+def report_skipped(workdir: pathlib.Path):
+  """Prints how many files of the corpus are left out, and where they are listed."""
   listing = corpora.listing(workdir / 'corpus')
   if jax.process_index() == 0 and (left_out := skipped.read(listing)):
     print(f'{len(left_out)} files are left out; they and the reasons: {listing}', file=sys.stderr)
-  return found
-
-
-def _for_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
-  if name in ('speaker', 'numbers'):
-    codec = workspace.load_codec(workdir)
-    sides = (
-      held_out_voices(recipe, workdir) if name == 'speaker' else counting_voices(recipe, workdir)
-    )
-    if name == 'speaker':
-      _check_classes(sides, recipe.speaker.model.num_classes)
-    sides = [reconstructions(side, workdir) for side in sides]
-    if name == 'numbers':
-      config = recipe.numbers.model
-      sides = [
-        labelled_windows(side, round(config.crop_seconds * config.sample_rate)) for side in sides
-      ]
-    return Sources(*sides, {'soundstream': codec.fingerprint})
-  if name in ('detector', 'detector_control'):
-    return forged(workdir, by_lot=name == 'detector_control')
-  model = getattr(recipe, name).model
-  if 'waveform' in model.make().batch:
-    return Sources(
-      *(corpus(recipe, split, workdir, model.sample_rate) for split in ('train', 'test')), {}
-    )
-  training, held_out = (
-    workspace.token_source(workdir, split, max_bad_fraction=recipe.max_bad_tokens)
-    for split in ('train', 'test')
-  )
-  check_tokens(name, model, Spec.of(training.metadata))
-  return Sources(training, held_out, training.metadata['fingerprints'])
-
-
-def forged(workdir: pathlib.Path, *, by_lot: bool) -> Sources:
-  """Returns originals and continuations, or originals alone (`by_lot`), of training voices and of
-  validation voices.
-  """
-  training, held_out = (
-    forgeries.Clips(forgeries.load(workdir, split), by_lot=by_lot) for split in forgeries.SPLITS[:2]
-  )
-  return Sources(training, held_out, training.fingerprints)
 
 
 def check_held_out(name: str, held_out: Any):
@@ -96,15 +49,6 @@ def check_held_out(name: str, held_out: Any):
       'out more, as by --set corpus.held_out=0.1 or --set corpus.test_root=FOLDER, and make '
       'what was made of the '
       'corpus again'
-    )
-
-
-def _check_classes(sides: tuple[list[dict], list[dict]], num_classes: int):
-  voices = 1 + max((int(example['label']) for side in sides for example in side), default=0)
-  if voices > num_classes:
-    raise UserError(
-      f'the held-out split has {voices} voices, the stage speaker tells {num_classes} apart: '
-      f'--set speaker.model.num_classes={voices}'
     )
 
 
@@ -201,7 +145,7 @@ def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dic
   """
   settings = recipe.evaluation
   length = round((settings.prompt_seconds + settings.seconds) * sample_rate)
-  if recipe.speaker is not None:
+  if 'speaker' in recipe.stages:
     _, candidates = held_out_voices(recipe, workdir, sample_rate)
   else:
     candidates = corpus(recipe, 'test', workdir, sample_rate)
@@ -237,7 +181,7 @@ def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
     raise UserError(
       'the corpus has no utterances that are known to count, of which the stage numbers '
       'learns: leave that stage out '
-      '(numbers=None in the recipe)'
+      '(--set numbers=None)'
     )
   return sides
 

@@ -9,8 +9,6 @@ Killed and started again, it goes on where it was. On a TPU pod run the same com
 """
 
 import functools
-import signal
-import subprocess
 import sys
 import time
 
@@ -20,7 +18,7 @@ from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import loop
 
-from . import command_line, probes, sources, workspace
+from . import command_line, inputs, probes, programs, workspace
 from . import recipe as recipe_lib
 
 
@@ -48,9 +46,9 @@ def main():
   )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args, writes=False)
-  if args.stage not in (*recipe.stages, 'all'):
+  if args.stage not in (*recipe.trained, 'all'):
     raise UserError(
-      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.stages)}, and all'
+      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.trained)}, and all'
     )
   if args.stage == 'all' and args.init_from is not None:
     raise UserError('--init_from is the checkpoint of one stage: name it with --stage, not all')
@@ -77,22 +75,12 @@ def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
   """Runs one process for each stage, so that each begins with all the memory; before some, what
   makes their inputs.
   """
-  makers, commands = {'semantic': 'encode', 'detector': 'forge'}, []
-  for stage in recipe.stages:
-    if stage in makers:
-      commands.append([makers[stage]])
-    commands.append(['train', f'--stage={stage}'])
-  for program, *options in commands:
-    process = subprocess.Popen(
-      [sys.executable, '-m', f'{__package__}.{program}', *options, *arguments]
-    )
-    # The child saves and leaves; an interrupt reaches it from the terminal, a signal to this
-    # process through here.
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    signal.signal(signal.SIGINT, lambda *_: None)
-    code = process.wait()
-    if code:
-      sys.exit(code)
+  commands = []
+  for name, stage in recipe.trained.items():
+    makers = [(maker, *arguments) for maker in stage.data.makers]
+    commands += [maker for maker in makers if maker not in commands]
+    commands.append(('train', f'--stage={name}', *arguments))
+  programs.run(commands, num_lanes=1)
 
 
 def train_stage(
@@ -101,10 +89,10 @@ def train_stage(
   """Trains `name` to its last step, from the newest checkpoint where there is one, else from that
   of `init_from`.
   """
-  stage_recipe = getattr(recipe, name)
+  stage_recipe = recipe.stages[name]
   config, train = stage_recipe.model, stage_recipe.train
   stage = config.make()
-  training, held_out, fingerprints = sources.for_stage(recipe, name, workdir)
+  training, held_out, fingerprints = inputs.of_stage(recipe, name, workdir)
   make_batches = functools.partial(
     pipeline.batches,
     training,

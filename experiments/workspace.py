@@ -24,7 +24,7 @@ from audiolm_jax.stages.base import Model
 from audiolm_jax.training import checkpoints, watchdog
 from audiolm_jax.training import errors as training_errors
 
-from . import command_line
+from . import command_line, pages
 from . import recipe as recipe_lib
 
 DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # where `make train-tiny` leaves its models
@@ -49,7 +49,7 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
       type=command_line.recipe,
       default='tiny',
       metavar='NAME',
-      help=f'one of: {", ".join(recipe_lib.names())}; or a page of your own, as mine.py or '
+      help=f'one of: {", ".join(pages.names())}; or a page of your own, as mine.py or '
       'package.module (tiny)',
     )
     result.add_argument(

@@ -38,7 +38,7 @@ from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments import corpora
-from experiments.recipe import Evaluation, Forgeries, SemanticTokens
+from experiments.recipe import Evaluation, ForgeryConfig, SemanticTokens
 
 NAN, INF = float('nan'), float('inf')
 COUNT = 'a whole number of at least 1'
@@ -75,7 +75,7 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (Evaluation(), dict(decoder_seconds=NAN), 'a finite number above 0'),
   (Evaluation(), dict(seconds=INF, prompt_seconds=0.0), CLIP),
   (Evaluation(), dict(carry_seconds=-1.0), 'a finite number of at least 0'),
-  (Forgeries(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
+  (ForgeryConfig(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
   (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
   (SemanticTokens(), dict(sample_seconds=NAN), 'a finite number above 0'),
   (

@@ -33,7 +33,8 @@ PAGE = textwrap.dedent(
   from audiolm_jax.stages import base
   from audiolm_jax.training.loop import TrainConfig
   from audiolm_jax.training.optimizers import OptimizerConfig
-  from experiments.recipe import Recipe, StageRecipe
+  from experiments.inputs import Audio
+  from experiments.recipe import StageRecipe
   from experiments.recipes import tiny
 
 
@@ -76,17 +77,16 @@ PAGE = textwrap.dedent(
       return base.Stage(features, init, loss)
 
 
-  @dataclasses.dataclass(frozen=True, kw_only=True)
-  class Mine(Recipe):
-    halve: StageRecipe
-
-
   OPTIMIZER = OptimizerConfig(learning_rate=0.1)
-  RECIPE = Mine(
-    **vars(tiny.RECIPE) | {'corpus': Corpus()},
-    halve=StageRecipe(
-      model=Halve(), train=TrainConfig(batch_size=8, num_steps=30, optimizer=OPTIMIZER)
-    ),
+  RECIPE = tiny.RECIPE.derived(
+    {
+      'halve': StageRecipe(
+        model=Halve(),
+        data=Audio(),
+        train=TrainConfig(batch_size=8, num_steps=30, optimizer=OPTIMIZER),
+      )
+    },
+    corpus=Corpus(),
   )
   '''
 )
@@ -102,14 +102,14 @@ def page(tmp_path):
 
 def test_a_recipe_is_a_page_anywhere(page, monkeypatch):
   recipe = recipe_lib.load(str(page), ['halve.train.num_steps=3', 'corpus.loudest=0.25'])
-  assert recipe.stages[-1] == 'halve' and recipe.halve.train.num_steps == 3
+  assert list(recipe.stages)[-1] == 'halve' and recipe.stages['halve'].train.num_steps == 3
   assert recipe.corpus.loudest == 0.25
-  assert recipe.semantic == recipe_lib.load('tiny').semantic
+  assert recipe.stages['semantic'] == recipe_lib.load('tiny').stages['semantic']
   with pytest.raises(UserError, match="no field 'halv' .did you mean 'halve'"):
     recipe_lib.load(str(page), ['halv.train.num_steps=3'])
   monkeypatch.syspath_prepend(page.parents[1])
   module = recipe_lib.load('pages.mine', ['halve.train.num_steps=3'])
-  assert module.halve.train == recipe.halve.train
+  assert module.stages['halve'].train == recipe.stages['halve'].train
 
 
 def test_a_workdir_remembers_the_page_wherever_the_program_starts(page, monkeypatch, tmp_path):
@@ -152,7 +152,7 @@ def test_a_stage_is_trained_from_its_page(page, monkeypatch, tmp_path):
   flags = ['--stage=halve', f'--recipe={page}', f'--workdir={run}']
   monkeypatch.setattr(sys, 'argv', ['train', *flags])
   train.main()
-  config = recipe_lib.load(str(page)).halve.model
+  config = recipe_lib.load(str(page)).stages['halve'].model
   trained = audiolm_jax.load_variables(run / 'halve', config=config)
   assert trained.variables.params['gain'] == pytest.approx(0.5, abs=0.1)
 

@@ -59,7 +59,7 @@ def check(args):
   """Checks the values that a program would check behind its parser."""
   if hasattr(args, 'overrides'):
     recipe = recipe_lib.load(args.recipe, args.overrides)
-    assert getattr(args, 'stage', 'all') in (*recipe.stages, 'all')
+    assert getattr(args, 'stage', 'all') in (*recipe.trained, 'all')
     assert getattr(args, 'suite', 'all') in (*evaluations.SUITES, 'all')
 
 

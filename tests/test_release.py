@@ -10,7 +10,7 @@ import audiolm_jax
 from audiolm_jax import generation, kmeans, release, tokenizer
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, exports
-from tests import toys
+from tests import hub_server, toys
 
 
 @pytest.fixture(scope='module')
@@ -170,3 +170,41 @@ def test_names_that_are_nothing_are_refused(tmp_path):
     release.fetch(tmp_path)
   with pytest.raises(UserError, match="revision='v1' is for repositories"):
     release.fetch(tmp_path, revision='v1')
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+  constants = pytest.importorskip('huggingface_hub.constants')
+  with hub_server.serving() as server:
+    url = f'{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}'
+    monkeypatch.setattr(constants, 'ENDPOINT', server.url)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', url)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    yield server
+
+
+def test_a_release_goes_to_the_hub_and_comes_back(written, hub):
+  url = audiolm_jax.push_to_hub(written, 'me/toy', token='hf_secret', revision='v1')
+  assert url.startswith(f'{hub.url}/me/toy/commit/')
+  assert hub.tokens == {'Bearer hf_secret'}
+  stored = {str(path.relative_to(written)) for path in written.rglob('*') if path.is_file()}
+  assert set(hub.repositories['me/toy']['v1']) == stored
+  assert not hub.repositories['me/toy']['main']
+  folder = release.fetch('me/toy', revision='v1')
+  exports.check_all(folder)
+  found = audiolm_jax.from_pretrained('me/toy', revision='v1', stages=['soundstorm'])
+  expected = release.from_pretrained(written)
+  assert found.tokenizer.fingerprints == expected.tokenizer.fingerprints
+  with pytest.raises(UserError, match='me/other could not be downloaded'):
+    release.fetch('me/other')
+
+
+def test_a_damaged_release_is_not_published(copied, hub):
+  (copied / 'README.md').write_text('changed')
+  with pytest.raises(UserError, match='README.md differs from its digest'):
+    audiolm_jax.push_to_hub(copied, 'me/toy', token='hf_secret')
+  exports.write_digests(copied)
+  (copied / 'notes.txt').write_text('more')
+  with pytest.raises(UserError, match='digests.json does not list notes.txt'):
+    audiolm_jax.push_to_hub(copied, 'me/toy', token='hf_secret')
+  assert not hub.repositories

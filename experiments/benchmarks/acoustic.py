@@ -30,7 +30,7 @@ from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import sharding
 
-from .. import command_line
+from .. import command_line, pages
 from .. import recipe as recipe_lib
 
 
@@ -51,7 +51,7 @@ class Timing(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)'
+    '--recipe', default='librilight', help=f'one of: {", ".join(pages.names())} (librilight)'
   )
   parser.add_argument('--seconds', type=command_line.SECONDS, default=30.0, help='of audio (30)')
   parser.add_argument(
@@ -74,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> str:
   recipe = recipe_lib.load(args.recipe)
-  if missing := [
-    name for name in ('coarse', 'fine', 'soundstorm') if getattr(recipe, name) is None
-  ]:
+  if missing := [name for name in ('coarse', 'fine', 'soundstorm') if name not in recipe.stages]:
     raise UserError(
       f'--recipe={args.recipe} has no {" and no ".join(missing)}: choose librilight or tiny'
     )
@@ -85,11 +83,11 @@ def run(args: argparse.Namespace) -> str:
       f'--recipe={args.recipe} imports its codec, which has no random weights: choose librilight '
       'or tiny'
     )
-  if args.seconds * recipe.coarse.model.semantic_rate < 1:
+  if args.seconds * recipe.stages['coarse'].model.semantic_rate < 1:
     raise UserError(f'--seconds={args.seconds}: must be at least one semantic frame')
   dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else None)
   coarse, fine, parallel = (
-    _in_dtype(getattr(recipe, name).model, dtype) for name in ('coarse', 'fine', 'soundstorm')
+    _in_dtype(recipe.stages[name].model, dtype) for name in ('coarse', 'fine', 'soundstorm')
   )
   semantic_frames = round(args.seconds * coarse.semantic_rate)
   parts = {
@@ -99,7 +97,7 @@ def run(args: argparse.Namespace) -> str:
       parallel, semantic_frames, recipe.sampling.soundstorm, args.passes
     ),
     'codec decoder': time_decoder(
-      recipe.soundstream.model, coarse.frames_per_semantic * semantic_frames
+      recipe.stages['soundstream'].model, coarse.frames_per_semantic * semantic_frames
     ),
   }
   return table(

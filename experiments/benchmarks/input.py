@@ -26,7 +26,7 @@ from audiolm_jax import audio, tokens
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
 
-from .. import command_line
+from .. import command_line, pages
 from .. import recipe as recipe_lib
 
 # bfloat16 peak per chip, and chips per host of v5e (in slices of 16 and more).
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)'
+    '--recipe', default='librilight', help=f'one of: {", ".join(pages.names())} (librilight)'
   )
   parser.add_argument('--chips', type=command_line.COUNT, default=16, help='of TPU v5e (16)')
   parser.add_argument(
@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> str:
     sources = _sources(pathlib.Path(folder), recipe)
     rows = {
       name: _row(
-        getattr(recipe, name).model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS
+        recipe.stages[name].model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS
       )
       for name in STAGES
-      if getattr(recipe, name) is not None
+      if name in recipe.stages
     }
   return table(decoded, rows, args)
 
@@ -139,7 +139,8 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
   examples = (
-    _random_tokens(random, recipe.soundstream.model, recipe.semantic.model) for _ in range(64)
+    _random_tokens(random, recipe.stages['soundstream'].model, recipe.stages['semantic'].model)
+    for _ in range(64)
   )
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})

@@ -29,6 +29,7 @@ from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.sharding import MeshConfig
 
 from ..corpora import LibriLight
+from ..inputs import Audio, Tokens
 from ..recipe import Recipe, SemanticTokens, StageRecipe
 
 LANGUAGE_MODEL = TrainConfig(
@@ -51,39 +52,51 @@ TRANSFORMER = TransformerConfig()
 
 RECIPE = Recipe(
   corpus=LibriLight(root=''),
-  soundstream=StageRecipe(
-    model=soundstream.Config(),
-    train=TrainConfig(
-      batch_size=64,
-      num_steps=400_000,
-      optimizer={
-        group: OptimizerConfig(learning_rate=3e-4, b1=0.5, b2=0.9, clip_norm=10.0)
-        for group in ('generator', 'discriminator')
-      },
-      ema_decay=0.999,
-      rollback=RollbackConfig(),
-      log_every=100,
-      eval_every=5_000,
-      save_every=5_000,
-    ),
-  ),
-  w2v_bert=StageRecipe(
-    model=w2v_bert.Config(dtype='bfloat16', remat=True),
-    train=dataclasses.replace(
-      LANGUAGE_MODEL,
-      batch_size=256,
-      accumulate_steps=8,
-      num_steps=8 * 400_000,
-      optimizer=OptimizerConfig(
-        learning_rate=2e-3, schedule='inverse_sqrt', warmup_steps=25_000, b2=0.98, clip_norm=1.0
+  stages={
+    'soundstream': StageRecipe(
+      model=soundstream.Config(),
+      data=Audio(),
+      train=TrainConfig(
+        batch_size=64,
+        num_steps=400_000,
+        optimizer={
+          group: OptimizerConfig(learning_rate=3e-4, b1=0.5, b2=0.9, clip_norm=10.0)
+          for group in ('generator', 'discriminator')
+        },
+        ema_decay=0.999,
+        rollback=RollbackConfig(),
+        log_every=100,
+        eval_every=5_000,
+        save_every=5_000,
       ),
     ),
-  ),
+    'w2v_bert': StageRecipe(
+      model=w2v_bert.Config(dtype='bfloat16', remat=True),
+      data=Audio(),
+      train=dataclasses.replace(
+        LANGUAGE_MODEL,
+        batch_size=256,
+        accumulate_steps=8,
+        num_steps=8 * 400_000,
+        optimizer=OptimizerConfig(
+          learning_rate=2e-3, schedule='inverse_sqrt', warmup_steps=25_000, b2=0.98, clip_norm=1.0
+        ),
+      ),
+    ),
+    'semantic': StageRecipe(
+      model=semantic.Config(transformer=TRANSFORMER), data=Tokens(), train=LANGUAGE_MODEL
+    ),
+    'coarse': StageRecipe(
+      model=coarse.Config(transformer=TRANSFORMER), data=Tokens(), train=LANGUAGE_MODEL
+    ),
+    'fine': StageRecipe(
+      model=fine.Config(transformer=TRANSFORMER), data=Tokens(), train=LANGUAGE_MODEL
+    ),
+    'soundstorm': StageRecipe(
+      model=soundstorm.Config(),
+      data=Tokens(),
+      train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000),
+    ),
+  },
   semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=360_000.0),
-  semantic=StageRecipe(model=semantic.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-  coarse=StageRecipe(model=coarse.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-  fine=StageRecipe(model=fine.Config(transformer=TRANSFORMER), train=LANGUAGE_MODEL),
-  soundstorm=StageRecipe(
-    model=soundstorm.Config(), train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000)
-  ),
 )

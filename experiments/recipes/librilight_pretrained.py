@@ -12,17 +12,16 @@ is that of MaskGCT (arXiv 2409.00750). Everything else is as in `librilight`.
 Not trained yet: no results.
 """
 
-import dataclasses
-
 from ..recipe import Imported, SemanticTokens
 from . import librilight
 
-RECIPE = dataclasses.replace(
-  librilight.RECIPE,
-  soundstream=Imported(source='descript/dac_16khz'),
-  w2v_bert=Imported(source='facebook/w2v-bert-2.0'),
+RECIPE = librilight.RECIPE.derived(
+  {
+    'soundstream': Imported(source='descript/dac_16khz'),
+    'w2v_bert': Imported(source='facebook/w2v-bert-2.0'),
+    'soundstorm': None,
+  },
   semantic_tokens=SemanticTokens(
     layer=17, frames_per_token=2, num_clusters=1024, sample_seconds=360_000.0
   ),
-  soundstorm=None,
 )

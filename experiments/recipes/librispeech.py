@@ -10,9 +10,7 @@ LibriSpeech's splits share no speakers: dev-clean and test-clean are held out. C
 disk space, use --set corpus.train='("train-clean-100",)'. Not trained yet: no results.
 """
 
-import dataclasses
-
 from ..corpora import LibriSpeech
 from . import folder
 
-RECIPE = dataclasses.replace(folder.RECIPE, corpus=LibriSpeech(root=''))
+RECIPE = folder.RECIPE.derived(corpus=LibriSpeech(root=''))

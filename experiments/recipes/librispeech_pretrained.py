@@ -14,6 +14,7 @@ Not trained yet: no results.
 from audiolm_jax.stages import coarse, semantic
 
 from ..corpora import Folder
+from ..inputs import Tokens
 from ..recipe import Imported, Recipe, SemanticTokens, StageRecipe
 from . import folder
 
@@ -21,16 +22,20 @@ NUM_CLUSTERS = 500
 
 RECIPE = Recipe(
   corpus=Folder(root='', held_out=0.01),
-  soundstream=Imported(source='descript/dac_16khz'),
-  w2v_bert=Imported(source='facebook/hubert-base-ls960'),
+  stages={
+    'soundstream': Imported(source='descript/dac_16khz'),
+    'w2v_bert': Imported(source='facebook/hubert-base-ls960'),
+    'semantic': StageRecipe(
+      model=semantic.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER),
+      data=Tokens(),
+      train=folder.LANGUAGE_MODEL,
+    ),
+    'coarse': StageRecipe(
+      model=coarse.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER),
+      data=Tokens(),
+      train=folder.LANGUAGE_MODEL,
+    ),
+    'fine': folder.RECIPE.stages['fine'],
+  },
   semantic_tokens=SemanticTokens(layer=9, frames_per_token=2, num_clusters=NUM_CLUSTERS),
-  semantic=StageRecipe(
-    model=semantic.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER),
-    train=folder.LANGUAGE_MODEL,
-  ),
-  coarse=StageRecipe(
-    model=coarse.Config(num_clusters=NUM_CLUSTERS, transformer=folder.TRANSFORMER),
-    train=folder.LANGUAGE_MODEL,
-  ),
-  fine=folder.RECIPE.fine,
 )

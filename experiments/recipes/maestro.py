@@ -16,18 +16,20 @@ from . import librilight
 
 CODEC = soundstream.PIANO
 
-RECIPE = dataclasses.replace(
-  librilight.RECIPE,
-  corpus=Folder(root=''),
-  soundstream=dataclasses.replace(librilight.RECIPE.soundstream, model=CODEC),
-  coarse=dataclasses.replace(
-    librilight.RECIPE.coarse,
-    model=coarse.Config(
-      total_quantizers=CODEC.num_quantizers,
-      num_quantizers=CODEC.num_quantizers,
-      codebook_size=CODEC.codebook_size,
+STAGES = librilight.RECIPE.stages
+RECIPE = librilight.RECIPE.derived(
+  {
+    'soundstream': dataclasses.replace(STAGES['soundstream'], model=CODEC),
+    'coarse': dataclasses.replace(
+      STAGES['coarse'],
+      model=coarse.Config(
+        total_quantizers=CODEC.num_quantizers,
+        num_quantizers=CODEC.num_quantizers,
+        codebook_size=CODEC.codebook_size,
+      ),
     ),
-  ),
-  fine=None,
-  soundstorm=None,  # the SoundStorm paper covers speech only
+    'fine': None,
+    'soundstorm': None,  # its paper covers speech only
+  },
+  corpus=Folder(root=''),
 )

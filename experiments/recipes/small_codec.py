@@ -11,39 +11,34 @@ minutes: 8 samples per step, a waveform term, no discriminators.
 
 import dataclasses
 
-from audiolm_jax.training.monitor import Band, RollbackConfig
+from audiolm_jax.training.monitor import Band
 
 from . import tiny
 
 NUM_STEPS = 6000
 CODEBOOK_SIZE = 1024
-MODEL = tiny.RECIPE.soundstream.model
-
-
-def _with_codes(stage):
-  return dataclasses.replace(
-    stage, model=dataclasses.replace(stage.model, codebook_size=CODEBOOK_SIZE)
-  )
-
-
-CODEC = tiny.stage(
+STAGES = tiny.RECIPE.stages
+CODEC = STAGES['soundstream']
+MODEL = dataclasses.replace(
+  CODEC.model,
   # With 160 frames per batch for 1024 codes, a code is dead when used less than once in fifty
   # batches.
-  dataclasses.replace(
-    MODEL,
-    quantizer=dataclasses.replace(
-      MODEL.quantizer, codebook_size=CODEBOOK_SIZE, decay=0.98, dead_code_threshold=0.02
-    ),
-    loss_weights={**MODEL.loss_weights, 'spectral': 0.03},
+  quantizer=dataclasses.replace(
+    CODEC.model.quantizer, codebook_size=CODEBOOK_SIZE, decay=0.98, dead_code_threshold=0.02
   ),
-  8,
-  NUM_STEPS,
-  {
-    group: tiny.adam(3e-3, NUM_STEPS, warmup_steps=100, b1=0.8, b2=0.99)
-    for group in ('generator', 'discriminator')
-  },
+  loss_weights={**CODEC.model.loss_weights, 'spectral': 0.03},
+)
+OPTIMIZER = {
+  group: dataclasses.replace(optimizer, learning_rate=3e-3, warmup_steps=100, total_steps=NUM_STEPS)
+  for group, optimizer in CODEC.train.optimizer.items()
+}
+TRAIN = dataclasses.replace(
+  CODEC.train,
+  num_steps=NUM_STEPS,
+  optimizer=OPTIMIZER,
   ema_decay=0.995,
-  rollback=RollbackConfig(),
+  eval_every=250,
+  save_every=250,
   # One run (1.155, 0.975, 0.822) with a tolerance of a fifth.
   bands=(
     Band(metric='eval/loss', step=1000, low=0.92, high=1.39),
@@ -52,13 +47,18 @@ CODEC = tiny.stage(
   ),
 )
 
-RECIPE = dataclasses.replace(
-  tiny.RECIPE,
-  soundstream=dataclasses.replace(
-    CODEC, train=dataclasses.replace(CODEC.train, eval_every=250, save_every=250)
-  ),
-  coarse=_with_codes(tiny.RECIPE.coarse),
-  fine=_with_codes(tiny.RECIPE.fine),
-  soundstorm=_with_codes(tiny.RECIPE.soundstorm),
-  acoustic_only=_with_codes(tiny.RECIPE.acoustic_only),
+
+def _with_codes(stage):
+  return dataclasses.replace(
+    stage, model=dataclasses.replace(stage.model, codebook_size=CODEBOOK_SIZE)
+  )
+
+
+RECIPE = tiny.RECIPE.derived(
+  {
+    'soundstream': dataclasses.replace(CODEC, model=MODEL, train=TRAIN),
+    **{
+      name: _with_codes(STAGES[name]) for name in ('coarse', 'fine', 'soundstorm', 'acoustic_only')
+    },
+  }
 )

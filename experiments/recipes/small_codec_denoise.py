@@ -14,10 +14,11 @@ import dataclasses
 from ..corpora import Noisy
 from . import small_codec
 
-CODEC = small_codec.RECIPE.soundstream
+CODEC = small_codec.RECIPE.stages['soundstream']
 
-RECIPE = dataclasses.replace(
-  small_codec.RECIPE,
+MODEL = dataclasses.replace(CODEC.model, film='decoder')
+
+RECIPE = small_codec.RECIPE.derived(
+  {'soundstream': dataclasses.replace(CODEC, model=MODEL)},
   corpus=Noisy(speech=small_codec.RECIPE.corpus),
-  soundstream=dataclasses.replace(CODEC, model=dataclasses.replace(CODEC.model, film='decoder')),
 )

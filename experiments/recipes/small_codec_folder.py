@@ -11,7 +11,7 @@ import dataclasses
 from ..corpora import Folder
 from . import small_codec
 
-CODEC = small_codec.RECIPE.soundstream
+CODEC = small_codec.RECIPE.stages['soundstream']
 
 # At twice this rate, that of `small_codec`, each run on human speech diverged and rolled back once.
 OPTIMIZER = {
@@ -19,11 +19,10 @@ OPTIMIZER = {
   for group, optimizer in CODEC.train.optimizer.items()
 }
 
-RECIPE = dataclasses.replace(
-  small_codec.RECIPE,
-  corpus=Folder(root=''),
+TRAIN = dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, bands=())
+
+RECIPE = small_codec.RECIPE.derived(
   # No bands, because expected losses depend on the recordings.
-  soundstream=dataclasses.replace(
-    CODEC, train=dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, bands=())
-  ),
+  {'soundstream': dataclasses.replace(CODEC, train=TRAIN)},
+  corpus=Folder(root=''),
 )

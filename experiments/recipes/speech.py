@@ -54,7 +54,8 @@ from audiolm_jax.training.monitor import RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 from ..corpora import Speech
-from ..recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
+from ..inputs import Audio, Forgeries, Tokens
+from ..recipe import Evaluation, ForgeryConfig, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 512
 NUM_COARSE = 4
@@ -116,7 +117,9 @@ def codec_of(num_steps: int) -> StageRecipe:
     group: adam(1e-3, num_steps, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')
   }
   return StageRecipe(
-    model=model, train=train(8, num_steps, optimizer, eval_batches=16, rollback=RollbackConfig())
+    model=model,
+    data=Audio(),
+    train=train(8, num_steps, optimizer, eval_batches=16, rollback=RollbackConfig()),
   )
 
 
@@ -124,82 +127,91 @@ CLASSIFIER = dict(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
 
 RECIPE = Recipe(
   corpus=Speech(root=''),
-  soundstream=codec_of(12_000),
-  w2v_bert=StageRecipe(
-    model=w2v_bert.Config(
-      num_mels=40,
-      conv_channels=16,
-      num_contrastive_layers=2,
-      num_mlm_layers=2,
-      width=128,
-      num_heads=4,
-      mlp_width=256,
-      dropout=0.0,
-      codebook_size=256,
-      code_width=64,
-      num_negatives=50,
-      mask_probability=0.1,
-      mask_span=5,
-      feature_layer=1,
-      crop_seconds=4.0,
-      targets='clusters',
-      unmasked_weight=0.1,
+  stages={
+    'soundstream': codec_of(12_000),
+    'w2v_bert': StageRecipe(
+      model=w2v_bert.Config(
+        num_mels=40,
+        conv_channels=16,
+        num_contrastive_layers=2,
+        num_mlm_layers=2,
+        width=128,
+        num_heads=4,
+        mlp_width=256,
+        dropout=0.0,
+        codebook_size=256,
+        code_width=64,
+        num_negatives=50,
+        mask_probability=0.1,
+        mask_span=5,
+        feature_layer=1,
+        crop_seconds=4.0,
+        targets='clusters',
+        unmasked_weight=0.1,
+      ),
+      data=Audio(),
+      train=train(16, 3500, adam(2e-3, 3500, b2=0.98)),
     ),
-    train=train(16, 3500, adam(2e-3, 3500, b2=0.98)),
-  ),
+    'semantic': StageRecipe(
+      model=semantic.Config(
+        crop_seconds=10.0,
+        num_clusters=NUM_CLUSTERS,
+        deduplicate=False,
+        transformer=transformer(width=128, num_layers=3),
+      ),
+      data=Tokens(),
+      train=train(16, 1200, adam(2e-3, 1200)),
+    ),
+    'coarse': StageRecipe(
+      model=coarse.Config(
+        crop_seconds=3.0,
+        num_quantizers=NUM_COARSE,
+        num_clusters=NUM_CLUSTERS,
+        deduplicate=False,
+        time_embedding=True,
+        # Otherwise the model continues the previous codes, and hardly uses semantic tokens.
+        code_dropout=0.3,
+        transformer=transformer(width=128, num_layers=3),
+      ),
+      data=Tokens(),
+      train=train(8, 1600, adam(2e-3, 1600)),
+    ),
+    'fine': StageRecipe(
+      model=fine.Config(
+        crop_seconds=0.8,
+        num_coarse=NUM_COARSE,
+        time_embedding=True,
+        transformer=transformer(width=48, num_layers=3),
+      ),
+      data=Tokens(),
+      train=train(8, 2000, adam(2e-3, 2000)),
+    ),
+    'soundstorm': StageRecipe(
+      model=soundstorm.Config(
+        crop_seconds=5.0,
+        num_clusters=NUM_CLUSTERS,
+        num_quantizers=NUM_COARSE,
+        num_layers=3,
+        num_heads=4,
+        width=128,
+        mlp_width=256,
+        dropout=0.1,
+        dtype='float32',
+        remat=False,
+        level_skew=1.0,
+      ),
+      data=Tokens(),
+      train=train(16, 1600, adam(2e-3, 1600)),
+    ),
+    'detector': StageRecipe(
+      model=detector.Config(**CLASSIFIER), data=Forgeries(), train=train(16, 400, adam(3e-3, 400))
+    ),
+  },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=10_000.0),
-  semantic=StageRecipe(
-    model=semantic.Config(
-      crop_seconds=10.0,
-      num_clusters=NUM_CLUSTERS,
-      deduplicate=False,
-      transformer=transformer(width=128, num_layers=3),
-    ),
-    train=train(16, 2000, adam(2e-3, 2000)),
-  ),
-  coarse=StageRecipe(
-    model=coarse.Config(
-      crop_seconds=3.0,
-      num_quantizers=NUM_COARSE,
-      num_clusters=NUM_CLUSTERS,
-      deduplicate=False,
-      time_embedding=True,
-      # Otherwise the model continues the previous codes, and hardly uses semantic tokens.
-      code_dropout=0.3,
-      transformer=transformer(width=128, num_layers=3),
-    ),
-    train=train(8, 3000, adam(2e-3, 3000)),
-  ),
-  fine=StageRecipe(
-    model=fine.Config(
-      crop_seconds=0.8,
-      num_coarse=NUM_COARSE,
-      time_embedding=True,
-      transformer=transformer(width=48, num_layers=3),
-    ),
-    train=train(8, 2000, adam(2e-3, 2000)),
-  ),
-  soundstorm=StageRecipe(
-    model=soundstorm.Config(
-      crop_seconds=5.0,
-      num_clusters=NUM_CLUSTERS,
-      num_quantizers=NUM_COARSE,
-      num_layers=3,
-      num_heads=4,
-      width=128,
-      mlp_width=256,
-      dropout=0.1,
-      dtype='float32',
-      remat=False,
-      level_skew=1.0,
-    ),
-    train=train(16, 4000, adam(2e-3, 4000)),
-  ),
-  detector=StageRecipe(model=detector.Config(**CLASSIFIER), train=train(16, 400, adam(3e-3, 400))),
   sampling=SamplingConfig(
     soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
   ),
-  forgeries=Forgeries(num_train=96, num_validation=24, num_test=48, batch_size=24),
+  forgeries=ForgeryConfig(num_train=96, num_validation=24, num_test=48, batch_size=24),
   evaluation=Evaluation(
     num_clips=32,
     num_prompts=32,

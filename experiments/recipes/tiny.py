@@ -3,7 +3,7 @@
   make train-tiny
   python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
 
-Results are in docs/results/demo.md. The recipe differs from the paper in sizes, and in options that
+Results are in docs/results/tiny.md. The recipe differs from the paper in sizes, and in options that
 let models of a few hundred thousand parameters learn in some hundred steps. Semantic tokens stay
 frame-aligned (`deduplicate=False`) and tokens carry their time (`time_embedding=True`), so that the
 coarse model need not match semantic tokens to frames by counting. Three in ten codes are hidden
@@ -33,7 +33,8 @@ from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 from ..corpora import Synthesized
-from ..recipe import Evaluation, Forgeries, Recipe, SemanticTokens, StageRecipe
+from ..inputs import Audio, Forgeries, HeldOutVoices, SpokenNumbers, Tokens
+from ..recipe import Evaluation, ForgeryConfig, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 64
 CODEBOOK_SIZE = 128
@@ -65,7 +66,7 @@ def adam(
   )
 
 
-def stage(model, batch_size: int, num_steps: int, optimizer, **options) -> StageRecipe:
+def stage(model, data, batch_size: int, num_steps: int, optimizer, **options) -> StageRecipe:
   train = TrainConfig(
     batch_size=batch_size,
     num_steps=num_steps,
@@ -77,11 +78,11 @@ def stage(model, batch_size: int, num_steps: int, optimizer, **options) -> Stage
     max_to_keep=1,
     **options,
   )
-  return StageRecipe(model=model, train=train)
+  return StageRecipe(model=model, data=data, train=train)
 
 
 def language_model(model, batch_size: int, num_steps: int) -> StageRecipe:
-  return stage(model, batch_size, num_steps, adam(3e-3, num_steps))
+  return stage(model, Tokens(), batch_size, num_steps, adam(3e-3, num_steps))
 
 
 CODES = dict(
@@ -102,105 +103,118 @@ RECIPE = Recipe(
       highest_number=9,
     )
   ),
-  soundstream=stage(
-    soundstream.Config(
-      crop_length=6400,
-      network=SEANet(strides=(5, 8), stem_stride=8, encoder_channels=64, decoder_channels=64),
-      quantizer=RVQ(
-        codebook_size=CODEBOOK_SIZE, embedding_dim=64, decay=0.9, dead_code_threshold=0.1
+  stages={
+    'soundstream': stage(
+      soundstream.Config(
+        crop_length=6400,
+        network=SEANet(strides=(5, 8), stem_stride=8, encoder_channels=64, decoder_channels=64),
+        quantizer=RVQ(
+          codebook_size=CODEBOOK_SIZE, embedding_dim=64, decay=0.9, dead_code_threshold=0.1
+        ),
+        adversarial_start=None,
+        loss_weights={'spectral': 0.02, 'waveform': 1.0, 'commitment': 0.1},
+        spectral_channels=4,
+        waveform_channels=4,
+        waveform_max_channels=64,
+        num_waveform_critics=1,
       ),
-      adversarial_start=None,
-      loss_weights={'spectral': 0.02, 'waveform': 1.0, 'commitment': 0.1},
-      spectral_channels=4,
-      waveform_channels=4,
-      waveform_max_channels=64,
-      num_waveform_critics=1,
+      Audio(),
+      8,
+      1000,
+      {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
+      rollback=RollbackConfig(),
+      # One run of one seed (1.036, 0.931, 0.898) with a tolerance of a fifth.
+      bands=(
+        Band(metric='eval/loss', step=333, low=0.83, high=1.24),
+        Band(metric='eval/loss', step=666, low=0.74, high=1.12),
+        Band(metric='eval/loss', step=1000, low=0.72, high=1.08),
+      ),
     ),
-    8,
-    1000,
-    {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
-    rollback=RollbackConfig(),
-    # One run of one seed (1.036, 0.931, 0.898) with a tolerance of a fifth.
-    bands=(
-      Band(metric='eval/loss', step=333, low=0.83, high=1.24),
-      Band(metric='eval/loss', step=666, low=0.74, high=1.12),
-      Band(metric='eval/loss', step=1000, low=0.72, high=1.08),
+    'w2v_bert': stage(
+      w2v_bert.Config(
+        num_mels=40,
+        conv_channels=16,
+        num_contrastive_layers=2,
+        num_mlm_layers=2,
+        width=96,
+        num_heads=4,
+        mlp_width=256,
+        dropout=0.0,
+        codebook_size=64,
+        code_width=64,
+        num_negatives=50,
+        mask_probability=0.15,
+        mask_span=4,
+        feature_layer=1,
+        crop_seconds=2.56,
+        targets='clusters',
+        unmasked_weight=0.1,
+      ),
+      Audio(),
+      16,
+      1300,
+      adam(3e-3, 1300, b2=0.98),
     ),
-  ),
-  w2v_bert=stage(
-    w2v_bert.Config(
-      num_mels=40,
-      conv_channels=16,
-      num_contrastive_layers=2,
-      num_mlm_layers=2,
-      width=96,
-      num_heads=4,
-      mlp_width=256,
-      dropout=0.0,
-      codebook_size=64,
-      code_width=64,
-      num_negatives=50,
-      mask_probability=0.15,
-      mask_span=4,
-      feature_layer=1,
-      crop_seconds=2.56,
-      targets='clusters',
-      unmasked_weight=0.1,
+    'semantic': language_model(
+      semantic.Config(
+        crop_seconds=8.0,
+        num_clusters=NUM_CLUSTERS,
+        deduplicate=False,
+        time_embedding=False,
+        transformer=transformer(width=128, num_layers=3),
+      ),
+      16,
+      400,
     ),
-    16,
-    1300,
-    adam(3e-3, 1300, b2=0.98),
-  ),
+    # Without code dropout, the model continues the previous codes and hardly uses semantic tokens.
+    'coarse': language_model(coarse.Config(code_dropout=0.3, **COARSE), 8, 2000),
+    'fine': language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
+    'soundstorm': stage(
+      soundstorm.Config(
+        crop_seconds=2.0,
+        num_clusters=NUM_CLUSTERS,
+        codebook_size=CODEBOOK_SIZE,
+        num_layers=3,
+        num_heads=2,
+        width=96,
+        mlp_width=192,
+        dropout=0.0,
+        dtype='float32',
+        remat=False,
+        # The sum of 12 embeddings in 96 channels could not be separated; the codec decodes any number
+        # of first levels.
+        num_quantizers=4,
+        random_length=False,  # because windows of a continuation have full length
+        level_skew=1.0,  # half of the rows learn the first level, which carries most of the voice
+      ),
+      Tokens(),
+      16,
+      2000,
+      adam(3e-3, 2000, warmup_steps=100),
+    ),
+    'acoustic_only': language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
+    'speaker': stage(
+      classifier.Config(num_classes=8, **CLASSIFIER), HeldOutVoices(), 16, 300, adam(3e-3, 300)
+    ),
+    'numbers': stage(
+      classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER),
+      SpokenNumbers(),
+      32,
+      400,
+      adam(3e-3, 400),
+    ),
+    'detector': stage(detector.Config(**CLASSIFIER), Forgeries(), 16, 200, adam(3e-3, 200)),
+    'detector_control': stage(
+      detector.Config(**CLASSIFIER), Forgeries(originals_only=True), 16, 200, adam(3e-3, 200)
+    ),
+  },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),
-  semantic=language_model(
-    semantic.Config(
-      crop_seconds=8.0,
-      num_clusters=NUM_CLUSTERS,
-      deduplicate=False,
-      time_embedding=False,
-      transformer=transformer(width=128, num_layers=3),
-    ),
-    16,
-    400,
-  ),
-  # Without code dropout, the model continues the previous codes and hardly uses semantic tokens.
-  coarse=language_model(coarse.Config(code_dropout=0.3, **COARSE), 8, 2000),
-  fine=language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
-  soundstorm=stage(
-    soundstorm.Config(
-      crop_seconds=2.0,
-      num_clusters=NUM_CLUSTERS,
-      codebook_size=CODEBOOK_SIZE,
-      num_layers=3,
-      num_heads=2,
-      width=96,
-      mlp_width=192,
-      dropout=0.0,
-      dtype='float32',
-      remat=False,
-      # The sum of 12 embeddings in 96 channels could not be separated; the codec decodes any number
-      # of first levels.
-      num_quantizers=4,
-      random_length=False,  # because windows of a continuation have full length
-      level_skew=1.0,  # half of the rows learn the first level, which carries most of the voice
-    ),
-    16,
-    2000,
-    adam(3e-3, 2000, warmup_steps=100),
-  ),
   # An uncertain model has to sample at all levels: one greedy pass gives all frames the most
   # frequent code.
   sampling=SamplingConfig(
     soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
   ),
-  acoustic_only=language_model(coarse.Config(condition_on_semantic=False, **COARSE), 8, 800),
-  speaker=stage(classifier.Config(num_classes=8, **CLASSIFIER), 16, 300, adam(3e-3, 300)),
-  numbers=stage(
-    classifier.Config(num_classes=11, crop_seconds=0.5, **CLASSIFIER), 32, 400, adam(3e-3, 400)
-  ),
-  detector=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
-  detector_control=stage(detector.Config(**CLASSIFIER), 16, 200, adam(3e-3, 200)),
-  forgeries=Forgeries(num_train=48, num_validation=16, num_test=48, batch_size=48),
+  forgeries=ForgeryConfig(num_train=48, num_validation=16, num_test=48, batch_size=48),
   evaluation=Evaluation(
     num_clips=32,
     num_prompts=40,

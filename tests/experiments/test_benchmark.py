@@ -48,7 +48,7 @@ def test_the_language_models_time_is_windows_and_steps(monkeypatch):
   monkeypatch.setattr(
     acoustic, '_seconds', lambda function: acoustic.Seconds(2 + 0.25 * function(), 3 + function())
   )
-  config = acoustic.recipe_lib.load('tiny').coarse.model  # windows of 2 s
+  config = acoustic.recipe_lib.load('tiny').stages['coarse'].model  # windows of 2 s
   for steps in (0, 8):
     timing = acoustic.time_coarse(config, semantic_frames=100, carry_seconds=1.0, steps=steps)
     # 2 s, then 1 s after 1 s twice: three windows, and 400 steps in all.

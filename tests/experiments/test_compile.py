@@ -18,6 +18,7 @@ from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from experiments import compile as compile_program
 from experiments import recipe as recipe_lib
+from experiments.inputs import Tokens
 
 # Activations of a device, 4 x 60 x 32, are larger than any parameter: what is larger than these is
 # no parameter.
@@ -42,6 +43,7 @@ def stage_recipe(model, mesh: sharding.MeshConfig, batch_size: int = 32) -> reci
   optimizer = OptimizerConfig(name='adafactor', clip_norm=1.0)
   return recipe_lib.StageRecipe(
     model=model,
+    data=Tokens(),
     train=TrainConfig(batch_size=batch_size, num_steps=1, optimizer=optimizer, mesh=mesh),
   )
 
@@ -158,7 +160,7 @@ def test_errors_name_the_remedy():
 
 @pytest.fixture(scope='module')
 def paper():
-  return recipe_lib.load('librilight').coarse
+  return recipe_lib.load('librilight').stages['coarse']
 
 
 def small(paper, batch_size, **mesh):
@@ -167,7 +169,7 @@ def small(paper, batch_size, **mesh):
     paper.model, transformer=dataclasses.replace(paper.model.transformer, num_layers=2)
   )
   train = dataclasses.replace(paper.train, batch_size=batch_size, mesh=sharding.MeshConfig(**mesh))
-  return recipe_lib.StageRecipe(model=model, train=train)
+  return dataclasses.replace(paper, model=model, train=train)
 
 
 @pytest.mark.tpu

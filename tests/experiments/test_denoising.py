@@ -31,7 +31,7 @@ def recipe(tmp_path) -> recipe_lib.Recipe:
     root=recordings(tmp_path / 'noise', 3, 1.0, 16_000),
     test_root=recordings(tmp_path / 'held_out_noise', 3, 1.0, 16_000),
   )
-  own = small_codec_denoise.RECIPE.soundstream
+  own = small_codec_denoise.RECIPE.stages['soundstream']
   model = dataclasses.replace(
     own.model,
     crop_length=3200,
@@ -50,10 +50,9 @@ def recipe(tmp_path) -> recipe_lib.Recipe:
     rollback=None,
     bands=(),
   )
-  return dataclasses.replace(
-    small_codec_denoise.RECIPE,
+  return small_codec_denoise.RECIPE.derived(
+    {'soundstream': dataclasses.replace(own, model=model, train=schedule)},
     corpus=Noisy(speech=speech, noise=noise, snr_db=(4.0, 6.0)),
-    soundstream=dataclasses.replace(own, model=model, train=schedule),
   )
 
 

@@ -17,9 +17,9 @@ from audiolm_jax import audio, files, generation
 from audiolm_jax.data import folders, token_shards
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Model, Variables
-from experiments import detect, forge, forgeries, sources, workspace
+from experiments import detect, forge, forgeries, inputs, sources, workspace
 from experiments.evaluations import detection
-from experiments.recipe import Forgeries
+from experiments.recipe import ForgeryConfig
 from experiments.recipes import tiny
 
 RATE = 16_000
@@ -63,7 +63,7 @@ def test_clips_are_what_follows_the_prompt_and_lots_are_even(tmp_path):
 
 def test_training_names_the_program_that_makes_its_clips(tmp_path):
   with pytest.raises(ValueError, match='run `python -m experiments.forge --workdir='):
-    sources.for_stage(tiny.RECIPE, 'detector', tmp_path)
+    inputs.of_stage(tiny.RECIPE, 'detector', tmp_path)
 
 
 def test_every_voice_belongs_to_one_side():
@@ -118,7 +118,7 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     evaluation=dataclasses.replace(
       tiny.RECIPE.evaluation, prompt_seconds=0.4, seconds=0.4, carry_seconds=0.0
     ),
-    forgeries=Forgeries(num_test=6, batch_size=4),
+    forgeries=ForgeryConfig(num_test=6, batch_size=4),
   )
   tokenizer = types.SimpleNamespace(
     sample_rate=RATE,

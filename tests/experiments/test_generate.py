@@ -11,7 +11,7 @@ from experiments import generate
 from tests.test_generation import GREEDY, HOP, K, models, parallel  # noqa: F401
 
 RECIPE = types.SimpleNamespace(
-  sampling=GREEDY, evaluation=types.SimpleNamespace(carry_seconds=0.12), fine='a stage'
+  sampling=GREEDY, evaluation=types.SimpleNamespace(carry_seconds=0.12), stages={'fine': 'a stage'}
 )
 # Of 200 Hz: 20 codec frames; 12 and 2 samples; 13, half a semantic frame, and 1 sample.
 LENGTHS = {80: 80, 50: 48, 53: 48}
@@ -56,6 +56,6 @@ def test_a_missing_fine_stage_is_said(models, capsys, tmp_path):  # noqa: F811
   said = capsys.readouterr().err
   assert said.startswith('the fine stage is missing: 2 of 3 levels are made')
   assert f'`python -m experiments.train --stage=fine --workdir={tmp_path}`' in said
-  piano = types.SimpleNamespace(**vars(RECIPE) | {'fine': None})
+  piano = types.SimpleNamespace(**vars(RECIPE) | {'stages': {}})
   generate.say_missing_levels(args, piano, models._replace(fine=None))
   assert capsys.readouterr().err == ''

@@ -29,7 +29,7 @@ def shrunk(recipe: recipe_lib.Recipe, root) -> recipe_lib.Recipe:
   """Returns the recipe with its rates, levels and imports, and small in all else."""
 
   def stage(name, **fields):
-    own = getattr(recipe, name)
+    own = recipe.stages[name]
     schedule = dataclasses.replace(
       own.train,
       batch_size=8,
@@ -41,16 +41,17 @@ def shrunk(recipe: recipe_lib.Recipe, root) -> recipe_lib.Recipe:
     )
     return dataclasses.replace(own, model=dataclasses.replace(own.model, **fields), train=schedule)
 
-  return dataclasses.replace(
-    recipe,
+  return recipe.derived(
+    {
+      'semantic': stage('semantic', crop_seconds=0.8, **SIZES),
+      'coarse': stage('coarse', **SIZES, **CODES),
+      'fine': stage('fine', transformer=TRANSFORMER, **CODES),
+    },
     corpus=dataclasses.replace(recipe.corpus, root=str(root), held_out=0.4),
     semantic_tokens=dataclasses.replace(
       recipe.semantic_tokens, layer=2, num_clusters=8, sample_seconds=5.0
     ),
     evaluation=dataclasses.replace(recipe.evaluation, carry_seconds=0.2),
-    semantic=stage('semantic', crop_seconds=0.8, **SIZES),
-    coarse=stage('coarse', **SIZES, **CODES),
-    fine=stage('fine', transformer=TRANSFORMER, **CODES),
   )
 
 
@@ -81,7 +82,7 @@ def test_the_language_models_are_all_that_is_trained(
 ):
   workdir = tmp_path / 'run'
   recipe = dataclasses.replace(recipe_lib.load(name), corpus=Folder(root=''))
-  assert recipe.stages == ('semantic', 'coarse', 'fine')
+  assert list(recipe.trained) == ['semantic', 'coarse', 'fine']
   recipe = shrunk(recipe, recordings)
   monkeypatch.setattr(recipe_lib, 'load', lambda name, overrides=(): recipe)
   options = [f'--workdir={workdir}', f'--recipe={name}']
@@ -102,7 +103,7 @@ def test_the_language_models_are_all_that_is_trained(
   run(monkeypatch, encode, *options)
   made = json.loads((workdir / 'tokens' / 'train.json').read_text())['metadata']
   assert (made['frame_rate'], made['semantic_rate'], made['num_quantizers']) == (50.0, 25.0, 12)
-  for stage in recipe.stages:
+  for stage in recipe.trained:
     run(monkeypatch, train, f'--stage={stage}', *options)
   run(
     monkeypatch,

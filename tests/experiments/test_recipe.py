@@ -3,23 +3,24 @@
 import pytest
 
 from audiolm_jax.stages.base import Stage
+from experiments import pages
 from experiments import recipe as recipe_lib
 
 
-@pytest.mark.parametrize('name', recipe_lib.names())
+@pytest.mark.parametrize('name', pages.names())
 def test_every_stage_of_every_recipe_can_be_made(name):
   recipe = recipe_lib.load(name)
-  assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= {*recipe.stages, *recipe.imports}
-  for stage in recipe.stages:
-    made = getattr(recipe, stage).model.make()
+  assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= set(recipe.stages)
+  for stage in recipe.trained.values():
+    made = stage.model.make()
     assert isinstance(made, Stage) and made.batch
 
 
-@pytest.mark.parametrize('name', recipe_lib.names())
+@pytest.mark.parametrize('name', pages.names())
 def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
   recipe = recipe_lib.load(name)
-  assert 'soundstream' in recipe.imports or recipe.soundstream.train.rollback is not None
-  trains = [getattr(recipe, stage).train for stage in recipe.stages]
+  assert 'soundstream' in recipe.imports or recipe.stages['soundstream'].train.rollback is not None
+  trains = [stage.train for stage in recipe.trained.values()]
   assert all(band.step <= train.num_steps for train in trains for band in train.bands)
 
 
@@ -46,7 +47,8 @@ def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
 )
 def test_overrides_are_typed(path, text, expected):
   node = recipe_lib.load('tiny', [f'{path}={text}'])
-  for name in path.split('.'):
+  names = path.split('.')
+  for name in ['stages', *names] if names[0] in node.stages else names:
     node = node[name] if isinstance(node, dict) else getattr(node, name)
   assert node == expected and type(node) is type(expected)
 
@@ -54,8 +56,9 @@ def test_overrides_are_typed(path, text, expected):
 def test_overrides_change_only_what_they_name_and_later_ones_win():
   before = recipe_lib.load('tiny')
   after = recipe_lib.load('tiny', ['fine.train.num_steps=3', 'fine.train.num_steps=5'])
-  assert after.fine.train.num_steps == 5 and after.fine.model == before.fine.model
-  assert after.semantic == before.semantic and recipe_lib.load('tiny') == before
+  fine = after.stages['fine']
+  assert fine.train.num_steps == 5 and fine.model == before.stages['fine'].model
+  assert after.stages['semantic'] == before.stages['semantic'] and recipe_lib.load('tiny') == before
 
 
 def test_a_string_field_takes_the_text_as_it_is():
@@ -121,9 +124,20 @@ def test_unknown_recipe_lists_all_and_suggests_the_close_one():
 def test_fields_that_go_together_are_set_in_any_order():
   together = ['semantic.model.transformer.width=30', 'semantic.model.transformer.num_heads=3']
   for overrides in (together, together[::-1]):
-    transformer = recipe_lib.load('tiny', overrides).semantic.model.transformer
+    transformer = recipe_lib.load('tiny', overrides).stages['semantic'].model.transformer
     assert (transformer.width, transformer.num_heads) == (30, 3)
   with pytest.raises(
     ValueError, match=r'--set semantic.model.transformer.num_heads=3: width=128 is not a multiple'
   ):
     recipe_lib.load('tiny', together[1:])
+
+
+def test_a_stage_is_removed_by_none():
+  recipe = recipe_lib.load('tiny', ['fine=None', 'coarse.train.num_steps=3'])
+  assert 'fine' not in recipe.stages and recipe.stages['coarse'].train.num_steps == 3
+
+
+def test_a_stage_cannot_be_named_as_a_field():
+  recipe = recipe_lib.load('tiny')
+  with pytest.raises(ValueError, match=r"stages=\['corpus'\]: a field of the recipe has that name"):
+    recipe.derived({'corpus': recipe.stages['fine']})

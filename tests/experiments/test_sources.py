@@ -7,7 +7,7 @@ import pytest
 
 from audiolm_jax import audio
 from audiolm_jax.data import folders
-from experiments import corpora, sources
+from experiments import corpora, inputs, sources
 from experiments.recipe import Evaluation, SemanticTokens
 from experiments.recipes import folder, tiny
 
@@ -74,10 +74,10 @@ class Listed(list):
   pass
 
 
-def recipe_of(examples, sample_rate=RATE, **fields):
+def recipe_of(examples, sample_rate=RATE, **stages):
   evaluation = Evaluation(num_prompts=5, prompt_seconds=0.01, seconds=0.02)
   corpus = Held(examples, sample_rate)
-  return dataclasses.replace(folder.RECIPE, corpus=corpus, evaluation=evaluation, **fields)
+  return folder.RECIPE.derived(stages, corpus=corpus, evaluation=evaluation)
 
 
 def clip(seconds, **options):
@@ -99,7 +99,9 @@ def test_prompts_of_a_corpus_that_says_so_count(tmp_path):
   examples = [clip(1.0, kind='sentences', speaker=0), *counting]
   found = sources.prompts(recipe_of(examples), tmp_path, RATE)
   assert {example['text'] for example in found} == set('0123')
-  judged = sources.prompts(recipe_of(examples, speaker=tiny.RECIPE.speaker), tmp_path, RATE)
+  judged = sources.prompts(
+    recipe_of(examples, speaker=tiny.RECIPE.stages['speaker']), tmp_path, RATE
+  )
   # Of voice 0 the second of three, of voice 1 the second of two; they take turns.
   assert [(e['text'], int(e['label'])) for e in judged] == [('0', 0), ('3', 1)] * 2 + [('0', 0)]
 
@@ -116,12 +118,12 @@ def test_voices_of_any_corpus_that_tells_them_are_labelled(tmp_path):
 
 
 def test_more_voices_than_the_classifier_tells_apart_are_refused(tmp_path, monkeypatch):
-  model = dataclasses.replace(tiny.RECIPE.speaker.model, num_classes=2)
-  stage = dataclasses.replace(tiny.RECIPE.speaker, model=model)
+  model = dataclasses.replace(tiny.RECIPE.stages['speaker'].model, num_classes=2)
+  stage = dataclasses.replace(tiny.RECIPE.stages['speaker'], model=model)
   monkeypatch.setattr(sources.workspace, 'load_codec', lambda workdir: None)
   examples = [clip(0.1, speaker=np.int32(voice)) for voice in (0, 1, 2)]
   with pytest.raises(ValueError, match='3 voices.*--set speaker.model.num_classes=3'):
-    sources.for_stage(recipe_of(examples, speaker=stage), 'speaker', tmp_path)
+    inputs.of_stage(recipe_of(examples, speaker=stage), 'speaker', tmp_path)
 
 
 @pytest.mark.parametrize('held_out', [[], [None, None]])
@@ -134,7 +136,7 @@ def test_no_held_out_example_is_found_before_training(tmp_path, held_out):
   recipe = dataclasses.replace(folder.RECIPE, corpus=Corpus(None))
   message = f'stage soundstream: none of its {len(held_out)} held-out examples can be read'
   with pytest.raises(ValueError, match=message):
-    sources.for_stage(recipe, 'soundstream', tmp_path)
+    inputs.of_stage(recipe, 'soundstream', tmp_path)
 
 
 def test_a_clip_of_which_resampling_leaves_nothing_is_left_out_by_name(tmp_path):
@@ -159,6 +161,6 @@ def test_training_says_how_many_files_are_left_out_and_where_they_are_listed(tmp
   (tmp_path / 'train/1.m4a').write_bytes(b'x')
   roots = dict(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
   recipe = dataclasses.replace(folder.RECIPE, corpus=corpora.Folder(**roots))
-  sources.for_stage(recipe, 'soundstream', tmp_path)
+  inputs.of_stage(recipe, 'soundstream', tmp_path)
   said = f'2 files are left out; they and the reasons: {tmp_path}/corpus/skipped.jsonl\n'
   assert capsys.readouterr().err == said

@@ -35,7 +35,8 @@ def kind_of(name: str, path: str) -> str:
 
 
 def node_at(node, path: str):
-  for name in path.split('.'):
+  names = path.split('.')
+  for name in ['stages', *names] if names[0] in node.stages else names:
     node = node[name] if isinstance(node, dict) else getattr(node, name)
   return node
 
@@ -55,8 +56,8 @@ def check(name: str, path: str, text: str) -> str:
   others = [p for p in leaves[0] if not path.startswith(p) and not p.startswith(path)]
   assert [leaves[0][p] for p in others] == [leaves[1][p] for p in others], 'another field changed'
   stage = path.split('.')[0]
-  if stage in got.stages:  # what a config lets pass, its stage can be made of, or says why not
-    battery.attempt(getattr(got, stage).model.make)
+  if stage in got.trained:  # what a config lets pass, its stage can be made of, or says why not
+    battery.attempt(got.stages[stage].model.make)
   return 'taken'
 
 
