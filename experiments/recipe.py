@@ -86,7 +86,7 @@ class Evaluation:
 
   num_clips: int = 64  # held-out utterances for the codec and token numbers
   num_prompts: int = 64  # prompts continued in one batch
-  num_naturalness_clips: int = 0  # of each row that DNSMOS rates, at 5 s of computing each
+  num_naturalness_clips: int = 0  # of each row that DNSMOS rates, at 3 to 4 s of computing each
   prompt_seconds: float = 3.0
   seconds: float = 7.0  # of continuation
   carry_seconds: float = 3.0  # kept from one window of the coarse model to the next
