@@ -1,11 +1,11 @@
-"""A codec with its weights: audio to codes and back, of whole clips, in chunks, and block by block.
+"""Encodes audio to codes and decodes them, with a trained codec: whole clips, blocks or streams.
 
   codec = load('runs/tiny')
   codes_BFQ = codec.encode(wave_BT, levels=4)
   wave_BT = codec.decode(codes_BFQ)
 
-A `Codec` is a pytree whose leaves are the weights: `jax.device_put` places it, and a compiled
-function takes it as an argument. Its methods are compiled, once for each shape.
+A `Codec` is a pytree whose leaves are the weights: `jax.device_put` places it, and jitted functions
+can take it as an argument. Its methods are jitted, and compile once per shape.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from audiolm_jax.stages.base import CodecConfig, CodecFunctions, State, Variable
 from audiolm_jax.training import checkpoints
 
 CHUNK_SECONDS = 1.0
-MAX_WHOLE_SECONDS = 128.0  # of a clip that is not coded in pieces
+MAX_WHOLE_SECONDS = 128.0  # of a clip that is encoded or decoded in one piece
 
 
 @functools.partial(
@@ -34,9 +34,12 @@ MAX_WHOLE_SECONDS = 128.0  # of a clip that is not coded in pieces
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
-  """A codec, ours or imported, bound to its weights.
+  """Binds a codec to its weights.
 
-  denoise: remove noise; only for a codec that was trained with a denoising switch.
+  Fields:
+    config: SoundStream or a pretrained codec.
+    variables: its weights.
+    denoise: whether to remove noise; only for codecs trained with a denoising switch.
   """
 
   config: CodecConfig
@@ -45,7 +48,11 @@ class Codec:
 
   @property
   def functions(self) -> CodecFunctions:
-    """The pure functions of (variables, ...), for compiled functions of one's own."""
+    """Pure functions of (variables, ...), for use in other jitted functions.
+
+    Raises:
+      UserError: if `denoise` is set but the codec has no denoising switch.
+    """
     functions = self.config.codec()
     if not self.denoise:
       return functions
@@ -70,35 +77,37 @@ class Codec:
 
   @property
   def num_quantizers(self) -> int:
-    """Levels of codes."""
+    """Number of levels Q of codes."""
     return self.config.num_quantizers
 
   @property
   def codebook_size(self) -> int:
-    """Codes of a level."""
+    """Number of different codes per level."""
     return self.config.codebook_size
 
   @property
   def context(self) -> int:
-    """Frames on either side that a frame depends on; 0: a causal codec."""
+    """Number of frames before and after a frame that it depends on; 0 for a causal codec."""
     return self.functions.context
 
   def bit_rate(self, levels: int | None = None) -> float:
-    """Returns bits per second of the first `levels` levels (None: of all)."""
+    """Returns the bits per second of the first `levels` levels; None for all."""
     return math.log2(self.codebook_size) * self.frame_rate * (levels or self.num_quantizers)
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256, 16 hex digits, of what encodes and decodes: without discriminators."""
+    """16 hex digits of the SHA-256 of the weights that encode and decode (no discriminators)."""
     params, state = self.variables
     return arrays_file.fingerprint((params.get('generator', params), state.get('codebooks')))
 
   def encode(
     self, wave_BT: Float[Array | np.ndarray, 'B T'], levels: int | None = None
   ) -> Int[Array, 'B F Q']:
-    """Returns the codes of the first `levels` levels (None: all), F = ceil(T / hop_length).
+    """Returns codes, F = ceil(T / hop_length).
 
-    Zeros fill up the last frame.
+    Args:
+      wave_BT: waveforms in [-1, 1] at `sample_rate`; zeros are appended to complete the last frame.
+      levels: number of levels Q; None for all.
     """
     checks.shapes(wave_BT=wave_BT)
     return _encode(self, wave_BT, levels=levels)
@@ -106,10 +115,14 @@ class Codec:
   def decode(
     self, codes_BFQ: Int[Array | np.ndarray, 'B F Q'], num_samples: int | None = None
   ) -> Float[Array, 'B T']:
-    """Returns the waveform of codes of the first levels, T = F * hop_length, or T = `num_samples`.
+    """Returns the waveforms of codes.
 
-    Raises ValueError for a code outside of the codebook, and where waveforms of `num_samples` have
-    another number of frames.
+    Args:
+      codes_BFQ: codes of the first Q levels.
+      num_samples: length T, to remove what completed the last frame; None: T = F * hop_length.
+
+    Raises:
+      UserError: if a code is out of range, or a waveform of `num_samples` does not have F frames.
     """
     checks.shapes(codes_BFQ=codes_BFQ)
     checks.ids('codes_BFQ', codes_BFQ, self.codebook_size, padding=False)
@@ -118,44 +131,49 @@ class Codec:
       return _decode(self, codes_BFQ)
     if -(-num_samples // hop) != frames or num_samples < 1:
       raise UserError(
-        f'num_samples={num_samples:,} does not go with {frames} frames of hop_length={hop}: '
-        'give the length of the waveform that was encoded'
+        f'num_samples={num_samples:,} does not match {frames} frames of hop_length={hop}: '
+        'pass the length of the waveform that was encoded'
       )
     return _decode(self, codes_BFQ)[:, :num_samples]
 
   def reconstruct(
     self, wave_BT: Float[Array | np.ndarray, 'B T'], levels: int | None = None
   ) -> Float[Array, 'B T']:
-    """Returns the waveform through the codec, of the same length."""
+    """Returns waveforms encoded and decoded, of the same length."""
     checks.shapes(wave_BT=wave_BT)
     return _reconstruct(self, wave_BT, levels=levels)
 
   @property
   def stream(self) -> 'Stream | None':
-    """Coding in chunks with a latency of one frame; None where the codec takes whole clips only."""
+    """Streaming interface; None if the codec needs whole clips."""
     return None if self.functions.stream is None else Stream(self)
 
   @property
   def block_frames(self) -> int:
-    """Frames of a block of `encode_blocks` and `decode_blocks`: a second, and at least `context`."""
+    """Frames per block of `encode_blocks` and `decode_blocks`: one second, at least `context`."""
     return max(1, round(CHUNK_SECONDS * self.frame_rate), self.context)
 
   def encode_blocks(
     self, blocks: Iterable[np.ndarray], levels: int | None = None
   ) -> Iterator[np.ndarray]:
-    """Yields codes [F, Q] of a clip of any length that comes in blocks [T] of `block_frames` frames.
+    """Yields the codes [F, Q] of the blocks of a clip of any length.
 
-    The last block may be shorter. A stream is used where there is one. A codec that looks ahead
-    sees `context` frames of the neighbours on both sides of a block, and silence after the clip. A
-    causal codec without a stream is given the whole clip, filled up to a power of two seconds.
+    Codecs with a stream encode block by block. Codecs that look ahead get `context` frames of both
+    neighbours with each block, and silence after the clip. Causal codecs without a stream get the
+    whole clip, padded to a power of two seconds.
 
-    Raises ValueError when the clip is too long for a codec that takes it whole.
+    Args:
+      blocks: waveforms [T] of `block_frames` frames; the last may be shorter.
+      levels: number of levels Q; None for all.
+
+    Raises:
+      UserError: if the codec needs the whole clip, and it is longer than MAX_WHOLE_SECONDS.
     """
     hop = self.hop_length
     if self.stream is not None:
       state = self.stream.encoder_state(1)
       for block_T in blocks:
-        # only the last one is shorter, and the codec is causal
+        # Only the last block can be shorter; its padding has no effect, as the codec is causal.
         chunk_BT = np.pad(block_T, (0, self.block_frames * hop - len(block_T)))[None]
         codes_BFQ, state = self.stream.encode(state, chunk_BT, levels)
         yield np.asarray(codes_BFQ)[0]
@@ -165,11 +183,13 @@ class Codec:
       yield _inner(self, np.asarray(self.encode(window_T[None], levels))[0], before)
 
   def decode_blocks(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yields the waveform [T] of codes [F, Q] that come in blocks of `block_frames` frames.
+    """Yields the waveforms [T] of blocks of codes; otherwise as `encode_blocks`.
 
-    The last block may be shorter; samples after its last frame are yielded too and mean nothing. A
-    codec that looks ahead sees the last frame repeated after the clip. Otherwise as
-    `encode_blocks`.
+    After the clip, codecs that look ahead get repetitions of the last frame.
+
+    Args:
+      blocks: codes [F, Q] of `block_frames` frames. The last block may be shorter: discard samples
+        after its last frame.
     """
     if self.stream is not None:
       state = self.stream.decoder_state(1)
@@ -186,44 +206,46 @@ class Codec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-  """Codes clips chunk by chunk, with what the whole clip gives, but for rounding at ties.
+  """Encodes and decodes chunk by chunk.
 
-  Make a state, and give each call the state that the one before returned.
+  Results equal those of the whole clip, except that codes may differ where rounding decides between
+  equally near vectors. Pass each call the state that the previous one returned.
   """
 
   codec: Codec
 
   def encoder_state(self, batch_size: int) -> State:
-    """Returns the state for the first chunk of `batch_size` clips: silence before it."""
+    """Returns the state before the first chunk of `batch_size` clips: preceding silence."""
     return self._placed(self.codec.functions.stream.encoder_state(batch_size))
 
   def decoder_state(self, batch_size: int) -> State:
-    """Returns the state for the first codes of `batch_size` clips."""
+    """Returns the state before the first codes of `batch_size` clips."""
     return self._placed(self.codec.functions.stream.decoder_state(batch_size))
 
   def _placed(self, state: State) -> State:
-    # Beside the variables: where JAX may choose, the second chunk compiles again.
+    # With the sharding of the weights; with another one, the second chunk would compile again.
     weight = jax.tree.leaves(self.codec.variables.params)[0]
     return jax.device_put(state, getattr(weight, 'sharding', None))
 
   def encode(
     self, state: State, wave_BT: Float[Array | np.ndarray, 'B T'], levels: int | None = None
   ) -> tuple[Int[Array, 'B F Q'], State]:
-    """Returns the codes of the next chunk, T a multiple of hop_length, and the state after it."""
+    """Returns the codes of the next chunk, and the state; T is a multiple of hop_length."""
     return _encode_step(self.codec, state, wave_BT, levels=levels)
 
   def decode(
     self, state: State, codes_BFQ: Int[Array | np.ndarray, 'B F Q']
   ) -> tuple[Float[Array, 'B T'], State]:
-    """Returns the waveform of the next F >= 1 frames, T = F * hop_length, and the state after it."""
+    """Returns the waveforms of the next frames, T = F * hop_length, and the state; F >= 1."""
     checks.ids('codes_BFQ', codes_BFQ, self.codec.codebook_size, padding=False)
     return _decode_step(self.codec, state, codes_BFQ)
 
 
 def load(directory: str | os.PathLike) -> Codec:
-  """Returns the codec, trained or imported, of a workdir or of its own checkpoint folder.
+  """Returns the codec in a workdir or in a stage's folder.
 
-  Raises UserError where there is none.
+  Raises:
+    UserError: if there is no codec, or its checkpoints are damaged.
   """
   directory = pathlib.Path(directory)
   if (directory / 'soundstream').is_dir():
@@ -233,7 +255,7 @@ def load(directory: str | os.PathLike) -> Codec:
   config, variables, _ = checkpoints.load_variables(directory)
   if not isinstance(config, CodecConfig):
     raise UserError(
-      f'{directory} holds {type(config).__module__}, which is no codec: import one there'
+      f'{directory} holds {type(config).__module__}, which is not a codec: import one there'
     )
   return Codec(config, variables)
 
@@ -270,10 +292,13 @@ def _windows(
   unit: int,
   follow: Callable[[np.ndarray, int], np.ndarray],
 ) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields what the codec is given at a time, and how many of its frames come before the block.
+  """Yields the codec's input for each block, and the number of its frames that precede the block.
 
-  blocks: of `block_frames * unit` rows, the last one shorter; follow: (rows, count) -> what comes
-  after the last row.
+  Args:
+    codec: the codec, without a stream.
+    blocks: arrays of `block_frames * unit` rows; the last may be shorter.
+    unit: rows (samples or frames of codes) per frame.
+    follow: function (rows, count) -> rows to append after the last.
   """
   context, frames, blocks = codec.context, codec.block_frames, iter(blocks)
   past, block = None, next(blocks, None)
@@ -293,15 +318,15 @@ def _windows(
 
 
 def _whole(codec: Codec, blocks: Iterator[np.ndarray], unit: int, follow) -> np.ndarray:
-  """Returns a clip filled up to a power of two seconds."""
+  """Returns all blocks as one array, padded to a power of two seconds."""
   second, taken, length = round(codec.frame_rate) * unit, [], 0
   for block in blocks:
     taken.append(block)
     length += len(block)
     if length > MAX_WHOLE_SECONDS * second:
       raise UserError(
-        f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the most that '
-        f'{type(codec.config).__module__} takes: cut it, or use a codec that works in pieces '
+        f'the clip is longer than {MAX_WHOLE_SECONDS:g} s, the limit of '
+        f'{type(codec.config).__module__}: cut it, or use a codec that works block by block '
         '(SoundStream, DAC)'
       )
   rows = np.concatenate(taken)
@@ -310,5 +335,5 @@ def _whole(codec: Codec, blocks: Iterator[np.ndarray], unit: int, follow) -> np.
 
 
 def _inner(codec: Codec, rows_F: np.ndarray, before: int) -> np.ndarray:
-  """Returns the frames of the block alone, of those of its window."""
+  """Returns the frames of the block, without those of its neighbours."""
   return rows_F[before : before + codec.block_frames] if codec.context else rows_F

@@ -84,7 +84,7 @@ def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
   shape = (header.num_frames, header.num_quantizers)
   if codes_FQ.shape != shape:
     raise UserError(
-      f'codes have shape {codes_FQ.shape}, {header} has {shape}: cut or pad the last frame'
+      f'codes have shape {codes_FQ.shape}, but {header} has {shape}: cut or pad the last frame'
     )
   if codes_FQ.min() < 0 or codes_FQ.max() >= header.codebook_size:
     raise UserError(
@@ -163,29 +163,29 @@ def _check(header: Header):
       'parts'
     )
   if len(header.fingerprint) != 16 or set(header.fingerprint) - set('0123456789abcdef'):
-    raise UserError(f'fingerprint {header.fingerprint!r} is not of 16 hex digits')
+    raise UserError(f'fingerprint {header.fingerprint!r} does not have 16 hex digits')
 
 
 def _read_header(file: io.BufferedIOBase, name: str) -> Header:
   start = file.read(_START)
   if not start.startswith(MAGIC):
-    raise UserError(f'{name}: begins with {start[:8]!r}, which is not {EXTENSION}')
+    raise UserError(f'{name}: begins with {start[:8]!r}, so it is not an {EXTENSION} file')
   if len(start) < _START:
     raise UserError(f'{name}: truncated within its header of {_START} bytes: copy it again')
   version, *numbers, fingerprint = _FIELDS.unpack(start[len(MAGIC) :])
   if version != VERSION:
     raise UserError(
-      f'{name}: version {version} of the format; this program reads version {VERSION}'
+      f'{name}: has version {version} of the format; this program reads version {VERSION}'
     )
   header = Header(*numbers, fingerprint.hex())
   try:
     _check(header)
   except ValueError as error:
-    raise UserError(f'{name}: damaged or not made by this program, {error}') from error
+    raise UserError(f'{name}: damaged or not made by this program ({error})') from error
   size = file.seek(0, os.SEEK_END)
   if size != header.num_bytes:
     raise UserError(
-      f'{name}: has {size:,} bytes, its header declares {header.num_bytes:,}: copy it again'
+      f'{name}: has {size:,} bytes, but its header declares {header.num_bytes:,}: copy it again'
     )
   return header
 
@@ -195,12 +195,12 @@ def _read(file: io.BufferedIOBase, name: str) -> tuple[Header, np.ndarray]:
   file.seek(0)
   content = file.read(header.num_bytes - _DIGEST)
   if hashlib.sha256(content).digest() != file.read():
-    raise UserError(f'{name}: damaged, its SHA-256 differs: copy it again')
+    raise UserError(f'{name}: damaged (its SHA-256 differs): copy it again')
   shape = (header.num_frames, header.num_quantizers)
   codes_N = _unpacked(memoryview(content)[_START:], math.prod(shape), _bits(header.codebook_size))
   if codes_N.max() >= header.codebook_size:
     raise UserError(
-      f'{name}: holds the code {codes_N.max()}, its codebook_size is {header.codebook_size}'
+      f'{name}: contains code {codes_N.max()}, but its codebook_size is {header.codebook_size}'
     )
   return header, codes_N.reshape(shape)
 

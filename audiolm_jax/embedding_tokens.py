@@ -1,13 +1,13 @@
-"""Quantizes embeddings of clips and texts to tokens, as MusicLM's conditioning (arXiv 2301.11325).
+"""Quantizes embeddings of clips and texts to tokens, like the conditioning of MusicLM.
 
 A residual quantizer (12 levels of 1024 codes) is fitted to audio embeddings
 (`pretrained.clap.audio_embeddings`). A music model is trained on tokens of audio and prompted with
-tokens of texts, through the same quantizer, because both share one space. The tokens of a level
-depend on those of the previous levels: each encodes a residual.
+tokens of texts, through the same quantizer, because both kinds of embeddings share one space. Each
+level encodes the residual of the previous levels.
 
-The paper does not state how its quantizer is fitted; here it is k-means, level by level, on a
-sample of the corpus. In CLAP, text embeddings are at a distance from audio embeddings that the
-quantizer has not seen; MusicLM does not account for it.
+Source: MusicLM (arXiv 2301.11325). It does not state how its quantizer is fitted; here it is
+k-means, level by level, on a sample of the corpus. CLAP's text embeddings have an offset from its
+audio embeddings, to which the quantizer is fitted; like MusicLM, this module does not correct it.
 """
 
 import os
@@ -53,14 +53,14 @@ def fit(
   num_embeddings, dim = embeddings_ND.shape
   if num_embeddings < codebook_size:
     raise UserError(
-      f'{num_embeddings} embeddings cannot make {codebook_size} codes: give more, or lower '
+      f'{num_embeddings} embeddings are too few for {codebook_size} codes: pass more, or lower '
       'codebook_size'
     )
   finite_N = np.isfinite(np.asarray(embeddings_ND)).all(axis=1)
   if not finite_N.all():
     raise UserError(
-      f'{np.sum(~finite_N)} of {num_embeddings} embeddings contain NaN or infinity: check the model '
-      'that made them'
+      f'{np.sum(~finite_N)} of {num_embeddings} embeddings contain NaN or infinity: check the '
+      'model that made them'
     )
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   codebooks = quantizer.init(init_key, num_quantizers, codebook_size, dim)
@@ -81,29 +81,36 @@ def assign(
   checks.shapes(embeddings_BD=embeddings_BD)
   if embeddings_BD.shape[-1] != vectors_QKD.shape[-1]:
     raise UserError(
-      f'embeddings have width {embeddings_BD.shape[-1]}, the code vectors {vectors_QKD.shape[-1]}: '
-      'were these fitted to those of another model?'
+      f'embeddings have width {embeddings_BD.shape[-1]}, but code vectors '
+      f'{vectors_QKD.shape[-1]}: fit the code vectors to embeddings of the same model'
     )
   return quantizer.encode(vectors_QKD, embeddings_BD[:, None])[0][:, 0]
 
 
 def save(path: str | os.PathLike, vectors_QKD: Float[Array, 'Q K D'], model: str) -> None:
-  """Writes what `fit` returned; `model`: the fingerprint of the model of the embeddings."""
+  """Writes code vectors from `fit` atomically.
+
+  model: fingerprint of the model that made the embeddings.
+  """
   arrays_file.save(path, {'vectors': vectors_QKD}, {'model': model})
 
 
 def load(path: str | os.PathLike, model: str) -> Float[Array, 'Q K D']:
-  """Returns the code vectors that `save` wrote.
+  """Returns code vectors that `save` wrote.
 
-  Raises UserError where they are missing or damaged, or were fitted to embeddings of another model
-  than the one of that fingerprint.
+  Args:
+    path: path of the file.
+    model: fingerprint of the model that makes the embeddings to quantize.
+
+  Raises:
+    UserError: if the file is missing or damaged, or `model` is not the one given to `save`.
   """
   if not os.path.isfile(path):
-    raise UserError(f'{path} does not exist: save there what embedding_tokens.fit returns')
+    raise UserError(f'{path} does not exist: save the result of embedding_tokens.fit there')
   arrays, metadata = arrays_file.load(path, ('vectors',), 'fit the quantizer again')
   if metadata['model'] != model:
     raise UserError(
-      f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it again, and train '
-      'again what was trained on its tokens'
+      f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it '
+      'again, then train the models of its tokens again'
     )
   return arrays['vectors']

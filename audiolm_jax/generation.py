@@ -1,20 +1,22 @@
-"""The pipelines: prompt -> tokens -> semantic language model -> acoustic stages -> codec decoder.
+"""Generates audio: prompt -> tokens -> semantic model -> acoustic models -> codec decoder.
 
-The acoustic stages are the coarse and fine language models (`acoustic='autoregressive'`), or
-SoundStorm in place of both (`acoustic='soundstorm'`), which needs frame-aligned semantic tokens.
+The acoustic models are the coarse and fine language models (`acoustic='autoregressive'`), or
+SoundStorm instead of both (`acoustic='soundstorm'`), which needs frame-aligned semantic tokens.
 
-Source: AudioLM (arXiv 2209.03143), sections III-C and IV; SoundStorm (arXiv 2305.09636). What the
-papers leave open:
+Source: AudioLM (arXiv 2209.03143), sections III-C and IV; SoundStorm (arXiv 2305.09636). Details
+that the papers leave open:
 
-- Windows. Past a model's trained crop, generation goes in rounds. A row keeps its whole past where
-  past and future fit the crop together, otherwise the last `carry_seconds` of it (SoundStorm: at
-  least those, and as many as fit; None: CARRY_SECONDS, or half of the crop where that is less); the
-  window gets the semantic tokens that overlap it.
-- Alignment. Deduplicated semantic tokens have no durations. Those of the prompt are measured;
-  generated ones are taken to last the prompt's mean duration (without a prompt: UNKNOWN_DURATION
-  frames), so the number of tokens for `seconds` of audio follows from the prompt's speaking rate.
-- Compilation. Waveforms are padded to whole seconds, sequences and rows as windows.py says. Padding
-  of autoregressive sequences is on the left, where relative positions make it invisible.
+- Windows. Rows longer than the crop of a model are generated window by window. If past and future
+  of a row fit the crop, the window contains all of its past, otherwise only the last
+  `carry_seconds` (with SoundStorm, as much as fits, but at least those). The default is
+  CARRY_SECONDS, but at most half of the crop. The model is conditioned on the semantic tokens that
+  overlap the window.
+- Alignment. Deduplicated semantic tokens have no durations. Durations in the prompt are measured.
+  Generated tokens are assumed to have the mean duration of the prompt's tokens (without a prompt,
+  UNKNOWN_DURATION), so the speaking rate of the prompt determines the number of tokens.
+- Compilation. To limit the number of compiled shapes, waveforms are padded to whole seconds, and
+  sequences and batches as described in windows.py. Autoregressive sequences are padded on the left,
+  where padding has no effect because positions are relative.
 """
 
 import dataclasses
@@ -37,17 +39,16 @@ from audiolm_jax.tokens import PAD
 from audiolm_jax.training import checkpoints
 
 ACOUSTIC = ('autoregressive', 'soundstorm')
-CARRY_SECONDS = 3.0  # of the past that a later window keeps, but at most half of the crop
-# semantic frames of 40 ms that a deduplicated token lasts when no prompt tells
-UNKNOWN_DURATION = 2.0
+CARRY_SECONDS = 3.0  # of the past in each later window, but at most half of the crop
+UNKNOWN_DURATION = 2.0  # semantic frames (of 40 ms) per deduplicated token, without a prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """Rules of the language models (the paper's temperatures, no filters: section IV-B) and of
-  SoundStorm.
+  """Configures the sampling rule of each model.
 
-  A rule of one's own is a function (key, logits_BV, past_BN) -> token_B (`sampling.OwnRule`). Min-p:
+  Defaults are the temperatures of AudioLM, section IV-B, without filters. A custom rule is a
+  function (key, logits_BV, past_BN) -> token_B, see `sampling.OwnRule`. Example (min-p):
 
     def min_p(key, logits_BV, past_BN):
       least_B1 = logits_BV.max(axis=-1, keepdims=True) + math.log(0.05)
@@ -72,10 +73,10 @@ class SamplingConfig:
 
 
 class Models(NamedTuple):
-  """The tokenizer, the language models, and how to sample from them.
+  """Holds the tokenizer, the language models and their sampling rules.
 
-  Acoustic models that a pipeline does not use may be None. `fine` is also None where the coarse
-  levels are all (piano).
+  Acoustic models that are not used may be None. `fine` is also None if the coarse model generates
+  all levels (piano).
   """
 
   tokenizer: Tokenizer
@@ -87,11 +88,15 @@ class Models(NamedTuple):
 
 
 class Continuation(NamedTuple):
-  """Audio and the tokens it was made from; rows are padded on the right (wave with 0, tokens with
-  PAD).
+  """Holds generated audio and its tokens; rows are padded on the right.
 
-  semantic_BS is frame-aligned, or (autoregressive) deduplicated where the semantic model is.
-  num_frames_B: codec frames of each row, the first prompt_frames_B of which are the prompt's own.
+  Fields:
+    wave_BT: prompt and continuation; padding is 0.
+    semantic_BS: semantic tokens, frame-aligned, or deduplicated for autoregressive generation with
+      a deduplicated semantic model; padding is PAD.
+    codes_BFQ: codes; padding is PAD.
+    num_frames_B: codec frames of each row.
+    prompt_frames_B: codec frames of each row that are the prompt's.
   """
 
   wave_BT: np.ndarray
@@ -102,8 +107,9 @@ class Continuation(NamedTuple):
 
 
 class Timed(NamedTuple):
-  """The semantic tokens of one row and the semantic frame (fractional, where assumed) at which each
-  begins.
+  """Holds the semantic tokens of a row, and the semantic frame at which each starts.
+
+  Starts computed from an assumed duration may be fractional.
   """
 
   token_N: np.ndarray
@@ -121,13 +127,13 @@ def load_models(
 
   Args:
     workdir: folder of the stages.
-    coarse: the folder of the coarse stage.
+    coarse: name of the folder of the coarse stage.
     stages: acoustic stages to read, of `coarse`, 'fine' and 'soundstorm'; None reads those present.
-    remedy: for clusters that are missing or damaged.
+    remedy: last words of the error message if the clusters are missing or damaged.
 
   Raises:
     UserError: if the tokenizer, the semantic stage or one of `stages` is missing; if there is
-      neither `coarse` nor soundstorm; for stages of other fingerprints.
+      neither `coarse` nor soundstorm; if fingerprints differ.
   """
   folder, names = pathlib.Path(workdir), (coarse, 'fine', 'soundstorm')
   if unknown := sorted(set(stages or ()) - set(names)):
@@ -148,7 +154,7 @@ def load_models(
       if trained_on != expected:
         raise UserError(
           f'stage {name} was trained on tokens of {part} {trained_on}, but {folder} holds {part} '
-          f'{expected}: train it again, or use the workdir it comes from'
+          f'{expected}: train it again, or use the workdir of its training'
         )
   return Models(
     tokenizer,
@@ -170,20 +176,20 @@ def continue_audio(
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
-  """Returns each prompt followed by `seconds` of new audio (rounded to whole semantic frames of 40
-  ms).
-
-  The prompt's codes are kept as they are.
+  """Returns each prompt, through the codec, followed by new audio.
 
   Args:
     models: from `load_models` or `from_pretrained`.
     key: PRNG key.
-    prompt_BT: prompts, padded on the right.
-    num_samples_B: samples of each prompt; None for all.
-    seconds: length of the new audio.
+    prompt_BT: prompts in [-1, 1] at the sample rate of the tokenizer, padded on the right.
+    num_samples_B: number of samples of each prompt; None for all.
+    seconds: length of the new audio; rounded to whole semantic frames (of 40 ms).
     sampling: sampling rules; None takes those of `models`.
-    carry_seconds: past that a later window keeps, see the module's docstring.
+    carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
+
+  Raises:
+    UserError: if the models do not match one another or the rules, or an argument is out of range.
   """
   sampling = sampling or models.sampling
   _check(models, sampling, acoustic)
@@ -209,11 +215,21 @@ def generate_acoustics(
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
-  """Returns new audio for given frame-aligned semantic tokens (PAD on the right): another voice,
-  the same words.
+  """Returns new audio for given semantic tokens: the same words in another voice.
 
-  prompt_BFQ: codes of the first frames, PAD on the right, which are kept and whose voice goes on;
-  None: of no frame.
+  Args:
+    models: from `load_models` or `from_pretrained`.
+    key: PRNG key.
+    semantic_BS: frame-aligned semantic tokens, PAD on the right.
+    prompt_BFQ: codes of the first frames, PAD on the right, which are kept, and whose voice
+      continues; None: no prompt.
+    sampling: sampling rules; None takes those of `models`.
+    carry_seconds: past in later windows, see the module's docstring.
+    acoustic: one of ACOUSTIC, see the module's docstring.
+
+  Raises:
+    UserError: if the models do not match one another or the rules, an argument is out of range, or
+      a prompt is longer than its semantic tokens.
   """
   sampling = sampling or models.sampling
   _check(models, sampling, acoustic, semantic_given=True)
@@ -224,7 +240,9 @@ def generate_acoustics(
   whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
   new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
   if min(new_frames, default=0) < 0:
-    raise UserError(f'a prompt has {-min(new_frames)} frames more than its semantic tokens: cut it')
+    raise UserError(
+      f'a prompt is {-min(new_frames)} frames longer than its semantic tokens: cut it'
+    )
   deduplicate = models.semantic.config.deduplicate and acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
   return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
@@ -236,8 +254,8 @@ def _prompt_rows(prompt_BFQ, batch_size, codec: Codec) -> list[np.ndarray]:
   prompt_BFQ = np.asarray(prompt_BFQ)
   if prompt_BFQ.ndim != 3 or prompt_BFQ.shape[::2] != (batch_size, codec.num_quantizers):
     raise UserError(
-      f'prompt_BFQ has shape {prompt_BFQ.shape}: it needs {batch_size} rows, as the semantic tokens have, of all '
-      f'{codec.num_quantizers} levels'
+      f'prompt_BFQ has shape {prompt_BFQ.shape}: it needs {batch_size} rows, like the semantic '
+      f'tokens, of all {codec.num_quantizers} levels'
     )
   checks.ids('prompt_BFQ', prompt_BFQ, codec.codebook_size)
   return [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in prompt_BFQ]
@@ -253,7 +271,20 @@ def generate_unconditional(
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
 ) -> Continuation:
-  """Returns `seconds` of audio a row, sampled from nothing."""
+  """Returns audio generated without a prompt.
+
+  Args:
+    models: from `load_models` or `from_pretrained`.
+    key: PRNG key.
+    batch_size: number of rows.
+    seconds: length of each row; rounded to whole semantic frames (of 40 ms).
+    sampling: sampling rules; None takes those of `models`.
+    carry_seconds: past in later windows, see the module's docstring.
+    acoustic: one of ACOUSTIC, see the module's docstring.
+
+  Raises:
+    UserError: if the models do not match one another or the rules, or an argument is out of range.
+  """
   sampling = sampling or models.sampling
   _check(models, sampling, acoustic)
   checks.values(batch_size=(batch_size, checks.WHOLE))
@@ -268,10 +299,10 @@ def generate_unconditional(
 
 
 def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
-  """Returns how many levels of codes a path makes: fewer than the codec's where the fine stage is
-  missing.
+  """Returns the number of levels that the models generate, which is lower without a fine model.
 
-  Raises UserError where its stages do not fit one another.
+  Raises:
+    UserError: if the models do not match one another.
   """
   if acoustic == 'soundstorm':
     return models.soundstorm.config.num_quantizers
@@ -279,24 +310,28 @@ def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
 
 
 def _check(models, rules, acoustic, semantic_given=False):
-  """Raises ValueError where a rule cannot draw, or the models of the `acoustic` path do not fit one
-  another.
+  """Checks that the models needed for `acoustic` match one another, and the rules match them.
+
+  Raises:
+    UserError: if not.
   """
   if acoustic not in ACOUSTIC:
     raise UserError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
   stage = _acoustic_model(models, acoustic)
   if stage is None:
     raise UserError(
-      f'acoustic={acoustic!r} needs the stage {_acoustic_name(acoustic)}, which is not among the models: train it first'
+      f'acoustic={acoustic!r} needs the stage {_acoustic_name(acoustic)}, which is not among the '
+      'models: train it first'
     )
   levels = num_levels(models, acoustic)
   if acoustic == 'soundstorm':
     check_parallel(rules.soundstorm, levels)
     if models.semantic.config.deduplicate and not semantic_given:
       raise UserError(
-        'SoundStorm needs frame-aligned semantic tokens, and the semantic model is deduplicated: its tokens have '
-        'lost the durations that align them with the codec. Train it again with semantic.model.deduplicate=False '
-        "(the coarse model may stay as it is), or use acoustic='autoregressive'"
+        'SoundStorm needs frame-aligned semantic tokens, but the semantic model is deduplicated: '
+        'its tokens lack the durations that align them with the codec. Train it again with '
+        'semantic.model.deduplicate=False (the coarse model need not be trained again), or use '
+        "acoustic='autoregressive'"
       )
   readers = {'semantic': models.semantic, _acoustic_name(acoustic): stage}
   if acoustic == 'autoregressive' and models.fine is not None:
@@ -304,32 +339,34 @@ def _check(models, rules, acoustic, semantic_given=False):
   for name, model in readers.items():
     if wrong := model.config.spec.differences(models.tokenizer.spec):
       raise UserError(
-        f'{name} was made for other tokens: {"; ".join(wrong)}: train it for these models'
+        f'stage {name} was trained on other tokens: {"; ".join(wrong)}: train it on these'
       )
 
 
 def _check_autoregressive(models) -> int:
-  """Returns how many levels the coarse and fine stages make; ValueError where they do not fit one
-  another.
+  """Returns the number of levels that the coarse and fine models generate.
+
+  Raises:
+    UserError: if they do not match one another.
   """
   coarse = models.coarse.config
   if models.semantic.config.deduplicate and coarse.condition_on_semantic and not coarse.deduplicate:
     raise UserError(
-      'the coarse model wants frame-aligned semantic tokens, the semantic model is deduplicated: '
-      'train one of them again with the other value of deduplicate'
+      'the coarse model needs frame-aligned semantic tokens, but the semantic model is '
+      'deduplicated: train one of them again with the same deduplicate as the other'
     )
   if models.fine is None:
     return coarse.num_quantizers
   if models.fine.config.num_coarse != coarse.num_quantizers:
     raise UserError(
-      f'fine.num_coarse={models.fine.config.num_coarse} and coarse.num_quantizers={coarse.num_quantizers} '
-      'differ: these stages were not trained for each other'
+      f'fine.num_coarse={models.fine.config.num_coarse} and '
+      f'coarse.num_quantizers={coarse.num_quantizers} differ: train one of these stages again'
     )
   return models.fine.config.total_quantizers
 
 
 def _acoustic_model(models, acoustic):
-  """Returns the stage that reads the semantic tokens; None where it is not there."""
+  """Returns the model that reads the semantic tokens; None if it is missing."""
   return getattr(models, _acoustic_name(acoustic))
 
 
@@ -345,7 +382,7 @@ def _whole_frames(models, seconds):
   checks.values(seconds=(seconds, checks.POSITIVE))
   frames = round(seconds * models.semantic.config.semantic_rate)
   if frames < 1:
-    raise UserError(f'seconds={seconds} is less than one semantic frame: ask for more')
+    raise UserError(f'seconds={seconds} is less than one semantic frame: choose a larger value')
   return frames
 
 
@@ -354,7 +391,7 @@ def _codec_frames(models, semantic_frames) -> list[int]:
 
 
 def _timed(semantic_S, deduplicate):
-  """Returns the tokens of a row, with or without repeats, and the frames at which they begin."""
+  """Returns the tokens of a row, without repeats if `deduplicate`, and their first frames."""
   semantic_S = semantic_S[semantic_S != PAD]
   keep_S = tokens.first_of_run(semantic_S[None])[0] if deduplicate else semantic_S != PAD
   return Timed(semantic_S[keep_S], np.flatnonzero(keep_S).astype(float))
@@ -363,7 +400,7 @@ def _timed(semantic_S, deduplicate):
 def _extend_semantic(
   models, key, timed: Sequence[Timed], frames_B, num_new: int, rules
 ) -> list[Timed]:
-  """Appends semantic tokens for `num_new` frames to every row."""
+  """Appends semantic tokens for `num_new` semantic frames to each row."""
   config, variables, _ = models.semantic
   durations = [
     1.0
@@ -400,7 +437,7 @@ def _extend_semantic(
 def _acoustics(
   models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic
 ) -> Continuation:
-  """Makes the codes that follow the prompts' own and decodes all of it."""
+  """Generates codes after those of the prompts, and decodes both."""
   config = _acoustic_model(models, acoustic).config
   carry = _carry(config, carry_seconds)
   if acoustic == 'soundstorm':
@@ -427,7 +464,11 @@ def _acoustics(
 
 
 def _carry(config, carry_seconds: float | None) -> int:
-  """Returns how many codec frames of the past a later window keeps, in whole semantic frames."""
+  """Returns the number of past codec frames in later windows, a whole number of semantic frames.
+
+  Raises:
+    UserError: if it is not less than the crop.
+  """
   if carry_seconds is None:
     kept = min(round(CARRY_SECONDS * config.semantic_rate), config.num_semantic // 2)
     return config.frames_per_semantic * kept
@@ -443,7 +484,11 @@ def _carry(config, carry_seconds: float | None) -> int:
 def _coarse_and_fine(
   models, key, timed, prompts, new_frames, rules, carry
 ) -> tuple[list[np.ndarray], int]:
-  """Samples coarse and fine codes after the prompts' own; returns the rows and their levels."""
+  """Samples coarse and fine codes after those of the prompts.
+
+  Returns:
+    Rows [F, Q] and their number of levels Q.
+  """
   config, variables, _ = models.coarse
   ratio = config.frames_per_semantic
 
@@ -476,7 +521,7 @@ def _coarse_and_fine(
 
 
 def _add_fine(models, key, rows, prompts, rule):
-  """Samples the fine levels of what follows the prompts, in chunks of the crop, as one batch."""
+  """Samples the fine levels of the frames after the prompts, in chunks of a crop, as one batch."""
   config, variables, _ = models.fine
   crop, levels = config.num_frames, config.total_quantizers - config.num_coarse
   chunks = [(b, f) for b, row in enumerate(rows) for f in range(len(prompts[b]), len(row), crop)]

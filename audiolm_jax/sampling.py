@@ -14,10 +14,10 @@ from audiolm_jax.errors import UserError
 
 UNKNOWN = -1  # marks a token that is not decoded yet
 
-# A rule of one's own: (key, logits_BV, past_BN) -> token_B. past_BN holds the tokens of each row
-# before this one, UNKNOWN where there is none: those of the prompt in the window, then those drawn;
-# in masked decoding, those of the same frame. It is compiled, once for each function; arrays that it
-# reads are best bound by jax.tree_util.Partial.
+# A custom rule: function (key, logits_BV, past_BN) -> token_B. past_BN has the earlier tokens of
+# each row (of the prompt within the window, then drawn ones), or in masked decoding the tokens of
+# the same frame; UNKNOWN marks missing ones. Rules are jitted, and each function compiles once;
+# bind arrays by jax.tree_util.Partial.
 OwnRule = Callable[[Array, Array, Array], Array]
 
 
@@ -39,7 +39,7 @@ class Rule:
     UserError: if a number is out of range.
   """
 
-  # Numbers or arrays []; JAX makes rules of its own placeholders, too: objects. `--set` reads the
+  # Numbers, arrays [], or objects: JAX fills pytrees with placeholders. `--set` converts to the
   # first type.
   temperature: float | Array | object = 1.0
   top_k: int | Array | object | None = None
@@ -51,7 +51,7 @@ class Rule:
       'top_k': checks.WHOLE,
       'top_p': checks.POSITIVE_SHARE,
     }
-    # Fields are tracers within compiled code, and any object while JAX handles a pytree.
+    # Only numbers are checked: fields are tracers in jitted code, and placeholders in pytrees.
     given = {
       name: rule
       for name, rule in legal.items()
@@ -98,8 +98,8 @@ def check_parallel(how: ParallelRule, num_levels: int) -> None:
   """
   if len(how.iterations) > num_levels:
     raise UserError(
-      f'iterations={how.iterations}: give one positive number for each of the {num_levels} levels, '
-      'or for the first few (the last of them holds for the rest)'
+      f'iterations={how.iterations}: pass one positive number for each of the {num_levels} levels, '
+      'or fewer (the last one holds for the remaining levels)'
     )
 
 
@@ -128,7 +128,7 @@ def draw(
 ) -> Int[Array, 'B']:
   """Draws one token per row by the rule.
 
-  past_BN: earlier tokens, read by an `OwnRule` only; None: no tokens.
+  past_BN: earlier tokens, read by an `OwnRule` only; None for none.
   """
   if not isinstance(rule, Rule):
     empty_B0 = jnp.zeros((len(logits_BV), 0), jnp.int32)

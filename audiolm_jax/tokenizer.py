@@ -1,10 +1,11 @@
-"""Audio to the tokens of AudioLM and back: a model of features with its clusters, and a codec.
+"""Converts audio to semantic tokens and codes, and codes to audio.
 
   tokenizer = load_tokenizer('runs/tiny')
   for path, semantic_S, codes_FQ in files(tokenizer, ['a.wav', 'b.flac']):
     ...
 
-All three classes are pytrees whose leaves are the weights, as `codec.Codec` is.
+A `Tokenizer` has two parts: a codec, and a model of features with clusters of these. All classes
+are pytrees whose leaves are the weights, like `codec.Codec`.
 """
 
 import dataclasses
@@ -33,11 +34,16 @@ from audiolm_jax.training import checkpoints
 )
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SemanticEncoder:
-  """A model of features, ours or imported, bound to its weights, and which features are clustered.
+  """Binds a model of features to its weights, and selects the features to cluster.
 
-  layer: of the model, as its module counts.
-  frames_per_token: frames whose mean makes one token. A model of 50 frames/s makes 25 tokens/s with
-  2.
+  Fields:
+    config: w2v-BERT or a pretrained model.
+    variables: its weights.
+    layer: layer of the features, numbered as in the module of the model.
+    frames_per_token: number of frames averaged to one token; 2 makes 25 tokens/s from 50 frames/s.
+
+  Raises:
+    UserError: if a number is out of range.
   """
 
   config: FeatureConfig
@@ -65,11 +71,14 @@ class SemanticEncoder:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256, 16 hex digits, of the model's parameters."""
+    """16 hex digits of the SHA-256 of the model's parameters."""
     return arrays_file.fingerprint(self.variables.params)
 
   def features(self, wave_BT: Float[Array | np.ndarray, 'B T']) -> Float[Array, 'B S D']:
-    """Returns what is clustered, S = ceil(T / hop_length)."""
+    """Returns the features to cluster, S = ceil(T / hop_length).
+
+    wave_BT: waveforms in [-1, 1] at `sample_rate`.
+    """
     checks.shapes(wave_BT=wave_BT)
     return _features(self, wave_BT)
 
@@ -79,7 +88,7 @@ class SemanticEncoder:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class SemanticTokenizer:
-  """A model of features and the clusters that were fitted to them."""
+  """Binds a model of features to the clusters that were fitted to its features."""
 
   encoder: SemanticEncoder
   quantizer: kmeans.SemanticQuantizer
@@ -105,11 +114,14 @@ class SemanticTokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256, 16 hex digits, of the clusters."""
+    """16 hex digits of the SHA-256 of the clusters."""
     return arrays_file.fingerprint(self.quantizer._asdict())
 
   def encode(self, wave_BT: Float[Array | np.ndarray, 'B T']) -> Int[Array, 'B S']:
-    """Returns frame-aligned semantic tokens, S = ceil(T / hop_length)."""
+    """Returns frame-aligned semantic tokens, S = ceil(T / hop_length).
+
+    wave_BT: waveforms in [-1, 1] at `sample_rate`.
+    """
     checks.shapes(wave_BT=wave_BT)
     return _semantic_tokens(self, wave_BT)
 
@@ -119,14 +131,14 @@ class SemanticTokenizer:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """What turns audio into semantic tokens and codes, and codes into audio."""
+  """Converts audio to semantic tokens and codes, and codes to audio."""
 
   codec: Codec
   semantic: SemanticTokenizer
 
   @property
   def sample_rate(self) -> int:
-    """Samples per second of waveforms in and out: the codec's."""
+    """Samples per second of waveforms, which is the codec's."""
     return self.codec.sample_rate
 
   @property
@@ -136,12 +148,16 @@ class Tokenizer:
 
   @property
   def fingerprints(self) -> dict[str, str]:
-    """The fingerprints to which tokens, and the models trained on them, are bound."""
+    """Fingerprints by name that identify the tokens; stored with tokens and models of them."""
     return {'soundstream': self.codec.fingerprint, 'semantic_tokens': self.semantic.fingerprint}
 
   @property
   def frames_per_semantic(self) -> int:
-    """Codec frames that last as long as a semantic token; ValueError where not a whole number."""
+    """Codec frames per semantic token.
+
+    Raises:
+      UserError: if it is not a whole number.
+    """
     return self.spec.frames_per_semantic
 
   def encode(
@@ -149,12 +165,17 @@ class Tokenizer:
     wave_BT: Float[Array | np.ndarray, 'B T'],
     num_samples_B: Int[Array | np.ndarray, 'B'] | None = None,
   ) -> tuple[Int[np.ndarray, 'B S'], Int[np.ndarray, 'B F Q']]:
-    """Returns frame-aligned semantic tokens and codes of the whole semantic frames of each waveform.
+    """Returns the frame-aligned semantic tokens and the codes of the complete semantic frames.
 
-    F = `frames_per_semantic` * S. wave_BT: at `sample_rate`. num_samples_B: samples of each row, the
-    rest is padding; None: all. Tokens of padding are PAD.
+    Args:
+      wave_BT: waveforms in [-1, 1] at `sample_rate`, padded on the right.
+      num_samples_B: number of samples of each row; None for all.
 
-    Raises ValueError for a row shorter than one semantic frame.
+    Returns:
+      Semantic tokens and codes, F = `frames_per_semantic` * S; PAD marks padding.
+
+    Raises:
+      UserError: if a row is shorter than one semantic frame, or a number of samples is too large.
     """
     checks.shapes(wave_BT=wave_BT)
     ratio, bound = self.frames_per_semantic, self.codec
@@ -164,14 +185,16 @@ class Tokenizer:
     checks.shapes(wave_BT=wave_BT, num_samples_B=lengths_B)
     if lengths_B.max(initial=0) > wave_BT.shape[1]:
       raise UserError(
-        f'num_samples_B says {lengths_B.max()} samples, the waveforms have {wave_BT.shape[1]}'
+        f'num_samples_B has {lengths_B.max()} samples, but the waveforms have {wave_BT.shape[1]}'
       )
     frames_B = lengths_B // hop
     if frames_B.min() < 1:
       raise UserError(
-        f'a prompt has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a longer one'
+        f'a waveform has {lengths_B.min()} samples, less than one semantic frame of {hop}: use a '
+        'longer one'
       )
-    # In shapes of whole seconds, with silence after each row as far as the codec looks ahead.
+    # Pad to whole seconds to limit the number of compiled shapes, with at least as much silence as
+    # the codec looks ahead.
     second = max(1, round(bound.frame_rate / ratio)) * hop
     silence = bound.context * bound.hop_length
     inside_BT = np.arange(wave_BT.shape[1]) < frames_B[:, None] * hop
@@ -189,10 +212,13 @@ class Tokenizer:
   def decode(
     self, codes_BFQ: Int[np.ndarray, 'B F Q'], num_frames_B: Int[np.ndarray, 'B']
   ) -> Float[np.ndarray, 'B T']:
-    """Returns the waveforms of rows of num_frames_B frames each, 0 after them.
+    """Returns the waveforms of codes, T = F * hop_length; padding is 0.
 
-    Computed in shapes of whole seconds. The last frame of a row is repeated after its end, where a
-    codec that looks ahead looks.
+    Codecs that look ahead get repetitions of the last frame after the end of a row.
+
+    Args:
+      codes_BFQ: codes of the first Q levels, padded on the right.
+      num_frames_B: number of frames of each row.
     """
     checks.shapes(codes_BFQ=codes_BFQ, num_frames_B=num_frames_B)
     bound, frames, context = self.codec, codes_BFQ.shape[1], self.codec.context
@@ -205,7 +231,7 @@ class Tokenizer:
 
 
 def spec_of(codec: Codec, encoder: SemanticEncoder, num_clusters: int) -> tokens.Spec:
-  """Returns rates and sizes of the tokens of a codec and of clusters that may not be fitted yet."""
+  """Returns rates and sizes of tokens, before the clusters are fitted."""
   return tokens.Spec(
     semantic_rate=encoder.frame_rate,
     num_clusters=num_clusters,
@@ -218,10 +244,10 @@ def spec_of(codec: Codec, encoder: SemanticEncoder, num_clusters: int) -> tokens
 def files(
   tokenizer: Tokenizer, paths: Iterable[str | os.PathLike]
 ) -> Iterator[tuple[str | os.PathLike, Int[np.ndarray, 'S'], Int[np.ndarray, 'F Q']]]:
-  """Yields (path, semantic_S, codes_FQ) of audio files, one at a time, in the order of `paths`.
+  """Yields (path, semantic_S, codes_FQ) of each audio file, in the order of `paths`.
 
-  Raises ValueError, naming the file, for one that cannot be read or is shorter than a semantic
-  token.
+  Raises:
+    UserError: with the path, if a file cannot be read or is shorter than one semantic frame.
   """
   for path in paths:
     wave_T = audio.load(path, tokenizer.sample_rate)
@@ -233,16 +259,22 @@ def files(
 
 
 def clusters_path(workdir: str | os.PathLike) -> pathlib.Path:
-  """Returns where a workdir keeps the clusters of its semantic tokens."""
+  """Returns the path of the clusters of a workdir."""
   return pathlib.Path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
 
 
 def load_semantic_encoder(
   workdir: str | os.PathLike, layer: int, frames_per_token: int = 1
 ) -> SemanticEncoder:
-  """Returns the workdir's model of features, trained or imported; the rest says what is clustered.
+  """Returns the model of features of a workdir.
 
-  Raises UserError where it is missing or makes no features.
+  Args:
+    workdir: folder of the stages.
+    layer: see `SemanticEncoder`.
+    frames_per_token: see `SemanticEncoder`.
+
+  Raises:
+    UserError: if the model is missing, damaged, or makes no features.
   """
   directory = pathlib.Path(workdir) / 'w2v_bert'
   if not directory.is_dir():
@@ -250,7 +282,8 @@ def load_semantic_encoder(
   config, variables, _ = checkpoints.load_variables(directory)
   if not isinstance(config, FeatureConfig):
     raise UserError(
-      f'{directory} holds {type(config).__module__}, which makes no features: import another'
+      f'{directory} holds {type(config).__module__}, which makes no features: import a model of '
+      'features there'
     )
   return SemanticEncoder(
     config=config, variables=variables, layer=layer, frames_per_token=frames_per_token
@@ -260,16 +293,17 @@ def load_semantic_encoder(
 def load_semantic_tokenizer(
   workdir: str | os.PathLike, remedy: str = 'fit the clusters again'
 ) -> SemanticTokenizer:
-  """Returns the workdir's model of features with its clusters.
+  """Returns the model of features of a workdir with its clusters.
 
-  Raises UserError, which says `remedy`, where one is missing or damaged, or the clusters belong to
-  another model.
+  Raises:
+    UserError: with `remedy`, if either is missing or damaged, or the clusters were fitted to
+      features of another model.
   """
   stored = kmeans.load(clusters_path(workdir), remedy)
   encoder = load_semantic_encoder(workdir, stored.layer, stored.frames_per_token)
   if stored.model != encoder.fingerprint:
     raise UserError(
-      f'the semantic tokens in {workdir} were fitted on another w2v_bert: move '
+      f'the clusters in {workdir} were fitted to features of another w2v_bert: move '
       f'{workdir}/semantic_tokens and {workdir}/tokens away, {remedy}, and train the language '
       'models again'
     )
@@ -277,7 +311,11 @@ def load_semantic_tokenizer(
 
 
 def load_tokenizer(workdir: str | os.PathLike, remedy: str = 'fit the clusters again') -> Tokenizer:
-  """Returns the codec and the semantic tokenizer of a workdir; raises as their loaders."""
+  """Returns the codec and the semantic tokenizer of a workdir.
+
+  Raises:
+    UserError: as `codec.load` and `load_semantic_tokenizer`.
+  """
   return Tokenizer(codec.load(workdir), load_semantic_tokenizer(workdir, remedy))
 
 

@@ -1,9 +1,8 @@
-"""Sequences of any length by models of a fixed crop: rows in windows, padded to few shapes, next
-token or in parallel.
+"""Generates and scores sequences of any length, window by window, with models of a fixed crop.
 
-Shapes: lengths are padded to quarters of the crop, rows to the next power of two (beyond 8:
-multiple of 8), so that there are few compilations; how much of it is there, and the sampling rule,
-are data.
+To limit the number of compiled shapes, lengths are padded to quarters of the crop, and the number
+of rows to a power of two (above 8, to a multiple of 8). Actual lengths and sampling rules are
+traced arguments.
 """
 
 import functools
@@ -36,13 +35,28 @@ def extend(
   prefix_crop: int,
   rule: Rule | OwnRule,
 ) -> list[np.ndarray]:
-  """Appends `num_new` sampled frames to every row [F, Q], in windows of at most `crop` frames.
+  """Appends sampled frames to each row of codes, window by window.
 
-  num_new: one number, or one for each row. A row keeps its whole past where past and future fit the
-  crop together, otherwise the last `carry` frames of it. The windows of a row depend on that row
-  only: a row of a batch equals the row alone.
-  prefix: (row, first frame, end frame) of a window -> codes [P, N] that condition it, usually at
-  most prefix_crop.
+  If past and future of a row fit the crop, a window contains all of its past, otherwise only the
+  last `carry` frames. Windows of a row do not depend on the other rows of the batch.
+
+  Args:
+    model: language model of the codes.
+    params: its parameters.
+    key: PRNG key.
+    rows: codes [F, Q] of each row.
+    num_new: number of frames to append, for all rows or for each.
+    crop: largest number of frames in a window.
+    carry: number of past frames in a later window.
+    prefix: function (row number, first frame, end frame) -> codes [P, N] that condition a window.
+    prefix_crop: usual largest length P.
+    rule: sampling rule.
+
+  Returns:
+    Rows with the new frames.
+
+  Raises:
+    UserError: if a code is out of range.
   """
   rows, num_levels = list(rows), model.vocabulary.target_levels
   for row in rows:
@@ -65,7 +79,7 @@ def extend(
     )
     past = [rows[b][n - k :] for b, n, k in zip(active, lengths, kept, strict=True)]
     prompt_BFQ = stack(past, bucket(max(kept), crop), num_levels, size)
-    # Grows with every round: each has a key of its own.
+    # Increases with each window, so that each has a different key.
     done = min(wanted[b] - remaining[b] for b in active)
     drawn_BN = sample_targets(
       model,
@@ -95,8 +109,17 @@ def sample_targets(
   *,
   capacity: int,
 ) -> Int[Array, 'B C']:
-  """Returns `num_steps` codes a row, frame by frame, that follow prefix and prompt, and -1 up to
-  `capacity`.
+  """Samples the codes that follow prefix and prompt, flattened frame by frame.
+
+  Args:
+    model: language model of the codes.
+    params: its parameters.
+    key: PRNG key.
+    prefix_BPN: codes that condition the row; PAD is padding.
+    prompt_BFQ: first codes of the row; PAD is padding.
+    num_steps: number of codes to sample per row.
+    rule: sampling rule.
+    capacity: number of columns C; those from `num_steps` on are -1.
   """
   ids_BL, times_BL = language_model.sequence(
     model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ)
@@ -122,12 +145,25 @@ def fill(
   carry: int,
   how: ParallelRule,
 ) -> list[np.ndarray]:
-  """Appends decoded frames to every row [F, Q] of codes until all semantic tokens of its own [S]
-  have theirs.
+  """Appends frames of codes to each row until it is as long as its semantic tokens.
 
-  A row that ends within the crop is decoded in one window. A longer one takes several, which begin
-  at least `carry` frames (of whole semantic frames) before what is new; a row that is done takes
-  part in no further window.
+  A row not longer than the crop is decoded in one window, a longer one in several.
+
+  Args:
+    config: config of SoundStorm.
+    params: its parameters.
+    key: PRNG key.
+    semantic: frame-aligned semantic tokens [S] of each row.
+    rows: known codes [F, Q] of each row.
+    carry: least number of past frames in a later window; a multiple of
+      `config.frames_per_semantic`.
+    how: rule of the decoding.
+
+  Returns:
+    Rows with the new frames.
+
+  Raises:
+    UserError: if a token or code is out of range.
   """
   rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
   ends = [ratio * len(semantic_S) for semantic_S in semantic]
@@ -175,9 +211,7 @@ def fill_window(
   *,
   iterations: tuple[int, ...],
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes with every PAD filled in where the frame has a semantic token, the known ones
-  untouched.
-  """
+  """Returns the codes, with PAD replaced by decoded codes in frames that have a semantic token."""
   semantic_BS = jnp.asarray(semantic_BS)
   valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
   logits = lambda codes_BFQ, level: soundstorm.logits(config, params, semantic_BS, codes_BFQ, level)
@@ -187,21 +221,22 @@ def fill_window(
 
 
 def bucket(length: int, crop: int) -> int:
-  """Returns `length` rounded up to a quarter of the crop; 0 stays 0."""
+  """Returns `length` rounded up to a multiple of a quarter of the crop."""
   quarter = max(1, -(-crop // 4))
   return -(-length // quarter) * quarter
 
 
 def row_bucket(rows: int) -> int:
-  """Returns the number of rows rounded up to a power of two, or beyond 8 to a multiple of 8."""
+  """Returns the number of rows rounded up to a power of two, or above 8 to a multiple of 8."""
   return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
 
 
 def stack(
   rows: Sequence[np.ndarray], length: int, width: int, size: int | None = None
 ) -> np.ndarray:
-  """Returns rows [N, width] as one array [size, length, width], PAD on the right and in rows beyond
-  the last.
+  """Returns rows [N, width] as an array [size, length, width], default size `len(rows)`.
+
+  PAD fills the ends of rows, and rows beyond the last.
   """
   stacked = np.full((size or len(rows), length, width), PAD, np.int32)
   for b, row in enumerate(rows):
@@ -218,21 +253,32 @@ def log_likelihoods(
   batch_size: int = 32,
   progress: Callable[[int], object] = lambda rows: None,
 ) -> list[np.ndarray]:
-  """Returns the log-probability, in nats, of every code of every row [F, Q], without a prefix.
+  """Returns the log-probability of each code, in nats, without a prefix.
 
-  A code is predicted from all of its row before it where the row fits the crop. Of a longer row
-  later codes are
-  predicted in windows that move on by half a crop: from at least that much of the past.
-  progress: told the number of windows after each batch.
+  In a row that fits the crop, each code is predicted from all earlier ones. In a longer row, codes
+  after the first crop are predicted in windows that advance by half a crop, so from at least half a
+  crop of the past.
 
-  Raises ValueError for a row of another shape, and for a code (PAD, too) that the model does not
-  predict.
+  Args:
+    model: language model of the codes.
+    params: its parameters.
+    rows: codes [F, Q] of each row.
+    crop: largest number of frames in a window.
+    batch_size: number of windows per batch.
+    progress: called with the number of windows after each batch.
+
+  Returns:
+    Log-probabilities [F, Q] of each row.
+
+  Raises:
+    UserError: if a row has another shape or is empty; if a code is out of range, or PAD.
   """
   vocabulary = model.vocabulary
   for b, row in enumerate(rows):
     if row.ndim != 2 or row.shape[1] != vocabulary.target_levels or not len(row):
       raise UserError(
-        f'rows[{b}] has shape {row.shape}: must be frames of {vocabulary.target_levels} levels, [F, Q]'
+        f'rows[{b}] has shape {row.shape}: it must be [F, Q] with F >= 1 and '
+        f'Q = {vocabulary.target_levels}'
       )
     checks.ids(f'rows[{b}]', row, vocabulary.target_size, padding=False)
   spans = []  # (row, first frame, first scored frame, end)
@@ -242,7 +288,7 @@ def log_likelihoods(
       done = spans[-1][3]
       end = min(len(row), done + max(1, crop // 2))
       spans.append((b, end - crop, done, end))
-  spans.sort(key=lambda span: bucket(span[3] - span[1], crop))  # of one shape together
+  spans.sort(key=lambda span: bucket(span[3] - span[1], crop))  # batches of one shape
   found = [np.zeros(row.shape, np.float32) for row in rows]
   for at in range(0, len(spans), batch_size):
     some = spans[at : at + batch_size]

@@ -171,7 +171,7 @@ def test_mistakes_are_explained():
     dataclasses.replace(codec, denoise=True).encode(wave_BT[:, :HOP])
   for num_samples in (0, 2 * HOP, 3 * HOP + 1):
     with pytest.raises(
-      UserError, match=f'num_samples={num_samples} does not go with 3 frames of hop_length=8'
+      UserError, match=f'num_samples={num_samples} does not match 3 frames of hop_length=8'
     ):
       codec.decode(codes_BFQ[:, :3], num_samples)
 

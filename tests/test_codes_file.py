@@ -202,9 +202,9 @@ def test_other_kinds_of_files_and_later_versions_are_named():
     (
       HEADER._replace(fingerprint='ABCDEF0123456789'),
       np.zeros((51, 12), np.int32),
-      'not of 16 hex digits',
+      'not have 16 hex digits',
     ),
-    (HEADER._replace(fingerprint='abc'), np.zeros((51, 12), np.int32), 'not of 16 hex digits'),
+    (HEADER._replace(fingerprint='abc'), np.zeros((51, 12), np.int32), 'not have 16 hex digits'),
   ],
 )
 def test_what_could_not_be_read_is_not_written(header, codes_FQ, reason):
@@ -236,5 +236,5 @@ def test_a_cut_file_is_named(tmp_path):
   path = tmp_path / 'a.alm'
   path.write_bytes(CONTENT[:-1])
   for read in (codes_file.load, codes_file.info):
-    with pytest.raises(ValueError, match=r'a\.alm: has 838 bytes, its header declares 839'):
+    with pytest.raises(ValueError, match=r'a\.alm: has 838 bytes, but its header declares 839'):
       read(path)

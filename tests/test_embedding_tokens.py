@@ -68,7 +68,7 @@ def test_a_fit_is_the_means_of_those_that_choose_a_code_and_repeats():
 
 def test_what_cannot_be_fitted_or_assigned_is_refused():
   embeddings_ND = unit_vectors(20)
-  with pytest.raises(ValueError, match='20 embeddings cannot make 21 codes: give more'):
+  with pytest.raises(ValueError, match='20 embeddings are too few for 21 codes: pass more'):
     embedding_tokens.fit(embeddings_ND, codebook_size=21)
   with pytest.raises(ValueError, match='num_quantizers=0: must be a whole number of at least 1'):
     embedding_tokens.fit(embeddings_ND, num_quantizers=0, codebook_size=4)

@@ -298,10 +298,10 @@ def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(
   again = generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS, own, **options)
   for field in ('codes_BFQ', 'num_frames_B', 'prompt_frames_B'):
     np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
-  with pytest.raises(ValueError, match='a prompt has 16 frames more than its semantic tokens'):
+  with pytest.raises(ValueError, match='a prompt is 16 frames longer than its semantic tokens'):
     generation.generate_acoustics(both, jax.random.key(0), whole.semantic_BS[:, :2], own, **options)
   with pytest.raises(
-    ValueError, match='it needs 2 rows, as the semantic tokens have, of all 3 levels'
+    ValueError, match='it needs 2 rows, like the semantic tokens, of all 3 levels'
   ):
     generation.generate_acoustics(
       both, jax.random.key(0), whole.semantic_BS, own[..., :2], **options
@@ -336,7 +336,7 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
     ),
   ):
     with pytest.raises(
-      ValueError, match='deduplicated: its tokens have lost the durations.*deduplicate=False'
+      ValueError, match='deduplicated: its tokens lack the durations.*deduplicate=False'
     ):
       make(deduplicated)
   with pytest.raises(ValueError, match='needs the stage soundstorm'):
@@ -348,7 +348,7 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
   with pytest.raises(ValueError, match='iterations'):
     go(parallel, sampling=SamplingConfig(soundstorm=ParallelRule(iterations=(16, 1, 1, 1))))
   with pytest.raises(
-    ValueError, match='soundstorm was made for.* num_quantizers=3, the tokens have 2'
+    ValueError, match='soundstorm was trained on.* num_quantizers=3, the tokens have 2'
   ):
     go(parallel._replace(tokenizer=tokenizer_of(Codec(num_quantizers=2))))
 
@@ -390,7 +390,7 @@ def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
   np.testing.assert_array_equal([result.num_frames_B, result.prompt_frames_B], [[39], [24]])
   assert result.wave_BT.shape == (1, 39 * HOP) and seen['frames'] == 75
   with pytest.raises(
-    ValueError, match='made for other tokens: frame_rate=50.0, the tokens have 75.0'
+    ValueError, match='trained on other tokens: frame_rate=50.0, the tokens have 75.0'
   ):
     generation.generate_unconditional(
       fitted._replace(
@@ -456,6 +456,6 @@ def test_files_become_tokens(tmp_path):
     np.testing.assert_array_equal(semantic_S, code_F[:frames:2])
   audio.save(tmp_path / 'c.wav', wave_T[:7], 4000)
   with pytest.raises(
-    ValueError, match='c.wav: a prompt has 7 samples, less than one semantic frame'
+    ValueError, match='c.wav: a waveform has 7 samples, less than one semantic frame'
   ):
     next(tokenizer.files(bound, [tmp_path / 'c.wav']))

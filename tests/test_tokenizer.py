@@ -53,7 +53,9 @@ def test_clusters_of_another_encoder_are_refused(tmp_path, monkeypatch):
     found.fingerprint == stored.fingerprint == SemanticTokenizer(encoder, quantizer).fingerprint
   )
   variables.params['weight'][:] = 1
-  with pytest.raises(UserError, match='fitted on another w2v_bert: move .* away, fit the clusters'):
+  with pytest.raises(
+    UserError, match='features of another w2v_bert: move .* away, fit the clusters'
+  ):
     tokenizer.load_semantic_tokenizer(tmp_path)
 
 

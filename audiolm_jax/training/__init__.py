@@ -1,1 +1,1 @@
-"""The one train step and the one loop: optimizers, mesh, checkpoints."""
+"""Trains any stage: loop, train step, optimizers, sharding and checkpoints."""

@@ -1,14 +1,16 @@
-"""What a checkpoint is, and how it is read: atomic and digested, so that a flipped bit never becomes
-a wrong weight. training/saving.py writes it.
+"""Defines the format of checkpoints and reads them; training/saving.py writes them.
 
-`directory`/<step>/ holds one Orbax item for each part of the train state (params, state, opt_state,
-ema_params; empty parts are left out), a JSON item `metadata`, and `digest.json` with the SHA-256 of
-every other file. The digest is written after the data and before Orbax renames the temporary
-directory to its final name: what carries a step's name is whole. On restore the digest is checked;
-a bad step is set aside as <step>.rejected and the one before is used.
+  DIRECTORY/<step>/
+    params/ state/ opt_state/ ema_params/   Orbax items: the nonempty parts of the train state
+    metadata/                               JSON: config, step, data position, fingerprints, ...
+    digest.json                             size and SHA-256 of each file
 
-Every part is stored as a flat {path: array}: empty containers and NamedTuples of optax need no
-special care, and a change of structure is reported as a difference of paths.
+The digest is written last, before Orbax renames the temporary directory to <step>: a directory with
+the name of a step is complete. Digests are checked before a step is restored. If a step is damaged,
+the trainer renames it to <step>.rejected and uses the previous one.
+
+Parts are stored as flat {dotted path: array}, so that optax's empty containers and NamedTuples need
+no special treatment, and errors can list the paths that differ.
 """
 
 import pathlib
@@ -27,15 +29,13 @@ from audiolm_jax.training import configs, exports, sharding
 
 FORMAT = 1
 DIGEST, METADATA, MARKER = 'digest.json', 'metadata', 'audiolm_jax.json'
-_REMEDY = 'it is damaged, or no checkpoint of this package'
-# Orbax's stamps, made after the digest: no weights
+_REMEDY = 'it is damaged, or was not written by audiolm_jax'
+# Written by Orbax after the digest; they contain no weights.
 UNDIGESTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
 
 
 def steps(directory: str | pathlib.Path) -> list[int]:
-  """Returns the steps in `directory` that were saved to the end, in order (their digests are not
-  checked here).
-  """
+  """Returns the complete steps in `directory`, ascending; digests are not checked."""
   directory = pathlib.Path(directory)
   names = (
     [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
@@ -44,7 +44,7 @@ def steps(directory: str | pathlib.Path) -> list[int]:
 
 
 def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-  """Returns the shape and dtype of every array (or shape) in each part, by its dotted path."""
+  """Returns {part: {dotted path: [shape, dtype]}} of trees of arrays or shapes."""
   return {
     name: {path: [list(x.shape), str(x.dtype)] for path, x in flatten(sharding.unbox(tree)).items()}
     for name, tree in parts.items()
@@ -52,9 +52,9 @@ def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def fault(directory: pathlib.Path) -> str | None:
-  """Returns what is wrong with one step's files, or None when every digest matches."""
+  """Returns why the files of a step are damaged; None if all digests match."""
   try:
-    digests = files.read_json(directory / DIGEST, 'it was saved in vain').get('files')
+    digests = files.read_json(directory / DIGEST, 'the checkpoint is damaged').get('files')
   except ValueError as error:
     return f'{DIGEST} cannot be read: {error}'
   is_entry = lambda x: isinstance(x, list) and len(x) == 2
@@ -63,7 +63,7 @@ def fault(directory: pathlib.Path) -> str | None:
   for name, (size, digest) in digests.items():
     path, name = directory / name, files.printable(name, 200)
     if '..' in path.parts or not path.is_relative_to(directory):
-      return f'{DIGEST} lists {name}, which is elsewhere'
+      return f'{DIGEST} lists {name}, which is outside of the checkpoint'
     if not path.is_file():
       return f'{name} is missing'
     if path.stat().st_size != size:
@@ -80,22 +80,21 @@ def load_variables(
   use_ema: bool = True,
   config: Any = None,
 ) -> base.Model:
-  """Loads a trained stage for inference, on the default device, without optimizer or trainer.
+  """Loads a trained stage for inference, onto the default device.
 
   Args:
-    directory: a run's checkpoint directory, its workdir, or the folder of a stage in a release.
-    step: which one; None takes the newest good one.
-    use_ema: take the averaged parameters where training kept them.
-    config: of a stage from outside of this package, which a checkpoint may name but not import; it
-      must be the one that was trained. None: the checkpoint's own.
+    directory: checkpoint directory or workdir of a run, or folder of a stage in a release.
+    step: step to load; None takes the newest undamaged one.
+    use_ema: whether to take the averaged parameters, if the run kept an average.
+    config: config the stage was trained with; required for stages from outside of this package,
+      whose classes are never imported. None takes the stored config.
 
   Returns:
-    The config, Variables of plain arrays, and metadata with 'step', 'version', 'fingerprints' and
-    what else was saved.
+    Config, variables as plain arrays, and metadata ('step', 'version', 'fingerprints', ...).
 
   Raises:
-    ValueError: no good checkpoint, an unknown config class or field, another config than that of
-      the checkpoint, or another structure than `config.make()` has.
+    UserError: if there is no undamaged checkpoint; if the stored config has an unknown class or
+      field, or differs from `config`; if the arrays are not those of the config.
   """
   if exports.holds(directory):
     return _exported(directory, config)
@@ -113,7 +112,8 @@ def load_variables(
     variables = sharding.unbox(jax.eval_shape(config.make().init, jax.random.key(0)))
   except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
     raise UserError(
-      f'checkpoint {directory / str(step)}: its config makes no model ({error!r}): {_REMEDY}'
+      f'checkpoint {directory / str(step)}: no model can be made from its config ({error!r}): '
+      f'{_REMEDY}'
     ) from error
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params_name = 'ema_params' if use_ema and metadata['structure'].get('ema_params') else 'params'
@@ -136,21 +136,24 @@ def _check_config(directory: str | pathlib.Path, described: Mapping[str, Any], c
   """Compares the config of a checkpoint with the given one.
 
   Raises:
-    UserError: with a line for each field that differs.
+    UserError: with one line per field that differs.
   """
   if differing := configs.differences(described, configs.describe(config)):
     raise UserError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
 
 
 def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:
-  """Loads parts of another run's newest good step into the shapes, dtypes and shardings of
-  `targets`, to begin with.
+  """Loads parts of the train state of another run, such as the params for fine-tuning.
 
-  The configs may differ, the arrays not. `directory` is a checkpoint directory, or a workdir that
-  holds one.
+  The config of that run may differ; the arrays must match.
 
-  Raises ValueError for no good checkpoint, and where arrays are missing, superfluous or of another
-  shape, with a line for each.
+  Args:
+    directory: checkpoint directory or workdir of the run; its newest undamaged step is read.
+    targets: trees of shapes with dtypes and shardings, by part.
+
+  Raises:
+    UserError: if there is no undamaged checkpoint; if arrays are missing, superfluous or of another
+      shape, with one line for each.
   """
   directory = _checkpoints(directory)
   step = _newest_readable(directory)
@@ -158,7 +161,7 @@ def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dic
 
 
 def _checkpoints(directory: str | pathlib.Path) -> pathlib.Path:
-  """Returns the checkpoint directory that is meant: itself, or that of a run's workdir."""
+  """Returns the checkpoint directory, given it or its workdir."""
   directory = pathlib.Path(directory).absolute()
   if not (directory / MARKER).is_file() and (directory / 'checkpoints').is_dir():
     return directory / 'checkpoints'
@@ -166,7 +169,7 @@ def _checkpoints(directory: str | pathlib.Path) -> pathlib.Path:
 
 
 def _newest_readable(directory: pathlib.Path) -> int:
-  """Returns the newest good step without touching the directory, which a trainer may be using."""
+  """Returns the newest undamaged step; renames nothing, because a trainer may use the directory."""
   newer = {}
   for step in reversed(steps(directory)):
     reason = fault(directory / str(step))
@@ -176,15 +179,18 @@ def _newest_readable(directory: pathlib.Path) -> int:
       return step
     newer[step] = reason
   raise UserError(
-    f'no good checkpoint in {directory}: ' + ('; '.join(newer.values()) or 'it holds no step')
+    f'no good checkpoint in {directory}: ' + ('; '.join(newer.values()) or 'it has no steps')
   )
 
 
 def restore_parts(
   directory: pathlib.Path, targets: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Restores the parts that `targets` names after comparing their paths and shapes with what was
-  saved.
+  """Restores the parts named in `targets` from the directory of one step.
+
+  Raises:
+    UserError: if paths, shapes or dtypes differ from those of the checkpoint, with one line for
+      each.
   """
   flat = {name: flatten(tree) for name, tree in targets.items()}
   lines = []
@@ -202,7 +208,7 @@ def restore_parts(
     ]
   if lines:
     raise UserError(
-      f'{directory} (audiolm_jax {metadata["version"]}) holds other arrays:\n  '
+      f'arrays in {directory}, saved by audiolm_jax {metadata["version"]}, differ:\n  '
       + '\n  '.join(lines)
     )
   items = {name: ocp.args.StandardRestore(leaves) for name, leaves in flat.items() if leaves}
@@ -223,10 +229,12 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
-  """Reads what was saved beside the arrays. Raises ValueError for a format that this version does
-  not know.
+  """Returns the metadata of a step, with its config in the form of this version.
+
+  Raises:
+    UserError: if the metadata are damaged, or have a format that this version cannot read.
   """
-  path = directory / METADATA / METADATA  # the JSON item names its file so
+  path = directory / METADATA / METADATA  # Orbax gives the file the name of the item
   metadata = files.read_json(path, _REMEDY)
   metadata.setdefault('fingerprints', {})
   kinds = {'format': int, 'version': str, 'config': dict, 'structure': dict, 'fingerprints': dict}
@@ -234,7 +242,7 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   if not bad and not all(map(_lists_arrays, metadata['structure'].values())):
     bad = ['structure']
   if bad:
-    raise UserError(f'{path} has no {bad[0]} as audiolm_jax writes it: {_REMEDY}')
+    raise UserError(f'{path} has no valid entry {bad[0]}: {_REMEDY}')
   if metadata['format'] != FORMAT:
     raise UserError(
       f'{directory} has format {metadata["format"]}, '
@@ -246,6 +254,6 @@ def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _lists_arrays(leaves: Any) -> bool:
-  """Returns whether this is {path: [shape, dtype]}."""
+  """Returns whether `leaves` is {path: [shape, dtype]}."""
   is_pair = lambda leaf: isinstance(leaf, list) and list(map(type, leaf)) == [list, str]
   return isinstance(leaves, dict) and all(map(is_pair, leaves.values()))

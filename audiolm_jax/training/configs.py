@@ -1,4 +1,4 @@
-"""Frozen configs to JSON and back, and what differs between two of them."""
+"""Converts frozen configs to JSON-compatible data and back, and compares them."""
 
 import dataclasses
 import importlib
@@ -13,7 +13,7 @@ from audiolm_jax.errors import UserError
 
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
 _SOUNDSTREAM = 'audiolm_jax.stages.soundstream.Config'
-# of its flat fields: the name that each has in the config that holds it now
+# Flat fields of SoundStream configs up to version 0.1, and their names in today's nested configs.
 _SEANET_FIELDS = {
   name: name
   for name in ('strides', 'stem_stride', 'encoder_channels', 'decoder_channels', 'mel_encoder')
@@ -31,14 +31,16 @@ _WEIGHT_FIELDS = {
   for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')
 }
 _MISSING = '(absent)'
-_MAX_DEPTH, _MAX_ITEMS = 32, 4096  # of a config; ours have 6 and some dozens
+_MAX_DEPTH, _MAX_ITEMS = 32, 4096  # limits for stored configs; real ones have 6 and some dozens
 
 
 def describe(value: Any) -> Any:
-  """Returns a config as JSON-ready data: dataclasses as {'class', 'fields'}, tuples as lists,
-  dtypes as {'dtype'}.
+  """Returns a config as JSON-compatible data.
 
-  Raises ValueError for values that JSON cannot bring back.
+  Dataclasses become {'class', 'fields'}, tuples become lists, dtypes become {'dtype'}.
+
+  Raises:
+    UserError: if a value has another type.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     fields = {
@@ -60,10 +62,13 @@ def describe(value: Any) -> Any:
 
 
 def upgraded(data: Any) -> Any:
-  """Returns a described config in the form of this version, whatever version described it.
+  """Returns a described config in the form of this version, whichever version described it.
 
-  Until 0.1 a SoundStream config had flat fields for what are now the configs of its network and its
-  quantizer, and for the weights of its loss.
+  Up to version 0.1, SoundStream configs had flat fields instead of nested configs of network and
+  quantizer and a mapping of loss weights.
+
+  Raises:
+    UserError: if this version has no equivalent of the config.
   """
   is_codec = isinstance(data, Mapping) and data.get('class') == _SOUNDSTREAM
   fields = data.get('fields') if is_codec else None
@@ -77,7 +82,7 @@ def upgraded(data: Any) -> Any:
     fields['network'] = {'class': 'audiolm_jax.nn.seanet.SEANet', 'fields': seanet}
   elif seanet.get('mel_encoder'):
     raise UserError(
-      'checkpoint has a mel encoder before a network at the frame rate, which this version does not '
+      'checkpoint has a mel encoder before a network at the frame rate, which this version cannot '
       'make: load it with the version that wrote it'
     )
   kind, own = ('RVQ', rvq) if levels is None else ('FSQ', {'levels': levels})
@@ -87,12 +92,18 @@ def upgraded(data: Any) -> Any:
 
 
 def rebuild(data: Mapping[str, Any], version: str) -> Any:
-  """Returns the stage config that `describe` wrote, under package version `version`.
+  """Returns the stage config that `describe` converted.
 
-  Only `audiolm_jax.stages.<module>.Config` and `audiolm_jax.pretrained.<module>.Config` are
-  imported, and for nested
-  configs frozen dataclasses of this package: a checkpoint cannot run foreign code. Raises
-  ValueError for anything else and for fields this version lacks.
+  A checkpoint must not run foreign code. Therefore the only classes imported are
+  `audiolm_jax.stages.<module>.Config` and `audiolm_jax.pretrained.<module>.Config`, and for nested
+  configs frozen dataclasses of this package.
+
+  Args:
+    data: result of `describe`, in the form of this version (see `upgraded`).
+    version: version of this package that described the config, for error messages.
+
+  Raises:
+    UserError: for another class, or for fields that this version does not have.
   """
   path = data.get('class')
   is_path = isinstance(path, str) and path.startswith(_ROOMS)
@@ -101,15 +112,15 @@ def rebuild(data: Mapping[str, Any], version: str) -> Any:
     shown = str(path)[:200]
     raise UserError(
       f'checkpoint names the config class {shown!r}: only {allowed} are imported; for a stage of '
-      'your own give the config: checkpoints.load_variables(directory, config=...)'
+      'your own pass its config: checkpoints.load_variables(directory, config=...)'
     )
   if set(data) != {'class', 'fields'}:
-    raise UserError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
+    raise UserError(f'checkpoint has a config of unknown form: {str(data)[:200]!r}')
   return rebuild_any(data, version)
 
 
 def rebuild_any(data: Any, version: str) -> Any:
-  """Returns what `describe` was given, of any frozen dataclass of this package; as `rebuild`."""
+  """Returns the value that `describe` converted: as `rebuild`, but any dataclass of the package."""
   return _rebuild(data, version, _MAX_DEPTH)
 
 
@@ -117,7 +128,7 @@ def _rebuild(data: Any, version: str, depth: int) -> Any:
   if depth == 0:
     raise UserError(f'checkpoint has a config nested deeper than {_MAX_DEPTH}: it is damaged')
   if isinstance(data, (list, Mapping)) and len(data) > _MAX_ITEMS:
-    raise UserError(f'checkpoint has a config of {len(data):,} items in one place: it is damaged')
+    raise UserError(f'checkpoint has a config with {len(data):,} items in a list: it is damaged')
   if isinstance(data, list):
     return tuple(_rebuild(item, version, depth - 1) for item in data)
   if not isinstance(data, Mapping):
@@ -127,27 +138,27 @@ def _rebuild(data: Any, version: str, depth: int) -> Any:
   if set(data) != {'class', 'fields'}:
     return {name: _rebuild(item, version, depth - 1) for name, item in data.items()}
   if not (isinstance(data['class'], str) and isinstance(data['fields'], Mapping)):
-    raise UserError(f'checkpoint has a config of no known form: {str(data)[:200]!r}')
+    raise UserError(f'checkpoint has a config of unknown form: {str(data)[:200]!r}')
   kind = _import_class(data['class'], version)
   known = {field.name for field in dataclasses.fields(kind)}
   unknown = sorted(set(data['fields']) - known)
   if unknown:
     raise UserError(
       f'checkpoint of audiolm_jax {version} sets {data["class"]} fields {str(unknown)[:200]}, '
-      f'which audiolm_jax '
-      f'{audiolm_jax.__version__} does not have: load it with the version that wrote it'
+      f'which audiolm_jax {audiolm_jax.__version__} does not have: load it with the version that '
+      'wrote it'
     )
   fields = {name: _rebuild(item, version, depth - 1) for name, item in data['fields'].items()}
   try:
     return kind(**fields)
-  except TypeError as error:  # a field is missing, or compared with a number
+  except TypeError as error:  # a missing field, or a field of another type
     raise UserError(
-      f'checkpoint of audiolm_jax {version} does not make a {data["class"]}: {error}'
+      f'checkpoint of audiolm_jax {version} has wrong fields for {data["class"]}: {error}'
     ) from error
 
 
 def _dtype(name: Any) -> Any:
-  """Returns the dtype of that name as configs hold it, such as jnp.bfloat16."""
+  """Returns the scalar type with this name, such as jnp.bfloat16, which configs use as dtype."""
   kind = getattr(jnp, name, None) if isinstance(name, str) and name.isidentifier() else None
   if not (hasattr(kind, 'dtype') and isinstance(kind.dtype, np.dtype) and kind.dtype.name == name):
     raise UserError(
@@ -166,7 +177,8 @@ def _import_class(path: str, version: str) -> type:
     kind = getattr(importlib.import_module(module_name), name)
   except (ImportError, AttributeError) as error:
     raise UserError(
-      f'checkpoint of audiolm_jax {version} needs {path}, which audiolm_jax {audiolm_jax.__version__} does not have'
+      f'checkpoint of audiolm_jax {version} needs {path}, which audiolm_jax '
+      f'{audiolm_jax.__version__} does not have: load it with the version that wrote it'
     ) from error
   if not (
     isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
@@ -176,7 +188,7 @@ def _import_class(path: str, version: str) -> type:
 
 
 def differences(saved: Any, given: Any) -> list[str]:
-  """Returns one line per field that differs between two described configs."""
+  """Returns one line per field that differs between two results of `describe`."""
   old, new = dict(_leaves(saved)), dict(_leaves(given))
   return [
     f'{name}: checkpoint {old.get(name, _MISSING)!r}, now {new.get(name, _MISSING)!r}'

@@ -1,4 +1,4 @@
-"""What a run of the loop may end with, in words that its user can act on."""
+"""Errors that end a training run, with advice for the user."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from audiolm_jax.training import step as step_lib
 
 
 class DivergedError(FloatingPointError):
-  """A loss or gradient exploded or was not finite, and no rollback is left."""
+  """A loss or gradient exploded or was not finite, and no rollbacks remain."""
 
 
 class NonFiniteError(DivergedError):
@@ -19,20 +19,19 @@ class NonFiniteError(DivergedError):
 
 
 class OutOfMemoryError(MemoryError):
-  """The step does not fit into the memory of the devices; the checkpoints before it are whole."""
+  """The step does not fit into the memory of the devices; earlier checkpoints are not affected."""
 
 
 class PeerError(ConnectionError):
-  """Another process of this run ended or failed; all of them start again, from the last checkpoint.
+  """Another process of the run ended or failed: restart all, from the last checkpoint.
 
-  Threads that wait for the other may be left behind, so that the process should end without waiting
-  for them.
+  Threads may still wait for that process, so this one should exit without joining them.
   """
 
 
 @contextlib.contextmanager
 def explaining(programs: step_lib.Programs, batch_size: int) -> Iterator[None]:
-  """Turns errors of the devices within this block into what they mean to the user, where known."""
+  """Replaces device errors raised in this block by `OutOfMemoryError` or `PeerError`, if known."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -45,7 +44,7 @@ def explaining(programs: step_lib.Programs, batch_size: int) -> Iterator[None]:
 def _explained(
   error: jax.errors.JaxRuntimeError, programs: step_lib.Programs, batch_size: int
 ) -> Exception | None:
-  """Returns what an error of the devices means to the user; None where that is not known."""
+  """Returns the replacement for a device error; None if its cause is unknown."""
   reason, mesh = str(error).splitlines()[0][:300], programs.mesh
   if 'RESOURCE_EXHAUSTED' in reason:
     held = ', '.join(
@@ -57,19 +56,19 @@ def _explained(
       f'{reason}: the step does not fit into the memory of a {mesh.devices.flat[0].device_kind}. '
       f'Each device holds {held}, and {rows:g} of batch_size={batch_size} examples. Lower '
       'batch_size (and raise accumulate_steps), raise mesh.fsdp, or turn on remat in the model; '
-      'the checkpoints are whole'
+      'the checkpoints are not affected'
     )
   if jax.process_count() > 1:
     return PeerError(
       f'process {jax.process_index()} of {jax.process_count()}: {reason}: another process of this '
-      'run ended or failed, its log says why; start all of them again, they go on from the last '
+      'run ended or failed (see its log); restart all processes, they continue from the last '
       'checkpoint'
     )
   return None
 
 
 def _held(shapes: step_lib.TrainState, shardings: step_lib.TrainState) -> Mapping[str, int]:
-  """Returns the bytes on each device of every part of the train state."""
+  """Returns the bytes per device of each part of the train state."""
   size = lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
   sizes = jax.tree.map(size, shapes, shardings)
   return {name: sum(jax.tree.leaves(getattr(sizes, name))) for name in sizes._fields}

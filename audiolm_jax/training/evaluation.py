@@ -1,4 +1,4 @@
-"""Evaluates a train state: means of the stage's own metrics and of a program's probe."""
+"""Evaluates a train state: averages the metrics of the stage, and runs a program's probe."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,20 +14,26 @@ from audiolm_jax.training import sharding
 
 
 class Summary(NamedTuple):
-  """What a probe found, by name; all names get 'eval/' in front."""
+  """Holds the results of a probe, by name; they are logged as 'eval/<name>'.
+
+  Fields:
+    scalars: numbers.
+    audio: pairs of wave_T in [-1, 1] and its sample rate in Hz.
+    images: arrays [height, width, 1 or 3] in [0, 1].
+  """
 
   scalars: Mapping[str, float]
-  audio: Mapping[str, tuple[np.ndarray, int]] = {}  # (wave_T, sample rate)
-  images: Mapping[str, np.ndarray] = {}  # [height, width, 1 or 3] in [0, 1]
+  audio: Mapping[str, tuple[np.ndarray, int]] = {}
+  images: Mapping[str, np.ndarray] = {}
 
 
 class Probe(NamedTuple):
-  """Measures at every evaluation what one program wants to know of a stage: numbers, sounds,
-  pictures.
+  """Defines additional measurements at each evaluation, which a program makes of a stage.
 
-  measure: (params, state, batch) -> (arrays, samples), compiled by the loop.
-  summarize: (mean of the arrays over the evaluation batches, samples of the first one) -> Summary,
-  on the host.
+  Fields:
+    measure: function (params, state, batch) -> (arrays, samples); `make` compiles it.
+    summarize: function (mean of the arrays over all evaluation batches, samples of the first
+      batch) -> Summary; runs on the host.
   """
 
   measure: Callable[[base.Params, base.State, base.Batch], tuple[Any, Any]]
@@ -40,10 +46,16 @@ NO_PROBE = Probe(lambda *_: ((), ()), lambda *_: Summary({}))
 def make(
   eval_step: Callable[..., Mapping[str, jax.Array]], probe: Probe, mesh: Mesh
 ) -> Callable[[base.Params, base.State, Iterator[base.Batch]], tuple[dict[str, Any], Summary]]:
-  """Returns (params, state, global batches) -> (means of the metrics of `eval_step`, Summary of
-  `probe`).
+  """Returns a function that evaluates a train state on held-out batches.
 
-  Raises ValueError where there is no batch.
+  Args:
+    eval_step: from `step.make_eval_step`.
+    probe: additional measurements; NO_PROBE for none.
+    mesh: mesh of the batches.
+
+  Returns:
+    Function (params, state, global batches) -> (means of the metrics of `eval_step`, Summary). It
+    raises UserError if there are no batches.
   """
   measure = jax.jit(probe.measure, out_shardings=sharding.replicated(mesh))
 
@@ -56,7 +68,7 @@ def make(
       samples = found if samples is None else samples
       count += 1
     if not count:
-      raise UserError('make_eval_batches gave no batch: it needs at least one')
+      raise UserError('make_eval_batches returned no batch: it needs at least one')
     metrics, arrays = jax.tree.map(
       lambda x: np.asarray(x, np.float64) / count, jax.device_get(sums)
     )

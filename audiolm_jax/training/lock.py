@@ -1,4 +1,4 @@
-"""One trainer per run directory: it must be writable, and a lock file names who holds it."""
+"""Locks a run directory, so that only one trainer writes to it, and checks that it is writable."""
 
 import contextlib
 import fcntl
@@ -19,28 +19,34 @@ _MAX_LOCK_CHARACTERS = 4096
 
 
 def check_writable(directory: pathlib.Path) -> None:
-  """Makes `directory` and writes a little there. Raises OSError, before any compute, where that
-  fails.
+  """Creates `directory` if missing, and writes a temporary file to it.
+
+  Raises:
+    OSError: if that fails.
   """
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory) as file:  # it has no name that a link could take
+    with tempfile.TemporaryFile(dir=directory) as file:  # nameless, so no link can redirect it
       file.write(bytes(_PROBE_BYTES))
       file.flush()
       os.fsync(file.fileno())
   except OSError as error:
     raise OSError(
       error.errno,
-      f'cannot write to workdir {str(directory)!r} ({error.strerror}): free space or choose another',
+      f'cannot write to workdir {str(directory)!r} ({error.strerror}): free space or choose '
+      'another',
     ) from error
 
 
 @contextlib.contextmanager
 def held(directory: pathlib.Path) -> Iterator[None]:
-  """Holds `directory` for this process. The lock of a dead process of this host is taken over.
+  """Locks `directory` for this process until the block ends.
 
-  Raises ValueError when a live process of this host, or any process of another host, holds it, and
-  when the lock is damaged or a link.
+  A lock left by a dead process of this host is replaced.
+
+  Raises:
+    UserError: if a running process of this host, or any process of another host, holds the lock; if
+      the lock file is damaged or a link.
   """
   path = directory / FILE
   with _exclusively(path) as file:
@@ -63,16 +69,18 @@ def held(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exclusively(path: pathlib.Path):
-  """Opens the lock file while no other process looks at it: looking and taking must be one
-  thing.
-  """
+  """Opens the lock file exclusively, so that no process reads it between a check and a write."""
   with files.open_in_place(path, 'r+') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield file
 
 
 def _holder(file, path: pathlib.Path) -> dict | None:
-  """Returns who holds a lock, or None. Raises ValueError where the file says neither."""
+  """Returns pid, host and start time of the holder of a lock; None if the lock is free.
+
+  Raises:
+    UserError: if the file is damaged.
+  """
   try:
     text = file.read(_MAX_LOCK_CHARACTERS)
     holder = json.loads(text) if text.strip() else None
@@ -84,8 +92,7 @@ def _holder(file, path: pathlib.Path) -> dict | None:
   except (ValueError, TypeError, KeyError, RecursionError):
     pass
   raise UserError(
-    f'{str(path)!r} does not say who holds it: if no process uses this folder, run '
-    f'`rm {shlex.quote(str(path))}`'
+    f'{str(path)!r} is damaged: if no process uses this folder, run `rm {shlex.quote(str(path))}`'
   )
 
 
@@ -104,13 +111,13 @@ def _alive(holder) -> bool:
   except ProcessLookupError:
     return False
   except PermissionError:
-    pass  # alive, another user's
-  # A process id is used again, often after a container restarts: the start time tells.
+    pass  # a running process of another user
+  # Process ids are reused, often after a container restarts, so start times are compared too.
   return holder['started'] is None or holder['started'] == _started(holder['pid'])
 
 
 def _started(pid: int) -> str | None:
-  """Returns when a process started, in the kernel's own clock; None where there is no /proc."""
+  """Returns the start time of a process in kernel clock ticks since boot; None without /proc."""
   try:
     return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
   except OSError:

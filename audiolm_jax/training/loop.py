@@ -1,6 +1,4 @@
-"""The one loop that trains any stage; it knows the contract of stages/base.py and no particular
-stage.
-"""
+"""Trains any stage that follows the contract in stages/base.py."""
 
 import collections
 import functools
@@ -25,16 +23,26 @@ from audiolm_jax.training.session import Session, TrainConfig
 
 
 class TrainResult(NamedTuple):
+  """Holds the result of `train`.
+
+  Fields:
+    step: number of steps done, including those of earlier calls.
+    preempted: whether a signal or `report` stopped the run before `num_steps`; call again to
+      continue.
+    metrics: last logged value of each metric, including 'eval/...'; {} if there was nothing to do.
+    variables: plain arrays on the mesh; params are the averaged ones if the run keeps an average.
+    goodput: share of the wall time of this call spent in steps; goodput.jsonl has the other shares.
+  """
+
   step: int
-  preempted: bool  # a signal or `report` stopped it before `num_steps`: run again to go on
-  # the last ones logged, 'eval/...' included; {} when there was nothing left to do
+  preempted: bool
   metrics: dict[str, float]
-  variables: base.Variables  # plain arrays on the mesh; the averaged parameters where they are kept
-  # share of the wall time of this call that went into steps; goodput.jsonl says where the rest went
+  variables: base.Variables
   goodput: float
 
 
-# more for the first two steps: one compiles, the next may wait for hosts that still do
+# Added to the timeouts of the first two steps: the first one compiles, and the second one may wait
+# for hosts that still compile.
 _COMPILE_SECONDS = 3600.0
 
 
@@ -53,57 +61,60 @@ def train(
   optimizer: optax.GradientTransformation | None = None,
   report: Callable[[Mapping[str, Any]], Any] = lambda event: None,
 ) -> TrainResult:
-  """Trains `stage` from the newest good checkpoint in `workdir`, or from the start, to `num_steps`.
+  """Trains `stage` to `num_steps`, from the newest undamaged checkpoint in `workdir` or the start.
 
-  The order of the loop is law. It evaluates before it saves, so that a resumed run need not
-  evaluate again; it saves before it asks for the next batch, so that the data position belongs to
-  the state; it judges a step after the next one was started, so that the device never waits for the
-  host, but before its state is evaluated or saved.
+  The order of the loop is essential:
 
-  Resuming is exact: on the same mesh the losses are bitwise those of a run that was never
-  interrupted. A rollback is as reproducible as a step: killed before its next save, a run repeats
-  what led to it, and it; only a save that a signal or the clock asked for is one more to go back
-  to. A checkpoint at `num_steps` or beyond leaves nothing to train: `report` gets a message, and no
-  checkpoint changes.
+  - Evaluation comes before the save, so that a resumed run does not repeat it.
+  - The save comes before the next batch is fetched, so that state and data position match.
+  - A step is judged after the next one has started, so that the device never waits for the host,
+    but before its state is evaluated or saved.
+
+  Resuming is exact: on the same mesh, losses are bitwise equal to those of an uninterrupted run. So
+  are rollbacks: a run killed between a rollback and the next save repeats it. The only exceptions
+  are saves caused by a signal or by `save_every_seconds`, which a rollback may return to. If the
+  newest checkpoint is at `num_steps` or later, `report` gets a message and no checkpoint changes.
 
   Args:
-    stage: what `config.make()` returned.
-    config: the stage's frozen config; stored in every checkpoint and compared when resuming. A
-      checkpoint of one from outside of this package is loaded by
+    stage: result of `config.make()`.
+    config: frozen config of the stage; stored in each checkpoint and compared when resuming. If its
+      class is not in this package, load the checkpoint by
       `checkpoints.load_variables(directory, config=config)`.
-    train_config: how long, how often, on what mesh.
-    make_batches: returns the iterator of this process's rows of every global batch. `get_state()`
-      is JSON and the same on every process (a global position), `set_state(position)` goes there.
-    make_eval_batches: returns the evaluation batches, of the same sizes.
-    workdir: gets `checkpoints/`, `metrics.jsonl`, `goodput.jsonl`, `tensorboard/` and a lock.
-    fingerprints: of what the stage was trained on (codec, k-means), by name; stored in every
-    checkpoint.
-    probe: what to measure at every evaluation besides.
-    init_from: the workdir or checkpoint directory of a run whose params and state to begin with,
-      where `workdir` has no checkpoint yet (fine-tuning). The average of the parameters begins at
-      the parameters.
-    init_optimizer: take over that run's optimizer state too, and with it the place in the
-      learning-rate schedule.
-    optimizer: any optax transformation, in place of `train_config.optimizer`. Give the same one
-      when resuming: of it only the shapes of its state are compared.
-    report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at every log, and
-      without the speed at every evaluation, whose metrics are named 'eval/...'; also with a
-      'message' for the user at a rollback, an explosion, a skipped batch, and outside of a band.
-      Where it returns a true value, the run saves and ends as after a signal, once the steps that
-      have begun are done.
+    train_config: settings of the run.
+    make_batches: returns an iterator over this process's rows of each global batch. Its method
+      `get_state()` returns the global data position, as JSON and the same on all processes;
+      `set_state(position)` moves to a position.
+    make_eval_batches: returns the evaluation batches, of the same shapes; None: no evaluation.
+    workdir: folder for `checkpoints/`, `metrics.jsonl`, `goodput.jsonl`, `tensorboard/` and a lock.
+    fingerprints: fingerprints by name of the models that made the training data (codec, k-means);
+      stored in each checkpoint and compared when resuming.
+    probe: additional measurements at each evaluation.
+    init_from: workdir or checkpoint directory of a run whose params and state are the initial ones
+      (fine-tuning); ignored if `workdir` has a checkpoint. An average of the parameters starts at
+      these parameters.
+    init_optimizer: whether to take the optimizer state from `init_from` too, and with it the
+      position in the learning-rate schedule.
+    optimizer: any optax transformation, instead of `train_config.optimizer`. Pass the same one when
+      resuming: only the shapes of its state are compared.
+    report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at each log, and
+      without 'steps_per_second' at each evaluation, whose metrics are named 'eval/...'. At a
+      rollback, explosion, skipped batch or metric outside of its band there is also a 'message' for
+      the user. If it returns a true value, the run finishes the steps in progress, saves and
+      returns, as after a signal.
 
   Raises:
-    errors.NonFiniteError: a loss or gradient was not finite; the last good state is saved.
-    errors.DivergedError: a loss or gradient exploded after the last rollback that `train_config`
-    allows.
-    errors.OutOfMemoryError: the step does not fit.
-    errors.PeerError: another process of the run is gone.
-    watchdog.StalledError: data, a step or another process hangs; end the process without waiting for
-    its threads.
-    ValueError: settings that do not fit together or the checkpoint, a stage that another config
-      made, batches without get_state and set_state, a first batch that is not what the stage asks
-      for, or a workdir in use.
-    OSError: a workdir that cannot be written, or more failed saves than `train_config` allows.
+    errors.NonFiniteError: if a loss or gradient is not finite; the state before it is saved.
+    errors.DivergedError: if a loss or gradient explodes after the last rollback that
+      `train_config` allows.
+    errors.OutOfMemoryError: if the step does not fit into device memory.
+    errors.PeerError: if another process of the run ended.
+    watchdog.StalledError: if data, a step or another process hangs; exit the process without
+      joining its threads.
+    UserError: if settings contradict one another or the checkpoint; if `config` did not make
+      `stage`; if batches lack get_state and set_state; if the first batch does not match
+      `stage.batch`; if the workdir is in use.
+    OSError: if the workdir cannot be written, or more saves in a row fail than `train_config`
+      allows.
   """
   beginning = resuming.Beginning(train_config.seed, init_from, init_optimizer)
   programs = session_lib.programs(stage, config, train_config, optimizer)
@@ -132,7 +143,7 @@ def train(
         case Action.STOP:
           _stop(session, verdict, judged, train_state)
         case Action.ROLL_BACK:
-          del train_state  # before another is restored
+          del train_state  # frees its memory before another is restored
           train_state, start = _roll_back(session, verdict, judged, batches)
           step, batch = start, None
           taken.clear()
@@ -156,7 +167,7 @@ def train(
 
 
 class _Due(NamedTuple):
-  """What the loop does at a step, before it takes the next one."""
+  """Says what the loop does at a step before it starts the next one."""
 
   evaluate: bool
   save: bool
@@ -164,13 +175,21 @@ class _Due(NamedTuple):
 
 
 class _Taken(NamedTuple):
-  """A step that may still be running, with the data positions on both sides of its batch."""
+  """Holds a step that was started and may still be running.
+
+  Fields:
+    number: number of the step, from 0.
+    metrics: metrics of the step, perhaps not computed yet.
+    before: data position before its batch.
+    after: data position after its batch.
+    applied: whether the step changed the train state; known once it is judged.
+  """
 
   number: int
   metrics: Mapping[str, Any]
   before: Any
   after: Any
-  applied: bool = True  # once it is judged: whether it changed the train state
+  applied: bool = True
 
 
 def _globally(
@@ -179,8 +198,10 @@ def _globally(
   mesh: jax.sharding.Mesh,
   batches: Any,  # an iterator; it needs no __iter__
 ) -> Iterator[dict[str, jax.Array]]:
-  """Yields global arrays of this process's rows. Raises ValueError where the first batch is not
-  what the stage asks for.
+  """Yields global batches, given the rows of this process.
+
+  Raises:
+    UserError: if the first batch does not match `features`.
   """
   checked = False
   for batch in iter(lambda: next(batches, None), None):
@@ -191,7 +212,7 @@ def _globally(
 
 
 def _resume(session: Session, batches) -> tuple[step_lib.TrainState, int]:
-  """Returns the train state that the run begins or continues with, and its step."""
+  """Returns the train state that the run starts or resumes from, and its step."""
   with session.watchdog.phase('init'):
     train_state, checkpoint = resuming.resume(
       session.checkpointer, session.programs, session.metadata, session.beginning
@@ -208,8 +229,10 @@ def _resume(session: Session, batches) -> tuple[step_lib.TrainState, int]:
 def _roll_back(
   session: Session, verdict: Verdict, judged: _Taken, batches
 ) -> tuple[step_lib.TrainState, int]:
-  """Returns the last checkpoint, or the beginning, and its step; the data continue behind the batch
-  that diverged.
+  """Restores the newest checkpoint, or the initial state; the data continue after `judged`.
+
+  Returns:
+    Train state and its step.
   """
   with session.watchdog.phase('checkpoint'):
     session.saver.wait()
@@ -223,7 +246,7 @@ def _roll_back(
 def _due(
   session: Session, step: int, start: int, evaluates: bool, signalled: Callable[[int], bool]
 ) -> _Due:
-  """Returns what to do at `step`; at `start` there is nothing to evaluate or save."""
+  """Returns what to do at `step`; at `start` nothing is evaluated or saved."""
   c = session.config
   last = step == c.num_steps
   leave = last or signalled(step) or session.reporter.asked_to_stop
@@ -240,9 +263,10 @@ def _due(
 def _judge(
   session: Session, taken: collections.deque[_Taken], start: int, keep: int
 ) -> tuple[Verdict, _Taken | None]:
-  """Waits for the steps taken but the newest `keep`, and judges and publishes them in order.
+  """Waits for all steps in `taken` except the newest `keep`, judges and publishes them in order.
 
-  Returns the verdict and the step that it is of, at the first step that does not go on.
+  Returns:
+    Verdict and step of the first step whose action is not GO_ON; otherwise GO_ON and None.
   """
   while len(taken) > keep:
     step = taken.popleft()
@@ -262,7 +286,7 @@ def _judge(
 
 
 def _publish(session: Session, step: _Taken, metrics: dict[str, float], verdict: Verdict) -> None:
-  """Publishes a step that was judged, where it is time, and what was wrong with it."""
+  """Publishes the metrics of a judged step if a log is due, and the reason of its verdict."""
   reporter, judge, c = session.reporter, session.judge, session.config
   message = f'step {step.number}, batch at {step.before}: {verdict.reason}'
   if verdict.action is Action.SKIP:
@@ -279,7 +303,7 @@ def _publish(session: Session, step: _Taken, metrics: dict[str, float], verdict:
 def _try_state(
   session: Session, step: int, train_state: step_lib.TrainState, batch, data_position
 ) -> tuple[Verdict, _Taken | None]:
-  """Judges the state that is to be saved by its loss on the last batch, where rollback is on."""
+  """Judges a state before its save, by its loss on the last batch, if rollback is on."""
   if not session.judge.tries_states or batch is None:
     return Verdict(Action.GO_ON), None
   metrics = session.watchdog.bounded(
@@ -297,14 +321,14 @@ def _try_state(
 def _stop(
   session: Session, verdict: Verdict, judged: _Taken, train_state: step_lib.TrainState
 ) -> NoReturn:
-  """Ends a run that diverged with the last good state saved, and an error that says where."""
+  """Stops a diverged run: saves the state before the step if it was not applied, and raises."""
   fault, directory = f'step {judged.number}: {verdict.reason}', session.directory
   advice = 'Lower the learning rate, clip gradients, or look at the batch'
   if judged.applied:
     session.saver.wait()
-    raise errors.DivergedError(f'{fault}; {directory} keeps the checkpoints before. {advice}')
-  # The step left the state as it was, and so did every later one: save it with the data position
-  # before the step.
+    raise errors.DivergedError(f'{fault}; earlier checkpoints remain in {directory}. {advice}')
+  # Neither this step nor any later one changed the state: save it with the data position before
+  # this step.
   _save(session, judged.number, train_state, judged.before, whole=True)
   raise errors.NonFiniteError(
     f'{fault}; the state before it is saved as step {judged.number} in {directory}. {advice}'
@@ -314,7 +338,7 @@ def _stop(
 def _evaluate(
   session: Session, step: int, train_state: step_lib.TrainState, evaluate, batches
 ) -> None:
-  """Evaluates the averaged parameters where they are kept, and publishes the result."""
+  """Evaluates the averaged parameters, or the parameters without an average, and publishes."""
   limited = itertools.islice(batches, session.config.eval_batches)
   with session.watchdog.phase('evaluation'), session.reporter.clock_stopped():
     params = train_state.params if train_state.ema_params is None else train_state.ema_params
@@ -324,7 +348,7 @@ def _evaluate(
 def _save(
   session: Session, step: int, train_state: step_lib.TrainState, data_position, *, whole: bool
 ) -> None:
-  """Starts a save; `whole`: returns when it is done."""
+  """Starts a save; if `whole`, waits until it is complete."""
   save = functools.partial(
     session.saver.save,
     step,
@@ -339,8 +363,12 @@ def _save(
 
 
 def _next_batch(session: Session, step: int, stream, position, taken, train_state):
-  """Returns the next global batch; where none comes in time, a run of one process saves before it
-  gives up.
+  """Returns the next global batch.
+
+  If the data source hangs, a run of a single process saves before the StalledError is raised.
+
+  Raises:
+    UserError: if the iterator is exhausted.
   """
   try:
     batch = session.watchdog.bounded('data', step, lambda: next(stream, None))
@@ -352,13 +380,13 @@ def _next_batch(session: Session, step: int, stream, position, taken, train_stat
     raise
   if batch is None:
     raise UserError(
-      f'make_batches has no batch for step {step} of {session.config.num_steps}: repeat the data'
+      f'make_batches ended before step {step} of {session.config.num_steps}: repeat the data'
     )
   return batch
 
 
 def _advance(session: Session, step: int, start: int, train_state, batch):
-  """Starts a step; returns (next train state, metrics), which may not be computed yet."""
+  """Starts a step and returns (next train state, metrics) without waiting for their values."""
   advance = functools.partial(
     session.programs.train_step,
     train_state,
@@ -386,7 +414,7 @@ def _result(session: Session, train_state: step_lib.TrainState, step: int) -> Tr
 
 
 def _nothing_left(session: Session, train_state: step_lib.TrainState, step: int) -> TrainResult:
-  """Returns what was restored, or begun, where it is at the last step already or beyond."""
+  """Returns the result of a run whose start is at or beyond the last step."""
   num_steps = session.config.num_steps
   session.reporter.say(step, f'the run is at step {step}, num_steps={num_steps}: nothing to train')
   return _result(session, train_state, step)

@@ -1,6 +1,4 @@
-"""Metrics on disk: JSON lines always, TensorBoard events when wanted. A failing writer never stops
-training.
-"""
+"""Writes metrics as JSON lines and TensorBoard events; failed writes never stop training."""
 
 import json
 import pathlib
@@ -18,13 +16,11 @@ FILE = 'metrics.jsonl'
 
 
 class MetricsWriter:
-  """Appends to `directory`/metrics.jsonl, and to TensorBoard event files in
-  `directory`/tensorboard.
+  """Appends metrics to `directory`/metrics.jsonl, and to event files in `directory`/tensorboard.
 
-  A line is {'step': ..., 'time': seconds since the epoch, name: value, ...}. After a resume the
-  steps since the
-  restored one are written again: `read` takes the last value of each name at each step. The first
-  error of either file becomes one warning, and that file is not written any more.
+  A line is {'step': ..., 'time': seconds since the epoch, name: value, ...}. A resumed run appends
+  the steps after the restored checkpoint again; `read` takes the last value of each name at each
+  step. The first error of a writer is reported as a warning and ends its output.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, tensorboard: bool = True):
@@ -40,19 +36,17 @@ class MetricsWriter:
     end = lines.seek(0, 2)
     if end:
       lines.seek(end - 1)
-      if lines.read(1) != b'\n':  # the last writer was killed within a line
+      if lines.read(1) != b'\n':  # the previous writer was killed within a line
         lines.write(b'\n')
     return lines
 
   def _open_events(self):
-    import tensorboardX  # only programs that train want it
+    import tensorboardX  # needed for training only
 
     return tensorboardX.SummaryWriter(str(self._path.parent / 'tensorboard'))
 
   def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-    """Writes one line of finite or non-finite numbers (JSON's NaN, Infinity as Python reads
-    them).
-    """
+    """Writes one line of numbers; NaN and Infinity are written as Python's json module does."""
     values = {name: float(value) for name, value in values.items()}
     if self._lines is not None:
       self._try(
@@ -64,7 +58,7 @@ class MetricsWriter:
   def audio(
     self, step: int, name: str, wave_T: Float[Array | np.ndarray, 'T'], sample_rate: int
   ) -> None:
-    """Writes one waveform in [-1, 1] to TensorBoard."""
+    """Writes a waveform in [-1, 1] to TensorBoard."""
     samples_by_channels = np.asarray(wave_T)[:, None]
     self._event(
       lambda: self._events.add_audio(name, samples_by_channels, step, sample_rate=sample_rate)
@@ -73,13 +67,13 @@ class MetricsWriter:
   def image(
     self, step: int, name: str, image_HWC: Float[Array | np.ndarray, 'height width channels']
   ) -> None:
-    """Writes one image with values in [0, 1] and 1 or 3 channels to TensorBoard."""
+    """Writes an image with values in [0, 1] and 1 or 3 channels to TensorBoard."""
     self._event(
       lambda: self._events.add_image(name, np.asarray(image_HWC), step, dataformats='HWC')
     )
 
   def last_step(self) -> int:
-    """Returns the last step in the file, 0 where there is none."""
+    """Returns the largest step in the file; 0 if there is none."""
     return max(read(self._path), default=0) if self._path.is_file() else 0
 
   def close(self) -> None:
@@ -99,7 +93,7 @@ class MetricsWriter:
   def _try(self, action, give_up: str | None = None):
     try:
       return action()
-    except Exception as error:  # a full disk, a missing package: training matters more than its log
+    except Exception as error:  # a full disk or a missing package must not stop training
       warnings.warn(f'metrics are no longer written to {self._path.parent}: {error!r}')
       if give_up:
         setattr(self, give_up, None)
@@ -107,11 +101,12 @@ class MetricsWriter:
 
 
 def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
-  """Returns {step: {name: value}} of a metrics file, or of the directory that holds one: the last
-  value of each.
+  """Returns {step: {name: last value}} of a metrics file, or of the directory that contains it.
 
-  Lines that a killed process left unfinished, and others that are no metrics of a step, are
-  skipped, and counted in a warning. Raises FileNotFoundError where there is no file.
+  Other lines, such as those truncated by a kill, are skipped; a warning gives their number.
+
+  Raises:
+    FileNotFoundError: if there is no file.
   """
   path = pathlib.Path(path)
   path = path / FILE if path.is_dir() else path
@@ -125,5 +120,5 @@ def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
       continue
     steps.setdefault(step, {}).update(line)
   if num_bad:
-    warnings.warn(f'{path}: {num_bad} lines are no metrics of a step and were left out')
+    warnings.warn(f'{path}: {num_bad} lines that are not metrics of a step were skipped')
   return {step: steps[step] for step in sorted(steps)}

@@ -1,6 +1,4 @@
-"""Judges a run: whether a step diverged and what follows from that, and whether metrics are where
-the recipe expects them.
-"""
+"""Judges steps (go on, skip, roll back or stop), and compares metrics with expected bands."""
 
 import collections
 import dataclasses
@@ -16,21 +14,30 @@ from audiolm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RollbackConfig:
-  """When a loss or gradient counts as diverged, and how often and how the run goes back.
+  """Configures when a step counts as diverged, and rollbacks.
 
-  A rollback restores the last good checkpoint (the start, where there is none yet), continues with
-  the batches behind the one that diverged, and multiplies every learning rate by `rate_factor`.
+  A rollback restores the newest undamaged checkpoint (or the initial state), continues with the
+  batch after the diverged one, and multiplies all learning rates by `rate_factor`.
 
-  Raises ValueError for settings that would not help.
+  Fields:
+    max_rollbacks: rollbacks of a run; a further divergence stops it.
+    rate_factor: factor for all learning rates, at each rollback, until the end of the run.
+    explosion: a loss diverged if above this multiple of the median of the last `window` losses.
+    gradient_explosion: a gradient norm diverged if above this multiple of the largest of the last
+      `window` norms of its group. It is large because norms are heavy-tailed and get clipped.
+    window: steps to compare with. Gradient norms are compared once there are this many.
+    early: losses are compared once there are this many steps: with far too high a learning rate,
+      the loss explodes before step 10.
+
+  Raises:
+    UserError: if a value is out of range, or `early` exceeds `window`.
   """
 
-  max_rollbacks: int = 5  # the next one stops the run
-  rate_factor: float = 0.5  # on every learning rate, at each rollback; stays until the end
-  explosion: float = 10.0  # times the median of the loss over the last `window` steps
-  # times the largest norm of a group's gradient in as many: heavy-tailed, clipped
+  max_rollbacks: int = 5
+  rate_factor: float = 0.5
+  explosion: float = 10.0
   gradient_explosion: float = 1000.0
-  window: int = 50  # steps; before so many are known a gradient counts only where it is not finite
-  # losses that are enough to judge the next: a rate far too high explodes before step 10
+  window: int = 50
   early: int = 4
 
   def __post_init__(self):
@@ -45,21 +52,21 @@ class RollbackConfig:
     )
     if self.early > self.window:
       raise UserError(
-        f'early={self.early} is more than window={self.window}: so many losses are never known'
+        f'early={self.early} exceeds window={self.window}, the number of losses kept: lower early'
       )
 
 
 class Action(enum.Enum):
-  """What the loop does after a step was judged."""
+  """Says what the loop does after a step is judged."""
 
   GO_ON = 'go on'
-  SKIP = 'skip'  # the step changed nothing: continue with the batch behind it
-  ROLL_BACK = 'roll back'  # to the last checkpoint, and continue behind the batch
+  SKIP = 'skip'  # the step changed nothing; continue with the next batch
+  ROLL_BACK = 'roll back'  # to the newest checkpoint; continue with the next batch
   STOP = 'stop'
 
 
 class Verdict(NamedTuple):
-  """An action and its reason; `GO_ON` with a reason is an explosion that is only reported."""
+  """Holds an action and its reason; GO_ON with a reason is an explosion that is only reported."""
 
   action: Action
   reason: str | None = None
@@ -68,9 +75,16 @@ class Verdict(NamedTuple):
 class Judge:
   """Judges steps by their losses and gradient norms, and counts rollbacks and skipped batches.
 
-  Every checkpoint holds its state. With no config, rollback is off: explosions are only reported,
-  and a step that is not finite stops the run, except for `max_skipped` batches in a row, which are
-  skipped.
+  Its state is part of each checkpoint.
+
+  Args:
+    config: when to roll back; None: explosions are only reported, and values that are not finite
+      stop the run.
+    max_skipped: number of consecutive batches with values that are not finite to skip before the
+      run rolls back or stops.
+
+  Raises:
+    UserError: if `max_skipped` is negative.
   """
 
   def __init__(self, config: RollbackConfig | None, max_skipped: int = 0):
@@ -85,13 +99,15 @@ class Judge:
 
   @property
   def tries_states(self) -> bool:
-    """Whether a state is tried on its last batch before it is saved: `state` then judges it."""
+    """Whether `state` must judge a train state before its save."""
     return self._config is not None
 
   def step(self, metrics: Mapping[str, float], applied: bool) -> Verdict:
-    """Judges the next step by its metrics ('loss' and 'grad_norm/...'), and counts what follows.
+    """Judges a step, and counts a skipped batch or rollback.
 
-    applied: whether the step changed the train state; False: something was not finite.
+    Args:
+      metrics: 'loss' and 'grad_norm/...'; others are ignored.
+      applied: whether the step changed the train state; False if something was not finite.
     """
     if applied:
       explosion = self._explosion(metrics)
@@ -106,37 +122,37 @@ class Judge:
     self.skipped += 1
     return Verdict(
       Action.SKIP,
-      f'{bad} not finite: batch left out, {self._in_a_row} of at most {self._max_skipped} '
+      f'{bad} not finite: batch skipped, {self._in_a_row} of at most {self._max_skipped} '
       f'in a row, {self.skipped} in all',
     )
 
   def state(self, loss: float) -> Verdict:
-    """Judges the state after a step by its loss on the same batch, and counts what follows.
+    """Judges a train state by its loss on the last batch, and counts a rollback.
 
-    A step's own loss is that before its update: without this, a checkpoint right after the update
-    that diverged would be the one to go back to.
+    The loss of a step is computed before its update. Without this check, a state that the last
+    update made diverge could be saved, and a rollback would return to it.
     """
     finite = np.isfinite(loss)
     fault = self._explosion({'loss': loss}) if finite else f'loss {loss} not finite'
     return Verdict(Action.GO_ON) if fault is None else self._diverged(f'before its save {fault}')
 
   def _explosion(self, metrics: Mapping[str, float]) -> str | None:
-    """Returns which of the metrics is far above those of the last steps; None: none is."""
+    """Returns a description of the first metric far above its recent values; None if none is."""
     limits = {'loss': (self._limits.explosion, self._limits.early, np.median, 'median')}
-    # Not the median: critics begin with gradients near 0, which grow a thousandfold within the
-    # first fifty steps.
+    # The largest, not the median: gradients of discriminators start near 0 and grow a thousandfold
+    # within the first 50 steps.
     gradient = self._limits.gradient_explosion, self._limits.window, max, 'largest'
     limits |= {name: gradient for name in metrics if name.startswith('grad_norm/')}
     for name, (limit, enough, typical, title) in limits.items():
       past = self._past.get(name, ())
       level = float(typical(past)) if len(past) >= enough else 0.0
-      # of 0 nothing is a multiple: critics that wait
+      # The level is 0 with too few values, and while discriminators do not train yet.
       if level > 0 and metrics[name] > limit * level:
         return f'{name} {metrics[name]:.4g} is above {limit:g} times its {title} {level:.4g}'
     return None
 
   def _remember(self, metrics: Mapping[str, float]) -> None:
-    """Adds the metrics of a step that stays to the past."""
+    """Adds the metrics of an accepted step to the recent values."""
     self._in_a_row = 0
     for name in metrics:
       if name == 'loss' or name.startswith('grad_norm/'):
@@ -144,7 +160,10 @@ class Judge:
         past.append(metrics[name])
 
   def _diverged(self, fault: str) -> Verdict:
-    """Rolls back where a rollback is left, else stops. The past comes back with `set_state`."""
+    """Returns ROLL_BACK if a rollback remains, otherwise STOP.
+
+    Recent values are restored by `set_state`, with the checkpoint.
+    """
     if self._config is not None and self.rollbacks < self._config.max_rollbacks:
       self.rollbacks += 1
       self.rate_scale *= self._config.rate_factor
@@ -167,14 +186,15 @@ class Judge:
     return rollbacks | ({'skipped_batches': float(self.skipped)} if self._max_skipped else {})
 
   def get_state(self) -> dict[str, Any]:
-    """Returns what a checkpoint holds, as JSON."""
+    """Returns the state for a checkpoint, as JSON-compatible data."""
     past = {name: list(values) for name, values in self._past.items()}
     skipped = {'skipped': self.skipped, 'in_a_row': self._in_a_row}
     return {'count': self.rollbacks, 'rate_scale': self.rate_scale, 'past': past} | skipped
 
   def set_state(self, state: Mapping[str, Any] | None) -> None:
-    """Restores what a checkpoint holds (None: the start), except that rollbacks since then still
-    count.
+    """Restores the state of a checkpoint, None for the start of the run.
+
+    Rollbacks after that checkpoint remain counted, and learning rates remain lowered.
     """
     state = state or Judge(None).get_state()
     self.rollbacks = max(self.rollbacks, state['count'])
@@ -188,8 +208,10 @@ class Judge:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Band:
-  """Expects a metric from `low` to `high` at `step`, compared at the first value logged from there
-  on. Raises ValueError when empty.
+  """States that a metric is expected between `low` and `high`, at its first log from `step` on.
+
+  Raises:
+    UserError: if `low` is not below `high`.
   """
 
   metric: str  # as in metrics.jsonl: 'loss', 'eval/si_sdr', ...
@@ -215,17 +237,20 @@ def compare_with_bands(
   log_every: int,
   eval_every: int | None,
 ) -> tuple[dict[str, float], list[str]]:
-  """Returns {'outside_band/<metric>': 0.0 or 1.0} of the bands that `step` is the first to be
-  compared with, and a line for each that is missed.
+  """Compares the metrics of a step with the bands that are due at this step.
 
-  A band belongs to the first multiple of `log_every` (of `eval_every` for 'eval/...'; None: the
-  end) at its step or later, or to the end where that comes first: nothing need be remembered, so a
-  resumed run compares the same.
+  A band is due at the first multiple of `log_every` at or after its step, or at the end of the run
+  if that comes first. For 'eval/...' it is a multiple of `eval_every`, or the end if that is None.
+  The comparison needs no memory of earlier steps, so it is the same in a resumed run.
+
+  Returns:
+    {'outside_band/<metric>': 0.0 or 1.0} of the bands that are due, and a message for each metric
+    outside of its band.
   """
   outside, lines = {}, []
   for band in bands:
     every = eval_every if band.metric.startswith('eval/') else log_every
-    # the last regular value before this one
+    # step of the previous regular log
     before = -1 if every is None else (step - 1) // every * every
     if band.metric not in metrics or not before < band.step <= step:
       continue
@@ -234,7 +259,7 @@ def compare_with_bands(
     outside[f'outside_band/{band.metric}'] = float(not inside)
     if not inside:
       lines.append(
-        f'step {step}: {band.metric} is {value:.4g}, and the recipe expects {band.low:g} to '
-        f'{band.high:g} from step {band.step} on: look at the curves and the data before you go on'
+        f'step {step}: {band.metric} is {value:.4g}, but the recipe expects {band.low:g} to '
+        f'{band.high:g} from step {band.step} on: check the curves and the data before you continue'
       )
   return outside, lines

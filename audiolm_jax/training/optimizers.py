@@ -1,4 +1,4 @@
-"""Makes optimizers of frozen configs: one for all parameters, or one for each top-level group."""
+"""Makes optimizers from frozen configs: one for all parameters, or one per top-level group."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,24 +14,36 @@ from audiolm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """One chain: clip by the global norm of the group, scale by `name`'s rule, decay the weights,
-  follow `schedule`.
+  """Configures one optimizer: gradient clipping, update rule, weight decay and schedule.
 
-  Steps count updates of the parameters (with gradient accumulation: not micro-batches). Raises
-  ValueError for a value that is not legal, and for some that do not go together.
+  Steps are updates of the parameters, not micro-batches.
+
+  Fields:
+    name: 'adam', 'adamw' or 'adafactor'.
+    learning_rate: peak, reached after the warm-up.
+    schedule: 'constant', 'cosine' (to 0 at total_steps) or 'inverse_sqrt' (from the end of the
+      warm-up).
+    warmup_steps: steps of a linear rise from peak / warmup_steps at step 0, which is not 0 so that
+      the first step is not wasted.
+    total_steps: end of the cosine, counted from step 0; for 'cosine' only.
+    b1: decay of the first moment (adam, adamw).
+    b2: decay of the second moment (adam, adamw).
+    weight_decay: weight decay per unit of learning rate (adamw, adafactor).
+    clip_norm: largest global norm of the gradients of the group; None: no clipping.
+
+  Raises:
+    UserError: if a value is out of range, or values contradict one another.
   """
 
-  name: str = 'adam'  # adam | adamw | adafactor
-  learning_rate: float = 1e-4  # the peak, reached after the warm-up
-  # constant | cosine (to 0 at total_steps) | inverse_sqrt (from the end of the warm-up)
+  name: str = 'adam'
+  learning_rate: float = 1e-4
   schedule: str = 'constant'
-  # linear from 0; step 0 has 1 / warmup_steps of the peak, so that no step is wasted
   warmup_steps: int = 0
-  total_steps: int | None = None  # cosine only, the warm-up included
-  b1: float = 0.9  # adam, adamw
-  b2: float = 0.999  # adam, adamw
-  weight_decay: float = 0.0  # adamw, adafactor: per unit of learning rate
-  clip_norm: float | None = None  # of the gradients of the whole group
+  total_steps: int | None = None
+  b1: float = 0.9
+  b2: float = 0.999
+  weight_decay: float = 0.0
+  clip_norm: float | None = None
 
   def __post_init__(self):
     checks.fields(
@@ -50,7 +62,8 @@ class OptimizerConfig:
       self.total_steps is None or self.total_steps <= self.warmup_steps
     ):
       raise UserError(
-        f'total_steps={self.total_steps} with warmup_steps={self.warmup_steps}: cosine needs a larger total_steps'
+        f'total_steps={self.total_steps} with warmup_steps={self.warmup_steps}: cosine needs a '
+        'larger total_steps'
       )
     if self.name == 'adam' and self.weight_decay:
       raise UserError(f'weight_decay={self.weight_decay} with adam: use adamw')
@@ -60,7 +73,7 @@ Optimizer = OptimizerConfig | Mapping[str, OptimizerConfig] | optax.GradientTran
 
 
 def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
-  """Returns the learning rate as a function of the number of updates done so far."""
+  """Returns the learning rate as a function of the number of updates done."""
   warmup, peak = config.warmup_steps, config.learning_rate
   if config.schedule == 'constant':
     body = optax.constant_schedule(peak)
@@ -68,7 +81,7 @@ def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
     body = optax.cosine_decay_schedule(peak, config.total_steps - warmup)
   else:
     start = max(warmup, 1)
-    # join_schedules asks before 0 too
+    # join_schedules also evaluates negative counts.
     body = lambda count: peak * jnp.sqrt(start / (start + jnp.maximum(count, 0)))
   if not warmup:
     return body
@@ -77,12 +90,16 @@ def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
 
 
 def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransformation:
-  """Returns the optimizer of `config`; a mapping gives every top-level group of the parameters its
-  own, a transformation is used as it is.
+  """Returns the optimizer that a config defines.
 
-  `accumulate_steps` micro-batches are averaged into one update. The transformation's `init` and
-  `update` raise ValueError when a mapping misses a group of the parameters or names one that they
-  do not have.
+  Args:
+    config: config of one optimizer, configs by top-level group of the parameters, or a
+      transformation to use as it is.
+    accumulate_steps: number of micro-batches whose gradients are averaged into one update.
+
+  Returns:
+    Transformation. Its `init` and `update` raise UserError if the groups of a mapping differ from
+    those of the parameters.
   """
   checks.values(accumulate_steps=(accumulate_steps, checks.WHOLE))
   if isinstance(config, optax.GradientTransformation):
@@ -99,8 +116,10 @@ def make(config: Optimizer, accumulate_steps: int = 1) -> optax.GradientTransfor
 
 
 def learning_rates(config: Optimizer, num_updates: ArrayLike) -> dict[str, ArrayLike]:
-  """Returns the learning rates after `num_updates` updates: 'learning_rate', or
-  'learning_rate/<group>' of each; {} for a transformation, which does not tell.
+  """Returns the learning rates after `num_updates` updates, by name for the log.
+
+  The name is 'learning_rate', or 'learning_rate/<group>' with a mapping. A transformation does not
+  state its rate, so the result is {}.
   """
   if isinstance(config, optax.GradientTransformation):
     return {}
@@ -118,7 +137,7 @@ def _labels(config: Mapping[str, OptimizerConfig], params) -> dict[str, str]:
       f'optimizer groups {sorted(config)} do not match the parameter groups {sorted(params)}: '
       f'missing {missing}, unknown {invented}'
     )
-  return {group: group for group in params}  # a prefix of the tree is enough
+  return {group: group for group in params}  # optax accepts a prefix of the tree
 
 
 def _chain(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -128,7 +147,8 @@ def _chain(config: OptimizerConfig) -> optax.GradientTransformation:
   elif config.name == 'adamw':
     rule = optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay)
   else:
-    # optax decays by the plain rate: multiplied by the peak it means what it means for adamw.
+    # optax does not multiply adafactor's decay by the learning rate. With this factor the field
+    # means the same as for adamw.
     decay = config.weight_decay * config.learning_rate
     rule = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay or None)
   if config.clip_norm is None:
@@ -137,5 +157,5 @@ def _chain(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def group_norms(tree) -> dict[str, jax.Array]:
-  """Returns the global norm of every top-level group of a tree of parameters or gradients."""
+  """Returns the global norm of each top-level group of a tree of parameters or gradients."""
   return {group: optax.tree.norm(subtree) for group, subtree in tree.items()}

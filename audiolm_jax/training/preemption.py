@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and leave."""
+"""Handles signals that ask a run to save and stop."""
 
 import contextlib
 import signal
@@ -11,16 +11,16 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Yields step -> whether to save and leave at this step.
+  """Yields a function: step -> whether to save and stop at this step.
 
-  One process: the first SIGTERM or SIGINT asks for it, the second ends the process at once. Several
-  processes: JAX's own handler agrees on one step for all of them.
+  In a run of one process, the first SIGTERM or SIGINT requests the stop and the second ends the
+  process at once. With several processes, JAX handles SIGTERM and chooses one step for all.
   """
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point
     return
   received = threading.Event()
-  # Python allows handlers in the main thread only
+  # Python allows signal handlers in the main thread only.
   if threading.current_thread() is not threading.main_thread():
     yield lambda step: False
     return

@@ -1,4 +1,4 @@
-"""Publishes the metrics and messages of a run: to its files and to its caller."""
+"""Publishes metrics and messages of a run to its files and its caller."""
 
 import contextlib
 import os
@@ -13,10 +13,18 @@ from audiolm_jax.training import evaluation, metrics_writer, monitor
 
 
 class Reporter:
-  """Writes metrics by `writer` and calls `report`, on process 0 alone (elsewhere `writer` is None).
+  """Writes metrics, compares them with bands, and calls `report`.
 
-  Metrics are compared with the `bands` of the recipe. `last` holds the newest value of each, and
-  `asked_to_stop` becomes True when `report` returns a true value.
+  Args:
+    writer: writer of metrics; None on all processes except 0, where nothing is published.
+    report: receives the events described in `loop.train`.
+    bands: expected metrics.
+    log_every: steps between logs, for the bands.
+    eval_every: steps between evaluations, for the bands.
+
+  Attributes:
+    last: newest value of each metric.
+    asked_to_stop: whether `report` has returned a true value.
   """
 
   def __init__(
@@ -35,20 +43,18 @@ class Reporter:
     self._since, self._since_step = time.monotonic(), 0
 
   def start_clock(self, step: int) -> None:
-    """Measures the speed from this moment, at `step`, on."""
+    """Starts to measure the speed, from now and from `step`."""
     self._since, self._since_step = time.monotonic(), step
 
   @contextlib.contextmanager
   def clock_stopped(self) -> Iterator[None]:
-    """Leaves the time of this block out of the speed."""
+    """Excludes the time of the block from the speed."""
     began = time.monotonic()
     yield
     self._since += time.monotonic() - began
 
   def training(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Publishes the metrics of the training step that led to `step`, with the speed since the last
-    ones.
-    """
+    """Publishes metrics of training with the speed since the previous call, in steps per second."""
     speed = (step - self._since_step) / max(time.monotonic() - self._since, 1e-9)
     self.start_clock(step)
     self.publish(step, metrics, speed={'steps_per_second': speed})
@@ -56,7 +62,7 @@ class Reporter:
   def evaluation(
     self, step: int, metrics: Mapping[str, float], summary: evaluation.Summary
   ) -> None:
-    """Publishes metrics, sounds and pictures of held-out data; all names get 'eval/' in front."""
+    """Publishes metrics, audio and images of held-out data, under 'eval/<name>'."""
     scalars = metrics | dict(summary.scalars)
     self.publish(step, {f'eval/{name}': float(value) for name, value in scalars.items()})
     if self._writer is not None:
@@ -73,7 +79,7 @@ class Reporter:
     *,
     speed: Mapping[str, float] = {},
   ) -> None:
-    """Publishes metrics, compared with the bands, and a message for the user."""
+    """Publishes metrics, their comparison with the bands, and a message for the user."""
     outside, lines = monitor.compare_with_bands(self._bands, step, metrics, **self._rhythm)
     metrics = metrics | outside
     self.last = self.last | metrics
@@ -83,12 +89,12 @@ class Reporter:
     self._call(step, metrics, lines if message is None else [message, *lines], speed)
 
   def say(self, step: int, message: str) -> None:
-    """Passes a message to `report`, and writes nothing."""
+    """Passes a message to `report` without writing a file."""
     if self._writer is not None:
       self._call(step, {}, [message], {})
 
   def last_logged(self) -> int:
-    """Returns the last step in the metrics file; 0 where there is none, and on other processes."""
+    """Returns the largest step in the metrics file; 0 if there is none, and without a writer."""
     return 0 if self._writer is None else self._writer.last_step()
 
   def _call(self, step: int, metrics, lines: Sequence[str], speed) -> None:
@@ -97,5 +103,5 @@ class Reporter:
       return
     self.asked_to_stop = True
     if jax.process_count() > 1:
-      # Processes must leave at the same step; JAX makes them agree on one after this signal.
+      # All processes must stop at the same step; after this signal JAX chooses one.
       os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Finds where a run begins: at its newest good checkpoint, at another run's state, or at the seed."""
+"""Makes the first train state of a run: from its checkpoint, from another run, or from the seed."""
 
 import dataclasses
 import os
@@ -18,35 +18,43 @@ _PARTS = tuple(name for name in step_lib.TrainState._fields if name != 'step')
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:
-  """What a run without a checkpoint begins with.
+  """Defines the initial train state of a run without a checkpoint.
 
-  Raises ValueError for `init_optimizer` without `init_from`.
+  Fields:
+    seed: seed of the initial parameters.
+    init_from: workdir or checkpoint directory of a run whose params and state to use instead.
+    init_optimizer: whether to use its optimizer state too.
+
+  Raises:
+    UserError: for `init_optimizer` without `init_from`.
   """
 
   seed: int
-  init_from: str | os.PathLike | None = None  # a run whose params and state to take over
-  init_optimizer: bool = False  # and its optimizer state
+  init_from: str | os.PathLike | None = None
+  init_optimizer: bool = False
 
   def __post_init__(self):
     if self.init_optimizer and self.init_from is None:
-      raise UserError(
-        'init_optimizer needs init_from: name the run whose optimizer state to take over'
-      )
+      raise UserError('init_optimizer needs init_from: name the run whose optimizer state to use')
 
 
 def parts(train_state: step_lib.TrainState) -> dict[str, Any]:
-  """Returns what a checkpoint holds of a train state: all but the step, which is its name."""
+  """Returns the parts of a train state that a checkpoint holds: all except the step, its name."""
   return {name: getattr(train_state, name) for name in _PARTS}
 
 
 def check_iterator(batches: Any) -> None:
-  """Raises ValueError unless the data position of `batches` can be saved and restored."""
+  """Checks that the data position of an iterator can be saved and restored.
+
+  Raises:
+    UserError: if a method is missing.
+  """
   wanted = ('__next__', 'get_state', 'set_state')
   if missing := [name for name in wanted if not callable(getattr(batches, name, None))]:
     raise UserError(
-      f'make_batches returned a {type(batches).__name__}, which has no {", ".join(missing)}: a '
-      'checkpoint holds the position in the data, so that resuming is exact. Return an iterator '
-      'with get_state() -> JSON and set_state(state), such as data.pipeline.batches makes, or a '
+      f'make_batches returned a {type(batches).__name__}, which has no {", ".join(missing)}: '
+      'checkpoints store the position in the data, so that resuming is exact. Return an iterator '
+      'with get_state() -> JSON and set_state(state), such as that of data.pipeline.batches, or a '
       'class of your own that counts its batches'
     )
 
@@ -57,10 +65,19 @@ def resume(
   metadata: Mapping[str, Any],
   beginning: Beginning,
 ) -> tuple[step_lib.TrainState, saving.Restored | None]:
-  """Returns (train state, the newest good checkpoint that it is of); (beginning, None) where there
-  is none.
+  """Returns the train state to start or resume from.
 
-  Raises ValueError where the config or the fingerprints in `metadata` are not the checkpoint's.
+  Args:
+    checkpointer: checkpoints of the run.
+    programs: shapes, shardings and initialization of the train state.
+    metadata: metadata of the run; 'config' and 'fingerprints' must match those of the checkpoint.
+    beginning: initial state, if there is no checkpoint.
+
+  Returns:
+    Train state, and the newest undamaged checkpoint; None if there is no checkpoint.
+
+  Raises:
+    UserError: if config or fingerprints differ, or all checkpoints are damaged.
   """
   targets = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -83,7 +100,7 @@ def resume(
 def _begin(
   programs: step_lib.Programs, targets: step_lib.TrainState, beginning: Beginning
 ) -> step_lib.TrainState:
-  """Returns the state before step 0: drawn from the seed, but for what another run brings."""
+  """Returns the state before step 0: from the seed, with the parts taken from another run."""
   train_state = programs.init(jax.random.key(beginning.seed))
   if beginning.init_from is None:
     return train_state

@@ -1,6 +1,6 @@
-"""Saves and restores the train state of a run; a failed save is a warning, and is retried later.
+"""Saves and restores the train state of a run; failed saves are reported and retried later.
 
-What a checkpoint is and how others read it: training/checkpoints.py.
+training/checkpoints.py defines the format.
 """
 
 import contextlib
@@ -27,10 +27,12 @@ from audiolm_jax.stages import base
 from audiolm_jax.training import checkpoints, configs, sharding
 
 BACK_OFF_SECONDS, MOST_SECONDS = 1.0, 60.0
-_TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # half-saved, half-deleted
+_TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # unfinished saves, deletions
 
 
 class Restored(NamedTuple):
+  """Holds the contents of a checkpoint."""
+
   step: int
   parts: dict[str, Any]
   data_position: Any  # what the data iterator's get_state returned
@@ -38,23 +40,28 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-  """Saves and restores the parts of a train state in `directory`, which this process must hold
-  (training/lock.py).
+  """Saves and restores the parts of a train state in a directory.
 
-  The newest `max_to_keep` steps stay, and all multiples of `keep_every`; the others go once a newer
-  one is whole. Temporary directories of killed saves are deleted, in directories that a
-  Checkpointer made. Under several processes every one makes the same calls.
+  This process must hold the lock of the run (training/lock.py). With several processes, all must
+  make the same calls. Temporary directories of killed saves are deleted.
 
-  Raises ValueError where `directory` holds something but was not made by a Checkpointer.
+  Args:
+    directory: checkpoint directory, created if missing.
+    max_to_keep: number of newest steps to keep; older ones are deleted after the next save.
+    keep_every: steps that are multiples of this are never deleted.
+
+  Raises:
+    UserError: if the directory has files but was not made by a Checkpointer, or a number is not
+      positive.
   """
 
   def __init__(
     self, directory: str | pathlib.Path, *, max_to_keep: int = 3, keep_every: int | None = None
   ):
     if max_to_keep < 1:
-      raise UserError(f'max_to_keep={max_to_keep}: at least one checkpoint must stay')
+      raise UserError(f'max_to_keep={max_to_keep}: must be at least 1')
     if keep_every is not None and keep_every < 1:
-      raise UserError(f'keep_every={keep_every}: a number of steps, or None')
+      raise UserError(f'keep_every={keep_every}: must be a positive number of steps, or None')
     self._directory = pathlib.Path(directory).absolute()
     self._max_to_keep, self._keep_every = max_to_keep, keep_every
     self._saving: int | None = None
@@ -69,10 +76,17 @@ class Checkpointer:
   def save(
     self, step: int, parts: Mapping[str, Any], data_position: Any, metadata: Mapping[str, Any]
   ) -> None:
-    """Starts saving `step`; arrays may be donated once this returns. A step that is already there
-    is left alone.
+    """Starts a save; arrays may be donated after this returns. An existing step is not changed.
 
-    Raises OSError when this save, or the one before, could not be written.
+    Args:
+      step: number of the step.
+      parts: trees of arrays by name.
+      data_position: JSON-compatible position in the data.
+      metadata: JSON-compatible entries, including 'config'.
+
+    Raises:
+      OSError: if this save or the previous one could not be written.
+      UserError: if metadata or data position are not JSON-compatible.
     """
     self.wait()
     if step in checkpoints.steps(self._directory):
@@ -92,7 +106,7 @@ class Checkpointer:
       raise UserError(f'metadata and data position of step {step} must be JSON: {error}') from error
     items = {name: ocp.args.StandardSave(leaves) for name, leaves in flat.items() if leaves}
     if jax.process_index() == 0:
-      # of saves that failed: what some of their threads wrote after the failure
+      # Threads of a failed save may have written files after the failure.
       _clear(self._directory)
     self._saving = step  # read by _write_digest
     with self._in_save():
@@ -102,18 +116,23 @@ class Checkpointer:
       )
 
   def check(self) -> None:
-    """Raises OSError when the save in progress is known to have failed; waits for nothing
-    otherwise.
+    """Checks the save in progress without waiting for it.
+
+    Raises:
+      OSError: if it has failed.
     """
     if self._saving is not None:
       with self._in_save():
         self._orbax.check_for_errors()
 
   def wait(self) -> bool:
-    """Waits until the save in progress is whole, then deletes the steps that need not stay; False:
-    there was none.
+    """Waits until the save in progress is complete, then deletes old steps.
 
-    Raises OSError when the save failed.
+    Returns:
+      Whether there was a save in progress.
+
+    Raises:
+      OSError: if the save failed.
     """
     if self._saving is None:
       return False
@@ -124,7 +143,7 @@ class Checkpointer:
       for old in checkpoints.steps(self._directory)[: -self._max_to_keep]:
         if self._keep_every is not None and old % self._keep_every == 0:
           continue
-        # a name that is no step: a kill in between leaves no half step
+        # Renamed first, so that a kill during the deletion leaves no partial step.
         pruned = self._directory / f'{old}.pruned'
         (self._directory / str(old)).rename(pruned)
         shutil.rmtree(pruned)
@@ -135,11 +154,15 @@ class Checkpointer:
     self._orbax.close()
 
   def restore(self, targets: Mapping[str, Any], config: Mapping[str, Any]) -> Restored | None:
-    """Restores the newest good step into the shapes, dtypes and shardings of `targets`; None when
-    there is no step.
+    """Restores the newest undamaged step; returns None if there are no steps.
 
-    `config` is the described stage config. Raises ValueError when it differs from the checkpoint's,
-    when the trees differ, or when steps exist and none is good.
+    Args:
+      targets: trees of shapes with dtypes and shardings, by part.
+      config: stage config, converted by `configs.describe`.
+
+    Raises:
+      UserError: if the config or the arrays differ from those of the checkpoint, or all steps are
+        damaged.
     """
     step = self._newest_good()
     if step is None:
@@ -156,19 +179,17 @@ class Checkpointer:
 
   @contextlib.contextmanager
   def _in_save(self) -> Iterator[None]:
-    """Turns what Orbax raises when storage fails into an OSError that names the directory and what
-    is left.
-    """
+    """Replaces errors of Orbax by an OSError with the directory and its complete steps."""
     try:
       yield
     except Exception as error:
       step, self._saving = self._saving, None
-      # every failed attempt leaves its files: the disk would stay full
+      # Failed saves leave files, which would keep a full disk full.
       if jax.process_index() == 0:
         for path in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
           shutil.rmtree(path, ignore_errors=True)
       raise OSError(
-        f'checkpoint {step} could not be written to {self._directory} ({error}); whole steps there: '
+        f'checkpoint {step} could not be written to {self._directory} ({error}); complete steps: '
         f'{checkpoints.steps(self._directory)}'
       ) from error
 
@@ -191,9 +212,7 @@ class Checkpointer:
     return step
 
   def _write_digest(self) -> None:
-    """Runs in Orbax's thread on the primary process, between the last data file and the final
-    name.
-    """
+    """Writes digest.json; called by Orbax on process 0, after the data and before the rename."""
     [temporary] = self._directory.glob(f'{self._saving}.orbax-checkpoint-tmp*')
     digests = {
       str(path.relative_to(temporary)): [path.stat().st_size, files.sha256(path)]
@@ -207,12 +226,17 @@ class Checkpointer:
 
 
 class Saver:
-  """Saves by a `Checkpointer`, and retries: only the failure after `max_failures` in a row raises
-  its OSError.
+  """Saves with a `Checkpointer`, and retries failed saves.
 
-  Training goes on meanwhile. A failed save is retried later, with the then-current state, after a
-  pause that doubles each time. Under several processes the retry is the next regular save, because
-  their clocks differ.
+  Failed saves are retried later, with the then-current state, after a pause that doubles each time.
+  With several processes, whose clocks differ, the retry is the next regular save.
+
+  Args:
+    checkpointer: writes the checkpoints.
+    max_failures: consecutive failures that are reported as warnings; the next one raises OSError.
+
+  Raises:
+    UserError: if `max_failures` is negative.
   """
 
   def __init__(self, checkpointer: Checkpointer, max_failures: int):
@@ -226,7 +250,7 @@ class Saver:
 
   @property
   def seconds_since_save(self) -> float:
-    """Seconds since the last save began, or since this object was made."""
+    """Seconds since the last save started, or since this object was made."""
     return time.monotonic() - self._saved_at
 
   def save(
@@ -238,7 +262,10 @@ class Saver:
     *,
     whole: bool = False,
   ) -> None:
-    """Starts a save, as `Checkpointer.save`; `whole`: returns when one of this state is whole."""
+    """Starts a save, as `Checkpointer.save`.
+
+    If `whole`, retries and waits until this state is saved.
+    """
     start = functools.partial(self._checkpointer.save, step, parts, data_position, metadata)
     self._start(start)
     while whole and (not self._try(self.wait) or self._retry_at is not None):
@@ -247,7 +274,7 @@ class Saver:
     self._saved_at = time.monotonic()
 
   def due(self) -> bool:
-    """Returns whether a save failed and it is time to try again."""
+    """Returns whether a save failed and its retry is due."""
     if jax.process_count() > 1:
       return False
     if self._retry_at is None:
@@ -255,7 +282,11 @@ class Saver:
     return self._retry_at is not None and time.monotonic() >= self._retry_at
 
   def wait(self) -> None:
-    """Waits for the save in progress. Raises OSError when it failed."""
+    """Waits for the save in progress.
+
+    Raises:
+      OSError: if it failed.
+    """
     if self._checkpointer.wait():
       self._failures, self._retry_at = 0, None
 
@@ -275,13 +306,13 @@ class Saver:
       pause = min(BACK_OFF_SECONDS * 2 ** (self._failures - 1), MOST_SECONDS)
       self._retry_at = time.monotonic() + pause
       warnings.warn(
-        f'{error}: failure {self._failures} of {self._max_failures} in a row; training goes on'
+        f'{error}: failure {self._failures} of {self._max_failures} in a row; training continues'
       )
       return False
 
 
 def _claim(directory: pathlib.Path) -> None:
-  """Marks a new directory as ours, and clears what killed saves left in one that is."""
+  """Marks a new directory as made by a Checkpointer, or deletes remains of killed saves."""
   directory.mkdir(parents=True, exist_ok=True)
   marker = directory / checkpoints.MARKER
   if not marker.is_file():
@@ -294,16 +325,14 @@ def _claim(directory: pathlib.Path) -> None:
 
 
 def _clear(directory: pathlib.Path) -> None:
-  """Deletes what killed or failed saves left."""
+  """Deletes remains of killed or failed saves."""
   for path in directory.iterdir():
     if _TEMPORARY.match(path.name):
       shutil.rmtree(path, ignore_errors=True)
 
 
 def _reject_bad(directory: pathlib.Path) -> int | None:
-  """Returns the newest good step and renames newer bad ones, so that their step numbers are free
-  again.
-  """
+  """Returns the newest undamaged step, after renaming newer damaged ones to free their names."""
   bad = {}
   names = sorted(
     (int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True
@@ -326,7 +355,8 @@ def _reject_bad(directory: pathlib.Path) -> int | None:
       rejected = rejected.with_name(rejected.name + '+')
     (directory / str(step)).rename(rejected)
     warnings.warn(
-      f'checkpoint {step} in {directory} is bad ({reason}): kept as {rejected.name}, continuing from step {good}'
+      f'checkpoint {step} in {directory} is bad ({reason}): kept as {rejected.name}, continuing '
+      f'from step {good}'
     )
   return good
 
@@ -342,12 +372,18 @@ def save_variables(
   variables: base.Variables,
   metadata: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes a model as step 0 of a new checkpoint directory, from which `load_variables` reads it.
+  """Writes a model as step 0 of a new checkpoint directory, for `checkpoints.load_variables`.
 
-  config: a frozen dataclass with `make()`. metadata: JSON; 'fingerprints' of the models that made
-  the training data belong there.
+  Args:
+    directory: checkpoint directory, created if missing.
+    config: frozen dataclass with `make()`.
+    variables: arrays of the model.
+    metadata: JSON-compatible entries, such as 'fingerprints' of the models that made the training
+      data.
 
-  Raises UserError where `directory` holds a checkpoint, or something else.
+  Raises:
+    UserError: if `directory` has files, or `metadata` is not JSON-compatible.
+    OSError: if the checkpoint could not be written.
   """
   directory = pathlib.Path(directory)
   if found := checkpoints.steps(directory):

@@ -1,4 +1,4 @@
-"""Sets up a run from its config, and holds open what its steps share."""
+"""Sets up a run: checks its settings, compiles its functions, opens its files."""
 
 import contextlib
 import dataclasses
@@ -32,35 +32,60 @@ from audiolm_jax.training import watchdog as watchdog_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-  """How long, how often, on what mesh. A step is one micro-batch: see `accumulate_steps`.
+  """Configures a training run.
 
-  Raises ValueError, with field, value and what is legal.
+  A step is one micro-batch; `accumulate_steps` of them make one update.
+
+  Fields:
+    batch_size: examples in a global batch, over all processes.
+    num_steps: steps of the whole run, including those before a resume.
+    optimizer: config of the optimizer, or configs by top-level group of the parameters.
+    seed: seed of the initial parameters and of the randomness in each step.
+    accumulate_steps: micro-batches averaged into one update.
+    ema_decay: decay per update of the average of the parameters, limited to (1 + n) / (10 + n)
+      after n updates; None: no average.
+    mesh: sizes of the mesh.
+    log_every: steps between logs.
+    eval_every: steps between evaluations; None: only at the end.
+    eval_batches: batches of an evaluation.
+    save_every: steps between saves; the last step is always saved.
+    save_every_seconds: additional saves after this time without one; for a single process only,
+      because clocks differ.
+    max_to_keep: newest checkpoints to keep.
+    keep_every: checkpoints at multiples of this step are never deleted.
+    max_failed_saves: failed saves in a row (such as on a full disk) that do not stop the run.
+    rollback: when to roll back after a divergence; None: a value that is not finite stops the run.
+    max_skipped_batches: batches in a row with values that are not finite that are skipped before
+      the run rolls back or stops.
+    slow_seconds: a step, wait for data or save that takes longer is reported as a warning.
+    timeout_seconds: one that takes this long ends the run, because data or another host hangs.
+    bands: expected metrics; a metric outside of its band is reported, and the run continues.
+    tensorboard: whether to write TensorBoard event files.
+
+  Raises:
+    UserError: if a value is out of range.
   """
 
-  batch_size: int  # examples in one global batch, over all processes
+  batch_size: int
   num_steps: int
   optimizer: optimizers.Optimizer = optimizers.OptimizerConfig()
   seed: int = 0
-  accumulate_steps: int = 1  # micro-batches averaged into one update
-  # of the parameters, per update; at first (1 + n) / (10 + n); None: no average
+  accumulate_steps: int = 1
   ema_decay: float | None = None
   mesh: sharding.MeshConfig = sharding.MeshConfig()
-  log_every: int = 10  # steps
-  eval_every: int | None = None  # steps; None: only at the end
+  log_every: int = 10
+  eval_every: int | None = None
   eval_batches: int = 8
-  save_every: int = 1000  # steps; the last one is always saved
-  save_every_seconds: float | None = None  # besides; one process only, whose clock decides
-  max_to_keep: int = 3  # newest checkpoints
-  keep_every: int | None = None  # steps; multiples of it are kept for good, besides
-  max_failed_saves: int = 3  # in a row (a full disk, storage that errs) that a run survives
-  # on divergence; None: a number that is not finite stops the run
+  save_every: int = 1000
+  save_every_seconds: float | None = None
+  max_to_keep: int = 3
+  keep_every: int | None = None
+  max_failed_saves: int = 3
   rollback: monitor.RollbackConfig | None = None
-  # in a row that are left out, because the step was not finite, before what comes next
   max_skipped_batches: int = 0
-  slow_seconds: float | None = 300.0  # a step, or a wait for data, that takes longer is a warning
-  # and one that takes this long ends the run: data or another host hangs
+  slow_seconds: float | None = 300.0
   timeout_seconds: float | None = 3600.0
-  bands: tuple[monitor.Band, ...] = ()  # what to expect; a run outside says so and goes on
+  bands: tuple[monitor.Band, ...] = ()
   tensorboard: bool = True
 
   def __post_init__(self):
@@ -86,7 +111,7 @@ class TrainConfig:
 
 
 class Session(NamedTuple):
-  """What one call of `train` works with; the objects in it hold everything that is open."""
+  """Holds the settings, functions and open files of one call of `loop.train`."""
 
   config: TrainConfig
   directory: pathlib.Path
@@ -103,7 +128,11 @@ class Session(NamedTuple):
 def programs(
   stage: base.Stage, config: Any, c: TrainConfig, optimizer: optax.GradientTransformation | None
 ) -> step_lib.Programs:
-  """Returns the functions of the run. Raises ValueError for settings that do not fit together."""
+  """Returns the functions of the run.
+
+  Raises:
+    UserError: if settings contradict one another or the mesh, or `config` did not make `stage`.
+  """
   if c.save_every_seconds is not None and jax.process_count() > 1:
     raise UserError('save_every_seconds needs a single process (clocks differ): use save_every')
   mesh = sharding.make_mesh(c.mesh)
@@ -127,7 +156,7 @@ def metadata(
   beginning: resuming.Beginning,
   optimizer: optax.GradientTransformation | None,
 ) -> dict[str, Any]:
-  """Returns what every checkpoint says of the run."""
+  """Returns the metadata that each checkpoint of the run stores."""
   training = configs.describe(c)
   if optimizer is not None:
     training['fields']['optimizer'] = 'an optax.GradientTransformation given to loop.train'
@@ -149,7 +178,12 @@ def opened(
   beginning: resuming.Beginning,
   report: Callable[[Mapping[str, Any]], Any],
 ) -> Iterator[Session]:
-  """Holds the run directory, its checkpoints, its metrics files and the worker thread."""
+  """Opens a run until the block ends: lock, checkpoints, metrics files and worker thread.
+
+  Raises:
+    UserError: if another process uses the directory, or it has files that are not of a run.
+    OSError: if the directory cannot be written.
+  """
   with contextlib.ExitStack() as stack:
     watchdog = watchdog_lib.Watchdog(c.slow_seconds, c.timeout_seconds)
     writer = None
@@ -180,8 +214,6 @@ def opened(
 
 
 def _close(checkpointer: saving.Checkpointer, kind, error, traceback) -> None:
-  """Waits for the save in progress, unless something hangs: what a process waits for may then
-  never come.
-  """
+  """Waits for the save in progress, unless a process ended or hangs: that save may never end."""
   if not isinstance(error, (errors.PeerError, watchdog_lib.StalledError)):
     checkpointer.close()

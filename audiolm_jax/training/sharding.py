@@ -1,18 +1,15 @@
-"""Where arrays live: the mesh, the mapping from logical axis names to mesh axes, and global
-batches.
+"""Places arrays on devices: makes the mesh, shards parameters and batches.
 
-The rules, in the order they apply to one parameter [d_0, d_1, ...] boxed with one logical name per
-dimension:
+Parameters are boxed by Flax with one logical name per dimension. They are sharded as follows:
 
-1. `rules` (`RULES` unless you give your own) names the mesh axis of each logical name; a name that is not there is an error.
-2. A mesh axis is used once per array: where two dimensions ask for it, the first gets it.
-3. A dimension that the mesh axis does not divide evenly is replicated: small models run on any
-mesh.
-4. Arrays without a box, or whose rank is not the box's (adafactor's row and column statistics), are
-replicated.
+1. `rules` (default: RULES) maps logical names to mesh axes. A name without a rule is an error.
+2. A mesh axis is used once per array: if two dimensions map to it, it shards the first.
+3. A dimension that the size of the mesh axis does not divide is replicated, so that small models
+   run on any mesh.
+4. Arrays without a box, or with another rank than their box, are replicated. The latter are
+   adafactor's row and column statistics.
 
-Activations are cut along their batch wherever a layer says so (nn/placement.py), within
-`activations(mesh)`.
+Layers constrain their activations by nn/placement.py, which is active within `activations(mesh)`.
 """
 
 import contextlib
@@ -44,11 +41,20 @@ RULES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Devices along each mesh axis; one of the three may be -1: all that remain."""
+  """Configures the sizes of the mesh axes; one of them may be -1 for all remaining devices.
 
-  data: int = -1  # copies of the model
-  fsdp: int = 1  # parts that parameters are cut into along 'embed'; also splits the batch
-  tensor: int = 1  # parts along heads, mlp and vocab
+  Fields:
+    data: copies of the model, each with its part of the batch.
+    fsdp: parts of the parameters along 'embed', and further parts of the batch.
+    tensor: parts of the parameters along 'heads', 'mlp' and 'vocab'.
+
+  Raises:
+    UserError: if a size is neither positive nor -1, or several are -1.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
 
   def __post_init__(self):
     size = checks.Legal(
@@ -56,15 +62,15 @@ class MeshConfig:
     )
     checks.fields(self, data=size, fsdp=size, tensor=size)
     if [self.data, self.fsdp, self.tensor].count(-1) > 1:
-      raise UserError(f'{self}: at most one size is -1 (the rest of the devices)')
+      raise UserError(f'{self}: only one size may be -1 (the remaining devices)')
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns the mesh over `devices` (all of them when None); several slices of a TPU lie along
-  `data`.
+  """Returns the mesh over `devices`, default all; slices of a TPU are along the axis `data`.
 
-  Raises ValueError when the sizes do not multiply to the number of devices, or the slices do not
-  divide `data`.
+  Raises:
+    UserError: if the product of the sizes is not the number of devices, or `data` is not a multiple
+      of the number of slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = [config.data, config.fsdp, config.tensor]
@@ -77,7 +83,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
     raise UserError(
-      f'{config} takes {math.prod(sizes)} devices but there are {len(devices)}: set one of the sizes to -1'
+      f'{config} takes {math.prod(sizes)} devices but there are {len(devices)}: set one of the '
+      'sizes to -1'
     )
   names, kinds = (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
@@ -87,8 +94,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     raise UserError(
       f'data={sizes[0]} is not a multiple of the {slices} slices: change fsdp or tensor'
     )
-  # The network between slices is slow: only the gradients of whole copies of the model are to cross
-  # it.
+  # The network between slices is slow, so only gradients should cross it: each copy of the model is
+  # within one slice.
   arranged = mesh_utils.create_hybrid_device_mesh(
     (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
   )
@@ -100,24 +107,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
-  """Returns one sharding per array of `tree` (shapes will do), by the rules above, in the shape of
-  the unboxed tree.
+  """Returns the sharding of each array, as described above, in the structure of the unboxed tree.
 
-  Works for optimizer state too: optax maps over the boxes, so that a moment carries the box of its
-  parameter.
+  Optimizer states work too: optax maps over boxes, so that moments have the boxes of their
+  parameters.
 
   Args:
-    tree: arrays or shapes, boxed by `nn.with_logical_partitioning` where an axis can be cut.
-    mesh: any mesh whose axes the rules name.
-    rules: the mesh axis of each logical name, None for an axis that is never cut.
+    tree: arrays or shapes, boxed by `nn.with_logical_partitioning` if they can be sharded.
+    mesh: mesh with the axes of the rules.
+    rules: mesh axis by logical name; None: never sharded.
 
-  Raises ValueError for a rule whose axis the mesh does not have, and for a logical name without a
-  rule.
+  Raises:
+    UserError: if the mesh lacks the axis of a rule, or a logical name has no rule.
   """
   if unknown := {name: axis for name, axis in rules.items() if axis not in (None, *mesh.shape)}:
     raise UserError(
       f'the rules {unknown} name axes that the mesh does not have: it has {sorted(mesh.shape)}; '
-      "give the rules of your mesh, as in rules={**sharding.RULES, 'embed': 'model'}"
+      "pass rules for your mesh, such as rules={**sharding.RULES, 'embed': 'model'}"
     )
   is_box = lambda node: isinstance(node, meta.AxisMetadata)
   place = lambda node: NamedSharding(mesh, _spec(node, mesh, rules))
@@ -125,7 +131,7 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULE
 
 
 def unbox(tree: Any) -> Any:
-  """Returns the plain arrays (or shapes) of a tree with boxes."""
+  """Returns a tree without its boxes: plain arrays or shapes."""
   return meta.unbox(tree)
 
 
@@ -146,18 +152,20 @@ def _spec(node: Any, mesh: Mesh, rules: Mapping[str, str | None]) -> PartitionSp
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: its first axis is cut over data and fsdp."""
+  """Returns the sharding of a batch: its first axis over the mesh axes data and fsdp."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def activations(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
-  """While a loss is traced: what layers say of their activations holds on `mesh`."""
+  """Returns a context in which layers constrain activations to `mesh`; trace the loss within it."""
   return placement.on(mesh, {placement.BATCH: (DATA, FSDP), placement.HEADS: (TENSOR,)})
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises ValueError unless the global batch can be cut over this mesh and fed by its
-  processes.
+  """Checks that a global batch can be sharded over a mesh, with equal parts from its processes.
+
+  Raises:
+    UserError: if not.
   """
   parts, processes = (
     mesh.shape[DATA] * mesh.shape[FSDP],
@@ -165,7 +173,8 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   )
   if batch_size % parts:
     raise UserError(
-      f'batch_size={batch_size} is not a multiple of data * fsdp = {parts} of the mesh: change batch_size or the mesh'
+      f'batch_size={batch_size} is not a multiple of data * fsdp = {parts} of the mesh: change '
+      'batch_size or the mesh'
     )
   local = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   rows = sum(
@@ -173,15 +182,13 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   )
   if rows * processes != batch_size:
     raise UserError(
-      f'this process holds {rows} of batch_size={batch_size} rows but there are {processes} processes: '
-      'the tensor axis must lie within one process'
+      f'this process holds {rows} of batch_size={batch_size} rows but there are {processes} '
+      'processes: the tensor axis must lie within one process'
     )
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Makes global arrays of what every process holds: its own rows, global batch size / process
-  count of them.
-  """
+  """Returns the global batch, given the rows of this process: batch size / number of processes."""
   sharding = batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, np.asarray(array))

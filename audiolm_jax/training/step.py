@@ -1,4 +1,4 @@
-"""The one train step, the codec's adversarial one included, and what it changes."""
+"""Makes the compiled functions of a run: initialization, train step and evaluation step."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from audiolm_jax.training import checkpoints, optimizers, sharding
 
 
 class TrainState(NamedTuple):
-  """Everything a step changes; donated to it."""
+  """Holds everything that a train step changes; donated to each step."""
 
-  step: jax.Array  # int32 []: micro-batches that took part
+  step: jax.Array  # int32 []: number of micro-batches that were applied
   params: base.Params
   state: base.State
   opt_state: optax.OptState
@@ -24,7 +24,7 @@ class TrainState(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """The compiled functions of a training run, and where their arrays lie."""
+  """Holds the compiled functions of a run, with shapes and shardings of its train state."""
 
   mesh: Mesh
   shapes: TrainState
@@ -43,7 +43,16 @@ def make_programs(
   accumulate_steps: int,
   ema_decay: float | None,
 ) -> Programs:
-  """Returns the functions of a run; nothing is compiled before they are called."""
+  """Returns the functions of a run; each is compiled at its first call.
+
+  Args:
+    stage: model and loss.
+    optimizer: see `optimizers.make`.
+    mesh: mesh of all arrays.
+    seed: seed of the randomness in each step.
+    accumulate_steps: micro-batches averaged into one update.
+    ema_decay: see `session.TrainConfig`.
+  """
   init, shapes, shardings = make_init(
     stage, optimizer, mesh, accumulate_steps=accumulate_steps, keep_ema=ema_decay is not None
   )
@@ -67,9 +76,7 @@ def make_init(
   accumulate_steps: int = 1,
   keep_ema: bool = False,
 ) -> tuple[Callable[[base.Key], TrainState], TrainState, TrainState]:
-  """Returns (key -> TrainState placed on `mesh`, its shapes, its shardings); the arrays of all
-  three are unboxed.
-  """
+  """Returns the function key -> TrainState on `mesh`, and its shapes and shardings; all unboxed."""
   transformation = optimizers.make(optimizer, accumulate_steps)
 
   def init(key):
@@ -79,7 +86,7 @@ def make_init(
       jnp.zeros((), jnp.int32), params, state, transformation.init(params), ema_params
     )
 
-  # optax maps over the boxes: its moments carry them too
+  # Boxed, so that the moments in the optimizer state have logical names as well.
   boxed = jax.eval_shape(init, jax.random.key(0))
   shardings = sharding.tree_shardings(boxed, mesh)
   return (
@@ -90,22 +97,25 @@ def make_init(
 
 
 def check_made_by(config: Any, stage: base.Stage, shapes: TrainState) -> None:
-  """Raises ValueError where checkpoints of `stage`, whose arrays are `shapes`, could not be loaded
-  by `config`.
+  """Checks that checkpoints of `stage`, whose arrays have `shapes`, can be loaded with `config`.
+
+  Raises:
+    UserError: if `config` makes another stage.
   """
-  remedy = 'give the config that made the stage: its checkpoints could not be loaded'
+  remedy = 'pass the config that made the stage, otherwise its checkpoints could not be loaded'
   if not hasattr(config, 'make'):
     raise UserError(f'config is of type {type(config).__name__}, which has no make(): {remedy}')
   own = config.make()
   if dict(own.batch) != dict(stage.batch):
     raise UserError(
-      f'the stage asks for {dict(stage.batch)}, that of the config for {dict(own.batch)}: {remedy}'
+      f'the stage reads {dict(stage.batch)}, that of the config {dict(own.batch)}: {remedy}'
     )
   params, state = jax.eval_shape(own.init, jax.random.key(0))
   wanted = checkpoints.structure({'params': params, 'state': state})
   found = checkpoints.structure({'params': shapes.params, 'state': shapes.state})
   lines = [
-    f'{part}.{path}: the stage has {found[part].get(path, "none")}, the config makes {wanted[part].get(path, "none")}'
+    f'{part}.{path}: the stage has {found[part].get(path, "none")}, '
+    f'the config makes {wanted[part].get(path, "none")}'
     for part in wanted
     for path in sorted(wanted[part].keys() | found[part].keys())
     if wanted[part].get(path) != found[part].get(path)
@@ -124,14 +134,24 @@ def make_train_step(
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
 ) -> Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]:
-  """Returns (train state, batch, number of this step, rate_scale=1) -> (next train state, metrics),
-  jitted.
+  """Returns the jitted train step.
 
-  The state is donated. `rate_scale` multiplies every learning rate.
+  Args:
+    stage: model and loss; the codec's includes its discriminators.
+    optimizer: see `optimizers.make`.
+    mesh: mesh of all arrays.
+    shardings: of the train state, from `make_init`.
+    seed: seed of the randomness in each step.
+    accumulate_steps: micro-batches averaged into one update.
+    ema_decay: see `session.TrainConfig`.
 
-  A step whose loss or gradients are not finite leaves the state as it was, and so does every later
-  one, because the step number that the host passes is then ahead of the state's: the host may find
-  out late. `metrics['applied']` says.
+  Returns:
+    Function (train state, batch, number of the step, rate_scale=1) -> (next train state, metrics),
+    which donates the train state. `rate_scale` multiplies all learning rates.
+
+    A step whose loss or gradients are not finite does not change the state. Neither does any later
+    step, because its number exceeds `train_state.step`; therefore the host can react late.
+    `metrics['applied']` is whether the step changed the state.
   """
   transformation = optimizers.make(optimizer, accumulate_steps)
 
@@ -148,9 +168,9 @@ def make_train_step(
     updates = jax.tree.map(lambda update: (rate_scale * update).astype(update.dtype), updates)
     params = optax.apply_updates(params, updates)
     if ema_params is not None:
-      # Between two updates of an accumulation the parameters rest, and so does their average. It
-      # begins short, as long as a tenth of the updates so far, or runs of some hundred steps are
-      # judged by where they began (docs/log.md).
+      # The average changes only with the parameters, at the last micro-batch of an update. At first
+      # it covers about a tenth of the updates done; otherwise the initial parameters would dominate
+      # it for some hundred steps (docs/log.md).
       updates_before = step // accumulate_steps
       decay = jnp.minimum(ema_decay, (1 + updates_before) / (10 + updates_before))
       step_size = jnp.where((step + 1) % accumulate_steps == 0, 1 - decay, 0.0)
@@ -170,8 +190,9 @@ def make_train_step(
 def make_eval_step(
   stage: base.Stage, mesh: Mesh
 ) -> Callable[[base.Params, base.State, base.Batch], Mapping[str, jax.Array]]:
-  """Returns (params, state, batch) -> metrics with 'loss', without a key: no dropout, no change of
-  state.
+  """Returns the jitted evaluation step: (params, state, batch) -> metrics including 'loss'.
+
+  The loss gets no key, which turns dropout off.
   """
 
   def eval_step(params, state, batch):

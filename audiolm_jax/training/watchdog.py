@@ -1,8 +1,8 @@
-"""Where the time of a run goes, and how long one phase of it may take.
+"""Measures the time of each phase of a run, and limits it.
 
-Goodput is the share of a run's wall time that went into steps; all else is badput, by name: init
-(start and restore), compile (the first step), data (waiting for the next batch), evaluation,
-checkpoint, other.
+Goodput is the share of the wall time that is spent in steps. The other phases are init (setup and
+restore), compile (the first step), data (waiting for the next batch), evaluation, checkpoint and
+other.
 """
 
 import collections
@@ -28,17 +28,25 @@ FILE = 'goodput.jsonl'
 
 
 class StalledError(TimeoutError):
-  """A phase exceeded its timeout: a data source, a storage or another host hangs.
+  """A phase exceeded its timeout: the data source, the storage or another host hangs.
 
-  The thread that waits is left behind, so that the process should end without waiting for it.
+  A thread still waits for it, so the process should exit without joining its threads.
   """
 
 
 class Watchdog:
-  """Adds up the seconds of every phase, and bounds the calls made through `bounded`.
+  """Adds up the seconds of each phase, and limits the duration of calls.
 
-  A call that takes `slow_seconds` becomes a warning that names host and phase, one that takes
-  `timeout_seconds` a StalledError. None: neither.
+  Args:
+    slow_seconds: a call of `bounded` that takes longer is reported as a warning; None: no warning.
+    timeout_seconds: a call of `bounded` that takes longer raises StalledError; None: no limit.
+
+  Attributes:
+    lost_steps: steps that are repeated, because they were done after the checkpoint from which the
+      run resumed.
+
+  Raises:
+    UserError: if a number of seconds is not positive.
   """
 
   def __init__(self, slow_seconds: float | None = None, timeout_seconds: float | None = None):
@@ -50,18 +58,17 @@ class Watchdog:
     self._began = time.time()
     self._seconds: collections.Counter = collections.Counter()
     self._worker: _Worker | None = None
-    # of earlier starts: done after the checkpoint that the run continues from, and done again
     self.lost_steps = 0
 
   def close(self) -> None:
-    """Ends the worker thread, after the call that it is in."""
+    """Ends the worker thread after its current call."""
     if self._worker is not None:
       self._worker.close()
     self._worker = None
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Adds the time of this block to a phase. Blocks do not nest."""
+    """Adds the time of the block to a phase. Blocks must not nest."""
     started = time.monotonic()
     try:
       yield
@@ -71,11 +78,17 @@ class Watchdog:
   def bounded(
     self, name: str, step: int, function: Callable[[], Any], extra_seconds: float = 0.0
   ) -> Any:
-    """Returns function(), which may block; its time belongs to the phase `name`.
+    """Returns the result of a call that may hang.
 
-    extra_seconds: added to both limits, for compilation.
+    Args:
+      name: phase to which the time is added.
+      step: number of the step, for messages.
+      function: called without arguments, in a worker thread if there is a limit.
+      extra_seconds: added to both limits, for compilation.
 
-    Raises StalledError after the timeout, and what `function` raises.
+    Raises:
+      StalledError: if the call exceeds the timeout.
+      Exception: raised by `function`.
     """
     with self.phase(name):
       if self._slow is None and self._timeout is None:
@@ -85,16 +98,16 @@ class Watchdog:
       outcome = self._worker.submit(function)
       try:
         self._wait(outcome, name, step, extra_seconds)
-      except BaseException:  # the worker may never come back: the next call gets another
+      except BaseException:  # the worker may hang forever, so the next call gets a new one
         self.close()
         raise
       try:
         return outcome.result()
       finally:
-        del outcome  # with its error it would be a cycle that holds the arrays of the call
+        del outcome  # breaks a reference cycle with its error, which would keep arrays alive
 
   def _wait(self, outcome: futures.Future, name: str, step: int, extra_seconds: float) -> None:
-    """Returns when the call has ended; warns, and raises StalledError, where it is late."""
+    """Waits until the call ends; warns or raises StalledError if it exceeds a limit."""
     where = (
       f'process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: '
       f'{name} of step {step}'
@@ -107,11 +120,11 @@ class Watchdog:
         warnings.warn(f'{where} has taken {waited:g} s so far')
     if futures.wait([outcome], None if limit is None else limit - waited).not_done:
       raise StalledError(
-        f'{where} has not ended after {limit:g} s: look at this host, its data, and its peers'
+        f'{where} has not ended after {limit:g} s: check this host, its data, and the other hosts'
       )
 
   def summary(self) -> dict[str, Any]:
-    """Returns {'goodput': share, 'seconds': {phase: seconds}} of this process so far."""
+    """Returns {'goodput': share, 'seconds': {phase: seconds}} since this object was made."""
     total = max(time.monotonic() - self._started, 1e-9)
     seconds = dict(self._seconds) | {'other': max(total - sum(self._seconds.values()), 0.0)}
     return {
@@ -120,7 +133,7 @@ class Watchdog:
     }
 
   def write(self, directory: pathlib.Path, step: int) -> None:
-    """Appends a line to `directory`/goodput.jsonl; like all telemetry, a failure is a warning."""
+    """Appends a line to `directory`/goodput.jsonl; a failure is reported as a warning."""
     line = {'started': self._began, 'step': step, 'lost_steps': self.lost_steps, **self.summary()}
     try:
       with files.open_in_place(directory / FILE, 'a') as file:
@@ -130,10 +143,10 @@ class Watchdog:
 
 
 class _Worker:
-  """A thread that makes one call after another, until it is closed.
+  """Runs calls one after another in a thread, until it is closed.
 
-  A daemon, unlike the threads of `concurrent.futures`: where a call hangs, the end of the process
-  does not wait for it.
+  The thread is a daemon, unlike those of `concurrent.futures`, so that a call that hangs does not
+  prevent the process from exiting.
   """
 
   def __init__(self):
@@ -156,12 +169,18 @@ def _work(calls: queue.SimpleQueue) -> None:
       outcome.set_result(function())
     except BaseException as error:
       outcome.set_exception(error)
-    # While it waits for the next call, the thread must not keep arrays of this one alive.
+    # Otherwise this thread keeps arrays of the call alive until the next call.
     del call, function, outcome
 
 
 def read(directory: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the last line of each start of a run, in order; unfinished lines are skipped."""
+  """Returns the last line of each process that trained in a directory, in order.
+
+  Truncated lines are skipped.
+
+  Raises:
+    FileNotFoundError: if there is no goodput.jsonl.
+  """
   lines, _ = files.json_lines(pathlib.Path(directory) / FILE)
   lines = [line for line in lines if type(line.get('started')) in (int, float)]
   return list({line['started']: line for line in lines}.values())

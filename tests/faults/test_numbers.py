@@ -53,7 +53,7 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
   testing.assert_trees_equal(jax.device_get(result.variables), jax.device_get(without.variables))
   messages = [event['message'] for event in events if 'message' in event]
   assert len(messages) == 3 and "step 5, batch at {'next_index': 5}: " in messages[0]
-  assert 'batch left out, 2 of at most 2 in a row, 3 in all' in messages[2]
+  assert 'batch skipped, 2 of at most 2 in a row, 3 in all' in messages[2]
   metrics = metrics_writer.read(tmp_path / 'skipping')
   assert (
     metrics[48]['skipped_batches'] == 3

@@ -147,12 +147,12 @@ def test_f7_full_disk(reference, tmp_path, monkeypatch, outcome):
 
   with (
     small_disk(run / 'checkpoints', 2),
-    pytest.warns(UserWarning, match=r'No space left.*training goes on') as found,
+    pytest.warns(UserWarning, match=r'No space left.*training continues') as found,
   ):
     result = toy_run.train(run, Filling)
     whole = checkpoints.steps(run / 'checkpoints')
     shutil.copytree(run / 'checkpoints', tmp_path / 'kept')
-  failures = sum('training goes on' in str(warning.message) for warning in found)
+  failures = sum('training continues' in str(warning.message) for warning in found)
   meanwhile = sorted(int(name) for [names] in [seen] for name in names if name.isdigit())
   assert meanwhile == [6, 12] and failures > 0
   assert whole == [42, 48] and sorted(p.name for p in (tmp_path / 'kept').iterdir()) == [
@@ -184,9 +184,9 @@ def test_f7_a_disk_that_stays_full_stops_the_run(tmp_path, monkeypatch, outcome)
         _fill(run / 'checkpoints', run / 'checkpoints' / '..filler', 6)
       return super().__next__()
 
-  with small_disk(run / 'checkpoints', 2), pytest.warns(UserWarning, match='training goes on'):
+  with small_disk(run / 'checkpoints', 2), pytest.warns(UserWarning, match='training continues'):
     with pytest.raises(
-      OSError, match=r'could not be written .*No space left.* whole steps there: \[6\]'
+      OSError, match=r'could not be written .*No space left.* complete steps: \[6\]'
     ):
       toy_run.train(run, Filling)
     assert sorted(path.name for path in (run / 'checkpoints').iterdir())[1:] == [
@@ -328,7 +328,7 @@ def train_while_sick(workdir, sick):
   with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter('always')
     toy_run.train(workdir, Sick)
-  print(sum('training goes on' in str(warning.message) for warning in found), len(whole))
+  print(sum('training continues' in str(warning.message) for warning in found), len(whole))
 
 
 def test_f18_telemetry_never_stops_training(reference, tmp_path, monkeypatch, outcome):

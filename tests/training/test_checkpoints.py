@@ -297,15 +297,15 @@ HUBERT = 'audiolm_jax.pretrained.hubert.Config'
     ({}, 'names the config class'),
     ({'class': 7, 'fields': {}}, 'names the config class'),
     ({'class': ['x'] * 3, 'fields': {}}, 'names the config class'),
-    ({'class': HUBERT}, 'of no known form'),
-    ({'class': HUBERT, 'fields': [1]}, 'of no known form'),
-    ({'class': HUBERT, 'fields': {'width': {'class': 3, 'fields': {}}}}, 'of no known form'),
+    ({'class': HUBERT}, 'of unknown form'),
+    ({'class': HUBERT, 'fields': [1]}, 'of unknown form'),
+    ({'class': HUBERT, 'fields': {'width': {'class': 3, 'fields': {}}}}, 'of unknown form'),
     ({'class': HUBERT, 'fields': {'width': {'dtype': 'float77'}}}, "dtype 'float77'"),
     ({'class': HUBERT, 'fields': {'width': {'dtype': ['f4']}}}, 'of dtype'),
     ({'class': HUBERT, 'fields': {'width': {'dtype': 'O'}}}, "dtype 'O'"),
     ({'class': HUBERT, 'fields': {'width': {'dtype': 'i4,i4'}}}, "dtype 'i4,i4'"),
     ({'class': HUBERT, 'fields': {'width': {'dtype': 'zeros'}}}, "dtype 'zeros'"),
-    ({'class': HUBERT, 'fields': {'width': [0] * 5000}}, '5,000 items in one place'),
+    ({'class': HUBERT, 'fields': {'width': [0] * 5000}}, '5,000 items in a list'),
     ({'class': HUBERT, 'fields': {'no such': 1}}, 'which audiolm_jax'),
     ({'class': 'audiolm_jax.pretrained.no_such.Config', 'fields': {}}, 'does not have'),
     ({'class': 'audiolm_jax.pretrained..Config', 'fields': {}}, 'does not have'),
@@ -345,9 +345,7 @@ def test_configs_nested_too_deep_are_a_named_error(wrap):
 )
 def test_a_torn_or_hostile_lock_is_a_named_error_and_stays(tmp_path, text):
   (tmp_path / 'lock').write_text(text)
-  with pytest.raises(
-    ValueError, match="lock' does not say who holds it: if no process uses .* run .rm "
-  ):
+  with pytest.raises(ValueError, match="lock' is damaged: if no process uses .* run .rm "):
     with lock.held(tmp_path):
       pass
   assert (tmp_path / 'lock').read_text() == text
@@ -394,8 +392,8 @@ def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
     ('{}', 'does not list files'),
     ('{"files": []}', 'does not list files'),
     ('{"files": {"a": 3}}', 'does not list files'),
-    ('{"files": {"../../victim": [0, ""]}}', 'lists ../../victim, which is elsewhere'),
-    ('{"files": {"/etc/passwd": [0, ""]}}', 'lists /etc/passwd, which is elsewhere'),
+    ('{"files": {"../../victim": [0, ""]}}', 'lists ../../victim, which is outside'),
+    ('{"files": {"/etc/passwd": [0, ""]}}', 'lists /etc/passwd, which is outside'),
     ('{"files": {"\\u001b[2J": [0, ""]}}', r'^\\x1b\[2J is missing'),
   ],
 )
@@ -427,5 +425,5 @@ def test_hostile_metadata_are_a_named_error(tmp_path, change, field):
   path.write_text(json.dumps(good))
   assert checkpoints.read_metadata(tmp_path) == good | {'fingerprints': {}}
   path.write_text(json.dumps(good | change))
-  with pytest.raises(ValueError, match=f'metadata has no {field} as audiolm_jax writes it'):
+  with pytest.raises(ValueError, match=f'metadata has no valid entry {field}'):
     checkpoints.read_metadata(tmp_path)

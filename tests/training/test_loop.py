@@ -210,7 +210,7 @@ def test_data_that_ends_early_is_explained(tmp_path):
         raise StopIteration
       return super().__next__()
 
-  with pytest.raises(ValueError, match='no batch for step 2'):
+  with pytest.raises(ValueError, match='ended before step 2'):
     toy_run.train(tmp_path, Short)
 
 
@@ -288,12 +288,12 @@ def test_first_batch_with_tokens_beyond_the_clusters_is_named_and_nothing_trains
   [
     (
       toy.Config(width=8),
-      r'asks for .*shape=\(16,\).* that of the config for .*shape=\(8,\).*give the config',
+      r'reads .*shape=\(16,\).* that of the config .*shape=\(8,\).*pass the config',
     ),
     (toy.Config(widths=(4, 1)), r'params.hidden.bias: the stage has .*8.*, the config makes .*4'),
     (
       {'width': 16},
-      r'config is of type dict, which has no make\(\): give the config that made the stage',
+      r'config is of type dict, which has no make\(\): pass the config that made the stage',
     ),
   ],
 )

@@ -19,7 +19,7 @@ def test_last_value_of_a_step_wins_and_broken_lines_are_skipped(tmp_path):
   writer.scalars(3, {'loss': 0.25})
   writer.scalars(3, {'eval/loss': 0.5})
   writer.close()
-  with pytest.warns(UserWarning, match='metrics.jsonl: 1 lines are no metrics of a step'):
+  with pytest.warns(UserWarning, match='metrics.jsonl: 1 lines that are not metrics of a step'):
     steps = metrics_writer.read(tmp_path)
   assert list(steps) == [1, 2, 3]
   assert [steps[s]['loss'] for s in steps] == [10.0, 20.0, 0.25]
@@ -82,7 +82,7 @@ def test_hostile_lines_stop_no_resume_and_are_counted(tmp_path):
   lines = ['{"step": 7, "loss": 0.5}', *bad, '{"step": 8, "loss": NaN}']
   (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
   with pytest.warns(
-    UserWarning, match=f'{len(bad)} lines are no metrics of a step and were left out'
+    UserWarning, match=f'{len(bad)} lines that are not metrics of a step were skipped'
   ):
     steps = metrics_writer.read(tmp_path)
   assert list(steps) == [7, 8] and steps[7] == {'loss': 0.5} and np.isnan(steps[8]['loss'])

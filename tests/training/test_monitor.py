@@ -100,12 +100,12 @@ def test_without_rollback_an_explosion_is_reported_and_belongs_to_the_past():
 def test_skips_are_counted_in_a_row_and_in_all():
   judge = monitor.Judge(None, max_skipped=2)
   bad = lambda: judge.step({'loss': np.nan, 'grad_norm/a': 1.0}, False)
-  left_out = "{'loss': nan} not finite: batch left out, "
-  assert bad() == (monitor.Action.SKIP, left_out + '1 of at most 2 in a row, 1 in all')
-  assert bad() == (monitor.Action.SKIP, left_out + '2 of at most 2 in a row, 2 in all')
+  skipped = "{'loss': nan} not finite: batch skipped, "
+  assert bad() == (monitor.Action.SKIP, skipped + '1 of at most 2 in a row, 1 in all')
+  assert bad() == (monitor.Action.SKIP, skipped + '2 of at most 2 in a row, 2 in all')
   assert bad() == (monitor.Action.STOP, "{'loss': nan} not finite")
   assert judge.step({'loss': 1.0, 'grad_norm/a': 1.0}, True) == GO_ON
-  assert bad() == (monitor.Action.SKIP, left_out + '1 of at most 2 in a row, 3 in all')
+  assert bad() == (monitor.Action.SKIP, skipped + '1 of at most 2 in a row, 3 in all')
   assert judge.metrics() == {'skipped_batches': 3.0}
   assert _counts(judge) == {'count': 0, 'rate_scale': 1.0, 'skipped': 3, 'in_a_row': 1}
   # skipping comes before rolling back
@@ -273,7 +273,7 @@ def test_a_skipped_batch_is_not_what_a_state_is_tried_on(tmp_path, monkeypatch):
   assert result.step == 8
   assert (result.metrics['rollbacks'], result.metrics['skipped_batches']) == (0, 1)
   [event] = [event for event in events if 'message' in event]
-  assert event['step'] == 5 and 'batch left out, 1 of at most 1' in event['message']
+  assert event['step'] == 5 and 'batch skipped, 1 of at most 1' in event['message']
 
 
 def test_rollbacks_are_bounded(tmp_path):

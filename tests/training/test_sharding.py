@@ -31,7 +31,7 @@ def test_rest_of_the_devices_goes_to_the_free_axis(mesh):
 @pytest.mark.parametrize(
   'config, message',
   [
-    (dict(data=-1, fsdp=-1), 'at most one'),
+    (dict(data=-1, fsdp=-1), 'only one size may be -1'),
     (dict(fsdp=3), 'does not divide the 8 devices'),
     (dict(data=4), 'takes 4 devices but there are 8'),
     (dict(tensor=0), 'tensor=0: must be a whole number of at least 1, or -1'),
