@@ -165,16 +165,18 @@ class Speech:
 
   root: str  # folder with usr/share/... of the packages; '/' for installed ones
   librispeech: str = ''  # a folder of LibriSpeech's files; '': none
-  packages: tuple[str, ...] = tuple(debian.PACKAGES)
+  packages: tuple[str, ...] = tuple(debian.PACKAGES)  # (): LibriSpeech alone
 
   def __post_init__(self):
-    checks.fields(
-      self, root=checks.TEXT, librispeech=checks.TEXT, packages=checks.each(checks.TEXT)
-    )
+    checks.fields(self, root=checks.TEXT, librispeech=checks.TEXT)
+    if self.packages != ():
+      checks.fields(self, packages=checks.each(checks.TEXT))
 
   def examples(self, split: str, cache_dir):
-    folder = speech.prepared(debian.clips(_given(self.root), self.packages), cache_dir)
-    found, phone_names = speech.utterances(folder, split)
+    found, phone_names = [], ()
+    if self.packages:
+      folder = speech.prepared(debian.clips(_given(self.root), self.packages), cache_dir)
+      found, phone_names = speech.utterances(folder, split)
     if self.librispeech and split != 'labelled':
       if not os.path.isdir(self.librispeech):
         raise UserError(
@@ -184,8 +186,8 @@ class Speech:
       found += [one for one in beside if librispeech.held_out(one) == (split == 'test')]
     if not found:
       raise UserError(
-        f'no recordings of {", ".join(self.packages)} are in the split {split!r}: '
-        'give more packages by --set corpus.packages'
+        f'no recordings of {", ".join(self.packages) or "LibriSpeech"} are in the split {split!r}: '
+        'give more packages by --set corpus.packages, or a folder by --set corpus.librispeech'
       )
     return Utterances(
       found, speech.SAMPLE_RATE, phone_names=phone_names, quarantine=listing(cache_dir)

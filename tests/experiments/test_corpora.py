@@ -198,3 +198,6 @@ def test_speech_joins_packages_and_librispeech_without_sharing_speakers(tmp_path
     corpus.examples('labelled', tmp_path / 'cache')
   with pytest.raises(ValueError, match='corpus.librispeech=FOLDER must name one'):
     dataclasses.replace(corpus, librispeech='nowhere').examples('train', tmp_path / 'cache')
+  alone = corpora.Speech(root='', librispeech=str(tmp_path / 'libri'), packages=())
+  found = [part.speaker for part in alone.examples('test', tmp_path / 'cache').parts]
+  assert found == [10]
