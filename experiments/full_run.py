@@ -39,7 +39,7 @@ def main():
   args = parser.parse_args()
   if importlib.util.find_spec('matplotlib') is None:
     raise UserError(
-      'full_run draws pictures with matplotlib, which is not installed: run '
+      'full_run draws pictures with matplotlib, which is not installed: '
       "pip install 'matplotlib>=3.10'"
     )
   recipe = workspace.recipe_of(args)
