@@ -9,9 +9,9 @@ Needs a trained detector and its calibration:
   python -m experiments.train --stage=detector --workdir=runs/tiny
   python -m experiments.evaluate --suite=detection --workdir=runs/tiny
 
-Probabilities assume as many originals as generated files, and hold for continuations by these
-models of recordings as in training. Files first pass through the codec, as the originals in
-training did; --as_is omits this, for files that the codec has decoded.
+Probabilities assume as many generated files as originals. They are valid for continuations by these
+models, of recordings similar to the training data. Files first pass through the codec, as the
+originals in training did; --as_is omits this, for files that the codec has decoded.
 """
 
 import json

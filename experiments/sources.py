@@ -84,7 +84,7 @@ class Resampled:
     return len(self._source)
 
   def inventory(self) -> list[str]:
-    """Returns the lines of the source, since the files are the same."""
+    """Returns the lines of the source, because resampling changes no file."""
     return inventory.of(self._source)
 
   def __getitem__(self, index: int):
@@ -114,7 +114,7 @@ class Resampled:
 def held_out_voices(
   recipe: Recipe, workdir: pathlib.Path, sample_rate: int | None = None
 ) -> tuple[list[dict], list[dict]]:
-  """Returns two halves of each test voice's utterances: for training classifiers, and for tests.
+  """Returns the test voices' utterances in two halves: to train classifiers, and to test them.
 
   'label' numbers the voices from 0.
 

@@ -63,7 +63,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def scored(
   config: detector.Config, variables: Variables, clips
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns (log odds, labels) by 'second' and by 'clip', the mean over whose seconds is taken."""
+  """Returns (log odds, labels) of each 'second' and each 'clip' (means over its seconds)."""
   examples = [
     example for example in (clips[index] for index in range(len(clips))) if example is not None
   ]
