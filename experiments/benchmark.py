@@ -1,9 +1,10 @@
-"""Times what this project does beside what it is an alternative to, or has to keep up with, in one
-run on one machine.
+"""Compares the speed of parts of this project with alternatives, on one machine.
 
-  python -m experiments.benchmark acoustic        AudioLM's coarse and fine stages, and SoundStorm in their place
-  python -m experiments.benchmark codec           SoundStream beside EnCodec and DAC of `transformers`
-  python -m experiments.benchmark input           what one core reads, beside what a TPU consumes
+  python -m experiments.benchmark acoustic  coarse and fine language models, and SoundStorm
+  python -m experiments.benchmark codec     SoundStream, and EnCodec and DAC of `transformers`
+  python -m experiments.benchmark input     examples that a core reads, and that a TPU consumes
+
+--help of each says what it measures.
 """
 
 import argparse

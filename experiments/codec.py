@@ -1,15 +1,15 @@
-"""Turns audio into small .alm files with the codec of a workdir, trained or imported, and back.
+"""Converts audio to small .alm files and back, with the codec of a workdir.
 
-  python -m experiments.codec encode voice.wav --output=codes/       makes codes/voice.alm
-  python -m experiments.codec encode recordings/ --output=codes/     makes codes/x/y.alm of recordings/x/y.flac
-  python -m experiments.codec encode voice.wav --output=codes/ --num-quantizers=4     a third of the bits, of 12 levels
-  python -m experiments.codec decode codes/ --output=decoded/        makes decoded/x/y.wav, of exactly the same length
-  python -m experiments.codec info codes/                            what the files hold, and whether they are whole
+  python -m experiments.codec encode voice.wav --output=codes/    writes codes/voice.alm
+  python -m experiments.codec encode recordings/ --output=codes/  writes codes/x/y.alm for x/y.flac
+  python -m experiments.codec encode voice.wav --output=codes/ --num-quantizers=4  fewer bits
+  python -m experiments.codec decode codes/ --output=decoded/     writes decoded/x/y.wav
+  python -m experiments.codec info codes/                         lists and checks the files
 
-Files may be hours long: they pass through the codec second by second (imported codecs other than
-DAC take two minutes at most, see audiolm_jax/codec.py). Of folders, what is there already is kept,
-so that the same command goes on after a kill; a file that is named itself is not replaced without
---overwrite.
+Decoded files have the length of the originals. Files may be hours long, because they are processed
+in blocks of a second (imported codecs other than DAC: at most two minutes, see
+audiolm_jax/codec.py). Finished files of a folder are kept, so that the same command resumes a
+killed run; files named on the command line are replaced only with --overwrite.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from . import command_line, workspace
 
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file
-AUDIBLE = 100 / 32768  # a second below this is taken for silence, in which 16 bits tell little
-# of the largest sample: what other devices and 16 bits may change; a codec changes more
+AUDIBLE = 100 / 32768  # quieter blocks are not compared, because 16 bits are too coarse
+# Relative to the largest sample. Other devices and 16 bits change less, another codec more.
 SAME = 0.05
 
 
 class Job(NamedTuple):
   source: pathlib.Path
   target: pathlib.Path
-  in_folder: bool  # found there, not named
-  levels: int | None = None  # to write, or to read of what a file has; None: all
+  in_folder: bool  # found in a folder, not named
+  levels: int | None = None  # levels to write or to read; None: all
 
 
 def main():
@@ -48,24 +48,24 @@ def main():
     'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
   )
   parser.add_argument(
-    '--output', type=command_line.path, metavar='FOLDER', help='of encode and decode'
+    '--output', type=command_line.path, metavar='FOLDER', help='for encode and decode'
   )
   parser.add_argument(
     '--num-quantizers',
     type=command_line.COUNT,
     metavar='N',
-    help='the first N levels of the codes alone (all)',
+    help='use only the first N levels of the codes (all)',
   )
   parser.add_argument(
-    '--denoise', action='store_true', help='leave noise out, where the codec has a switch for it'
+    '--denoise', action='store_true', help='remove noise, by a codec with a denoising switch'
   )
-  parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  parser.add_argument('--overwrite', action='store_true', help='replace existing files')
   args = parser.parse_intermixed_args()
   if args.command not in COMMANDS:
-    raise UserError(f'{args.command!r} is no command: choose one of {", ".join(COMMANDS)}')
+    raise UserError(f'{args.command!r} is not a command: choose one of {", ".join(COMMANDS)}')
   if args.command == 'info':
     if args.output or args.num_quantizers or args.denoise or args.overwrite:
-      raise UserError('info takes paths alone: it writes nothing')
+      raise UserError('info takes only paths, because it writes nothing')
     return info(args.paths)
   if args.output is None:
     raise UserError(f'{args.command} needs --output=FOLDER')
@@ -87,8 +87,10 @@ def main():
 
 
 def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]:
-  """Returns the files in a folder, or the file that is named. Raises ValueError when there are
-  none.
+  """Returns the files in a folder, or the named file.
+
+  Raises:
+    UserError: if there are none.
   """
   if path.is_dir():
     return [pathlib.Path(name) for name in folders.find(path, extensions)]
@@ -100,7 +102,11 @@ def found(path: pathlib.Path, extensions: tuple[str, ...]) -> list[pathlib.Path]
 def find_jobs(
   command: str, paths: list[pathlib.Path], output: pathlib.Path, levels: int | None = None
 ) -> list[Job]:
-  """Returns what is to be made of what. Raises ValueError when two files would be made into one."""
+  """Returns the files to convert, with their targets.
+
+  Raises:
+    UserError: if two files have the same target.
+  """
   encoding = command == 'encode'
   extensions, extension = (
     (folders.EXTENSIONS, codes_file.EXTENSION) if encoding else ((codes_file.EXTENSION,), '.wav')
@@ -113,14 +119,17 @@ def find_jobs(
       other = sources.setdefault(jobs[-1].target, source)
       if other is not source:
         raise UserError(
-          f'{other} and {source} would both become {jobs[-1].target}: rename one, or take them apart'
+          f'{other} and {source} would both become {jobs[-1].target}: rename one, '
+          'or give them separate outputs'
         )
   return jobs
 
 
 def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
-  """Does the jobs that are not done; a file that cannot be read keeps no other back, and is named
-  at the end.
+  """Runs the jobs that are not done.
+
+  Raises:
+    UserError: after all jobs, naming the files that failed.
   """
   seconds_of, is_done, convert = OPERATIONS[command]
   todo, failures = [], []
@@ -151,7 +160,7 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
         failures.append(
           f'{job.target}: {error.strerror or error}' if isinstance(error, OSError) else str(error)
         )
-  print(f'{command}: {len(jobs) - kept - len(failures)} files made, {kept} were there')
+  print(f'{command}: {len(jobs) - kept - len(failures)} files made, {kept} kept')
   if failures:
     raise UserError(f'{len(failures)} of {len(jobs)} files failed: ' + '; '.join(failures))
 
@@ -170,7 +179,7 @@ def encode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
 
   codes = list(codec.encode_blocks(blocks(), job.levels))
   if not num_samples:
-    raise UserError(f'{job.source}: too short, no sample is left of it at {rate} Hz')
+    raise UserError(f'{job.source} is too short: no samples are left at {rate} Hz')
   wanted = header(codec, num_samples, codes[0].shape[1])
   codes_file.save(
     job.target, wanted, np.concatenate(codes)[: wanted.num_frames], overwrite=overwrite
@@ -188,7 +197,11 @@ def seconds_of_audio(codec: Codec, job: Job) -> float:
 
 
 def is_encoded(codec: Codec, job: Job) -> bool:
-  """Returns True for a whole file of this codec. Raises ValueError for any other that is there."""
+  """Returns True for an intact file of this codec.
+
+  Raises:
+    UserError: for any other existing file.
+  """
   try:
     found_header, _ = codes_file.load(job.target)
   except ValueError as error:
@@ -196,7 +209,8 @@ def is_encoded(codec: Codec, job: Job) -> bool:
   wanted = header(codec, found_header.num_samples, job.levels or codec.num_quantizers)
   if found_header != wanted:
     raise UserError(
-      f'{job.target} is there, of {found_header}, not of {wanted}: choose another --output, or pass --overwrite'
+      f'{job.target} exists with {found_header}, not {wanted}: '
+      'choose another --output, or pass --overwrite'
     )
   return True
 
@@ -215,7 +229,7 @@ def decode(codec: Codec, job: Job, overwrite: bool, advance: Callable[[float], N
 def decoded_blocks(
   codec: Codec, job: Job, stored: Header, codes_FQ, advance
 ) -> Iterator[np.ndarray]:
-  """Yields the waveform, `stored.num_samples` in all."""
+  """Yields the waveform in blocks, `stored.num_samples` samples in total."""
   frames, left = codec.block_frames, stored.num_samples
   parts = (
     codes_FQ[start : start + frames, : job.levels] for start in range(0, stored.num_frames, frames)
@@ -227,14 +241,19 @@ def decoded_blocks(
 
 
 def seconds_of_codes(codec: Codec, job: Job) -> float:
-  """Returns the length of a file of codes. Raises ValueError when it was made by another codec."""
+  """Returns the duration of a file of codes, in seconds.
+
+  Raises:
+    UserError: if another codec made it, or it has fewer levels than requested.
+  """
   source, stored = job.source, codes_file.info(job.source)
   if stored.fingerprint != codec.fingerprint:
     raise UserError(
-      f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: give the --workdir of the other'
+      f'{source} was made by codec {stored.fingerprint}, this is {codec.fingerprint}: '
+      'give the --workdir of the other'
     )
   if stored != header(codec, stored.num_samples, min(stored.num_quantizers, codec.num_quantizers)):
-    raise UserError(f'{source} tells of {stored}, which its codec does not make: encode it again')
+    raise UserError(f'{source} has {stored}, which its codec does not make: encode it again')
   if (job.levels or 1) > stored.num_quantizers:
     raise UserError(
       f'{source} has {stored.num_quantizers} levels, fewer than --num-quantizers={job.levels}'
@@ -243,25 +262,28 @@ def seconds_of_codes(codec: Codec, job: Job) -> float:
 
 
 def is_decoded(codec: Codec, job: Job) -> bool:
-  """Returns True for what `decode` would make. Raises UserError for other audio, as the
-  original.
+  """Returns True for a target that `decode` would write.
+
+  Raises:
+    UserError: for other audio, such as the original.
   """
   stored, found_info = codes_file.info(job.source), audio.info(job.target)
   if (found_info.sample_rate, found_info.num_samples) != (stored.sample_rate, stored.num_samples):
     raise UserError(
-      f'{job.target} is there, of {found_info.num_samples:,} samples at {found_info.sample_rate} Hz, not of '
-      f'{stored.num_samples:,} at {stored.sample_rate}: choose another --output, or pass --overwrite'
+      f'{job.target} exists with {found_info.num_samples:,} samples at '
+      f'{found_info.sample_rate} Hz, not {stored.num_samples:,} at {stored.sample_rate}: '
+      'choose another --output, or pass --overwrite'
     )
   if not _begins_as_decoded(codec, job):
     raise UserError(
-      f'{job.target} is there and was not decoded from {job.source} in this way (is it the original?): '
-      'choose another --output, or pass --overwrite'
+      f'{job.target} exists and was not decoded from {job.source} in this way (is it the '
+      'original?): choose another --output, or pass --overwrite'
     )
   return True
 
 
 def _begins_as_decoded(codec: Codec, job: Job) -> bool:
-  """Compares the first second that is not silent; an original, or fewer levels, differ there."""
+  """Returns whether the first audible block is as decoded; originals and fewer levels differ."""
   stored, codes_FQ = codes_file.load(job.source)
   made = decoded_blocks(codec, job, stored, codes_FQ, lambda seconds: None)
   length = codec.block_frames * stored.hop_length
@@ -280,7 +302,11 @@ OPERATIONS = {
 
 
 def info(paths: list[pathlib.Path]):
-  """Prints a line for each file. Raises ValueError, at the end, naming those that are damaged."""
+  """Prints a line per file.
+
+  Raises:
+    UserError: after all lines, naming damaged files.
+  """
   failures = []
   for path in (file for start in paths for file in found(start, (codes_file.EXTENSION,))):
     try:
@@ -289,9 +315,9 @@ def info(paths: list[pathlib.Path]):
       failures.append(str(error))
       continue
     print(
-      f'{files.printable(path)}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at {stored.sample_rate} Hz), '
-      f'{stored.num_quantizers} levels of {stored.codebook_size} codes, {stored.bit_rate:.0f} bit/s, '
-      f'{stored.num_bytes:,} bytes, codec {stored.fingerprint}'
+      f'{files.printable(path)}: {stored.seconds:.2f} s ({stored.num_samples:,} samples at '
+      f'{stored.sample_rate} Hz), {stored.num_quantizers} levels of {stored.codebook_size} codes, '
+      f'{stored.bit_rate:.0f} bit/s, {stored.num_bytes:,} bytes, codec {stored.fingerprint}'
     )
   if failures:
     raise UserError('; '.join(failures))

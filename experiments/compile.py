@@ -1,16 +1,13 @@
-"""Compiles the train step of a stage for a TPU topology, without a TPU, and predicts how it will
-run.
+"""Compiles a stage's train step for a TPU topology, without a TPU, and predicts its speed.
 
   python -m experiments.compile --stage=coarse --recipe=librilight --topology=v5e:16x16
   python -m experiments.compile --stage=all --recipe=librilight --topology=v5e:4x4 --json=out.json
   python -m experiments.compile --stage=soundstorm --recipe=librilight --topology=v5e:4x4 --decode
   python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
 
-Needs libtpu: the extra `compile`. The topology is the shape of one slice, in chips. With --decode
-the
-program is the one that generates, on one chip: a step of a language model's decoding, or
-SoundStorm's whole window.
-What the numbers mean and assume: audiolm_jax/costs/roofline.py.
+Needs libtpu: the extra `compile`. The topology is the shape of one slice, in chips. With --decode,
+compiles decoding on one chip: a step of a language model, or SoundStorm's whole window. Meanings
+and assumptions of the numbers are in audiolm_jax/costs/roofline.py.
 """
 
 import dataclasses
@@ -49,24 +46,30 @@ def main():
     metavar='CHIP:SHAPE',
     help='v5e:4x4, v5e:16x16, v4:2x2x4, v6e:8x8, ...',
   )
-  parser.add_argument('--slices', type=command_line.COUNT, default=1, help='of that topology (1)')
   parser.add_argument(
-    '--decode', action='store_true', help='the program that generates, instead of the train step'
+    '--slices', type=command_line.COUNT, default=1, help='number of slices of that topology (1)'
   )
   parser.add_argument(
-    '--rows', type=command_line.COUNT, default=1, help='decoded at once on each chip (1)'
+    '--decode', action='store_true', help='compile decoding instead of the train step'
   )
   parser.add_argument(
-    '--json', type=command_line.path, metavar='FILE', help='write the numbers there too'
+    '--rows', type=command_line.COUNT, default=1, help='clips decoded at once on each chip (1)'
   )
   parser.add_argument(
-    '--hlo', type=command_line.path, metavar='FILE', help="write the compiled program's text there"
+    '--json', type=command_line.path, metavar='FILE', help='also write the numbers there'
+  )
+  parser.add_argument(
+    '--hlo',
+    type=command_line.path,
+    metavar='FILE',
+    help='write the text of the compiled program there',
   )
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   if args.stage not in (*recipe.trained, 'all'):
     raise UserError(
-      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.trained)}, and all'
+      f'--stage={args.stage}: recipe {args.recipe!r} has the stages {", ".join(recipe.trained)}; '
+      'choose one, or all'
     )
   for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
     if path is not None:
@@ -107,16 +110,18 @@ def main():
 
 
 def compiler() -> str:
-  """Returns which compiler predicts, since another version may come to other programs."""
+  """Returns the versions of the compiler, on which predictions depend."""
   try:
     return f'libtpu {importlib.metadata.version("libtpu")}, jax {jax.__version__}'
-  except importlib.metadata.PackageNotFoundError:  # the machine's own, as on a TPU VM
+  except importlib.metadata.PackageNotFoundError:  # preinstalled, as on a TPU VM
     return f'libtpu of this machine, jax {jax.__version__}'
 
 
 def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[jax.Device]]:
-  """Returns the chip and the devices, which can be compiled for and nothing else; ValueError for an
-  unknown one.
+  """Returns the chip and its devices, which can only be compiled for.
+
+  Raises:
+    UserError: if the topology is unknown, or libtpu is missing.
   """
   kind = name.split(':')[0]
   if kind not in roofline.CHIPS or not re.fullmatch(r'\w+:\d+(x\d+)+', name):
@@ -124,27 +129,27 @@ def load_topology(name: str, num_slices: int = 1) -> tuple[roofline.Chip, list[j
       f'--topology={name}: write a chip ({", ".join(roofline.CHIPS)}) and a shape, as in v5e:4x4'
     )
   chip = roofline.CHIPS[kind]
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask,
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to keep for oneself
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # no TPU to query
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # no TPU to lock
   try:
     options = dict(chip.topology_options) | ({'num_slices': num_slices} if num_slices > 1 else {})
     return chip, list(topologies.get_topology_desc(name, 'tpu', **options).devices)
   except RuntimeError as error:
     reason = str(error).splitlines()[0]
     raise UserError(
-      f'--topology={name}: libtpu does not know it, or is not there ({install("compile")}): {reason}'
+      f'--topology={name}: libtpu does not know it, or is missing ({install("compile")}): {reason}'
     ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lowered:
-  """A program before the compiler, and what is known of it without one."""
+  """A traced program, with its properties that need no compiler."""
 
   lowered: Any
-  largest_array: jax.core.ShapedArray  # that it makes, over all devices
+  largest_array: jax.core.ShapedArray  # of the arrays that it computes, over all devices
   num_devices: int
   num_parameters: int
-  model_flops: int  # of one run over all devices, without what is recomputed
+  model_flops: int  # of one run over all devices, without recomputation
   batch_size: int
   mesh: dict[str, int]
 
@@ -183,7 +188,7 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
   rate = place(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(mesh))
   plain = without_remat(config).make()
 
-  # not placed on the chips: their kernels' padding is no work of the model's
+  # Traced without a mesh, because padding in TPU kernels is no work of the model.
   def loss(params, rest, batch):
     return jax.value_and_grad(plain.loss, has_aux=True)(params, rest, batch, jax.random.key(0))
 
@@ -200,9 +205,7 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
 
 
 def without_remat(config: Any) -> Any:
-  """Returns the config of the same model that keeps its activations: what it recomputes is no work
-  of the model's.
-  """
+  """Returns a config that recomputes no activations, because that is no work of the model."""
   if hasattr(config, 'transformer'):
     return dataclasses.replace(
       config, transformer=dataclasses.replace(config.transformer, remat=False)
@@ -211,8 +214,10 @@ def without_remat(config: Any) -> Any:
 
 
 def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowered:
-  """Traces, for one chip, a decoding step of a language model at a full cache, or SoundStorm's
-  window of a crop.
+  """Traces decoding on one chip: a language model's step at a full cache, or SoundStorm's window.
+
+  Raises:
+    UserError: for other stages.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1])
   where = NamedSharding(mesh, PartitionSpec())
@@ -243,7 +248,8 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
     arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
   else:
     raise UserError(
-      f'--decode: {type(config).__module__} does not decode; use it with a language model or soundstorm'
+      f'--decode: {type(config).__module__} does not decode; '
+      'use it with a language model or soundstorm'
     )
   params, arguments = place(params), place(arguments)
   traced = jax.jit(function, donate_argnums=donated, out_shardings=where).trace(params, *arguments)
@@ -259,8 +265,10 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
 
 
 def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
-  """Returns the compiled program; ValueError where it doesn't fit, naming the largest array and
-  what helps.
+  """Returns the compiled program.
+
+  Raises:
+    UserError: naming the largest array and remedies, if the program needs too much memory.
   """
   try:
     return program.lowered.compile()
@@ -271,7 +279,7 @@ def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
 
 
 def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
-  """Returns what a user needs of the compiler's report of too little memory."""
+  """Returns an error message for a program that needs too much memory, from the compiler's."""
   sizes = re.search(r'\(([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)\)', message)
   need = (
     f'needs {sizes[1]} of {sizes[2]}'
@@ -281,16 +289,17 @@ def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
   largest = program.largest_array
   size = largest.size * largest.dtype.itemsize / 2**30
   return (
-    f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, {size:.2f} GiB over '
-    f'all {program.num_devices} chips. Recompute more (remat=True), cut parameters and optimizer over more chips '
-    '(train.mesh.fsdp), take a smaller train.batch_size (with accumulate_steps), or more chips'
+    f'does not fit: {need} of memory on each chip; the largest array is {largest.str_short()}, '
+    f'{size:.2f} GiB over all {program.num_devices} chips. Recompute more (remat=True), shard '
+    'parameters and optimizer over more chips (train.mesh.fsdp), reduce train.batch_size '
+    '(with accumulate_steps), or use more chips'
   )
 
 
 def describe(
   program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int
 ) -> dict[str, Any]:
-  """Returns all numbers of a compiled program, per device unless the name says otherwise."""
+  """Returns all numbers of a compiled program, per device unless their names say otherwise."""
   memory = compiled.memory_analysis()
   hbm = (
     memory.argument_size_in_bytes
@@ -301,13 +310,12 @@ def describe(
   )
   try:
     parsed = hlo.parse(compiled.as_text())
-  except (
-    jax.errors.JaxRuntimeError
-  ) as error:  # jaxlib reads what libtpu wrote: v6e's programs it may not
+  except jax.errors.JaxRuntimeError as error:  # jaxlib may not know libtpu's format, as for v6e
     reason = str(error).splitlines()[0][:200]
     raise UserError(
-      f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of each chip, but this '
-      f'jaxlib cannot read it, so there is no prediction ({reason}): try another version of libtpu'
+      f'the program compiles and takes {hbm / 2**30:.2f} of {chip.hbm_bytes / 2**30:.0f} GiB of '
+      f'each chip, but this jaxlib cannot read it, so there is no prediction ({reason}): '
+      'try another version of libtpu'
     ) from error
   found = hlo.collectives(parsed, program.num_devices)
   traffic = {}
@@ -343,26 +351,38 @@ def describe(
 
 
 def table(report: dict[str, Any]) -> str:
-  """Returns the report for people."""
+  """Returns the report as text."""
   mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
   traffic = ', '.join(
     f'{kind} {size / 2**20:,.0f} MiB' for kind, size in sorted(report['collective_bytes'].items())
   )
   milliseconds = lambda name: f'{1e3 * report[name]:,.2f} ms'
   rows = {
-    'program': f'{report["program"]} of {report["stage"]} ({report["recipe"]}), {report["batch_size"]} examples',
+    'program': (
+      f'{report["program"]} of {report["stage"]} ({report["recipe"]}), '
+      f'{report["batch_size"]} examples'
+    ),
     'devices': f'{report["devices"]} on {report["slices"]} x {report["topology"]}: {mesh}',
     'compiler': report['compiler'],
     'parameters': f'{report["parameters"] / 1e6:,.1f} M',
-    'FLOPs': f'{report["model_flops"] / 1e12:,.3f} T per device, {milliseconds("product_seconds")} at the peak',
-    'HBM': f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device',
+    'FLOPs': (
+      f'{report["model_flops"] / 1e12:,.3f} T per device, '
+      f'{milliseconds("product_seconds")} at the peak'
+    ),
+    'HBM': (
+      f'{report["hbm_bytes"] / 2**30:.2f} of {report["hbm_capacity"] / 2**30:.0f} GiB per device'
+    ),
     'HBM traffic': f'{report["hbm_traffic"] / 2**30:,.1f} GiB, {milliseconds("hbm_seconds")}',
     "compiler's estimate": (
       f'{milliseconds("compiler_seconds")}, and attention kernels {milliseconds("kernel_seconds")}'
     ),
     'collectives': traffic or 'none',
-    '  hidden, exposed': f'{milliseconds("hidden_collective_seconds")}, {milliseconds("exposed_collective_seconds")}',
-    'predicted': f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}',
+    '  hidden, exposed': (
+      f'{milliseconds("hidden_collective_seconds")}, {milliseconds("exposed_collective_seconds")}'
+    ),
+    'predicted': (
+      f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}'
+    ),
   }
   if report['unknown_loops']:
     rows['note'] = f'{report["unknown_loops"]} loops of unknown length count as one round'

@@ -1,8 +1,8 @@
-"""Where a recipe's audio comes from. Each corpus is frozen data with one method, `examples(split,
-cache_dir)`.
+"""Defines the corpora of recipes: frozen configs with the method `examples(split, cache_dir)`.
 
-The split 'test' is held out; a source is random access (`len`, `[i]` -> {'waveform', ...} or None),
-see data.pipeline.
+It returns a source of the split 'train' or 'test' (held out): `len(source)`, and `source[i]`, which
+is an example or None (see data.pipeline). `cache_dir` is a folder for prepared audio and for the
+list of skipped files.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from audiolm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesized:
-  """Speech made on the fly by espeak-ng, spoken once and kept in `cache_dir`."""
+  """Speech of espeak-ng, synthesized on first use and kept in `cache_dir`."""
 
   config: synthesized.Config = synthesized.Config()
 
@@ -41,19 +41,19 @@ class Synthesized:
 class Folder:
   """A folder of WAV, FLAC, OGG, Opus or MP3 files, at any rate.
 
-  Every file's path decides whether it is held out; with `speaker_folders` its folder's name, so
-  that no voice is on both sides. Files of `test_root` never train, however the two folders nest or
-  link.
+  Whether a file is held out depends on its path, or with `speaker_folders` on the name of its
+  folder, so that no voice is in both splits. Files in `test_root` are never trained on, even if the
+  two folders overlap or link to each other.
   """
 
   root: str
-  # a folder of held-out files; '': a share of the files below `root` is held out
+  # folder of held-out files; '': `held_out` of the files below `root`
   test_root: str = ''
   sample_rate: int = 16_000  # Hz
   held_out: float = 0.05  # share of the files, or of the speakers
   speaker_folders: bool = False  # the name of a file's folder is its speaker
-  max_seconds: float = 3600.0  # longer files are left out
-  # share of unreadable files that is left out and listed; one more stops the run
+  max_seconds: float = 3600.0  # longer files are skipped
+  # share of unreadable files that may be skipped (and listed); more stop the run
   max_bad_fraction: float = 0.05
 
   def __post_init__(self):
@@ -90,21 +90,21 @@ class Folder:
       raise UserError(
         f'every audio file of corpus.root={self.root} is one of '
         f'corpus.test_root={self.test_root}: nothing is left to '
-        'train on; name folders that differ, or --set corpus.test_root= to hold a share out'
+        'train on; give other folders, or --set corpus.test_root= to hold out a share of the files'
       )
     return found.keep(kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LibriLight:
-  """Libri-Light's unlab splits as downloaded; speakers are held out, not files."""
+  """Libri-Light's unlab splits as downloaded; held out are all files of some speakers."""
 
   root: str
   splits: tuple[str, ...] = ('unlab-600', 'unlab-6k', 'unlab-60k')
   held_out: float = 0.005  # share of the speakers
-  part_seconds: float = 60.0  # chapters are read in parts of about this
-  max_seconds: float = 3600.0  # longer chapters without voice activity are left out
-  # share of unreadable parts that is left out and listed; one more stops the run
+  part_seconds: float = 60.0  # approximate length of the parts of chapters
+  max_seconds: float = 3600.0  # longer chapters without voice activity are skipped
+  # share of unreadable parts that may be skipped (and listed); more stop the run
   max_bad_fraction: float = 0.05
 
   def __post_init__(self):
@@ -132,7 +132,7 @@ class LibriLight:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LibriSpeech:
-  """LibriSpeech as unpacked, in its own splits, which share no speakers; with its texts."""
+  """LibriSpeech as unpacked, with texts, in its own splits, which share no speakers."""
 
   root: str
   train: tuple[str, ...] = ('train-clean-100', 'train-clean-360')
@@ -149,7 +149,7 @@ class LibriSpeech:
     if not there:
       raise UserError(
         f'{root} has none of {", ".join(names)}: --set corpus.root=FOLDER must name the folder '
-        f'that holds them (or --set corpus.{split} names others)'
+        f'that contains them (or choose others by --set corpus.{split})'
       )
     found = [one for name in there for one in librispeech.utterances(os.path.join(root, name))]
     return Utterances(found, 16_000, quarantine=listing(cache_dir), root=root)
@@ -157,15 +157,14 @@ class LibriSpeech:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speech:
-  """People's speech that anyone can install (data.debian), and files of LibriSpeech where given.
+  """Human speech of Debian packages (data.debian), and optionally files of LibriSpeech.
 
-  Besides 'train' and 'test' there is the split 'labelled' (data.speech). LibriSpeech's speakers
-  with a number divisible by 5 are in 'test', all others in 'train', whichever of its files there
-  are.
+  A third split is 'labelled' (data.speech). LibriSpeech's speakers with a number divisible by 5 are
+  in 'test', all others in 'train'.
   """
 
-  root: str  # below which usr/share/... of the packages is: / where they are installed
-  librispeech: str = ''  # a folder of LibriSpeech's files; '': without
+  root: str  # folder with usr/share/... of the packages; '/' for installed ones
+  librispeech: str = ''  # a folder of LibriSpeech's files; '': none
   packages: tuple[str, ...] = tuple(debian.PACKAGES)  # (): LibriSpeech alone
 
   def __post_init__(self):
@@ -188,7 +187,7 @@ class Speech:
     if not found:
       raise UserError(
         f'no recordings of {", ".join(self.packages) or "LibriSpeech"} are in the split {split!r}: '
-        'name more packages by --set corpus.packages, or a folder by --set corpus.librispeech'
+        'give more packages by --set corpus.packages, or a folder by --set corpus.librispeech'
       )
     return Utterances(
       found, speech.SAMPLE_RATE, phone_names=phone_names, quarantine=listing(cache_dir)
@@ -197,8 +196,9 @@ class Speech:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tfds:
-  """A TFDS data set prepared as ArrayRecord, read without TensorFlow; `folder` holds its
-  dataset_info.json.
+  """A TFDS data set in ArrayRecord format, read without TensorFlow.
+
+  `folder` contains its dataset_info.json.
   """
 
   folder: str
@@ -206,10 +206,10 @@ class Tfds:
   test_split: str = 'test'
   sample_rate: int = 16_000  # Hz
   audio_name: str = 'audio'
-  # the feature that numbers the speakers; experiments.prepare calls it speaker
+  # feature with the speaker's number; 'speaker' in data sets of experiments.prepare
   speaker_name: str | None = None
-  stored_sample_rate: int | None = None  # Hz, where the data set holds samples at another rate
-  # share of unreadable records that is left out and listed; one more stops the run
+  stored_sample_rate: int | None = None  # Hz, if not `sample_rate`
+  # share of unreadable records that may be skipped (and listed); more stop the run
   max_bad_fraction: float = 0.05
 
   def __post_init__(self):
@@ -239,13 +239,11 @@ class Tfds:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noisy:
-  """Another corpus with noise beside its speech (data.noise), for a codec with a denoising
-  switch.
-  """
+  """Another corpus with added noise (data.noise), for a codec with a denoising switch."""
 
   speech: Any  # another corpus
   noise: Any | None = None  # a corpus of noise; None: Gaussian
-  snr_db: tuple[float, float] = (0.0, 15.0)
+  snr_db: tuple[float, float] = (0.0, 15.0)  # range
 
   def __post_init__(self):
     checks.fields(self, snr_db=checks.each(checks.NUMBER))
@@ -266,7 +264,8 @@ class Noisy:
 def _given(path: str) -> str:
   if not path:
     raise UserError(
-      'the recipe does not say where the audio is: add --set corpus.root=FOLDER (TFDS: corpus.folder)'
+      'the recipe does not say where the audio is: '
+      'add --set corpus.root=FOLDER (TFDS: corpus.folder)'
     )
   if not os.path.isdir(path):
     raise UserError(
@@ -276,15 +275,14 @@ def _given(path: str) -> str:
 
 
 def listing(cache_dir) -> str | None:
-  """Returns the file that lists what was left out of a corpus, and why; None without a folder for
-  it.
-  """
+  """Returns the path of the list of skipped files and reasons; None if `cache_dir` is None."""
   return None if cache_dir is None else os.path.join(cache_dir, 'skipped.jsonl')
 
 
 def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> folders.AudioFiles:
-  """Keeps the parts on one side: a name is held out when its checksum says so, whatever else is in
-  the folder.
+  """Returns the parts of a split.
+
+  The checksum of a part's name decides whether it is held out, so that new files move no others.
   """
   kept = [
     part for part in found.parts if folders.is_held_out(name(part), held_out) == (split == 'test')
@@ -293,17 +291,17 @@ def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> fold
     names = len({name(part) for part in found.parts})
     raise UserError(
       f'no audio falls into the split {split!r} with held_out={held_out} ({names} files or '
-      'speakers): change '
-      '--set corpus.held_out, name a folder by --set corpus.test_root=FOLDER, or add files'
+      'speakers): change --set corpus.held_out, name a folder by --set corpus.test_root=FOLDER, '
+      'or add files'
     )
   return found.keep(kept)
 
 
 class Subset:
-  """At most `size` examples of a source, a random but fixed choice.
+  """A random but fixed choice of at most `size` examples of a source.
 
-  In their order (or, with `shuffle`, in a random one). It reads whole examples: nothing cuts crops
-  of it (data.pipeline).
+  They keep their order, or with `shuffle` have a random one. Only whole examples are read: the
+  class has no `crop` (data.pipeline).
   """
 
   def __init__(self, source, size: int, *, seed: int, shuffle: bool = False):

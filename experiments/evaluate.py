@@ -1,16 +1,16 @@
-"""Measures a trained workdir on held-out voices and texts, beside baselines.
+"""Evaluates a trained workdir on held-out voices and texts, with baselines.
 
   python -m experiments.evaluate --workdir=runs/tiny
   python -m experiments.evaluate --suite=codec --lyra=lyra/
   python -m experiments.evaluate --suite=tokens --data=zerospeech2021/ --subset=dev
   python -m experiments.evaluate --suite=acoustic --recognizer=wav2vec2-base-960h/
-  python -m experiments.evaluate --listening                          a listening test, as a static web page
-  python -m experiments.evaluate --listening_results=answers.csv      what its answers tell
+  python -m experiments.evaluate --listening                      writes a listening test (web page)
+  python -m experiments.evaluate --listening_results=answers.csv  evaluates its answers
 
-Writes WORKDIR/evaluation/SUITE.json, and SUITE.png where a picture tells something, and prints a
-table of all suites that are there, the papers' numbers below ours. ABX, sWUGGY and sBLIMP are
-measured on a synthesized twin of ZeroSpeech 2021 unless --data names the real one (or a folder with
-Libri-Light's .item files and LibriSpeech).
+Writes WORKDIR/evaluation/SUITE.json and pictures, and prints tables of all suites evaluated so far,
+with the papers' numbers below ours. ABX, sWUGGY and sBLIMP use a synthesized twin of
+ZeroSpeech 2021, unless --data names the original or a folder with Libri-Light's .item files and
+LibriSpeech.
 """
 
 import dataclasses
@@ -36,24 +36,24 @@ def main():
     '--data',
     type=command_line.path,
     metavar='FOLDER',
-    help='of ZeroSpeech 2021, or of Libri-Light (the twin)',
+    help='of ZeroSpeech 2021, or of Libri-Light items and LibriSpeech (the synthesized twin)',
   )
   parser.add_argument(
     '--subset',
     default='dev',
-    help='of --data: dev or test, or as dev-clean for item files alone (dev)',
+    help='part of --data: dev or test, or of Libri-Light such as dev-clean (dev)',
   )
   parser.add_argument(
     '--recognizer',
     type=command_line.path,
     metavar='FOLDER',
-    help='of a CTC model that judges words, too (none)',
+    help='of a CTC model, to measure word error rates, too (none)',
   )
   parser.add_argument(
     '--lyra',
     type=command_line.path,
     metavar='FOLDER',
-    help="of Lyra V2's TFLite models, measured beside the codec (none)",
+    help="of Lyra V2's TFLite models, to compare with the codec (none)",
   )
   parser.add_argument(
     '--listening',
@@ -69,7 +69,7 @@ def main():
     default=[],
     type=command_line.path,
     metavar='FILE',
-    help='a CSV file that the page of the listening test saved; may be repeated',
+    help='answers that the page of the listening test saved as CSV; may be repeated',
   )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args)
@@ -79,10 +79,9 @@ def main():
   if args.data:
     settings = dataclasses.replace(recipe.evaluation, data=str(args.data), subset=args.subset)
     recipe = dataclasses.replace(recipe, evaluation=settings)
-    # a folder that is not there is said before anything is measured,
-    sources.benchmark(recipe, args.workdir)
+    sources.benchmark(recipe, args.workdir)  # refuses a wrong folder before any computation
   if args.recognizer:
-    ctc.from_folder(str(args.recognizer))  # nor one that is none
+    ctc.from_folder(str(args.recognizer))  # refuses a folder without a recognizer
     settings = dataclasses.replace(recipe.evaluation, recognizer=str(args.recognizer))
     recipe = dataclasses.replace(recipe, evaluation=settings)
   if args.lyra:
@@ -103,11 +102,11 @@ def main():
 
 
 def draw(result: dict, path: pathlib.Path):
-  """Draws what a picture tells better than a table; without matplotlib says so."""
+  """Draws the trade-off of tokens, if `result` has it; without matplotlib, prints a hint."""
   if 'trade_off' not in result:
     return
   if importlib.util.find_spec('matplotlib') is None:
-    print(f'{path} is not drawn, which needs matplotlib: {install("plot")}')
+    print(f'{path} is not drawn, because matplotlib is missing: {install("plot")}')
     return
   from . import pictures  # matplotlib is an extra
 
@@ -115,13 +114,14 @@ def draw(result: dict, path: pathlib.Path):
 
 
 def listen(recipe: recipe_lib.Recipe, args):
-  """Makes a listening test, or measures the answers to one."""
+  """Writes a listening test, or evaluates its answers."""
   if args.listening is not None:
     folder = args.listening or args.workdir / 'listening'
     command_line.prove_folder(folder, '--listening')
     key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
     print(
-      f'{folder}/index.html: {len(key["clips"])} clips. What they are is in {args.workdir / listening.KEY}: keep it'
+      f'{folder}/index.html: {len(key["clips"])} clips. '
+      f'Keep {args.workdir / listening.KEY}: it is the key to the answers'
     )
   if args.listening_results:
     result = listening.analyse(args.workdir, args.listening_results)

@@ -1,12 +1,11 @@
-"""Makes what the detector of generated speech learns from, with the models of a workdir.
+"""Makes clips to train the detector of generated speech, with the models of a workdir.
 
   python -m experiments.forge --recipe=tiny --workdir=runs/tiny
 
-Utterances of the corpus are kept twice: as they were, through the codec, and as the models go on
-after the prompt. Both are codes that one decoder turns into sound, so that nothing but what was
-sampled tells them apart. Writes WORKDIR/forgeries/SPLIT for train and validation (training voices,
-of which the detector hears the former) and test (held-out voices). Finished shards are kept, so
-that the same command goes on after a kill.
+Each utterance makes two clips: the original, and the models' continuation of its prompt. The codec
+decodes both from codes, so that they differ only in what was sampled. Writes
+WORKDIR/forgeries/SPLIT for train, validation (other training voices) and test (held-out voices).
+Finished shards are kept: the same command resumes a killed run.
 """
 
 import os
@@ -26,7 +25,7 @@ from audiolm_jax.training import lock
 from . import command_line, forgeries, sources, workspace
 from . import recipe as recipe_lib
 
-VALIDATION_SHARE = 8  # one in so many training voices
+VALIDATION_SHARE = 8  # one in this many training voices
 
 
 def main():
@@ -42,7 +41,7 @@ def main():
 
 
 def model_fingerprints(models: generation.Models) -> dict[str, str]:
-  """Returns what the clips depend on: the codec, and every model that they are sampled from."""
+  """Returns the fingerprints of the models that clips depend on."""
   used = {name: getattr(models, name) for name in ('semantic', 'coarse', 'fine')}
   own = {n: fingerprint(model.variables.params) for n, model in used.items() if model is not None}
   return {'soundstream': models.tokenizer.codec.fingerprint, **own}
@@ -51,7 +50,7 @@ def model_fingerprints(models: generation.Models) -> dict[str, str]:
 def forge_split(
   recipe: recipe_lib.Recipe, workdir, split: str, models: generation.Models, fingerprints
 ):
-  """Writes the shards of a split that are not there yet, then the manifest."""
+  """Writes the missing shards of a split, then its manifest."""
   folder, settings = workdir / 'forgeries', recipe.forgeries
   if (folder / f'{split}.json').is_file():
     print(f'{split}: already there; {folder}')
@@ -68,8 +67,7 @@ def forge_split(
     folder / f'{split}.corpus.json',
     inventory.of(corpus),
     made,
-    f'put the corpus back as it was, or move {folder} away and run '
-    f'`{command_line.command("forge", workdir)}`',
+    f'restore the corpus, or move {folder} away and run `{command_line.command("forge", workdir)}`',
   )
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)
@@ -86,16 +84,23 @@ def forge_split(
     folder, split, num_shards, {'fingerprints': fingerprints, 'sample_rate': rate}
   )
   print(
-    f'{split}: {len(chosen)} originals and as many continuations of {(end - start) / rate:g} s; {folder}'
+    f'{split}: {len(chosen)} originals and as many continuations of {(end - start) / rate:g} s; '
+    f'{folder}'
   )
 
 
 def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[int]:
-  """Returns `count` random examples of at least `num_samples` samples, of the voices that belong to
-  the split.
+  """Returns the indices of `count` random examples of the split's voices.
 
-  Of a corpus that does not tell its speakers every example is taken for a voice of its own. Raises
-  ValueError where there are too few.
+  Args:
+    corpus: source of examples; those without a speaker count as one voice each.
+    split: 'train', 'validation' or 'test'.
+    count: number of examples.
+    num_samples: shortest waveform.
+    seed: of the choice.
+
+  Raises:
+    UserError: if there are too few.
   """
   chosen = []
   for index in np.random.default_rng(seed).permutation(len(corpus)):
@@ -109,14 +114,16 @@ def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[
     if len(chosen) == count:
       return chosen
   raise UserError(
-    f'the recipe asks for {count} utterances of at least {num_samples} samples for {split}, there are {len(chosen)}: '
-    f'--set forgeries.num_{split}={len(chosen)}, or shorten evaluation.prompt_seconds or evaluation.seconds'
+    f'the recipe asks for {count} utterances of at least {num_samples} samples for {split}, '
+    f'there are {len(chosen)}: --set forgeries.num_{split}={len(chosen)}, '
+    'or shorten evaluation.prompt_seconds or evaluation.seconds'
   )
 
 
 def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> Iterator[dict]:
-  """Yields the original and the continuation, up to sample `end`, of every example; the prompt ends
-  at `start`.
+  """Yields the original and the continuation of each example, up to sample `end`.
+
+  Prompts are the samples before `start`.
   """
   wave_BT = np.stack([example['waveform'][:end] for example in examples])
   _, original_BFQ = models.tokenizer.encode(wave_BT)

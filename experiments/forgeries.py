@@ -1,9 +1,8 @@
-"""What `experiments.forge` leaves for the detector: pairs of an original and a continuation of its
-beginning.
+"""Reads and writes the detector's clips, which `experiments.forge` makes.
 
-Records 2 n and 2 n + 1 of a split are a pair: the same utterance through the codec, as it was and
-as the models go on. Each holds 'waveform' (16 bits, as files on disk have), 'start' (the sample at
-which the prompt, alike in both, is over), 'label' (stages.detector) and 'speaker'.
+Records 2 n and 2 n + 1 of a split are a pair from one utterance: the original, and a continuation
+of its prompt, both decoded by the codec. A record holds 'waveform' (int16, as audio files), 'start'
+(the sample at which the prompt ends), 'label' (stages.detector) and 'speaker'.
 """
 
 import pathlib
@@ -20,7 +19,11 @@ FULL_SCALE = 32767
 
 
 def load(workdir: pathlib.Path, split: str):
-  """Returns the records of a split; ValueError naming the command that makes them."""
+  """Returns the records of a split.
+
+  Raises:
+    UserError: naming the command that makes them, if they are missing.
+  """
   return workspace.token_source(workdir, split, folder='forgeries', program='forge')
 
 
@@ -30,14 +33,17 @@ def record(wave_T: np.ndarray, start: int, label: int, speaker: int) -> dict[str
 
 
 def whole(found: dict[str, Any]) -> np.ndarray:
-  """Returns the waveform of a record, prompt and all, as float32."""
+  """Returns the waveform of a record, including its prompt, as float32."""
   return found['waveform'].astype(np.float32) / FULL_SCALE
 
 
 class Clips:
-  """What follows the prompt, as float32 waveforms with labels.
+  """Clips without their prompts: float32 waveforms with labels.
 
-  Of the originals alone, labelled by lot (half and half), where `by_lot`.
+  Args:
+    records: records of a split.
+    by_lot: whether to use originals only, and to give a random half the label of continuations.
+    seed: of the random labels.
   """
 
   def __init__(self, records, *, by_lot: bool = False, seed: int = 0):

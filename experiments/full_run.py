@@ -1,13 +1,18 @@
-"""Trains every stage of a recipe, continues a voice that none of them has heard, and measures all
-of it.
+"""Trains all stages of a recipe, continues a held-out voice, and evaluates everything.
 
   python -m experiments.full_run
   python -m experiments.full_run --prompt=my.wav
 
-Writes into WORKDIR: prompt.wav; continuation.wav (by the coarse and fine language models) and
-continuation_soundstorm.wav (SoundStorm in their place, the same semantic tokens);
-reconstruction.wav (the codec alone), spectrograms.png, curves.png and report.json. Killed and
-started again, it goes on where it was.
+Writes into WORKDIR:
+
+  prompt.wav
+  continuation.wav                  by the coarse and fine language models
+  continuation_soundstorm.wav       by SoundStorm, from the same semantic tokens
+  reconstruction.wav                by the codec alone
+  spectrograms.png, curves.png
+  report.json
+
+A killed run is resumed by the same command.
 """
 
 import dataclasses
@@ -29,12 +34,13 @@ from . import recipe as recipe_lib
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument(
-    '--prompt', type=command_line.path, help='continue this recording, not one of the corpus'
+    '--prompt', type=command_line.path, help='recording to continue (a held-out one of the corpus)'
   )
   args = parser.parse_args()
   if importlib.util.find_spec('matplotlib') is None:
     raise UserError(
-      "full_run draws pictures, by matplotlib, which is not installed: pip install 'matplotlib>=3.10'"
+      'full_run draws pictures with matplotlib, which is not installed: '
+      "pip install 'matplotlib>=3.10'"
     )
   recipe = workspace.recipe_of(args)
   common = [
@@ -50,12 +56,11 @@ def main():
     else recipe.stages['soundstream'].model
   )
   rate = codec.sample_rate
-  # Inherited by the programs: what one has compiled, another (or the next start) need not compile
-  # again.
+  # Programs inherit this, and reuse what others, or an earlier run, compiled.
   os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(args.workdir.absolute() / 'compilation_cache')
   )
-  # a recording that cannot be read is said now, not in a quarter of an hour
+  # Reports an unreadable recording before the training, not after it.
   if args.prompt is not None:
     own_T = audio.load(args.prompt, rate)
   train_and_evaluate(recipe, args.workdir, common)
@@ -73,7 +78,7 @@ def draw(
   workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int
 ):
   """Writes spectrograms.png and curves.png."""
-  from . import pictures  # matplotlib, which only the extra `plot` installs
+  from . import pictures  # needs matplotlib, of the extra `plot`
 
   waves = {'original': whole_T, 'codec reconstruction': reconstruction_T}
   waves |= {
@@ -92,9 +97,7 @@ def draw(
 
 
 def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]):
-  """Trains, encodes and measures; what does not need one another runs side by side, each on a share
-  of the cores.
-  """
+  """Trains, encodes and evaluates; runs independent programs in parallel, two at a time."""
   readers = lambda *kinds: [
     name for name, stage in recipe.trained.items() if isinstance(stage.data, kinds)
   ]
@@ -106,7 +109,7 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
   ]
   programs.run(train(readers(inputs.Audio)))
   programs.run([('encode', *common)])
-  # The longest first; the others share the other half of the cores.
+  # Longest first, so that the shorter ones run one by one on the other half of the cores.
   rest = readers(inputs.Tokens, inputs.HeldOutVoices, inputs.SpokenNumbers)
   rest.sort(key=lambda name: -recipe.stages[name].train.num_steps)
   programs.run(train(rest) + evaluate('codec', 'tokens'))
@@ -116,9 +119,7 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
 def continue_prompt(
   recipe: recipe_lib.Recipe, workdir: pathlib.Path, common: list[str]
 ) -> dict[str, pathlib.Path]:
-  """Continues WORKDIR/prompt.wav by every acoustic path that the recipe has; returns the files by
-  title.
-  """
+  """Continues WORKDIR/prompt.wav by each acoustic path of the recipe; returns files by title."""
   paths = {'continuation': ('autoregressive', workdir / 'continuation.wav')}
   if 'soundstorm' in recipe.stages:
     paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
@@ -141,9 +142,10 @@ def continue_prompt(
 
 
 def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path, rate: int) -> np.ndarray:
-  """Returns the first held-out prompt of the evaluation, its true continuation included, at `rate`.
+  """Returns the first held-out prompt with its true continuation, at `rate` Hz.
 
-  Raises ValueError where no held-out utterance is long enough.
+  Raises:
+    UserError: if no held-out utterance is long enough.
   """
   evaluation = dataclasses.replace(recipe.evaluation, num_prompts=1)
   [example] = sources.prompts(dataclasses.replace(recipe, evaluation=evaluation), workdir, rate)
@@ -151,7 +153,7 @@ def held_out_utterance(recipe: recipe_lib.Recipe, workdir: pathlib.Path, rate: i
 
 
 def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathlib.Path]):
-  """Writes report.json, prints the table and where things are."""
+  """Writes report.json, and prints the tables and the names of the files."""
   report = evaluations.load(workdir)
   seconds = round(time.time() - started)
   files.write_text(

@@ -1,13 +1,13 @@
 """Generates audio with the models of a workdir.
 
-  python -m experiments.generate --prompt=voice.wav --seconds=7 --output=out/     the voice goes on
-  python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/  the same words
+  python -m experiments.generate --prompt=voice.wav --seconds=7 --output=out/      continues it
+  python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/  repeats its words
   python -m experiments.generate --mode=unconditional --seconds=10 --output=out/
   python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/
 
-Several --prompt flags make one batch. SoundStorm takes the place of the coarse and fine stages.
-Temperatures and filters: --set sampling.semantic.temperature=0.6, --set sampling.coarse.top_k=50,
---set sampling.soundstorm.iterations=(8,1) and so on.
+Several --prompt flags make one batch. SoundStorm replaces the coarse and fine stages. Temperatures
+and filters are fields of the recipe, such as --set sampling.semantic.temperature=0.6,
+--set sampling.coarse.top_k=50, --set sampling.soundstorm.iterations=(8,1).
 """
 
 import argparse
@@ -57,16 +57,20 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--seconds', type=command_line.SECONDS, default=7.0, help='of new audio (7)')
   parser.add_argument(
-    '--count', type=command_line.COUNT, default=1, help='how many unconditional clips (1)'
+    '--count', type=command_line.COUNT, default=1, help='number of unconditional clips (1)'
   )
   parser.add_argument('--output', type=command_line.path, required=True, metavar='FOLDER')
-  parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
-  parser.add_argument('--seed', type=command_line.SEED, default=0, help='(0)')
+  parser.add_argument('--overwrite', action='store_true', help='replace existing files')
+  parser.add_argument('--seed', type=command_line.SEED, default=0, help='of sampling (0)')
   return parser
 
 
 def check(args: argparse.Namespace) -> list[pathlib.Path]:
-  """Returns the files to write, one a row. Raises UserError for flags that do not fit."""
+  """Returns the files to write, one per row.
+
+  Raises:
+    UserError: for wrong flags, missing prompts, or existing files.
+  """
   if args.mode not in MODES:
     raise UserError(f'--mode={args.mode}: choose one of {", ".join(MODES)}')
   if args.acoustic not in generation.ACOUSTIC:
@@ -88,8 +92,10 @@ def check(args: argparse.Namespace) -> list[pathlib.Path]:
 
 
 def load_prompt(path: pathlib.Path, codec: Codec) -> np.ndarray:
-  """Returns a prompt [T] at the codec's rate. Raises UserError below the length of a codec
-  frame.
+  """Returns a prompt [T] at the codec's rate.
+
+  Raises:
+    UserError: if it is shorter than a codec frame.
   """
   prompt_T = audio.load(path, codec.sample_rate)
   if len(prompt_T) < codec.hop_length:
@@ -103,9 +109,7 @@ def load_prompt(path: pathlib.Path, codec: Codec) -> np.ndarray:
 def say_missing_levels(
   args: argparse.Namespace, recipe: recipe_lib.Recipe, models: generation.Models
 ):
-  """Says on stderr where the fine stage of the recipe is not trained: only coarse levels are
-  made.
-  """
+  """Warns on stderr if only coarse levels are made, because the fine stage is not trained."""
   if (
     args.acoustic == 'autoregressive'
     and models.coarse is not None
@@ -116,7 +120,7 @@ def say_missing_levels(
     remedy = command_line.how_to_make('fine', args.workdir)
     print(
       f'the fine stage is missing: {made} of {total} levels are made, which sounds coarse; '
-      f'for all of them {remedy}',
+      f'for all levels, {remedy}',
       file=sys.stderr,
     )
 
@@ -124,7 +128,7 @@ def say_missing_levels(
 def generate(
   args, recipe: recipe_lib.Recipe, models: generation.Models, prompts: list[np.ndarray]
 ) -> list[np.ndarray]:
-  """Returns one waveform [T] for each prompt, or `--count` of them without."""
+  """Returns one waveform [T] per prompt, or `--count` waveforms without prompts."""
   key = jax.random.key(args.seed)
   codec = models.tokenizer.codec
   options = dict(
@@ -143,7 +147,7 @@ def generate(
   else:
     semantic_BS, _ = models.tokenizer.encode(prompt_BT, num_samples_B)
     result = generation.generate_acoustics(models, key, semantic_BS, **options)
-  # Of a row its whole frames: not the zeros behind them, and not more than was asked for.
+  # Rows end with their last whole frame, before the padding, and at the requested length.
   ends_B = np.minimum(result.num_frames_B * codec.hop_length, num_samples_B + new)
   return [np.asarray(row_T)[:end] for row_T, end in zip(result.wave_BT, ends_B, strict=True)]
 

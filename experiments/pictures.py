@@ -1,4 +1,4 @@
-"""Pictures of a run: spectrograms side by side, and training curves."""
+"""Draws pictures of a run: spectrograms, training curves, and results of evaluations."""
 
 import pathlib
 from collections.abc import Mapping
@@ -19,9 +19,7 @@ from audiolm_jax.training import metrics_writer
 def save_spectrograms(
   path: pathlib.Path, waves: Mapping[str, np.ndarray], sample_rate: int, marks: Mapping[str, float]
 ):
-  """Draws the log-mel spectrogram of each waveform [T], with a vertical line at `marks[title]`
-  seconds.
-  """
+  """Draws log-mel spectrograms of waveforms [T], with a vertical line at `marks[title]` seconds."""
   figure, axes = plt.subplots(
     len(waves), 1, figsize=(11, 2.6 * len(waves)), squeeze=False, layout='constrained'
   )
@@ -44,9 +42,7 @@ def save_spectrograms(
 
 
 def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
-  """Draws the loss over steps of each stage, training and held-out, from the stages'
-  metrics.jsonl.
-  """
+  """Draws the training and held-out loss of each stage from its metrics.jsonl, over steps."""
   figure, axes = plt.subplots(
     1, len(logs), figsize=(3.2 * len(logs), 3), squeeze=False, layout='constrained'
   )
@@ -63,8 +59,7 @@ def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
 def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapping[str, Mapping]):
   """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound (ViSQOL).
 
-  Up and to the left is better. Where ours has no ViSQOL, its log-mel distance takes the place, on
-  an axis that is upside down.
+  Up and to the left is better. Without ViSQOL, ours shows the log-mel distance on an inverted axis.
   """
   figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
   heard = any(row.get('visqol') is not None for row in ours.values())
@@ -89,9 +84,7 @@ def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapp
 
 
 def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
-  """Draws receiver operating characteristics and the diagonal of chance; the legend has the area
-  under each.
-  """
+  """Draws receiver operating characteristics, their areas, and the diagonal of chance."""
   figure, axis = plt.subplots(figsize=(4.5, 4.5), layout='constrained')
   axis.plot([0, 1], [0, 1], color='grey', linestyle=':', label='chance')
   for title, curve in curves.items():

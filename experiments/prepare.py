@@ -1,12 +1,14 @@
-"""Packs a corpus into a TFDS data set, on Apache Beam: many hosts read it faster than millions of
-files.
+r"""Converts a corpus into a TFDS data set with Apache Beam.
+
+Many hosts read a few large files faster than millions of recordings.
 
   python -m experiments.prepare folder --root=recordings/ --output=data/
-  python -m experiments.prepare librilight --root=/data/libri-light --output=/data/tfds -- --direct_num_workers=8
+  python -m experiments.prepare librilight --root=/data/libri-light --output=/data/tfds \
+    -- --direct_num_workers=8
   python -m experiments.prepare maestro --root=/data/maestro-v3.0.0 --output=/data/tfds
 
-What follows -- is for Beam (--runner=DataflowRunner, ...). Train on the result with a recipe whose
-corpus is `Tfds`. Needs the extra `beam`.
+Flags after -- are those of Beam (--runner=DataflowRunner, ...). Train on the result with a recipe
+whose corpus is `Tfds`. Needs the extra `beam`.
 """
 
 import argparse
@@ -25,12 +27,12 @@ def main(arguments: list[str] | None = None):
     usage='%(prog)s [-h] --root ROOT --output OUTPUT [--num_shards N] CORPUS [-- BEAM_FLAGS ...]',
   )
   parser.add_argument('corpus', choices=('folder', 'librilight', 'maestro'))
-  parser.add_argument('--root', type=command_line.path, required=True, help='where the audio is')
+  parser.add_argument('--root', type=command_line.path, required=True, help='folder of the audio')
   parser.add_argument(
-    '--output', type=command_line.path, required=True, help='where the data set goes'
+    '--output', type=command_line.path, required=True, help='folder for the data set'
   )
-  parser.add_argument('--num_shards', type=command_line.COUNT, help='of each split (by size)')
-  # argparse of Python 3.11 takes no list behind flags: what follows -- is cut off before it looks.
+  parser.add_argument('--num_shards', type=command_line.COUNT, help='shards per split (by size)')
+  # Python 3.11's argparse accepts no list after flags, so Beam's flags are split off first.
   arguments = sys.argv[1:] if arguments is None else arguments
   cut = arguments.index('--') if '--' in arguments else len(arguments)
   args, beam_options = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]

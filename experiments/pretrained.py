@@ -1,14 +1,13 @@
-"""Weights that others trained: lists those we know, and imports them as checkpoints.
+"""Lists known pretrained models, and imports them as checkpoints.
 
   python -m experiments.pretrained list
-  python -m experiments.pretrained import descript/dac_16khz --workdir=runs/mine     as the codec of a workdir
-  python -m experiments.pretrained import my_folder --licence=MIT --output=runs/dac  anywhere else
+  python -m experiments.pretrained import descript/dac_16khz --workdir=runs/mine     into a workdir
+  python -m experiments.pretrained import my_folder --licence=MIT --output=runs/dac  elsewhere
 
 The source is a repository of the Hugging Face hub (`pip install huggingface_hub`) or a folder with
-config.json and model.safetensors. A codec in a workdir takes the place of a trained SoundStream:
-encoding, the acoustic stages, generation and `experiments.codec` use it. A model of features takes
-the place of w2v-BERT. `training.checkpoints.load_variables` reads what is anywhere else, as CLAP,
-whose vocabulary is copied beside it.
+config.json and model.safetensors. In a workdir, a codec replaces SoundStream and a feature model
+replaces w2v-BERT, for all programs. `training.checkpoints.load_variables` reads other folders, such
+as CLAP's, which also hold its vocabulary.
 """
 
 import argparse
@@ -51,30 +50,32 @@ def main(arguments: list[str] | None = None):
 
 
 def text_of(folder: pathlib.Path, name: str) -> str:
-  """Returns the text of a file that goes with a model, such as the vocabulary that texts need.
+  """Returns the text of a file that belongs to a model, such as its vocabulary.
 
-  Raises ValueError where it is a link to elsewhere (those of the hub's cache lead to its own
-  `blobs`), large, or no text.
+  Raises:
+    UserError: if it is a link out of the folder (except into `blobs` of the hub's cache), too
+      large, or not text.
   """
   path, home = (folder / name).resolve(), folder.resolve()
   if not path.is_relative_to(home) and path.parent != home.parent.parent / 'blobs':
     raise UserError(f'{folder / name} is a link to {path}: put the file itself there')
   if path.stat().st_size > byte_pairs.MAX_MERGES_BYTES:
-    raise UserError(f'{folder / name} has {path.stat().st_size:,} bytes: this is no vocabulary')
+    raise UserError(f'{folder / name} has {path.stat().st_size:,} bytes, too many for a vocabulary')
   try:
     return path.read_bytes().decode()
   except UnicodeDecodeError as error:
-    raise UserError(f'{folder / name} is no text ({error}): fetch it again') from error
+    raise UserError(f'{folder / name} is not text ({error}): fetch it again') from error
 
 
 def place(config) -> str:
-  """Returns the stage whose place in a workdir an imported model takes."""
+  """Returns the stage that an imported model replaces in a workdir."""
   if isinstance(config, CodecConfig):
     return 'soundstream'
   if isinstance(config, FeatureConfig):
     return 'w2v_bert'
   raise UserError(
-    f'{type(config).__module__} takes no place in a workdir: give --output=FOLDER instead of --workdir'
+    f'{type(config).__module__} replaces no stage of a workdir: '
+    'give --output=FOLDER instead of --workdir'
   )
 
 
@@ -83,19 +84,19 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest='command', required=True)
-  commands.add_parser('list', help='what we know, with the licence of the weights')
-  importing = commands.add_parser('import', help='write a checkpoint')
+  commands.add_parser('list', help='list known models and the licences of their weights')
+  importing = commands.add_parser('import', help='import a model as a checkpoint')
   importing.add_argument('source', help='a repository (owner/name) or a folder')
   target = importing.add_mutually_exclusive_group(required=True)
   target.add_argument(
-    '--workdir', type=command_line.workdir, help='of a run: the model takes its place there'
+    '--workdir', type=command_line.workdir, help='of a run, in which the model replaces a stage'
   )
   target.add_argument('--output', type=command_line.workdir, help='a new folder')
   importing.add_argument(
     '--revision', help='commit, tag or branch of the repository; a commit is reproducible'
   )
   importing.add_argument(
-    '--licence', help='of the weights, where the list does not have them: what their card says'
+    '--licence', help='of the weights, as on their model card; only if the list lacks them'
   )
   importing.add_argument(
     '--allow-non-commercial',
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def table() -> str:
-  """Returns the catalogue, one line for each checkpoint."""
+  """Returns the catalogue as text, one line per checkpoint."""
   rows = [('REPOSITORY', 'LICENCE', 'WHAT')]
   for entry in hub.CATALOGUE:
     if entry.not_read:
@@ -121,25 +122,32 @@ def table() -> str:
 
 
 def licence_of(source: str, stated: str | None, allow_non_commercial: bool) -> str:
-  """Returns the licence of a source's weights; ValueError where nobody states it, or it forbids
-  commercial use.
+  """Returns the licence of a source's weights.
+
+  Raises:
+    UserError: if it is unknown, or forbids commercial use without `allow_non_commercial`.
   """
   known = hub.published(source)
   licence = known.licence if known else stated
   if licence is None:
     raise UserError(
-      f'the licence of {source} is not in the list: give what its model card says, as --licence=MIT'
+      f'the licence of {source} is not in the list: give that of its model card, such as '
+      '--licence=MIT'
     )
   if not hub.is_commercial(licence) and not allow_non_commercial:
     raise UserError(
-      f'{source} has the licence {licence}, not one of {", ".join(hub.COMMERCIAL_LICENCES)}: if its terms allow your '
-      'use, add --allow-non-commercial'
+      f'{source} has the licence {licence}, not one of {", ".join(hub.COMMERCIAL_LICENCES)}: '
+      'if its terms allow your use, add --allow-non-commercial'
     )
   return licence
 
 
 def save(output: pathlib.Path, config, variables, origin: dict):
-  """Writes the checkpoint; ValueError where `output` holds one already."""
+  """Writes a checkpoint.
+
+  Raises:
+    UserError: if `output` already holds one.
+  """
   lock.check_writable(output)
   with lock.held(output):
     saving.save_variables(output / 'checkpoints', config, variables, {'pretrained': origin})

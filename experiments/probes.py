@@ -1,6 +1,4 @@
-"""What training measures on held-out audio at every evaluation, beside the stage's own metrics
-(evaluation.Probe).
-"""
+"""Defines what evaluations during training measure beyond a stage's own metrics."""
 
 import math
 from typing import Any
@@ -17,17 +15,15 @@ from audiolm_jax.stages.base import Variables
 from audiolm_jax.training import evaluation
 
 NUM_SAMPLES = 3  # reconstructions to hear and see
-VISQOL_SECONDS = 8.0  # of clips, joined: ViSQOL takes a quarter of the time they last
+VISQOL_SECONDS = 8.0  # of joined clips; computing takes a quarter of that
 _QUIET, _LOUD = -8.0, 4.0  # log-mel magnitudes drawn black and white
 
 
 def for_stage(config: Any) -> evaluation.Probe | None:
-  """Returns the probe of a stage; None where its own metrics say all, or its crops are too short to
-  be measured.
-  """
+  """Returns the probe of a codec; None for other stages, and for crops too short to measure."""
   if not isinstance(config, soundstream.Config):
     return None
-  # of the windows that must fit
+  # analysis windows of the metrics
   longest = max(config.sample_rate * 64 // 1000, codec_metrics.STFT_WINDOWS[0])
   return codec(config) if config.crop_length >= longest else None
 
@@ -35,13 +31,18 @@ def for_stage(config: Any) -> evaluation.Probe | None:
 def codec(config: soundstream.Config) -> evaluation.Probe:
   """Returns the probe of a codec, with all its levels.
 
-  Scalars: si_sdr (dB), mel_distance and stft_distance (nats); where the `eval` extra is installed,
-  and for as long as there is something to hear, visqol_<its mapper> of the first clips, joined to
-  VISQOL_SECONDS; of every level q, over all evaluation frames, perplexity_q and dead_codes_q (codes
-  that no frame chose: at least as many as the frames are too few); and critic_accuracy, the balance
-  of the game: 0.5 where the critics cannot tell, 1 where they always can. Of a codec with a
-  denoising switch, over the examples with noise, si_sdr_denoised and si_sdr_noisy: with the switch
-  on, and of the noisy input itself; `noisy` is their share.
+  Scalars, over all evaluation clips:
+    si_sdr: dB.
+    mel_distance, stft_distance: nats.
+    visqol_MAPPER: of the first clips, joined to VISQOL_SECONDS. Needs the `eval` extra; missing if
+      the clips are silent.
+    perplexity_Q: of the codes of level Q.
+    dead_codes_Q: number of codes of level Q that no frame chose; inevitable with few frames.
+    critic_accuracy: of the discriminators, if used: 0.5 at chance, 1 if always right.
+    noisy: share of examples with noise. This and the next two need a denoising switch.
+    si_sdr_noisy: dB, of the noisy input, over examples with noise.
+    si_sdr_denoised: dB, of the output with the switch on, over examples with noise.
+
   Audio and pictures: NUM_SAMPLES clips, the original above the reconstruction.
   """
 
@@ -62,7 +63,7 @@ def codec(config: soundstream.Config) -> evaluation.Probe:
       )
     if config.film is not None:
       noisy_BT = wave_BT + batch['noise']
-      # Some examples are clean, at 100 dB: these become means over the others in `summarize`.
+      # Clean examples, at 100 dB, count as 0; `summarize` averages over the others.
       scalars['noisy'] = noisy_B = jnp.any(batch['noise'] != 0, axis=1).astype(jnp.float32)
       denoised_BT = soundstream.denoised(config, variables, noisy_BT)
       scalars['si_sdr_denoised'] = noisy_B * codec_metrics.si_sdr(wave_BT, denoised_BT)
@@ -81,7 +82,7 @@ def codec(config: soundstream.Config) -> evaluation.Probe:
     over_all = {
       name: scalars.pop(name) for name in ('si_sdr_denoised', 'si_sdr_noisy') if name in scalars
     }
-    if scalars.get('noisy'):  # else there is no mean to tell
+    if scalars.get('noisy'):  # no mean over no examples
       use |= {name: value / scalars['noisy'] for name, value in over_all.items()}
     (wave_BT, estimate_BT), (picture_BFM, estimated_BFM) = samples
     if 'visqol' in perceptual.available():
@@ -112,8 +113,9 @@ def _log_mel(config: soundstream.Config, wave_BT):
 
 
 def _stacked(*log_mels: np.ndarray) -> np.ndarray:
-  """Returns log-mel spectrograms [F, M] above one another as a picture [height, width, 1] in [0,
-  1], low below.
+  """Returns a picture [height, width, 1] in [0, 1] of log-mel spectrograms [F, M].
+
+  They are stacked vertically, with low frequencies at the bottom.
   """
   rows = [
     np.clip((np.asarray(log_mel_FM).T[::-1] - _QUIET) / (_LOUD - _QUIET), 0, 1)

@@ -1,6 +1,4 @@
-"""Programs side by side: small models leave most of a second core idle, so two of them share a
-machine well.
-"""
+"""Runs programs in parallel, because small models leave most of a second core idle."""
 
 import ctypes
 import os
@@ -14,9 +12,9 @@ Command = Sequence[str]  # ('train', '--stage=coarse', ...): one of our programs
 
 _PR_SET_PDEATHSIG = 1
 
-# XLA allocates its buffers anew at every step; glibc would give them back to the system each time,
-# and a quarter of a small model's time would go into page faults (measured). One arena that is
-# never trimmed, and holds also what is large, keeps them.
+# XLA allocates its buffers at every step. By default, glibc returns them to the system, and page
+# faults take a quarter of a small model's time (measured). One arena that is never trimmed, and
+# also holds large blocks, keeps them.
 _KEEP_MEMORY = {
   'MALLOC_ARENA_MAX': '1',
   'MALLOC_TRIM_THRESHOLD_': str(2**34),
@@ -25,11 +23,10 @@ _KEEP_MEMORY = {
 
 
 def run(commands: Sequence[Command], num_lanes: int = 2):
-  """Runs the commands, at most `num_lanes` at a time, each on its share of the cores; begins them
-  in their order.
+  """Runs commands in order, at most `num_lanes` at a time, each on its share of the cores.
 
-  When one fails, or this process is told to stop, the others save and leave (SIGTERM) and this
-  process exits.
+  If one fails, or this process gets SIGTERM, the others get SIGTERM (on which training saves), and
+  this process exits.
   """
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   waiting, running = list(commands), {}
@@ -54,7 +51,7 @@ def run(commands: Sequence[Command], num_lanes: int = 2):
 
 def _start(command: Command, lane: int, cores: set[int] | None) -> subprocess.Popen:
   program, *arguments = command
-  # Each lane's progress bar has a line of its own.
+  # Each lane's progress bar has its own line.
   environment = _KEEP_MEMORY | os.environ | {'AUDIOLM_BAR_POSITION': str(lane)}
   return subprocess.Popen(
     [sys.executable, '-m', f'{__package__}.{program}', *arguments],
@@ -64,9 +61,7 @@ def _start(command: Command, lane: int, cores: set[int] | None) -> subprocess.Po
 
 
 def _prepare(cores: set[int] | None):
-  """In the child: keeps to its cores, and saves and leaves when the parent is killed (both where
-  the system can).
-  """
+  """Limits this child process to its cores, and has it get SIGTERM when its parent dies (Linux)."""
   if cores is not None:
     os.sched_setaffinity(0, cores)
   if sys.platform == 'linux':
@@ -74,9 +69,7 @@ def _prepare(cores: set[int] | None):
 
 
 def _shares(num_lanes: int) -> list[set[int] | None]:
-  """Returns disjoint sets of cores; None for each lane where there are too few, or no way to
-  choose.
-  """
+  """Returns disjoint sets of cores per lane, or Nones if there are too few or no affinity."""
   if (
     not hasattr(os, 'sched_getaffinity')
     or len(cores := sorted(os.sched_getaffinity(0))) < num_lanes

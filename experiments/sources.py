@@ -1,4 +1,4 @@
-"""Which examples a stage learns from, and which are held out."""
+"""Reads the examples of a corpus for stages, tokens and evaluations."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from audiolm_jax.tokens import Spec
 from . import corpora, workspace
 from .recipe import Recipe, SemanticTokens
 
-# utterances are padded to a multiple of this (whole semantic frames): few compilations
+# Utterances are padded to a multiple of this (whole semantic frames), for few compilations.
 BUCKET_SECONDS = 3.2
 BATCH_SIZE = 8  # examples
 
@@ -30,48 +30,52 @@ class Sources(NamedTuple):
 
 
 def report_skipped(workdir: pathlib.Path):
-  """Prints how many files of the corpus are left out, and where they are listed."""
+  """Prints the number of skipped files of the corpus, and the path of their list."""
   listing = corpora.listing(workdir / 'corpus')
   if jax.process_index() == 0 and (left_out := skipped.read(listing)):
-    print(f'{len(left_out)} files are left out; they and the reasons: {listing}', file=sys.stderr)
+    print(f'{len(left_out)} files are skipped, with reasons in {listing}', file=sys.stderr)
 
 
 def check_held_out(name: str, held_out: Any):
-  """Raises ValueError where none of the held-out examples can be read: training would find out at
-  its end.
+  """Checks before training that held-out examples can be read.
+
+  Raises:
+    UserError: if none can.
   """
   first = lambda length: (0, min(1, length))
   read = (lambda i: held_out.crop(i, first)) if hasattr(held_out, 'crop') else held_out.__getitem__
   if not any(read(index) is not None for index in range(len(held_out))):
     raise UserError(
-      f'stage {name}: none of its {len(held_out)} held-out examples can be read, by which '
-      'training is judged: hold '
-      'out more, as by --set corpus.held_out=0.1 or --set corpus.test_root=FOLDER, and make '
-      'what was made of the '
-      'corpus again'
+      f'stage {name}: none of its {len(held_out)} held-out examples can be read, which evaluation '
+      'needs: hold out more, such as by --set corpus.held_out=0.1 or '
+      '--set corpus.test_root=FOLDER, and encode the corpus again'
     )
 
 
 def check_tokens(name: str, model: Any, made: Spec):
-  """Raises UserError where a stage's config is for other tokens than those that are `made`."""
+  """Checks that a stage's config fits the tokens `made`.
+
+  Raises:
+    UserError: naming the fields that differ.
+  """
   if wrong := model.spec.differences(made):
     raise UserError(
-      f'{name} was made for other tokens: {"; ".join(wrong)}. Set them, as in --set {name}.model.FIELD=VALUE'
+      f'{name} was made for other tokens: {"; ".join(wrong)}. '
+      f'Set them, such as by --set {name}.model.FIELD=VALUE'
     )
 
 
 def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int | None = None):
-  """Returns the recipe's audio examples of a split, 'train' or 'test', at a model's rate (None: the
-  corpus's own).
+  """Returns the recipe's audio examples of a split, 'train' or 'test'.
+
+  They are resampled to `sample_rate` in Hz, unless it is None.
   """
   source = recipe.corpus.examples(split, workdir / 'corpus')
   return source if sample_rate in (None, source.sample_rate) else Resampled(source, sample_rate)
 
 
 class Resampled:
-  """A source whose waveforms, noises and times of words are brought to another rate when they are
-  read.
-  """
+  """A source whose waveforms, noises and word times are resampled when read."""
 
   def __init__(self, source, sample_rate: int):
     self._source, self.sample_rate = source, sample_rate
@@ -80,7 +84,7 @@ class Resampled:
     return len(self._source)
 
   def inventory(self) -> list[str]:
-    """Returns the lines of the source: a rate changes no file."""
+    """Returns the lines of the source, because resampling changes no file."""
     return inventory.of(self._source)
 
   def __getitem__(self, index: int):
@@ -97,7 +101,7 @@ class Resampled:
     }
     if not len(sounds['waveform']):
       if hasattr(self._source, 'refuse'):
-        self._source.refuse(index, f'too short: no sample of it is left at {self.sample_rate} Hz')
+        self._source.refuse(index, f'too short: no samples are left at {self.sample_rate} Hz')
       return None
     scale = self.sample_rate / self._source.sample_rate
     if 'words' in example:
@@ -110,20 +114,19 @@ class Resampled:
 def held_out_voices(
   recipe: Recipe, workdir: pathlib.Path, sample_rate: int | None = None
 ) -> tuple[list[dict], list[dict]]:
-  """Returns two lists of examples of the test split's voices: one to enrol them with, one to be
-  judged by.
+  """Returns the test voices' utterances in two halves: to train classifiers, and to test them.
 
-  'label' counts the voices from 0. Half of each voice's utterances goes to either side.
+  'label' numbers the voices from 0.
 
-  Raises ValueError where the corpus does not tell who speaks.
+  Raises:
+    UserError: if the corpus does not name speakers.
   """
   examples = [e for e in corpus(recipe, 'test', workdir, sample_rate) if e is not None]
   if missing := sum('speaker' not in example for example in examples):
     raise UserError(
-      f'the corpus does not tell the speakers of {missing} of {len(examples)} held-out '
-      'examples: where folders are '
-      'speakers --set corpus.speaker_folders=True, of a TFDS data set --set '
-      'corpus.speaker_name=FEATURE'
+      f'{missing} of {len(examples)} held-out examples have no speaker: if folders are speakers, '
+      'use --set corpus.speaker_folders=True; for a TFDS data set, '
+      '--set corpus.speaker_name=FEATURE'
     )
   voices = sorted({int(example['speaker']) for example in examples})
   sides = ([], [])
@@ -135,13 +138,14 @@ def held_out_voices(
 
 
 def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dict]:
-  """Returns `evaluation.num_prompts` held-out utterances to be continued; few are repeated in turn.
+  """Returns `evaluation.num_prompts` held-out utterances to continue, repeated if there are fewer.
 
-  Of a corpus that says so, those that count; of others, those that last through prompt and
-  continuation, cut to that length. With a stage `speaker` they are of its judged side, and 'label'
-  is the voice.
+  A corpus with kinds of utterances gives its counting ones; any other gives those as long as prompt
+  and continuation, cut to that length. With a stage `speaker`, they are of the second half of
+  `held_out_voices`, and 'label' is the voice.
 
-  Raises ValueError where there are none.
+  Raises:
+    UserError: if there are none.
   """
   settings = recipe.evaluation
   length = round((settings.prompt_seconds + settings.seconds) * sample_rate)
@@ -160,18 +164,18 @@ def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dic
       break
   if not found:
     raise UserError(
-      f'no held-out utterance lasts {length / sample_rate:g} s, to be a prompt and to be '
-      'compared with its '
-      'continuation: lower --set evaluation.seconds or evaluation.prompt_seconds, or hold out '
-      'longer recordings'
+      f'no held-out utterance has the {length / sample_rate:g} s of a prompt and its continuation: '
+      'lower evaluation.seconds or evaluation.prompt_seconds by --set, '
+      'or hold out longer recordings'
     )
   return [found[index % len(found)] for index in range(settings.num_prompts)]
 
 
 def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
-  """Returns the counting utterances of the training voices and of the held-out voices.
+  """Returns the counting utterances of training voices and of held-out voices.
 
-  Raises ValueError where the corpus has none: only the synthesized one does.
+  Raises:
+    UserError: if there are none, as in every corpus that is not synthesized.
   """
   splits = (corpus(recipe, split, workdir) for split in ('train', 'test'))
   sides = tuple(
@@ -179,17 +183,14 @@ def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], 
   )
   if not all(sides):
     raise UserError(
-      'the corpus has no utterances that are known to count, of which the stage numbers '
-      'learns: leave that stage out '
-      '(--set numbers=None)'
+      'the corpus has no utterances that are known to count, on which the stage numbers is '
+      'trained: remove that stage (--set numbers=None)'
     )
   return sides
 
 
 def labelled_windows(examples: list[dict], length: int) -> list[dict]:
-  """Returns windows of `length` samples with the number in their middle as label
-  (metrics.speech).
-  """
+  """Returns windows of `length` samples, labelled by the number in their middle."""
   pairs = [
     pair for e in examples for pair in speech.number_windows(e['waveform'], e['words'], length)
   ]
@@ -199,9 +200,7 @@ def labelled_windows(examples: list[dict], length: int) -> list[dict]:
 def reconstructions(
   examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None
 ) -> list[dict]:
-  """Returns the examples with their waveforms passed through the codec, so that codec artefacts
-  give nothing away.
-  """
+  """Returns the examples passed through the codec, to have the artefacts of generated audio."""
   codec = workspace.load_codec(workdir)
   through = functools.partial(codec.reconstruct, levels=num_quantizers)
   decoded = map_waveforms(through, examples, codec.sample_rate)
@@ -211,17 +210,20 @@ def reconstructions(
 
 
 def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str] | None:
-  """Returns the folder of a benchmark in the layout of ZeroSpeech 2021 and the subset to take of
-  it.
+  """Returns the folder of a benchmark in the layout of ZeroSpeech 2021, and its subset.
 
-  That is `recipe.evaluation.data`, or the synthesized twin where the corpus is synthesized; None
-  where there is neither. Raises ValueError when the folder that the recipe names is not there.
+  These are `recipe.evaluation.data` and `subset`, or those of the synthesized twin if the corpus is
+  synthesized, or None.
+
+  Raises:
+    UserError: if `recipe.evaluation.data` is not a folder.
   """
   settings = recipe.evaluation
   if settings.data:
     if not os.path.isdir(settings.data):
       raise UserError(
-        f"{settings.data!r} is not a folder: give that of ZeroSpeech 2021, or of Libri-Light's item files"
+        f'{settings.data!r} is not a folder: give that of ZeroSpeech 2021, '
+        "or of Libri-Light's item files"
       )
     return pathlib.Path(settings.data), settings.subset
   if isinstance(recipe.corpus, corpora.Synthesized):
@@ -232,8 +234,9 @@ def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str]
 
 
 def map_waveforms(function, examples: list[dict], sample_rate: int, batch_size: int = BATCH_SIZE):
-  """Yields function(wave_BT)[b, :T] for each example, where function keeps the length; see
-  `padded_batches`.
+  """Yields function(wave_BT)[b, :T] for each example; `function` keeps lengths.
+
+  Unreadable examples are skipped, see `padded_batches`.
   """
   for batch, wave_BT in padded_batches(examples, sample_rate, batch_size):
     result_BT = np.asarray(function(wave_BT))
@@ -249,8 +252,9 @@ def map_frames(
   batch_size: int = BATCH_SIZE,
   bucket_seconds: float = BUCKET_SECONDS,
 ):
-  """Yields function(wave_BT)[b, :S] for each example, where function makes one frame of
-  `hop_length` samples.
+  """Yields function(wave_BT)[b, :S] for each example; a frame has `hop_length` samples.
+
+  Unreadable examples are skipped, see `padded_batches`.
   """
   for batch, wave_BT in padded_batches(
     examples, sample_rate, batch_size, bucket_seconds=bucket_seconds
@@ -264,7 +268,11 @@ def map_frames(
 def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.SemanticQuantizer:
   """Fits k-means on `settings.sample_seconds` of frames from the corpus in random order.
 
-  extract: (examples, sample rate) -> iterator of frames_SD; config: of the frames, for their rates.
+  Args:
+    extract: (examples, sample rate) -> iterator of frames_SD.
+    corpus: source of examples.
+    config: has the `sample_rate` and the `frame_rate` of frames.
+    settings: number of clusters, size of the sample, and seed.
   """
   wanted = num_sample_frames(config, settings)
   batches = FrameBatches(extract, corpus, config.sample_rate, settings.seed)
@@ -278,10 +286,13 @@ def num_sample_frames(config, settings: SemanticTokens) -> int:
 
 
 class FrameBatches:
-  """Batches of a corpus in random order: [i] -> a list of frames_SD, of those of its examples that
-  can be read.
+  """Batches of a corpus in random order; batch i is a list of frames_SD, per readable example.
 
-  extract: (examples, sample rate) -> iterator of frames_SD.
+  Args:
+    extract: (examples, sample rate) -> iterator of frames_SD.
+    corpus: source of examples.
+    sample_rate: of the examples in Hz.
+    seed: of the order.
   """
 
   def __init__(self, extract, corpus, sample_rate: int, seed: int):
@@ -300,8 +311,9 @@ class FrameBatches:
 def sample_frames(
   batches: FrameBatches, wanted: int, process_index: int = 0, process_count: int = 1
 ) -> list[list[np.ndarray]]:
-  """Returns one process's share of the first `wanted` frames: every `process_count`th batch, until
-  it has its part.
+  """Returns one process's share of the first `wanted` frames.
+
+  A process takes every `process_count`th batch, until it has its part of `wanted`.
   """
   part = -(-wanted // process_count)
   share, count = [], 0
@@ -317,12 +329,13 @@ def sample_frames(
 
 
 def joined(shares: list[list[list[np.ndarray]]], wanted: int, batches: FrameBatches) -> np.ndarray:
-  """Returns the first `wanted` frames [N, D] of the batches, whoever has them.
+  """Returns the first `wanted` frames [N, D] of the batches, joined from all processes' shares.
 
-  Batches differ in length: those that no share holds, since its process had its part, are made
-  here.
+  Since batches differ in length, a share may be full before a batch that is needed. Such batches
+  are computed here.
 
-  Raises ValueError when no example can be read.
+  Raises:
+    UserError: if no example can be read.
   """
   frames, count = [], 0
   for number in range(len(batches)):
@@ -344,15 +357,19 @@ def padded_batches(
   silence: int = 0,
   bucket_seconds: float = BUCKET_SECONDS,
 ):
-  """Yields (list of examples, their waveforms as wave_BT), zero-padded to a bucket; the last batch
-  has empty rows.
+  """Yields batches of readable examples, with their waveforms as wave_BT, zero-padded.
 
-  silence: samples of padding that there are at least.
+  Args:
+    examples: source or list of examples.
+    sample_rate: Hz.
+    batch_size: rows of wave_BT; rows without an example are zeros.
+    silence: minimum padding in samples.
+    bucket_seconds: the length T is a multiple of this.
   """
   bucket = round(bucket_seconds * sample_rate)
   for start in range(0, len(examples), batch_size):
     read = (examples[index] for index in range(start, min(start + batch_size, len(examples))))
-    # what cannot be read is listed by its source
+    # Unreadable examples are None, and listed by their source.
     batch = [example for example in read if example is not None]
     if not batch:
       continue

@@ -1,11 +1,13 @@
-"""Trains one stage of a recipe, or all of them.
+r"""Trains one stage of a recipe, or all stages.
 
   python -m experiments.train --stage=semantic
   python -m experiments.train --stage=all --recipe=tiny --workdir=runs/tiny
-  python -m experiments.train --stage=coarse --set coarse.train.num_steps=1000 --set coarse.train.batch_size=32
-  python -m experiments.train --stage=soundstream --workdir=runs/mine --init_from=runs/theirs/soundstream
+  python -m experiments.train --stage=coarse --set coarse.train.num_steps=1000 \
+    --set coarse.train.batch_size=32
+  python -m experiments.train --stage=soundstream --workdir=runs/mine \
+    --init_from=runs/theirs/soundstream
 
-Killed and started again, it goes on where it was. On a TPU pod run the same command on every host.
+A killed run is resumed by the same command. On a TPU pod, run it on every host.
 """
 
 import functools
@@ -25,33 +27,36 @@ from . import recipe as recipe_lib
 def main():
   parser = workspace.parser(__doc__)
   parser.add_argument(
-    '--stage', required=True, help='a stage of the recipe (see the error for a wrong one), or all'
+    '--stage', required=True, help='a stage of the recipe, or all (a wrong name lists the stages)'
   )
   parser.add_argument(
     '--init_from',
     type=command_line.path,
     metavar='DIRECTORY',
-    help="begin with another run's params and state, as in runs/theirs/coarse",
+    help="start from another run's params and state, such as runs/theirs/coarse",
   )
   parser.add_argument(
     '--init_optimizer',
     action='store_true',
-    help='and with its optimizer state, the place in its schedule included',
+    help='with --init_from: take the optimizer state and position in the schedule, too',
   )
   parser.add_argument(
     '--compilation_cache',
     type=command_line.path,
     metavar='DIRECTORY',
-    help='keep what is compiled there, for the next start',
+    help='keep compiled programs there for later starts',
   )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args, writes=False)
   if args.stage not in (*recipe.trained, 'all'):
     raise UserError(
-      f'--stage={args.stage}: recipe {args.recipe!r} has {", ".join(recipe.trained)}, and all'
+      f'--stage={args.stage}: recipe {args.recipe!r} has the stages {", ".join(recipe.trained)}; '
+      'choose one, or all'
     )
   if args.stage == 'all' and args.init_from is not None:
-    raise UserError('--init_from is the checkpoint of one stage: name it with --stage, not all')
+    raise UserError(
+      '--init_from is the checkpoint of one stage: give that stage by --stage, not all'
+    )
   workspace.remember(args)
   if args.compilation_cache is not None:
     command_line.prove_folder(args.compilation_cache, '--compilation_cache')
@@ -72,8 +77,9 @@ def main():
 
 
 def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
-  """Runs one process for each stage, so that each begins with all the memory; before some, what
-  makes their inputs.
+  """Trains all stages in order, after the programs that make their inputs.
+
+  Each program is a process of its own, which starts with all of the memory.
   """
   commands = []
   for name, stage in recipe.trained.items():
@@ -86,8 +92,9 @@ def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
 def train_stage(
   recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, init_optimizer=False
 ):
-  """Trains `name` to its last step, from the newest checkpoint where there is one, else from that
-  of `init_from`.
+  """Trains a stage to its last step.
+
+  Resumes from its newest checkpoint. Without one, starts from that in `init_from`, if given.
   """
   stage_recipe = recipe.stages[name]
   config, train = stage_recipe.model, stage_recipe.train
@@ -139,12 +146,12 @@ def train_stage(
   where = f'{workdir / name} (metrics.jsonl, goodput.jsonl, checkpoints, TensorBoard events)'
   if result.preempted:
     print(
-      f'{name}: interrupted, saved at step {result.step}; the same command goes on. {where}',
+      f'{name}: interrupted, saved at step {result.step}; the same command resumes it. {where}',
       file=sys.stderr,
     )
     sys.exit(143)
   if result.step > train.num_steps:
-    return  # `report` has said that there is nothing to train
+    return  # `report` has printed that no steps are left
   seconds = f'{time.time() - started:.0f} s, {result.goodput:.0%} of it in steps'
   print(f'{name}: step {result.step} of {train.num_steps} after {seconds}; {where}', flush=True)
 

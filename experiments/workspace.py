@@ -1,6 +1,4 @@
-"""Where a run keeps its things (docs/architecture.md, "The workdir"), and how the programs read
-them back.
-"""
+"""Runs programs, with their common flags, on a workdir (docs/architecture.md, "The workdir")."""
 
 import argparse
 import json
@@ -27,21 +25,22 @@ from audiolm_jax.training import errors as training_errors
 from . import command_line, pages
 from . import recipe as recipe_lib
 
-DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # where `make train-tiny` leaves its models
+DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # that of `make train-tiny`
 Formatter = argparse.RawDescriptionHelpFormatter
 REPORT = (
-  'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the project, with the '
-  'lines above and the command that you ran.'
+  'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the '
+  'project, with the lines above and the command that you ran.'
 )
 
 
 def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
-  """Returns a parser with the flags that every program has; those of a `recipe` only where one is
-  read.
-  """
+  """Returns a parser with the common flags: --workdir, and with `recipe`, --recipe and --set."""
   result = command_line.Parser(description=as_typed(description), formatter_class=Formatter)
   result.add_argument(
-    '--workdir', type=command_line.workdir, default=DEFAULT_WORKDIR, help=f'({DEFAULT_WORKDIR})'
+    '--workdir',
+    type=command_line.workdir,
+    default=DEFAULT_WORKDIR,
+    help=f'folder of the run ({DEFAULT_WORKDIR})',
   )
   if recipe:
     result.add_argument(
@@ -58,26 +57,25 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
       default=[],
       metavar='FIELD=VALUE',
       dest='overrides',
-      help='change a field of the recipe, as in --set semantic.train.num_steps=100; may be repeated',
+      help='change a field of the recipe, such as semantic.train.num_steps=100; may be repeated',
     )
   return result
 
 
 def run(main: Callable[[], None]):
-  """Runs a program. UserError and its like are one line and exit status 1; others keep their
-  traceback.
+  """Runs a program, and exits with status 1 after an error.
+
+  Wrong input and failures of the system are reported in one line (with a traceback if
+  AUDIOLM_TRACEBACK is set); other exceptions keep their traceback.
   """
   command_line.print_any_name()
   try:
     if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
       check_cache(directory)
     main()
-  except (
-    watchdog.StalledError,
-    training_errors.PeerError,
-  ) as error:  # at its end Python would wait for what hangs
+  except (watchdog.StalledError, training_errors.PeerError) as error:
     print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(1)  # a normal exit would wait for threads that hang
   except (UserError, OSError, FloatingPointError, MemoryError) as error:
     if os.environ.get('AUDIOLM_TRACEBACK') is None:
       sys.exit(f'error: {printable_lines(error)}')
@@ -88,24 +86,25 @@ def run(main: Callable[[], None]):
 
 
 def as_typed(text: str) -> str:
-  """Returns a text whose commands are those of an installed package, where this is one."""
+  """Returns a text with `python -m experiments.` replaced by `audiolm ` in an installed package."""
   return (
     text if __package__ == 'experiments' else text.replace('python -m experiments.', 'audiolm ')
   )
 
 
 def printable_lines(text: object) -> str:
-  """Returns a text of several lines that may hold names that others chose, fit for a terminal."""
+  """Returns a text of several lines with unprintable characters escaped."""
   return as_typed(files.printable(text, keep='\n'))
 
 
 def join_pod():
-  """Finds the other processes of a pod, before anything touches a device; nothing to do where there
-  is one alone.
+  """Connects the processes of a pod; must run before anything touches a device.
 
-  AUDIOLM_DISTRIBUTED=1 (tpu_scripts set it) or several TPU hosts: JAX asks the machine.
-  ADDRESS:PORT,COUNT,INDEX: of process 0, and how many there are and which this is, where JAX cannot
-  know (CPU).
+  AUDIOLM_DISTRIBUTED is one of:
+    1: JAX finds the processes. The default with several TPU hosts; set by tpu_scripts.
+    ADDRESS:PORT,COUNT,INDEX: address of process 0, number of processes, and index of this one, for
+      machines on which JAX cannot find them (CPUs).
+    0: there is one process. The default otherwise.
   """
   text = os.environ.get(
     'AUDIOLM_DISTRIBUTED', '1' if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') else ''
@@ -123,9 +122,7 @@ def join_pod():
 
 
 def keep_compiled(directory: str | None):
-  """Keeps what XLA compiles in `directory`, for the next start, other hosts, and the programs that
-  this one starts.
-  """
+  """Caches what XLA compiles in `directory`, for this program, those it starts, and later runs."""
   if directory is not None:
     check_cache(directory)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = directory
@@ -133,9 +130,10 @@ def keep_compiled(directory: str | None):
 
 
 def check_cache(directory: str):
-  """Makes a folder for compiled programs where there is none.
+  """Creates a folder for compiled programs, if missing.
 
-  Raises ValueError where others can write to it: what is in it is run.
+  Raises:
+    UserError: if other users can write to it, because the programs in it are executed.
   """
   if '://' in directory:
     return
@@ -143,23 +141,31 @@ def check_cache(directory: str):
   status = os.stat(directory)
   if status.st_uid not in (os.geteuid(), 0):
     raise UserError(
-      f'compilation cache {directory} belongs to user {status.st_uid}, who can put programs there '
-      'that would be run here: choose a folder of your own'
+      f'compilation cache {directory} belongs to user {status.st_uid}, whose programs would be '
+      'executed: choose a folder of your own'
     )
   if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
     raise UserError(
-      f'others can write to the compilation cache {directory}, and so put programs there that '
-      f'would be run here: empty it and run `chmod go-w {shlex.quote(directory)}`, or choose another'
+      f'others can write to the compilation cache {directory}, and their programs would be '
+      f'executed: empty it and run `chmod go-w {shlex.quote(directory)}`, or choose another'
     )
 
 
 def load_stage(workdir: pathlib.Path, stage: str) -> Model:
-  """Returns a trained stage; UserError naming the command that trains it."""
+  """Returns a trained stage.
+
+  Raises:
+    UserError: naming the command that trains it, if it is missing.
+  """
   return checkpoints.load_variables(_there(workdir, stage))
 
 
 def _there(workdir: pathlib.Path, *stages: str) -> pathlib.Path:
-  """Returns the folder of the last stage; UserError naming the command, where one is missing."""
+  """Returns the folder of the last stage.
+
+  Raises:
+    UserError: naming the command that makes a stage, if one is missing.
+  """
   for stage in stages:
     if not (workdir / stage).is_dir():
       raise UserError(
@@ -176,21 +182,27 @@ def load_codec(workdir: pathlib.Path) -> Codec:
 def load_semantic_encoder(
   workdir: pathlib.Path, settings: recipe_lib.SemanticTokens
 ) -> tokenizer.SemanticEncoder:
-  """Returns the workdir's model of features, trained or imported; `settings`: what is clustered."""
+  """Returns the workdir's feature model, trained or imported, for the features in `settings`."""
   _there(workdir, 'w2v_bert')
   return tokenizer.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
 
 
 def load_semantic_tokenizer(workdir: pathlib.Path) -> tokenizer.SemanticTokenizer:
-  """Returns the workdir's model of features with its clusters; UserError naming the commands."""
+  """Returns the workdir's feature model with its clusters.
+
+  Raises:
+    UserError: naming the command that makes them, if they are missing.
+  """
   if tokenizer.clusters_path(workdir).is_file():
     _there(workdir, 'w2v_bert')
   return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir))
 
 
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
-  """Returns every model that generation needs (`generation.load_models`); UserError naming the
-  commands.
+  """Returns the models for generation (`generation.load_models`).
+
+  Raises:
+    UserError: naming the command that makes a model, if one is missing.
   """
   acoustic = [] if any((workdir / name).is_dir() for name in (coarse, 'soundstorm')) else [coarse]
   _there(workdir, 'soundstream', 'semantic', *acoustic)
@@ -204,8 +216,10 @@ def _run_encode(workdir: pathlib.Path) -> str:
 
 
 def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
-  """Raises ValueError, naming the commands, where the workdir lacks models that the recipe takes
-  from others.
+  """Checks that the workdir holds the pretrained models of the recipe.
+
+  Raises:
+    UserError: naming the commands that import the missing ones.
   """
   commands = [
     command_line.import_command(model, workdir)
@@ -214,7 +228,7 @@ def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
   ]
   if commands:
     raise UserError(
-      'this recipe takes models of others, which are not there yet: run\n  ' + '\n  '.join(commands)
+      'this recipe needs pretrained models that are missing: run\n  ' + '\n  '.join(commands)
     )
 
 
@@ -226,22 +240,28 @@ def token_source(
   program: str = 'encode',
   max_bad_fraction: float = 0.0,
 ):
-  """Returns the examples of a split that `program` left in a folder; ValueError naming the command
-  that makes them.
+  """Returns the examples of a split that `program` wrote into a folder.
+
+  Raises:
+    UserError: naming the command that makes them, if they are incomplete.
   """
   if not (workdir / folder / f'{split}.json').is_file():
     raise UserError(
-      f'{workdir}/{folder}/{split} is not complete: run `{command_line.command(program, workdir)}` first'
+      f'{workdir}/{folder}/{split} is not complete: '
+      f'run `{command_line.command(program, workdir)}` first'
     )
   return token_shards.TokenShards(workdir / folder, split, max_bad_fraction=max_bad_fraction)
 
 
 def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Recipe:
-  """Returns the recipe of a run, by the flags of `parser`; where the run `writes`, its workdir
-  remembers it.
+  """Returns the recipe of a run, from the flags of `parser`.
 
-  Raises UserError for a recipe that `recipe_lib.load` refuses, and for a workdir that belongs to
-  another recipe.
+  Args:
+    args: parsed flags.
+    writes: whether to record the recipe in the workdir (`remember`).
+
+  Raises:
+    UserError: if `recipe_lib.load` refuses the recipe, or the workdir belongs to another.
   """
   recipe = recipe_lib.load(args.recipe, args.overrides)
   name, _ = command_line.remembered(args.workdir)
@@ -250,8 +270,9 @@ def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Re
   )
   if begun and name != args.recipe:
     raise UserError(
-      f'--workdir={args.workdir} belongs to the recipe {name!r}, not to {args.recipe!r}: give --recipe={name}, or '
-      f'another --workdir (or delete {args.workdir / command_line.MEMORY}, if the two are to share it)'
+      f'--workdir={args.workdir} belongs to the recipe {name!r}, not to {args.recipe!r}: '
+      f'give --recipe={name}, or another --workdir '
+      f'(or delete {args.workdir / command_line.MEMORY}, if both recipes are to share it)'
     )
   if writes:
     remember(args)
@@ -259,15 +280,16 @@ def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Re
 
 
 def remember(args: argparse.Namespace):
-  """Notes in the workdir which recipe it belongs to, and where that finds its corpus.
+  """Records in the workdir its recipe and the overrides of the corpus.
 
-  Raises UserError where the workdir cannot be written to.
+  Raises:
+    UserError: if the workdir is not writable.
   """
   command_line.prove_folder(args.workdir, '--workdir')
   name, before = command_line.remembered(args.workdir)
   before = before if name == args.recipe else []
   corpus = [text for text in before + args.overrides if text.startswith('corpus.')]
-  # of each field the last
+  # The last override of a field counts.
   corpus = list({text.partition('=')[0]: text for text in corpus}.values())
   if name != args.recipe or corpus != before:
     files.write_text(
@@ -276,24 +298,27 @@ def remember(args: argparse.Namespace):
 
 
 def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
-  """Marks the folder as holding what these models make; ValueError where it holds that of
-  others.
+  """Records in a folder the models whose output it will hold.
+
+  Raises:
+    UserError: if it holds the output of other models.
   """
   path = folder / 'made_by.json'
   if path.is_file():
     made_by = files.read_json(path, f'move {folder} away first')
     if made_by != fingerprints:
       raise UserError(
-        f'{folder} holds what {made_by} made, the models here are {fingerprints}: move it away first'
+        f'{folder} was made by the models {made_by}, not by {fingerprints}: move it away first'
       )
     return
   files.write_text(path, json.dumps(fingerprints))
 
 
 def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: float = 3600.0):
-  """Returns when `missing()`, files that other processes make, is empty.
+  """Waits until `missing()`, the paths of files that other processes write, is empty.
 
-  Raises ValueError, naming some, when none of them has come for `patience_seconds`.
+  Raises:
+    UserError: naming some paths, if none was written for `patience_seconds`.
   """
   left, since = missing(), time.monotonic()
   while left:
@@ -304,15 +329,14 @@ def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: floa
     left = now_left
     if time.monotonic() - since > patience_seconds:
       raise UserError(
-        f'process {jax.process_index()} of {jax.process_count()} has waited {patience_seconds:g} s for {what}: '
-        f'{", ".join(left[:3])} ({len(left)} in all): look at the others, and start all again'
+        f'process {jax.process_index()} of {jax.process_count()} has waited '
+        f'{patience_seconds:g} s for {what}: {", ".join(left[:3])} ({len(left)} in all): '
+        'check the other processes, and restart all'
       )
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> tqdm:
-  """Returns a progress bar with rate and ETA; plain lines every few seconds where stderr is no
-  terminal.
-  """
+  """Returns a progress bar with rate and ETA, updated every 10 s if stderr is not a terminal."""
   interval = 0.1 if sys.stderr.isatty() else 10
   return tqdm(
     total=total,

@@ -116,7 +116,8 @@ def table(parts: dict[str, Timing], seconds: float, where: str) -> str:
   lines.append(f'{"":24}{"wall":>10}{"processors":>12}{"passes":>10}{"measured":>10}')
   for name, part in parts.items():
     lines.append(
-      f'{name:24}{part.seconds.wall:10.3f}{part.seconds.processors:12.3f}{part.passes:10}{part.measured:10}'
+      f'{name:24}{part.seconds.wall:10.3f}{part.seconds.processors:12.3f}'
+      f'{part.passes:10}{part.measured:10}'
     )
   lines.append(f'{"coarse + fine":24}{both.wall:10.3f}{both.processors:12.3f}')
   lines.append(f'coarse + fine over SoundStorm: {ratios[0]:.2f} (processors: {ratios[1]:.2f})')

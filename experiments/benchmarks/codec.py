@@ -102,8 +102,7 @@ def run(args: argparse.Namespace) -> str:
       models[name] = theirs(make(args.channels, config), wave_1T, wave_BT)
   else:
     lines.append(
-      'torch and transformers are not installed: `make benchmark-codec` times EnCodec and DAC '
-      'beside these'
+      'torch and transformers are not installed: `make benchmark-codec` also times EnCodec and DAC'
     )
   seconds = fastest({name: model.operations for name, model in models.items()}, args.repeats)
   cores = len(os.sched_getaffinity(0))

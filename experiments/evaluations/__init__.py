@@ -1,9 +1,8 @@
-"""The evaluation suites, a file each: what a trained workdir reaches on held-out voices and texts,
-beside baselines.
+"""Evaluation suites, one file each, of a trained workdir on held-out voices and texts.
 
-A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, each with the same columns, and
-facts about them; a fact that has 'rows' of its own is a table too; 'left_out' names what was not
-measured, with the reason. The papers' numbers for a table are in `paper`.
+A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, with the columns of a table;
+'left_out', the reasons for omitted measures by name; and facts about the rows, of which those with
+'rows' are tables, too. The papers' numbers for a table are in `paper`.
 """
 
 import pathlib
@@ -30,21 +29,23 @@ def path(workdir: pathlib.Path, suite: str) -> pathlib.Path:
 
 
 def load(workdir: pathlib.Path) -> dict:
-  """Returns the results that are there, by suite; ValueError where one is damaged."""
+  """Returns the existing results by suite.
+
+  Raises:
+    UserError: if one is damaged.
+  """
   found = {}
   for name in SUITES:
     if path(workdir, name).is_file():
       found[name] = files.read_json(path(workdir, name), 'delete it and measure again')
       rows = found[name].get('rows')
       if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise UserError(f'{path(workdir, name)} holds no rows: delete it and measure again')
+        raise UserError(f'{path(workdir, name)} has no rows: delete it and measure again')
   return found
 
 
 def table(report: dict) -> str:
-  """Returns the report as plain text: a block for each suite and each of its parts, the paper's
-  rows below ours.
-  """
+  """Returns results as text: one table per suite and part, with the paper's rows below ours."""
   lines = []
   for title, content in _parts(report):
     plain = {name: value for name, value in content.items() if not isinstance(value, (dict, list))}
@@ -73,9 +74,9 @@ def table(report: dict) -> str:
 
 
 def _parts(report: dict) -> Iterator[tuple[str, dict]]:
-  """Yields (title, content) of every suite, then of what it holds that has rows of its own."""
+  """Yields (title, content) of each suite, followed by its parts that have rows."""
   for suite, content in report.items():
-    if content['rows']:  # else its stage was not trained
+    if content['rows']:  # none if its stage is not trained
       yield suite, content
     yield from (
       (f'{suite}, {name}', part)
@@ -85,9 +86,7 @@ def _parts(report: dict) -> Iterator[tuple[str, dict]]:
 
 
 def _block(rows: dict) -> list[str]:
-  """Returns a line of the columns' names, and one for each row; a row may lack columns that another
-  has.
-  """
+  """Returns a line of column names and one line per row; rows may lack columns."""
   columns = list(dict.fromkeys(column for row in rows.values() for column in row))
   names = [files.printable(name) for name in rows]
   width = max(map(len, names)) + 2

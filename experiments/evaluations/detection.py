@@ -1,8 +1,7 @@
-"""The detector of generated speech on voices that neither it nor any model has heard, and the
-control beside it.
+"""Evaluates the detector of generated speech, and its control, on held-out voices.
 
-The clips of `experiments.forge`: originals have been through the codec. The calibration, which
-`experiments.detect` needs, is fitted on validation voices and measured on held-out ones.
+Clips are those of `experiments.forge`, in which originals have passed through the codec, too. Also
+fits the calibration for `experiments.detect` on validation voices, and tests it on held-out ones.
 """
 
 import functools
@@ -25,15 +24,14 @@ from ..recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns how well the detector tells continuations from originals, by crops of a second and by
-  whole clips.
+  """Returns the detector's accuracy per second and per clip, with ROC and calibrations.
 
-  No rows where no detector was trained. low, high: Wilson's 95 % interval of the accuracy, where
-  clips are independent and seconds of one clip are one trial.
+  low and high are Wilson's 95 % interval of the accuracy, in which a clip is one trial. There are
+  no rows without a trained detector.
   """
   del recipe
   rows, curves, facts = {}, {}, {}
-  for name, title in (('detector', 'detector'), ('detector_control', 'control: originals, by lot')):
+  for name, title in (('detector', 'detector'), ('detector_control', 'control: random labels')):
     if not (workdir / name).is_dir():
       continue
     config, variables, metadata = workspace.load_stage(workdir, name)
@@ -54,7 +52,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   if not curves:
     command = f'python -m experiments.train --stage=detector --workdir={workdir}'
     return {'rows': rows, 'left_out': {'detector': f'it is not trained: {command}'}}
-  from .. import pictures  # matplotlib, which only the extra `plot` installs
+  from .. import pictures  # needs matplotlib, of the extra `plot`
 
   path = workdir / 'evaluation' / 'detection_roc.png'
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +63,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def scored(
   config: detector.Config, variables: Variables, clips
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns (log odds, labels) of every second, and of every clip: the mean over its seconds."""
+  """Returns (log odds, labels) of each 'second' and each 'clip' (means over its seconds)."""
   examples = [
     example for example in (clips[index] for index in range(len(clips))) if example is not None
   ]
@@ -95,15 +93,17 @@ def row(
 def log_odds(
   config: detector.Config, variables: Variables, waves: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-  """Returns the log odds [N] of each second (the detector's crop) of each waveform; the last second
-  ends where it ends.
+  """Returns the log odds [N] of the seconds (the detector's crops) of each waveform.
 
-  Raises ValueError where a waveform is shorter than one crop.
+  The last crop ends with the waveform, and overlaps the one before.
+
+  Raises:
+    UserError: if a waveform is shorter than a crop.
   """
   length = config.crop_length
   if short := [len(wave_T) for wave_T in waves if len(wave_T) < length]:
     raise UserError(
-      f'a clip has {short[0]} samples, the detector hears {length} at a time: give a longer one'
+      f'a clip has {short[0]} samples, the detector needs {length}: give a longer one'
     )
   starts = [[*range(0, len(wave_T) - length, length), len(wave_T) - length] for wave_T in waves]
   crops = [wave_T[start : start + length] for wave_T, own in zip(waves, starts) for start in own]
@@ -116,36 +116,40 @@ def log_odds(
 def load_calibrations(
   workdir: pathlib.Path, variables: Variables
 ) -> dict[str, detection.Calibration]:
-  """Returns the calibrations of a second and of a clip.
+  """Returns the calibrations of the detector by 'second' and 'clip'.
 
-  Raises ValueError naming the command that fits them to this detector.
+  Raises:
+    UserError: naming the command that fits them, if they are missing or of another detector.
   """
   path = workdir / 'evaluation' / 'detection.json'
   again = f'run `{command_line.command("evaluate", workdir, "--suite=detection")}` first'
   if not path.is_file():
-    raise UserError(f'{path} does not exist, and with it the calibration of the detector: {again}')
+    raise UserError(f'{path}, the calibration of the detector, does not exist: {again}')
   found = files.read_json(path, again)
   if found.get('detector') is None:
-    raise UserError(f'{path} was measured when there was no detector: {again}')
+    raise UserError(f'{path} was written without a detector: {again}')
   if found['detector'] != fingerprint(variables.params):
     raise UserError(
-      f'{path} was measured with another detector than {workdir}/detector holds: {again}'
+      f'{path} was measured with another detector than that in {workdir}/detector: {again}'
     )
   try:
     return {
       unit: detection.Calibration(**found[f'calibration_{unit}']) for unit in ('second', 'clip')
     }
   except (KeyError, TypeError) as error:
-    raise UserError(f'{path} holds no calibration ({error!r}): {again}') from error
+    raise UserError(f'{path} has no calibration ({error!r}): {again}') from error
 
 
 def check_same_models(workdir: pathlib.Path, name: str, own: dict[str, Any], clips: dict[str, Any]):
-  """Raises ValueError where a detector learned from other clips than those it is to be judged
-  by.
+  """Checks that a detector was trained on clips of the same models as the test clips.
+
+  Raises:
+    UserError: if not.
   """
   if own != clips:
     raise UserError(
-      f'{workdir}/{name} learned from clips of {own}, {workdir}/forgeries holds those of {clips}: train it again'
+      f'{workdir}/{name} was trained on clips of {own}, {workdir}/forgeries has those of {clips}: '
+      'train it again'
     )
 
 

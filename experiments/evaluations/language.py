@@ -1,6 +1,4 @@
-"""The language models: what they know of held-out tokens, and which of two recordings they
-prefer.
-"""
+"""Evaluates language models on held-out tokens, and on pairs of recordings (sWUGGY, sBLIMP)."""
 
 import functools
 import pathlib
@@ -19,9 +17,7 @@ MODELS = ('semantic', 'coarse', 'fine', 'acoustic_only')
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns held-out nats per token of each language model, beside unigram and bigram of the same
-  tokens.
-  """
+  """Returns held-out nats per token of language models, and of unigrams and bigrams."""
   rows = {}
   for name in MODELS:
     if not (workdir / name).is_dir():
@@ -32,7 +28,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     make = functools.partial(pipeline.evaluation_batches, features=stage.batch, **options)
     held_out = make(workspace.token_source(workdir, 'test'), num_batches=8)
     training_source = workspace.token_source(workdir, 'train')
-    # Twice round the training tokens in random crops: the baselines see what the model saw.
+    # Baselines are fitted on random crops, as the model is; two epochs cover most tokens.
     training = make(training_source, num_batches=max(1, 2 * len(training_source) // 8))
     targets = lambda batches: np.concatenate(
       [np.asarray(config.prefix_and_target(batch)[1]) for batch in batches]

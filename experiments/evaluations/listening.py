@@ -1,10 +1,9 @@
-"""A listening test as in AudioLM (section IV-G): do people hear where the recording ends and the
-model goes on?
+"""Makes and evaluates a listening test as AudioLM's (section IV-G): original or generated?
 
-`build` makes a static page (one HTML file beside a folder of WAVs) from the test clips of
-`experiments.forge`: each has a prompt of a held-out voice and then, by lot, the original or a
-continuation, both through the codec. Nothing on the page tells which; that is in a key kept outside
-of its folder. `analyse` reads the CSV files that the page saves.
+`build` writes a static page (an HTML file and a folder of WAV files) of test clips from
+`experiments.forge`. A clip is a prompt of a held-out voice, followed by the original or by a
+continuation at random, both decoded by the codec. The page does not contain the answers, which are
+in a key outside of its folder. `analyse` reads the CSV files that the page saves.
 """
 
 import csv
@@ -31,13 +30,18 @@ MAX_NAME = 200  # characters of a rater's name; the page allows 60
 def build(
   workdir: pathlib.Path, folder: pathlib.Path, *, seed: int, num_clips: int | None = None
 ) -> dict:
-  """Writes the page into `folder` (which must be empty or missing) and the key into the workdir;
-  returns the key.
+  """Writes the page and its key; returns the key.
 
-  num_clips: None for all utterances, up to as many as the paper has. Half of the clips are
-  originals; no utterance comes twice, and the order is drawn by lot.
+  Half of the clips are originals. No utterance appears twice, and the order is random.
 
-  Raises ValueError when there are too few utterances, or something is in the way.
+  Args:
+    workdir: has the clips, and gets the key.
+    folder: for the page; must be empty or missing.
+    seed: of the choice, the order and the originals.
+    num_clips: None for all utterances, up to MOST_CLIPS.
+
+  Raises:
+    UserError: if there are too few utterances, or `folder` or the key exists.
   """
   records = forgeries.load(workdir, 'test')
   num_pairs = len(records) // 2
@@ -50,7 +54,7 @@ def build(
     raise UserError(f'{folder} is not empty: choose another folder, or move it away')
   if (workdir / KEY).exists():
     raise UserError(
-      f'{workdir / KEY} is the key of an earlier test, without which its answers mean nothing: move it away'
+      f'{workdir / KEY} is the key of an earlier test, which its answers need: move it away'
     )
   random = np.random.default_rng(seed)
   pairs = random.permutation(num_pairs)[:num_clips]
@@ -85,19 +89,18 @@ def build(
 
 
 def analyse(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict:
-  """Returns how often listeners were right, and how probable that or worse is where they guess
-  (exact binomial test).
+  """Returns the accuracy of all raters together ('all') and of each ('rater NAME').
 
-  Rows: 'all', everyone together, then 'rater NAME' of each. p_value is two-sided, against 1/2; low
-  and high are Wilson's 95 % interval. Ratings of one clip by several raters count as independent,
-  as in the paper.
+  p_value is that of a two-sided binomial test against guessing (1/2); low and high are Wilson's
+  95 % interval. Ratings of a clip by several raters count as independent, as in the paper.
 
-  Raises ValueError, naming file and line, for what is no answer to this test.
+  Raises:
+    UserError: naming file and line, for answers that do not belong to this test.
   """
   path = workdir / KEY
   if not path.is_file():
     raise UserError(
-      f'{path} does not exist: it is written with the page, keep it to read the answers'
+      f'{path}, the key to the answers, does not exist: restore it, or make a new test'
     )
   key = read_key(path)
   ratings = [rating for path in paths for rating in read(path, key)]
@@ -105,36 +108,41 @@ def analyse(workdir: pathlib.Path, paths: Sequence[pathlib.Path]) -> dict:
   for rater, clip, _ in ratings:
     if (rater, clip) in seen:
       raise UserError(
-        f'{rater!r} answers {clip} twice: give each file once, and each rater a name of their own'
+        f'{rater!r} answers {clip} twice: give each file once, and each rater another name'
       )
     seen.add((rater, clip))
   rows = {'all': summary(ratings, key)}
   for rater in sorted({rater for rater, _, _ in ratings}):
     own = [rating for rating in ratings if rating[0] == rater]
-    # So that no name takes the row of all, and none begins as a formula of a spreadsheet.
+    # The prefix avoids the name 'all', and names that spreadsheets take for formulas.
     rows[f'rater {rater}' if rater else 'without a name'] = summary(own, key)
   return {'rows': rows, 'kit': key['kit']}
 
 
 def read_key(path: pathlib.Path) -> dict:
-  """Returns the key that `build` wrote; ValueError where it is damaged."""
-  key = files.read_json(path, 'take it from a copy: without it the answers mean nothing')
+  """Returns the key that `build` wrote.
+
+  Raises:
+    UserError: if it is damaged.
+  """
+  key = files.read_json(path, 'restore it from a copy, because answers cannot be read without it')
   clips = key.get('clips')
   is_key = isinstance(key.get('kit'), str) and isinstance(clips, dict)
   if not (is_key and all(kind in ANSWERS for kind in clips.values())):
-    raise UserError(f'{path} is no key of a listening test: take it from a copy')
+    raise UserError(f'{path} is not the key of a listening test: restore it from a copy')
   return key
 
 
 def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:
-  """Returns (rater, clip, answer) of every line of a CSV file that the page saved."""
+  """Returns (rater, clip, answer) of each line of a CSV file that the page saved."""
   with files.open_csv(path, 'save it again from the page') as file:
     lines = list(csv.reader(file))
   if not lines:
     raise UserError(f'{path} is empty: save it again from the page')
   if tuple(lines[0]) != COLUMNS:
     raise UserError(
-      f'{path} has the columns {", ".join(lines[0])[:200]}, not {", ".join(COLUMNS)}: save it again from the page'
+      f'{path} has the columns {", ".join(lines[0])[:200]}, not {", ".join(COLUMNS)}: '
+      'save it again from the page'
     )
   ratings = []
   for number, line in enumerate(lines[1:], 2):
@@ -143,11 +151,11 @@ def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:
     kit, rater, clip, answer, _ = line
     if len(rater) > MAX_NAME:
       raise UserError(
-        f'{path}, line {number}: a name of {len(rater)} characters: give one of {MAX_NAME}'
+        f'{path}, line {number}: a name of {len(rater)} characters: give at most {MAX_NAME}'
       )
     if kit != key['kit']:
       raise UserError(
-        f'{path}, line {number}: answers the test {kit[:80]!r}, the key is that of {key["kit"]!r}'
+        f'{path}, line {number}: answers the test {kit[:80]!r}, but the key is of {key["kit"]!r}'
       )
     if clip not in key['clips']:
       raise UserError(f'{path}, line {number}: the test has no clip {clip[:80]!r}')
@@ -157,7 +165,7 @@ def read(path: pathlib.Path, key: dict) -> list[tuple[str, str, str]]:
       )
     ratings.append((rater, clip, answer))
   if not ratings:
-    raise UserError(f'{path} holds no answers: save it again from the page')
+    raise UserError(f'{path} has no answers: save it again from the page')
   return ratings
 
 
@@ -175,7 +183,7 @@ def summary(ratings: list[tuple[str, str, str]], key: dict) -> dict[str, float |
     'low': interval.low,
     'high': interval.high,
     'p_value': float(binomtest(sum(right), len(right)).pvalue),
-    # nan where the answers hold no clip of that kind
+    # nan without answers to clips of that kind
     'false_alarms': float(np.mean(called['original'])) if called['original'] else float('nan'),
     'caught': float(np.mean(called['generated'])) if called['generated'] else float('nan'),
     'ratings': len(right),

@@ -1,4 +1,4 @@
-"""Log-mel frames at the rate of semantic tokens: what tokens are compared with, nothing learned."""
+"""Computes log-mel frames at the rate of semantic tokens, a baseline without training."""
 
 import jax.numpy as jnp
 
@@ -8,15 +8,16 @@ from audiolm_jax.tokenizer import SemanticEncoder
 
 
 def config_of(encoder: SemanticEncoder) -> w2v_bert.Config:
-  """Returns whose log-mel to take: that of the encoder where it is ours, else the paper's."""
+  """Returns the config of the log-mel: the encoder's if it is our w2v-BERT, or the default."""
   return encoder.config if isinstance(encoder.config, w2v_bert.Config) else w2v_bert.Config()
 
 
 def features(config: w2v_bert.Config, wave_BT, *, stack: bool, normalize: bool):
-  """Returns log-mel frames at the rate of the tokens: the frames of 10 ms in each 40 ms averaged,
-  or side by side.
+  """Returns log-mel frames of 40 ms: means of four frames of 10 ms, or with `stack`, all four.
+
+  With `normalize`, they are normalized over the utterance, as w2v-BERT reads them.
   """
-  if normalize:  # over the utterance, as w2v-BERT reads them
+  if normalize:
     log_mel_BFM, _ = w2v_bert.normalized_log_mel(config, wave_BT)
   else:
     log_mel_BFM = audio.log_mel_spectrogram(

@@ -1,6 +1,6 @@
-"""Decodes speech that Lyra V2 encoded: Google's own trained SoundStream (16 kHz, 50 frames/s).
+"""Encodes and decodes speech with Lyra V2, Google's trained SoundStream (16 kHz, 50 frames/s).
 
-Reads the three TFLite models of Lyra's release (Apache-2.0) from a folder, by `ai-edge-litert`.
+Runs the three TFLite models of Lyra's release (Apache-2.0) in a folder by `ai-edge-litert`.
 """
 
 import importlib.util
@@ -13,12 +13,16 @@ from audiolm_jax.errors import UserError
 
 MODELS = ('soundstream_encoder', 'quantizer', 'lyragan')
 SAMPLE_RATE = 16_000  # Hz
-HOP_LENGTH = 320  # samples a frame
+HOP_LENGTH = 320  # samples per frame
 LEVELS = {3.2: 16, 6.0: 30, 9.2: 46}  # residual levels of 4 bits, by kbit/s
 
 
 def check(folder: str):
-  """Raises UserError where `folder` lacks a model of Lyra, or `ai-edge-litert` is not installed."""
+  """Checks that Lyra can run.
+
+  Raises:
+    UserError: if `folder` lacks a model, or `ai-edge-litert` is not installed.
+  """
   missing = [name for name in MODELS if not os.path.isfile(os.path.join(folder, f'{name}.tflite'))]
   if missing:
     raise UserError(
@@ -30,10 +34,10 @@ def check(folder: str):
 
 
 class Lyra:
-  """The three models, ready to run; one clip at a time."""
+  """Lyra's three models, for one clip at a time."""
 
   def __init__(self, folder: str):
-    """Loads the models. Raises UserError as `check`."""
+    """Loads the models; raises as `check`."""
     check(folder)
     from ai_edge_litert.interpreter import Interpreter  # optional
 
@@ -46,9 +50,10 @@ class Lyra:
   def round_trip(
     self, wave_T: Float[np.ndarray, 'T'], kbit_per_second: float
   ) -> Float[np.ndarray, 'T']:
-    """Returns a waveform of 16 kHz after Lyra at 3.2, 6 or 9.2 kbit/s; zeros fill up its last frame.
+    """Returns a waveform of 16 kHz, encoded and decoded at 3.2, 6 or 9.2 kbit/s.
 
-    Raises UserError for another bit rate.
+    Raises:
+      UserError: for another bit rate.
     """
     if kbit_per_second not in LEVELS:
       raise UserError(f'kbit_per_second={kbit_per_second}: Lyra has {", ".join(map(str, LEVELS))}')
@@ -64,7 +69,7 @@ class Lyra:
 
 
 def _start(interpreter):
-  """Returns the function of one frame that begins a clip: the model's memory is cleared."""
+  """Returns the model's function of one frame, after clearing its memory for a new clip."""
   interpreter.allocate_tensors()
   interpreter.reset_all_variables()
   given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]

@@ -1,7 +1,4 @@
-"""Opus (RFC 6716), the codec that SoundStream is compared with.
-
-By the programs of opus-tools where they are installed.
-"""
+"""Encodes and decodes speech with Opus (RFC 6716), using the programs of opus-tools."""
 
 import os
 import shutil
@@ -18,16 +15,18 @@ PROGRAMS = ('opusenc', 'opusdec')
 
 
 def missing() -> tuple[str, ...]:
-  """Returns which programs are not installed."""
+  """Returns the names of the programs that are not installed."""
   return tuple(program for program in PROGRAMS if shutil.which(program) is None)
 
 
 def round_trip(
   wave_T: Float[np.ndarray, 'T'], sample_rate: int, kbit_per_second: int
 ) -> Float[np.ndarray, 'T']:
-  """Returns what is left of a waveform after Opus, at a constant rate and tuned for speech.
+  """Returns a waveform, encoded and decoded at a constant bit rate with tuning for speech.
 
-  Raises OSError when opus-tools are not installed, ValueError when they fail.
+  Raises:
+    OSError: if opus-tools are not installed.
+    UserError: if they fail.
   """
   with tempfile.TemporaryDirectory() as folder:
     original, coded, decoded = (
@@ -37,7 +36,7 @@ def round_trip(
     _call('opusenc', '--hard-cbr', '--speech', '--bitrate', str(kbit_per_second), original, coded)
     _call('opusdec', '--rate', str(sample_rate), '--no-dither', coded, decoded)
     estimate_T = audio.load(decoded, sample_rate)
-  if abs(len(estimate_T) - len(wave_T)) > 2:  # the decoder resamples from 48 kHz and may round
+  if abs(len(estimate_T) - len(wave_T)) > 2:  # the decoder resamples from 48 kHz, and may round
     raise UserError(f'opusdec made {len(estimate_T)} samples of {len(wave_T)}')
   return np.pad(estimate_T, (0, 2))[: len(wave_T)]
 

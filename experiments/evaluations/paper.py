@@ -1,8 +1,7 @@
-"""The numbers of the papers, beside which ours are printed: the columns have the same names and
-units as ours.
+"""Numbers of the papers, in columns of the names and units of ours, below which they are printed.
 
-Systems of hundreds of millions of parameters, trained on 60,000 hours of read English: a goal, no
-yardstick for `tiny`.
+They are of systems with hundreds of millions of parameters, trained on 60,000 hours of read
+English: a goal, but no standard for `tiny`.
 """
 
 from typing import NamedTuple
@@ -13,10 +12,11 @@ class Table(NamedTuple):
   rows: dict[str, dict[str, float]]
 
 
-# By the title under which ours are printed: a suite, or a suite and one of its parts.
+# By the titles of our tables: a suite, or a suite and one of its parts.
 TABLES = {
   'tokens, trade_off': Table(
-    'AudioLM, Table I: LibriSpeech dev-clean; ViSQOL of a SoundStream decoder trained on the tokens',
+    'AudioLM, Table I: LibriSpeech dev-clean; ViSQOL of a SoundStream decoder trained on the '
+    'tokens',
     {
       'w2v-BERT tokens': {
         'bits_per_second': 250,
@@ -72,8 +72,8 @@ TABLES = {
     },
   ),
   'acoustic': Table(
-    'AudioLM, Table II: Conformer Transducer-L on LibriSpeech test-clean, all of it sampled but its semantic '
-    'tokens; after a prompt of 3 s: SoundStorm, Table 1, clips of 10 to 20 s',
+    'AudioLM, Table II: Conformer Transducer-L on LibriSpeech test-clean, acoustic tokens sampled '
+    'for true semantic tokens; after a prompt of 3 s: SoundStorm, Table 1, clips of 10 to 20 s',
     {
       'original': {'word_error_rate': 0.025, 'character_error_rate': 0.008},
       'original, through the codec': {'word_error_rate': 0.026, 'character_error_rate': 0.009},

@@ -1,9 +1,7 @@
-"""sWUGGY and sBLIMP: whether the semantic language model holds words for likelier than nonwords,
-grammar than none.
+"""Measures sWUGGY and sBLIMP: how often a word is more likely than a nonword, grammar than errors.
 
 Recordings come from a benchmark in the layout of ZeroSpeech 2021 (`sources.benchmark`). Scores are
-log-likelihoods of the semantic tokens over their number, as AudioLM's (section IV-D); the sums are
-given beside them.
+mean log-likelihoods of the semantic tokens, as AudioLM's (section IV-D), and their sums.
 """
 
 import pathlib
@@ -22,12 +20,13 @@ TASKS = {
   'lexical': ('sWUGGY', zerospeech.read_lexical),
   'syntactic': ('sBLIMP', zerospeech.read_syntactic),
 }
-BUCKET_SECONDS = 1.6  # recordings are short: padded to a multiple of this (whole semantic frames)
+BUCKET_SECONDS = 1.6  # short recordings are padded to a multiple of this (whole semantic frames)
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict | None:
-  """Returns accuracies in percent, of the model and of bigrams of its training tokens; None without
-  a benchmark.
+  """Returns accuracies in percent of the semantic model and of bigrams of its training tokens.
+
+  None without a benchmark or a semantic model.
   """
   found = sources.benchmark(recipe, workdir)
   if found is None or not (workdir / 'semantic').is_dir():
@@ -81,9 +80,7 @@ def _within(recordings, scores, pairs: set[str]) -> float:
 def _tokens(
   config: semantic.Config, workdir: pathlib.Path, folder: pathlib.Path, names: list[str]
 ) -> list[np.ndarray]:
-  """Returns semantic tokens [S, 1] of every recording, in the order of `names`, as the language
-  model reads them.
-  """
+  """Returns semantic tokens [S, 1] of each named recording, as the language model reads them."""
   tokenizer = workspace.load_semantic_tokenizer(workdir)
   recordings = zerospeech.Recordings(folder, names, tokenizer.sample_rate)
   found = sources.map_frames(
@@ -105,9 +102,7 @@ def _tokens(
 
 
 def _as_read(config: semantic.Config, row_S: np.ndarray) -> np.ndarray:
-  """Returns a row of tokens as the language model reads it: where it was trained so, without
-  repeats.
-  """
+  """Returns a row of tokens, without repeats if the language model was trained so."""
   if not config.deduplicate:
     return row_S
   kept_BS, length_B = tokens.deduplicate(row_S[None])
@@ -115,7 +110,7 @@ def _as_read(config: semantic.Config, row_S: np.ndarray) -> np.ndarray:
 
 
 def _counts(config: semantic.Config, workdir: pathlib.Path) -> language.Counts:
-  """Returns the bigrams of the training tokens."""
+  """Returns the bigram counts of the training tokens."""
   source = workspace.token_source(workdir, 'train')
   rows = [_as_read(config, np.asarray(source[n]['semantic']))[:, None] for n in range(len(source))]
   return language.fit(windows.stack(rows, max(map(len, rows)), 1), config.num_clusters)

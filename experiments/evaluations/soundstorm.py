@@ -1,6 +1,4 @@
-"""SoundStorm's masked prediction by level, beside what counting knows from one token of the same
-frame.
-"""
+"""Evaluates SoundStorm's masked prediction by level, with counts of token pairs as a baseline."""
 
 import functools
 import pathlib
@@ -16,11 +14,10 @@ from ..recipe import Recipe
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns nats and accuracy of each level's masked codes on held-out tokens, in the masking of
-  training.
+  """Returns nats and accuracy of masked codes on held-out tokens, by level, masked as in training.
 
-  The baselines see the semantic token of the frame, or the code of the level before (which is never
-  masked); the model sees all unmasked frames too.
+  The baseline predicts a code from the semantic token of its frame, or from the code of the level
+  before (which is never masked), whichever is better; the model also sees all unmasked frames.
   """
   if not (workdir / 'soundstorm').is_dir():
     command = f'python -m experiments.train --stage=soundstorm --workdir={workdir}'
@@ -31,7 +28,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     pipeline.evaluation_batches, features=stage.batch, batch_size=8, seed=recipe.evaluation.seed
   )
   source = workspace.token_source(workdir, 'train')
-  # Twice round the training tokens in random crops: the baselines see what the model saw.
+  # Baselines are fitted on random crops, as the model is; two epochs cover most tokens.
   training, held_out = (
     make(source, num_batches=max(1, 2 * len(source) // 8)),
     make(workspace.token_source(workdir, 'test'), num_batches=16),
@@ -68,7 +65,7 @@ def _counting(
 
 
 def _pairs(config, batches, given: str, level: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what is given and the code of the level, of all frames of all batches."""
+  """Returns the given tokens and the codes of the level, for all frames of all batches."""
   codes_BFQ = np.concatenate([batch['codes'] for batch in batches])
   if given == 'semantic':
     given_BF = np.concatenate([batch['semantic'] for batch in batches]).repeat(

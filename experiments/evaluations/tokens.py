@@ -1,6 +1,4 @@
-"""Semantic tokens: what they tell of phones and of speakers; and Table I, in which all tokens are
-compared.
-"""
+"""Evaluates semantic tokens by phones and speakers, and all tokens by AudioLM's Table I."""
 
 import functools
 import pathlib
@@ -20,9 +18,7 @@ KEYS = {'phone': 'phones', 'speaker': 'speaker'}  # of an example
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns what tokens tell of phones, frame by frame (where the corpus knows its phones), and
-  Table I.
-  """
+  """Returns the agreement of tokens with phones and speakers, and Table I."""
   found = {**_purity(recipe, workdir), 'trade_off': trade_off.measure(recipe, workdir)}
   if sources.benchmark(recipe, workdir) is None:
     found['left_out']['ABX'] = (
@@ -32,9 +28,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 
 
 def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns how well semantic tokens follow phones and speakers, as far as the corpus tells them.
+  """Returns the agreement of semantic tokens with phones and speakers, where the corpus has them.
 
-  Beside k-means (same K) on the log-mel that w2v-BERT reads.
+  Baselines are k-means, with as many clusters, of the log-mel that w2v-BERT reads.
   """
   tokenizer = workspace.load_semantic_tokenizer(workdir)
   encoder, quantizer = tokenizer.encoder, tokenizer.quantizer
@@ -44,15 +40,15 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
   test = corpora.Subset(test, recipe.evaluation.num_clips, seed=recipe.evaluation.seed)
   test = [example for example in test if example is not None]
   left_out = {
-    f'{name}s': f'the corpus does not tell its {name}s'
+    f'{name}s': f'the corpus does not name its {name}s'
     for name in ('phone', 'speaker')
     if not all(KEYS[name] in example for example in test)
   }
   config = log_mel.config_of(encoder)
   if (encoder.frame_rate, encoder.sample_rate) != (config.frame_rate, config.sample_rate):
     reason = (
-      f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be compared with phones and '
-      f'log-mel of {config.frame_rate} Hz from {config.sample_rate} Hz'
+      f'tokens of {encoder.frame_rate} Hz from audio of {encoder.sample_rate} Hz cannot be '
+      f'compared with phones and log-mel of {config.frame_rate} Hz from {config.sample_rate} Hz'
     )
     left_out = {'phones': reason, 'speakers': reason}
   if not test or len(left_out) == 2:
@@ -84,9 +80,7 @@ def _purity(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def _scores(
   tokens_N: np.ndarray, lengths: list[int], examples: list[dict], left_out: dict[str, str]
 ) -> dict:
-  """Returns what tokens tell of phones and of speakers, but for what is left out; lengths: frames
-  of each example.
-  """
+  """Returns a row of measures; `lengths` are the numbers of frames of the examples."""
   row = {}
   if 'phones' not in left_out:
     phones_N = np.concatenate([example['phones'] for example in examples])

@@ -1,10 +1,8 @@
-"""AudioLM's Table I: what each kind of token tells of phones (ABX), and what is left of the sound
-it came from.
+"""Measures AudioLM's Table I: phone discrimination (ABX) and reconstruction, by kind of token.
 
 Phones in context come from a benchmark (`sources.benchmark`). The paper trains a SoundStream
-decoder on each kind of token; here a linear map from semantic tokens and their neighbours to the
-codec's embeddings, fitted in closed form,
-takes its place: it bounds from below what can be reconstructed.
+decoder on each kind of token. Here, a linear map from semantic tokens and their neighbours to the
+codec's embeddings, fitted in closed form, replaces it: a lower bound of what can be reconstructed.
 """
 
 import functools
@@ -31,29 +29,32 @@ from .codec import CROP_SECONDS
 
 LEVELS = (1, 4, 12)  # of acoustic tokens; the paper has 4 and 12
 CONTEXT = 2  # frames on either side that the linear decoder reads
-FRAMES_PER_CODE = 40  # that the residual quantizer of features is fitted on
-VISQOL_CLIPS = 4  # ViSQOL takes most of a second for each
-# all audio is padded to a multiple of this (whole semantic frames): one compilation for most
+FRAMES_PER_CODE = 40  # for fitting the residual quantizer of features
+VISQOL_CLIPS = 4  # few, because ViSQOL takes most of a second per clip
+# Audio is padded to a multiple of this (whole semantic frames), to compile once for most clips.
 BUCKET_SECONDS = 12.8
 
 
 class Kind(NamedTuple):
-  """Tokens, or features for comparison: how they are made of the frames that `extract` makes, and
-  what they cost.
+  """A kind of token, or of features for comparison.
 
-  read: frames [N, ...] of `source` -> what distances are taken of, [N, D].
+  Fields:
+    source: frames that it is made from: 'log-mel', 'semantic' or 'codec'.
+    read: maps these frames [N, ...] to the vectors [N, D] that distances are computed of.
+    bits_per_second: bit rate; None for features.
+    distance: of ABX (metrics.abx).
   """
 
-  source: str  # 'log-mel', 'semantic' or 'codec'
+  source: str
   read: Callable[[np.ndarray], np.ndarray]
   bits_per_second: float | None = None
   distance: str = 'angular'
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns ABX errors in percent and how near reconstructions are, by kind of token.
+  """Returns ABX errors in percent, and measures of reconstructions, by kind of token.
 
-  Cells that do not apply are None; so is ViSQOL without the `eval` extra.
+  Cells that do not apply are None, and so is ViSQOL without the `eval` extra.
   """
   models = _Models(recipe, workdir)
   kinds, rows = models.kinds(), {}
@@ -80,8 +81,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def _abx(
   kinds: dict[str, Kind], models: '_Models', path: pathlib.Path, root: pathlib.Path
 ) -> dict[str, dict[str, float]]:
-  """Returns ABX within and across speakers, in percent, of the items in `path`, whose audio is
-  below `root`.
+  """Returns ABX errors in percent within and across speakers, for the items in `path`.
+
+  Their audio files are below `root`.
   """
   items = zerospeech.read_items(path)
   segments = {
@@ -90,7 +92,7 @@ def _abx(
   }
   labels = [[getattr(item, field) for item in items] for field in ('phone', 'context', 'speaker')]
   rows = {}
-  # One speaker's recordings, such as festvox-ru's, have no other speaker to compare with.
+  # Recordings of a single speaker, such as festvox-ru, have no error across speakers.
   modes = abx.SPEAKERS if len(set(labels[2])) > 1 else ('within',)
   with workspace.progress(len(modes) * len(kinds), f'ABX, {path.stem}', 'score') as bar:
     for name, kind in kinds.items():
@@ -104,13 +106,13 @@ def _abx(
 
 
 def _framewise(read, segments: list[np.ndarray]) -> list[np.ndarray]:
-  """Applies a function of frames to stretches, all of them at once."""
+  """Returns `read` of each segment's frames, computed in one call."""
   ends = np.cumsum([len(segment) for segment in segments])[:-1]
   return np.split(read(np.concatenate(segments)), ends)
 
 
 class _Models:
-  """The trained models of a workdir, as makers of frames."""
+  """The trained models of a workdir, which make frames."""
 
   def __init__(self, recipe: Recipe, workdir: pathlib.Path):
     self.recipe, self.workdir, self._training_frames = recipe, workdir, {}
@@ -118,14 +120,14 @@ class _Models:
     self.codec = workspace.load_codec(workdir)
     mel_config = log_mel.config_of(self.semantic.encoder)
     mel = functools.partial(log_mel.features, mel_config, stack=False, normalize=True)
-    self._extractors = {  # wave_BT -> [B, S, ...], and what has the rates of that
+    self._extractors = {  # (wave_BT -> [B, S, ...], config with its rates)
       'log-mel': (jax.jit(mel), mel_config),
       'semantic': (functools.partial(_normalized, self.semantic), self.semantic),
       'codec': (self.codec.encode, self.codec),
     }
 
   def frames(self, source: str, examples) -> list[np.ndarray]:
-    """Returns the frames of `source` for every example."""
+    """Returns the frames of `source` of each example."""
     function, config = self._extractors[source]
     options = dict(hop_length=config.hop_length, bucket_seconds=BUCKET_SECONDS)
     return list(sources.map_frames(function, examples, config.sample_rate, **options))
@@ -133,7 +135,7 @@ class _Models:
   def segments(
     self, source: str, items: list[zerospeech.Item], root: pathlib.Path
   ) -> list[np.ndarray]:
-    """Returns the frames of every item."""
+    """Returns the frames of `source` of each item."""
     function, config = self._extractors[source]
     recordings = zerospeech.Recordings(root, (item.file for item in items), config.sample_rate)
     of_file = {name: [] for name in recordings.names}
@@ -150,7 +152,7 @@ class _Models:
     return segments
 
   def kinds(self) -> dict[str, Kind]:
-    """Returns what Table I compares, and what it is compared with."""
+    """Returns the kinds of tokens in Table I, and features for comparison, by name."""
     semantic = math.log2(self.semantic.num_clusters) * self.semantic.frame_rate
     levels = max(1, round(self.codec.bit_rate() / semantic))
     kinds = {
@@ -179,9 +181,7 @@ class _Models:
     return np.asarray(self.semantic.quantizer.centroids_KD)[self._tokens(frames_ND)[:, 0]]
 
   def _residual(self, levels: int):
-    """Returns a residual quantizer of features with as many bits as the codec has, fitted on
-    training audio.
-    """
+    """Returns a residual quantizer of features, fitted on training audio."""
     frames_ND = jnp.concatenate(
       [jnp.asarray(frames_SD) for frames_SD in self.training_frames('semantic')]
     )
@@ -213,9 +213,7 @@ class _Models:
     return chosen
 
   def training_frames(self, source: str) -> list[np.ndarray]:
-    """Returns the frames of `source` for the training audio; kept, since several kinds of token are
-    fitted on them.
-    """
+    """Returns the frames of `source` of the training audio, cached for several kinds of token."""
     if source not in self._training_frames:
       self._training_frames[source] = self.frames(source, self._training)
     return self._training_frames[source]
@@ -223,7 +221,7 @@ class _Models:
   def reconstructions(self, kinds: dict[str, Kind]) -> dict[str, dict[str, float]]:
     """Returns SI-SDR (dB), log-mel distance (nats) and ViSQOL of held-out clips, by kind of token.
 
-    Empty unless the codec decodes vectors and has two frames for a semantic token.
+    Empty unless the codec decodes vectors and has two frames per semantic token.
     """
     codec = self.codec
     rates = [
@@ -290,23 +288,19 @@ class _Models:
 
 @jax.jit
 def _normalized(semantic: SemanticTokenizer, wave_BT):
-  """Returns features as they are clustered."""
+  """Returns features normalized as for clustering."""
   quantizer = semantic.quantizer
   return (semantic.encoder.features(wave_BT) - quantizer.mean_D) / quantizer.scale_D
 
 
 def _pairs(vectors_FD: np.ndarray) -> np.ndarray:
-  """Returns codec frames two by two, as wide as a semantic frame is long; an odd last one is
-  repeated.
-  """
+  """Returns pairs of codec frames, one per semantic frame; an odd last frame is repeated."""
   vectors_FD = np.concatenate([vectors_FD, vectors_FD[-1:]]) if len(vectors_FD) % 2 else vectors_FD
   return vectors_FD.reshape(len(vectors_FD) // 2, -1)
 
 
 def _padded(clips: list[dict], vectors: list[np.ndarray], length: int, hop_length: int):
-  """Yields ((waveform of `length` samples, samples that are there), frames for all of them) of each
-  clip.
-  """
+  """Yields ((padded waveform [length], its number of samples), padded frames) of each clip."""
   num_frames = -(-length // hop_length)
   for clip, vectors_FD in zip(clips, vectors, strict=True):
     num_samples = len(clip['waveform'])

@@ -2,9 +2,10 @@ r"""Trains AudioLM on Libri-Light as `librilight`, with a codec that runs at the
 
   python -m experiments.train --stage=soundstream --recipe=librilight_frame_rate \
     --workdir=/mnt/shared/run --set corpus.root=/data/libri-light
-  python -m experiments.compile --stage=soundstream --recipe=librilight_frame_rate
+  python -m experiments.compile --stage=soundstream --recipe=librilight_frame_rate \
+    --topology=v5e:4x4
 
-All products of its network (nn/frame_rate.py, in the line of Vocos, arXiv 2306.00814) are of full
+All products of its network (nn/frame_rate.py, similar to Vocos, arXiv 2306.00814) are of full
 matrices at 50 frames/s, which fill a TPU's matrix units. Predicted step times are in
 docs/results/tpu.md. Not trained yet: no results at this size; a small one is in
 docs/results/speech.md.

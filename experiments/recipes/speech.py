@@ -107,7 +107,7 @@ def codec_of(num_steps: int) -> StageRecipe:
     adversarial_start=None,
     spectral_windows=(128, 256, 512, 1024, 2048),
     loss_weights={'spectral': 0.08, 'waveform': 1.0, 'commitment': 0.1},
-    # The critics are off: the smallest legal ones.
+    # Unused discriminators, as small as possible.
     spectral_channels=4,
     waveform_channels=4,
     waveform_max_channels=64,

@@ -181,8 +181,8 @@ RECIPE = Recipe(
         dropout=0.0,
         dtype='float32',
         remat=False,
-        # The sum of 12 embeddings in 96 channels could not be separated; the codec decodes any number
-        # of first levels.
+        # The sum of 12 embeddings in 96 channels could not be separated; the codec decodes any
+        # number of first levels.
         num_quantizers=4,
         random_length=False,  # because windows of a continuation have full length
         level_skew=1.0,  # half of the rows learn the first level, which carries most of the voice

@@ -14,7 +14,7 @@ from experiments import workspace
     ('train', ['--stage=semantic'], 'python -m experiments.encode'),
     ('train', ['--stage=detector'], 'python -m experiments.forge'),
     ('train', ['--stage=nonsense'], 'soundstream, w2v_bert, semantic, coarse'),
-    ('train', ['--stage=all', '--init_from=x'], 'name it with --stage'),
+    ('train', ['--stage=all', '--init_from=x'], 'give that stage by --stage'),
     ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
     ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
     ('evaluate', ['--suite=language', '--data=nowhere'], "'nowhere' is not a folder"),

@@ -102,14 +102,14 @@ def test_a_folder_goes_on_where_it_was(run, recordings, tmp_path, capsys):
   (out / 'x' / left).write_bytes(b'killed here')
   files._clear.cache_clear()  # as in a new process
   run('encode', recordings, f'--output={out}')
-  assert '1 files made, 3 were there' in capsys.readouterr().out
+  assert '1 files made, 3 kept' in capsys.readouterr().out
   assert names(out) == sorted(before)
   assert [name for name in before if (out / name).stat().st_mtime_ns != before[name]] == [
     'x/odd.alm'
   ]
   for _ in range(2):
     run('decode', out, f'--output={tmp_path}/out')
-  assert '0 files made, 4 were there' in capsys.readouterr().out
+  assert '0 files made, 4 kept' in capsys.readouterr().out
 
 
 def test_what_is_there_and_is_something_else_stays(run, recordings, tmp_path):
@@ -130,7 +130,7 @@ def test_what_is_there_and_is_something_else_stays(run, recordings, tmp_path):
   assert all(codes_file.load(out / name)[0].num_quantizers == 3 for name in ALM)
   run('decode', out, f'--output={tmp_path}/out')
   audio.save(tmp_path / 'out/short.wav', np.zeros(7, np.float32), RATE, overwrite=True)
-  with pytest.raises(ValueError, match=r'short.wav is there, of 7 samples at 8000 Hz, not of 1 '):
+  with pytest.raises(ValueError, match=r'short.wav exists with 7 samples at 8000 Hz, not 1 '):
     run('decode', out, f'--output={tmp_path}/out')
 
 
@@ -197,7 +197,7 @@ def test_one_output_that_cannot_be_made_keeps_no_others_back(run, recordings, tm
     ValueError, match='2 of 5 files failed: .*x/odd.alm cannot be made .Not a dir.*long.alm'
   ):
     run('encode', recordings, f'--output={tmp_path}/codes')
-  assert '3 files made, 0 were there' in capsys.readouterr().out
+  assert '3 files made, 0 kept' in capsys.readouterr().out
   assert names(tmp_path / 'codes') == [f'{"b" * 246}.alm', 'chunk.alm', 'short.alm']
   assert (tmp_path / 'codes/x').read_text() == 'precious'
 
@@ -215,10 +215,10 @@ def test_originals_are_not_counted_as_decoded(run, recordings, tmp_path, capsys)
   run('encode', recordings, f'--output={tmp_path}/codes')
   originals = {name: (recordings / name).read_bytes() for name in ('short.wav', 'x/y/long.wav')}
   with pytest.raises(
-    ValueError, match='2 of 4 files failed: .*long.wav is there and was not decoded from .*long.alm'
+    ValueError, match='2 of 4 files failed: .*long.wav exists and was not decoded from .*long.alm'
   ):
     run('decode', tmp_path / 'codes', f'--output={recordings}')
-  assert '2 files made, 0 were there' in capsys.readouterr().out
+  assert '2 files made, 0 kept' in capsys.readouterr().out
   assert {name: (recordings / name).read_bytes() for name in originals} == originals
 
 
@@ -247,14 +247,16 @@ def test_info_tells_and_checks(run, recordings, variables, tmp_path, capsys):
   with pytest.raises(ValueError, match='chunk.alm: damaged, its SHA-256 differs'):
     run('info', tmp_path / 'codes')
   assert capsys.readouterr().out.count('\n') == 3
-  with pytest.raises(ValueError, match='info takes paths alone'):
+  with pytest.raises(ValueError, match='info takes only paths'):
     run('info', tmp_path / 'codes', f'--output={tmp_path}/out')
 
 
 def test_mistakes_are_explained(run, recordings, tmp_path):
   with pytest.raises(ValueError, match='encode needs --output=FOLDER'):
     run('encode', recordings)
-  with pytest.raises(ValueError, match="'copy' is no command: choose one of encode, decode, info"):
+  with pytest.raises(
+    ValueError, match="'copy' is not a command: choose one of encode, decode, info"
+  ):
     run('copy', recordings)
   with pytest.raises(ValueError, match='missing.wav: no such file or folder'):
     run('encode', recordings, tmp_path / 'missing.wav', f'--output={tmp_path}/codes')

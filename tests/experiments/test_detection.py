@@ -176,7 +176,7 @@ def test_seconds_are_scored_alone_and_the_last_one_ends_with_the_clip(variables)
   ]
   assert [len(seconds) for seconds in found] == [1, 3, 2]
   np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-4, atol=1e-5)
-  with pytest.raises(ValueError, match='1599 samples, the detector hears 1600'):
+  with pytest.raises(ValueError, match='1599 samples, the detector needs 1600'):
     detection.log_odds(CONFIG, variables, [waves[0][:-1]])
 
 
@@ -207,7 +207,7 @@ def test_a_perfect_cue_is_found_and_lots_are_at_chance(workdir):
       and row['scored'] == scored
     )
     assert 0.9 < row['low'] < row['high'] == 1 and row['calibration_error'] < 0.1
-  control = found['rows']['control: originals, by lot, clip']
+  control = found['rows']['control: random labels, clip']
   assert (
     control['scored'] == 30
     and 0.3 < control['area_under_curve'] < 0.7
@@ -223,7 +223,7 @@ def test_other_models_clips_are_refused_and_without_a_detector_there_are_no_rows
   found = detection.measure(tiny.RECIPE, empty)
   assert found['rows'] == {} and list(found['left_out']) == ['detector']
   files.write_text(empty / 'evaluation' / 'detection.json', json.dumps(found))
-  with pytest.raises(ValueError, match='was measured when there was no detector'):
+  with pytest.raises(ValueError, match='was written without a detector'):
     detection.load_calibrations(empty, None)
   write(workdir, 'test', 2, fingerprints={'soundstream': 'xyz'})
   with pytest.raises(ValueError, match='train it again'):
@@ -266,7 +266,7 @@ def test_files_get_probabilities_by_the_file_and_by_the_second(workdir, monkeypa
     (
       'short.wav',
       np.full(1500, 0.1),
-      'short.wav has 1500 samples at 16000 Hz, the detector hears 1600',
+      'short.wav has 1500 samples at 16000 Hz, the detector needs 1600',
     ),
     ('silent.wav', np.zeros(4000), 'silent.wav is silent'),
     ('text.wav', None, 'text.wav: begins with'),

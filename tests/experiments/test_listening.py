@@ -127,14 +127,14 @@ def test_analysis_is_the_exact_binomial_test(tmp_path):
   'spoil, message',
   [
     (lambda text: '', 'is empty'),
-    (lambda text: text.splitlines()[0], 'holds no answers'),
+    (lambda text: text.splitlines()[0], 'has no answers'),
     (
       lambda text: text.replace('kit,', 'test,', 1),
       'has the columns test, rater, clip, answer, plays',
     ),
     (
       lambda text: text.replace('abc', 'xyz'),
-      "line 2: answers the test 'xyz', the key is that of 'abc'",
+      "line 2: answers the test 'xyz', but the key is of 'abc'",
     ),
     (lambda text: text.replace('1.wav', '7.wav'), "line 3: the test has no clip '7.wav'"),
     (lambda text: text.replace('original', 'both', 1), "line 2: the answer is 'both'"),
@@ -143,7 +143,7 @@ def test_analysis_is_the_exact_binomial_test(tmp_path):
     (lambda text: text.replace('ann', 'a' * 2**18), 'a.csv is not CSV .field larger than'),
     (
       lambda text: text.replace('ann', 'a' * 300),
-      'line 2: a name of 300 characters: give one of 200',
+      'line 2: a name of 300 characters: give at most 200',
     ),
     (lambda text: text.replace('ann', 'a' * 2**27), 'a.csv has more than 67,108,864 bytes'),
   ],
@@ -194,7 +194,7 @@ def test_names_that_begin_as_formulas_are_quoted_by_the_page():
 )
 def test_a_damaged_key_is_named(tmp_path, text):
   (tmp_path / listening.KEY).write_text(text)
-  with pytest.raises(ValueError, match='listening_key.json .*take it from a copy'):
+  with pytest.raises(ValueError, match='listening_key.json .*restore it from a copy'):
     listening.analyse(tmp_path, [])
 
 

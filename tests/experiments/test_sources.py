@@ -90,7 +90,7 @@ def test_prompts_of_any_corpus_last_through_the_continuation(tmp_path):
   assert len(found) == 5 and {len(example['waveform']) for example in found} == {480}
   assert {round(float(example['waveform'][0]), 2) for example in found} == {0.03, 0.5}
   np.testing.assert_array_equal(found[0]['waveform'], found[2]['waveform'])  # in turn
-  with pytest.raises(ValueError, match='no held-out utterance lasts 0.03 s.*evaluation.seconds'):
+  with pytest.raises(ValueError, match='no held-out utterance has the 0.03 s.*evaluation.seconds'):
     sources.prompts(recipe_of([clip(0.02)]), tmp_path, RATE)
 
 
@@ -111,7 +111,7 @@ def test_voices_of_any_corpus_that_tells_them_are_labelled(tmp_path):
   enrolled, judged = sources.held_out_voices(recipe_of(examples), tmp_path)
   assert [int(example['label']) for example in enrolled] == [0, 1, 1]
   assert [int(example['label']) for example in judged] == [0, 1]
-  with pytest.raises(ValueError, match='speakers of 1 of 6.*--set corpus.speaker_folders=True'):
+  with pytest.raises(ValueError, match='1 of 6 .*no speaker.*--set corpus.speaker_folders=True'):
     sources.held_out_voices(recipe_of([*examples, clip(0.1)]), tmp_path)
   with pytest.raises(ValueError, match='no utterances that are known to count'):
     sources.counting_voices(recipe_of(examples), tmp_path)
@@ -143,7 +143,7 @@ def test_a_clip_of_which_resampling_leaves_nothing_is_left_out_by_name(tmp_path)
   audio.save(tmp_path / 'one.wav', np.full(1, 0.5, np.float32), RATE)
   source = folders.examples(tmp_path, RATE, max_bad_fraction=1.0)
   assert sources.Resampled(source, 4_000)[0] is None
-  assert source.bad == {0: 'too short: no sample of it is left at 4000 Hz'}
+  assert source.bad == {0: 'too short: no samples are left at 4000 Hz'}
 
 
 def test_words_keep_their_times_when_they_are_resampled():
@@ -162,5 +162,5 @@ def test_training_says_how_many_files_are_left_out_and_where_they_are_listed(tmp
   roots = dict(root=str(tmp_path / 'train'), test_root=str(tmp_path / 'test'))
   recipe = dataclasses.replace(folder.RECIPE, corpus=corpora.Folder(**roots))
   inputs.of_stage(recipe, 'soundstream', tmp_path)
-  said = f'2 files are left out; they and the reasons: {tmp_path}/corpus/skipped.jsonl\n'
+  said = f'2 files are skipped, with reasons in {tmp_path}/corpus/skipped.jsonl\n'
   assert capsys.readouterr().err == said

@@ -113,7 +113,9 @@ def test_a_compilation_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     os.chown(tmp_path, 12_345, -1)
   owner = tmp_path.stat().st_uid
   monkeypatch.setattr(os, 'geteuid', lambda: owner + 1)
-  with pytest.raises(ValueError, match=f'belongs to user {owner}, who can put programs there'):
+  with pytest.raises(
+    ValueError, match=f'belongs to user {owner}, whose programs would be executed'
+  ):
     workspace.check_cache(str(tmp_path))
 
 

@@ -290,7 +290,7 @@ def test_an_import_has_its_vocabulary_and_no_place_in_a_workdir(tmp_path, folder
   jax.tree.map(np.testing.assert_array_equal, variables, model[1])
   pairs = clap.tokenizer(config, tmp_path / 'out')
   assert pairs == clap.tokenizer(config, folder)
-  with pytest.raises(ValueError, match='takes no place in a workdir: give --output'):
+  with pytest.raises(ValueError, match='replaces no stage of a workdir: give --output'):
     pretrained.main(
       ['import', str(folder), f'--workdir={tmp_path / "run"}', '--licence=Apache-2.0']
     )
