@@ -75,7 +75,7 @@ def test_what_cannot_be_fitted_or_assigned_is_refused():
   embeddings_ND[3, 2] = np.nan
   with pytest.raises(ValueError, match='1 of 20 embeddings contain NaN'):
     embedding_tokens.fit(embeddings_ND, codebook_size=4)
-  with pytest.raises(ValueError, match='width 16, the code vectors 8'):
+  with pytest.raises(ValueError, match='width 16, but code vectors 8'):
     embedding_tokens.assign(jnp.zeros((2, 3, 8)), jnp.zeros((1, 16)))
 
 

@@ -80,8 +80,8 @@ class Judge:
   Args:
     config: when to roll back; None: explosions are only reported, and values that are not finite
       stop the run.
-    max_skipped: number of consecutive batches with values that are not finite to skip before the
-      run rolls back or stops.
+    max_skipped: number of consecutive batches to skip because a loss or gradient is not finite,
+      before the run rolls back or stops.
 
   Raises:
     UserError: if `max_skipped` is negative.

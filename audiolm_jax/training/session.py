@@ -49,16 +49,16 @@ class TrainConfig:
     eval_every: steps between evaluations; None: only at the end.
     eval_batches: batches of an evaluation.
     save_every: steps between saves; the last step is always saved.
-    save_every_seconds: additional saves after this time without one; for a single process only,
-      because clocks differ.
+    save_every_seconds: additional saves, this long after the previous one; for a single process
+      only, because clocks differ.
     max_to_keep: newest checkpoints to keep.
     keep_every: checkpoints at multiples of this step are never deleted.
     max_failed_saves: failed saves in a row (such as on a full disk) that do not stop the run.
     rollback: when to roll back after a divergence; None: a value that is not finite stops the run.
-    max_skipped_batches: batches in a row with values that are not finite that are skipped before
-      the run rolls back or stops.
-    slow_seconds: a step, wait for data or save that takes longer is reported as a warning.
-    timeout_seconds: one that takes this long ends the run, because data or another host hangs.
+    max_skipped_batches: consecutive batches to skip because a loss or gradient is not finite,
+      before the run rolls back or stops.
+    slow_seconds: a step, wait for data, or save that takes longer is reported as a warning.
+    timeout_seconds: one that takes this long ends the run, because something hangs.
     bands: expected metrics; a metric outside of its band is reported, and the run continues.
     tensorboard: whether to write TensorBoard event files.
 

@@ -134,10 +134,10 @@ def make_train_step(
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
 ) -> Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]:
-  """Returns the jitted train step.
+  """Returns the jitted train step, which serves all stages, including the codec and its GAN.
 
   Args:
-    stage: model and loss; the codec's includes its discriminators.
+    stage: model and loss.
     optimizer: see `optimizers.make`.
     mesh: mesh of all arrays.
     shardings: of the train state, from `make_init`.

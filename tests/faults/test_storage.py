@@ -432,7 +432,7 @@ def test_f14_another_config_names_what_differs(name, changes, tmp_path, outcome)
   ):
     checkpointer.restore(targets, configs.describe(other))
   with pytest.raises(
-    ValueError, match=r'(?s)holds other arrays:\n  (params|state)\.\S+: checkpoint \(\(.*, now \('
+    ValueError, match=r'(?s)differ:\n  (params|state)\.\S+: checkpoint \(\(.*, now \('
   ) as caught:
     checkpointer.restore(targets, configs.describe(config))
   checkpointer.close()
