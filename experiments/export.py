@@ -49,7 +49,9 @@ def export(args: argparse.Namespace, recipe: recipe_lib.Recipe):
   if 'detector' in recipe.stages and (args.workdir / 'detector').is_dir():
     others['detector'] = workspace.load_stage(args.workdir, 'detector')
   texts = {
-    'README.md': model_card.text(args.recipe, models, evaluations.load(args.workdir)),
+    'README.md': model_card.text(
+      args.recipe, models, evaluations.load(args.workdir), detector='detector' in others
+    ),
     command_line.MEMORY: json.dumps({'recipe': args.recipe, 'set': []}),
   }
   if 'detector' in others:
