@@ -68,7 +68,13 @@ def text(
   """
   page = pages.load(recipe)
   tables = evaluations.table(report).strip() if report else 'Not measured.'
-  return _HEAD.format(recipe=recipe, sizes=_sizes(models), data=inspect.getdoc(page), tables=tables)
+  return _HEAD.format(
+    recipe=recipe,
+    sizes=_sizes(models),
+    detector=_DETECTOR if detector else _NO_DETECTOR,
+    data=inspect.getdoc(page),
+    tables=tables,
+  )
 
 
 def _sizes(models: generation.Models) -> str:
