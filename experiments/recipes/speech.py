@@ -160,7 +160,7 @@ RECIPE = Recipe(
         transformer=transformer(width=128, num_layers=3),
       ),
       data=Tokens(),
-      train=train(16, 1200, adam(2e-3, 1200)),
+      train=train(16, 1000, adam(2e-3, 1000)),
     ),
     'coarse': StageRecipe(
       model=coarse.Config(
@@ -174,7 +174,7 @@ RECIPE = Recipe(
         transformer=transformer(width=128, num_layers=3),
       ),
       data=Tokens(),
-      train=train(8, 1600, adam(2e-3, 1600)),
+      train=train(8, 1400, adam(2e-3, 1400)),
     ),
     'fine': StageRecipe(
       model=fine.Config(
@@ -184,7 +184,7 @@ RECIPE = Recipe(
         transformer=transformer(width=48, num_layers=3),
       ),
       data=Tokens(),
-      train=train(8, 2000, adam(2e-3, 2000)),
+      train=train(8, 1500, adam(2e-3, 1500)),
     ),
     'soundstorm': StageRecipe(
       model=soundstorm.Config(
@@ -201,7 +201,7 @@ RECIPE = Recipe(
         level_skew=1.0,
       ),
       data=Tokens(),
-      train=train(16, 1600, adam(2e-3, 1600)),
+      train=train(16, 1400, adam(2e-3, 1400)),
     ),
     'detector': StageRecipe(
       model=detector.Config(**CLASSIFIER), data=Forgeries(), train=train(16, 400, adam(3e-3, 400))
