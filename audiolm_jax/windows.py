@@ -250,20 +250,8 @@ def log_likelihoods(
     codes_BFQ = stack(
       [rows[b][first:end] for b, first, _, end in some], length, rows[0].shape[1], batch_size
     )
-    scores_BFQ = np.asarray(_code_log_probabilities(model, params, codes_BFQ))
+    scores_BFQ = np.asarray(language_model.log_likelihoods(model, params, None, codes_BFQ))
     for scores_FQ, (b, first, scored, end) in zip(scores_BFQ, some):
       found[b][scored:end] = scores_FQ[scored - first : end - first]
     progress(len(some))
   return found
-
-
-@functools.partial(jax.jit, static_argnames='model')
-def _code_log_probabilities(
-  model: language_model.LanguageModel, params: Any, codes_BFQ: Int[Array | np.ndarray, 'B F Q']
-):
-  codes_BFQ = jnp.asarray(codes_BFQ)
-  no_prefix = jnp.zeros((len(codes_BFQ), 0, max(model.vocabulary.prefix_levels, 1)), jnp.int32)
-  log_probs_BFQK = jax.nn.log_softmax(
-    language_model.target_logits(model, params, no_prefix, codes_BFQ, None)
-  )
-  return jnp.take_along_axis(log_probs_BFQK, jnp.maximum(codes_BFQ, 0)[..., None], axis=-1)[..., 0]

@@ -12,6 +12,7 @@ from audiolm_jax import checks, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import lock
 
+from . import pages
 from . import recipe as recipe_lib
 
 MEMORY = (
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 def path(text: str) -> pathlib.Path:
   """Returns the path that a flag names; argparse's error for a URL."""
   try:
-    recipe_lib.refuse_url(text)
+    pages.refuse_url(text)
   except UserError as error:
     raise argparse.ArgumentTypeError(str(error)) from error
   return pathlib.Path(text)
@@ -47,6 +48,11 @@ def workdir(text: str) -> pathlib.Path:
       f'{text} is not UTF-8, which the names of checkpoints must be: rename the folder'
     ) from error
   return path(text)
+
+
+def recipe(text: str) -> str:
+  """Returns the name of a recipe; that of a file as an absolute path, for other folders, too."""
+  return str(path(text).absolute()) if pages.is_file(text) else text
 
 
 def _number(
@@ -164,13 +170,18 @@ def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
 
 def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
   """Returns recipe and overrides that this process was given, or that its workdir remembers."""
-  parser = argparse.ArgumentParser(add_help=False)
-  parser.add_argument('--recipe')
-  parser.add_argument('--set', action='append', default=[], dest='overrides')
-  given, _ = parser.parse_known_args(sys.argv[1:])
+  given = _flags()
   if given.recipe is None and not given.overrides:
     return remembered(workdir)
   return given.recipe, given.overrides
+
+
+def _flags() -> argparse.Namespace:
+  """Returns recipe (None: not given) and overrides of this process."""
+  parser = argparse.ArgumentParser(add_help=False)
+  parser.add_argument('--recipe')
+  parser.add_argument('--set', action='append', default=[], dest='overrides')
+  return parser.parse_known_args(sys.argv[1:])[0]
 
 
 def command(program: str, workdir: pathlib.Path, *options: str) -> str:
@@ -190,10 +201,13 @@ def import_command(model: recipe_lib.Imported, workdir: pathlib.Path) -> str:
 def how_to_make(stage: str, workdir: pathlib.Path) -> str:
   """Returns what makes a missing stage: its training, or the import in its place."""
   name, overrides = flags_of_run(workdir)
-  if name in recipe_lib.names():
+  is_ours = name in pages.names()
+  # A page that only the workdir names is not run: the workdir may come from others.
+  if is_ours or _flags().recipe is not None:
     recipe = recipe_lib.load(name, overrides)
     if stage in recipe.imports:
       return f'run `{import_command(recipe.imports[stage], workdir)}` first'
     if stage not in recipe.trained:
-      return f'the recipe {name!r} has no stage {stage!r}: add one to experiments/recipes/{name}.py'
+      page = f'experiments/recipes/{name}.py' if is_ours else name
+      return f'the recipe {name!r} has no stage {stage!r}: add one to {page}'
   return f'run `{command("train", workdir, f"--stage={stage}")}` first'

@@ -1,6 +1,5 @@
 """The README.md of a release, made from its recipe's page and from measurements."""
 
-import importlib
 import inspect
 import math
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ import jax
 
 from audiolm_jax import generation
 
-from . import evaluations, recipes
+from . import evaluations, pages
 
 _HEAD = """---
 library_name: audiolm_jax
@@ -56,7 +55,7 @@ On held-out speakers, with the weights before rounding. Each table is printed by
 
 def text(recipe: str, models: generation.Models, report: Mapping[str, dict]) -> str:
   """Returns the model card of models trained by a recipe, with the tables of a report."""
-  page = importlib.import_module(f'{recipes.__name__}.{recipe}')
+  page = pages.load(recipe)
   tables = evaluations.table(report).strip() if report else 'Not measured.'
   return _HEAD.format(recipe=recipe, sizes=_sizes(models), data=inspect.getdoc(page), tables=tables)
 

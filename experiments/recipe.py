@@ -1,13 +1,11 @@
 """Defines recipes and loads them by name.
 
-A recipe is data: one frozen value per page in `experiments/recipes/`, named `RECIPE`.
+A recipe is data: one frozen value per page, named `RECIPE`. Pages are in `experiments/recipes/`, or
+anywhere: `--recipe=mine.py` and `--recipe=package.module` name pages of one's own.
 """
 
 import dataclasses
-import importlib
 import pathlib
-import pkgutil
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +15,8 @@ from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
 
 from . import overrides as overrides_lib
-from . import recipes
+from . import pages
+from .pages import refuse_url
 
 
 class Input(Protocol):
@@ -186,22 +185,22 @@ class Recipe:
     return dataclasses.replace(self, stages=kept, **changes)
 
 
-def names() -> list[str]:
-  """Returns the names of all recipes."""
-  return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
-
-
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
   """Returns the recipe `name` after `path.to.field=value` overrides; `STAGE=None` removes a stage.
 
-  Raises UserError for an unknown recipe or field, listing the legal ones, a value of the wrong
-  type, or a URL.
+  name: of a page of this package, the path of a page (`mine.py`), which is run, or a module that
+  can be imported (`package.module`).
+
+  Raises UserError for an unknown recipe or field, listing the legal ones, a page that fails or has
+  no RECIPE, a value of the wrong type, or a URL.
   """
-  if name not in names():
+  page = pages.load(name)
+  if not isinstance(getattr(page, 'RECIPE', None), Recipe):
     raise UserError(
-      f'unknown recipe {name!r}: choose one of {", ".join(names())}{overrides_lib.suggestion(name, names())}'
+      f'--recipe={name} has no RECIPE of the class {Recipe.__module__}.Recipe: end the page with '
+      '`RECIPE = Recipe(...)`, or with a copy of another, as `RECIPE = tiny.RECIPE.derived(...)`'
     )
-  recipe = importlib.import_module(f'{__package__}.recipes.{name}').RECIPE
+  recipe = page.RECIPE
   removed = {name for name in recipe.stages if f'{name}=None' in overrides}
   recipe = recipe.derived(dict.fromkeys(removed))
   overrides = [text for text in overrides if text.removesuffix('=None') not in removed]
@@ -225,17 +224,6 @@ def _setting(recipe: Recipe, override: str) -> tuple[list[str], str, str]:
       f'{overrides_lib.suggestion(words[0], known)}; legal fields: {", ".join(known)}'
     )
   return ['stages'] * (words[0] in recipe.stages) + words, text, override
-
-
-def refuse_url(text: str, where: str = ''):
-  """Raises UserError for a URL, which no program reads or writes; `where`: what errors put before
-  it.
-  """
-  if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
-    raise UserError(
-      f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; give a path on a '
-      'disk (one that all hosts of a pod see, as NFS or Filestore)'
-    )
 
 
 def _texts(node: Any, path: str = '') -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from audiolm_jax.stages.base import Model
 from audiolm_jax.training import checkpoints, watchdog
 from audiolm_jax.training import errors as training_errors
 
-from . import command_line
+from . import command_line, pages
 from . import recipe as recipe_lib
 
 DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # that of `make train-tiny`
@@ -45,9 +45,11 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
   if recipe:
     result.add_argument(
       '--recipe',
+      type=command_line.recipe,
       default='tiny',
       metavar='NAME',
-      help=f'one of: {", ".join(recipe_lib.names())} (tiny)',
+      help=f'one of: {", ".join(pages.names())}; or your own page, such as mine.py '
+      'or package.module (tiny)',
     )
     result.add_argument(
       '--set',

@@ -30,7 +30,16 @@ ROOMS = [
   'release',
   'experiments',
 ]
-MIDDLE = {'costs', 'data', 'training', 'sampling', 'metrics', 'pretrained', 'embedding_tokens'}
+MIDDLE = {
+  'costs',
+  'data',
+  'training',
+  'testing',
+  'sampling',
+  'metrics',
+  'pretrained',
+  'embedding_tokens',
+}
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {
   'grain': ('audiolm_jax/data/',),

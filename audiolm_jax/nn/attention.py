@@ -71,6 +71,18 @@ def attend(
       `placement.each_part`).
     mask: False at positions that get no weight.
   """
+  weights_BHLN = weights(query_BLHD, key_BNHD, bias=bias, mask=mask).astype(value_BNHD.dtype)
+  return jnp.einsum('bhln,bnhd->blhd', weights_BHLN, value_BNHD)
+
+
+def weights(
+  query_BLHD: Float[Array, 'B L H D'],
+  key_BNHD: Float[Array, 'B N H D'],
+  *,
+  bias: Float[Array, 'P #H #L N'] | None = None,
+  mask: Bool[Array, '#B #H #L N'] | None = None,
+) -> Float[Array, 'B H L N']:
+  """Returns softmax(q k / sqrt(D) + bias), in float32; arguments as in `attend`."""
   scale = query_BLHD.shape[-1] ** -0.5
   scores_BHLN = jnp.einsum(
     'blhd,bnhd->bhln', query_BLHD * scale, key_BNHD, preferred_element_type=jnp.float32
@@ -80,8 +92,7 @@ def attend(
     scores_BHLN = (parts + bias[:, None]).reshape(scores_BHLN.shape)
   if mask is not None:
     scores_BHLN = jnp.where(mask, scores_BHLN, jnp.finfo(jnp.float32).min)
-  weights_BHLN = jax.nn.softmax(scores_BHLN, axis=-1).astype(value_BNHD.dtype)
-  return jnp.einsum('bhln,bnhd->blhd', weights_BHLN, value_BNHD)
+  return jax.nn.softmax(scores_BHLN, axis=-1)
 
 
 class Tiles(NamedTuple):
@@ -169,6 +180,8 @@ class SelfAttention(nn.Module):
     elif cache is None:
       with jax.named_scope(CAUSAL):
         mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
+      if self.is_mutable_collection('intermediates'):  # else computed in vain
+        self.sow('intermediates', 'weights', weights(query, key, bias=bias, mask=mask))
     else:
       mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
     output_BLD = dense(

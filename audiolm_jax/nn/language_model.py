@@ -1,16 +1,22 @@
-"""Shared parts of AudioLM's three language models: sequence, loss and cached decoding.
+"""Shared parts of AudioLM's three language models: sequence, loss, likelihoods, cached decoding.
 
 A stage converts its batch into two arrays of codes, the prefix (conditioning) and the targets. This
-module builds the sequence, positions, offsets and masks.
+module builds the sequence, positions, offsets and masks. Parameters are those of training, stacked
+over layers, or those of `transformer.unstack`; only cached decoding needs the latter.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import tokens
+from audiolm_jax import checks, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.losses import masked_mean
 from audiolm_jax.nn import transformer
 from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
@@ -107,7 +113,7 @@ def target_logits(
     ids_BL = ids_BL.at[:, -frames * levels :].set(
       jnp.where(kept_BN, ids_BL[:, -frames * levels :], tokens.PAD)
     )
-  module = model.module(deterministic=key is None)
+  module = model.module(deterministic=key is None, scanned=_is_stacked(params))
   rngs = {} if key is None else {'dropout': key}
   hidden_BLD, output_VD, _ = module.apply(
     {'params': params}, ids_BL[:, :-1], times_BL[:, :-1], rngs=rngs
@@ -140,9 +146,7 @@ def loss(
   """
   logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, key)
   mask_BFQ = codes_BFQ != tokens.PAD
-  safe_BFQ = jnp.maximum(codes_BFQ, 0)
-  chosen_BFQ = jnp.take_along_axis(logits_BFQK, safe_BFQ[..., None], axis=-1)[..., 0]
-  nats_BFQ = jax.nn.logsumexp(logits_BFQK, axis=-1) - chosen_BFQ
+  nats_BFQ = -_log_probabilities(logits_BFQK, codes_BFQ)
   nats = masked_mean(nats_BFQ, mask_BFQ)
   hit_BFQ = (jnp.argmax(logits_BFQK, axis=-1) == codes_BFQ).astype(jnp.float32)
   metrics = {'nats': nats, 'accuracy': masked_mean(hit_BFQ, mask_BFQ)}
@@ -150,6 +154,141 @@ def loss(
     for q in range(codes_BFQ.shape[-1]):
       metrics[f'nats_level_{q}'] = masked_mean(nats_BFQ[..., q], mask_BFQ[..., q])
   return nats, metrics
+
+
+def log_likelihoods(
+  model: LanguageModel,
+  params: Any,
+  prefix_BPN: Int[Array | np.ndarray, 'B P N'] | None,
+  codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
+) -> Float[Array, 'B F Q']:
+  """Returns the log-probability of each target code, in nats, given all before it; 0 at PAD.
+
+  The sum over a row is the log-likelihood of its codes. Rows of any length without a prefix:
+  `windows.log_likelihoods`.
+
+  Args:
+    model: the language model.
+    params: parameters.
+    prefix_BPN: prefix codes, PAD on the right; None: no prefix.
+    codes_BFQ: target codes, PAD on the right.
+
+  Raises:
+    UserError: for another number of levels, and for codes out of range.
+  """
+  prefix_BPN, codes_BFQ = _checked(model, prefix_BPN, codes_BFQ)
+  return _log_likelihoods(model, params, prefix_BPN, codes_BFQ)
+
+
+def hidden_states(
+  model: LanguageModel,
+  params: Any,
+  prefix_BPN: Int[Array | np.ndarray, 'B P _'] | None,
+  codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
+  layers: Sequence[int] | None = None,
+) -> Float[Array, 'N B L D']:
+  """Returns the residual stream at each token of `sequence(prefix_BPN, codes_BFQ)`.
+
+  Column L - F Q - 1 is START; the last F Q columns read the codes. The column before a code
+  predicts it. Values at PAD have no meaning. The norm before the logits is not applied.
+
+  Args:
+    model: the language model.
+    params: parameters.
+    prefix_BPN: prefix codes, PAD on the right; None: no prefix.
+    codes_BFQ: target codes, PAD on the right.
+    layers: number of layers that have been applied, 0 (embeddings) to `num_layers`; None: all.
+
+  Raises:
+    UserError: for another number of levels, codes out of range, and a layer that does not exist.
+  """
+  layers = _checked_layers(model, layers, 0)
+  prefix_BPN, codes_BFQ = _checked(model, prefix_BPN, codes_BFQ)
+  return _hidden_states(model, params, prefix_BPN, codes_BFQ, layers)
+
+
+def attention_weights(
+  model: LanguageModel,
+  params: Any,
+  prefix_BPN: Int[Array | np.ndarray, 'B P _'] | None,
+  codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
+  layers: Sequence[int] | None = None,
+) -> Float[Array, 'N B H L L']:
+  """Returns the attention of each token (second last axis) to each token up to it (last axis).
+
+  Columns, arguments and errors are those of `hidden_states`; layers count from 1. A layer takes
+  B H L^2 floats.
+  """
+  layers = _checked_layers(model, layers, 1)
+  prefix_BPN, codes_BFQ = _checked(model, prefix_BPN, codes_BFQ)
+  return _attention_weights(model, params, prefix_BPN, codes_BFQ, layers)
+
+
+def _checked(model, prefix_BPN, codes_BFQ):
+  vocabulary = model.vocabulary
+  if prefix_BPN is None:
+    empty = (len(codes_BFQ), 0, max(vocabulary.prefix_levels, 1))
+    prefix_BPN = np.zeros(empty, np.int32)
+  checks.shapes(prefix_BPN=prefix_BPN, codes_BFQ=codes_BFQ)
+  for name, array, levels, size in (
+    ('prefix_BPN', prefix_BPN, vocabulary.prefix_levels, vocabulary.prefix_size),
+    ('codes_BFQ', codes_BFQ, vocabulary.target_levels, vocabulary.target_size),
+  ):
+    if array.shape[1] and array.shape[2] != levels:
+      raise UserError(f'{name} has shape {array.shape}: the model has {levels} levels there')
+    checks.ids(name, array, size)
+  return jnp.asarray(prefix_BPN), jnp.asarray(codes_BFQ)
+
+
+def _checked_layers(model, layers, first) -> tuple[int, ...]:
+  last = model.transformer.num_layers
+  layers = tuple(range(first, last + 1) if layers is None else layers)
+  if not layers or not set(layers) <= set(range(first, last + 1)):
+    raise UserError(f'layers={layers}: give one or more of {first} to {last}')
+  return layers
+
+
+def _is_stacked(params) -> bool:
+  return 'layers' in params
+
+
+def _log_probabilities(logits_BFQK, codes_BFQ):
+  """Returns the log-probability of each code in nats; without meaning at PAD."""
+  safe_BFQ = jnp.maximum(codes_BFQ, 0)
+  chosen_BFQ = jnp.take_along_axis(logits_BFQK, safe_BFQ[..., None], axis=-1)[..., 0]
+  return chosen_BFQ - jax.nn.logsumexp(logits_BFQK, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _log_likelihoods(model, params, prefix_BPN, codes_BFQ):
+  logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, None)
+  return jnp.where(codes_BFQ == tokens.PAD, 0.0, _log_probabilities(logits_BFQK, codes_BFQ))
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'layers'))
+def _hidden_states(model, params, prefix_BPN, codes_BFQ, layers):
+  seen = _intermediates(model, params, prefix_BPN, codes_BFQ)
+  states = [seen['embedded'], *(layer['hidden'] for layer in seen['layers'])]
+  return jnp.stack([states[i] for i in layers])
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'layers'))
+def _attention_weights(model, params, prefix_BPN, codes_BFQ, layers):
+  seen = _intermediates(model, params, prefix_BPN, codes_BFQ)['layers']
+  return jnp.stack([seen[i - 1]['attention']['weights'] for i in layers])
+
+
+def _intermediates(model, params, prefix_BPN, codes_BFQ):
+  """Returns what the layers sow; compiled code computes only what its caller reads of it."""
+  if _is_stacked(params):
+    params = transformer.unstack(model.transformer, params)
+  _, collections = model.module(scanned=False).apply(
+    {'params': params}, *sequence(model, prefix_BPN, codes_BFQ), mutable='intermediates'
+  )
+  is_sown = lambda node: isinstance(node, tuple)
+  seen = jax.tree.map(lambda once: once[0], collections['intermediates'], is_leaf=is_sown)
+  layers = [seen[f'layer_{i}'] for i in range(model.transformer.num_layers)]
+  return {'embedded': seen['embedded'], 'layers': layers}
 
 
 def prefill(

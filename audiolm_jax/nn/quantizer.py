@@ -5,6 +5,16 @@ Pure functions over `Codebooks`, which live in a stage's `state`: no gradient ev
 Everything is float32: distances and running sums lose codes in bfloat16. Arrays are global, so
 k-means and the averages see the whole batch.
 
+The order within a training step is `fitted`, `quantize`, `update`:
+
+  books = fitted(books, x_BFD, key)  # places the vectors, on the first batch only
+  quantized = quantize(books.vectors_QKD, x_BFD, levels_B)
+  books = update(books, quantized, key, decay=0.99, dead_code_threshold=2.0)  # the next state
+
+`fitted` comes first, or the first batch is quantized by random vectors; `update` last, because it
+takes the codes and residuals for those of the vectors that it moves. In evaluation `quantize` runs
+alone, and the state stays as it is.
+
 At the end, the alternative that learns no codebook: finite scalar quantization (Mentzer et al.,
 2023, arXiv 2309.15505).
 """

@@ -148,6 +148,7 @@ class Block(nn.Module):
       norm(dtype, 'mlp_norm')(x_BLD)
     )
     x_BLD += drop(dense(config.width, (MLP, EMBED), dtype=dtype, name='mlp_out')(nn.gelu(hidden)))
+    self.sow('intermediates', 'hidden', x_BLD)
     return x_BLD, cache
 
 
@@ -160,7 +161,8 @@ class Transformer(nn.Module):
 
   With `scanned`, layers are one `nn.scan` over stacked parameters (training). Decoding runs
   unrolled layers, because a cache carried through a scan over layers is copied at each token;
-  `unstack` converts the parameters.
+  `unstack` converts the parameters. `apply(..., mutable='intermediates')` also returns the embedded
+  sequence, and hidden vectors and attention weights of each layer (stacked, where scanned).
   """
 
   config: TransformerConfig
@@ -181,6 +183,7 @@ class Transformer(nn.Module):
       x_BLD += dense(width, (None, EMBED), name='time')(sinusoids(times_BL, width))
     drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
     x_BLD = drop(x_BLD.astype(config.dtype))
+    self.sow('intermediates', 'embedded', x_BLD)
     bias_table = self.param(
       'relative_bias',
       partitioned(nn.initializers.normal(0.1), None, HEADS),
@@ -220,7 +223,7 @@ class Transformer(nn.Module):
       block = nn.remat(Block, policy=attention.REMAT_POLICY, prevent_cse=False)
     scan = nn.scan(
       block,
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(nn.broadcast, nn.broadcast),
       length=config.num_layers,

@@ -20,7 +20,7 @@ Key = jax.Array  # a typed PRNG key, from jax.random.key
 # tree of arrays that receive gradients; its top-level names are the optimizer's groups
 Params = Any
 State = Any  # tree of arrays that do not (EMA codebooks, counters); most stages: {}
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class Feature(NamedTuple):

@@ -30,7 +30,7 @@ from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import sharding
 
-from .. import command_line
+from .. import command_line, pages
 from .. import recipe as recipe_lib
 
 
@@ -51,7 +51,7 @@ class Timing(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_lib.names())} (librilight)'
+    '--recipe', default='librilight', help=f'one of: {", ".join(pages.names())} (librilight)'
   )
   parser.add_argument('--seconds', type=command_line.SECONDS, default=30.0, help='of audio (30)')
   parser.add_argument(

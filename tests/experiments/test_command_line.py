@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import codes_file, errors
-from experiments import codec, command_line, compile, detect, generate, train, workspace
+from experiments import codec, command_line, compile, detect, generate, pages, train, workspace
 from experiments import recipe as recipe_lib
 from tests import programs
 
@@ -71,7 +71,7 @@ def test_fields_that_take_a_path_refuse_urls(name, field):
 
 
 def test_every_recipe_passes_the_check_for_urls():
-  for name in recipe_lib.names():
+  for name in pages.names():
     recipe_lib.load(name)
 
 

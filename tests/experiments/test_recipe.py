@@ -3,10 +3,11 @@
 import pytest
 
 from audiolm_jax.stages.base import Stage
+from experiments import pages
 from experiments import recipe as recipe_lib
 
 
-@pytest.mark.parametrize('name', recipe_lib.names())
+@pytest.mark.parametrize('name', pages.names())
 def test_every_stage_of_every_recipe_can_be_made(name):
   recipe = recipe_lib.load(name)
   assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= set(recipe.stages)
@@ -15,7 +16,7 @@ def test_every_stage_of_every_recipe_can_be_made(name):
     assert isinstance(made, Stage) and made.batch
 
 
-@pytest.mark.parametrize('name', recipe_lib.names())
+@pytest.mark.parametrize('name', pages.names())
 def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
   recipe = recipe_lib.load(name)
   assert 'soundstream' in recipe.imports or recipe.stages['soundstream'].train.rollback is not None

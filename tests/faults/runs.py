@@ -14,8 +14,8 @@ import time
 import jax
 import numpy as np
 
+from audiolm_jax import testing
 from audiolm_jax.training import checkpoints, metrics_writer
-from tests import contract
 from tests.training import toy, toy_run
 
 # What one start compiles the next need not.
@@ -107,7 +107,7 @@ def assert_same_run(directory, result, reference) -> int:
       assert metrics[step][name] == values[name], (step, name)
       compared += 1
   assert result.step == expected.step
-  contract.assert_trees_equal(jax.device_get(result.variables), jax.device_get(expected.variables))
+  testing.assert_trees_equal(jax.device_get(result.variables), jax.device_get(expected.variables))
   return compared
 
 

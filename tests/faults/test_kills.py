@@ -104,8 +104,8 @@ def hang_in_save(workdir):
 )
 def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
   """A run of every stage, cut and resumed, is bitwise the uncut one."""
+  from audiolm_jax import testing
   from audiolm_jax.training import loop, optimizers, sharding
-  from tests import contract
 
   config, batch, _ = test_contract.CASES[name]
   train_config = loop.TrainConfig(
@@ -144,7 +144,7 @@ def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
     train(tmp_path / 'cut', 5)
   assert runs.newest(tmp_path / 'cut') == 4
   resumed = train(tmp_path / 'cut')
-  contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
+  testing.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
   outcome('F1', f'{name} cut at 5, bitwise')
 
 

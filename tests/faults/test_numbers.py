@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, monitor, sharding
 from audiolm_jax.training import step as step_lib
-from tests import contract
 from tests.faults import runs
 from tests.training import toy, toy_run
 
@@ -50,7 +50,7 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
   )
   without = toy_run.train(tmp_path / 'without', Without)
   assert result.step == 48
-  contract.assert_trees_equal(jax.device_get(result.variables), jax.device_get(without.variables))
+  testing.assert_trees_equal(jax.device_get(result.variables), jax.device_get(without.variables))
   messages = [event['message'] for event in events if 'message' in event]
   assert len(messages) == 3 and "step 5, batch at {'next_index': 5}: " in messages[0]
   assert 'batch left out, 2 of at most 2 in a row, 3 in all' in messages[2]
@@ -65,7 +65,7 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
   with pytest.raises(runs.Cut):
     toy_run.train(tmp_path / 'cut', runs.cut_at(19, poisoned(5, 18, 19, value=value)))
   resumed = toy_run.train(tmp_path / 'cut', poisoned(5, 18, 19, value=value))
-  contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(without.variables))
+  testing.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(without.variables))
   outcome(
     'F10',
     f'{value} in 3 batches: left out, told with step and data position, state bitwise that of a run '
@@ -84,7 +84,7 @@ def test_f10_the_state_is_untouched(outcome):
   batch = sharding.global_batch(next(poisoned(0)()), mesh)
   state, metrics = train_step(state, batch, np.int32(0))
   assert not metrics['applied']
-  contract.assert_trees_equal(jax.device_get(state), before)
+  testing.assert_trees_equal(jax.device_get(state), before)
   outcome('F10', 'step on a NaN batch: every array of the state bit-identical')
 
 
@@ -163,7 +163,7 @@ def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
     )
     if name == list(MESHES)[1]:
       reference = jax.device_get(parts)
-    contract.assert_trees_equal(jax.device_get(parts), reference)
+    testing.assert_trees_equal(jax.device_get(parts), reference)
   text = ', '.join(f'{name} {value:.1e}' for name, value in worst.items())
   outcome(
     'F12',

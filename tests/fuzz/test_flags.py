@@ -15,8 +15,7 @@ import pytest
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hub
 from audiolm_jax.training import loop
-from experiments import benchmark, compile, corpora, encode, evaluations, programs, train
-from experiments import recipe as recipe_lib
+from experiments import benchmark, compile, corpora, encode, evaluations, pages, programs, train
 from tests import programs
 from tests.fuzz import battery, overrides
 from tests.fuzz.audio_cases import wav
@@ -115,7 +114,7 @@ def command_line(rng, monkeypatch, program: str) -> list[str]:
       value = overrides.VALUES[rng.integers(len(overrides.VALUES))]
       values = [f'{fields[rng.integers(len(fields))][1]}={value}'.replace('\0', '')]
     elif action.dest in ('recipe', 'command', 'stage', 'suite', 'corpus') and rng.random() < 0.8:
-      known = action.choices or (*recipe_lib.names(), 'all', *evaluations.SUITES, 'encode', 'info')
+      known = action.choices or (*pages.names(), 'all', *evaluations.SUITES, 'encode', 'info')
       values = [list(known)[rng.integers(len(known))]]
     if action.option_strings:
       flag = action.option_strings[-1]

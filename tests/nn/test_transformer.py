@@ -56,6 +56,12 @@ def t5_bucket(distance, num_buckets, max_distance):
   return min(exact + math.floor(growth * (num_buckets - exact) + 1e-9), num_buckets - 1)
 
 
+def sinusoids_of(times_L, width):
+  """Sines and cosines with periods of 0.08 to 40 s, in double precision."""
+  angle_LN = times_L[:, None] * 2 * np.pi / np.geomspace(0.08, 40.0, width // 2)
+  return np.concatenate([np.sin(angle_LN), np.cos(angle_LN)], axis=-1)
+
+
 def test_buckets_are_t5s():
   got = transformer.relative_buckets(jnp.arange(-5, 400), 32, 128)
   assert list(np.asarray(got)) == [t5_bucket(d, 32, 128) for d in range(-5, 400)]

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
@@ -22,7 +23,6 @@ from audiolm_jax.stages import (
   w2v_bert,
 )
 from audiolm_jax.training.optimizers import OptimizerConfig
-from tests import contract
 
 TRANSFORMER = TransformerConfig(
   num_layers=2, num_heads=2, width=16, mlp_width=32, dtype='float32', remat=False
@@ -172,7 +172,7 @@ SLOW = ('soundstream_fsq', 'w2v_bert_of_clusters')
 )
 def test_stage_keeps_the_contract(name, tmp_path):
   config, batch, options = CASES[name]
-  contract.check_stage(config, batch, tmp_path, **options)
+  testing.check_stage(config, batch, tmp_path, **options)
 
 
 def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_devices():
@@ -180,7 +180,7 @@ def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_
   once more.
   """
   config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, film='decoder')
-  case = contract.prepare(config, {'waveform': voiced(1600), 'noise': 0.1 * voiced(1600)[::-1]})
-  contract.check_gradients(case, CODEC_OPTIONS['without_gradient'])
-  contract.check_evaluation(case)
-  contract.check_devices(case, CODEC_OPTIONS['rtol'])
+  case = testing.prepare(config, {'waveform': voiced(1600), 'noise': 0.1 * voiced(1600)[::-1]})
+  testing.check_gradients(case, CODEC_OPTIONS['without_gradient'])
+  testing.check_evaluation(case)
+  testing.check_devices(case, CODEC_OPTIONS['rtol'])

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.training import checkpoints, configs, lock, optimizers, saving, sharding
 from audiolm_jax.training import step as step_lib
-from tests import contract
 from tests.training import toy
 
 CONFIG = toy.Config()
@@ -90,7 +90,7 @@ def test_restores_bitwise_on_another_mesh(saved, directory):
   _, targets = _parts_on(sharding.MeshConfig(), jax.devices()[:1])
   restored = _restore(directory, targets)
   assert (restored.step, restored.data_position) == (1, {'next_index': 1})
-  contract.assert_trees_equal(restored.parts, parts)
+  testing.assert_trees_equal(restored.parts, parts)
   assert all(
     x.sharding == t.sharding
     for x, t in zip(jax.tree.leaves(restored.parts), jax.tree.leaves(targets))
@@ -126,7 +126,7 @@ def test_damage_to_undigested_stamps_never_changes_weights(saved, directory, dam
   for name in checkpoints.UNDIGESTED:
     damage(directory / '2' / name)
   restored = _restore(directory, targets)
-  contract.assert_trees_equal(
+  testing.assert_trees_equal(
     restored.parts['params'], jax.tree.map(lambda x: x + 1, parts['params'])
   )
 
@@ -137,7 +137,7 @@ def test_bad_newest_step_falls_back_with_a_warning_and_frees_its_number(saved, d
   with pytest.warns(UserWarning, match=r'checkpoint 2 .* continuing from step 1'):
     restored = _restore(directory, targets)
   assert restored.step == 1
-  contract.assert_trees_equal(restored.parts, parts)
+  testing.assert_trees_equal(restored.parts, parts)
   assert (directory / '2.rejected').is_dir() and checkpoints.steps(directory) == [1]
 
 
@@ -225,10 +225,10 @@ def test_load_variables_rebuilds_config_and_weights(toy_is_a_stage, tmp_path):
   checkpointer.close()
   config, variables, metadata = checkpoints.load_variables(tmp_path / 'run')
   assert config == CONFIG and metadata['fingerprints'] == {'codec': 'abc'} and metadata['step'] == 5
-  contract.assert_trees_equal(variables.params, parts['ema_params'])
-  contract.assert_trees_equal(variables.state, parts['state'])
+  testing.assert_trees_equal(variables.params, parts['ema_params'])
+  testing.assert_trees_equal(variables.state, parts['state'])
   _, raw, _ = checkpoints.load_variables(tmp_path / 'run', 5, use_ema=False)
-  contract.assert_trees_equal(raw.params, parts['params'])
+  testing.assert_trees_equal(raw.params, parts['params'])
   _flip(tmp_path / 'run' / 'checkpoints' / '5' / 'params' / 'manifest.ocdbt')
   for step in (5, None):
     with pytest.raises(ValueError, match='manifest.ocdbt'):

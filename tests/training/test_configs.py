@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.training import checkpoints, configs, saving
-from tests import contract
 from tests.stages.test_soundstream import CONFIG, random_variables
 from tests.training import toy
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_with_flat_fields_is_loaded_and_continued(tmp_path):
   )
   restored = checkpointer.restore(targets, configs.describe(CONFIG))
   checkpointer.close()
-  contract.assert_trees_equal(jax.device_get(restored.parts), jax.device_get(parts))
+  testing.assert_trees_equal(jax.device_get(restored.parts), jax.device_get(parts))
   config, loaded, metadata = checkpoints.load_variables(tmp_path)
   assert config == CONFIG and metadata['step'] == 3
-  contract.assert_trees_equal(jax.device_get(loaded.params), jax.device_get(variables.params))
+  testing.assert_trees_equal(jax.device_get(loaded.params), jax.device_get(variables.params))

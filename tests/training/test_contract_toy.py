@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.stages import base
-from tests import contract
 from tests.training import toy
 
 
@@ -27,13 +27,13 @@ def _changed(change):
 
 
 def test_good_stage_passes(batch, tmp_path):
-  contract.check_stage(toy.Config(), batch, tmp_path)
+  testing.check_stage(toy.Config(), batch, tmp_path)
 
 
 def test_bfloat16_and_float32_batches_are_told_apart(batch):
   wrong = dict(batch, waveform=batch['waveform'].astype(np.float64))
   with pytest.raises(AssertionError, match='waveform'):
-    contract.prepare(toy.Config(), wrong)
+    testing.prepare(toy.Config(), wrong)
 
 
 def test_parameter_without_gradient_is_named_and_can_be_excused(batch):
@@ -41,10 +41,10 @@ def test_parameter_without_gradient_is_named_and_can_be_excused(batch):
     bias = jax.lax.stop_gradient(params['hidden']['bias'])
     return loss(dict(params, hidden=dict(params['hidden'], bias=bias)), *rest)
 
-  case = contract.prepare(_changed(cut), batch)
+  case = testing.prepare(_changed(cut), batch)
   with pytest.raises(AssertionError, match='hidden.bias'):
-    contract.check_gradients(case, {})
-  contract.check_gradients(case, {r'^hidden\.bias$': 'cut by this test'})
+    testing.check_gradients(case, {})
+  testing.check_gradients(case, {r'^hidden\.bias$': 'cut by this test'})
 
 
 def test_state_that_changes_in_evaluation_is_caught(batch):
@@ -53,7 +53,7 @@ def test_state_that_changes_in_evaluation_is_caught(batch):
     return value, base.Aux(dict(aux.state, count=aux.state['count'] + 1), aux.metrics)
 
   with pytest.raises(AssertionError, match='count'):
-    contract.check_evaluation(contract.prepare(_changed(update), batch))
+    testing.check_evaluation(testing.prepare(_changed(update), batch))
 
 
 def test_loss_that_depends_on_the_number_of_devices_is_caught(batch):
@@ -63,12 +63,25 @@ def test_loss_that_depends_on_the_number_of_devices_is_caught(batch):
 
   devices = iter([0, 1])  # one trace for each placement
   with pytest.raises(AssertionError):
-    contract.check_devices(contract.prepare(_changed(biased), batch))
+    testing.check_devices(testing.prepare(_changed(biased), batch))
 
 
 def test_stage_that_does_not_learn_is_caught(batch, tmp_path):
   frozen = _changed(lambda loss, params, *rest: loss(jax.lax.stop_gradient(params), *rest))
-  case = contract.prepare(frozen, batch)
-  optimizer = contract.optimizers.OptimizerConfig()
+  case = testing.prepare(frozen, batch)
+  optimizer = testing.optimizers.OptimizerConfig()
   with pytest.raises(AssertionError, match='fell from'):
-    contract.check_overfits_and_restores(case, tmp_path, optimizer, num_steps=3, factor=0.5)
+    testing.check_overfits_and_restores(case, tmp_path, optimizer, num_steps=3, factor=0.5)
+
+
+def test_stage_that_is_made_otherwise_when_it_is_loaded_is_caught(batch, tmp_path):
+  stages = iter([toy.Config().make(), toy.Config(widths=(4, 1)).make()])
+
+  class Forgetful(toy.Config):
+    def make(self):
+      return next(stages)
+
+  case = testing.prepare(Forgetful(), batch)
+  optimizer = testing.optimizers.OptimizerConfig()
+  with pytest.raises(ValueError, match=r'params.hidden.kernel: checkpoint \(\(16, 8\)'):
+    testing.check_overfits_and_restores(case, tmp_path, optimizer, num_steps=1, factor=1.0)

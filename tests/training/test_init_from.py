@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from audiolm_jax import testing
 from audiolm_jax.stages import base
 from audiolm_jax.training import checkpoints, loop
-from tests import contract
 from tests.training import toy, toy_run
 
 SHORT = dataclasses.replace(toy_run.TRAIN, num_steps=6, eval_every=None)
@@ -45,7 +45,7 @@ def test_params_and_state_come_over_and_the_count_starts_again(pretrained, tmp_p
   result = _train(tmp_path, train_config=still, init_from=pretrained)
   assert result.step == 6
   theirs, ours = _restored(pretrained), _restored(tmp_path)
-  contract.assert_trees_equal(jax.device_get(ours.params), jax.device_get(theirs.params))
+  testing.assert_trees_equal(jax.device_get(ours.params), jax.device_get(theirs.params))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), result.variables.params, theirs.params
   )
@@ -72,7 +72,7 @@ def test_the_optimizer_comes_over_when_asked(pretrained, tmp_path):
 def test_a_checkpoint_of_its_own_comes_first(pretrained, tmp_path):
   own = _train(tmp_path)
   again = _train(tmp_path, init_from=pretrained)
-  contract.assert_trees_equal(jax.device_get(again.variables), jax.device_get(own.variables))
+  testing.assert_trees_equal(jax.device_get(again.variables), jax.device_get(own.variables))
 
 
 def test_what_does_not_fit_is_listed(pretrained, tmp_path):

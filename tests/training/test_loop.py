@@ -15,11 +15,11 @@ import numpy as np
 import optax
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import semantic
 from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, optimizers, preemption
-from tests import contract
 from tests.training import toy, toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def _assert_same_run(directory, result, reference):
     for name in set(values) - {'time', 'steps_per_second'}:
       assert metrics[step][name] == values[name], (step, name)
   assert result.step == expected.step
-  contract.assert_trees_equal(jax.device_get(result.variables), jax.device_get(expected.variables))
+  testing.assert_trees_equal(jax.device_get(result.variables), jax.device_get(expected.variables))
 
 
 def test_reports_and_result(reference):
@@ -228,7 +228,7 @@ def test_restored_step_beyond_limit_trains_nothing_and_keeps_checkpoints(tmp_pat
     said = f'the run is at step 12, num_steps={num_steps}: nothing to train'
     assert events == [{'step': 12, 'metrics': {}, 'message': said}]
     assert (again.step, again.preempted, again.metrics) == (12, False, {})
-    contract.assert_trees_equal(jax.device_get(again.variables), jax.device_get(trained.variables))
+    testing.assert_trees_equal(jax.device_get(again.variables), jax.device_get(trained.variables))
   assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*')} == before
   assert (tmp_path / 'metrics.jsonl').read_bytes() == metrics
 
@@ -318,4 +318,4 @@ def test_stage_from_outside_of_the_package_is_loaded_by_its_config(tmp_path, mon
     checkpoints.load_variables(tmp_path, config=toy.Config(inner=toy.Inner(noise=0.5)))
   config, variables, metadata = checkpoints.load_variables(tmp_path, config=toy.Config())
   assert config == toy.Config() and metadata['step'] == 2
-  contract.assert_trees_equal(jax.device_get(variables), jax.device_get(trained.variables))
+  testing.assert_trees_equal(jax.device_get(variables), jax.device_get(trained.variables))

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.training import checkpoints, errors, metrics_writer, monitor, sharding
 from audiolm_jax.training import step as step_lib
-from tests import contract
 from tests.training import toy, toy_run
 
 CONFIG = monitor.RollbackConfig(max_rollbacks=2, rate_factor=0.25, explosion=30.0, window=8)
@@ -224,7 +224,7 @@ def test_a_bad_batch_is_left_behind(make_batches, tmp_path):
     batch = sharding.global_batch(next(batches), mesh)
     scale = np.float32(1.0 if step < 18 else 0.25)
     train_state, _ = train_step(train_state, batch, np.int32(step), scale)
-  contract.assert_trees_equal(
+  testing.assert_trees_equal(
     jax.device_get(result.variables.params), jax.device_get(train_state.ema_params)
   )
 
@@ -313,7 +313,7 @@ def test_resume_is_exact_around_a_rollback(killed_at, tmp_path):
     toy_run.train(tmp_path / 'cut', Cut)
   resumed = toy_run.train(tmp_path / 'cut', wild(20, 33))
   assert resumed.metrics['rollbacks'] == whole.metrics['rollbacks'] == 2
-  contract.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
+  testing.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
   expected, got = (metrics_writer.read(tmp_path / name) for name in ('whole', 'cut'))
   for step, values in expected.items():
     for name in set(values) - {'time', 'steps_per_second'}:

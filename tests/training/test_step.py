@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from audiolm_jax import testing
 from audiolm_jax.training import optimizers, sharding
 from audiolm_jax.training import step as step_lib
-from tests import contract
 from tests.training import toy
 
 DECAY = 0.15  # between the averages' first decay, 1 / 10, and their second, 2 / 11
@@ -61,5 +61,5 @@ def test_update_norm_is_that_of_the_difference(states):
 def test_non_finite_step_and_all_after_it_change_nothing(states):
   for state, metrics in states[5:]:
     assert not metrics['applied']
-    contract.assert_trees_equal(state, states[4][0])
+    testing.assert_trees_equal(state, states[4][0])
   assert np.isnan(states[5][1]['loss']) and np.isfinite(states[6][1]['loss'])

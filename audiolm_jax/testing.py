@@ -1,13 +1,16 @@
-"""What every stage must pass: give `check_stage` a tiny config and a batch.
+"""Checks that a stage keeps the contract of stages/base.py: one's own, or one of this package.
 
-    def test_contract(tmp_path):
-      contract.check_stage(coarse.Config(num_layers=1, width=16), batch, tmp_path)
+  jax.config.update('jax_num_cpu_devices', 8)
+
+  def test_contract(tmp_path):
+    testing.check_stage(mine.Config(width=16), batch, tmp_path)
 
 The batch holds numpy arrays [batch size, ...] for the names in `stage.batch`; its size is a
-multiple of 4, the ways in which the eight fake devices cut it. The single checks can be called on
-what `prepare` returns.
+multiple of 4, the number of parts that eight devices cut it into. The single checks can be called
+on what `prepare` returns. A stage that fails raises AssertionError.
 """
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -16,16 +19,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
-from audiolm_jax.training import configs, optimizers, saving, sharding
+from audiolm_jax.training import checkpoints, configs, optimizers, saving, sharding
 from audiolm_jax.training import step as step_lib
 
 KEY = 7
+OPTIMIZER = optimizers.OptimizerConfig(learning_rate=3e-3)
+MESH = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
 
 
 class Case(NamedTuple):
+  """A stage with its initial variables and a batch, as `prepare` makes it."""
+
   config: Any
   stage: base.Stage
   boxed: base.Variables
@@ -37,27 +44,32 @@ class Case(NamedTuple):
 def check_stage(
   config: Any,
   batch: Mapping[str, np.ndarray],
-  tmp_path: pathlib.Path,
+  tmp_path: str | os.PathLike,
   *,
   without_gradient: Mapping[str, str] | None = None,
-  optimizer: optimizers.Optimizer = optimizers.OptimizerConfig(learning_rate=3e-3),
+  optimizer: optimizers.Optimizer = OPTIMIZER,
   num_steps: int = 60,
   factor: float = 0.5,
   loss_name: str = 'loss',
   rtol: float = 1e-5,
 ) -> None:
-  """Runs every check.
+  """Runs all checks of a stage: gradients, evaluation, eight devices, overfitting, checkpoints.
 
   Args:
-    config: a tiny one; `config.make()` is the stage.
+    config: a tiny config; `config.make()` is the stage.
     batch: one batch that the stage can overfit.
-    tmp_path: an empty directory.
+    tmp_path: an empty directory, for a checkpoint.
     without_gradient: {regular expression of dotted parameter paths: why those may have no
-    gradient}.
-    optimizer, num_steps, factor: the loss on `batch` must fall to `factor` of its first value
-    within `num_steps`.
+      gradient}.
+    optimizer: how to overfit.
+    num_steps: number of steps of overfitting.
+    factor: the loss on `batch` must fall to this share of its first value.
     loss_name: the metric that must fall, where the total of an adversarial loss says little.
-    rtol: between one device and eight.
+    rtol: relative tolerance between one device and eight.
+
+  Raises:
+    AssertionError: for a stage that breaks the contract.
+    UserError: where there are fewer than eight devices.
   """
   case = prepare(config, batch)
   check_gradients(case, without_gradient or {})
@@ -69,51 +81,53 @@ def check_stage(
 def prepare(config: Any, batch: Mapping[str, np.ndarray]) -> Case:
   """Makes the stage and its variables, and checks that the batch is what the stage asks for."""
   stage = config.make()
-  assert set(batch) == set(stage.batch), (
-    f'batch {sorted(batch)}, stage asks for {sorted(stage.batch)}'
+  _require(
+    set(batch) == set(stage.batch), f'batch {sorted(batch)}, stage asks for {sorted(stage.batch)}'
   )
   for name, feature in stage.batch.items():
     got = (batch[name].shape[1:], batch[name].dtype)
-    assert got == (tuple(feature.shape), np.dtype(feature.dtype)), (
-      f'{name}: {got}, stage asks for {feature}'
-    )
+    wanted = (tuple(feature.shape), np.dtype(feature.dtype))
+    _require(got == wanted, f'{name}: {got}, stage asks for {feature}')
   boxed = jax.jit(stage.init)(jax.random.key(0))
-  variables = meta.unbox(boxed)
+  variables = sharding.unbox(boxed)
   return Case(config, stage, boxed, variables, batch, _loss_and_grads(stage, variables, batch))
 
 
 def check_gradients(case: Case, without_gradient: Mapping[str, str]) -> None:
-  """The loss and its gradients are finite, and every parameter has a gradient somewhere."""
+  """Checks that loss and gradients are finite, and that every parameter has a gradient."""
   (loss, aux), grads = case.one_device
-  assert loss.shape == () and np.isfinite(loss), loss
-  assert _same_structure(aux.state, case.variables.state), (
-    'loss returns a state of another structure'
+  _require(loss.shape == () and np.isfinite(loss), f'the loss is {loss}, not a finite scalar')
+  _require(
+    _same_structure(aux.state, case.variables.state), 'loss returns a state of another structure'
   )
-  assert all(np.ndim(value) == 0 for value in aux.metrics.values()), 'metrics are scalars'
+  _require(all(np.ndim(value) == 0 for value in aux.metrics.values()), 'metrics are not scalars')
   silent = []
   for path, grad in jax.tree.flatten_with_path(grads)[0]:
     name = jax.tree_util.keystr(path, simple=True, separator='.')
-    assert np.isfinite(grad).all(), f'gradient of {name} is not finite'
+    _require(np.isfinite(grad).all(), f'gradient of {name} is not finite')
     if not np.any(grad) and not any(re.search(pattern, name) for pattern in without_gradient):
       silent.append(name)
-  assert not silent, f'no gradient reaches {silent}'
+  _require(not silent, f'no gradient reaches {silent}')
 
 
 def check_evaluation(case: Case) -> None:
-  """Without a key the loss is deterministic and the state stays as it was."""
+  """Checks that without a key the loss is deterministic and the state does not change."""
   evaluate = jax.jit(lambda variables, batch: case.stage.loss(*variables, batch, None))
   first, aux = evaluate(case.variables, case.batch)
   second, _ = evaluate(case.variables, case.batch)
-  assert np.isfinite(first) and first == second, (first, second)
+  _require(np.isfinite(first) and first == second, f'losses of one batch: {first}, {second}')
   assert_trees_equal(aux.state, case.variables.state)
 
 
 def check_devices(case: Case, rtol: float = 1e-5) -> None:
-  """Eight devices, cut along data, fsdp and tensor, give the loss and the gradients of one (in
-  float32).
-  """
+  """Checks that eight devices (data, fsdp, tensor) give loss and gradients of one, in float32."""
+  if len(jax.devices()) < 8:
+    raise UserError(
+      f'{len(jax.devices())} devices of 8: for fake ones, begin with '
+      "jax.config.update('jax_num_cpu_devices', 8)"
+    )
   (one_loss, _), one_grads = case.one_device
-  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+  mesh = sharding.make_mesh(MESH, jax.devices()[:8])
   variables = jax.device_put(case.variables, sharding.tree_shardings(case.boxed, mesh))
   with sharding.activations(mesh):
     (loss, _), grads = _loss_and_grads(
@@ -126,21 +140,22 @@ def check_devices(case: Case, rtol: float = 1e-5) -> None:
     # whole's share.
     scale = max(float(np.linalg.norm(one)), 1e-2 * total)
     error = float(np.linalg.norm(np.asarray(many) - np.asarray(one)))
-    assert error <= rtol * scale, (
-      f'gradient of {jax.tree_util.keystr(path)}: error {error} of {scale}'
+    _require(
+      error <= rtol * scale, f'gradient of {jax.tree_util.keystr(path)}: error {error} of {scale}'
     )
 
 
 def check_overfits_and_restores(
   case: Case,
-  tmp_path: pathlib.Path,
+  tmp_path: str | os.PathLike,
   optimizer: optimizers.Optimizer,
   num_steps: int,
   factor: float,
   loss_name: str = 'loss',
 ) -> None:
-  """One batch is overfitted by the real train step, and the train state comes back from disk bit by
-  bit.
+  """Checks that the train step overfits one batch, and that its state is read back bitwise.
+
+  Both as a run resumes it, and as `checkpoints.load_variables` loads it for inference.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   init, shapes, shardings = step_lib.make_init(case.stage, optimizer, mesh)
@@ -149,13 +164,15 @@ def check_overfits_and_restores(
   losses = []
   for number in range(num_steps):
     train_state, metrics = train_step(train_state, batch, np.int32(number))
-    assert metrics['applied'], f'step {number}: {jax.device_get(metrics)}'
+    _require(metrics['applied'], f'step {number}: {jax.device_get(metrics)}')
     losses.append(float(metrics[loss_name]))
-  assert min(losses) <= factor * losses[0], (
-    f'{loss_name} fell from {losses[0]} to {min(losses)} only: {losses}'
+  _require(
+    min(losses) <= factor * losses[0],
+    f'{loss_name} fell from {losses[0]} to {min(losses)} only: {losses}',
   )
 
-  checkpointer = saving.Checkpointer(tmp_path / 'contract')
+  directory = pathlib.Path(tmp_path) / 'contract'
+  checkpointer = saving.Checkpointer(directory)
   parts = {name: part for name, part in train_state._asdict().items() if name != 'step'}
   described = configs.describe(case.config)
   checkpointer.save(num_steps, parts, None, {'config': described})
@@ -165,18 +182,26 @@ def check_overfits_and_restores(
   )
   restored = checkpointer.restore(targets, described)
   checkpointer.close()
-  assert restored.step == num_steps
+  _require(restored.step == num_steps, f'step {restored.step} is restored, not {num_steps}')
   assert_trees_equal(restored.parts, parts)
+  loaded = checkpoints.load_variables(directory, config=case.config)
+  assert_trees_equal(loaded.variables, base.Variables(parts['params'], parts['state']))
 
 
 def assert_trees_equal(got: Any, expected: Any) -> None:
-  """Asserts equal structure, dtypes and bits."""
-  assert _same_structure(got, expected)
+  """Raises AssertionError unless structure, dtypes and bits of two trees of arrays are equal."""
+  _require(_same_structure(got, expected), 'the trees have different structures')
   for (path, one), other in zip(jax.tree.flatten_with_path(got)[0], jax.tree.leaves(expected)):
     one, other = np.asarray(one), np.asarray(other)
-    assert one.dtype == other.dtype and one.tobytes() == other.tobytes(), (
-      f'{jax.tree_util.keystr(path)} differs'
+    _require(
+      one.dtype == other.dtype and one.tobytes() == other.tobytes(),
+      f'{jax.tree_util.keystr(path)} differs',
     )
+
+
+def _require(holds: Any, message: str) -> None:
+  if not holds:
+    raise AssertionError(message)
 
 
 def _same_structure(one, other) -> bool:
