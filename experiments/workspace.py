@@ -48,8 +48,8 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
       type=command_line.recipe,
       default='tiny',
       metavar='NAME',
-      help=f'one of: {", ".join(pages.names())}; or a page of your own, as mine.py or '
-      'package.module (tiny)',
+      help=f'one of: {", ".join(pages.names())}; or your own page, such as mine.py '
+      'or package.module (tiny)',
     )
     result.add_argument(
       '--set',
