@@ -82,6 +82,8 @@ def machine(tmp_path):
     ('delete.sh', [*LOCATION, '--project=p']),
     ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
     (
+    ('status.sh', [*LOCATION, '--project=p']),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a', '--project=p']),
       'xpk.sh',
       [*XPK, '--action=launch', '--topology=v6e:4x8', '--slices=2', '--name=run1', '--', *AWKWARD],
     ),
@@ -217,6 +219,8 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
       'create.sh',
       [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'],
       '--slices=0 is no positive number',
+    ('status.sh', [*LOCATION, '--wait=9']),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a']),
     ),
     (
       'create.sh',
@@ -259,9 +263,14 @@ def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, m
   )
   assert machine.recorded() == []
 
+    ('status.sh', [*LOCATION, '--wait=0'], '--wait=0 is no number of minutes'),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a'], '--folder=... is missing'),
+    ('mount.sh', [*LOCATION, '--source=/a', '--folder=/b'], '--source=/a: write HOST:/PATH'),
+    ('mount.sh', [*LOCATION, '--source=h:/a', '--folder=/b;c'], '--folder=/b\\;c: write /PATH'),
 
 @pytest.mark.parametrize(
-  'script', ['create.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh']
+  'script',
+  ['create.sh', 'status.sh', 'mount.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh'],
 )
 def test_help_shows_an_example_and_every_flag(machine, script):
   done = machine.run(script, '--help')
@@ -328,4 +337,4 @@ def test_shellcheck_finds_nothing():
   done = subprocess.run(
     [shellcheck, '--external-sources', *scripts], cwd=SCRIPTS, capture_output=True, text=True
   )
-  assert len(scripts) == 8 and done.returncode == 0, done.stdout
+  assert len(scripts) == 10 and done.returncode == 0, done.stdout
