@@ -51,6 +51,7 @@ def main():
   args = workspace.parser(__doc__).parse_args()
   workspace.join_pod()
   recipe = workspace.recipe_of(args)
+  workspace.prove_shared(args.workdir)
   workspace.require_imports(recipe, args.workdir)
   with only_encoder(args.workdir / 'tokens'):
     encode_corpus(recipe, args.workdir)

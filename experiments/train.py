@@ -68,6 +68,7 @@ def main():
     )
   else:
     workspace.join_pod()
+    workspace.prove_shared(args.workdir)
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 

@@ -3,10 +3,12 @@ them back.
 """
 
 import argparse
+import errno
 import json
 import os
 import pathlib
 import re
+import secrets
 import shlex
 import stat
 import sys
@@ -14,6 +16,8 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from audiolm_jax import codec, files, generation, tokenizer
@@ -33,6 +37,10 @@ REPORT = (
   'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the project, with the '
   'lines above and the command that you ran.'
 )
+# Exit status (EX_TEMPFAIL of sysexits.h) of errors that starting again may repair, as
+# tpu_scripts/xpk.sh does: a lost or hanging process, and these errors of a shared storage.
+RESTART = 75
+_STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN)
 
 
 def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
@@ -64,8 +72,8 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]):
-  """Runs a program. UserError and its like are one line and exit status 1; others keep their
-  traceback.
+  """Runs a program. UserError and its like are one line and exit status 1, or RESTART; others keep
+  their traceback.
   """
   command_line.print_any_name()
   try:
@@ -77,11 +85,15 @@ def run(main: Callable[[], None]):
     training_errors.PeerError,
   ) as error:  # at its end Python would wait for what hangs
     print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(RESTART)
   except (UserError, OSError, FloatingPointError, MemoryError) as error:
-    if os.environ.get('AUDIOLM_TRACEBACK') is None:
-      sys.exit(f'error: {printable_lines(error)}')
-    raise
+    if os.environ.get('AUDIOLM_TRACEBACK') is not None:
+      raise
+    text = f'error: {printable_lines(error)}'
+    if getattr(error, 'errno', None) not in _STORAGE_ERRORS:
+      sys.exit(text)
+    print(text, file=sys.stderr)
+    sys.exit(RESTART)
   except Exception as error:
     error.add_note(REPORT)
     raise
@@ -120,6 +132,37 @@ def join_pod():
     raise UserError(f'AUDIOLM_DISTRIBUTED={text}: set it to 1, or to ADDRESS:PORT,COUNT,INDEX')
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+
+
+def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
+  """Checks that the workdir of all processes of a pod is one folder, on a storage that they share.
+
+  Process 0 writes a file with a random name there, which every process must find.
+
+  Raises:
+    UserError: on every process, naming those that do not find it within `patience_seconds`.
+  """
+  if jax.process_count() == 1:
+    return
+  nonce, first = secrets.randbits(31), jax.process_index() == 0
+  file = lambda number: workdir / f'.shared-{number:08x}'
+  if first:
+    file(nonce).touch()
+  try:
+    nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
+    end = time.monotonic() + patience_seconds
+    while not (found := file(nonce).exists()) and time.monotonic() < end:
+      time.sleep(0.2)
+    found_P = np.ravel(multihost_utils.process_allgather(np.int32(found)))
+  finally:
+    if first:
+      file(nonce).unlink(missing_ok=True)
+  if lost := [index for index, there in enumerate(found_P) if not there]:
+    raise UserError(
+      f'--workdir={workdir} of process {", ".join(map(str, lost[:9]))} ({len(lost)} of '
+      f'{len(found_P)} in all) is not that of process 0: mount the same storage on every host '
+      '(tpu_scripts/mount.sh, or --storage of tpu_scripts/xpk.sh)'
+    )
 
 
 def keep_compiled(directory: str | None):

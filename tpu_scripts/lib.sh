@@ -34,7 +34,7 @@ parse() {
           die "there is no flag --$flag, only:${allowed// / --} --dry-run (see --help)"
         printf -v "${flag//-/_}" '%s' "${1#*=}"
         case $flag in
-          name | cluster | zone | worker | slice) check_name "$flag" "${1#*=}" ;;
+          name | cluster | zone | worker | slice | storage) check_name "$flag" "${1#*=}" ;;
         esac
         ;;
       *) die "unexpected '$1': flags are written --flag=value, a command comes after -- (see --help)" ;;

@@ -14,6 +14,7 @@ import pytest
 SCRIPTS = pathlib.Path(__file__).parents[2] / 'tpu_scripts'
 LOCATION = ['--name=run1', '--zone=us-west4-a']
 XPK = ['--cluster=lab', '--zone=us-west4-a']
+LAUNCH = ['--action=launch', '--name=run1', '--topology=v6e:4x8', '--storage=shared', '--image=i/a']
 AWKWARD = ['python', '-m', 'x', '--set', "a=(2, 'b')", '$(touch owned)', 'it\'s "quoted"; `ls`', '']
 STAND_IN = """#!/usr/bin/env bash
 printf '%s\\0' "${0##*/}" "$@" $'\\036' >>"$RECORD"
@@ -29,7 +30,7 @@ class Machine:
     self.home.mkdir()
     self.bin = directory / 'bin'
     self.bin.mkdir()
-    for name in ('gcloud', 'xpk', 'git'):
+    for name in ('gcloud', 'xpk', 'git', 'docker'):
       self.install(name, STAND_IN)
 
   def install(self, name: str, text: str):
@@ -79,14 +80,13 @@ def machine(tmp_path):
     ('ssh.sh', [*LOCATION, '--worker=all', '--slice=all', '--', *AWKWARD]),
     ('ssh.sh', LOCATION),
     ('logs.sh', [*LOCATION, '--project=p']),
-    ('delete.sh', [*LOCATION, '--project=p']),
-    ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
-    (
     ('status.sh', [*LOCATION, '--project=p']),
     ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a', '--project=p']),
-      'xpk.sh',
-      [*XPK, '--action=launch', '--topology=v6e:4x8', '--slices=2', '--name=run1', '--', *AWKWARD],
-    ),
+    ('delete.sh', [*LOCATION, '--project=p']),
+    ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
+    ('xpk.sh', [*XPK, *LAUNCH, '--slices=2', '--', *AWKWARD]),
+    ('xpk.sh', [*XPK, '--action=storage', '--storage=shared', '--folder=/mnt/a', '--size=2560']),
+    ('xpk.sh', ['--action=image', '--image=us-docker.pkg.dev/lab/images/audiolm_jax']),
     ('xpk.sh', [*XPK, '--action=list']),
     ('xpk.sh', [*XPK, '--action=stop', '--name=run1']),
     ('xpk.sh', [*XPK, '--action=delete', '--project=p']),
@@ -173,6 +173,37 @@ def test_create_asks_for_the_tier(machine, tier, flags):
   assert '--valid-until-duration=6h' in command
 
 
+def test_a_job_has_its_storage_and_starts_again_after_what_that_repairs(machine):
+  done = machine.run('xpk.sh', *XPK, *LAUNCH, '--', 'bash', '-c', 'echo $$ $AUDIOLM_DISTRIBUTED')
+  assert done.returncode == 0, done.stderr
+  (command,) = machine.recorded()
+  flags = dict(word.removeprefix('--').split('=', 1) for word in command[3:])
+  assert command[:3] == ['xpk', 'workload', 'create'] and flags['storage'] == 'shared'
+  # Without it only 42 and 127 to 255 are started again, of which no program of ours makes use.
+  # Read as text: these tests import nothing heavy.
+  workspace = (SCRIPTS.parent / 'experiments/workspace.py').read_text()
+  [status] = re.findall(r'^RESTART = (\d+)$', workspace, re.MULTILINE)
+  assert flags['restart-on-exit-codes'] == status
+  assert flags['base-docker-image'] == 'i/a' and 'pip' not in flags['command']
+  # The process that xpk sends SIGTERM to is the program itself.
+  shell = subprocess.Popen(
+    ['bash', '-c', flags['command']], stdout=subprocess.PIPE, text=True, cwd=machine.home
+  )
+  assert shell.communicate()[0] == f'{shell.pid} 1\n'
+
+
+def test_a_cluster_can_mount_filestore(machine):
+  machine.run('xpk.sh', *XPK, '--action=create', '--topology=v5e:4x4', '--tier=spot')
+  assert '--enable-gcpfilestore-csi-driver' in machine.recorded()[0]
+
+
+def test_the_image_is_made_of_files_that_are_there():
+  lines = (SCRIPTS / 'Dockerfile').read_text().splitlines()
+  [copied] = [line.split()[1:-1] for line in lines if line.startswith('COPY')]
+  assert all((SCRIPTS.parent / name).is_file() for name in copied)
+  assert any('--constraint=requirements.txt' in line for line in lines)
+
+
 def test_remote_shell_reads_the_command_as_it_was_written(machine):
   words = ['printf', '%s|', 'a b', "it's", '$(touch owned)', '*', '\\', '']
   machine.run('ssh.sh', *LOCATION, '--worker=all', '--', *words)
@@ -189,6 +220,8 @@ def test_remote_shell_reads_the_command_as_it_was_written(machine):
     ('launch.sh', [*LOCATION, '--', 'true']),
     ('ssh.sh', LOCATION),
     ('logs.sh', LOCATION),
+    ('status.sh', [*LOCATION, '--wait=9']),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a']),
     ('delete.sh', LOCATION),
     ('xpk.sh', [*XPK, '--action=list']),
   ],
@@ -219,8 +252,6 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
       'create.sh',
       [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--slices=0'],
       '--slices=0 is no positive number',
-    ('status.sh', [*LOCATION, '--wait=9']),
-    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a']),
     ),
     (
       'create.sh',
@@ -233,6 +264,10 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('launch.sh', [*LOCATION, '--', 'train', '--dry-run'], '--dry-run comes before --'),
     ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
     ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
+    ('status.sh', [*LOCATION, '--wait=0'], '--wait=0 is no number of minutes'),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a'], '--folder=... is missing'),
+    ('mount.sh', [*LOCATION, '--source=/a', '--folder=/b'], '--source=/a: write HOST:/PATH'),
+    ('mount.sh', [*LOCATION, '--source=h:/a', '--folder=/b;c'], '--folder=/b\\;c: write /PATH'),
     ('delete.sh', ['--name=run1'], '--zone=... is missing'),
     ('delete.sh', ['--name=--all', '--zone=z'], '--name=--all: write lower-case letters'),
     ('delete.sh', ['--name=-x', '--zone=z'], '--name=-x: write lower-case letters'),
@@ -244,15 +279,20 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('ssh.sh', [*LOCATION, '--worker=../0'], '--worker=../0: write lower-case letters'),
     ('xpk.sh', ['--cluster=-c', '--zone=z', '--action=list'], '--cluster=-c: write lower-case'),
     ('create.sh', ['--name zone=a'], 'there is no flag --name zone'),
+    ('xpk.sh', [*XPK, *LAUNCH], 'the command is missing'),
+    ('xpk.sh', [*XPK, *LAUNCH, '--topology=', '--', 'a'], '--topology=... is missing'),
+    ('xpk.sh', [*XPK, *LAUNCH, '--storage=', '--', 'a'], '--storage=... is missing'),
+    ('xpk.sh', [*XPK, *LAUNCH, '--image=', '--', 'a'], '--image=... is missing'),
+    ('xpk.sh', [*XPK, '--action=launch', '--image=-x'], '--image=-x is no name'),
+    ('xpk.sh', ['--action=list'], '--cluster=... is missing'),
     (
       'xpk.sh',
-      [*XPK, '--action=launch', '--name=n', '--topology=v5e:4x4'],
-      'the command is missing',
+      [*XPK, '--action=storage', '--storage=s', '--folder=/a', '--size=2T'],
+      '--size=2T is no number of gigabytes',
     ),
-    ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--', 'a'], '--topology=... is missing'),
     ('xpk.sh', [*XPK, '--action=create', '--topology=v5e:4x4'], 'choose spot or on-demand'),
     ('xpk.sh', [*XPK, '--action=stop'], '--name=... is missing'),
-    ('xpk.sh', [*XPK, '--action=fly'], 'choose create, launch, list, stop or delete'),
+    ('xpk.sh', [*XPK, '--action=fly'], 'choose image, create, storage, launch,'),
   ],
 )
 def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, message):
@@ -263,10 +303,6 @@ def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, m
   )
   assert machine.recorded() == []
 
-    ('status.sh', [*LOCATION, '--wait=0'], '--wait=0 is no number of minutes'),
-    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a'], '--folder=... is missing'),
-    ('mount.sh', [*LOCATION, '--source=/a', '--folder=/b'], '--source=/a: write HOST:/PATH'),
-    ('mount.sh', [*LOCATION, '--source=h:/a', '--folder=/b;c'], '--folder=/b\\;c: write /PATH'),
 
 @pytest.mark.parametrize(
   'script',
