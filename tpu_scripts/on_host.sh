@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # The hosts' Python may be older than 3.11; uv installs one.
-python3 -m pip install --quiet --user uv
+python3 -m pip install --quiet --user uv==0.13.9
 export PATH="$HOME/.local/bin:$PATH"
 [[ -d .venv ]] || uv venv --quiet --python=3.11 .venv
-uv pip install --quiet --python=.venv/bin/python --editable '.[tpu]'
+# The tested versions, on all hosts and at every start.
+uv pip install --quiet --python=.venv/bin/python --constraint=requirements.txt \
+  --constraint=tpu_scripts/constraints.txt --editable '.[tpu]'
 
 # The process of an earlier launch, unless it has ended and its id was reused.
 pid=$(cat ~/audiolm_jax.pid 2>/dev/null || echo none)

@@ -1,7 +1,9 @@
 """The scripts for TPU pods, with stand-ins for gcloud, xpk and git that record their arguments."""
 
+import importlib.metadata
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -201,7 +203,18 @@ def test_the_image_is_made_of_files_that_are_there():
   lines = (SCRIPTS / 'Dockerfile').read_text().splitlines()
   [copied] = [line.split()[1:-1] for line in lines if line.startswith('COPY')]
   assert all((SCRIPTS.parent / name).is_file() for name in copied)
-  assert any('--constraint=requirements.txt' in line for line in lines)
+  assert any('--constraint=requirements.txt --constraint=constraints.txt' in line for line in lines)
+
+
+def test_the_constraints_of_hosts_are_what_the_tests_use_and_jax_asks_for():
+  pinned = (SCRIPTS.parent / 'requirements.txt').read_text()
+  if f'\njax=={importlib.metadata.version("jax")}\n' not in pinned:
+    pytest.skip('another version of JAX than the tested one asks for another libtpu')
+  ours = re.findall(r'^([\w-]+)==(\S+)$', (SCRIPTS / 'constraints.txt').read_text(), re.MULTILINE)
+  asked = [text for text in importlib.metadata.requires('jax') if 'extra == "tpu"' in text]
+  [libtpu] = [text.partition(';')[0].strip() for text in asked if text.startswith('libtpu')]
+  assert [name for name, _ in ours] == ['libtpu']
+  assert libtpu.endswith('.*') and f'libtpu=={ours[0][1]}'.startswith(libtpu[:-1])
 
 
 def test_remote_shell_reads_the_command_as_it_was_written(machine):
@@ -351,7 +364,10 @@ def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tm
     started.append(launch('first'))
     assert log.read_text() == f'first 1 {checkout}\n'
     install = machine.recorded()
-    assert ['uv', 'pip', 'install'] == install[1][:3] and install[1][-2:] == [
+    assert ['uv', 'pip', 'install'] == install[1][:3]
+    assert install[1][-4:] == [
+      '--constraint=requirements.txt',
+      '--constraint=tpu_scripts/constraints.txt',
       '--editable',
       '.[tpu]',
     ]
