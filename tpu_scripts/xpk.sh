@@ -14,7 +14,7 @@
 #   --action=WHAT       image: build and push the Docker image of the dependencies; create or delete the cluster;
 #                       storage: make a file system (Filestore) for it; launch, list or stop jobs
 #   --cluster=NAME  --zone=ZONE
-#   --topology=CHIP:SHAPE   v4, v5e, v5p or v6e, and the shape of a slice (create, launch)
+#   --topology=CHIP:SHAPE   v4, v5e, v5p, v6e or tpu7x, and the shape of a slice (create, launch)
 #   --tier=TIER         spot or on-demand (create)
 #   --slices=N          number of slices (1)
 #   --name=NAME         name of the job (launch, stop)
@@ -46,15 +46,8 @@ need cluster zone
 
 tpu_type() {
   need topology
-  local count shape=${topology#*:}
-  [[ $topology =~ ^(v4|v5p):[0-9]+x[0-9]+x[0-9]+$ || $topology =~ ^(v5e|v6e):[0-9]+x[0-9]+$ ]] ||
-    die "--topology=$topology: write CHIP:SHAPE, as in v5e:16x16 or v4:4x4x8"
-  count=$(chips "$shape")
-  case $topology in
-    v5e:*) printf '%s\n' "v5litepod-$count" ;;
-    v6e:*) printf '%s\n' "v6e-$count" ;;
-    *) printf '%s\n' "${topology%%:*}-$((2 * count))" ;; # the name counts cores
-  esac
+  check_topology "$topology" v4 v5e v5p v6e tpu7x
+  accelerator_type "$topology"
 }
 
 case $action in

@@ -149,7 +149,7 @@ def test_the_block_runs_and_after_a_preemption_again(cloud):
     )
     assert cloud.run(lines['launch']).returncode == 1
     assert cloud.run(lines['delete']).returncode == 0
-  cloud.wait_for('hosts/0/audiolm_jax.log', 1)
+  cloud.wait_for('hosts/0/audiolm_jax.log', 2)
   assert 'trained' in cloud.run(lines['logs']).stdout
   assert cloud.run(lines['delete']).returncode == 0
   assert not (cloud.folder / 'state').exists()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -87,6 +88,7 @@ def machine(tmp_path):
     ('delete.sh', [*LOCATION, '--project=p']),
     ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
     ('xpk.sh', [*XPK, *LAUNCH, '--slices=2', '--', *AWKWARD]),
+    ('xpk.sh', [*XPK, *LAUNCH, '--topology=tpu7x:2x2x2', '--', 'true']),
     ('xpk.sh', [*XPK, '--action=storage', '--storage=shared', '--folder=/mnt/a', '--size=2560']),
     ('xpk.sh', ['--action=image', '--image=us-docker.pkg.dev/lab/images/audiolm_jax']),
     ('xpk.sh', [*XPK, '--action=list']),
@@ -194,6 +196,30 @@ def test_a_job_has_its_storage_and_starts_again_after_what_that_repairs(machine)
   assert shell.communicate()[0] == f'{shell.pid} 1\n'
 
 
+@pytest.mark.parametrize(
+  'topology, name',
+  [
+    ('v5e:16x16', 'v5litepod-256'),
+    ('v6e:2x4', 'v6e-8'),
+    ('v4:12x16x16', 'v4-6144'),
+    ('v5p:2x2x1', 'v5p-8'),
+    ('tpu7x:2x2x2', 'tpu7x-16'),  # xpk's own example: it counts cores
+  ],
+)
+def test_jobs_name_the_hardware_as_google_does(machine, topology, name):
+  done = machine.run('xpk.sh', *XPK, *LAUNCH, f'--topology={topology}', '--', 'true')
+  assert done.returncode == 0, done.stderr
+  assert f'--tpu-type={name}' in machine.recorded()[0]
+
+
+def test_images_hold_nothing_that_git_ignores():
+  listed = set((SCRIPTS.parent / '.dockerignore').read_text().splitlines())
+  ignored = (SCRIPTS.parent / '.gitignore').read_text().split()
+  assert '.git' in listed
+  for name in (name.strip('/') for name in ignored):
+    assert any(pathlib.PurePath(name).match(pattern.removeprefix('**/')) for pattern in listed)
+
+
 def test_a_cluster_can_mount_filestore(machine):
   machine.run('xpk.sh', *XPK, '--action=create', '--topology=v5e:4x4', '--tier=spot')
   assert '--enable-gcpfilestore-csi-driver' in machine.recorded()[0]
@@ -250,7 +276,18 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('create.sh', ['--zone=z'], '--name=... is missing'),
     ('create.sh', ['--name=', '--zone=z'], '--name=... is missing'),
     ('create.sh', [*LOCATION, '--tier=spot'], '--topology=... is missing'),
-    ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'two for v5e and v6e'),
+    ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'of v5e are 1x1 2x2 2x4'),
+    ('create.sh', [*LOCATION, '--topology=v5e:4x5', '--tier=spot'], 'of v5e are 1x1 2x2 2x4'),
+    ('create.sh', [*LOCATION, '--topology=v5e:8x4', '--tier=spot'], 'of v5e are 1x1 2x2 2x4'),
+    ('create.sh', [*LOCATION, '--topology=v4:8x4x4', '--tier=spot'], 'three multiples of 4 in asc'),
+    ('create.sh', [*LOCATION, '--topology=v5p:4x4x6', '--tier=spot'], 'shapes of v5p are 2x2x1'),
+    ('create.sh', [*LOCATION, '--topology=v5e', '--tier=spot'], 'v5e: write CHIP:SHAPE'),
+    (
+      'create.sh',
+      [*LOCATION, '--topology=tpu7x:2x2x2', '--tier=spot'],
+      'TPU7x is to be had on GKE only, by tpu_scripts/xpk.sh',
+    ),
+    ('xpk.sh', [*XPK, *LAUNCH, '--topology=v6e:4x44', '--', 'a'], 'the shapes of v6e are 1x1'),
     (
       'create.sh',
       [*LOCATION, '--topology=v3:4x4', '--tier=spot'],
@@ -336,33 +373,48 @@ def test_help_shows_an_example_and_every_flag(machine, script):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='TPU hosts run Linux')
 def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tmp_path):
-  checkout = tmp_path / 'checkout'
-  (checkout / 'tpu_scripts').mkdir(parents=True)
+  """With its code: that of a run that has not ended stays."""
+  checkout = machine.home / 'audiolm_jax'
   (checkout / '.venv' / 'bin').mkdir(parents=True)
-  shutil.copy(SCRIPTS / 'on_host.sh', checkout / 'tpu_scripts')
+  tpu_lock = tmp_path / 'libtpu_lockfile'
+  on_host = tmp_path / 'on_host.sh'
+  on_host.write_text(
+    (SCRIPTS / 'on_host.sh').read_text().replace('/tmp/libtpu_lockfile', str(tpu_lock))
+  )
   machine.install('python3', STAND_IN)
   machine.install('uv', STAND_IN)
   log, pid = machine.home / 'audiolm_jax.log', machine.home / 'audiolm_jax.pid'
 
   def launch(text):
+    (tmp_path / 'version').write_text(text)
+    with tarfile.open(machine.home / 'audiolm_jax.tar.gz', 'w:gz') as archive:
+      archive.add(tmp_path / 'version', 'version')
     script = (
-      f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; '
+      'trap "cat version >>$HOME/saved; exit" TERM; echo {} $AUDIOLM_DISTRIBUTED $PWD; '
       'while :; do sleep 0.1; done'
-    )
-    command = ['bash', str(checkout / 'tpu_scripts/on_host.sh'), 'bash', '-c', script]
+    ).format(text)
     done = subprocess.run(
-      command, env=machine.environment(), capture_output=True, text=True, timeout=60
+      ['bash', str(on_host), 'bash', '-c', script],
+      env=machine.environment(),
+      capture_output=True,
+      text=True,
+      timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    deadline = time.time() + 20
-    while text not in (log.read_text() if log.exists() else '') and time.time() < deadline:
+    deadline = time.time() + 60
+    while f'\n{text} ' not in (log.read_text() if log.exists() else ''):
+      assert time.time() < deadline
       time.sleep(0.05)
-    return int(pid.read_text())
+    return int(pid.read_text()), done.stderr
 
   started = []
   try:
-    started.append(launch('first'))
-    assert log.read_text() == f'first 1 {checkout}\n'
+    number, said = launch('first')
+    started.append(number)
+    assert 'libtpu' not in said
+    header, output = log.read_text().splitlines()
+    assert re.match(r'=== 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ bash -c trap', header)
+    assert output == f'first 1 {checkout}'
     install = machine.recorded()
     assert ['uv', 'pip', 'install'] == install[1][:3]
     assert install[1][-4:] == [
@@ -371,10 +423,15 @@ def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tm
       '--editable',
       '.[tpu]',
     ]
-    started.append(launch('second'))
-    # the first one, when it was told to stop
-    assert (machine.home / 'saved').read_text() == 'saved\n'
-    assert log.read_text() == f'second 1 {checkout}\n'
+    tpu_lock.touch()  # as a killed process leaves it
+    number, said = launch('second')
+    started.append(number)
+    assert f'note: {tpu_lock} exists' in said and f'sudo rm {tpu_lock}' in said
+    # What the first one found when it was told to stop: its own code.
+    assert (machine.home / 'saved').read_text() == 'first'
+    assert (checkout / 'version').read_text() == 'second'
+    lines = log.read_text().splitlines()
+    assert [lines[1], lines[-1]] == [f'first 1 {checkout}', f'second 1 {checkout}']
   finally:
     for number in started[-1:]:
       os.kill(number, signal.SIGKILL)
