@@ -16,6 +16,8 @@ Assumptions, all stated with the result:
 - The computation takes as long as the compiler's own estimate of cycles, which knows how full the
   matrix unit is and what waits for memory; it is never less than the products at the peak or the
   traffic at full bandwidth.
+- A chip of two cores works with both on a kernel of ours whose grid can be divided among them, by
+  heads, else with one.
 - Of a kernel of ours the compiler estimates nothing. Its products have one side of a head's width,
   64, and fill that share of the matrix unit's width; for each weight of attention (one exponential)
   the vector unit works 10 times; and the two units are taken to wait for one another, which they
@@ -163,10 +165,10 @@ def predict(
 
 def kernel_seconds(chip: Chip, kernel: hlo.Kernel) -> float:
   """Returns the time of one round of an attention kernel."""
-  products = kernel.flops / (chip.flops * min(1, HEAD_WIDTH / chip.matrix_width))
-  return products + VECTOR_OPERATIONS * kernel.transcendentals / (
-    4 * 1024 * chip.cores * chip.clock
-  )
+  cores = min(chip.cores, kernel.parallel_heads)
+  flops = chip.flops * cores / chip.cores * min(1, HEAD_WIDTH / chip.matrix_width)
+  operations = VECTOR_OPERATIONS * kernel.transcendentals
+  return kernel.flops / flops + operations / (4 * 1024 * cores * chip.clock)
 
 
 def collective_seconds(chip: Chip, one: hlo.Collective, devices_per_slice: int) -> float:
