@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax import arrays_file, checks
 from audiolm_jax.errors import UserError
 
+_BLOCK = 2**14  # frames that are normalized at a time, in float64
+
 
 class SemanticQuantizer(NamedTuple):
   """Centroids live in the normalized space: (features - mean_D) / scale_D."""
@@ -29,7 +31,8 @@ def fit(
 ) -> SemanticQuantizer:
   """Clusters a sample of frames [N, D] into `num_clusters`, on the host.
 
-  A dimension that does not vary keeps scale 1. Raises ValueError when there are fewer frames than
+  A dimension that does not vary keeps scale 1. Besides the sample it holds one normalized copy of
+  it, in float32. Raises ValueError when there are fewer frames than
   clusters, or when a feature is not finite.
   """
   from sklearn.cluster import MiniBatchKMeans  # slow to import, and wanted only here
@@ -42,14 +45,20 @@ def fit(
     raise UserError(
       f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower the number'
     )
-  if not np.isfinite(features_ND).all():
+  blocks = [slice(start, start + _BLOCK) for start in range(0, num_frames, _BLOCK)]
+  num_bad = sum(np.sum(~np.isfinite(features_ND[block]).all(axis=1)) for block in blocks)
+  if num_bad:
     raise UserError(
-      f'{np.sum(~np.isfinite(features_ND).all(axis=1))} of {num_frames} frames hold NaN or infinity: '
-      'look at the model that made them'
+      f'{num_bad} of {num_frames} frames hold NaN or infinity: look at the model that made them'
     )
-  mean_D = features_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
-  scale_D = features_ND.std(axis=0, dtype=np.float64).astype(np.float32)
+  mean64_D = sum(features_ND[block].sum(axis=0, dtype=np.float64) for block in blocks) / num_frames
+  variance_D = sum(np.square(features_ND[block] - mean64_D).sum(axis=0) for block in blocks)
+  mean_D = mean64_D.astype(np.float32)
+  scale_D = np.sqrt(variance_D / num_frames).astype(np.float32)
   scale_D = np.where(scale_D > 1e-6, scale_D, 1).astype(np.float32)
+  normalized_ND = np.empty_like(features_ND)
+  for block in blocks:
+    normalized_ND[block] = (features_ND[block] - mean_D) / scale_D
   model = MiniBatchKMeans(
     num_clusters,
     init='k-means++',
@@ -58,7 +67,8 @@ def fit(
     n_init=3,
     max_no_improvement=20,
     random_state=seed,
-  ).fit((features_ND - mean_D) / scale_D)
+    compute_labels=False,  # nobody asks which frame went where
+  ).fit(normalized_ND)
   return SemanticQuantizer(
     *(jnp.asarray(x, jnp.float32) for x in (mean_D, scale_D, model.cluster_centers_))
   )

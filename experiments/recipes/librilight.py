@@ -101,5 +101,5 @@ RECIPE = Recipe(
       train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000),
     ),
   },
-  semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=360_000.0),
+  semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=72_000.0),
 )
