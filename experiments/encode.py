@@ -3,7 +3,7 @@ kinds of tokens.
 
   python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
-Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every
+Finished shards are kept, so that the same command goes on after a kill or SIGTERM. On a pod run it on every
 host: the hosts share the sample for the k-means and the shards among themselves, through the
 workdir, which all of them must see; each uses all of its own devices and waits for no other but at
 the end of the k-means and of each split.
@@ -50,6 +50,7 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 def main():
   args = workspace.parser(__doc__).parse_args()
   workspace.join_pod()
+  workspace.leave_on_sigterm()
   recipe = workspace.recipe_of(args)
   workspace.prove_shared(args.workdir)
   workspace.require_imports(recipe, args.workdir)

@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -154,6 +155,43 @@ def test_what_was_compiled_is_found_again(tmp_path):
   environment = os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   counts = []
   for _ in range(2):
+@pytest.mark.parametrize(
+  'work, held, left',
+  [
+    ('time.sleep(1000)', '', True),
+    # Stands for a long call of native code: it never returns to Python.
+    ('[ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]', 'pid', False),
+  ],
+)
+def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
+  """JAX, which joined the pod, catches SIGTERM to ask for a save that only training makes."""
+  program = (
+    'import ctypes, sys, time; from experiments import encode, workspace\n'
+    'mutex = ctypes.create_string_buffer(64)\n'
+    'def encode_corpus(recipe, workdir):\n'
+    f'  try: print("ready", flush=True); {work}\n'
+    '  finally: print("left", flush=True)\n'
+    'encode.encode_corpus = encode_corpus\n'
+    'sys.argv = ["encode", "--workdir=" + sys.argv[1]]; workspace.run(encode.main)'
+  )
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  process = subprocess.Popen(
+    [sys.executable, '-c', program, str(tmp_path)],
+    env=os.environ | {'AUDIOLM_DISTRIBUTED': f'{address},1,0', 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  process.terminate()
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 143 and output == ('left\n' if left else '')
+  assert held in (tmp_path / 'tokens/lock').read_text()
+  assert held or not (tmp_path / 'tokens/lock').read_text()
+
+
     command = [sys.executable, '-c', program, str(tmp_path / 'cache')]
     done = subprocess.run(
       command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True
