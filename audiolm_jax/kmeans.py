@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax import arrays_file, checks
 from audiolm_jax.errors import UserError
 
+_BLOCK = 2**14  # frames that are normalized at a time, in float64
+
 
 class SemanticQuantizer(NamedTuple):
   """Holds centroids of normalized features, (features - mean_D) / scale_D."""
@@ -28,7 +30,8 @@ def fit(
 ) -> SemanticQuantizer:
   """Returns `num_clusters` clusters of a sample of frames, computed on the host.
 
-  A dimension that does not vary keeps scale 1.
+  A dimension that does not vary keeps scale 1. Memory: the sample and one normalized copy of it, in
+  float32.
 
   Raises:
     UserError: if there are fewer frames than clusters, or a feature is not finite.
@@ -44,14 +47,20 @@ def fit(
       f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower '
       'num_clusters'
     )
-  if not np.isfinite(features_ND).all():
+  blocks = [slice(start, start + _BLOCK) for start in range(0, num_frames, _BLOCK)]
+  num_bad = sum(np.sum(~np.isfinite(features_ND[block]).all(axis=1)) for block in blocks)
+  if num_bad:
     raise UserError(
-      f'{np.sum(~np.isfinite(features_ND).all(axis=1))} of {num_frames} frames contain NaN or '
-      'infinity: check the model that made them'
+      f'{num_bad} of {num_frames} frames contain NaN or infinity: check the model that made them'
     )
-  mean_D = features_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
-  scale_D = features_ND.std(axis=0, dtype=np.float64).astype(np.float32)
+  mean64_D = sum(features_ND[block].sum(axis=0, dtype=np.float64) for block in blocks) / num_frames
+  variance_D = sum(np.square(features_ND[block] - mean64_D).sum(axis=0) for block in blocks)
+  mean_D = mean64_D.astype(np.float32)
+  scale_D = np.sqrt(variance_D / num_frames).astype(np.float32)
   scale_D = np.where(scale_D > 1e-6, scale_D, 1).astype(np.float32)
+  normalized_ND = np.empty_like(features_ND)
+  for block in blocks:
+    normalized_ND[block] = (features_ND[block] - mean_D) / scale_D
   model = MiniBatchKMeans(
     num_clusters,
     init='k-means++',
@@ -60,7 +69,8 @@ def fit(
     n_init=3,
     max_no_improvement=20,
     random_state=seed,
-  ).fit((features_ND - mean_D) / scale_D)
+    compute_labels=False,  # nobody asks which frame went where
+  ).fit(normalized_ND)
   return SemanticQuantizer(
     *(jnp.asarray(x, jnp.float32) for x in (mean_D, scale_D, model.cluster_centers_))
   )

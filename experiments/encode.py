@@ -3,7 +3,7 @@ kinds of tokens.
 
   python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
-Finished shards are kept, so that the same command goes on after a kill. On a pod run it on every
+Finished shards are kept, so that the same command goes on after a kill or SIGTERM. On a pod run it on every
 host: the hosts share the sample for the k-means and the shards among themselves, through the
 workdir, which all of them must see; each uses all of its own devices and waits for no other but at
 the end of the k-means and of each split.
@@ -23,7 +23,7 @@ import pathlib
 import shlex
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -40,7 +40,8 @@ from audiolm_jax.training import lock
 from . import command_line, corpora, inputs, sources, workspace
 from . import recipe as recipe_lib
 
-SHARD_EXAMPLES = 64
+SHARD_EXAMPLES = 64  # in a shard, or as many as keep a split to MAX_SHARDS
+MAX_SHARDS = 1000  # readers keep all open: 60,000 hours at 12 codes a frame are shards of 270 MB
 # what np.load raises, by the place of the damage
 _NO_ARRAYS = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows them
@@ -49,7 +50,9 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 def main():
   args = workspace.parser(__doc__).parse_args()
   workspace.join_pod()
+  workspace.leave_on_sigterm()
   recipe = workspace.recipe_of(args)
+  workspace.prove_shared(args.workdir)
   workspace.require_imports(recipe, args.workdir)
   with only_encoder(args.workdir / 'tokens'):
     encode_corpus(recipe, args.workdir)
@@ -211,20 +214,27 @@ def encode_split(recipe, workdir, split, encode_batch, codec: Codec, spec: Spec,
     made,
     f'put the corpus back as it was, or begin again: {again(workdir)}',
   )
-  num_shards = -(-len(corpus) // SHARD_EXAMPLES)
+  shard_examples = max(SHARD_EXAMPLES, -(-len(corpus) // MAX_SHARDS))
+  num_shards = -(-len(corpus) // shard_examples)
   paths = [token_shards.shard_path(folder, split, shard, num_shards) for shard in range(num_shards)]
+  if others := sorted(set(made) - set(paths)):
+    raise UserError(
+      f'{others[0]} is not one of the {num_shards} shards of this split, an earlier version of the '
+      f'program cut it in others: {again(workdir)}'
+    )
   with workspace.progress(len(corpus), f'encode {split}', 'clip') as bar:
     for shard in range(jax.process_index(), num_shards, jax.process_count()):
-      indices = range(shard * SHARD_EXAMPLES, min((shard + 1) * SHARD_EXAMPLES, len(corpus)))
-      if not os.path.exists(paths[shard]):
+      indices = range(shard * shard_examples, min((shard + 1) * shard_examples, len(corpus)))
+      if os.path.exists(paths[shard]):
+        bar.update(len(indices))
+      else:
         token_shards.write_shard(
           folder,
           split,
           shard,
           num_shards,
-          encoded(corpus, indices, encode_batch, codec, spec.frames_per_semantic),
+          encoded(corpus, indices, encode_batch, codec, spec.frames_per_semantic, bar.update),
         )
-      bar.update(len(indices))
   # Not an error of this process when another is late, or has to be started again: it waits, and
   # says for what.
   workspace.wait_for(
@@ -298,28 +308,30 @@ def aside(folder: pathlib.Path) -> str:
   )
 
 
-def encoded(corpus, indices, encode_batch, codec: Codec, ratio: int):
+def encoded(corpus, indices, encode_batch, codec: Codec, ratio: int, done: Callable[[int], object]):
   """Yields the encoded examples; clips that cannot be read are left out (the corpus lists them).
 
   ratio: codec frames for each semantic frame. A codec that looks ahead sees
-  silence after a clip.
+  silence after a clip. done: called with the number of clips of each batch, which alone is held.
   """
-  examples = [corpus[index] for index in indices]
   silence = codec.context * codec.hop_length
   batch_size = sources.BATCH_SIZE * jax.local_device_count()
-  for batch, wave_BT in sources.padded_batches(
-    examples, codec.sample_rate, batch_size, silence=silence
-  ):
-    codes_BFQ, semantic_BS = (np.asarray(array) for array in encode_batch(wave_BT))
-    for example, codes_FQ, semantic_S in zip(batch, codes_BFQ, semantic_BS):
-      num_samples = len(example['waveform'])
-      labels = {name: example[name] for name in LABELS if name in example}
-      num_semantic = -(-num_samples // (ratio * codec.hop_length))
-      yield {
-        'codes': codes_FQ[: ratio * num_semantic],
-        'semantic': semantic_S[:num_semantic],
-        **labels,
-      }
+  for start in range(0, len(indices), batch_size):
+    examples = [corpus[index] for index in indices[start : start + batch_size]]
+    for batch, wave_BT in sources.padded_batches(
+      examples, codec.sample_rate, batch_size, silence=silence
+    ):
+      codes_BFQ, semantic_BS = (np.asarray(array) for array in encode_batch(wave_BT))
+      for example, codes_FQ, semantic_S in zip(batch, codes_BFQ, semantic_BS):
+        num_samples = len(example['waveform'])
+        labels = {name: example[name] for name in LABELS if name in example}
+        num_semantic = -(-num_samples // (ratio * codec.hop_length))
+        yield {
+          'codes': codes_FQ[: ratio * num_semantic],
+          'semantic': semantic_S[:num_semantic],
+          **labels,
+        }
+    done(len(examples))
 
 
 if __name__ == '__main__':

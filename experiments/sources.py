@@ -21,6 +21,8 @@ from .recipe import Recipe, SemanticTokens
 # Utterances are padded to a multiple of this (whole semantic frames), for few compilations.
 BUCKET_SECONDS = 3.2
 BATCH_SIZE = 8  # examples
+# Process 0 clusters them, holding them twice: 32 GiB of 1024 features in float32.
+MAX_SAMPLE_FRAMES = 2**22
 
 
 class Sources(NamedTuple):
@@ -282,7 +284,14 @@ def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.Se
 
 
 def num_sample_frames(config, settings: SemanticTokens) -> int:
-  return min(round(settings.sample_seconds * config.frame_rate), 10**9)
+  frames, most = settings.sample_seconds * config.frame_rate, MAX_SAMPLE_FRAMES
+  if frames > most:
+    raise UserError(
+      f'semantic_tokens.sample_seconds={settings.sample_seconds:g} are {frames:g} frames, more than '
+      f'the {most} that one process clusters: --set semantic_tokens.sample_seconds='
+      f'{int(most / config.frame_rate)}'
+    )
+  return round(frames)
 
 
 class FrameBatches:

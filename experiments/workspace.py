@@ -1,17 +1,24 @@
 """Runs programs, with their common flags, on a workdir (docs/architecture.md, "The workdir")."""
 
 import argparse
+import errno
 import json
 import os
 import pathlib
 import re
+import secrets
 import shlex
+import signal
 import stat
 import sys
+import threading
 import time
+import zlib
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from audiolm_jax import codec, files, generation, tokenizer
@@ -31,6 +38,11 @@ REPORT = (
   'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the '
   'project, with the lines above and the command that you ran.'
 )
+MADE_BY = 'made_by.json'  # in a folder of tokens: the fingerprints of the models that make them
+# Exit status (EX_TEMPFAIL of sysexits.h) of errors that starting again may repair, as
+# tpu_scripts/xpk.sh does: a lost or hanging process, and these errors of a shared storage.
+RESTART = 75
+_STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN)
 
 
 def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
@@ -63,7 +75,7 @@ def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]):
-  """Runs a program, and exits with status 1 after an error.
+  """Runs a program, and exits with status 1 after an error, or RESTART if a restart may repair it.
 
   Wrong input and failures of the system are reported in one line (with a traceback if
   AUDIOLM_TRACEBACK is set); other exceptions keep their traceback.
@@ -73,16 +85,55 @@ def run(main: Callable[[], None]):
     if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
       check_cache(directory)
     main()
+  except Terminated as error:
+    sys.stdout.flush()
+    if jax.distributed.is_initialized():  # a normal exit of JAX would wait for the other processes
+      os._exit(error.code)
+    raise
   except (watchdog.StalledError, training_errors.PeerError) as error:
     print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
-    os._exit(1)  # a normal exit would wait for threads that hang
+    os._exit(RESTART)  # a normal exit would wait for threads that hang
   except (UserError, OSError, FloatingPointError, MemoryError) as error:
-    if os.environ.get('AUDIOLM_TRACEBACK') is None:
-      sys.exit(f'error: {printable_lines(error)}')
-    raise
+    if os.environ.get('AUDIOLM_TRACEBACK') is not None:
+      raise
+    text = f'error: {printable_lines(error)}'
+    if getattr(error, 'errno', None) not in _STORAGE_ERRORS:
+      sys.exit(text)
+    print(text, file=sys.stderr)
+    sys.exit(RESTART)
   except Exception as error:
     error.add_note(REPORT)
     raise
+
+
+class Terminated(SystemExit):
+  """SIGTERM arrived; the exit status is the usual one, 143."""
+
+
+def leave_on_sigterm(patience_seconds: float = 10.0):
+  """Makes SIGTERM end this process in the order of an error: locks and temporary files go.
+
+  For programs that do not ask whether a signal came, called after `join_pod`, which lets JAX catch
+  SIGTERM. A process that is still there after `patience_seconds`, as while XLA compiles, ends
+  without that.
+  """
+  status = 128 + signal.SIGTERM
+
+  def on_signal(number, frame):
+    raise Terminated(status)
+
+  def end_at_last():
+    while signal.SIGTERM not in os.read(reading, 1):
+      pass
+    time.sleep(patience_seconds)
+    os._exit(status)
+
+  # Python calls a handler between two of its instructions, but writes to this pipe at once.
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  signal.signal(signal.SIGTERM, on_signal)
+  threading.Thread(target=end_at_last, daemon=True).start()
 
 
 def as_typed(text: str) -> str:
@@ -119,6 +170,46 @@ def join_pod():
     raise UserError(f'AUDIOLM_DISTRIBUTED={text}: set it to 1, or to ADDRESS:PORT,COUNT,INDEX')
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
+
+
+def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
+  """Checks that all processes of a pod run the same command, and that their workdir is one folder, on
+  a storage that they share.
+
+  Process 0 writes a file with a random name there, which every process must find.
+
+  Raises:
+    UserError: on every process, naming those that do not find it within `patience_seconds`.
+    PeerError: on every process, if commands differ, as where the last checkpoint of a stage was seen
+      by some processes only, which then went on to the next stage.
+  """
+  if jax.process_count() == 1:
+    return
+  nonce, first = secrets.randbits(31), jax.process_index() == 0
+  file = lambda number: workdir / f'.shared-{number:08x}'
+  if first:
+    file(nonce).touch()
+  try:
+    nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
+    end = time.monotonic() + patience_seconds
+    while not (found := file(nonce).exists()) and time.monotonic() < end:
+      time.sleep(0.2)
+    command = zlib.crc32('\0'.join(sys.argv[1:]).encode(errors='surrogateescape')) >> 1
+    told_PN = multihost_utils.process_allgather(np.array([found, command], np.int32))
+  finally:
+    if first:
+      file(nonce).unlink(missing_ok=True)
+  if lost := [index for index, (there, _) in enumerate(told_PN) if not there]:
+    raise UserError(
+      f'--workdir={workdir} of process {", ".join(map(str, lost[:9]))} ({len(lost)} of '
+      f'{len(told_PN)} in all) is not that of process 0: mount the same storage on every host '
+      '(tpu_scripts/mount.sh, or --storage of tpu_scripts/xpk.sh)'
+    )
+  if other := [index for index, (_, its) in enumerate(told_PN) if its != told_PN[0][1]]:
+    raise training_errors.PeerError(
+      f'process {", ".join(map(str, other[:9]))} ({len(other)} of {len(told_PN)} in all) runs '
+      'another command than process 0: give all the same one, and start all of them again'
+    )
 
 
 def keep_compiled(directory: str | None):
@@ -303,7 +394,7 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
   Raises:
     UserError: if it holds the output of other models.
   """
-  path = folder / 'made_by.json'
+  path = folder / MADE_BY
   if path.is_file():
     made_by = files.read_json(path, f'move {folder} away first')
     if made_by != fingerprints:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +36,18 @@ def test_fit_finds_planted_clusters_whatever_the_scale_of_a_dimension():
   got_N = np.asarray(kmeans.assign(quantizer, jnp.asarray(features_ND[None]))[0])
   assert tokens.normalized_mutual_information(got_N, truth_N) > 0.99
   np.testing.assert_allclose(quantizer.mean_D, features_ND.mean(0), rtol=1e-3)
+  np.testing.assert_allclose(quantizer.scale_D[:3], features_ND[:, :3].std(0), rtol=1e-3)
+  assert quantizer.scale_D[3] == 1
+
+
+def test_a_fit_holds_one_copy_of_the_sample():
+  features_ND = np.random.default_rng(2).normal(size=(200_000, 32)).astype(np.float32)
+  kmeans.fit(features_ND[:100], num_clusters=2, seed=0)  # imports
+  tracemalloc.start()
+  kmeans.fit(features_ND, num_clusters=2, seed=0)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert features_ND.nbytes < peak < 1.5 * features_ND.nbytes
 
 
 def test_impossible_fits_are_refused():

@@ -112,7 +112,19 @@ def test_commands_for_tpus_are_understood_by_their_scripts():
       ['bash', script, '--dry-run', *words], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and 'gcloud' in done.stdout, done.stderr
-  assert len(commands) == 5
+  assert len(commands) == 6
+
+
+def test_every_stage_of_librilight_is_divided_among_up_to_256_chips():
+  more = re.search(r'on more than 64 chips add\s+`--set (\S+) --set (\S+)`', README).groups()
+  usual, large = recipe_lib.load('librilight'), recipe_lib.load('librilight', more)
+  sizes = lambda recipe: {stage.train.batch_size for stage in recipe.trained.values()}
+  assert all(size % chips == 0 for size in sizes(usual) for chips in (4, 8, 16, 32, 64))
+  assert all(size % chips == 0 for size in sizes(large) for chips in (128, 256))
+  seen = lambda recipe: (
+    recipe.stages['soundstream'].train.batch_size * recipe.stages['soundstream'].train.num_steps
+  )
+  assert seen(usual) == seen(large)
 
 
 def test_the_codec_commands_run_one_after_the_other(monkeypatch, tmp_path):

@@ -5,7 +5,8 @@
 #
 #   --name=NAME         name of the queued resource, used by the other scripts
 #   --zone=ZONE
-#   --topology=CHIP:SHAPE   v4, v5e, v5p or v6e, and the shape of a slice: v5e:16x16, v4:4x4x8
+#   --topology=CHIP:SHAPE   v4, v5e, v5p or v6e, and the shape of a slice: v5e:16x16, v4:4x4x8; tpu7x is
+#                       on GKE only, see xpk.sh
 #   --tier=TIER         spot (cheap, may be preempted), on-demand, or reserved
 #   --slices=N          number of slices, connected by the data centre's network (1)
 #   --valid-for=TIME    leave the queue after this time, for example 6h (never)
@@ -17,18 +18,16 @@ source "$(dirname "$0")/lib.sh"
 name='' zone='' topology='' tier='' slices=1 valid_for='' runtime='' project=''
 parse 'name zone topology tier slices valid-for runtime project' "$@"
 need name zone topology tier
-[[ $topology =~ ^(v4|v5p):[0-9]+x[0-9]+x[0-9]+$ || $topology =~ ^(v5e|v6e):[0-9]+x[0-9]+$ ]] ||
-  die "--topology=$topology: write CHIP:SHAPE, three numbers for v4 and v5p (v4:4x4x8)," \
-    'two for v5e and v6e (v5e:4x4)'
+[[ $topology != tpu7x:* ]] || die "--topology=$topology: TPU7x is to be had on GKE only, by tpu_scripts/xpk.sh"
+check_topology "$topology" v4 v5e v5p v6e
 [[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices=$slices is no positive number"
 
-chip=${topology%%:*} shape=${topology#*:}
-count=$(chips "$shape")
-case $chip in
-  v4) hardware=(--type=v4 "--topology=$shape") software=tpu-ubuntu2204-base ;;
-  v5e) hardware=("--accelerator-type=v5litepod-$count") software=v2-alpha-tpuv5-lite ;;
-  v5p) hardware=("--accelerator-type=v5p-$((2 * count))") software=v2-alpha-tpuv5 ;; # the name counts cores
-  v6e) hardware=("--accelerator-type=v6e-$count") software=v2-alpha-tpuv6e ;;
+hardware=("--accelerator-type=$(accelerator_type "$topology")")
+case ${topology%%:*} in
+  v4) hardware=(--type=v4 "--topology=${topology#*:}") software=tpu-ubuntu2204-base ;;
+  v5e) software=v2-alpha-tpuv5-lite ;;
+  v5p) software=v2-alpha-tpuv5 ;;
+  v6e) software=v2-alpha-tpuv6e ;;
 esac
 
 command=(gcloud compute tpus queued-resources create "$name" "--zone=$zone" "${hardware[@]}")

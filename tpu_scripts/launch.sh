@@ -24,6 +24,7 @@ location=("--zone=$zone" --node=all --worker=all)
 [[ -z $(git -C "$root" status --porcelain) ]] || printf 'note: uncommitted changes are not copied\n' >&2
 run git -C "$root" archive --format=tar.gz --output="$code" HEAD
 run gcloud compute tpus queued-resources scp "$code" "$name:audiolm_jax.tar.gz" "${location[@]}"
-unpack='mkdir -p audiolm_jax && tar -xzf audiolm_jax.tar.gz -C audiolm_jax'
-start="$unpack && bash audiolm_jax/tpu_scripts/on_host.sh $(quoted "${rest[@]}")"
+# Out of the archive: the code of a run that has not ended yet is not touched.
+script='tar -xzOf audiolm_jax.tar.gz tpu_scripts/on_host.sh >audiolm_jax_on_host.sh'
+start="$script && bash audiolm_jax_on_host.sh $(quoted "${rest[@]}")"
 run gcloud compute tpus queued-resources ssh "$name" "${location[@]}" "--command=$start"

@@ -34,7 +34,7 @@ parse() {
           die "there is no flag --$flag, only:${allowed// / --} --dry-run (see --help)"
         printf -v "${flag//-/_}" '%s' "${1#*=}"
         case $flag in
-          name | cluster | zone | worker | slice) check_name "$flag" "${1#*=}" ;;
+          name | cluster | zone | worker | slice | storage) check_name "$flag" "${1#*=}" ;;
         esac
         ;;
       *) die "unexpected '$1': flags are written --flag=value, a command comes after -- (see --help)" ;;
@@ -73,5 +73,32 @@ run() {
   if [[ -n $dry_run ]]; then quoted "$@"; else "$@"; fi
 }
 
-# chips SHAPE: prints the number of chips of a shape such as 4x8 or 4x4x4.
-chips() { printf '%s\n' "$((${1//x/*}))"; }
+# check_topology TOPOLOGY CHIP...: fails unless it is CHIP:SHAPE, of these chips, in a shape that Google has.
+check_topology() {
+  local topology=$1 chip=${1%%:*} shape=${1#*:} shapes='' others=''
+  shift
+  [[ $topology == *:* && " $* " == *" $chip "* ]] ||
+    die "--topology=$topology: write CHIP:SHAPE, as v5e:4x4 or v4:4x4x8, with one of the chips $*"
+  case $chip in
+    v5e | v6e) shapes='1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16' ;;
+    *)
+      shapes='2x2x1 2x2x2 2x2x4 2x4x4' others=', or three multiples of 4 in ascending order'
+      if [[ $shape =~ ^([1-9][0-9]?)x([1-9][0-9]?)x([1-9][0-9]?)$ ]]; then
+        local a=${BASH_REMATCH[1]} b=${BASH_REMATCH[2]} c=${BASH_REMATCH[3]}
+        if ((a % 4 == 0 && b % 4 == 0 && c % 4 == 0 && a <= b && b <= c)); then return; fi
+      fi
+      ;;
+  esac
+  [[ " $shapes " == *" $shape "* ]] || die "--topology=$topology: the shapes of $chip are $shapes$others"
+}
+
+# accelerator_type TOPOLOGY: prints Google's name of a slice. Chips of two cores are counted by cores.
+accelerator_type() {
+  local chip=${1%%:*} shape=${1#*:} count
+  count=$((${shape//x/*}))
+  case $chip in
+    v5e) printf '%s\n' "v5litepod-$count" ;;
+    v6e) printf '%s\n' "v6e-$count" ;;
+    *) printf '%s\n' "$chip-$((2 * count))" ;;
+  esac
+}

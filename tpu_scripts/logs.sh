@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the output of the command started by launch.sh.
+# Shows the output of the commands started by launch.sh; each start begins with a line === TIME COMMAND.
 #
 #   tpu_scripts/logs.sh --name=run1 --zone=us-west4-a             # follows the first host
 #   tpu_scripts/logs.sh --name=run1 --zone=us-west4-a --worker=all --slice=all --lines=20

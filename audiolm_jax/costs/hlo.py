@@ -340,6 +340,7 @@ class Kernel(NamedTuple):
   flops: int
   transcendentals: int
   rounds: int  # runs per step
+  parallel_heads: int = 1  # among which the cores of a chip can be divided
 
 
 def kernels(program: Program) -> list[Kernel]:
@@ -348,9 +349,11 @@ def kernels(program: Program) -> list[Kernel]:
   for instruction, rounds in program.instructions():
     if instruction.opcode == 'custom-call' and '"tpu_custom_call"' in instruction.attributes:
       number = lambda name, text=instruction.attributes: int(
-        (re.search(rf'"{name}":"?(\d+)', text) or [0, 0])[1]
+        # The metadata of a kernel are a text within the text, in quotes of their own.
+        (re.search(rf'"{name}\\?":\s*(?:\\?")?(\d+)', text) or [0, 0])[1]
       )
-      found.append(Kernel(instruction.name, number('flops'), number('transcendentals'), rounds))
+      costs = number('flops'), number('transcendentals')
+      found.append(Kernel(instruction.name, *costs, rounds, max(1, number('parallel_heads'))))
   return found
 
 

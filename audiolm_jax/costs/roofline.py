@@ -14,6 +14,8 @@ Assumptions:
 - The computation takes the compiler's estimate of cycles, which accounts for the use of the matrix
   unit and for waits for memory. It takes at least the time of all products at the peak rate, and of
   all traffic at full bandwidth.
+- A chip of two cores runs a kernel of ours on both if its grid can be divided among them by heads,
+  else on one.
 - The compiler has no estimate for our attention kernel. One side of its products is the head width,
   64, which fills that share of the matrix unit's width. Each attention weight (one exponential)
   takes 10 vector operations. The two units do not overlap, although they could.
@@ -170,10 +172,10 @@ def predict(
 
 def kernel_seconds(chip: Chip, kernel: hlo.Kernel) -> float:
   """Returns the time of one run of an attention kernel, in seconds."""
-  products = kernel.flops / (chip.flops * min(1, HEAD_WIDTH / chip.matrix_width))
-  return products + VECTOR_OPERATIONS * kernel.transcendentals / (
-    4 * 1024 * chip.cores * chip.clock
-  )
+  cores = min(chip.cores, kernel.parallel_heads)
+  flops = chip.flops * cores / chip.cores * min(1, HEAD_WIDTH / chip.matrix_width)
+  operations = VECTOR_OPERATIONS * kernel.transcendentals
+  return kernel.flops / flops + operations / (4 * 1024 * cores * chip.clock)
 
 
 def collective_seconds(chip: Chip, one: hlo.Collective, devices_per_slice: int) -> float:

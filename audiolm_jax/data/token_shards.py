@@ -8,9 +8,12 @@ Each shard is one file, written by one process, in any order: call `write_shard`
 then `write_manifest` once. Shards without a manifest are incomplete.
 """
 
+import errno
 import json
 import math
 import os
+import re
+import resource
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +24,8 @@ from audiolm_jax import files
 from audiolm_jax.errors import UserError
 
 _TYPES = ('<i2', '<i4', '<f4', '|u1')
+# How ArrayRecord words an error of the system: `open() failed: Too many open files; opening ...`.
+_SYSTEM_ERROR = re.compile(r'\w+\(\) failed: ')
 
 
 def encode(example: Mapping[str, Any]) -> bytes:
@@ -138,13 +143,16 @@ class TokenShards:
   """Random access source of encoded examples.
 
   A damaged record raises, or, up to `max_bad_fraction` of the records, is None; the reasons are in
-  `bad`, by index. `metadata` is that of the manifest. Each entry of `expected` has to be in the
+  `bad`, by index. An error of the system (too many open files, a failed disk or network) is no
+  damage. Every shard that was read from stays open: opening raises the process's soft limit of open
+  files by the number of shards, up to the hard limit. `metadata` is that of the manifest. Each entry of `expected` has to be in the
   metadata with the same value, so that a model reads no tokens of another codec.
 
   Raises:
     UserError: on opening, if a shard is missing, differs from the manifest in size or (with
       `verify`) content, or metadata differ from `expected`; on reading, naming the record, if more
       than `max_bad_fraction` are damaged.
+    OSError: on reading, if the system could not open or read a shard.
   """
 
   def __init__(
@@ -173,6 +181,7 @@ class TokenShards:
     for i, shard in enumerate(manifest['shards']):
       paths.append(shard_path(folder, name, i, len(manifest['shards'])))
       _check(paths[-1], shard, verify)
+    _allow_open_files(len(paths))
     self._source = grain.sources.ArrayRecordDataSource(paths)
 
   def __len__(self) -> int:
@@ -183,6 +192,13 @@ class TokenShards:
     try:
       return decode(self._source[i])
     except (ValueError, RuntimeError) as error:  # RuntimeError: ArrayRecord's checksum
+      if _SYSTEM_ERROR.search(str(error)):
+        named = (number for number in errno.errorcode if os.strerror(number) in str(error))
+        raise OSError(
+          next(named, errno.EIO),
+          f'{self._path}, record {i}: {error}. The record may be intact: mend the storage, or raise '
+          'the limit of open files (`ulimit -n`), and start again',
+        ) from error
       self.bad[i] = str(error)
       if len(self.bad) > self._max_bad_fraction * len(self):
         raise UserError(
@@ -209,6 +225,17 @@ def _manifest(path: str) -> dict[str, Any]:
   if not (isinstance(metadata, dict) and isinstance(shards, list) and all(map(is_shard, shards))):
     raise UserError(f'{path} does not list metadata and shards: encode the data again')
   return manifest
+
+
+def _allow_open_files(number: int):
+  """Raises the soft limit of open files by a number, up to the hard limit."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft == resource.RLIM_INFINITY:
+    return
+  wanted = soft + number
+  if hard != resource.RLIM_INFINITY:
+    wanted = min(wanted, hard)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check(path: str, shard: Mapping[str, Any], verify: bool):

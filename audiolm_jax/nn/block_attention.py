@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # Candidate sizes of a block of queries or keys; the first with the least padding is used.
@@ -236,7 +237,17 @@ def _backward_kernel(
   grad_value_ref[...] = grad_value_DK.astype(grad_value_ref.dtype)
 
 
-# Grid: heads (outermost, so that the tiles of a head stay in memory), batch rows, blocks.
+# Grid: heads (outermost, so that the tiles of a head stay in memory), batch rows, blocks. Chips of
+# two cores (v4, v5p) share the heads among them: the gradients of queries and of tiles are summed
+# over the other axes, on one core.
+_PARAMS = pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary', 'arbitrary'))
+
+
+def _metadata(heads: int, **numbers: int) -> dict[str, str]:
+  """Returns what `costs` reads of a kernel in a program."""
+  return {name: str(number) for name, number in {'parallel_heads': heads, **numbers}.items()}
+
+
 def _whole(channels, length):
   return pl.BlockSpec((None, None, channels, length), lambda h, b, i: (b, h, 0, 0))
 
@@ -284,6 +295,8 @@ def _forward(query, key, value, key_mask, tiles, interpret):
       jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
     ],
     cost_estimate=_cost(query, tiles, 2),
+    compiler_params=_PARAMS,
+    metadata=_metadata(heads),
     interpret=interpret,
     name='attention',
   )(query, key, value, key_mask, *biases)
@@ -319,7 +332,8 @@ def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
       *[like(tiles, jnp.float32) for tiles in biases],
     ],
     cost_estimate=_cost(query, tiles, 5),
-    metadata={'recomputed_products': '1', 'products': '5'},  # costs.flops counts four
+    compiler_params=_PARAMS,
+    metadata=_metadata(heads, recomputed_products=1, products=5),  # costs.flops counts four
     interpret=interpret,
     name='attention_backward',
   )(query, key, value, key_mask, lse, grad, delta, *biases)

@@ -7,6 +7,9 @@ w2v-BERT needs 400,000 updates of 2048 examples; a step is an eighth of an updat
 chips of v5e hold. With more chips, set w2v_bert.train.batch_size=2048, accumulate_steps=1 and
 num_steps=400_000.
 
+The codec's batch of 64 can be divided among 64 chips at most: with more, set
+soundstream.train.batch_size=256 and num_steps=100_000, as many examples.
+
 Language models train with batch 256 for 1 M steps as in the paper (16 TPUv4). Optimizers and
 schedules are choices of this recipe, because the paper states none, and so are all settings of the
 codec's training (SoundStream states none).
@@ -98,5 +101,5 @@ RECIPE = Recipe(
       train=dataclasses.replace(LANGUAGE_MODEL, num_steps=560_000),
     ),
   },
-  semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=360_000.0),
+  semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=72_000.0),
 )

@@ -22,6 +22,6 @@ RECIPE = librilight.RECIPE.derived(
     'soundstorm': None,
   },
   semantic_tokens=SemanticTokens(
-    layer=17, frames_per_token=2, num_clusters=1024, sample_seconds=360_000.0
+    layer=17, frames_per_token=2, num_clusters=1024, sample_seconds=72_000.0
   ),
 )

@@ -198,3 +198,20 @@ def test_loops_of_a_compiled_program_count_their_collectives():
   assert all(len(one.group) == 4 for one in gathers)
   (total,) = (one for one in found if one.kind == 'all-reduce')
   assert (total.size, total.rounds, len(total.group)) == (4, 1, 8)
+
+
+@pytest.mark.parametrize('quote', ['"', r'\"'])
+def test_kernels_are_read_with_the_heads_that_cores_can_share(quote):
+  metadata = '{\n"parallel_heads":"16",\n"products":"5"\n}'.replace('"', quote)
+  text = (
+    'HloModule step\n\nENTRY %main (p: f32[2]) -> f32[2] {\n  %p = f32[2]{0} parameter(0)\n'
+    '  %plain = f32[2]{0} custom-call(%p), custom_call_target="tpu_custom_call", '
+    'backend_config={"custom_call_config":{"body":"QUJD","cost_estimate":{"flops":"7"}}}\n'
+    '  ROOT %attention = f32[2]{0} custom-call(%plain), custom_call_target="tpu_custom_call", '
+    f'frontend_attributes={{kernel_metadata="{metadata}"}}, backend_config={{"custom_call_config":'
+    '{"cost_estimate":{"flops":"90","transcendentals":"8","bytes_accessed":"1"}}}\n}\n'
+  )
+  assert hlo.kernels(hlo.parse(text)) == [
+    hlo.Kernel('plain', 7, 0, 1, parallel_heads=1),
+    hlo.Kernel('attention', 90, 8, 1, parallel_heads=16),
+  ]

@@ -1,5 +1,6 @@
 """Predicted times against arithmetic by hand, on a chip of round numbers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -34,6 +35,14 @@ def collective(kind, size, group, rounds=1, beside=0):
 )
 def test_collectives(one, seconds):
   assert roofline.collective_seconds(CHIP, one, 4) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize('heads, times', [(1, 1.0), (2, 0.5), (16, 0.5)])
+def test_a_second_core_works_only_where_heads_can_be_divided(heads, times):
+  two = dataclasses.replace(CHIP, cores=2)
+  kernel = hlo.Kernel('attention', 10**10, 4_096 * 10**6, rounds=1, parallel_heads=heads)
+  # The peak is that of both cores: one alone takes twice as long for the products.
+  assert roofline.kernel_seconds(two, kernel) == pytest.approx(times * (0.04 + 0.01))
 
 
 def test_a_step_waits_for_the_slowest_and_for_what_is_exposed():

@@ -1,3 +1,8 @@
+import errno
+import itertools
+import os
+import resource
+
 import numpy as np
 import pytest
 
@@ -91,6 +96,71 @@ def test_a_damaged_record_is_none_and_never_wrong(folder):
     for got, i in zip(read, order, strict=True):
       assert got is None or all((got[name] == value).all() for name, value in example(i).items())
   assert num_bad >= 4
+
+
+@pytest.fixture
+def many(tmp_path):
+  for shard in range(40):
+    token_shards.write_shard(tmp_path, 'train', shard, 40, [example(shard)])
+  token_shards.write_manifest(tmp_path, 'train', 40, METADATA)
+  return tmp_path
+
+
+@pytest.fixture
+def few_open_files():
+  """Sets the soft limit so that eight more files can be opened."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+  def lower():
+    # The limit is one of the numbers of descriptors, which may have gaps.
+    opened = set(map(int, os.listdir('/dev/fd')))
+    free = (number for number in itertools.count() if number not in opened)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, 8, None)), hard))
+
+  yield lower
+  resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_opening_more_shards_than_the_soft_limit_raises_it(many, few_open_files):
+  few_open_files()
+  limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  source = token_shards.TokenShards(many, 'train')
+  assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == limit + 40
+  assert [int(source[k]['label']) for k in range(40)] == list(range(40))
+
+
+def test_too_many_open_files_are_no_damage(many, few_open_files):
+  source = token_shards.TokenShards(many, 'train', max_bad_fraction=1.0)
+  few_open_files()
+  match = r'record \d+: open.. failed: Too many open files.*ulimit -n'
+  with pytest.raises(OSError, match=match) as error:
+    [source[k] for k in range(40)]
+  assert error.value.errno == errno.EMFILE
+  assert source.bad == {}
+
+
+@pytest.mark.parametrize(
+  'message, number',
+  [
+    ('pread() failed: Input/output error; reading x', errno.EIO),
+    ('open() failed: Stale file handle', errno.ESTALE),
+  ],
+)
+def test_errors_of_the_storage_are_no_damage(folder, message, number):
+  source = token_shards.TokenShards(folder, 'train', max_bad_fraction=1.0)
+
+  class Failing:
+    def __len__(self):
+      return 7
+
+    def __getitem__(self, i):
+      raise RuntimeError(message)
+
+  source._source = Failing()
+  with pytest.raises(OSError, match='mend the storage') as error:
+    source[0]
+  assert error.value.errno == number
+  assert source.bad == {}
 
 
 def test_tokens_of_another_codec_are_refused(folder):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -119,6 +120,39 @@ def test_a_finished_encode_says_what_was_added_since_and_how_to_add_it(root, tmp
   os.rename(root, tmp_path / 'elsewhere')  # tokens are of use without their corpus
   run(recipe_of(root), workdir)
   assert capsys.readouterr().out == f'train: already encoded; {workdir}/tokens\n'
+
+
+def test_a_large_corpus_has_no_more_shards_than_a_reader_can_keep_open(
+  root, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(encode, 'MAX_SHARDS', 2)
+  run(recipe_of(root), tmp_path / 'run')
+  assert 'train: 5 clips in 2 shards' in capsys.readouterr().out
+  assert read(tmp_path / 'run') == [1, 2, 3, 4, 5]
+
+
+def test_a_shard_is_read_batch_by_batch():
+  reads, done = [], []
+
+  class Corpus:
+    def __getitem__(self, index):
+      reads.append(index)
+      return {'waveform': np.full(2 * HOP, index / 16, np.float32)}
+
+  size = sources.BATCH_SIZE * jax.local_device_count()
+  clips = encode.encoded(Corpus(), range(3 * size), encode_batch, CODEC, 2, done.append)
+  next(clips)
+  assert reads == list(range(size))
+  assert len(list(clips)) == 3 * size - 1 and done == [size] * 3
+
+
+def test_shards_that_another_version_cut_are_refused(root, tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  run(recipe_of(root), workdir)
+  (workdir / 'tokens/train.json').unlink()
+  monkeypatch.setattr(encode, 'MAX_SHARDS', 2)
+  with pytest.raises(ValueError, match='00000-of-00003.* is not one of the 2 shards.*tokens.old1'):
+    run(recipe_of(root), workdir)
 
 
 def test_a_moved_corpus_is_the_same(root, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from audiolm_jax import audio
 from audiolm_jax.data import folders
 from experiments import corpora, inputs, sources
+from experiments import recipe as recipe_lib
 from experiments.recipe import Evaluation, SemanticTokens
 from experiments.recipes import folder, tiny
 
@@ -51,6 +52,18 @@ def test_the_sample_does_not_depend_on_the_number_of_processes(count, seconds):
   if seconds == 1.0:
     held = [len(share) for share in shares]
     assert max(held) < len(batches()), 'a share is no more than its part'
+
+
+def test_the_sample_is_bounded_and_the_error_names_a_size_that_works():
+  sized = lambda seconds: sources.num_sample_frames(
+    Config, dataclasses.replace(SemanticTokens(), sample_seconds=seconds)
+  )
+  with pytest.raises(ValueError, match='sample_seconds=1e.300 are .* frames') as error:
+    sized(1e300)
+  seconds = float(str(error.value).rpartition('=')[2])
+  assert 0 <= sources.MAX_SAMPLE_FRAMES - sized(seconds) < Config.frame_rate
+  for name in ('librilight', 'librilight_pretrained'):
+    sized(recipe_lib.load(name).semantic_tokens.sample_seconds)  # 25 frames a second, as here
 
 
 def test_a_corpus_that_cannot_be_read_is_named():

@@ -1,16 +1,22 @@
 """What the programs read back from a workdir, and what they refuse."""
 
+import errno
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import threading
 
+import jax
+import numpy as np
 import pytest
 
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
+from audiolm_jax.training import errors as training_errors
+from audiolm_jax.training import watchdog
 from experiments import evaluations, workspace
 from experiments import recipe as recipe_lib
 
@@ -63,6 +69,127 @@ def test_the_address_of_a_pod_is_checked(monkeypatch):
     ValueError, match='AUDIOLM_DISTRIBUTED=here,2: set it to 1, or to ADDRESS:PORT,COUNT,INDEX'
   ):
     workspace.join_pod()
+
+
+class Hosts:
+  """Threads in the place of a pod's processes, with what they say to one another."""
+
+  def __init__(self, monkeypatch, count):
+    self.count, self._own = count, threading.local()
+    self._said, self._barrier = [None] * count, threading.Barrier(count, timeout=60)
+    monkeypatch.setattr(jax, 'process_count', lambda: count)
+    monkeypatch.setattr(jax, 'process_index', lambda: self._own.index)
+    utils = workspace.multihost_utils
+    monkeypatch.setattr(utils, 'broadcast_one_to_all', lambda value: self._exchange(value)[0])
+    monkeypatch.setattr(utils, 'process_allgather', lambda value: np.stack(self._exchange(value)))
+
+  def _exchange(self, value):
+    self._said[self._own.index] = value
+    self._barrier.wait()
+    said = list(self._said)
+    self._barrier.wait()
+    return said
+
+  def run(self, function) -> list[str]:
+    """Returns the error of each host, or ''."""
+    errors = [''] * self.count
+
+    def host(index):
+      self._own.index = index
+      try:
+        function(index)
+      except (UserError, training_errors.PeerError) as error:
+        errors[index] = str(error)
+
+    threads = [threading.Thread(target=host, args=(index,)) for index in range(self.count)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    return errors
+
+
+def test_hosts_without_the_shared_storage_are_named_on_all(tmp_path, monkeypatch):
+  hosts = Hosts(monkeypatch, 4)
+  prove = lambda name: workspace.prove_shared(tmp_path / name, patience_seconds=0.5)
+  for name in ('shared', 'own'):
+    (tmp_path / name).mkdir()
+  assert hosts.run(lambda index: prove('shared')) == [''] * 4
+  errors = hosts.run(lambda index: prove('own' if index in (1, 3) else 'shared'))
+  assert all('process 1, 3 (2 of 4 in all) is not that of process 0' in error for error in errors)
+  assert not list((tmp_path / 'shared').iterdir()) and not list((tmp_path / 'own').iterdir())
+
+
+def test_hosts_that_run_another_command_are_named(tmp_path, monkeypatch):
+  hosts = Hosts(monkeypatch, 2)
+  commands = [['train', '--stage=coarse'], ['train', '--stage=fine']]
+  checksum = workspace.zlib.crc32
+  monkeypatch.setattr(
+    workspace.zlib, 'crc32', lambda _: checksum(' '.join(commands[jax.process_index()]).encode())
+  )
+  errors = hosts.run(lambda index: workspace.prove_shared(tmp_path))
+  assert all('process 1 (1 of 2 in all) runs another command' in error for error in errors)
+
+
+@pytest.mark.parametrize(
+  'error, status',
+  [
+    (UserError('wrong'), 1),
+    (OSError(errno.ENOSPC, 'full'), 1),
+    (OSError(errno.ESTALE, 'stale'), 75),
+    (OSError(errno.EIO, 'failed'), 75),
+    (training_errors.PeerError('gone'), 75),
+    (watchdog.StalledError('hangs'), 75),
+  ],
+)
+def test_exit_status_says_whether_to_start_again(monkeypatch, capsys, error, status):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  with pytest.raises(SystemExit) as left:
+    workspace.run(fail)
+  if status == 1:
+    assert left.value.code.startswith('error: ')  # Python prints a text, and exits with 1
+  else:
+    assert left.value.code == status and capsys.readouterr().err.startswith('error: ')
+
+
+@pytest.mark.parametrize(
+  'work, held, left',
+  [
+    ('time.sleep(1000)', '', True),
+    # Stands for a long call of native code: it never returns to Python.
+    ('[ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]', 'pid', False),
+  ],
+)
+def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
+  """JAX, which joined the pod, catches SIGTERM to ask for a save that only training makes."""
+  program = (
+    'import ctypes, sys, time; from experiments import encode, workspace\n'
+    'mutex = ctypes.create_string_buffer(64)\n'
+    'def encode_corpus(recipe, workdir):\n'
+    f'  try: print("ready", flush=True); {work}\n'
+    '  finally: print("left", flush=True)\n'
+    'encode.encode_corpus = encode_corpus\n'
+    'sys.argv = ["encode", "--workdir=" + sys.argv[1]]; workspace.run(encode.main)'
+  )
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  process = subprocess.Popen(
+    [sys.executable, '-c', program, str(tmp_path)],
+    env=os.environ | {'AUDIOLM_DISTRIBUTED': f'{address},1,0', 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  process.terminate()
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == 143 and output == ('left\n' if left else '')
+  assert held in (tmp_path / 'tokens/lock').read_text()
+  assert held or not (tmp_path / 'tokens/lock').read_text()
 
 
 def test_what_was_compiled_is_found_again(tmp_path):

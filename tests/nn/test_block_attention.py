@@ -1,5 +1,8 @@
 """The TPU kernels, run by Pallas' interpreter, against the plain attention."""
 
+import base64
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +50,20 @@ def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for one, other in zip(got_grads, want_grads, strict=True):
     np.testing.assert_allclose(one, other, atol=2e-5 * max(1, np.abs(other).max()))
+
+
+def test_the_cores_of_a_chip_share_the_heads():
+  """By what the compiler is given for the forward and the backward kernel."""
+  x = jnp.zeros((1, 256, 6, WIDTH))
+  tiles = jnp.zeros((6, 2, 256, 256))
+  valid = jnp.ones((1, 256), bool)
+  total = lambda x, tiles: block_attention.attend(x, x, x, valid, tiles).sum()
+  exported = jax.export.export(jax.jit(jax.grad(total, argnums=(0, 1))), platforms=['tpu'])
+  text = exported(x, tiles).mlir_module()
+  modules = [base64.b64decode(body) for body in re.findall(r'body\\22: \\22([\w+/=]+)', text)]
+  assert len(modules) == 2
+  assert all(b'#tpu.dimension_semantics<parallel>' in module for module in modules)
+  assert len(re.findall(r'parallel_heads\\22:\\226\\22', text)) == 2
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """The scripts for TPU pods, with stand-ins for gcloud, xpk and git that record their arguments."""
 
+import importlib.metadata
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 SCRIPTS = pathlib.Path(__file__).parents[2] / 'tpu_scripts'
 LOCATION = ['--name=run1', '--zone=us-west4-a']
 XPK = ['--cluster=lab', '--zone=us-west4-a']
+LAUNCH = ['--action=launch', '--name=run1', '--topology=v6e:4x8', '--storage=shared', '--image=i/a']
 AWKWARD = ['python', '-m', 'x', '--set', "a=(2, 'b')", '$(touch owned)', 'it\'s "quoted"; `ls`', '']
 STAND_IN = """#!/usr/bin/env bash
 printf '%s\\0' "${0##*/}" "$@" $'\\036' >>"$RECORD"
@@ -29,7 +33,7 @@ class Machine:
     self.home.mkdir()
     self.bin = directory / 'bin'
     self.bin.mkdir()
-    for name in ('gcloud', 'xpk', 'git'):
+    for name in ('gcloud', 'xpk', 'git', 'docker'):
       self.install(name, STAND_IN)
 
   def install(self, name: str, text: str):
@@ -79,12 +83,14 @@ def machine(tmp_path):
     ('ssh.sh', [*LOCATION, '--worker=all', '--slice=all', '--', *AWKWARD]),
     ('ssh.sh', LOCATION),
     ('logs.sh', [*LOCATION, '--project=p']),
+    ('status.sh', [*LOCATION, '--project=p']),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a', '--project=p']),
     ('delete.sh', [*LOCATION, '--project=p']),
     ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
-    (
-      'xpk.sh',
-      [*XPK, '--action=launch', '--topology=v6e:4x8', '--slices=2', '--name=run1', '--', *AWKWARD],
-    ),
+    ('xpk.sh', [*XPK, *LAUNCH, '--slices=2', '--', *AWKWARD]),
+    ('xpk.sh', [*XPK, *LAUNCH, '--topology=tpu7x:2x2x2', '--', 'true']),
+    ('xpk.sh', [*XPK, '--action=storage', '--storage=shared', '--folder=/mnt/a', '--size=2560']),
+    ('xpk.sh', ['--action=image', '--image=us-docker.pkg.dev/lab/images/audiolm_jax']),
     ('xpk.sh', [*XPK, '--action=list']),
     ('xpk.sh', [*XPK, '--action=stop', '--name=run1']),
     ('xpk.sh', [*XPK, '--action=delete', '--project=p']),
@@ -171,6 +177,72 @@ def test_create_asks_for_the_tier(machine, tier, flags):
   assert '--valid-until-duration=6h' in command
 
 
+def test_a_job_has_its_storage_and_starts_again_after_what_that_repairs(machine):
+  done = machine.run('xpk.sh', *XPK, *LAUNCH, '--', 'bash', '-c', 'echo $$ $AUDIOLM_DISTRIBUTED')
+  assert done.returncode == 0, done.stderr
+  (command,) = machine.recorded()
+  flags = dict(word.removeprefix('--').split('=', 1) for word in command[3:])
+  assert command[:3] == ['xpk', 'workload', 'create'] and flags['storage'] == 'shared'
+  # Without it only 42 and 127 to 255 are started again, of which no program of ours makes use.
+  # Read as text: these tests import nothing heavy.
+  workspace = (SCRIPTS.parent / 'experiments/workspace.py').read_text()
+  [status] = re.findall(r'^RESTART = (\d+)$', workspace, re.MULTILINE)
+  assert flags['restart-on-exit-codes'] == status
+  assert flags['base-docker-image'] == 'i/a' and 'pip' not in flags['command']
+  # The process that xpk sends SIGTERM to is the program itself.
+  shell = subprocess.Popen(
+    ['bash', '-c', flags['command']], stdout=subprocess.PIPE, text=True, cwd=machine.home
+  )
+  assert shell.communicate()[0] == f'{shell.pid} 1\n'
+
+
+@pytest.mark.parametrize(
+  'topology, name',
+  [
+    ('v5e:16x16', 'v5litepod-256'),
+    ('v6e:2x4', 'v6e-8'),
+    ('v4:12x16x16', 'v4-6144'),
+    ('v5p:2x2x1', 'v5p-8'),
+    ('tpu7x:2x2x2', 'tpu7x-16'),  # xpk's own example: it counts cores
+  ],
+)
+def test_jobs_name_the_hardware_as_google_does(machine, topology, name):
+  done = machine.run('xpk.sh', *XPK, *LAUNCH, f'--topology={topology}', '--', 'true')
+  assert done.returncode == 0, done.stderr
+  assert f'--tpu-type={name}' in machine.recorded()[0]
+
+
+def test_images_hold_nothing_that_git_ignores():
+  listed = set((SCRIPTS.parent / '.dockerignore').read_text().splitlines())
+  ignored = (SCRIPTS.parent / '.gitignore').read_text().split()
+  assert '.git' in listed
+  for name in (name.strip('/') for name in ignored):
+    assert any(pathlib.PurePath(name).match(pattern.removeprefix('**/')) for pattern in listed)
+
+
+def test_a_cluster_can_mount_filestore(machine):
+  machine.run('xpk.sh', *XPK, '--action=create', '--topology=v5e:4x4', '--tier=spot')
+  assert '--enable-gcpfilestore-csi-driver' in machine.recorded()[0]
+
+
+def test_the_image_is_made_of_files_that_are_there():
+  lines = (SCRIPTS / 'Dockerfile').read_text().splitlines()
+  [copied] = [line.split()[1:-1] for line in lines if line.startswith('COPY')]
+  assert all((SCRIPTS.parent / name).is_file() for name in copied)
+  assert any('--constraint=requirements.txt --constraint=constraints.txt' in line for line in lines)
+
+
+def test_the_constraints_of_hosts_are_what_the_tests_use_and_jax_asks_for():
+  pinned = (SCRIPTS.parent / 'requirements.txt').read_text()
+  if f'\njax=={importlib.metadata.version("jax")}\n' not in pinned:
+    pytest.skip('another version of JAX than the tested one asks for another libtpu')
+  ours = re.findall(r'^([\w-]+)==(\S+)$', (SCRIPTS / 'constraints.txt').read_text(), re.MULTILINE)
+  asked = [text for text in importlib.metadata.requires('jax') if 'extra == "tpu"' in text]
+  [libtpu] = [text.partition(';')[0].strip() for text in asked if text.startswith('libtpu')]
+  assert [name for name, _ in ours] == ['libtpu']
+  assert libtpu.endswith('.*') and f'libtpu=={ours[0][1]}'.startswith(libtpu[:-1])
+
+
 def test_remote_shell_reads_the_command_as_it_was_written(machine):
   words = ['printf', '%s|', 'a b', "it's", '$(touch owned)', '*', '\\', '']
   machine.run('ssh.sh', *LOCATION, '--worker=all', '--', *words)
@@ -187,6 +259,8 @@ def test_remote_shell_reads_the_command_as_it_was_written(machine):
     ('launch.sh', [*LOCATION, '--', 'true']),
     ('ssh.sh', LOCATION),
     ('logs.sh', LOCATION),
+    ('status.sh', [*LOCATION, '--wait=9']),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a', '--folder=/mnt/a']),
     ('delete.sh', LOCATION),
     ('xpk.sh', [*XPK, '--action=list']),
   ],
@@ -202,7 +276,18 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('create.sh', ['--zone=z'], '--name=... is missing'),
     ('create.sh', ['--name=', '--zone=z'], '--name=... is missing'),
     ('create.sh', [*LOCATION, '--tier=spot'], '--topology=... is missing'),
-    ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'two for v5e and v6e'),
+    ('create.sh', [*LOCATION, '--topology=v5e:4x4x4', '--tier=spot'], 'of v5e are 1x1 2x2 2x4'),
+    ('create.sh', [*LOCATION, '--topology=v5e:4x5', '--tier=spot'], 'of v5e are 1x1 2x2 2x4'),
+    ('create.sh', [*LOCATION, '--topology=v5e:8x4', '--tier=spot'], 'of v5e are 1x1 2x2 2x4'),
+    ('create.sh', [*LOCATION, '--topology=v4:8x4x4', '--tier=spot'], 'three multiples of 4 in asc'),
+    ('create.sh', [*LOCATION, '--topology=v5p:4x4x6', '--tier=spot'], 'shapes of v5p are 2x2x1'),
+    ('create.sh', [*LOCATION, '--topology=v5e', '--tier=spot'], 'v5e: write CHIP:SHAPE'),
+    (
+      'create.sh',
+      [*LOCATION, '--topology=tpu7x:2x2x2', '--tier=spot'],
+      'TPU7x is to be had on GKE only, by tpu_scripts/xpk.sh',
+    ),
+    ('xpk.sh', [*XPK, *LAUNCH, '--topology=v6e:4x44', '--', 'a'], 'the shapes of v6e are 1x1'),
     (
       'create.sh',
       [*LOCATION, '--topology=v3:4x4', '--tier=spot'],
@@ -229,6 +314,10 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('launch.sh', [*LOCATION, '--', 'train', '--dry-run'], '--dry-run comes before --'),
     ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
     ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
+    ('status.sh', [*LOCATION, '--wait=0'], '--wait=0 is no number of minutes'),
+    ('mount.sh', [*LOCATION, '--source=10.0.0.2:/a'], '--folder=... is missing'),
+    ('mount.sh', [*LOCATION, '--source=/a', '--folder=/b'], '--source=/a: write HOST:/PATH'),
+    ('mount.sh', [*LOCATION, '--source=h:/a', '--folder=/b;c'], '--folder=/b\\;c: write /PATH'),
     ('delete.sh', ['--name=run1'], '--zone=... is missing'),
     ('delete.sh', ['--name=--all', '--zone=z'], '--name=--all: write lower-case letters'),
     ('delete.sh', ['--name=-x', '--zone=z'], '--name=-x: write lower-case letters'),
@@ -240,15 +329,20 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('ssh.sh', [*LOCATION, '--worker=../0'], '--worker=../0: write lower-case letters'),
     ('xpk.sh', ['--cluster=-c', '--zone=z', '--action=list'], '--cluster=-c: write lower-case'),
     ('create.sh', ['--name zone=a'], 'there is no flag --name zone'),
+    ('xpk.sh', [*XPK, *LAUNCH], 'the command is missing'),
+    ('xpk.sh', [*XPK, *LAUNCH, '--topology=', '--', 'a'], '--topology=... is missing'),
+    ('xpk.sh', [*XPK, *LAUNCH, '--storage=', '--', 'a'], '--storage=... is missing'),
+    ('xpk.sh', [*XPK, *LAUNCH, '--image=', '--', 'a'], '--image=... is missing'),
+    ('xpk.sh', [*XPK, '--action=launch', '--image=-x'], '--image=-x is no name'),
+    ('xpk.sh', ['--action=list'], '--cluster=... is missing'),
     (
       'xpk.sh',
-      [*XPK, '--action=launch', '--name=n', '--topology=v5e:4x4'],
-      'the command is missing',
+      [*XPK, '--action=storage', '--storage=s', '--folder=/a', '--size=2T'],
+      '--size=2T is no number of gigabytes',
     ),
-    ('xpk.sh', [*XPK, '--action=launch', '--name=n', '--', 'a'], '--topology=... is missing'),
     ('xpk.sh', [*XPK, '--action=create', '--topology=v5e:4x4'], 'choose spot or on-demand'),
     ('xpk.sh', [*XPK, '--action=stop'], '--name=... is missing'),
-    ('xpk.sh', [*XPK, '--action=fly'], 'choose create, launch, list, stop or delete'),
+    ('xpk.sh', [*XPK, '--action=fly'], 'choose image, create, storage, launch,'),
   ],
 )
 def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, message):
@@ -261,7 +355,8 @@ def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, m
 
 
 @pytest.mark.parametrize(
-  'script', ['create.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh']
+  'script',
+  ['create.sh', 'status.sh', 'mount.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh'],
 )
 def test_help_shows_an_example_and_every_flag(machine, script):
   done = machine.run(script, '--help')
@@ -278,42 +373,65 @@ def test_help_shows_an_example_and_every_flag(machine, script):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='TPU hosts run Linux')
 def test_host_installs_starts_the_command_and_replaces_a_running_one(machine, tmp_path):
-  checkout = tmp_path / 'checkout'
-  (checkout / 'tpu_scripts').mkdir(parents=True)
+  """With its code: that of a run that has not ended stays."""
+  checkout = machine.home / 'audiolm_jax'
   (checkout / '.venv' / 'bin').mkdir(parents=True)
-  shutil.copy(SCRIPTS / 'on_host.sh', checkout / 'tpu_scripts')
+  tpu_lock = tmp_path / 'libtpu_lockfile'
+  on_host = tmp_path / 'on_host.sh'
+  on_host.write_text(
+    (SCRIPTS / 'on_host.sh').read_text().replace('/tmp/libtpu_lockfile', str(tpu_lock))
+  )
   machine.install('python3', STAND_IN)
   machine.install('uv', STAND_IN)
   log, pid = machine.home / 'audiolm_jax.log', machine.home / 'audiolm_jax.pid'
 
   def launch(text):
+    (tmp_path / 'version').write_text(text)
+    with tarfile.open(machine.home / 'audiolm_jax.tar.gz', 'w:gz') as archive:
+      archive.add(tmp_path / 'version', 'version')
     script = (
-      f'trap "echo saved >>$HOME/saved; exit" TERM; echo {text} $AUDIOLM_DISTRIBUTED $PWD; '
+      'trap "cat version >>$HOME/saved; exit" TERM; echo {} $AUDIOLM_DISTRIBUTED $PWD; '
       'while :; do sleep 0.1; done'
-    )
-    command = ['bash', str(checkout / 'tpu_scripts/on_host.sh'), 'bash', '-c', script]
+    ).format(text)
     done = subprocess.run(
-      command, env=machine.environment(), capture_output=True, text=True, timeout=60
+      ['bash', str(on_host), 'bash', '-c', script],
+      env=machine.environment(),
+      capture_output=True,
+      text=True,
+      timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    deadline = time.time() + 20
-    while text not in (log.read_text() if log.exists() else '') and time.time() < deadline:
+    deadline = time.time() + 60
+    while f'\n{text} ' not in (log.read_text() if log.exists() else ''):
+      assert time.time() < deadline
       time.sleep(0.05)
-    return int(pid.read_text())
+    return int(pid.read_text()), done.stderr
 
   started = []
   try:
-    started.append(launch('first'))
-    assert log.read_text() == f'first 1 {checkout}\n'
+    number, said = launch('first')
+    started.append(number)
+    assert 'libtpu' not in said
+    header, output = log.read_text().splitlines()
+    assert re.match(r'=== 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ bash -c trap', header)
+    assert output == f'first 1 {checkout}'
     install = machine.recorded()
-    assert ['uv', 'pip', 'install'] == install[1][:3] and install[1][-2:] == [
+    assert ['uv', 'pip', 'install'] == install[1][:3]
+    assert install[1][-4:] == [
+      '--constraint=requirements.txt',
+      '--constraint=tpu_scripts/constraints.txt',
       '--editable',
       '.[tpu]',
     ]
-    started.append(launch('second'))
-    # the first one, when it was told to stop
-    assert (machine.home / 'saved').read_text() == 'saved\n'
-    assert log.read_text() == f'second 1 {checkout}\n'
+    tpu_lock.touch()  # as a killed process leaves it
+    number, said = launch('second')
+    started.append(number)
+    assert f'note: {tpu_lock} exists' in said and f'sudo rm {tpu_lock}' in said
+    # What the first one found when it was told to stop: its own code.
+    assert (machine.home / 'saved').read_text() == 'first'
+    assert (checkout / 'version').read_text() == 'second'
+    lines = log.read_text().splitlines()
+    assert [lines[1], lines[-1]] == [f'first 1 {checkout}', f'second 1 {checkout}']
   finally:
     for number in started[-1:]:
       os.kill(number, signal.SIGKILL)
@@ -328,4 +446,4 @@ def test_shellcheck_finds_nothing():
   done = subprocess.run(
     [shellcheck, '--external-sources', *scripts], cwd=SCRIPTS, capture_output=True, text=True
   )
-  assert len(scripts) == 8 and done.returncode == 0, done.stdout
+  assert len(scripts) == 10 and done.returncode == 0, done.stdout
