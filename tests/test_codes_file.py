@@ -185,10 +185,10 @@ def test_declared_sizes_are_checked_before_anything_is_allocated(changes, reason
 
 
 def test_other_kinds_of_files_and_later_versions_are_named():
-  with pytest.raises(ValueError, match=r"a.wav: begins with b'RIFF.*', which is not .alm"):
+  with pytest.raises(ValueError, match=r"a.wav: begins with b'RIFF.*', so it is not an .alm file"):
     codes_file.decode(b'RIFF1234WAVE' * 10, 'a.wav')
   later = CONTENT[:8] + b'\x02\x00' + CONTENT[10:-32]
-  with pytest.raises(ValueError, match='a.alm: version 2 .* reads version 1'):
+  with pytest.raises(ValueError, match='a.alm: has version 2 .* reads version 1'):
     codes_file.decode(sealed(later), 'a.alm')
 
 
