@@ -41,5 +41,5 @@ def test_recorded_noise_is_a_scaled_part_of_a_recording_or_its_repetition():
 def test_no_noise_to_choose_from_is_refused():
   with pytest.raises(ValueError, match='no examples'):
     noise.WithNoise(WAVES, [])
-  with pytest.raises(ValueError, match='none of the recordings'):
+  with pytest.raises(ValueError, match='no recording of noise can be read'):
     [noise.WithNoise(WAVES, [None])[i] for i in range(10)]
