@@ -1,1 +1,1 @@
-"""Trainable stages, one file each; `base.py` defines their common contract."""
+"""Trainable stages, one per file; `base.py` defines their interface."""

@@ -1,9 +1,8 @@
-"""The contract between a trainable stage and everything that is written once (input, mesh, train
-step, loop).
+"""Defines the interface of trainable stages and codecs.
 
-A stage is what an `optax.GradientTransformation` is: a record of pure functions, made from a frozen
-config by `Config.make()`. The type of the config selects the stage; Python's import is the
-registry.
+Input pipeline, sharding, train step and loop use this interface only. Like an
+`optax.GradientTransformation`, a stage is a record of pure functions; a frozen config makes it by
+`Config.make()`. The type of the config selects the stage, so there is no registry.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,35 +16,42 @@ from audiolm_jax import checks
 from audiolm_jax.errors import UserError
 
 Key = jax.Array  # a typed PRNG key, from jax.random.key
-# tree of arrays that receive gradients; its top-level names are the optimizer's groups
+# Arrays with gradients, as a tree whose top-level names are the optimizer's groups.
 Params = Any
-State = Any  # tree of arrays that do not (EMA codebooks, counters); most stages: {}
+State = Any  # arrays without gradients (EMA codebooks, counters), as a tree; {} for most stages
 Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class Feature(NamedTuple):
-  """One entry of a batch, for one example.
+  """Describes one entry of a batch, without the batch axis.
 
-  The input pipeline cuts every time series of an example at the same instant: `start_seconds *
-  rate` along axis 0, for `shape[0]` entries. The remaining axes take the leading part of what the
-  source holds (a stage that asks for 4 quantizer levels gets the first 4). An example that is too
-  short is padded: floats with 0, integers with `tokens.PAD` (-1). Integers below `num_ids` are ids,
-  -1 is padding; None: any number is legal.
+  The input pipeline crops all time series of an example at the same time: `shape[0]` entries of
+  axis 0, from `start_seconds * rate`. The other axes are truncated, so that a stage that needs 4
+  quantizer levels gets the first 4. Short examples are padded: floats with 0, integers with
+  `tokens.PAD` (-1).
+
+  Fields:
+    shape: shape of the entry.
+    dtype: type of the entry.
+    rate: entries per second along axis 0; None if it is no time series, and is not cropped.
+    num_ids: number of legal ids, from 0; PAD is legal, too. None allows any number.
   """
 
   shape: tuple[int, ...]
   dtype: Any
-  rate: float | None  # entries per second along axis 0; None: not a time series, passed on as it is
-  num_ids: int | None = None  # of tokens and labels
+  rate: float | None
+  num_ids: int | None = None
 
 
 class Variables(NamedTuple):
+  """Holds the arrays of a model."""
+
   params: Params
   state: State
 
 
 class Model(NamedTuple):
-  """A trained model: its config, its arrays, and what its checkpoint says (step, fingerprints)."""
+  """Holds a trained model; `metadata` comes from its checkpoint (step, fingerprints)."""
 
   config: Any
   variables: Variables
@@ -53,28 +59,26 @@ class Model(NamedTuple):
 
 
 class Aux(NamedTuple):
-  """What a loss returns beside the loss: the next state, and scalars to log (float32, means over
-  the global batch).
-  """
+  """Holds the next state, and metrics to log: float32 scalars, means over the global batch."""
 
   state: State
   metrics: Mapping[str, jax.Array]
 
 
 class Stage(NamedTuple):
-  """A trainable model.
-
-  batch: what one example must hold, by name ('waveform', 'semantic', 'codes', 'label', ...).
-  init: key -> Variables. The leaves of `params` are boxed by `nn.with_logical_partitioning` where
-    an axis can be sharded; `training.sharding` reads the boxes and unboxes. `loss` takes unboxed
-    trees.
-  loss: (params, state, batch, key) -> (scalar, Aux). `key is None` means evaluation: no dropout, no
-    masking noise that is not derived from a fixed key, no codebook update, no other change of
-    state.
-  inference: Variables -> those that inference reads, in the same structure; what only training needs
-    (discriminators, moving averages) is left out or None. Exports hold these.
+  """Defines a trainable model by pure functions.
 
   Arrays are global: a mean is a mean over the global batch.
+
+  Fields:
+    batch: entries of a batch, by name ('waveform', 'semantic', 'codes', 'label', ...).
+    init: key -> Variables. Parameters with axes that can be sharded are boxed by
+      `nn.with_logical_partitioning`; `training.sharding` reads and removes the boxes. All other
+      functions take trees without boxes.
+    loss: (params, state, batch, key) -> (scalar, Aux). In evaluation, `key` is None: there is no
+      dropout, masks are drawn from a fixed key, and codebooks and other state do not change.
+    inference: Variables -> the variables that inference needs, in the same structure. Arrays for
+      training only (discriminators, moving averages) are omitted or None. Exports use it.
   """
 
   batch: Mapping[str, Feature]
@@ -84,11 +88,13 @@ class Stage(NamedTuple):
 
 
 class StreamFunctions(NamedTuple):
-  """Coding chunk by chunk: what one call leaves for the next is the state.
+  """Defines encoding and decoding in consecutive chunks, with a state between calls.
 
-  encoder_state, decoder_state: number of clips -> the state before their first chunk: silence.
-  encode_step: (variables, state, wave_BT, num_quantizers or None) -> (codes_BFQ, state).
-  decode_step: (variables, state, codes_BFQ) -> (wave_BT, state).
+  Fields:
+    encoder_state: number of clips -> state before the first chunk, as after silence.
+    decoder_state: the same for the decoder.
+    encode_step: (variables, state, wave_BT, num_quantizers or None) -> (codes_BFQ, state).
+    decode_step: (variables, state, codes_BFQ) -> (wave_BT, state).
   """
 
   encoder_state: Callable[[int], State]
@@ -98,17 +104,18 @@ class StreamFunctions(NamedTuple):
 
 
 class CodecFunctions(NamedTuple):
-  """The pure functions of a codec, ours or imported; `audiolm_jax.codec.Codec` binds them.
+  """Defines a codec by pure functions; `audiolm_jax.codec.Codec` binds them to variables.
 
-  encode: (variables, wave_BT, num_quantizers or None for all) -> codes_BFQ, T = F * hop_length.
-  decode: (variables, codes_BFQ of the first levels) -> wave_BT.
-  context: frames after its own that the codes or the audio of a frame depend on, and as many before
-    it; 0: a causal codec, which depends on what came before alone.
-  stream: coding chunk by chunk; None: the codec takes whole clips.
-  vectors: (variables, codes_BFQ) -> the embeddings z_BFD of the codes; None: a code has none.
-  decode_vectors: (variables, z_BFD) -> wave_BT; None where `vectors` is.
-  switch: 'encoder' or 'decoder', where the codec can be told to remove noise; None: it cannot.
-  denoised: the same functions with the switch on; None without a switch.
+  Fields:
+    encode: (variables, wave_BT, num_quantizers or None for all) -> codes_BFQ, T = F * hop_length.
+    decode: (variables, codes_BFQ of the first levels) -> wave_BT.
+    context: number of frames before and after a frame that influence its codes and audio; 0 for
+      causal codecs.
+    stream: functions for chunks; None if the codec needs whole clips.
+    vectors: (variables, codes_BFQ) -> embeddings z_BFD of the codes; None if there are none.
+    decode_vectors: (variables, z_BFD) -> wave_BT; None if `vectors` is None.
+    switch: part that can remove noise, 'encoder' or 'decoder'; None if neither can.
+    denoised: the same functions with the switch on; None without a switch.
   """
 
   encode: Callable[[Variables, jax.Array, int | None], jax.Array]
@@ -123,7 +130,7 @@ class CodecFunctions(NamedTuple):
 
 @runtime_checkable
 class CodecConfig(Protocol):
-  """A config that makes a codec; rates in Hz, lengths in samples."""
+  """Config of a codec; rates are in Hz, lengths in samples."""
 
   sample_rate: int
   hop_length: int
@@ -136,10 +143,10 @@ class CodecConfig(Protocol):
 
 @runtime_checkable
 class FeatureConfig(Protocol):
-  """A config of a model whose features can be clustered into semantic tokens.
+  """Config of a model whose features can be clustered into semantic tokens.
 
-  `semantic_features` returns features_BSD of one layer, S = ceil(T / hop_length). Zeros at the end
-  of a waveform are padding and have no influence on the rest.
+  `semantic_features` returns features_BSD of one layer, S = ceil(T / hop_length). Trailing zeros of
+  a waveform are padding and do not influence other frames.
   """
 
   sample_rate: int
@@ -152,24 +159,30 @@ class FeatureConfig(Protocol):
 
 
 def check_batch(features: Mapping[str, Feature], batch: Mapping[str, Any], batch_size: int) -> None:
-  """Raises ValueError where a batch on the host is not `batch_size` examples of what `features`
-  say.
+  """Checks names, shapes, types and ids of a batch on the host.
 
-  Compares names, shapes, integers or floats, and the range of ids; arrays that no feature names are
-  let through. The loop calls it with the first batch of a run; your own loop should.
+  Call it with the first batch of a run, as `training.loop` does.
+
+  Args:
+    features: entries that the stage needs.
+    batch: arrays by name; further names are allowed.
+    batch_size: expected number of examples.
+
+  Raises:
+    UserError: naming the first entry that differs.
   """
   if missing := sorted(set(features) - set(batch)):
-    raise UserError(f'the batch has {sorted(batch)}; the stage asks for {missing} besides')
+    raise UserError(f'the batch has {sorted(batch)}; the stage also needs {missing}')
   for name, feature in features.items():
     array, wanted = batch[name], (batch_size, *feature.shape)
     if np.shape(array) != wanted:
       raise UserError(
-        f'{name!r} has shape {np.shape(array)} in the batch; the stage asks for {wanted}'
+        f'{name!r} has shape {np.shape(array)} in the batch; the stage needs {wanted}'
       )
     kind = jnp.integer if jnp.issubdtype(feature.dtype, jnp.integer) else jnp.floating
     if not jnp.issubdtype(jnp.result_type(array), kind):
       raise UserError(
-        f'{name!r} is of type {jnp.result_type(array)} in the batch; the stage asks for '
+        f'{name!r} is of type {jnp.result_type(array)} in the batch; the stage needs '
         f'{np.dtype(feature.dtype).name}'
       )
     if feature.num_ids is not None:

@@ -1,8 +1,8 @@
 """Speaker classifier (AudioLM, arXiv 2209.03143, section IV-D): waveform [T] -> N logits.
 
 A convolutional network on log-mel (nn/log_mel_cnn.py lists deviations from the paper), trained by
-cross entropy. Its embedding, the input of the last linear layer, compares voices that are not in
-the training set.
+cross entropy. Its embedding, the input of the last linear layer, also compares voices that are not
+in the training set.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, Sta
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(LogMelCNNConfig):
-  """Configures the classifier: fields of the network, and the number of classes."""
+  """Configures the classifier by the fields of the network and the number of classes."""
 
-  num_classes: int  # the paper: 291 speakers
+  num_classes: int  # 291 speakers in the paper
 
   def __post_init__(self):
     super().__post_init__()
@@ -65,7 +65,7 @@ def logits(
 
   Args:
     config: sizes of the network.
-    variables: its parameters.
+    variables: parameters of the network.
     wave_BT: waveforms of at least one window.
 
   Raises:
@@ -78,6 +78,6 @@ def logits(
 def embedding(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B D']:
-  """Returns the embedding of waveforms, the input of the last linear layer; see `logits`."""
+  """Returns the input of the last linear layer; arguments and errors are those of `logits`."""
   checks.shapes(wave_BT=wave_BT)
   return _network(config).apply({'params': variables.params}, wave_BT).embedding_BD

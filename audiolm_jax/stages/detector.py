@@ -1,12 +1,12 @@
 """Detector of generated speech (AudioLM, arXiv 2209.03143, section IV-I).
 
 Maps a waveform [T] to the log odds [] of "generated" against "original". The network is the paper's
-convolutional one on log-mel (nn/log_mel_cnn.py lists deviations), trained on crops of 1 s, half of
-them original. The training set has to pass original audio through the codec, so that codec
-artifacts are no cue.
+convolutional network on log-mel (nn/log_mel_cnn.py lists deviations), trained on crops of 1 s, of
+which half are original. Original audio of the training set has to pass through the codec, too, or
+the detector would learn codec artifacts.
 
-Deviation: one logit with the logistic loss instead of two with the softmax; both define the same
-functions.
+Deviation: one logit with the logistic loss instead of two logits with the softmax; both define the
+same functions.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ ORIGINAL, GENERATED = 0, 1  # labels; a negative label is padding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(LogMelCNNConfig):
-  """Configures the detector: fields of the network, in a type that selects this stage."""
+  """Configures the detector by the fields of the network; the type selects this stage."""
 
   def make(self) -> Stage:
     return Stage(
@@ -60,13 +60,13 @@ def loss(
 def log_odds(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B']:
-  """Returns log p(generated) - log p(original), assuming equal frequencies.
+  """Returns log p(generated) - log p(original) in nats, assuming equal frequencies.
 
-  The values are not calibrated, see `metrics.detection`.
+  The values are not calibrated; see `metrics.detection`.
 
   Args:
     config: sizes of the network.
-    variables: its parameters.
+    variables: parameters of the network.
     wave_BT: waveforms of one crop (at least one window).
 
   Raises:

@@ -1,11 +1,11 @@
 """AudioLM stage 3 (arXiv 2209.03143): fine acoustic tokens given coarse ones.
 
 Input: codes_BFQ at 50 Hz, all levels; no semantic tokens. Sequence: the coarse codes of the crop
-frame by frame, START, the fine codes frame by frame; only the fine ones are predicted (the paper
-does not state whether the coarse part has a loss).
+frame by frame, START, the fine codes frame by frame. Only fine codes are predicted (the paper does
+not state whether the coarse part has a loss).
 
-Deviation: the softmax of a position covers its own level only. Not in the paper, off by default:
-`time_embedding`.
+Deviation: the softmax of a position covers its own level only. The option `time_embedding` is not
+in the paper and off by default.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
 class Config:
   """Configures the fine stage; the defaults are the paper's (section IV-B).
 
-  They are 4 coarse and 8 fine levels.
+  By default, there are 4 coarse and 8 fine levels.
 
   Raises:
     UserError: if a field is illegal.

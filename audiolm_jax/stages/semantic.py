@@ -4,9 +4,9 @@ Input: semantic_BS at 25 Hz, frame-aligned; repeats are removed here. Sequence: 
 z_N; all of z is predicted. There is no end token, because crops end anywhere. Choices that the
 paper leaves open are listed in nn/transformer.py.
 
-Deviation: the softmax covers semantic ids only, so START cannot be predicted. Not in the paper, off
-by default: `time_embedding`, for tiny models; it needs deduplicate=False, because deduplicated
-tokens have no time.
+Deviation: the softmax covers semantic ids only, so START cannot be predicted. The option
+`time_embedding`, for tiny models, is not in the paper and off by default; it needs
+deduplicate=False, because deduplicated tokens have no time.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """SoundStorm (arXiv 2305.09636): a Conformer that decodes acoustic codes in parallel.
 
-Inputs: semantic_BS at 25 Hz, frame-aligned (deduplicated tokens have no duration), each repeated to
+Inputs: semantic_BS at 25 Hz, frame-aligned (deduplicated tokens have no duration) and repeated to
 the codec's 50 Hz, and codes_BFQ with F = 2 S. The embeddings of a frame's semantic token and Q
-codes (or a learned vector of the level where a code is masked) are summed, so that attention runs
-over frames for any number of levels. One linear head per level predicts its codes.
+codes (a learned vector of the level for a masked code) are summed, so that attention runs over
+frames for any number of levels. One linear head per level predicts its codes.
 
 Training (section 3.2): a prompt of t ~ U{0, F - 1} frames and all semantic tokens stay visible.
 After the prompt, each code of a level q ~ U{1, Q} is masked with probability cos(u), u ~ U[0, pi /
@@ -11,14 +11,14 @@ After the prompt, each code of a level q ~ U{1, Q} is masked with probability co
 masked codes of level q over the batch. Examples are windows of random length (section 4.1): with
 `random_length`, the start of the crop.
 
-Evaluation draws in the same way from a fixed key, but masks each example once at each level instead
-of at a random one: the same batch always gives the same numbers, one for each level. They measure
-partially masked levels and are no likelihood of the sequence.
+Evaluation draws from a fixed key and masks each example once at each level, so that a batch always
+gives the same numbers, one per level. They measure partially masked levels and are no likelihood
+of the sequence.
 
-Choices that the paper leaves open: a prompt of t frames is frames 1 to t (as in its example of t =
-0, nothing visible); dropout; embeddings of variance 1 / (Q + 1). Deviations: see nn/conformer.py.
-Not in the paper, off by default: `level_skew` draws coarse levels more often than fine ones, for
-models trained too briefly to learn all levels; the coarse levels carry the voice.
+Choices that the paper leaves open: a prompt of t frames is frames 1 to t (in the paper's example of
+t = 0, nothing is visible); dropout; embeddings of variance 1 / (Q + 1). Deviations: see
+nn/conformer.py. The option `level_skew` is not in the paper and off by default: it draws coarse
+levels, which carry the voice, more often than fine levels, for models with little training.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from audiolm_jax.tokens import PAD
 class Config:
   """Configures SoundStorm; the defaults are the paper's (section 4.1).
 
-  They have 316 M parameters; the paper reports 350 M.
+  The default model has 316 M parameters; the paper reports 350 M.
 
   Raises:
     UserError: if a field is illegal.
@@ -51,7 +51,7 @@ class Config:
 
   crop_seconds: float = 30.0
   random_length: bool = True  # train on windows from one semantic frame to the whole crop
-  # P(q) ~ q ** -level_skew, q = 1 to Q; 0: all levels alike, as in the paper
+  # P(q) ~ q ** -level_skew, q = 1 to Q; 0 draws all levels equally often, as in the paper
   level_skew: float = 0.0
   semantic_rate: float = 25.0  # Hz
   frame_rate: float = 50.0  # Hz
@@ -93,8 +93,8 @@ class Config:
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.width % (2 * self.num_heads):
       raise UserError(
-        f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary '
-        'positions need: change one of them'
+        f'width={self.width} / num_heads={self.num_heads} must be an even whole number for rotary '
+        'positions: change one of them'
       )
     if self.kernel_size % 2 == 0:
       raise UserError(f'kernel_size={self.kernel_size} has no centre: make it odd')
@@ -155,9 +155,9 @@ def make(config: Config) -> Stage:
 
 
 class SoundStorm(nn.Module):
-  """Maps semantic_BS, codes_BFQ and one level per row to that level's logits [B, F, K], in float32.
+  """Maps semantic_BS, codes_BFQ and one level per row to that level's logits_BFK, in float32.
 
-  Codes equal to PAD are masked. Frames whose semantic token is PAD are padding without influence.
+  Codes equal to PAD are masked. Frames whose semantic token is PAD do not influence other frames.
   """
 
   config: Config
@@ -173,7 +173,7 @@ class SoundStorm(nn.Module):
     masked_QD = self.param('masked', partitioned(init, None, EMBED), (levels, c.width))
     semantic_BF = jnp.repeat(semantic_BS, c.frames_per_semantic, axis=1)
     x_BFD = semantic_KD[jnp.maximum(semantic_BF, 0)]
-    for q in range(levels):  # in turn, because [B, F, Q, D] would be the largest array
+    for q in range(levels):  # one at a time, because [B, F, Q, D] would be the largest array
       code_BF1 = codes_BFQ[..., q, None]
       x_BFD += jnp.where(
         code_BF1 == PAD, masked_QD[q], codes_QKD[q][jnp.maximum(code_BF1[..., 0], 0)]
@@ -240,9 +240,9 @@ def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """Returns the loss of the module's docstring, in nats per masked code, and metrics.
+  """Returns the loss in nats per masked code, and metrics: nats and accuracy.
 
-  The metrics are nats and accuracy; in evaluation also those of each level.
+  In evaluation (`key` is None), the metrics also contain both for each level.
   """
   semantic_BS, codes_BFQ = jnp.asarray(batch['semantic']), jnp.asarray(batch['codes'])
   length_key, level_key, mask_key, dropout_key = jax.random.split(
@@ -256,7 +256,7 @@ def loss(
   model, rngs = SoundStorm(config), {} if key is None else {'dropout': dropout_key}
 
   def masked_nats(level_B, mask_key):
-    """Returns nats, hits and the frames that count, each [B, F], of one masking."""
+    """Returns nats, correct predictions and the frames with a loss, each [B, F], of one masking."""
     masking = draw_masking(mask_key, valid_BF, level_B, config.num_quantizers)
     visible_BFQ = jnp.where(masking.hidden_BFQ, PAD, codes_BFQ)
     logits_BFK = model.apply({'params': params}, semantic_BS, visible_BFQ, level_B, rngs=rngs)
@@ -293,7 +293,7 @@ def logits(
     config: sizes of the model.
     params: parameters.
     semantic_BS: semantic tokens; PAD (-1) marks padding.
-    codes_BFQ: codes; PAD marks unknown ones.
+    codes_BFQ: codes; PAD marks unknown codes.
     level: predicted level, from 0.
   """
   level_B = jnp.full(len(codes_BFQ), level)

@@ -1,43 +1,43 @@
-"""SoundStream (Zeghidour et al., 2021, arXiv 2107.03312): a neural codec, waveform_BT <->
-codes_BFQ.
+"""SoundStream (arXiv 2107.03312): a neural codec, waveform_BT <-> codes_BFQ.
 
 A causal convolutional encoder makes one embedding per `hop_length` samples, a residual vector
 quantizer turns it into one code per level, and a causal decoder makes the waveform from the sum of
 the code vectors. With the defaults (as in AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes,
 6000 bit/s. Frame f depends on samples before (f + 1) * hop_length, and no sample depends on a later
-frame. Any leading number of levels decodes, by quantizer dropout.
+frame. Quantizer dropout in training allows decoding from any number of leading levels.
 
-`encode` and `decode` take clips of whole frames, `encode_step` and `decode_step` clips in chunks;
-`audiolm_jax.codec.Codec` takes clips of any length.
+`encode` and `decode` take clips of whole frames, `encode_step` and `decode_step` consecutive
+chunks; `audiolm_jax.codec.Codec` takes clips of any length.
 
-Where the paper is silent or unclear, and where we leave it:
-- Losses are means over time, bins, layers and critics instead of sums over frames (see `losses`),
-  so that they do not follow the crop. Our weight of the feature term is 10, the paper's 100: the
-  spectral term is now near 20 at first, and should lead.
-- The logarithm of the spectral term has a floor, `spectral_floor`, of which the paper says nothing.
-  The default is as good as none: silence then has most of the gradient. What a higher one did to
-  two corpora is in docs/log.md.
-- The paper prints no commitment loss; without one, the encoder may outrun its codebooks.
-- Residual units have kernel 3 at full width (`nn.seanet.ResidualUnit` says why); D = 256 fits the
-  table of sizes.
-- `adversarial_start` > 0 (default 0, the paper) leaves out the critics before that step, None
-  leaves them out for good: short runs spend their time on reconstruction.
-- `loss_weights['waveform']` > 0 (default 0, the paper) adds the relative squared error of the waveform:
-  short runs learn phase by it, which the spectral loss ignores.
-- `quantizer=FSQ(...)` (default RVQ, the paper) replaces the residual vector quantizer by finite
-  scalar quantization (arXiv 2309.15505): one code a frame, no codebook, no dropout of levels. Its grid
-  does not follow the embeddings, which are small at first: they may all round to 0 for some hundred
-  steps.
-- `network=FrameRate(...)` (default SEANet, the paper) is a network at the frame rate
-  (`nn.frame_rate`).
-- `film` (default None) adds the denoising switch of its section III-F at the end of the encoder or
-  the beginning of the decoder. Training then needs noise beside the waveform; each example is
-  denoised or not by chance.
-- `balance_decay` (default None, the paper: fixed weights) turns the weights of the terms that see
-  the estimated waveform into shares of its gradient (EnCodec, arXiv 2210.13438, section 3.4, with
-  decay 0.999; there the shares are 1.1 spectral, 3 adversarial, 3 feature): no term takes over
-  because its scale grew. It costs a second pass through the critics, forward once and backward
-  twice. The value of the loss then says little: look at its terms.
+Choices that the paper leaves open:
+- A commitment loss is added, because the encoder could outrun its codebooks without it.
+- Residual units have kernel 3 at full width (see `nn.seanet.ResidualUnit`), and D = 256, to match
+  the paper's parameter counts.
+- The logarithm of the spectral term has a floor, `spectral_floor`. At the small default, quiet
+  frames dominate the gradient; docs/log.md shows the effect of higher values on two corpora.
+
+Deviation: losses are means over time, bins, layers and discriminators instead of sums over frames
+(see `losses`), so that they do not depend on the crop length. The weight of the feature term is 10
+instead of 100, because the spectral term is near 20 at first and should dominate.
+
+Options that are not in the paper and off by default:
+- `adversarial_start` > 0 trains without discriminators before that step, and None throughout: short
+  runs should spend their time on reconstruction.
+- `loss_weights['waveform']` > 0 adds the relative squared error of the waveform, from which short
+  runs learn phase; the spectral loss ignores it.
+- `quantizer=FSQ(...)` uses finite scalar quantization (arXiv 2309.15505): one code per frame, no
+  codebook, no dropout of levels. Its grid is fixed; embeddings are small at first and may all round
+  to 0 for some hundred steps.
+- `network=FrameRate(...)` uses a network at the frame rate (`nn.frame_rate`).
+- `balance_decay` sets each loss weight such that the term contributes a fixed share of the gradient
+  at the estimated waveform (EnCodec, arXiv 2210.13438, section 3.4, with decay 0.999 and shares
+  1.1 spectral, 3 adversarial, 3 feature), so that no term dominates because its scale grew. It
+  costs a second pass through the discriminators, once forward and twice backward. The total loss is
+  then not informative; look at its terms.
+
+`film` adds the denoising switch of the paper's section III-F at the end of the encoder or the start
+of the decoder. Training then needs noise in addition to the waveform; a random half of the examples
+is denoised.
 """
 
 import dataclasses
@@ -75,41 +75,38 @@ LOSS_WEIGHTS = {
   'commitment': 1.0,
   'adversarial': 1.0,
   'feature': 10.0,
-  'discriminator': 1.0,  # alone in its optimizer group
+  'discriminator': 1.0,  # the only term of its optimizer group
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Defaults: AudioLM's codec.
+  """Configures SoundStream; the defaults are AudioLM's codec.
 
-  Raises ValueError for a value that is not legal, when `crop_length` is no whole number of frames,
-  or the balance of the loss is impossible.
+  Raises:
+    UserError: if a field is illegal, `crop_length` is not a whole number of frames, or
+      `balance_decay` is set and all balanced weights are 0.
   """
 
   sample_rate: int = 16_000  # Hz
   crop_length: int = 16_000  # samples of a training example; not stated in the paper
-  # or one at the frame rate, FrameRate(...)
   network: SEANet | FrameRate = SEANet()
-  # or finite scalar quantization, FSQ(levels=...)
   quantizer: RVQ | FSQ = RVQ()
-  # 'encoder' or 'decoder': where the switch that denoises acts (FiLM); None: there is none
-  film: str | None = None
-  spectral_channels: int = 32  # of the critic on the STFT
-  spectral_window_length: int = 1024  # samples; hop a quarter of it
-  num_waveform_critics: int = 3  # each at half the rate of the one before
-  # of the critics on the waveform: a multiple of 4, times 4 per layer, up to the next
+  film: str | None = None  # place of the denoising switch, 'encoder' or 'decoder'; None has none
+  spectral_channels: int = 32  # of the discriminator on the STFT
+  spectral_window_length: int = 1024  # samples; the hop is a quarter
+  num_waveform_critics: int = 3  # discriminators on the waveform, each at half the previous rate
+  # Channels of the discriminators on the waveform: a multiple of 4, times 4 per layer, limited.
   waveform_channels: int = 16
   waveform_max_channels: int = 1024
-  adversarial_start: int | None = 0  # training step; None: never
-  # of the spectral term: the level of white noise below which little counts (losses)
-  spectral_floor: float = 1e-5
-  spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples, of the spectral term
-  # of each term of the loss, by its name; those left out are the default
+  adversarial_start: int | None = 0  # training step; None never
+  spectral_floor: float = 1e-5  # see `losses.spectral_reconstruction`
+  spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples
+  # weights of loss terms by name; missing terms get their default
   loss_weights: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: dict(LOSS_WEIGHTS), hash=False
   )
-  # of the mean lengths of the terms' gradients, a step; None: fixed weights
+  # decay per step of the moving averages of gradient lengths; None uses fixed weights
   balance_decay: float | None = None
   dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
 
@@ -139,22 +136,23 @@ class Config:
     check_length(self, self.crop_length)
     if self.balance_decay is not None and not any(self.loss_weights[name] for name in BALANCED):
       raise UserError(
-        f'balance_decay={self.balance_decay} with all weights of {BALANCED} 0: give one of them a share'
+        f'balance_decay={self.balance_decay} with all weights of {BALANCED} 0: make one weight '
+        'positive'
       )
 
   @property
   def hop_length(self) -> int:
-    """Samples per frame."""
+    """Number of samples per frame."""
     return self.network.hop_length
 
   @property
   def frame_rate(self) -> float:
-    """Frames per second."""
+    """Number of frames per second."""
     return self.sample_rate / self.hop_length
 
   @property
   def bit_rate(self) -> float:
-    """Bits per second, with all levels."""
+    """Number of bits per second, with all levels."""
     return self.frame_rate * self.num_quantizers * math.log2(self.codebook_size)
 
   @property
@@ -179,7 +177,7 @@ class Config:
     return plain._replace(switch=self.film, denoised=_functions(self, denoise=True))
 
 
-# the terms that see the estimated waveform
+# Terms that depend on the estimated waveform.
 BALANCED = ('spectral', 'waveform', 'adversarial', 'feature')
 
 
@@ -189,14 +187,18 @@ def _of(*kinds: type) -> checks.Legal:
 
 
 def _all_weights(weights: Mapping[str, float]) -> dict[str, float]:
-  """Returns the weights with the default of those left out. Raises ValueError for another name, and
-  for a weight that is not legal.
+  """Returns the weights of all terms, with defaults for missing ones.
+
+  Raises:
+    UserError: if a name or weight is illegal.
   """
   checks.values(
     loss_weights=(weights, checks.Legal('a dict', lambda value: isinstance(value, Mapping)))
   )
   if unknown := sorted(set(weights) - set(LOSS_WEIGHTS)):
-    raise UserError(f'loss_weights name {unknown}: the terms are {", ".join(LOSS_WEIGHTS)}')
+    raise UserError(
+      f'loss_weights has unknown terms {unknown}: choose from {", ".join(LOSS_WEIGHTS)}'
+    )
   checks.values(
     **{f'loss_weights.{name}': (value, checks.NOT_NEGATIVE) for name, value in weights.items()}
   )
@@ -214,21 +216,19 @@ def check_length(config: Config, num_samples: int):
 AUDIOLM = Config()  # speech: 50 frames/s, 6000 bit/s
 # AudioLM, section IV-I: 50 frames/s, 2100 bit/s
 PIANO = Config(quantizer=RVQ(num_quantizers=3, codebook_size=2**14))
-# its paper: 75 frames/s, 6000 bit/s
+# SoundStream's paper: 75 frames/s, 6000 bit/s
 SOUNDSTREAM = Config(sample_rate=24_000, crop_length=24_000, quantizer=RVQ(num_quantizers=8))
-# MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. It states the product of the strides, 480;
-# the split is ours.
+# MusicLM (arXiv 2301.11325): 50 frames/s, 6000 bit/s. The paper states only the product of the
+# strides, 480.
 MUSICLM = Config(sample_rate=24_000, crop_length=24_000, network=SEANet(strides=(3, 4, 5, 8)))
 
 Denoise = bool | Bool[Array, 'B']
-# what critics cost whose logits are all 0
+# Loss terms of discriminators whose logits are all 0.
 UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}
 
 
 def make(config: Config) -> Stage:
-  """Returns the codec as a trainable stage; its optimizer groups are 'generator' and
-  'discriminator'.
-  """
+  """Returns the stage, with the optimizer groups 'generator' and 'discriminator'."""
   names = ('waveform',) if config.film is None else ('waveform', 'noise')
   return Stage(
     batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
@@ -239,7 +239,7 @@ def make(config: Config) -> Stage:
 
 
 def _inference(variables: Variables) -> Variables:
-  """Returns the variables without discriminators, moving averages and counters."""
+  """Returns the generator's parameters and the vectors of the codebooks."""
   params, state = variables
   vectors_only = dict(counts_QK=None, sums_QKD=None, fitted=None)
   codebooks = {
@@ -332,16 +332,14 @@ def _loss(config: Config, params, state, batch, key):
 
 
 def _denoised(key, batch_size: int):
-  """Returns which examples are to come out without their noise: half of them by chance, in
-  evaluation all.
-  """
+  """Returns which examples to denoise: each with probability 1/2, in evaluation all."""
   if key is None:
     return jnp.ones(batch_size, bool)
   return jax.random.bernoulli(key, shape=(batch_size,))
 
 
 def _switched(config: Config, generator, place: str, z_BFD, denoise):
-  """Applies the denoising switch, where this is its place."""
+  """Applies the denoising switch if it is at `place`."""
   if config.film != place:
     return z_BFD
   condition_B2 = jax.nn.one_hot(jnp.broadcast_to(denoise, len(z_BFD)).astype(jnp.int32), 2)
@@ -359,8 +357,10 @@ def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
 
 
 def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
-  """Returns the terms that need the critics; before their start those of undecided ones, so that
-  the loss won't jump.
+  """Returns the terms of the discriminators.
+
+  Before `adversarial_start`, these are the terms of undecided discriminators, so that the loss does
+  not jump at the start.
   """
   if config.adversarial_start is None:
     return {name: jnp.zeros(()) for name in UNDECIDED}
@@ -375,8 +375,9 @@ def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
 
 
 def _estimate_gradients(config: Config, params, step, wave_BT, estimate_BT):
-  """Returns the gradient of each balanced term with respect to the estimate, {name: [B, T]},
-  constant itself.
+  """Returns the gradients [B, T] of the balanced terms with respect to the estimate, by name.
+
+  The gradients are constants for further differentiation.
   """
   wave_BT, estimate_BT, params = jax.lax.stop_gradient((wave_BT, estimate_BT, params))
 
@@ -391,7 +392,10 @@ def _estimate_gradients(config: Config, params, step, wave_BT, estimate_BT):
 
 
 def _quantize(config: Config, state, z_BFD, key):
-  """Quantizes, and in training (`key` given) fits or moves the codebooks and counts the step."""
+  """Returns quantized embeddings and the next state.
+
+  In training (`key` is not None), the codebooks are fitted or updated, and the step is counted.
+  """
   if isinstance(config.quantizer, FSQ):
     return quantizer.fsq_quantize(config.quantizer.levels, z_BFD), state | {
       'step': state['step'] + (key is not None)
@@ -421,8 +425,9 @@ def critic_accuracy(
   wave_BT: Float[Array, 'B T'],
   estimate_BT: Float[Array, 'B T'],
 ) -> Float[Array, '']:
-  """Returns the share of logits on their side of 0, mean over critics: 0.5 where they cannot tell,
-  1 where they win.
+  """Returns the share of logits with the right sign, averaged over discriminators.
+
+  0.5 means that they cannot distinguish the waveforms, 1 that they always can.
   """
   checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
   judge = lambda wave: _discriminators(config).apply(
@@ -443,13 +448,18 @@ def encode(
   *,
   denoise: Denoise = False,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of a waveform, of the first `num_quantizers` levels (None: all), F = T /
-  hop_length.
+  """Returns the codes of a waveform, F = T / hop_length.
 
-  denoise: leave out the noise, of all or of these examples; only for a codec with film='encoder'.
+  Args:
+    config: sizes of the codec.
+    variables: parameters and state of the codec.
+    wave_BT: waveforms.
+    num_quantizers: number of leading levels; None for all.
+    denoise: whether to remove noise, for all examples or for each; needs film='encoder'.
 
-  Raises ValueError when T is not a positive multiple of hop_length, or the codec does not have so
-  many levels or the switch.
+  Raises:
+    UserError: if T is not a positive multiple of hop_length, or the codec lacks the levels or the
+      switch.
   """
   checks.shapes(wave_BT=wave_BT)
   check_length(config, wave_BT.shape[-1])
@@ -460,13 +470,18 @@ def encode(
 def decode(
   config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], *, denoise: Denoise = False
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of the codes of the first levels, as many as are given, T = F *
-  hop_length.
+  """Returns the waveform of the codes of any number of leading levels, T = F * hop_length.
 
-  denoise: as `encode`, for a codec with film='decoder'.
+  Compiled code cannot check codes; the audio of an illegal code is NaN.
 
-  Raises ValueError when there are more levels than the codec has, or it has no switch, or a code is
-  beyond the codebook; in compiled code, which cannot raise, the audio of such a code is NaN.
+  Args:
+    config: sizes of the codec.
+    variables: parameters and state of the codec.
+    codes_BFQ: codes.
+    denoise: whether to remove noise, for all examples or for each; needs film='decoder'.
+
+  Raises:
+    UserError: if the codec lacks the levels or the switch, or a code is outside of the codebook.
   """
   return decode_vectors(config, variables, vectors(config, variables, codes_BFQ, denoise))
 
@@ -474,9 +489,10 @@ def decode(
 def denoised(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B T']:
-  """Returns the waveform passed through all levels with the switch on, wherever it is.
+  """Returns the waveform encoded and decoded with all levels, with denoising.
 
-  Raises ValueError as `encode` does.
+  Raises:
+    UserError: as `encode` and `decode`.
   """
   codes_BFQ = encode(config, variables, wave_BT, denoise=config.film == 'encoder')
   return decode(config, variables, codes_BFQ, denoise=config.film != 'encoder')
@@ -485,7 +501,7 @@ def denoised(
 def decode_vectors(
   config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of embeddings, as `vectors` makes them of codes, T = F * hop_length."""
+  """Returns the waveform of embeddings (see `vectors`), T = F * hop_length."""
   return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
 
 
@@ -498,13 +514,13 @@ def encode_step(
   *,
   denoise: Denoise = False,
 ) -> tuple[Int[Array, 'B F Q'], State]:
-  """As `encode`, for the next chunk of each clip; returns the state after it, too.
+  """Returns the codes of the next chunk of each clip, and the state after it; see `encode`.
 
-  Chunks of any sizes give the codes of the whole clip, but for a frame that lies, within the
-  rounding of float32, between two codes: the order in which a convolution adds up may change with
-  the length.
+  Codes do not depend on chunk sizes, except for rounding in float32: convolutions of different
+  lengths may sum in different orders, which can change the code of a frame between two codes.
 
-  Raises ValueError as `encode`, and when `state` is of another number of clips.
+  Raises:
+    UserError: as `encode`, and if `state` has another number of clips.
   """
   checks.shapes(wave_BT=wave_BT)
   check_length(config, wave_BT.shape[-1])
@@ -521,13 +537,13 @@ def decode_step(
   *,
   denoise: Denoise = False,
 ) -> tuple[Float[Array, 'B T'], State]:
-  """As `decode`, for the next F >= 1 frames of each clip; returns the state after them, too."""
+  """Returns the waveform of the next F >= 1 frames of each clip, and the state; see `decode`."""
   z_BFD = vectors(config, variables, codes_BFQ, denoise)
   return next_chunk(decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
 
 def _functions(config: Config, denoise: bool) -> CodecFunctions:
-  """Returns the functions of the codec, with the denoising switch off or on."""
+  """Returns the functions of the codec, with or without denoising."""
   bind = functools.partial
   encodes, decodes = (dict(denoise=denoise and config.film == p) for p in ('encoder', 'decoder'))
   stream = StreamFunctions(
@@ -554,7 +570,7 @@ def codes(
   num_quantizers: int | None,
   denoise: Denoise,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of what the encoder made: the second half of `encode`."""
+  """Returns the codes of the encoder's output, as the second half of `encode`."""
   _check_num_quantizers(config, num_quantizers)
   _check_switch(config, 'encoder', denoise)
   z_BFD = _switched(config, variables.params['generator'], 'encoder', z_BFD, denoise)
@@ -566,14 +582,17 @@ def codes(
 def vectors(
   config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
 ) -> Float[Array, 'B F D']:
-  """Returns the embeddings that the decoder reads for the codes of the first levels; raises as
-  `decode`.
+  """Returns the embeddings of the codes of any number of leading levels, the decoder's input.
+
+  Raises:
+    UserError: as `decode`.
   """
   checks.shapes(codes_BFQ=codes_BFQ)
   checks.ids('codes_BFQ', codes_BFQ, config.codebook_size, padding=False)
   if codes_BFQ.shape[-1] > config.num_quantizers:
     raise UserError(
-      f'codes have {codes_BFQ.shape[-1]} levels, the codec num_quantizers={config.num_quantizers}: '
+      f'codes have {codes_BFQ.shape[-1]} levels; the codec has '
+      f'num_quantizers={config.num_quantizers}: '
       'were they made by another codec?'
     )
   _check_switch(config, 'decoder', denoise)
@@ -587,13 +606,13 @@ def vectors(
 def _check_num_quantizers(config: Config, num_quantizers: int | None):
   if num_quantizers is not None and not 1 <= num_quantizers <= config.num_quantizers:
     raise UserError(
-      f'num_quantizers={num_quantizers}: this codec has levels 1 to {config.num_quantizers}; '
-      'give a number of these, or None for all'
+      f'num_quantizers={num_quantizers}: must be from 1 to {config.num_quantizers}, or None for all'
     )
 
 
 def _check_switch(config: Config, place: str, denoise: Denoise):
   if denoise is not False and config.film != place:
     raise UserError(
-      f'denoise is asked of the {place}, and this codec has film={config.film!r}: train one with {place!r}'
+      f'denoise needs film={place!r}, but this codec has film={config.film!r}: train one with '
+      f'film={place!r}'
     )

@@ -1,29 +1,31 @@
 """w2v-BERT (arXiv 2108.06209): waveform [T] at 16 kHz -> features [S, D] at 25 Hz.
 
-AudioLM clusters these features to semantic tokens, those of MLM block 7. Log-mel frames (10 ms)
-pass two 2-D convolutions of strides 2, 2 to frames of 40 ms. Spans of frames are replaced by random
-vectors. A linear layer and the contrastive Conformer blocks turn them into context vectors, which
-have to identify the quantized original frame among those of other masked frames. The MLM blocks
-read the context vectors and predict the quantizer's ids of the masked frames.
+AudioLM clusters the features of MLM block 7 into semantic tokens. Two 2-D convolutions of strides
+2, 2 turn log-mel frames (10 ms) into frames of 40 ms. Spans of frames are replaced by random
+vectors. A linear layer and the contrastive Conformer blocks compute context vectors, each of which
+has to identify its quantized original frame among quantized frames at other masked positions. The
+MLM blocks read the context vectors and predict the quantizer's ids of the masked frames.
 
   loss = contrastive_weight (contrastive + diversity_weight diversity) + mlm_weight mlm
 
-Choices where the paper is silent or unavailable: negatives, temperature and Gumbel annealing follow
-wav2vec 2.0; each frame starts a masked span independently; the log-mel is normalized to zero mean
-and unit variance per band and utterance; the convolutions' output is layer-normalized, so that the
-random vectors are standard normal; the context is projected to the codes' width before the
-comparison; the target ids of the MLM part are the quantizer's choice without Gumbel noise; crops
-are 15 s; computation is in `dtype`, float32 unless a recipe sets bfloat16.
+Choices that the paper leaves open:
+- Negatives, temperature and Gumbel annealing follow wav2vec 2.0.
+- Each frame starts a masked span independently.
+- The log-mel is normalized to zero mean and unit variance per band and utterance.
+- The convolutions' output is layer-normalized, because the random vectors are standard normal.
+- The context is projected to the codes' width before the comparison.
+- The target ids of the MLM part are the quantizer's choice without Gumbel noise.
+- Crops are 15 s long.
 
-Two options for short runs on little data, off by default, are not in the paper.
+Two options for short runs on little data are not in the paper and off by default.
 `targets='clusters'`: the codes are clusters of the stacked log-mel frames, initialized by k-means
 on the first batch and updated by moving averages, as in vq-wav2vec's k-means variant and HuBERT's
-first round; the Gumbel quantizer needs many thousand steps before its codes are informative.
+first round. (The Gumbel quantizer needs many thousand steps before its codes are informative.)
 `unmasked_weight` adds the prediction of unmasked frames.
 
-Deviations: rotary positions where the paper has relative ones or none, and layer norm where the
-Conformer has batch norm (see nn/conformer.py). Trailing zeros of a waveform are treated as padding
-and have no influence on other frames.
+Deviations: rotary instead of relative positions, and layer norm instead of the Conformer's batch
+norm (see nn/conformer.py). Trailing zeros of a waveform are padding and do not influence other
+frames.
 """
 
 import dataclasses
@@ -67,22 +69,22 @@ class Config:
   dropout: float = 0.1
   codebook_size: int = 1024
   code_width: int = 1024
-  mask_probability: float = 0.065  # of a span to start at a frame
+  mask_probability: float = 0.065  # that a span starts at a frame
   mask_span: int = 10  # frames: 400 ms
   num_negatives: int = 100
   contrastive_temperature: float = 0.1
   contrastive_weight: float = 1.0  # beta
   diversity_weight: float = 0.1  # alpha
   mlm_weight: float = 1.0  # gamma
-  unmasked_weight: float = 0.0  # of predicting the ids of unmasked frames; not in the paper
+  unmasked_weight: float = 0.0  # weight of unmasked frames in the MLM loss; not in the paper
   targets: str = 'gumbel'  # or 'clusters'; not in the paper
   gumbel_temperature: float = 2.0  # at step 0
   gumbel_temperature_end: float = 0.5
   gumbel_decay: float = 0.999995  # per step
   feature_layer: int = 7  # MLM block, from 1, that AudioLM clusters
   crop_seconds: float = 15.0
-  dtype: Any = jnp.float32
-  remat: bool = False
+  dtype: Any = jnp.float32  # of activations
+  remat: bool = False  # recompute the activations of a layer in the backward pass
 
   def __post_init__(self):
     sizes = (
@@ -120,8 +122,8 @@ class Config:
     )
     if self.width % (2 * self.num_heads):
       raise UserError(
-        f'width={self.width} gives num_heads={self.num_heads} no even width each, which rotary '
-        'positions need: change one of them'
+        f'width={self.width} / num_heads={self.num_heads} must be an even whole number for rotary '
+        'positions: change one of them'
       )
     if self.kernel_size % 2 == 0:
       raise UserError(f'kernel_size={self.kernel_size} has no centre: make it odd')
@@ -166,7 +168,7 @@ class Config:
 
 
 def _inference(variables: Variables) -> Variables:
-  """Returns the variables that features depend on, without heads, target codes and counters."""
+  """Returns the variables that features depend on; drops heads, target codes and counters."""
   names = ('encoder', 'projection', 'contrastive_blocks', 'mlm_blocks')
   return Variables({name: variables.params[name] for name in names}, {})
 
@@ -195,7 +197,7 @@ class W2vBert(nn.Module):
     self.mlm_head = dense(c.codebook_size, (EMBED, VOCAB), **options)
 
   def __call__(self, wave_BT, mask_key, gumbel_key, temperature=1.0, cluster_ids_BS=None):
-    """Returns the arrays over [B, S] that the loss compares, by name.
+    """Returns the arrays [B, S, ...] that the loss needs, by name.
 
     Args:
       wave_BT: waveforms.
@@ -237,7 +239,7 @@ class W2vBert(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Two 3x3 convolutions of strides 2, 2 over time and mel bands, flattened and normalized."""
+  """Applies two 3x3 convolutions of stride 2 over time and mel bands, then flattens, normalizes."""
 
   channels: int
   dtype: Any
@@ -294,7 +296,7 @@ class GumbelQuantizer(nn.Module):
 
 
 class ClusterCodes(nn.Module):
-  """Learned vectors of the clusters, the targets of the contrastive part."""
+  """Maps cluster ids to learned vectors, the targets of the contrastive part."""
 
   codebook_size: int
   code_width: int
@@ -324,10 +326,10 @@ def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key
 def normalized_log_mel(
   config: Config, wave_BT: Float[Array, 'B T']
 ) -> tuple[Float[Array, 'B F M'], Bool[Array, 'B F']]:
-  """Returns normalized log-mel frames (4 per output frame) and their validity.
+  """Returns normalized log-mel frames (4 per output frame), and which of these are valid.
 
-  Frames have zero mean and unit variance per band and utterance. A frame is valid if it starts
-  before the trailing zeros of the waveform; invalid frames are 0.
+  Bands have zero mean and unit variance over the valid frames of an utterance. A frame is valid if
+  it starts before the trailing zeros of the waveform; invalid frames are 0.
   """
   wave_BT = audio.pad_to_multiple(wave_BT, config.hop_length)
   num_samples = wave_BT.shape[-1]
@@ -352,7 +354,7 @@ def normalized_log_mel(
 def span_mask(
   key: Key, shape: tuple[int, int], probability: float, span: int
 ) -> Bool[Array, 'B S']:
-  """Draws a mask [B, S] of spans: each frame starts a span of `span` frames with `probability`.
+  """Returns a random mask: each frame starts a span of `span` frames with `probability`.
 
   Spans may overlap. Frame s is masked with probability 1 - (1 - probability) ** min(s + 1, span).
   """
@@ -364,10 +366,9 @@ def span_mask(
 def sample_negatives(
   key: Key, masked_BS: Bool[Array, 'B S'], num_negatives: int
 ) -> Int[Array, 'B S N']:
-  """Draws, for each masked frame, frames uniformly among the utterance's other masked frames.
+  """Returns indices of random other masked frames of the same utterance, for each masked frame.
 
-  The result is meaningless at unmasked frames, and where an utterance has fewer than two masked
-  frames.
+  Indices are meaningless for unmasked frames, and in utterances with fewer than two masked frames.
   """
   num_masked_B11 = masked_BS.sum(axis=-1)[:, None, None]
   masked_first_BS = jnp.argsort(~masked_BS, axis=-1, stable=True)
@@ -383,7 +384,7 @@ def sample_negatives(
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """Returns the loss of the module's docstring and metrics; a `key` of None uses fixed masks."""
+  """Returns the loss (defined at the top of this file) and metrics; `key` None uses fixed masks."""
   training = key is not None
   keys = jax.random.split(key if training else jax.random.key(0), 5)
   mask_key, negative_key, gumbel_key, dropout_key, cluster_key = keys
@@ -447,7 +448,7 @@ def features(
 
   Args:
     config: sizes of the model.
-    variables: its parameters and state.
+    variables: parameters and state of the model.
     wave_BT: waveforms at 16 kHz.
     layer: number of the MLM block, from 1; None uses config.feature_layer.
 

@@ -251,7 +251,7 @@ def most_frequent(given_BF, code_BF) -> float:
     (dict(semantic_rate=30.0), 'must be a multiple of semantic_rate'),
     (dict(crop_seconds=0.01), 'whole number'),
     (dict(num_quantizers=0), 'num_quantizers=0'),
-    (dict(width=48, num_heads=16), 'even width'),
+    (dict(width=48, num_heads=16), 'even whole number'),
     (dict(kernel_size=4), 'odd'),
     (dict(dropout=1.0), 'dropout=1.0: must be at least 0 and below 1'),
     (dict(level_skew=-1.0), 'level_skew=-1.0'),

@@ -268,7 +268,7 @@ def test_weights_that_are_left_out_are_those_of_the_paper():
   [
     (dict(balance_decay=1.0), 'balance_decay=1.0'),
     (dict(balance_decay=0.9, loss_weights={'feature': -1.0}), 'loss_weights.feature=-1.0'),
-    (dict(loss_weights={'spektral': 1.0}), r"loss_weights name \['spektral'\]: the terms are spec"),
+    (dict(loss_weights={'spektral': 1.0}), r"unknown terms \['spektral'\]: choose from spec"),
     (dict(balance_decay=0.9, loss_weights=NO_SHARES), 'balance_decay=0.9 with all weights'),
   ],
 )
@@ -389,9 +389,9 @@ def test_errors_name_the_remedy(variables):
   with pytest.raises(ValueError, match="film='bottleneck'"):
     dataclasses.replace(CONFIG, film='bottleneck').make()
   encoder_switch = dataclasses.replace(CONFIG, film='encoder')
-  with pytest.raises(ValueError, match="denoise is asked of the decoder.*film='encoder'"):
+  with pytest.raises(ValueError, match="denoise needs film='decoder'.*has film='encoder'"):
     soundstream.decode(encoder_switch, variables, jnp.zeros((1, 2, 3), jnp.int32), denoise=True)
-  with pytest.raises(ValueError, match='denoise is asked of the encoder.*film=None'):
+  with pytest.raises(ValueError, match="denoise needs film='encoder'.*has film=None"):
     soundstream.encode(CONFIG, variables, jnp.zeros((1, 512)), denoise=True)
   for levels in ((), (1, 60), (2**16, 2**16)):
     with pytest.raises(ValueError, match='2 or more levels for each dimension'):

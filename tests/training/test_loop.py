@@ -238,19 +238,19 @@ def test_restored_step_beyond_limit_trains_nothing_and_keeps_checkpoints(tmp_pat
   [
     (
       lambda b: {'waveform': b['waveform']},
-      r"has \['waveform'\]; the stage asks for \['target'\] besides",
+      r"has \['waveform'\]; the stage also needs \['target'\]",
     ),
     (
       lambda b: b | {'waveform': b['waveform'][:, :4]},
-      r"'waveform' has shape \(8, 4\).*asks for \(8, 16\)",
+      r"'waveform' has shape \(8, 4\).*needs \(8, 16\)",
     ),
     (
       lambda b: {name: x[:4] for name, x in b.items()},
-      r"'waveform' has shape \(4, 16\).*asks for \(8, 16\)",
+      r"'waveform' has shape \(4, 16\).*needs \(8, 16\)",
     ),
     (
       lambda b: b | {'waveform': b['waveform'].astype(np.int16)},
-      "'waveform' is of type int16 .*asks for float32",
+      "'waveform' is of type int16 .*needs float32",
     ),
   ],
 )
