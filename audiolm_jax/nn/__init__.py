@@ -1,1 +1,1 @@
-"""Layers. They know arrays, never datasets, optimizers or stages."""
+"""Layers, which depend on arrays only, not on data sets, optimizers or stages."""

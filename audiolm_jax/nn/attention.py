@@ -14,7 +14,7 @@ from audiolm_jax.nn import block_attention, placement
 # Logical axis names of parameters; `training.sharding` maps them to mesh axes.
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB, LAYERS = 'embed', 'heads', 'head_dim', 'mlp', 'vocab', 'layers'
 
-# Scope of matrix products of which causality needs half: `costs.flops` counts them so.
+# Scope of matrix products whose masked half `costs.flops` does not count.
 CAUSAL = 'causal_attention'
 
 # A rematerialized layer saves its matrix products with weights and the attention kernel's output.
@@ -61,15 +61,15 @@ def attend(
 ) -> Float[Array, 'B L H D']:
   """Returns softmax(q k / sqrt(D) + bias) v.
 
-  The softmax is computed in float32: the 8 bits of bfloat16 lose the tail of a long row.
+  The softmax is computed in float32, because bfloat16 loses the tail of a long row.
 
   Args:
     query_BLHD: queries.
     key_BNHD: keys.
     value_BNHD: values.
-    bias: added to the scores, one array for each of P equal parts of the batch (see
+    bias: added to the scores; one array for each of P equal parts of the batch (see
       `placement.each_part`).
-    mask: False at positions that get no weight.
+    mask: False at positions without weight.
   """
   weights_BHLN = weights(query_BLHD, key_BNHD, bias=bias, mask=mask).astype(value_BNHD.dtype)
   return jnp.einsum('bhln,bnhd->blhd', weights_BHLN, value_BNHD)
@@ -82,7 +82,7 @@ def weights(
   bias: Float[Array, 'P #H #L N'] | None = None,
   mask: Bool[Array, '#B #H #L N'] | None = None,
 ) -> Float[Array, 'B H L N']:
-  """Returns softmax(q k / sqrt(D) + bias), in float32; arguments as in `attend`."""
+  """Returns softmax(q k / sqrt(D) + bias) in float32; arguments are those of `attend`."""
   scale = query_BLHD.shape[-1] ** -0.5
   scores_BHLN = jnp.einsum(
     'blhd,bnhd->bhln', query_BLHD * scale, key_BNHD, preferred_element_type=jnp.float32
@@ -110,13 +110,13 @@ def attend_in_blocks(
   *,
   interpret: bool = False,
 ) -> Float[Array, 'B L H D']:
-  """Returns attention over valid keys, computed by the TPU kernel on each device's own part.
+  """Returns attention over valid keys; each device runs the TPU kernel on its part.
 
   Args:
     query_BLHD: queries.
     key_BLHD: keys.
     value_BLHD: values.
-    valid_BL: False at keys that get no weight.
+    valid_BL: False at keys without weight.
     bias: tiles of a causal bias; None for bidirectional attention.
     interpret: runs the kernel in Pallas' interpreter, on any device.
   """
@@ -136,10 +136,7 @@ def attend_in_blocks(
 
 
 class LayerCache(NamedTuple):
-  """Holds keys and values of one layer for all columns.
-
-  Columns from `KVCache.index` on are empty.
-  """
+  """Holds keys and values of one layer; columns from `KVCache.index` on are empty."""
 
   key_BNHD: Array
   value_BNHD: Array
@@ -148,9 +145,9 @@ class LayerCache(NamedTuple):
 class SelfAttention(nn.Module):
   """Self-attention over [B, L, D] with `num_heads` heads of width D / num_heads.
 
-  With a `cache`, keys and values of x_BLD are written at column `index`, and x_BLD attends to all N
-  columns of the cache; `bias` and `mask` are then over [L, N], and the new cache is returned with
-  the output. Without a cache, attention is causal; with `Tiles`, `mask` is over keys, [B, L].
+  With a `cache`, keys and values of x_BLD are written at column `index`, x_BLD attends to all N
+  columns, `bias` and `mask` have the axes [L, N], and the new cache is returned with the output.
+  Without a cache, attention is causal. With `Tiles` as `bias`, `mask` is over keys, [B, L].
 
   Raises:
     UserError: if the width is not a multiple of `num_heads`.
@@ -180,7 +177,7 @@ class SelfAttention(nn.Module):
     elif cache is None:
       with jax.named_scope(CAUSAL):
         mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
-      if self.is_mutable_collection('intermediates'):  # else computed in vain
+      if self.is_mutable_collection('intermediates'):  # only if captured
         self.sow('intermediates', 'weights', weights(query, key, bias=bias, mask=mask))
     else:
       mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)

@@ -3,8 +3,8 @@
 Attention is causal with T5's relative bias, or bidirectional without bias.
 
 The kernels process blocks of queries and keys as FlashAttention does (arXiv 2205.14135,
-2307.08691), transposed, so that positions fill the lanes of the vector unit, and the statistics of
-a row (maximum, sum) are a row there too.
+2307.08691). Blocks are transposed, so that positions and the statistics of queries (maximum, sum)
+fill the lanes of the vector unit.
 
 T5's bias needs no [H, L, L] array: it is constant for distances of `max_distance` and more. The
 softmax is invariant to a constant added to a row, so this constant is subtracted everywhere. Two
@@ -31,7 +31,7 @@ _EXTRA = 16
 
 
 def fits(max_distance: int) -> bool:
-  """Returns whether a bias that is constant from `max_distance` on fits two tiles."""
+  """Returns whether two tiles suffice for a bias that is constant from `max_distance` on."""
   return max_distance <= min(BLOCKS)
 
 
@@ -91,13 +91,13 @@ def attend(
 ) -> Float[Array, 'B L H D']:
   """Returns softmax(q k / sqrt(D) + bias) v over the valid keys.
 
-  A query without any valid key yields finite values without meaning.
+  Results of queries without a valid key are finite but meaningless.
 
   Args:
     query_BLHD: queries.
     key_BLHD: keys.
     value_BLHD: values.
-    valid_BL: False at keys that get no weight.
+    valid_BL: False at keys without weight.
     tiles_HTKQ: bias from `bias_tiles`; makes attention causal.
     interpret: runs the kernel in Pallas' interpreter.
   """
@@ -147,13 +147,13 @@ def _extended(x_DN, extra_EN):
 
 
 def _seeing_mask(query_DQ):
-  """Appends the channels that multiply the key mask to queries."""
+  """Appends to queries the channels that multiply the key mask."""
   first_EQ = jax.lax.broadcasted_iota(jnp.int32, (_EXTRA, query_DQ.shape[1]), 0) == 0
   return _extended(query_DQ, first_EQ.astype(jnp.float32).astype(query_DQ.dtype))
 
 
 def _biased(score_KQ, tiles_ref, blocks_below):
-  """Adds the bias tile of a block; blocks further from the diagonal have none."""
+  """Adds the bias tile of a block; only diagonal blocks and their neighbours have one."""
   if tiles_ref is None:
     return score_KQ
   near = (blocks_below < 2).astype(jnp.float32)
@@ -254,7 +254,7 @@ def _tiles(size):
 
 
 def _cost(query, tiles, products: int) -> pl.CostEstimate:
-  """Returns the cost of `products` matrix products over all blocks, or the causal half."""
+  """Returns the cost of `products` matrix products over all blocks, or half if causal."""
   batch, heads, width, length = query.shape
   pairs = (
     batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)

@@ -44,7 +44,7 @@ def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[
   length, width = x_BLHD.shape[1], x_BLHD.shape[-1]
   if width % 2:
     raise UserError(
-      f'rotary positions rotate pairs of channels, a head has {width}: make the head width even'
+      f'rotary positions rotate pairs of channels, but a head has {width}: make its width even'
     )
   frequency_N = base ** (-np.arange(0, width, 2) / width)
   angle_LN = (np.arange(length)[:, None] * frequency_N).astype(np.float32)
@@ -59,12 +59,12 @@ def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[
 def convolve_depthwise(
   x_BLD: Float[Array, 'B L D'], kernel_ND: Float[Array, 'N D']
 ) -> Float[Array, 'B L D']:
-  """Correlates each channel with its own centred kernel, with zeros beyond the ends.
+  """Correlates each channel with its own centred kernel, zero-padded at both ends.
 
     y[l] = sum_n x[l + n - N // 2] k[n]
 
-  Uses a sum of shifted products instead of a grouped convolution: XLA fuses it, and it is many
-  times faster on CPU.
+  It is a sum of shifted products, which XLA fuses and which is many times faster on CPU than a
+  grouped convolution.
 
   Raises:
     UserError: if N is even.
@@ -86,10 +86,10 @@ def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
 
 
 class GatedDense(nn.Module):
-  """Gated linear unit [B, L, D] -> [B, L, features]: (x W + b) * sigmoid(x V + c).
+  """Computes the gated linear unit (x W + b) * sigmoid(x V + c), [B, L, D] -> [B, L, features].
 
-  W and V share one kernel. The kernel is split instead of the output, because the output axis may
-  be sharded over devices and activations should not move.
+  W and V are halves of one kernel. The kernel is split instead of the output, because splitting a
+  sharded output would move activations between devices.
   """
 
   features: int
@@ -112,8 +112,8 @@ class ConformerBlock(nn.Module):
   """Conformer block [B, L, D] -> [B, L, D].
 
   Half feed-forward, self-attention, convolution, half feed-forward (all residual), then layer norm.
-  An optional mask_BL is False at padding, which then influences no other position. Returns the
-  output twice, as `nn.scan` requires: as carry and to stack.
+  Positions where the optional mask_BL is False are padding and do not influence others. The output
+  is returned twice, because `nn.scan` needs a carry and an output to stack.
   """
 
   num_heads: int
@@ -181,12 +181,12 @@ class ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-  """Stack of `num_layers` Conformer blocks, scanned.
+  """Applies `num_layers` Conformer blocks in a scan.
 
-  Called with x_BLD and an optional mask_BL (False at padding), returns (x_BLD, hidden_NBLD):
-  hidden_NBLD[n - 1] is the output of layer n, the last equals x_BLD. Under jit, unused hidden
-  states are not computed. The first n layers can run alone, with the leading slice of the
-  parameters: `jax.tree.map(lambda p: p[:n], params)` in a Conformer of n layers.
+  Maps x_BLD and an optional mask_BL (False at padding) to (x_BLD, hidden_NBLD): hidden_NBLD[n - 1]
+  is the output of layer n, and the last one equals x_BLD. Under jit, unused hidden states are not
+  computed. To run the first n layers only, use a Conformer of n layers with the parameters
+  `jax.tree.map(lambda p: p[:n], params)`.
   """
 
   num_layers: int

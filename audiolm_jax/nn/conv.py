@@ -1,9 +1,8 @@
-"""Convolutions: causal ones [B, N, D] for the codec, and those of its discriminators.
+"""Convolutions of the codec, which are causal, and of its discriminators.
 
-Causal convolutions run on whole clips or on consecutive chunks. They keep the inputs that later
-outputs need in the variable collection `PAST`: `apply(..., mutable=[PAST])` returns it, and the
-next chunk takes it as input. Where the collection is immutable, the input is a clip from its start,
-preceded by zeros.
+Causal convolutions [B, N, D] run on whole clips or on consecutive chunks. They keep the inputs that
+later outputs need in the variable collection `PAST`: `apply(..., mutable=[PAST])` returns it for
+the next chunk. If the collection is immutable, the input is a whole clip, preceded by zeros.
 """
 
 import functools
@@ -25,9 +24,9 @@ PAST = 'past'
 def with_past(
   module: nn.Module, x: Float[ArrayLike, 'B N *dims'], length: int
 ) -> Float[Array, 'B M *dims']:
-  """Returns `x` preceded by the last `length` inputs of `module`, M = N + length.
+  """Returns `x` preceded by the last `length` inputs of `module` along axis 1.
 
-  They come from the collection `PAST`, or are zeros where it is immutable.
+  The inputs come from the collection `PAST`, or are zeros if it is immutable.
   """
   x = jnp.asarray(x)
   if not length:
@@ -51,10 +50,10 @@ def convolve(
 ) -> Float[Array, 'B *spatial_out E']:
   """Returns `lax.conv_general_dilated` with gradients in the same layout.
 
-  Both gradients are convolutions with the axis order of the forward pass, surrounded by transposes;
-  JAX permutes the axis names instead. XLA:CPU rewrites such convolutions into its fast form only
-  outside of branches and loops: within a `lax.cond`, as around the codec's discriminators,
-  gradients took 20 to 80 times as long (docs/log.md). Values are bitwise equal.
+  JAX computes gradients by convolutions with permuted axis names, which XLA:CPU makes fast only
+  outside of branches and loops: within a `lax.cond`, as around the codec's discriminators, they
+  took 20 to 80 times as long (docs/log.md). Here, gradients are convolutions with the axis order of
+  the forward pass, between transposes. Values are bitwise equal.
   """
   return _convolve(x, kernel, strides, padding, dilation)
 
@@ -71,9 +70,8 @@ def _forward(x, kernel, *options):
 
 def _backward(strides, padding, dilation, inputs, gradient):
   x, kernel = inputs
-  # In samples of x along each axis: the distance of the first to the last tap, the distance of the
-  # first to the last output, and the zeros read before and after (negative where the last samples
-  # are not read).
+  # Per axis, in samples of x: distances between the first and last tap, and between the first and
+  # last output; zeros read before and after (negative if the last samples are not read).
   reach = [(taps - 1) * step for taps, step in zip(kernel.shape, dilation)]
   spread = [(size - 1) * stride for size, stride in zip(gradient.shape[1:], strides)]
   before = [low for low, _ in padding]
@@ -95,10 +93,10 @@ convolve.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-  """Convolution [B, *N, D] -> [B, *M, features], equal to `nn.Conv`, with unsharded parameters.
+  """Computes `nn.Conv` with the fast gradients of `convolve` and unsharded parameters.
 
-  Codecs have a few million parameters and odd channel counts (1 at both ends): sharding them gains
-  nothing.
+  Sharding a codec gains nothing: it has a few million parameters and odd numbers of channels (1 at
+  both ends).
   """
 
   features: int
@@ -123,10 +121,10 @@ class Conv(nn.Module):
 
 
 class CausalConv(nn.Module):
-  """Causal convolution [B, N, D] -> [B, N / stride, features]; N is a multiple of `stride`.
+  """Computes a causal convolution [B, N, D] -> [B, N / stride, features].
 
-  Output n depends on inputs up to (n + 1) * stride - 1: a strided output represents a group of
-  `stride` inputs and needs the last one.
+  N has to be a multiple of `stride`. An output represents a group of `stride` inputs: output n
+  depends on inputs up to the last one of its group, (n + 1) * stride - 1.
   """
 
   features: int
@@ -155,12 +153,11 @@ class CausalConv(nn.Module):
 
 
 class CausalConvTranspose(nn.Module):
-  """Causal transposed convolution [B, N, D] -> [B, N * stride, features].
+  """Computes a causal transposed convolution [B, N, D] -> [B, N * stride, features].
 
-  The kernel has 2 * stride taps, and the output is trimmed on the right. Input n contributes to 2 *
-  stride outputs from n * stride on, so each output depends on two inputs, and the layer equals a
-  convolution of kernel 2 with `stride` outputs per step. In this form XLA:CPU runs forward and
-  backward 5 to 15 times faster than `lax.conv_transpose` (measured at strides 2 and 8).
+  The kernel has 2 * stride taps, and the output is trimmed on the right. Each output depends on two
+  inputs, so the layer equals a convolution of kernel 2 with `stride` outputs per step. XLA:CPU runs
+  this form 5 to 15 times faster than `lax.conv_transpose` (forward and backward, strides 2 and 8).
   """
 
   features: int
@@ -180,13 +177,13 @@ class CausalConvTranspose(nn.Module):
 
 
 class GroupedConv(nn.Module):
-  """Strided convolution [B, N, D] -> [B, ceil(N / stride), features] in groups of 4 channels.
+  """Computes a strided convolution [B, N, D] -> [B, ceil(N / stride), features] in groups.
 
-  Equals `nn.Conv(feature_group_count=D // 4)` with the same parameters. It is computed by dense
-  convolutions with block-diagonal kernels, because XLA's partitioner sums the kernel gradient of a
-  grouped convolution once too often per replica (docs/log.md), and because it is 2 to 7 times
-  faster on CPU. The samples of one stride become channels of one step, so that the gradient has no
-  zeros between samples, which is 1.5 to 40 times faster.
+  Groups have 4 channels: it equals `nn.Conv(feature_group_count=D // 4)` with the same parameters.
+  It uses dense convolutions with block-diagonal kernels, because XLA's partitioner sums the kernel
+  gradient of grouped convolutions once too often per replica (docs/log.md), and because they are 2
+  to 7 times faster on CPU. The samples of one stride become channels of one step, so that the
+  gradient has no zeros between samples, which is 1.5 to 40 times faster.
   """
 
   features: int
@@ -195,7 +192,7 @@ class GroupedConv(nn.Module):
   dtype: Any = jnp.float32
 
   GROUP = 4
-  # Channels of one dense kernel: a few groups fill a matrix unit, more would multiply by zeros.
+  # Channels of one dense kernel: enough to fill a matrix unit; more would multiply by zeros.
   BLOCK = 64
 
   @nn.compact
@@ -212,7 +209,7 @@ class GroupedConv(nn.Module):
     return y_BND + bias_D.astype(self.dtype)
 
   def _padded(self, x_BND):
-    """Returns the input zero-padded to the samples that whole strides of the kernel read."""
+    """Returns the input, zero-padded such that the kernel reads whole strides."""
     length = x_BND.shape[1]
     steps, taps = -(-length // self.stride), -(-self.kernel_size // self.stride)
     ((before, _),) = lax.padtype_to_pads((length,), (self.kernel_size,), (self.stride,), 'SAME')
@@ -235,9 +232,11 @@ class GroupedConv(nn.Module):
 
 
 def silent_past(module: nn.Module, example: Array) -> Any:
-  """Returns the state of a causal module before its first chunk: zeros in the shapes of `PAST`.
+  """Returns the state of a causal module before its first chunk: the collection `PAST`, zeros.
 
-  example: an input of any length, with the batch size and the width that the chunks will have.
+  Args:
+    module: the module.
+    example: an input of any length, with the batch size and width of the chunks.
   """
   shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))[PAST]
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -246,12 +245,14 @@ def silent_past(module: nn.Module, example: Array) -> Any:
 def next_chunk(module: nn.Module, params: Any, past: Any, inputs: Array) -> tuple[Array, Any]:
   """Returns the outputs of a causal module for its next chunk, and the state after it.
 
-  Raises UserError where the state is of another number of clips than the chunk.
+  Raises:
+    UserError: if state and chunk have different numbers of clips.
   """
   num_clips = {leaf.shape[0] for leaf in jax.tree.leaves(past)}
   if num_clips != {len(inputs)}:
     raise UserError(
-      f'the chunk is of {len(inputs)} clips, the state of {sorted(num_clips)}: make a state for these'
+      f'the chunk has {len(inputs)} clips, the state {sorted(num_clips)}: make a new state for the '
+      'clips'
     )
   outputs, updated = module.apply({'params': params, PAST: past}, inputs, mutable=[PAST])
   return outputs, updated[PAST]

@@ -15,14 +15,14 @@ SPECTRAL_UNITS = ((2, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 
 
 
 class Judgement(NamedTuple):
-  """Holds logits over time (positive: real) and the hidden layers for feature matching."""
+  """Holds logits over time (positive for real audio), and hidden layers for feature matching."""
 
   logits_BN: Float[Array, 'B N']
   features: Sequence[Array]
 
 
 def _activate(x):
-  # Not stated in the paper; taken from MelGAN, which it cites for the waveform discriminators.
+  # The paper states no slope; this one is MelGAN's, which it cites for waveform discriminators.
   return nn.leaky_relu(x, 0.2)
 
 
@@ -30,8 +30,8 @@ class SpectralDiscriminator(nn.Module):
   """Discriminates waveforms [B, T] by their STFT; returns one logit per 8 hops.
 
   Real and imaginary parts are two channels. The highest bin is dropped, so that six strides of 2
-  leave window / 128 bins. The spectrum is divided by the square root of the window length, because
-  its loudest bins would reach hundreds.
+  leave window_length / 128 bins. The spectrum is divided by the square root of the window length,
+  because its loudest bins would reach hundreds.
   """
 
   channels: int = 32
@@ -64,10 +64,10 @@ class SpectralDiscriminator(nn.Module):
 
 
 class WaveformDiscriminator(nn.Module):
-  """Discriminates waveforms [B, T] by grouped convolutions, as MelGAN; one logit per 256 samples.
+  """Discriminates waveforms [B, T] by MelGAN's grouped convolutions; one logit per 256 samples.
 
-  Uses zero padding instead of MelGAN's reflection, and no weight normalization; the paper states
-  neither.
+  The paper states neither padding nor normalization; here, padding is zero instead of MelGAN's
+  reflection, and there is no weight normalization.
   """
 
   channels: int = 16
@@ -89,7 +89,7 @@ class WaveformDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-  """All discriminators of waveforms [B, T]: spectral, then waveform at full, half, quarter rate."""
+  """Applies all discriminators to waveforms [B, T]: spectral, then waveform at 1, 1/2, 1/4 rate."""
 
   spectral_channels: int
   spectral_window_length: int

@@ -1,7 +1,7 @@
 """Dropout that draws one random byte per activation, where `nn.Dropout` draws four.
 
-On a TPU, random bits would take more of a Transformer's step than everything except matrix products
-and attention.
+On TPUs, drawing random bits would otherwise take a Transformer longer than everything except matrix
+products and attention.
 """
 
 import jax
@@ -14,9 +14,9 @@ from audiolm_jax.nn import placement
 
 
 class Dropout(nn.Module):
-  """Zeroes activations [..., D] with probability `rate` and scales the others by its inverse.
+  """Zeroes activations [..., D] with probability `rate`, and divides the others by 1 - rate.
 
-  The rate is rounded to a multiple of 1/256 (0.1 to 26/256). The key is that of the collection
+  The rate is rounded to a multiple of 1/256 (0.1 to 26/256). The key comes from the collection
   'dropout'.
 
   Raises:
@@ -33,7 +33,8 @@ class Dropout(nn.Module):
     dropped = round(256 * self.rate)
     if not 0 < dropped < 256:
       raise UserError(
-        f'dropout of {self.rate}: choose 0, or between 1/512 and 511/512; it is rounded to 1/256'
+        f'dropout of {self.rate}: choose 0, or a rate between 1/512 and 511/512, because rates are '
+        'rounded to multiples of 1/256'
       )
     width = x_BLD.shape[-1]
     words = jax.random.bits(
@@ -42,8 +43,7 @@ class Dropout(nn.Module):
     # Without the barrier, XLA draws the words again for each of their bytes.
     words = jax.lax.optimization_barrier(words)
     # Concatenate the bytes instead of interleaving, so that no TPU lanes move. Each device holds
-    # the full width, even where activations are sharded along it: no bits are communicated.
-
+    # the full width, even if activations are sharded along it, so that no bits are communicated.
     kept_BLD = jnp.concatenate(
       [(words >> shift & 255) >= dropped for shift in (0, 8, 16, 24)], axis=-1
     )

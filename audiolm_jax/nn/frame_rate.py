@@ -1,14 +1,13 @@
-"""A codec network whose every layer runs at the frame rate, in the line of Vocos (Siuzdak, 2023,
-arXiv 2306.00814).
+"""A codec network whose layers all run at the frame rate, after Vocos (arXiv 2306.00814).
 
 Encoder: short-time spectrum -> ConvNeXt blocks -> embedding. Decoder: embedding -> ConvNeXt blocks
--> magnitude and phase -> inverse FFT -> overlap-add. All products are of full matrices at 50
-frames/s, where SEANet has convolutions of
-few channels at up to 16,000 steps/s: matrix units are filled, and a CPU step takes less time.
+-> magnitude and phase -> inverse FFT -> overlap-add. Its products of large matrices at 50 frames/s
+fill matrix units and take less CPU time than SEANet's convolutions, which have few channels at up
+to 16,000 steps/s.
 
-Causal, unlike Vocos: frame f sees samples before (f + 1) * hop_length, and sample t depends on no
-frame after t // hop_length. A frame's inverse FFT therefore covers its own hop and only `overlap`
-samples of the next, across which the two frames are cross-faded.
+Unlike Vocos, the network is causal: frame f sees samples before (f + 1) * hop_length, and sample t
+depends on no frame after t // hop_length. The inverse FFT of a frame therefore covers its own hop
+and only `overlap` samples of the next hop, where the two frames are cross-faded.
 """
 
 import dataclasses
@@ -24,21 +23,25 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import partitioned
 from audiolm_jax.nn.conv import with_past
 
-MAGNITUDE_FLOOR = 1e-4  # of a bin: quieter ones have no phase worth encoding
+MAGNITUDE_FLOOR = 1e-4  # the phase of quieter bins is not worth encoding
 COMPRESSION = 0.3  # exponent of the magnitudes that the encoder reads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameRate:
-  """Sizes of the network."""
+  """Configures encoder and decoder.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   hop_length: int = 320  # samples per frame
-  window_length: int = 640  # samples that the encoder's spectrum sees: a multiple of hop_length
-  overlap: int = 160  # samples of the next hop that a decoded frame reaches: at most hop_length
+  window_length: int = 640  # samples of the encoder's spectrum; a multiple of hop_length
+  overlap: int = 160  # samples of the next hop that a decoded frame covers; at most hop_length
   width: int = 512
-  num_blocks: int = 8  # of the encoder, and as many of the decoder
-  kernel_size: int = 7  # frames that a block sees
-  expansion: int = 3  # hidden width of a block, in widths
+  num_blocks: int = 8  # of the encoder, and also of the decoder
+  kernel_size: int = 7  # frames
+  expansion: int = 3  # hidden width of a block, as a multiple of `width`
 
   def __post_init__(self):
     sizes = ('hop_length', 'window_length', 'width', 'num_blocks', 'kernel_size', 'expansion')
@@ -50,7 +53,7 @@ class FrameRate:
       )
     if (self.hop_length + self.overlap) % 2:
       raise UserError(
-        f'overlap={self.overlap}: with hop_length={self.hop_length} it must sum to an even number'
+        f'overlap={self.overlap} + hop_length={self.hop_length} must be even: change one of them'
       )
 
   def encoder(self, embedding_dim: int, sample_rate: int, dtype: Any) -> nn.Module:
@@ -63,13 +66,14 @@ class FrameRate:
 
 
 class Block(nn.Module):
-  """ConvNeXt block on [B, F, D]: causal depthwise convolution, layer norm, two dense layers, scaled
-  residual.
+  """Causal ConvNeXt block [B, F, D] -> [B, F, D].
+
+  Depthwise convolution, layer norm, two dense layers with GELU, and a scaled residual.
   """
 
   kernel_size: int
   expansion: int
-  scale: float  # of the residual at the start
+  scale: float  # initial scale of the residual
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -78,7 +82,7 @@ class Block(nn.Module):
     init = partitioned(nn.initializers.normal(self.kernel_size**-0.5), None, None)
     kernel_KD = self.param('depthwise', init, (self.kernel_size, width)).astype(self.dtype)
     past_BFD = with_past(self, x_BFD, self.kernel_size - 1)
-    # Sums of shifted products: XLA:CPU has no fast program for depthwise convolutions.
+    # A sum of shifted products, because XLA:CPU has no fast depthwise convolution.
     h_BFD = sum(past_BFD[:, k : k + num_frames] * kernel_KD[k] for k in range(self.kernel_size))
     h_BFD = nn.gelu(
       _dense(self.expansion * width, self.dtype, 'expand')(_norm(self.dtype, 'norm')(h_BFD))
@@ -88,7 +92,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-  """A dense layer and the blocks, [B, F, D] -> [B, F, width], normalized at the end."""
+  """Applies a dense layer, the blocks and a layer norm, [B, F, D] -> [B, F, width]."""
 
   config: FrameRate
   dtype: Any = jnp.float32
@@ -105,7 +109,7 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Waveform [B, T] -> embeddings [B, T / hop_length, embedding_dim]."""
+  """Encodes waveforms [B, T] as embeddings [B, T / hop_length, embedding_dim]."""
 
   config: FrameRate
   embedding_dim: int
@@ -126,7 +130,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Embeddings [B, F, D] -> waveform [B, F * hop_length]."""
+  """Decodes embeddings [B, F, D] to waveforms [B, F * hop_length]."""
 
   config: FrameRate
   dtype: Any = jnp.float32
@@ -138,8 +142,8 @@ class Decoder(nn.Module):
     x_BFD = Trunk(c, self.dtype, name='trunk')(z_BFD)
     spectrum = _dense(3 * (fft_length // 2 + 1), self.dtype, 'head')(x_BFD).astype(jnp.float32)
     log_magnitude_BFN, real_BFN, imaginary_BFN = jnp.split(spectrum, 3, axis=-1)
-    # Bounded as Vocos does, for a step that goes astray. The constant keeps the gradient finite at
-    # 0.
+    # As in Vocos, the bound limits the effect of a bad step. The constant keeps the gradient finite
+    # at 0.
     magnitude_BFN = jnp.minimum(jnp.exp(log_magnitude_BFN - 1), 100.0)
     length_BFN = jnp.sqrt(jnp.square(real_BFN) + jnp.square(imaginary_BFN) + 1e-6)
     unit_BFN = jnp.asarray(real_BFN, jnp.complex64) + 1j * imaginary_BFN
@@ -147,7 +151,7 @@ class Decoder(nn.Module):
     return self._overlap_add(frames_BFN * jnp.asarray(_crossfade(c.hop_length, c.overlap)))
 
   def _overlap_add(self, frames_BFN):
-    """Returns the hops, to each of which the frame before it adds its last `overlap` samples."""
+    """Returns the waveform: each hop is the sum of its frame and the previous frame's overlap."""
     hop, overlap = self.config.hop_length, self.config.overlap
     own_BFH, tail_BFO = frames_BFN[..., :hop], frames_BFN[..., hop:]
     before_BFO = with_past(self, tail_BFO, 1)[:, :-1]
@@ -156,7 +160,7 @@ class Decoder(nn.Module):
 
 
 def _crossfade(hop_length: int, overlap: int) -> Float[np.ndarray, 'N']:
-  """Returns the window of a frame, hop_length + overlap samples: consecutive ones sum to 1."""
+  """Returns a window of hop_length + overlap samples; consecutive windows sum to 1."""
   rise_O = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
   return np.concatenate([rise_O, np.ones(hop_length - overlap), 1 - rise_O]).astype(np.float32)
 

@@ -1,11 +1,11 @@
-"""Convolutional log-mel audio classifier (AudioLM, arXiv 2209.03143, sections IV-D and IV-I).
+"""Convolutional audio classifier on log-mel (AudioLM, arXiv 2209.03143, sections IV-D and IV-I).
 
 Six blocks of a 3x1 convolution over time and a 1x3 convolution over mel bands, ReLU and
-normalization; 2x2 max-pooling where the channels grow; mean over time and bands (the embedding); a
-linear layer.
+normalization; 2x2 max-pooling in blocks that increase the channels; mean over time and bands (the
+embedding); a linear layer.
 
 Deviation: group norm instead of batch norm, so that examples are independent and the network is
-stateless. Choice: the log-mel is shifted and scaled by constants, which keeps loudness.
+stateless. Choice: constants shift and scale the log-mel, which keeps information on loudness.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogMelCNNConfig:
-  """Configures a `LogMelCNN`; checks its fields.
+  """Configures a `LogMelCNN`.
 
   Raises:
     UserError: if a field is illegal, or the crop is shorter than one window.
@@ -51,8 +51,8 @@ class LogMelCNNConfig:
     )
     if self.crop_length < self.window_length:
       raise UserError(
-        f'crop_seconds={self.crop_seconds} are {self.crop_length} samples: at least one window of '
-        f'window_length={self.window_length} is needed'
+        f'crop_seconds={self.crop_seconds} is {self.crop_length} samples, less than '
+        f'window_length={self.window_length}: make the crop longer'
       )
 
   @property
@@ -62,12 +62,14 @@ class LogMelCNNConfig:
 
 
 class Output(NamedTuple):
+  """Holds logits and the embedding, the input of the last linear layer."""
+
   logits_BN: Array
-  embedding_BD: Array  # input of the linear layer
+  embedding_BD: Array
 
 
 class LogMelCNN(nn.Module):
-  """Log-mel CNN [B, T] -> `num_outputs` logits and the embedding; T is at least one window.
+  """Maps waveforms [B, T] to logits [B, num_outputs] and embeddings.
 
   Raises:
     UserError: if the waveform is shorter than one window.
@@ -87,7 +89,7 @@ class LogMelCNN(nn.Module):
       num_mels=c.num_mels,
       fft_length=512,
     )
-    # Gives speech roughly zero mean and unit variance.
+    # Speech then has roughly zero mean and unit variance.
     x = ((log_mel_BFM + 5) / 3)[..., None].astype(c.dtype)
     previous = c.channels[0]
     for block, channels in enumerate(c.channels):

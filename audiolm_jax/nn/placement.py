@@ -1,8 +1,7 @@
-"""Sharding constraints of activations, active within `on(mesh, rules)`, no-ops elsewhere.
+"""Constrains the sharding of activations within `on(mesh, rules)`; does nothing elsewhere.
 
-The train step opens `on` while tracing a loss. Without constraints, XLA's partitioner tends to
-shard activations along their width, like the parameters, at the price of communication in each
-layer.
+The train step traces the loss within `on`. Without constraints, XLA's partitioner tends to shard
+activations along their width, like the parameters, which costs communication in each layer.
 """
 
 import contextlib
@@ -31,11 +30,11 @@ _PLACEMENT: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def on(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-  """Places everything traced within the context on `mesh`.
+  """Constrains everything that is traced within the context to `mesh`.
 
   Args:
     mesh: device mesh.
-    rules: mesh axes of the logical axes BATCH and HEADS.
+    rules: mesh axes for each of the logical axes BATCH and HEADS.
   """
   token = _PLACEMENT.set(_Placement(mesh, rules))
   try:
@@ -53,16 +52,16 @@ def on_tpu() -> bool:
 def unrolls_layers() -> bool:
   """Returns whether to unroll layers instead of looping over them.
 
-  On TPUs, a loop copies the residuals of the backward pass in and out of arrays of all layers: a
-  fifth of a step. On several CPU devices, the collectives inside and outside of a loop run in any
-  order and can deadlock (docs/log.md).
+  On TPUs, a loop copies the residuals of the backward pass in and out of arrays of all layers,
+  which takes a fifth of a step. On several CPU devices, collectives inside and outside of a loop
+  run in any order and can deadlock (docs/log.md).
   """
   placement = _PLACEMENT.get()
   return on_tpu() or (placement is not None and placement.mesh.size > 1)
 
 
 def batch_parts() -> int:
-  """Returns the number of parts the batch is sharded into."""
+  """Returns the number of parts into which the batch is sharded."""
   placement = _PLACEMENT.get()
   return (
     1
@@ -72,7 +71,7 @@ def batch_parts() -> int:
 
 
 def by_batch(x: Shaped[Array, 'B *dims']) -> Shaped[Array, 'B *dims']:
-  """Constrains an activation to be sharded along its batch only."""
+  """Shards an activation along its batch only."""
   return _constrained(x, (BATCH,))
 
 
@@ -82,10 +81,10 @@ def whole(table: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
 
 
 def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
-  """Returns one copy [P, H, ...] of a per-head array [H, ...] for each part of the batch.
+  """Returns copies [P, H, ...] of a per-head array [H, ...], one for each part of the batch.
 
-  Gradients of the copies are then summed over devices once; those of an array shared by all layers
-  would be summed over devices in each layer.
+  If all layers use the copies, their gradients are summed over devices once instead of once per
+  layer.
   """
   return _constrained(jnp.broadcast_to(x_H, (batch_parts(), *x_H.shape)), (BATCH, HEADS))
 
@@ -93,12 +92,13 @@ def each_part(x_H: Shaped[Array, 'H *dims']) -> Shaped[Array, 'P H *dims']:
 def per_device(
   function: Callable[..., Array], inputs: Sequence[Sequence[str | None]]
 ) -> Callable[..., Array]:
-  """Returns `function` run by each device on its own part of the arguments.
+  """Returns a function that runs `function` on each device's own part of the arguments.
 
-  For kernels, which XLA cannot partition.
+  Kernels need it, because XLA cannot partition them.
 
   Args:
-    function: takes one array per entry of `inputs`; the result has the shape and axes of the first.
+    function: takes one array per entry of `inputs`; the result has the shape and axes of the first
+      argument.
     inputs: logical axes of each argument.
   """
   placement = _PLACEMENT.get()
@@ -124,9 +124,9 @@ def _constrained(x, axes):
 
 
 def _spec(placement: _Placement, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-  """Returns the partition spec of an array; heads that do not divide evenly are not sharded.
+  """Returns the partition spec of an array.
 
-  Parameters follow the same rule. A batch has to divide evenly.
+  Heads that do not divide evenly are not sharded, as in parameters. A batch has to divide evenly.
   """
   parts = lambda axis: math.prod(placement.mesh.shape[name] for name in placement.rules[axis])
   kept = [None if axis == HEADS and size % parts(axis) else axis for axis, size in zip(axes, shape)]

@@ -1,7 +1,7 @@
-"""The SEANet encoder and decoder of SoundStream: causal, ELU, no normalization, no skips between
-the two.
+"""SEANet, SoundStream's encoder and decoder: causal, ELU, no normalization.
 
-And what may take the place of the encoder, and FiLM, by which a switch acts between the two.
+Unlike the original SEANet, it has no skip connections from encoder to decoder. `MelEncoder` may
+replace the encoder; `FiLM` is the denoising switch between encoder and decoder.
 """
 
 import dataclasses
@@ -21,15 +21,17 @@ DILATIONS = (1, 3, 9)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEANet:
-  """Sizes of the encoder and the decoder. Raises ValueError for a value that is not legal."""
+  """Configures encoder and decoder.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
 
   strides: tuple[int, ...] = (2, 4, 5, 8)
-  # of the first and the last convolution; above 1 no layer runs at the full rate (`Encoder`)
-  stem_stride: int = 1
+  stem_stride: int = 1  # of the first and last convolution; see `Encoder`
   encoder_channels: int = 32
   decoder_channels: int = 32
-  # the paper's ablation: a mel filterbank in place of the learned encoder
-  mel_encoder: bool = False
+  mel_encoder: bool = False  # the paper's ablation: a mel filterbank replaces the encoder
 
   def __post_init__(self):
     checks.fields(
@@ -43,7 +45,7 @@ class SEANet:
 
   @property
   def hop_length(self) -> int:
-    """Samples per frame."""
+    """Number of samples per frame."""
     return self.stem_stride * math.prod(self.strides)
 
   def encoder(self, embedding_dim: int, sample_rate: int, dtype: Any) -> nn.Module:
@@ -58,24 +60,22 @@ class SEANet:
 
 
 def elu(x: jnp.ndarray) -> jnp.ndarray:
-  """Returns x where it is positive, elsewhere exp(x) - 1: in float32 off by 6e-8 at most from
-  `jax.nn.elu`.
+  """Returns x where positive, else exp(x) - 1, in float32 within 6e-8 of `jax.nn.elu`.
 
-  That one calls expm1, which XLA:CPU computes value by value: it was an eighth of a whole forward
-  pass.
+  `jax.nn.elu` uses expm1, which XLA:CPU does not vectorize: it took an eighth of a forward pass.
   """
   x32 = x.astype(jnp.float32)
   return jnp.where(x32 > 0, x32, jnp.exp(jnp.minimum(x32, 0)) - 1).astype(x.dtype)
 
 
 class ResidualUnit(nn.Module):
-  """x + conv1(elu(dilated conv3(elu(x)))), full width.
+  """Computes x + conv1(elu(dilated conv3(elu(x)))) at full width.
 
-  The paper's figure prints kernel 7, but full width at kernel 7 exceeds its parameter table by a
-  fifth. Kernel 3 at full width and kernel 7 with a half-width middle have the same count (4 N^2)
-  and both fit. We take the first: XLA:CPU runs it 1.5 to 2.5 times faster, and twice the width
-  suits a matrix unit. The last convolution starts at 0, so that the stack without normalization
-  starts nearly linear: it then learns phase within hundreds of steps.
+  The paper's figure shows kernel 7, but that exceeds its parameter table by a fifth. Kernel 3 at
+  full width and kernel 7 with half the width inside both match the table, with 4 N^2 parameters.
+  Kernel 3 runs 1.5 to 2.5 times faster on XLA:CPU, and its width suits matrix units. The last
+  convolution is initialized to 0, so that the network, which has no normalization, is nearly linear
+  at first; it then learns phase within hundreds of steps.
   """
 
   dilation: int
@@ -94,11 +94,10 @@ class ResidualUnit(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Waveform [B, T] -> embeddings [B, T / (stem_stride * prod(strides)), embedding_dim]; each
-  stride doubles the width.
+  """Encodes waveforms [B, T] as [B, T / (stem_stride * prod(strides)), embedding_dim].
 
-  stem_stride: samples that the first convolution takes as one step. 1 is the paper; 8 spares the
-  layers at the full rate, which have few channels, much memory traffic, and most of the time.
+  The width doubles at each stride. A `stem_stride` above 1 (the paper's) avoids layers at the full
+  rate: they have few channels, much memory traffic, and take most of the time.
   """
 
   channels: int
@@ -125,10 +124,9 @@ class Encoder(nn.Module):
 
 
 class MelEncoder(nn.Module):
-  """Waveform [B, T] -> log-mel frames [B, T / hop_length, num_mels]: what an encoder that learns
-  nothing would be.
+  """Encodes waveforms [B, T] as log-mel frames [B, T / hop_length, num_mels], without parameters.
 
-  Causal: frame f is of the last WINDOW hops before (f + 1) * hop_length.
+  Frame f covers the last WINDOW hops before sample (f + 1) * hop_length, so that it is causal.
   """
 
   num_mels: int
@@ -152,10 +150,10 @@ class MelEncoder(nn.Module):
 
 
 class FiLM(nn.Module):
-  """(1 + scale) * x + shift for x [B, F, D], scale and shift [B, D] linear in a condition [B, C];
-  begins as x.
+  """Computes (1 + scale) * x_BFD + shift, with scale and shift [B, D] linear in condition_BC.
 
-  Perez et al., 2018, arXiv 1709.07871, without bias: a one-hot condition makes it of no use.
+  The layer is the identity at first. It has no bias, because conditions are one-hot. Source: arXiv
+  1709.07871.
   """
 
   @nn.compact
@@ -167,7 +165,7 @@ class FiLM(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Embeddings [B, F, D] -> waveform [B, T]; mirrors `Encoder`, strides in the encoder's order."""
+  """Decodes embeddings [B, F, D] to waveforms [B, T]; `strides` are in the encoder's order."""
 
   channels: int
   strides: Sequence[int]
