@@ -39,9 +39,9 @@ _SEEKS_EXACTLY = (
   'ULAW',
   'ALAW',
 )
-# soxr's filter reaches 102 samples of the lower rate to both sides (below 1e-7 of its peak beyond);
-# slices are decoded with a margin of that and some more. Its phase is exact for ratios of small
-# numbers and drifts for others.
+# soxr's filter covers 102 samples of the lower rate on both sides (beyond, it is below 1e-7 of its
+# peak); slices are decoded with a larger margin. The phase is exact for ratios of small numbers and
+# drifts for others.
 _MARGIN, _EXACT_RATIO = 128, 1024
 _UNKNOWN = 1 << 60  # libsndfile reports more samples for FLACs written to a pipe
 
@@ -55,7 +55,7 @@ class Info(NamedTuple):
     num_channels: number of channels.
     num_samples: number of samples per channel.
     tells_length: whether a header states the length. It does not in MP3s without a tag, and in WAVs
-      and FLACs written to a pipe: a truncated file of this kind cannot be recognized.
+      and FLACs written to a pipe; if such a file is truncated, nobody notices.
   """
 
   format: str
@@ -84,11 +84,11 @@ def load(
   num_seconds: float | None = None,
   max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """Loads a WAV, FLAC, OGG or MP3 file (or a part) as mono float32 [T] at `sample_rate`.
+  """Returns a WAV, FLAC, OGG or MP3 file (or a part of it) as mono float32 at `sample_rate`.
 
   Files are not trusted: the format is recognized by content, decoding is blockwise and bounded.
-  Channels are averaged. Where a header states the length, the file has to contain that many samples
-  (`Info.tells_length`).
+  Channels are averaged. If a header states the length (`Info.tells_length`), the file must contain
+  that many samples.
 
   Args:
     path: path of the file.
@@ -125,14 +125,14 @@ def load_slice(
 ) -> Float[np.ndarray, 'T']:
   """Returns `load(...)[first:stop]`, where `first, stop = choose(length)`, decoding little more.
 
-  From FLAC and WAV only the slice is decoded; samples equal those of `load` bitwise, or to 1e-4
-  where resampled. Everything is decoded, as by `load`, where the decoder is not exact after a seek
-  or the length is unknown (OGG, MP3, compressed WAV), and for rate ratios such as 44101 / 16000.
+  From FLAC and WAV, only the slice is decoded; samples equal those of `load` bitwise, or to 1e-4 if
+  resampled. The whole file is decoded if the decoder is not exact after a seek or the length is
+  unknown (OGG, MP3, compressed WAV), and for rate ratios such as 44101 / 16000.
 
   Args:
     path: path of the file.
     sample_rate: rate of the result, in Hz.
-    choose: function from the length of `load`'s result to first and stop.
+    choose: function from the length of `load`'s result to `first` and `stop`.
     start_seconds: start of the part.
     num_seconds: length of the part; None reads to the end.
     max_seconds: longest accepted length.
@@ -173,7 +173,7 @@ def decode(
   num_seconds: float | None = None,
   max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """Decodes an open binary file (or io.BytesIO), as `load`; errors call it `name`."""
+  """Returns the waveform of an open binary file, as `load`; error messages use `name`."""
   return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds), name)
 
 
@@ -210,7 +210,7 @@ def _decoded(
 
 
 class _Sound(soundfile.SoundFile):
-  """Decodes a file; one of unknown length is read from start to end without seeking."""
+  """Decodes a file; if its length is unknown, it cannot seek."""
 
   def __init__(self, file, headers: audio_checks.Headers):
     super().__init__(audio_checks.Patched(file, headers.patches) if headers.patches else file)
@@ -227,9 +227,9 @@ class _Sound(soundfile.SoundFile):
 def _span(
   sound: _Sound, name: str, start_seconds, num_seconds, max_seconds
 ) -> tuple[int, int | None]:
-  """Returns the first sample and the number of samples asked for, at the file's rate.
+  """Returns the requested first sample and number of samples, at the file's rate.
 
-  The number is None up to an unknown end.
+  The number is None for all samples of a file of unknown length.
   """
   start = round(start_seconds * sound.samplerate)
   if not sound.knows_length:
@@ -239,7 +239,7 @@ def _span(
     raise UserError(audio_checks.too_long(name, wanted / sound.samplerate, max_seconds))
   if start + wanted > sound.frames or wanted <= 0:
     raise UserError(
-      f'{name}: has {sound.frames} samples, {wanted} from sample {start} on were requested: it is '
+      f'{name}: has {sound.frames} samples, but {wanted} from sample {start} were requested: it is '
       'empty or cut short; '
       f'{audio_checks.remedy(name) if sound.frames else "record it again, or delete it"}'
     )
@@ -269,7 +269,7 @@ def _whole(parts: Iterable[np.ndarray], name: str) -> np.ndarray:
 def _read(
   sound: _Sound, name: str, start: int, wanted: int | None, max_seconds: float
 ) -> Iterator[np.ndarray]:
-  """Yields the samples asked for, mixed to mono; `wanted` None reads up to `max_seconds`."""
+  """Yields the requested samples, mixed to mono; with `wanted` None, all up to `max_seconds`."""
   count, most = 0, math.floor(max_seconds * sound.samplerate)
   try:
     if sound.subtype in _SEEKS_EXACTLY and sound.seekable():
@@ -295,14 +295,13 @@ def _read(
   )
   if count < wanted - slack:
     raise UserError(
-      f'{name}: cut short, {count} samples could be decoded of the {wanted} that its header '
-      'promises: '
+      f'{name}: cut short, only {count} of {wanted} samples could be decoded: '
       f'{audio_checks.remedy(name)}'
     )
 
 
 def _parts(sound: _Sound, wanted: int | None = None) -> Iterator[np.ndarray]:
-  """Yields up to `wanted` following samples (None: all) in blocks, mixed to mono."""
+  """Yields the next samples in blocks, mixed to mono: `wanted` samples, or all if None."""
   count = 0
   while wanted is None or count < wanted:
     block = sound.read(
@@ -320,9 +319,8 @@ def _open(file: io.BufferedIOBase, name: str) -> _Sound:
   try:
     sound = _Sound(file, headers)
   except (soundfile.SoundFileError, TypeError) as error:
-    reason = getattr(error, 'error_string', str(error)).rstrip(
-      '.'
-    )  # without what soundfile calls an open file
+    # `error_string` excludes the object that soundfile names instead of the path.
+    reason = getattr(error, 'error_string', str(error)).rstrip('.')
     raise UserError(f'{name}: damaged, {reason}; {audio_checks.remedy(name)}') from error
   if not MIN_SAMPLE_RATE <= sound.samplerate <= MAX_SAMPLE_RATE:
     raise UserError(
@@ -360,7 +358,7 @@ def save_blocks(
   *,
   overwrite: bool = False,
 ):
-  """Writes a waveform given in blocks, as `save`; only one block is held at a time.
+  """Writes a waveform given in blocks, as `save`, holding one block at a time.
 
   Raises:
     UserError: as `save`.
@@ -382,14 +380,14 @@ def save_blocks(
           )
         try:
           sound.write(np.clip(block_T, -1, 1))
-        except AssertionError as error:  # soundfile raises it when not all samples were written
+        except AssertionError as error:  # raised by soundfile if not all samples were written
           raise OSError(f'{path}: could not be written to the end: is the disk full?') from error
 
 
 def frame(
   wave_BT: Float[Array, 'B T'], frame_length: int, hop_length: int
 ) -> Float[Array, 'B F N']:
-  """Cuts a waveform into overlapping frames; samples after the last whole frame are dropped.
+  """Returns overlapping frames of a waveform, without the samples after the last whole frame.
 
   Raises:
     UserError: if the waveform is shorter than one frame.
@@ -449,7 +447,7 @@ def mel_spectrogram(
   num_mels: int,
   fft_length: int | None = None,
 ) -> Float[Array, 'B F M']:
-  """Returns mel-band magnitudes (neither power nor logarithm)."""
+  """Returns the magnitudes of mel bands, neither squared nor logarithmic."""
   fft_length = fft_length or window_length
   spectrum_BFN = stft(wave_BT, window_length, hop_length, fft_length)
   # The gradient of |z| is infinite at 0, in digital silence.
@@ -465,9 +463,9 @@ def log_mel_spectrogram(wave_BT: Float[Array, 'B T'], **options) -> Float[Array,
 def resample(
   wave_BT: Float[np.ndarray, 'B T'], sample_rate: int, wanted_rate: int
 ) -> Float[np.ndarray, 'B T2']:
-  """Resamples waveforms (numpy) to T2 = T * wanted_rate / sample_rate samples, rounded.
+  """Returns waveforms resampled to round(T * wanted_rate / sample_rate) samples.
 
-  Waveforms already at the wanted rate are returned as they are.
+  Waveforms that have the wanted rate are returned unchanged.
   """
   if sample_rate == wanted_rate:
     return wave_BT
@@ -475,14 +473,12 @@ def resample(
 
 
 def pad_to_multiple(wave_BT: Float[Array, 'B T'], multiple: int) -> Float[Array, 'B T2']:
-  """Appends zeros up to a multiple of `multiple` samples."""
+  """Returns the waveform, zero-padded at the end to a multiple of `multiple` samples."""
   return jnp.pad(wave_BT, ((0, 0), (0, -wave_BT.shape[-1] % multiple)))
 
 
 def stacked(waves: Sequence[np.ndarray]) -> tuple[Float[np.ndarray, 'B T'], Int[np.ndarray, 'B']]:
-  """Returns waveforms of any lengths as wave_BT, zero-padded at the end, and their lengths in
-  samples.
-  """
+  """Returns waveforms of any lengths as one zero-padded array, and their lengths in samples."""
   num_samples_B = np.array([len(wave_T) for wave_T in waves], np.int32)
   wave_BT = np.zeros((len(waves), num_samples_B.max()), np.float32)
   for row_T, wave_T in zip(wave_BT, waves, strict=True):

@@ -1,7 +1,7 @@
 """Checks headers of audio files before decoding, and samples before use.
 
-libsndfile reads truncated WAV, OGG and MP3 files without an error, takes the data length of 0 that
-programs write to a pipe literally, and reports unknown formats without naming them.
+libsndfile reads truncated WAV, OGG and MP3 files without an error, trusts the data length of 0 that
+programs write to a pipe, and does not name unknown formats.
 """
 
 import io
@@ -16,14 +16,14 @@ import numpy as np
 
 from audiolm_jax.errors import UserError
 
-# Float files may exceed 1 slightly, as masters and decoded MP3s do; ten times as loud are integers
+# Float files may exceed 1 slightly, as masters and decoded MP3s do. Ten times that means integers
 # stored as floats.
 MAX_PEAK = 10.0
 
-MP3_SLACK = 1152 + 529  # samples: the tag's own frame, and the decoder delay
+MP3_SLACK = 1152 + 529  # samples: the frame of the tag, and the decoder delay
 
 _FORMATS = {b'RIFF': 'WAV', b'RF64': 'WAV', b'fLaC': 'FLAC', b'OggS': 'OGG', b'ID3': 'MP3'}
-_OTHERS = {  # by their first bytes
+_OTHERS = {  # by first bytes
   b'version https://git-lfs': 'is a Git LFS pointer, not audio: run `git lfs pull` in its folder',
   b'\x00\x05\x16\x07': 'is macOS metadata of another file (AppleDouble), not audio: delete it',
   b'PK\x03\x04': 'is a ZIP archive: unpack it',
@@ -31,15 +31,16 @@ _OTHERS = {  # by their first bytes
 }
 _HTML = (b'<!doctype', b'<html', b'<head', b'<?xml')
 _START = 64  # bytes that determine the format
-MAX_CHUNKS = 1024  # of a WAV: libsndfile takes minutes for a million
-# Data sizes from here on mark an unknown size (sox, ffmpeg, arecord).
+MAX_CHUNKS = 1024  # of a WAV; libsndfile takes minutes for a million
+# Data sizes of at least this mean that the size is unknown (sox, ffmpeg, arecord).
 _ENDLESS = 0x7FFF0000
 # MP3 (layer III) bit rates in kbit/s by header index: MPEG 1, then MPEG 2 and 2.5.
 _BIT_RATES = (
   (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
   (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
-# of a FLAC frame, by the codes in its header; others are told beside it, or in the file's header
+# Rates and widths of a FLAC frame by the codes in its header; for other codes, they are stated
+# elsewhere in this header or in the file's.
 _FLAC_RATES = dict(
   enumerate(
     (88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000), 1
@@ -58,9 +59,10 @@ class Headers(NamedTuple):
 
   Fields:
     format: 'WAV', 'FLAC', 'OGG' or 'MP3'.
-    tells_length: False where no header states the length, so that truncation goes unnoticed.
-    patches: bytes that replace those of the file, by position.
-    num_samples: of an MP3 without a stated length, counted frame by frame; else None.
+    tells_length: whether a header states the length; if not, truncation goes unnoticed.
+    patches: replacement bytes by position in the file.
+    num_samples: number of samples counted frame by frame, for MP3s without a stated length; else
+      None.
   """
 
   format: str
@@ -94,7 +96,7 @@ def open_file(path: str | os.PathLike) -> io.BufferedIOBase:
   Raises:
     UserError: if it is not a regular file.
   """
-  # Opening a pipe without a writer would block forever: open it without blocking, and refuse it.
+  # Opening a pipe without a writer would block forever.
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   if not stat.S_ISREG(os.fstat(descriptor).st_mode):
     os.close(descriptor)
@@ -107,16 +109,21 @@ def open_file(path: str | os.PathLike) -> io.BufferedIOBase:
 def check_counted(headers: Headers, num_samples: int, name: str):
   """Checks that a decoder will read all samples of an MP3 without a stated length.
 
-  Without a header, the decoder assumes the bit rate of the first frame throughout.
+  Without a stated length, decoders derive it from the bit rate of the first frame.
+
+  Args:
+    headers: result of `examine`.
+    num_samples: number of samples that the decoder will read.
+    name: name of the file in messages.
 
   Raises:
-    UserError: if it would stop at `num_samples` of more.
+    UserError: if the file has more samples.
   """
   if headers.num_samples is not None and headers.num_samples > num_samples + MP3_SLACK:
     tagged = shlex.quote(os.path.splitext(name)[0] + '.tagged.mp3')
     raise UserError(
-      f'{name}: no header states its length, and of {headers.num_samples} samples the decoder '
-      f'would read {num_samples}: give it a header by '
+      f'{name}: no header states its length, and the decoder would read only {num_samples} of '
+      f'{headers.num_samples} samples: add a header by '
       f'`ffmpeg -i {shlex.quote(name)} -c copy {tagged}`'
     )
 
@@ -125,7 +132,7 @@ def remedy(name: str) -> str:
   """Returns the remedy for a damaged file, as the end of an error message."""
   whole = os.path.splitext(name)[0] + '.repaired.flac'
   return (
-    'copy or download it again, or keep what can be decoded by '
+    'copy or download it again, or save the decodable part by '
     f'`ffmpeg -i {shlex.quote(name)} {shlex.quote(whole)}` and move the original away'
   )
 
@@ -144,8 +151,8 @@ def check_samples(wave_T: np.ndarray, name: str):
   peak = float(np.abs(wave_T).max(initial=0))
   if peak > MAX_PEAK:
     raise UserError(
-      f'{name}: a sample is {peak:g}, far beyond [-1, 1], as of integers written as floats: '
-      'scale it, as by '
+      f'{name}: a sample is {peak:g}, far beyond [-1, 1], as if integers were stored as floats: '
+      'scale it, for example by '
       f'`sox --norm=-1 {shlex.quote(name)} '
       f'{shlex.quote(os.path.splitext(name)[0] + ".scaled.wav")}`'
     )
@@ -153,14 +160,13 @@ def check_samples(wave_T: np.ndarray, name: str):
 
 def too_long(name: str, seconds: float, max_seconds: float) -> str:
   return (
-    f'{name}: {seconds:.0f} s are to be decoded, more than max_seconds={max_seconds:g}: cut the '
-    'file into parts, or '
-    'raise max_seconds (of a corpus: --set corpus.max_seconds=SECONDS)'
+    f'{name}: {seconds:.0f} s of audio, more than max_seconds={max_seconds:g}: cut the file into '
+    'parts, or raise max_seconds (of a corpus: --set corpus.max_seconds=SECONDS)'
   )
 
 
 def too_short(name: str) -> str:
-  return f'{name}: too short, no sample is left at the rate asked for: delete it, or record more'
+  return f'{name}: too short, no sample is left after resampling: delete it, or record more'
 
 
 def _kind(start: bytes) -> str | None:
@@ -184,7 +190,7 @@ def _described(start: bytes, name: str) -> str:
   if start.removeprefix(b'\xef\xbb\xbf').lstrip().lower().startswith(_HTML):
     return 'is a web page (HTML), not audio, as a failed download leaves it: download it again'
   return (
-    f'begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: where it is audio, '
+    f'begins with {start[:4]!r}, which is not WAV, FLAC, OGG or MP3: if it is audio, '
     f'{_conversion(name)}'
   )
 
@@ -195,9 +201,9 @@ def _conversion(name: str) -> str:
 
 
 def _wav(file: io.BufferedIOBase, name: str, start: bytes) -> Headers:
-  """Compares the data chunk with the file size.
+  """Compares the size of the data chunk with the file size.
 
-  A data chunk of size 0 or of an absurd size extends to the end of the file.
+  If the size is unknown (0 or absurdly large), it is replaced by the rest of the file.
   """
   size, at, long_size = file.seek(0, os.SEEK_END), 12, None
   for _ in range(MAX_CHUNKS):
@@ -247,20 +253,22 @@ def _chunks_to_the_end(file: io.BufferedIOBase, at: int, size: int) -> bool:
 
 
 def _check_ogg(file: io.BufferedIOBase, name: str):
-  """Raises ValueError unless pages follow one another without damage to one that says it is the
-  last.
+  """Checks that pages are contiguous and undamaged up to a page marked as the last.
 
-  A decoder passes over damaged pages, and reads the first of several streams, without a word.
+  Decoders silently skip damaged pages, and silently read only the first of several recordings.
+
+  Raises:
+    UserError: if pages are damaged or missing, or there are several recordings.
   """
   at, flags = 0, 0
   while head := _bytes(file, at, 27):
     page = head + file.read(head[26]) if len(head) == 27 else head
     length = len(page) + sum(page[27:])
     if head[:4] != b'OggS' and flags & 4:
-      return  # something of others behind the last page
+      return  # foreign data after the last page
     if flags & 4 and len(head) == 27 and head[5] & 2:
       raise UserError(
-        f'{name}: several recordings one behind another, of which decoders read the first: '
+        f'{name}: several recordings in one file, of which decoders read only the first: '
         f'{_conversion(name)}'
       )
     page += file.read(length - len(page))
@@ -278,14 +286,16 @@ _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-  """Returns the CRC-32 of RFC 3533: that of zlib with the bits of every byte in the other order."""
+  """Returns the CRC-32 of RFC 3533, which is zlib's with the bits of every byte reversed."""
   register = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
   return register.to_bytes(4, 'little').translate(_REVERSED)[::-1]
 
 
 def _check_flac(file: io.BufferedIOBase, name: str):
-  """Raises ValueError where the first frame has another rate, width or number of channels than the
-  file's header, which has no checksum (RFC 9639).
+  """Compares the header of the file, which has no checksum (RFC 9639), with the first frame's.
+
+  Raises:
+    UserError: if rates, sample widths or numbers of channels differ.
   """
   at, last, bits = 4, False, int.from_bytes(_bytes(file, 18, 8), 'big')
   for _ in range(MAX_CHUNKS):
@@ -295,27 +305,27 @@ def _check_flac(file: io.BufferedIOBase, name: str):
     last, at = bool(block[0] & 0x80), at + 4 + int.from_bytes(block[1:], 'big')
   frame = _bytes(file, at, 16)
   if not last or len(frame) < 16 or frame[0] != 0xFF or frame[1] & 0xFE != 0xF8:
-    return  # no frame: the decoder says so
+    return  # no frame: the decoder reports it
   told = bits >> 44, (bits >> 41 & 7) + 1, (bits >> 36 & 31) + 1
-  number = max(1, 8 - (frame[4] ^ 0xFF).bit_length())  # bytes of it, as in UTF-8
+  number = max(1, 8 - (frame[4] ^ 0xFF).bit_length())  # bytes of the frame number, as in UTF-8
   behind = 4 + number + {6: 1, 7: 2}.get(frame[2] >> 4, 0)
   two = int.from_bytes(frame[behind : behind + 2], 'big')
   rates = _FLAC_RATES | {12: 1000 * (two >> 8), 13: two, 14: 10 * two}
-  channels = (frame[3] >> 4) + 1 if frame[3] >> 4 < 8 else 2  # beyond: sums and differences of two
+  channels = (frame[3] >> 4) + 1 if frame[3] >> 4 < 8 else 2  # from 8 on: sums and differences
   found = rates.get(frame[2] & 15, told[0]), channels, _FLAC_WIDTHS.get(frame[3] >> 1 & 7, told[2])
   if found != told:
     as_text = lambda values: '{} Hz, {} channels, {} bits'.format(*values)
     raise UserError(
-      f'{name}: damaged, its header tells {as_text(told)}, its first frame {as_text(found)}: '
+      f'{name}: damaged, its header states {as_text(told)}, its first frame {as_text(found)}: '
       f'{remedy(name)}'
     )
 
 
 def _mp3(file: io.BufferedIOBase, name: str) -> Headers:
-  """Looks for the tag (Xing, Info, VBRI) that tells an MP3's frames; counts them where there is
-  none.
+  """Returns the headers of an MP3: its length is in a tag (Xing, Info, VBRI), or counted.
 
-  Raises ValueError where frames follow behind those that the tag counts: they would not be read.
+  Raises:
+    UserError: if frames follow after the length in the tag, because decoders do not read them.
   """
   at = _behind_id3(file, 0)
   data = _bytes(file, at, 1 << 16)
@@ -326,12 +336,12 @@ def _mp3(file: io.BufferedIOBase, name: str) -> Headers:
   tag = data[first + 4 + sides[data[first + 3] >> 6 != 3] :][:16]
   has_length = tag[:4] in (b'Xing', b'Info') and len(tag) == 16 and tag[7] & 1
   if has_length or data[first + 36 : first + 40] == b'VBRI':
-    if has_length and tag[7] & 2:  # the bytes are told, too
+    if has_length and tag[7] & 2:  # the tag states the number of bytes, too
       end = at + first + int.from_bytes(tag[12:16], 'big')
       if _frame(_bytes(file, _behind_id3(file, end), 4)):
         raise UserError(
-          f'{name}: more follows behind the length that its header tells, as where recordings '
-          f'were put one behind another: {_conversion(name)}'
+          f'{name}: audio follows after the length in its header, as if several recordings were '
+          f'concatenated: {_conversion(name)}'
         )
     return Headers('MP3')
   samples, at = 0, at + first
@@ -341,7 +351,7 @@ def _mp3(file: io.BufferedIOBase, name: str) -> Headers:
 
 
 def _behind_id3(file: io.BufferedIOBase, at: int) -> int:
-  """Returns the position behind the ID3 tags at `at`, whose sizes have seven bits a byte."""
+  """Returns the position after the ID3 tags at `at`, whose sizes have seven bits per byte."""
   while (tag := _bytes(file, at, 10))[:3] == b'ID3':
     at += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0)))
   return at
@@ -353,9 +363,9 @@ def _bytes(file: io.BufferedIOBase, at: int, count: int) -> bytes:
 
 
 def _frame(header: bytes) -> tuple[int, int] | None:
-  """Returns bytes and samples of the MP3 frame with this header of 4 bytes.
+  """Returns the numbers of bytes and samples of an MP3 frame, from its header of 4 bytes.
 
-  None if it is no header, or the size is unknown.
+  Returns None if it is no header, or the size is unknown.
   """
   if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
     return None

@@ -1,7 +1,7 @@
 """Checks user input before any compute: fields of configs, shapes and ids of arrays.
 
-All checks raise UserError with the name, the value and the legal values. None reads the values of
-traced arrays, which are known only when compiled code runs.
+All checks raise UserError with the name, the value and the legal values. They do not read values of
+traced arrays, which are unknown until compiled code runs.
 """
 
 import numbers
@@ -18,7 +18,7 @@ LARGEST = 2**31 - 1  # steps, sizes and ids are int32 on the device
 
 
 class Legal(NamedTuple):
-  """Defines legal values: by words after 'must be', and by a predicate."""
+  """Defines legal values by a text, which follows 'must be', and by a predicate."""
 
   text: str
   holds: Callable[[Any], bool]
@@ -48,7 +48,7 @@ ABOVE_ONE = _number('a finite number above 1', lambda value: value > 1)
 SHARE = _number('from 0 to 1', lambda value: 0 <= value <= 1)
 POSITIVE_SHARE = _number('above 0, and at most 1', lambda value: 0 < value <= 1)
 BELOW_ONE = _number('at least 0 and below 1', lambda value: 0 <= value < 1)  # decays, dropout
-# lengths of clips, which are held in memory, and times to wait, of which threads take 292 years
+# Clips are held in memory; threads cannot wait for more than 292 years.
 CLIP_SECONDS = _number('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
 WAIT_SECONDS = _number('above 0, and at most 1e9 (30 years)', lambda value: 0 < value <= 1e9)
 BETWEEN = _number('above 0 and below 1', lambda value: 0 < value < 1)
@@ -67,19 +67,19 @@ FLOAT_TYPE = Legal("a floating-point type, such as 'float32' or 'bfloat16'", _is
 
 
 def one_of(*values: Any) -> Legal:
-  """Returns the rule of a choice among `values`."""
+  """Returns the rule that accepts `values`."""
   return Legal(f'one of {", ".join(map(repr, values))}', lambda value: value in values)
 
 
 def each(legal: Legal) -> Legal:
-  """Returns the rule of nonempty tuples with legal entries."""
+  """Returns the rule of nonempty tuples whose entries are legal."""
   is_tuple = lambda values: isinstance(values, (tuple, list)) and len(values) > 0
   holds = lambda values: is_tuple(values) and all(map(legal.holds, values))
   return Legal(f'a tuple of one or more, each {legal.text}', holds)
 
 
 def optional(legal: Legal) -> Legal:
-  """Returns the rule that also accepts None."""
+  """Returns the rule that accepts legal values and None."""
   return Legal(f'{legal.text}, or None', lambda value: value is None or legal.holds(value))
 
 
@@ -106,10 +106,10 @@ def values(**pairs: tuple[Any, Legal]) -> None:
 
 
 def shapes(**arrays: Any) -> None:
-  """Checks that arrays have the axes of their name suffix: wave_BT is [B, T].
+  """Checks that arrays have the axes in the suffix of their names: wave_BT is [B, T].
 
   An axis letter has the same size in all arrays of a call; a digit is the size itself. Only shapes
-  are read, so the check is free in compiled code.
+  are read, so the check costs nothing in compiled code.
 
   Raises:
     UserError: naming the first array with another shape.
@@ -126,17 +126,17 @@ def shapes(**arrays: Any) -> None:
       wanted, first = known.setdefault(axis, fixed)
       if size != wanted:
         raise UserError(
-          f'{name} has shape {shape}: its axis {axis} is {size}, and {wanted} by {first}'
+          f'{name} has shape {shape}: its axis {axis} is {size}, but {wanted} in {first}'
         )
 
 
 def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
   """Checks that ids are from 0 to `size` - 1; -1 is legal with `padding`.
 
-  Reads numpy arrays, and JAX arrays held by this process; traced arrays are not checked.
+  Traced arrays, and JAX arrays that are partly on other hosts, are not checked.
 
   Raises:
-    UserError: if they are not.
+    UserError: naming an illegal id, or the type of an array that is not of integers.
   """
   if isinstance(array, jax.core.Tracer):
     return

@@ -1,8 +1,7 @@
-"""K-means over features, normalized per dimension: what turns frames of w2v-BERT, or of others,
-into semantic tokens.
+"""K-means over features such as w2v-BERT's, which turns frames into semantic tokens.
 
-Source: AudioLM (arXiv 2209.03143), section III-B: normalizing each dimension to zero mean and unit
-variance before clustering improves the phonetic discrimination of the tokens.
+Each dimension is normalized to zero mean and unit variance before clustering, which improves the
+phonetic discrimination of the tokens. Source: AudioLM (arXiv 2209.03143), section III-B.
 """
 
 import os
@@ -17,7 +16,7 @@ from audiolm_jax.errors import UserError
 
 
 class SemanticQuantizer(NamedTuple):
-  """Centroids live in the normalized space: (features - mean_D) / scale_D."""
+  """Holds centroids of normalized features, (features - mean_D) / scale_D."""
 
   mean_D: Float[Array, 'D']
   scale_D: Float[Array, 'D']
@@ -27,12 +26,14 @@ class SemanticQuantizer(NamedTuple):
 def fit(
   features_ND: Float[Array | np.ndarray, 'N D'], num_clusters: int, seed: int
 ) -> SemanticQuantizer:
-  """Clusters a sample of frames [N, D] into `num_clusters`, on the host.
+  """Returns `num_clusters` clusters of a sample of frames, computed on the host.
 
-  A dimension that does not vary keeps scale 1. Raises ValueError when there are fewer frames than
-  clusters, or when a feature is not finite.
+  A dimension that does not vary keeps scale 1.
+
+  Raises:
+    UserError: if there are fewer frames than clusters, or a feature is not finite.
   """
-  from sklearn.cluster import MiniBatchKMeans  # slow to import, and wanted only here
+  from sklearn.cluster import MiniBatchKMeans  # slow to import, and needed only here
 
   features_ND = np.asarray(features_ND, np.float32)
   checks.shapes(features_ND=features_ND)
@@ -40,12 +41,13 @@ def fit(
   num_frames = features_ND.shape[0]
   if num_frames < num_clusters:
     raise UserError(
-      f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower the number'
+      f'{num_frames} frames cannot make {num_clusters} clusters: give more frames, or lower '
+      'num_clusters'
     )
   if not np.isfinite(features_ND).all():
     raise UserError(
-      f'{np.sum(~np.isfinite(features_ND).all(axis=1))} of {num_frames} frames hold NaN or infinity: '
-      'look at the model that made them'
+      f'{np.sum(~np.isfinite(features_ND).all(axis=1))} of {num_frames} frames contain NaN or '
+      'infinity: check the model that made them'
     )
   mean_D = features_ND.mean(axis=0, dtype=np.float64).astype(np.float32)
   scale_D = features_ND.std(axis=0, dtype=np.float64).astype(np.float32)
@@ -65,15 +67,18 @@ def fit(
 
 
 def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) -> Int[Array, 'B S']:
-  """Returns the nearest centroid of every frame, int32 [B, S] in [0, K).
+  """Returns the index of the nearest centroid of every frame, int32.
 
-  Distances are in float32: among near centroids the differences are small beside the distances.
+  Distances are in float32, because those of near centroids differ little.
+
+  Raises:
+    UserError: if features and centroids have different widths.
   """
   checks.shapes(features_BSD=features_BSD)
   width, expected = features_BSD.shape[-1], quantizer.mean_D.shape[-1]
   if width != expected:
     raise UserError(
-      f'features have width {width}, the centroids {expected}: take the layer they were fitted on'
+      f'features have width {width}, the centroids {expected}: use the layer they were fitted to'
     )
   normalized_BSD = (features_BSD.astype(jnp.float32) - quantizer.mean_D) / quantizer.scale_D
   # |x - c|^2 without |x|^2, which is the same for every centroid.
@@ -85,13 +90,13 @@ def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) ->
 
 
 class Stored(NamedTuple):
-  """Clusters as a file holds them: fitted to which layer of which model, and their fingerprint."""
+  """Holds the contents of a file of clusters: the clusters, and what they were fitted to."""
 
   quantizer: SemanticQuantizer
-  layer: int
+  layer: int  # of the model
   frames_per_token: int
-  model: str
-  fingerprint: str
+  model: str  # fingerprint of the model
+  fingerprint: str  # of the clusters
 
 
 def save(
@@ -102,18 +107,24 @@ def save(
   frames_per_token: int,
   model: str,
 ) -> None:
-  """Writes clusters with what they were fitted to; `model`: the fingerprint of its parameters.
+  """Writes clusters and what they were fitted to.
 
-  `tokenizer.SemanticEncoder.fingerprint` is that of a model of features.
+  Args:
+    path: path of the file.
+    quantizer: the clusters.
+    layer: layer of the model.
+    frames_per_token: number of frames that are averaged for one token.
+    model: fingerprint of the model (`tokenizer.SemanticEncoder.fingerprint`).
   """
   metadata = {'layer': str(layer), 'frames_per_token': str(frames_per_token), 'w2v_bert': model}
   arrays_file.save(path, quantizer._asdict(), metadata)
 
 
 def load(path: str | os.PathLike, remedy: str = 'fit the clusters again') -> Stored:
-  """Returns what `save` wrote.
+  """Returns the clusters in a file written by `save`.
 
-  Raises UserError where the file is missing or damaged; its message ends with `remedy`.
+  Raises:
+    UserError: with `remedy`, if the file is missing or damaged.
   """
   if not os.path.isfile(path):
     raise UserError(f'{path} does not exist: {remedy}')

@@ -1,4 +1,4 @@
-"""Loss terms as pure functions. Means are over the global batch."""
+"""Loss terms as pure functions; means are over the global batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from audiolm_jax import audio
 
 
 def masked_mean(values: Float[Array, '*dims'], mask: Bool[Array, '*dims']) -> Float[Array, '']:
-  """Returns the mean of `values` where `mask` is True, 0 where it is nowhere True."""
+  """Returns the mean of `values` where `mask` is True; 0 if it is True nowhere."""
   weights = mask.astype(values.dtype)
   return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
 
@@ -31,7 +31,7 @@ def cross_entropy(
   return masked_mean(nats_BL, mask_BL)
 
 
-SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, as in the paper; the hop is a quarter
+SPECTRAL_WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples; hops are a quarter (SoundStream)
 
 
 def noise_magnitude(level: float, window: int, sample_rate: int) -> float:
@@ -58,11 +58,11 @@ def spectral_reconstruction(
 ) -> Float[Array, '']:
   """Returns SoundStream's multi-scale spectral loss (section III-E), averaged over frames and bins.
 
-  At each window length s, it adds the L1 distance of mel spectra and sqrt(s / 2) times the L2
+  The loss at window length s is the L1 distance of mel spectra plus sqrt(s / 2) times the L2
   distance of log-mel spectra. The paper sums over frames, bins and scales, so that the weight
-  against the adversarial terms would depend on the crop; here they are means over frames, bins
-  (root mean square for L2) and scales. The FFT has at least 512 points, because the 33 bins of a
-  window of 64 cannot resolve 64 filters. Windows longer than the crop are ignored.
+  relative to the adversarial terms would depend on the crop; here, distances are means over frames,
+  bins (root mean square for L2) and scales. The FFT has at least 512 points, because the 33 bins of
+  a window of 64 cannot resolve 64 filters. Windows longer than the crop are ignored.
 
   Args:
     target_BT: original waveform.
@@ -71,7 +71,7 @@ def spectral_reconstruction(
     floor: root mean square of white noise whose mean spectrum is added before the logarithm, which
       suppresses differences far below it. The paper states none; at 1e-5, nine tenths of the
       squared gradient come from the quietest eighth of speech (docs/log.md).
-    windows: window lengths in samples; the shortest costs most, with most frames.
+    windows: window lengths in samples; the shortest costs most, because it has most frames.
     num_mels: number of mel bins.
   """
   total, scales = jnp.zeros(()), [s for s in windows if s <= target_BT.shape[-1]]
@@ -93,9 +93,9 @@ def spectral_reconstruction(
 def relative_squared_error(
   target_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> Float[Array, '']:
-  """Returns the energy of the error divided by that of the target, over the whole batch.
+  """Returns the energy of the error divided by the energy of the target, over the whole batch.
 
-  Silence scores 1. Not the L1 distance, whose minimum for an unlearned phase is silence, where
+  Silence scores 1. The L1 distance would fail: its minimum for unknown phases is silence, where
   training would stay.
   """
   return jnp.mean(jnp.square(target_BT - estimate_BT)) / (jnp.mean(jnp.square(target_BT)) + 1e-8)
@@ -106,7 +106,7 @@ def hinge_discriminator(
 ) -> Float[Array, '']:
   """Returns the hinge loss of discriminators, averaged over logits, then over discriminators.
 
-  The paper prints a sum of 4 terms divided by 3; here it is their mean.
+  The paper prints a sum of 4 terms divided by 3; this is their mean.
 
   Args:
     real: logits of each discriminator for original waveforms.
@@ -133,7 +133,7 @@ def feature_matching(
 ) -> Float[Array, '']:
   """Returns the mean absolute difference of hidden layers.
 
-  Averaged within each layer, then over layers, then over discriminators.
+  The mean is over each layer, then over layers, then over discriminators.
   """
   critics = [
     sum(jnp.mean(jnp.abs(r - f)) for r, f in zip(*layers, strict=True)) / len(layers[0])
@@ -145,11 +145,11 @@ def feature_matching(
 def adversarial_terms(
   judge: Callable, params, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> dict[str, Float[Array, '']]:
-  """Returns the loss terms of a GAN, of the generator and of the discriminators.
+  """Returns the loss terms of generator ('adversarial', 'feature') and 'discriminator'.
 
-  The generator's terms have no gradient in the discriminators' `params`, and the discriminators'
-  none in the estimate. Both sides judge the estimate; the two forward passes compute the same
-  values, which XLA computes once.
+  The generator's terms have no gradient with respect to `params`, and the discriminators' term has
+  none with respect to the estimate. Both need the discriminators' forward pass on the estimate,
+  which XLA computes once.
 
   Args:
     judge: function (params, wave_BT) -> one nn.discriminators.Judgement per discriminator.
@@ -171,9 +171,9 @@ def adversarial_terms(
 
 
 class Balance(NamedTuple):
-  """Holds moving averages per loss term: of gradient lengths, and of 1 (bias correction).
+  """Holds moving averages per loss term of gradient lengths, and of 1 for bias correction.
 
-  The gradients are those at the estimate.
+  Gradients are with respect to the estimated waveform.
   """
 
   length: dict[str, Float[Array, '']]
@@ -181,17 +181,14 @@ class Balance(NamedTuple):
 
 
 def init_balance(names: Sequence[str]) -> Balance:
-  """Returns averages before the first step: zeros."""
+  """Returns the averages before the first step, zeros."""
   return Balance(*({name: jnp.zeros(()) for name in names} for _ in Balance._fields))
 
 
 def update_balance(
   balance: Balance, gradients: Mapping[str, Float[Array, 'B T']], decay: float
 ) -> Balance:
-  """Returns the averages updated by one step.
-
-  A term whose gradient is zero (not yet active) keeps its averages.
-  """
+  """Returns the averages after one step; a term without gradient (not yet active) keeps its own."""
 
   def moved(averages, values):
     return {
@@ -211,16 +208,16 @@ def update_balance(
 def balanced_weights(
   balance: Balance, shares: Mapping[str, float], num_values: int
 ) -> dict[str, Float[Array, '']]:
-  """Returns the weight of each term that gives its gradient its share of the total.
+  """Returns weights by which the gradient of each term has its share of the total.
 
   The gradient of term i then has, on average, the length share_i / sum(shares) / sqrt(num_values),
-  independent of its scale (Defossez et al., 2022, arXiv 2210.13438, section 3.4). The paper uses
-  the length 1 instead of 1 / sqrt(num_values), num_values = B * T: ours is that of a mean over
-  samples, so that terms outside of the balance do not depend on the crop.
+  independent of its scale (EnCodec, arXiv 2210.13438, section 3.4). EnCodec lets the lengths sum to
+  1 instead of 1 / sqrt(num_values), which is the length for a mean over samples: with it, the
+  weights of other terms need not depend on the crop.
 
   Args:
     balance: averages of gradient lengths.
-    shares: desired share of each term; also the weight of a term that had no gradient yet.
+    shares: desired share of each term, and its weight until it has a gradient.
     num_values: number of values of the estimate, B * T.
   """
   total = sum(shares[name] for name in balance.length) * num_values**0.5
@@ -242,15 +239,16 @@ def contrastive(
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Returns the contrastive loss in nats, and its accuracy in [0, 1].
 
-  The loss is that of picking each frame's own target among those of the frames `negatives_BSN` by
-  cosine similarity. The accuracy is the share of frames whose own target is strictly the most
-  similar. Both are means over masked frames. Source: wav2vec 2.0 (arXiv 2006.11477), equation 3.
+  The loss is the cross entropy of choosing, by cosine similarity, each frame's own target among the
+  targets of the frames `negatives_BSN`. The accuracy is the share of frames whose own target is
+  strictly the most similar. Both are means over masked frames. Source: wav2vec 2.0 (arXiv
+  2006.11477), equation 3.
 
   Args:
     context_BSD: context vectors.
     target_BSD: target vectors.
-    negatives_BSN: frame indices of N negatives of each frame.
-    mask_BS: True at frames that count.
+    negatives_BSN: indices of N other frames for each frame.
+    mask_BS: True at frames in the means.
     temperature: divides the similarities.
   """
   context_BSD, target_BSD = (_unit(x.astype(jnp.float32)) for x in (context_BSD, target_BSD))
@@ -273,10 +271,7 @@ def _unit(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
 def codebook_perplexity(
   probabilities_BSK: Float[Array, 'B S K'], mask_BS: Bool[Array, 'B S']
 ) -> Float[Array, '']:
-  """Returns exp(entropy) of the mean distribution over codes.
-
-  It is K when all codes are used equally, 1 when only one is.
-  """
+  """Returns exp(entropy) of the mean distribution over codes: 1 for a single code, K at most."""
   weights_BS = mask_BS / jnp.maximum(jnp.sum(mask_BS), 1)
   mean_K = jnp.einsum('bsk,bs->k', probabilities_BSK, weights_BS)
   return jnp.exp(-jnp.sum(mean_K * jnp.log(mean_K + 1e-9)))
@@ -287,6 +282,7 @@ def diversity(
 ) -> Float[Array, '']:
   """Returns the unused share of the codebook, 1 - perplexity / K, over masked frames.
 
-  0 is best, 1 - 1 / K is collapse. Source: wav2vec 2.0, equation 4, as in its published code.
+  It is 0 if all codes are used equally, 1 - 1 / K if one is used. Source: wav2vec 2.0, equation 4,
+  as in its published code.
   """
   return 1 - codebook_perplexity(probabilities_BSK, mask_BS) / probabilities_BSK.shape[-1]

@@ -178,11 +178,11 @@ def test_a_scalar_for_levels_is_refused(as_users_run_it):
   with pytest.raises(ValueError, match=r'levels_B has shape \(\): add the batch axis'):
     quantizer.quantize(vectors_QKD, x_BFD, 4)
   with pytest.raises(
-    ValueError, match=r'levels_B has shape \(2,\): its axis B is 2, and 5 by x_BFD'
+    ValueError, match=r'levels_B has shape \(2,\): its axis B is 2, but 5 in x_BFD'
   ):
     quantizer.quantize(vectors_QKD, x_BFD, jnp.zeros(2, int))
   with pytest.raises(
-    ValueError, match=r'x_BFD has shape \(5, 6, 3\): its axis D is 3, and 4 by vectors_QKD'
+    ValueError, match=r'x_BFD has shape \(5, 6, 3\): its axis D is 3, but 4 in vectors_QKD'
   ):
     quantizer.encode(vectors_QKD, x_BFD[..., :3])
 

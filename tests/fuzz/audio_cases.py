@@ -275,7 +275,7 @@ def _more(rng) -> Case:
   if choice == 2 and one.format == 'WAV':
     return _of(one, one.content + bytes(len(one.content) % 2) + bytes(3_000), wave_T=one.wave_T)
   if choice == 3:
-    says = {'OGG': 'several recordings', 'MP3': 'more follows', 'WAV': ''}
+    says = {'OGG': 'several recordings', 'MP3': 'audio follows', 'WAV': ''}
     must = REFUSED if one.format in says else RIGHT
     known = one.wave_T if one.format == 'FLAC' else None
     return _of(one, 2 * one.content, must=must, wave_T=known, says=says.get(one.format, ''))
