@@ -1,1 +1,1 @@
-"""Grain input pipeline: sources of examples, and aligned random crops for a stage's batch spec."""
+"""Input pipeline (Grain): sources of examples, and batches of aligned random crops."""

@@ -1,11 +1,11 @@
-"""Apache Beam builders of TFDS audio data sets: Libri-Light, MAESTRO, or a folder of files.
+"""Builds TFDS data sets of Libri-Light, MAESTRO or a folder of audio files by Apache Beam.
 
-For corpora that outgrow one host: `prepare` runs the builder on any Beam runner, without
-TensorFlow, and writes ArrayRecord shards that `data.tfds` reads. An example is the bytes of a FLAC
-(part of a file) or of the file itself, with its id, speaker (-1: unknown), number of samples, rate,
+Use it for corpora that are too large for one host: `prepare` runs a builder on any Beam runner,
+without TensorFlow, and writes ArrayRecord shards for `data.tfds`. An example contains the bytes of
+the file (or of a FLAC with a part of it), its id, speaker (-1 if unknown), number of samples, rate,
 and the SHA-256 of the bytes.
 
-Import this module only where data sets are prepared: it needs the extra `beam`.
+This module needs the extra `beam`; import it only to prepare data sets.
 """
 
 import csv
@@ -62,16 +62,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, parts: Sequence[folders.Part]) -> beam.PTransform:
     root = self._root
-    # Paths are shuffled before files are read, because neighbours in the list belong to one book.
+    # Shuffle paths before reading files, because neighbours in the list belong to one book.
     return (
       beam.Create(list(parts)) | beam.Reshuffle() | beam.FlatMap(lambda part: _examples(part, root))
     )
 
 
 class LibriLight(_Builder):
-  """Builds a data set from Libri-Light's unlab splits as downloaded (`data.librilight`).
+  """Builds a data set of Libri-Light's unlab splits as downloaded (see `data.librilight`).
 
-  `held_out` is the share of speakers in the test split.
+  The share `held_out` of the speakers is the test split.
   """
 
   def __init__(
@@ -91,7 +91,7 @@ class LibriLight(_Builder):
 
 
 class Maestro(_Builder):
-  """Builds a data set from MAESTRO v3 as unpacked; maestro-v3.0.0.csv assigns the splits."""
+  """Builds a data set of MAESTRO v3 as unpacked; the splits are those of its file maestro-*.csv."""
 
   def _parts(self):
     [table] = _tables(self._root)
@@ -108,10 +108,10 @@ class Maestro(_Builder):
 
 
 class AudioFolder(_Builder):
-  """Builds a data set from a folder of WAV, FLAC, OGG or MP3 files.
+  """Builds a data set of the WAV, FLAC, OGG and MP3 files in a folder.
 
-  The path of a file decides whether it is held out; with `speaker_folders` the name of its folder
-  does, so that no speaker is in both splits.
+  The share `held_out` is the test split, chosen by path; with `speaker_folders`, it is chosen by
+  the name of a file's folder, so that no speaker is in both splits.
   """
 
   def __init__(self, *, root, held_out: float = 0.05, speaker_folders: bool = False, **options):
@@ -132,7 +132,7 @@ def prepare(
 ) -> dict[str, int]:
   """Prepares the data set and returns the number of examples of each split.
 
-  Splits that are already prepared are left unchanged.
+  Prepared splits are not changed.
 
   Args:
     builder: the builder.
@@ -155,14 +155,14 @@ def _tables(root: str) -> list[str]:
   )
   if len(found) != 1:
     raise UserError(
-      f'{root}: holds {found or "no maestro-*.csv"}: give the folder into which MAESTRO was '
+      f'{root}: contains {found or "no maestro-*.csv"}: give the folder into which MAESTRO was '
       'unpacked'
     )
   return [os.path.join(root, found[0])]
 
 
 def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, list[folders.Part]]:
-  """Splits parts by the checksum of a name, with the same result as the corpora of the recipes."""
+  """Splits parts by the checksum of a name, with the same result as the recipes' corpora."""
   splits = {'train': [], 'test': []}
   for part in parts:
     splits['test' if folders.is_held_out(name(part), share) else 'train'].append(part)
@@ -170,7 +170,7 @@ def _held_out(parts: Sequence[folders.Part], share: float, name) -> dict[str, li
 
 
 def _examples(part: folders.Part, root: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
-  """Yields the example of a part; yields none and counts the part if it cannot be read."""
+  """Yields the example of a part, or nothing if it cannot be read; Beam counts both."""
   try:
     content, num_samples, sample_rate = _encoded(part)
   except (ValueError, OSError):
@@ -194,7 +194,10 @@ def _examples(part: folders.Part, root: str) -> Iterator[tuple[bytes, dict[str, 
 
 
 def _encoded(part: folders.Part) -> tuple[bytes, int, int]:
-  """Returns bytes, samples and rate: of a whole file after decoding it, or of a part as FLAC."""
+  """Returns bytes, number of samples and rate of a part, encoded as FLAC unless it is a whole file.
+
+  Whole files are decoded to check them.
+  """
   rate = audio.info(part.path).sample_rate
   wave_T = audio.load(
     part.path, rate, start_seconds=part.start_seconds, num_seconds=part.num_seconds

@@ -1,8 +1,8 @@
 """Finds human speech in Debian packages: files, voices, texts and phone labels.
 
-Each reader takes the folder `share` (/usr/share, or that of unpacked packages) and returns clips
-sorted by path. Only Asterisk's packages name their speakers: otherwise a voice is a package, a
-language and, in fillets-ng, a role.
+Each reader takes the folder `share` (/usr/share, or the same folder of unpacked packages) and
+returns clips sorted by path. Only Asterisk's packages name their speakers; in others, a voice is a
+package, a language and, in fillets-ng, a role.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from audiolm_jax.errors import UserError
 
-# Packages, each with a file or folder below `share` that shows that it is installed.
+# Packages, each with a path below `share` that exists if the package is installed.
 PACKAGES = {
   'festvox-ru': 'festival/voices/russian/msu_ru_nsh_clunits/wav',
   'asterisk-core-sounds-en-g722': 'asterisk/sounds/en_US_f_Allison/digits',
@@ -40,8 +40,8 @@ _PROMPT = re.compile(r'\( *(\S+) +"(.*)" *\)')
 class Clip(NamedTuple):
   """Describes a recording of one voice.
 
-  `text` is None if unknown. `labels` is the file of its phones in Festival's format, with lines
-  `end_seconds 125 phone`.
+  `text` is None if unknown. `labels` is a file of phones in Festival's format, with lines
+  `end_seconds 125 phone`; None if there is none.
   """
 
   path: str
@@ -76,8 +76,8 @@ def asterisk(share: pathlib.Path) -> list[Clip]:
 def fillets(share: pathlib.Path) -> list[Clip]:
   """Returns the dialogue lines of fillets-ng in Czech and Dutch.
 
-  Noises and songs have no line in the scripts. A role is the font of its lines: `small` and `big`
-  are the two fish, the leads.
+  Noises and songs, which have no line in the scripts, are excluded. A role is the font of its
+  lines: `small` and `big` are the two fish, the leads.
   """
   root, clips = share / 'games/fillets-ng', []
   for folder in sorted(root.glob('sound/*/*/')):
@@ -135,14 +135,16 @@ def clips(root: str | os.PathLike, packages: Sequence[str] = tuple(PACKAGES)) ->
   """Returns the clips of packages found below `root`.
 
   Args:
-    root: / for installed packages, or the folder into which they were unpacked.
+    root: '/' for installed packages, or the folder into which they were unpacked.
     packages: names of the packages.
 
   Raises:
     UserError: with the commands to get them, if packages are unknown or missing.
   """
   if unknown := set(packages) - PACKAGES.keys():
-    raise UserError(f'packages has {sorted(unknown)}; there are readers for {", ".join(PACKAGES)}')
+    raise UserError(
+      f'packages has unknown names {sorted(unknown)}: choose from {", ".join(PACKAGES)}'
+    )
   share = pathlib.Path(root) / 'usr/share'
   if missing := [name for name in packages if not (share / PACKAGES[name]).exists()]:
     raise UserError(

@@ -1,13 +1,12 @@
-"""Speaks texts with espeak-ng, one fresh process per utterance; started by `data.synthesized`.
+"""Speaks texts with espeak-ng, in one process per utterance; `data.synthesized` runs it.
 
-Reads a JSON list of requests {voice, pitch, rate, gap, seed, text} from standard input. For each,
-it writes one JSON line {rate, num_samples, phones: [[sample, name]], words: [sample]} (the start of
-each phone and word) and then the samples as raw int16 to standard output.
+The program reads a JSON list of requests {voice, pitch, rate, gap, seed, text} from standard input.
+For each, it writes to standard output one JSON line {rate, num_samples, phones: [[sample, name]],
+words: [sample]} with the start of each phone and word, and then the samples as raw int16.
 
-espeak-ng keeps global state that its random seed does not cover: an utterance depends on those
-spoken before, but is bit-exact in a fresh process. The program therefore forks a child for each
-request. It imports the standard library only, because forking a process with JAX's threads may
-hang.
+espeak-ng has global state that its random seed does not reset, so that utterances depend on earlier
+ones in the same process. The program therefore forks a child for each request. It imports no JAX,
+because forking a process with JAX's threads may hang.
 """
 
 import array

@@ -1,7 +1,7 @@
-"""What one example of a corpus, or of encoded tokens, may hold.
+"""Defines the entries of an example of a corpus or of encoded tokens.
 
-A source is a sequence: `source[i]` is an Example, or None where it cannot be read. Every source
-gives 'waveform' or the tokens made of it; everything else only where the corpus tells it.
+A source is a sequence: `source[i]` is an Example, or None if it cannot be read. Every example has
+'waveform' or tokens; other entries exist only if the corpus provides them.
 """
 
 from typing import TypedDict
@@ -11,27 +11,27 @@ from jaxtyping import Float, Int
 
 
 class Example(TypedDict, total=False):
-  """One utterance.
+  """Holds one utterance.
 
-  Audio, at the `sample_rate` of its source:
-    waveform: mono float32, full scale -1 to 1. From every corpus; in forgeries as int16.
-    noise: of the same length, to be added to the waveform; zeros: none. From `data.noise`.
+  Audio, at the `sample_rate` of the source:
+    waveform: mono float32 in [-1, 1]; int16 in the detector's clips (`experiments.forgeries`).
+    noise: noise to be added to the waveform, of the same length. From `data.noise`.
   Tokens, from token shards (`experiments.encode`):
-    semantic: semantic tokens, one each 1 / semantic_rate seconds.
-    codes: codec codes, F = frames_per_semantic * S, all levels.
+    semantic: semantic tokens at `semantic_rate`.
+    codes: codec codes of all levels, F = frames_per_semantic * S.
   Labels:
-    speaker: a number that is the same in all examples of a voice; -1: unknown. From folders whose
-      subfolders are speakers, Libri-Light, LibriSpeech, TFDS, Debian's voices, synthesized speech,
-      and token shards of these.
-    phones: at 25 Hz, the phone at the centre of each frame, an index into the source's
-      `phone_names`. From synthesized speech and labelled recordings of Debian's voices, and token
+    speaker: number of the voice; -1 if unknown. From folders of speakers, Libri-Light, LibriSpeech,
+      TFDS, Debian's voices, synthesized speech, and token shards of these.
+    phones: the phone at the centre of each frame at 25 Hz, as an index into the source's
+      `phone_names`. From synthesized speech, labelled recordings of Debian's voices, and token
       shards of these.
-    text: what is said. From synthesized speech, and Debian's voices where it is known.
+    text: the spoken text. From synthesized speech, and Debian's voices if known.
     words: (word, first sample, end sample) of each word. From synthesized speech.
     kind: 'counting' or 'sentences'. From synthesized speech.
-    label: the class that a classifier learns: of `sources.held_out_voices` the voice counted from
-      0, of `metrics.speech.number_windows` the number said, of forgeries `stages.detector`'s.
-    start: the sample at which the prompt ends. From forgeries.
+    label: class for a classifier: the voice, from 0 (`experiments.sources.held_out_voices`), the
+      spoken number (`metrics.speech.number_windows`), or original or generated (the detector's
+      clips).
+    start: end of the prompt in samples, where generated audio starts. From the detector's clips.
   """
 
   waveform: Float[np.ndarray, 'T']

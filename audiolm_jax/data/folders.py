@@ -1,4 +1,4 @@
-"""Sources of audio files: a folder, or any list of (parts of) files."""
+"""Sources of audio files: a folder, or any list of files and parts of files."""
 
 import collections
 import errno
@@ -17,7 +17,7 @@ from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 
 EXTENSIONS = ('.wav', '.wave', '.flac', '.ogg', '.oga', '.opus', '.mp3')
-# Audio and video formats that are not read; reported where found.
+# Audio and video formats that cannot be read; `scan` reports them.
 _OTHER_AUDIO = (
   '.aac',
   '.aif',
@@ -47,19 +47,16 @@ _OTHER_AUDIO = (
 
 
 class Part(NamedTuple):
-  """Identifies a file or a part of it.
-
-  `num_seconds` None extends to the end; `speaker` None is unknown.
-  """
+  """Identifies a file or a part of it."""
 
   path: str
-  speaker: int | None = None
+  speaker: int | None = None  # None is unknown
   start_seconds: float = 0.0
-  num_seconds: float | None = None
+  num_seconds: float | None = None  # None is the rest of the file
 
 
 class Found(NamedTuple):
-  """Holds the sorted files below a folder, and the excluded ones with reasons."""
+  """Holds the sorted paths below a folder, and excluded paths with reasons."""
 
   paths: list[str]
   left_out: list[tuple[str, str]]
@@ -68,10 +65,10 @@ class Found(NamedTuple):
 class AudioFiles:
   """Random access source of audio files.
 
-  `files[i]` is {'waveform' [T] float32, 'speaker' [] int32 where known}, or None where the file
-  cannot be read. An unreadable file is recorded with its reason in `bad`, and as a JSON line in the
-  file `quarantine` if given (also from worker processes). `root` is removed from the paths of
-  `inventory`, so that a corpus may be moved.
+  `files[i]` has 'waveform' and, if known, 'speaker' (see `data.example`), or is None if the file
+  cannot be read. Unreadable files are recorded with reasons in `bad`, and in the JSON lines of the
+  file `quarantine` if given (also by worker processes). Paths in the `inventory` are relative to
+  `root`, so that a corpus can be moved.
 
   Raises:
     UserError: on reading, if more than `max_bad_fraction` of the parts are unreadable.
@@ -104,17 +101,17 @@ class AudioFiles:
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
     """Returns `files[i]` with `waveform[first:stop]` only, where `first, stop = choose(length)`.
 
-    Decodes no more than that where `audio.load_slice` can; damage elsewhere in the file may go
-    unnoticed.
+    If possible (see `audio.load_slice`), only this slice is decoded; damage elsewhere in the file
+    may go unnoticed.
     """
     return self._example(i, functools.partial(audio.load_slice, choose=choose))
 
   def keep(self, parts: Sequence[Part]) -> 'AudioFiles':
-    """Returns a source of some of the parts, with the same settings."""
+    """Returns a source of these parts, with the same settings."""
     return type(self)(parts, self.sample_rate, **self._options)
 
   def refuse(self, i: int, reason: str):
-    """Counts example i as unreadable, for a reason found by the caller."""
+    """Records example i as unreadable."""
     self.bad.add(range(len(self))[i], self.parts[i].path, reason)
 
   def inventory(self) -> list[str]:
@@ -138,7 +135,7 @@ class AudioFiles:
   def unchecked(self) -> int:
     """Returns the number of files whose headers state no length, so that truncation goes unnoticed.
 
-    Opens each file whose format may lack it, such as MP3.
+    Opens all MP3 files, because other formats nearly always state it.
     """
     return sum(not _tells_length(path) for path in dict.fromkeys(part.path for part in self.parts))
 
@@ -162,7 +159,7 @@ class AudioFiles:
 
 def _tells_length(path: str) -> bool:
   if not path.lower().endswith('.mp3'):
-    return True  # WAV and FLAC nearly always state it, OGG has to
+    return True  # WAV and FLAC nearly always state it, OGG always
   try:
     return audio.info(path).tells_length
   except (ValueError, OSError):
@@ -170,11 +167,11 @@ def _tells_length(path: str) -> bool:
 
 
 def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> Found:
-  """Returns the (audio) files below `root`, and excluded entries with audio names.
+  """Returns the files with these extensions below `root`, and excluded paths with reasons.
 
-  Links are followed, also out of `root`; a file or folder with several paths counts once,
-  preferring its own name to a link. Excluded are non-regular files, folder cycles, macOS's `._`
-  files, audio of other formats, and unlistable folders.
+  Links are followed, also out of `root`. A file or folder with several paths counts once, by its
+  own name instead of a link if possible. Excluded paths are of audio files that are not regular,
+  macOS's `._` files, audio of other formats, cycles of links, and folders that cannot be listed.
   """
   paths, left_out, counted = [], [], set()
   for path, status in _walk(os.fspath(root), left_out):
@@ -184,7 +181,7 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
         left_out.append((path, 'not WAV, FLAC, OGG or MP3: convert it to FLAC'))
     elif name.startswith('._'):
       left_out.append((path, 'macOS metadata of another file, not audio: delete it'))
-    elif status is None:  # counts as unreadable: many broken links may mean a missing disk
+    elif status is None:  # will count as unreadable, because broken links may mean a missing disk
       paths.append(path)
     elif not stat.S_ISREG(status.st_mode):
       left_out.append((path, 'no regular file (a pipe, a socket or a device): move it away'))
@@ -197,7 +194,7 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
 def _walk(
   root: str, left_out: list[tuple[str, str]]
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-  """Yields path and status of all files below a folder: its own first, then those behind links."""
+  """Yields path and status of all files below a folder; files reached by links come last."""
   places, links, seen = [root], collections.deque(), set()
   while places or links:
     path = places.pop() if places else links.popleft()
@@ -211,7 +208,7 @@ def _walk(
     if status is None or not stat.S_ISDIR(status.st_mode):
       yield path, status
     elif _identity(path, status) in seen:
-      left_out.append((path, 'a link to a folder that is read already, or in a circle'))
+      left_out.append((path, 'a link to a folder that is already included, or in a cycle'))
     else:
       seen.add(_identity(path, status))
       try:
@@ -233,12 +230,15 @@ def find(
   *,
   listing: str | os.PathLike | None = None,
 ) -> list[str]:
-  """Returns the paths of `scan`.
+  """Returns the paths that `scan` finds, and appends excluded paths to `listing`.
 
-  Excluded entries are appended to the file `listing` (see data.skipped).
+  Args:
+    root: the folder.
+    extensions: lower-case ends of file names.
+    listing: file of JSON lines (see `data.skipped`); None to ignore excluded paths.
 
   Raises:
-    UserError: with the excluded entries, if no file is found.
+    UserError: with the excluded paths, if no file is found.
   """
   paths, left_out = scan(root, extensions)
   if listing is not None:
@@ -280,7 +280,7 @@ def examples(
     sample_rate: of the waveforms, in Hz.
     speaker_folders: whether the folder of a file is its speaker; speakers are numbered in the
       sorted order of these folders.
-    **options: options of `AudioFiles`; entries excluded by `scan` are listed in `quarantine`, too.
+    **options: options of `AudioFiles`; `quarantine` also lists the paths that `scan` excludes.
   """
   paths = find(root, listing=options.get('quarantine'))
   names = [os.path.basename(os.path.dirname(path)) for path in paths]

@@ -11,11 +11,11 @@ _BIT_RATE = 64_000  # bit/s; two samples per byte
 
 
 def load(path: str | os.PathLike, *, max_seconds: float = 3600.0) -> np.ndarray:
-  """Loads a raw G.722 file as float32 [T] at 16 kHz, two samples per byte.
+  """Returns a raw G.722 file as float32 [T] at 16 kHz.
 
   Raises:
-    UserError: if the file is empty or longer than `max_seconds`.
-    ImportError: naming the extra, if the package G722 (ITU-T's reference in C) is missing.
+    UserError: if the file is empty or longer than `max_seconds`, or the package G722 (ITU-T's
+      reference in C) is missing.
   """
   try:
     import G722
@@ -26,7 +26,7 @@ def load(path: str | os.PathLike, *, max_seconds: float = 3600.0) -> np.ndarray:
   if not 0 < seconds <= max_seconds:
     raise UserError(
       f'{path}: {num_bytes} bytes are {seconds:g} s of G.722; '
-      f'expected more than 0, at most {max_seconds:g}: leave it out, or raise max_seconds'
+      f'expected more than 0, at most {max_seconds:g}: exclude it, or raise max_seconds'
     )
   with open(path, 'rb') as file:
     samples_T = G722.G722(SAMPLE_RATE, _BIT_RATE).decode(file.read())

@@ -1,4 +1,4 @@
-"""Lists the contents of a corpus, to detect changes between program runs."""
+"""Lists the contents of a corpus, to detect changes between runs of programs."""
 
 import collections
 import hashlib
@@ -11,11 +11,11 @@ from audiolm_jax import files
 from audiolm_jax.data import skipped
 from audiolm_jax.errors import UserError
 
-MAX_BYTES = 2**30  # ten million files
+MAX_BYTES = 2**30  # of a saved inventory; enough for ten million files
 
 
 def of(source: Any) -> list[str]:
-  """Returns one line per example from the source's `inventory()`, or else their number."""
+  """Returns the lines of `source.inventory()`, or one line with the number of examples."""
   return source.inventory() if hasattr(source, 'inventory') else [f'{len(source)} examples']
 
 
@@ -25,7 +25,7 @@ def digest(lines: Sequence[str]) -> str:
 
 
 def difference(before: Sequence[str], now: Sequence[str]) -> str:
-  """Returns a description of the changes with the first names; '' if there are none."""
+  """Returns a description of the changes, with some names; '' if there are none."""
   before_names, now_names = (
     {line.split('\t')[0]: line for line in lines} for lines in (before, now)
   )
@@ -43,16 +43,17 @@ def difference(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], remedy: str):
-  """Writes the inventory before derived files are made, or checks that it is unchanged.
+  """Saves the inventory before derived files are made, or checks that it has not changed.
 
   Args:
-    path: file of the inventory.
+    path: file of the saved inventory.
     lines: the current inventory.
-    made: derived files that exist, listed before this call (other processes may add some).
+    made: existing derived files, listed before this call (other processes may add some).
     remedy: end of the error message.
 
   Raises:
-    UserError: with changes and remedy, if derived files exist and the corpus has changed.
+    UserError: with changes and remedy, if the corpus has changed, or derived files exist without an
+      inventory.
   """
   before = load(path)
   if before is None:
@@ -78,7 +79,7 @@ def load(path: str | os.PathLike) -> list[str] | None:
   """
   if not os.path.lexists(path):
     return None
-  remedy = 'move it and what was made with it away'
+  remedy = 'move it away, with the files made from this corpus'
   lines = files.read_json(path, remedy, max_bytes=MAX_BYTES).get('files')
   if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
     raise UserError(f'{path} has no list of files: {remedy}')

@@ -1,7 +1,7 @@
 """Source of Libri-Light's unlabelled splits as downloaded: `unlab-*/<speaker>/<book>/*.flac`.
 
-Each FLAC is a chapter with a JSON file of the same name. Chapters are read in parts, cut at pauses
-in the voice activity of the JSON file.
+Each FLAC file is a chapter and has a JSON file of the same name. Chapters are read in parts, cut at
+pauses in the voice activity of the JSON file.
 """
 
 import os
@@ -30,7 +30,7 @@ def examples(
     root: folder into which Libri-Light was unpacked.
     sample_rate: of the waveforms, in Hz.
     splits: names of the splits.
-    part_seconds: approximate largest length of a part.
+    part_seconds: largest length of a part, except for chapters without voice activity.
     **options: options of `folders.AudioFiles`.
 
   Raises:
@@ -57,7 +57,9 @@ def examples(
 
 
 def _voiced_parts(path: str, part_seconds: float) -> list[tuple[float, float | None]]:
-  """Joins neighbouring voiced segments up to `part_seconds`, and cuts longer ones.
+  """Returns (start, end) of parts: joined voiced segments of at most `part_seconds`.
+
+  Longer segments are cut. Without voice activity, the only part is the file, with end None.
 
   Raises:
     UserError: if the JSON file is damaged.

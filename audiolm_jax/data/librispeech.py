@@ -1,6 +1,6 @@
 """Finds utterances of LibriSpeech (openslr.org/12, CC BY 4.0).
 
-Reads `SPLIT/speaker/chapter/speaker-chapter-number.flac`, or these files in any folders.
+Files are named `SPLIT/speaker/chapter/speaker-chapter-number.flac`; they may be in any folder.
 """
 
 import os
@@ -17,7 +17,7 @@ def utterances(root: str | os.PathLike) -> list[Utterance]:
   """Returns the utterances below `root`, sorted by path, with texts from adjacent `*.trans.txt`.
 
   Raises:
-    UserError: if a FLAC file is not named as LibriSpeech's, or there is none.
+    UserError: if there is no FLAC file, or one without a name of LibriSpeech.
   """
   found, texts = [], {}
   for path in folders.find(root, ('.flac',)):
@@ -25,7 +25,7 @@ def utterances(root: str | os.PathLike) -> list[Utterance]:
     match = _NAME.fullmatch(name)
     if match is None:
       raise UserError(
-        f"{path}: LibriSpeech's files are named speaker-chapter-number.flac; give their folder"
+        f"{path}: LibriSpeech's files are named speaker-chapter-number.flac: give their folder"
       )
     transcripts = os.path.join(folder, f'{match[1]}-{match[2]}.trans.txt')
     if transcripts not in texts:
@@ -42,5 +42,5 @@ def _transcripts(path: str) -> dict[str, str]:
 
 
 def held_out(utterance: Utterance) -> bool:
-  """Returns whether the speaker belongs to the test split, for files outside of official splits."""
+  """Returns whether the speaker belongs to the test split; for files without official splits."""
   return utterance.speaker % 5 == 0

@@ -12,16 +12,17 @@ CLEAN_SHARE = 0.2  # share of examples without noise, so that clean input stays 
 
 
 class WithNoise:
-  """Source whose examples have an additional 'noise' [T], to be added to 'waveform'.
+  """Random access source that adds an entry 'noise' to examples, of the length of 'waveform'.
 
-  The noise of example i is always the same: a part of one of `noises`, repeated if shorter, or,
-  without any, Gaussian noise whose power falls with frequency to a power between 0 (white) and 2
-  (brown).
+  An example always gets the same noise. It is part of a recording, which is repeated if too short.
+  Without recordings, it is Gaussian noise with power 1 / f^a at frequency f, for a random a between
+  0 (white) and 2 (brown).
 
   Args:
-    source: random access source of {'waveform', ...} or None.
-    noises: random access source of the same sample rate, or None.
+    source: random access source of speech.
+    noises: random access source of noise, with the same sample rate; None for Gaussian noise.
     snr_db: range in dB of the signal-to-noise ratio, drawn uniformly.
+    seed: seed of noise and ratios.
 
   Raises:
     UserError: if `noises` is empty.
@@ -36,7 +37,7 @@ class WithNoise:
     seed: int = 0,
   ):
     if noises is not None and not len(noises):
-      raise UserError('noises has no examples: name a folder of noise, or none for Gaussian noise')
+      raise UserError('noises has no examples: give a folder of noise, or None for Gaussian noise')
     self._source, self._noises, self._snr_db, self._seed = source, noises, snr_db, seed
 
   @property
@@ -47,11 +48,11 @@ class WithNoise:
     return len(self._source)
 
   def inventory(self) -> list[str]:
-    """Returns the lines of the speech source; noise changes no tokens."""
+    """Returns the inventory of the speech, because noise does not change tokens."""
     return inventory.of(self._source)
 
   def refuse(self, i: int, reason: str):
-    """Counts example i as unreadable, for a reason found by the caller."""
+    """Records example i as unreadable."""
     if hasattr(self._source, 'refuse'):
       self._source.refuse(i, reason)
 
@@ -76,7 +77,7 @@ class WithNoise:
     return {**example, 'noise': (gain * noise_T).astype(np.float32)}
 
   def _recorded(self, length: int, random: np.random.Generator) -> np.ndarray:
-    """Returns a part of a recording, or of the next readable one."""
+    """Returns a random part of a random recording, or of the next readable recording."""
     first = int(random.integers(len(self._noises)))
     for offset in range(len(self._noises)):
       noise = self._noises[(first + offset) % len(self._noises)]
@@ -84,7 +85,7 @@ class WithNoise:
         repeated_T = np.resize(noise['waveform'], max(length, len(noise['waveform'])))
         start = int(random.integers(len(repeated_T) - length + 1))
         return repeated_T[start : start + length]
-    raise UserError('none of the recordings of noise can be read')
+    raise UserError('no recording of noise can be read: give another folder of noise')
 
 
 def _coloured(length: int, random: np.random.Generator) -> np.ndarray:

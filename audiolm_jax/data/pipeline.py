@@ -1,21 +1,20 @@
-"""Turns a source of examples into batches: shuffled, cropped, shared among processes, resumable.
+"""Turns a source of examples into batches: shuffled, cropped, split over processes, resumable.
 
 A *source* has `len(source)` and `source[i]`, a dict of arrays, or None if example i cannot be read.
-A stage's `Feature`s define the contents of a batch; this module knows no stage.
+A stage's `Feature`s define the contents of a batch; this module does not depend on stages.
 
-A seekable source also has `source.crop(i, choose)`: `source[i]` with `waveform[first:stop]` only,
-where `first, stop = choose(len(waveform))`. It is used where the waveform is the only time series
-of a batch. Derived sources need not have it; then the whole example is read, as noise requires,
-whose gain depends on all of it.
+A source may also have `source.crop(i, choose)`, which returns `source[i]` with
+`waveform[first:stop]` only, where `first, stop = choose(len(waveform))`. It is used if the waveform
+is the only time series of a batch; else the whole example is read.
 
-  order: each epoch is a new permutation of the whole source. Each example gives one crop per epoch,
-    whatever its length; a source that should weight long recordings cuts them into several
-    examples.
-  crop: one start time, drawn on the finest grid where the index of each feature is whole (40 ms for
-    25 Hz).
-  processes: global batch `step` is the same for any number of processes; each reads its own rows.
-  position: the number of batches given; a run may resume on another number of processes.
-  bad examples: replaced by the next readable one, so that all processes stay aligned.
+  order: each epoch is a new permutation of the source. Each example gives one crop per epoch,
+    whatever its length; to weight long recordings, a source divides them into several examples.
+  crop: all features start at one time, drawn from the finest grid on which their indices are whole
+    (40 ms for 25 Hz).
+  processes: the global batch at a step does not depend on the number of processes; each process
+    reads its own rows.
+  position: the number of batches returned; a run may resume on another number of processes.
+  bad examples: replaced by the next readable example, so that processes stay aligned.
 """
 
 import copy
@@ -37,9 +36,9 @@ _MOST_BAD_IN_A_ROW = 100
 
 
 class Batches:
-  """Iterates over this process's rows, endlessly or for `num_epochs`; made by `batches`.
+  """Iterates over this process's rows of batches; `batches` makes it.
 
-  `get_state` returns a small JSON-compatible dict, and `set_state` resumes from it exactly.
+  `get_state` returns a small dict for JSON, and `set_state` resumes from it exactly.
   """
 
   def __init__(
@@ -57,15 +56,15 @@ class Batches:
 
   def __next__(self) -> dict[str, np.ndarray]:
     if self._iterator is None:
-      # Slice instead of using the iterator's state, so that a step is independent of the numbers of
-      # threads and workers.
+      # Slice instead of using the iterator's state, which depends on the numbers of threads and
+      # workers.
       options = grain.ReadOptions(
         num_threads=self._num_threads, prefetch_buffer_size=max(2, 2 * self._num_threads)
       )
       dataset = self._dataset[self._step :].to_iter_dataset(options)
       if self._num_workers:
         if not flags.FLAGS.is_parsed():
-          # Grain reads absl flags before starting workers; a notebook parses none.
+          # Grain reads absl flags before starting workers; notebooks do not parse flags.
           flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
       self._iterator = iter(dataset)
@@ -74,20 +73,20 @@ class Batches:
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position with the seed, batch size and source it refers to."""
+    """Returns the position, and the seed, batch size and number of examples it refers to."""
     return {'step': self._step, **self._identity}
 
   def set_state(self, state: Mapping[str, int]):
     """Resumes after `state['step']` batches.
 
     Raises:
-      UserError: if the state has another seed, global batch size or source.
+      UserError: if the state has another seed, global batch size or number of examples.
     """
     for name, value in self._identity.items():
       if state.get(name) != value:
         raise UserError(
-          f'the saved input position has {name}={state.get(name)}, this run has {value}: '
-          'the batches would not be those that follow; use the same settings, or start from step 0'
+          f'the saved input position has {name}={state.get(name)}, this run has {value}, so it '
+          'would get other batches: use the same settings, or start from step 0'
         )
     if self._iterator is not None and hasattr(self._iterator, 'close'):
       self._iterator.close()
@@ -109,7 +108,7 @@ def batches(
   """Returns an iterator of {name: array [batch_size / process_count, *features[name].shape]}.
 
   The rows of processes 0, 1, ... form the global batch, as `jax.make_array_from_process_local_data`
-  expects. Rows at the end of `num_epochs` that fill no batch are dropped.
+  expects. Rows of an incomplete batch at the end of `num_epochs` are dropped.
 
   Args:
     source: random access source.
@@ -120,7 +119,7 @@ def batches(
     process_index: index of this process.
     process_count: number of processes.
     num_threads: number of threads that read ahead.
-    num_workers: number of worker processes; above 0, the source has to be picklable.
+    num_workers: number of worker processes; if not 0, the source has to be picklable.
 
   Raises:
     UserError: if the batch size cannot be divided among processes or exceeds a finite source, or
@@ -136,7 +135,8 @@ def batches(
   )
   if batch_size % process_count:
     raise UserError(
-      f'batch_size={batch_size} is global and must be a multiple of process_count={process_count}'
+      f'batch_size={batch_size} must be a multiple of process_count={process_count}, because it is '
+      'global'
     )
   if not 0 <= process_index < process_count:
     raise UserError(
@@ -146,7 +146,7 @@ def batches(
     raise UserError('the source has no examples')
   if num_epochs is not None and num_epochs * len(source) < batch_size:
     raise UserError(
-      f'{num_epochs} epochs of {len(source)} examples do not fill one batch of {batch_size}: lower '
+      f'{num_epochs} epochs of {len(source)} examples do not fill a batch of {batch_size}: lower '
       'batch_size'
     )
   _crop_of(source, 0, features)  # raises for missing features here instead of in a thread
@@ -171,7 +171,7 @@ def evaluation_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-  """Returns `num_batches` batches, the same on each call; short sources are repeated.
+  """Returns `num_batches` batches, which are the same on each call; short sources are repeated.
 
   Raises:
     UserError: as `batches`.
@@ -193,19 +193,18 @@ def crop(
   features: Mapping[str, Feature],
   random: np.random.Generator | None = None,
 ) -> dict[str, np.ndarray]:
-  """Cuts all features of one example at the same start time, 0 s if `random` is None.
+  """Returns the features of an example, cropped at the same start time (0 s if `random` is None).
 
   An example shorter than the crop starts at 0 s and is padded: floats with 0, integers with -1.
-  Lengths of features may differ by a frame; the start is drawn so that none ends early. Trailing
+  Lengths of features may differ by a frame; no feature is padded if all are long enough. Trailing
   axes are truncated.
 
   Raises:
-    UserError: if a feature is missing (naming the available ones), has the wrong shape, or contains
-      ids beyond those of the stage.
+    UserError: if a feature is missing, has the wrong shape, or contains illegal ids.
   """
   for name in features:
     if name not in example:
-      raise UserError(f'the stage asks for {name!r}; the source has {sorted(example)}')
+      raise UserError(f'the stage needs {name!r}; the source has {sorted(example)}')
   arrays = {name: np.asarray(example[name]) for name in features}
   for name, feature in features.items():
     _check_shape(name, arrays[name].shape, feature)
@@ -228,7 +227,10 @@ def _draw(last: int, random: np.random.Generator | None) -> int:
 
 
 def grid_rate(rates: Iterable[float | int]) -> Fraction:
-  """Returns the rate (Hz) of the finest time grid on all rates' frames: their rational gcd."""
+  """Returns the rate in Hz of the finest grid of times that are whole frames at all rates.
+
+  It is their greatest common divisor, as rational numbers.
+  """
   fractions = [Fraction(rate) for rate in rates]
   denominator = math.lcm(*(fraction.denominator for fraction in fractions))
   return Fraction(
@@ -245,7 +247,7 @@ def _check_shape(name: str, shape: tuple[int, ...], feature: Feature):
     )
   if not fits:
     raise UserError(
-      f'{name!r} has shape {shape} in the source; the stage asks for {tuple(feature.shape)}'
+      f'{name!r} has shape {shape} in the source; the stage needs {tuple(feature.shape)}'
     )
 
 
@@ -263,18 +265,15 @@ def _cut(array: np.ndarray, feature: Feature, start: int, grid: Fraction) -> np.
 def _crop_of(
   source: Any, i: int, features: Mapping[str, Feature], random: np.random.Generator | None = None
 ) -> dict[str, np.ndarray]:
-  """Returns the crop of example i, decoding only the crop where the source can seek.
-
-  Both ways give the same crop.
-  """
+  """Returns the crop of example i; decodes only the crop if possible, with the same result."""
   timed = [name for name, feature in features.items() if feature.rate is not None]
   if timed != ['waveform'] or not hasattr(source, 'crop'):
     return crop(_read(source.__getitem__, len(source), i), features, random)
   wanted = features['waveform'].shape[0]
 
   def choose(length: int) -> tuple[int, int]:
-    # Copy the generator: if another example replaces a damaged one, its start is the first draw,
-    # too.
+    # Copy the generator, so that the start is its first draw even if another example replaces a
+    # damaged one.
     start = _draw(length - wanted, copy.deepcopy(random))  # the grid of one rate is that rate
     return start, min(length, start + wanted)
 
@@ -290,5 +289,6 @@ def _read(
     if example is not None:
       return example
   raise UserError(
-    f'{attempts} examples from example {i} on could not be read: see the list of unreadable examples'
+    f'{attempts} examples in a row, from example {i}, could not be read: see the list of '
+    'unreadable examples'
   )

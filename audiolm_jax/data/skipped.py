@@ -6,7 +6,7 @@ import os
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
 
-NUM_NAMED = 3  # in a message
+NUM_NAMED = 3  # names shown in a message
 
 
 def shown(path: str | bytes | os.PathLike) -> str:
@@ -23,8 +23,12 @@ def named(names: list[str]) -> str:
 class Skipped(dict):
   """Maps indices of unreadable examples to reasons.
 
-  `listing` is a file that gets a JSON line {'path', 'reason'} for each; a path is listed once, also
-  across processes and runs. None writes no file.
+  Args:
+    num_examples: number of all examples.
+    max_fraction: largest accepted share of unreadable examples.
+    what: plural noun for examples in messages.
+    listing: file of JSON lines {'path', 'reason'}, in which paths appear once, also if several
+      processes and runs add them; None writes no file.
   """
 
   def __init__(
@@ -53,17 +57,16 @@ class Skipped(dict):
       if self._listing is not None:
         listed(self._listing, [(name, reason)])
     if len(self) > self._max_fraction * self._num_examples:
-      where = '' if self._listing is None else f' (all of them: {shown(self._listing)})'
+      where = '' if self._listing is None else f' (full list: {shown(self._listing)})'
       raise UserError(
         f'{len(self)} of {self._num_examples} {self._what} cannot be read, more than '
         f'max_bad_fraction={self._max_fraction}; the last: {shown(reason)}{where}. Repair them, '
-        'move them away, or raise '
-        'max_bad_fraction (--set corpus.max_bad_fraction=SHARE)'
+        'move them away, or raise max_bad_fraction (--set corpus.max_bad_fraction=SHARE)'
       )
 
 
 def listed(listing: str | os.PathLike, entries: list[tuple[str | os.PathLike, str]]):
-  """Appends (path, reason) pairs to a file of JSON lines, except paths already listed."""
+  """Appends (path, reason) pairs to a file of JSON lines, except those whose path is listed."""
   there = {path for path, _ in read(listing)}
   lines = [
     json.dumps({'path': os.fspath(path), 'reason': reason}) + '\n'
@@ -73,14 +76,11 @@ def listed(listing: str | os.PathLike, entries: list[tuple[str | os.PathLike, st
   if lines:
     os.makedirs(os.path.dirname(os.path.abspath(listing)), exist_ok=True)
     with files.open_in_place(listing, 'a') as file:
-      file.write(''.join(lines))  # in one call, because other processes append, too
+      file.write(''.join(lines))  # in one call, because other processes may append, too
 
 
 def read(listing: str | os.PathLike) -> list[tuple[str, str]]:
-  """Returns the (path, reason) pairs of a listing; none if the file is missing.
-
-  Damaged lines are skipped.
-  """
+  """Returns the (path, reason) pairs of a listing, without damaged lines; none without a file."""
   if not os.path.isfile(listing):
     return []
   entries, _ = files.json_lines(listing)

@@ -5,9 +5,9 @@
                                     'utterances': [{'split', 'file', 'voice', 'text', 'phones'}]}
   FOLDER/labelled/labelled.item    phones in context, as Libri-Light's (`evaluate --data`)
 
-Splits are fixed. 'test': all voices of HELD_OUT_LANGUAGES, so that a person who speaks in two
-packages is in one split only. 'labelled': a tenth of the recordings with phone labels; their voice
-is in 'train', these recordings are not.
+Splits are fixed. 'test' contains all voices of HELD_OUT_LANGUAGES, so that a person who speaks in
+two packages is in one split only. 'labelled' contains a tenth of the recordings with phone labels;
+'train' contains other recordings of their voice.
 """
 
 import hashlib
@@ -28,31 +28,30 @@ SPLITS = ('train', 'test', 'labelled')
 HELD_OUT_LANGUAGES = ('da', 'de', 'hu', 'it', 'lt')
 FIRST_SPEAKER = 1_000_000  # number of the first voice, above LibriSpeech's speakers
 _MANIFEST = 'utterances.json'
-_FORMAT = 1  # increment when the same files are prepared differently
-_JOINED_SECONDS = 6.0  # clips of one voice are joined up to this length
+_FORMAT = 1  # increment if preparation changes, to invalidate prepared folders
+_JOINED_SECONDS = 6.0  # clips of one voice are joined until they have this length
 _MARGIN_SECONDS = 0.15  # kept before and after the speech in a clip that is joined
 _FADE_SECONDS = 0.01
 _WINDOW = 320  # samples per window of the speech detector
 _SILENCE = 0.03  # threshold relative to the amplitude of loud windows
-_LEAST_AMPLITUDE, _LEAST_SECONDS = 0.003, 0.2  # clips with less are excluded
+_LEAST_AMPLITUDE, _LEAST_SECONDS = 0.003, 0.2  # other clips are excluded
 
 
 def split_of(clip: debian.Clip) -> str:
-  """Returns the split of a clip, by its language or, with phone labels, by its number."""
+  """Returns the split of a clip, which depends on its language or, with phone labels, its name."""
   if clip.labels is not None and pathlib.Path(clip.path).stem.endswith('0'):
     return 'labelled'
   return 'test' if clip.language in HELD_OUT_LANGUAGES else 'train'
 
 
 def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder of the prepared corpus below `cache_dir`, preparing it on the first call.
+  """Returns the folder of the prepared corpus below `cache_dir`; the first call prepares it.
 
   Preparation takes minutes. The folder name contains a checksum of the files' names and sizes.
   Silent, short and unreadable clips are excluded and listed in FOLDER/left_out.txt.
 
   Raises:
     UserError: if no clip remains.
-    ImportError: if G.722 files lack their decoder.
   """
   known = [
     [os.path.basename(clip.path), clip.voice, clip.text, os.path.getsize(clip.path)]
@@ -60,13 +59,13 @@ def prepared(clips: Sequence[debian.Clip], cache_dir: str | os.PathLike) -> path
   ]
   key = hashlib.sha256(json.dumps([_FORMAT, known]).encode()).hexdigest()[:16]
   folder = pathlib.Path(cache_dir) / f'speech-{key}'
-  if not (folder / _MANIFEST).is_file():  # written last, so that an interrupted run starts over
+  if not (folder / _MANIFEST).is_file():  # written last: after an interruption, it is missing
     _prepare(clips, folder)
   return folder
 
 
 def utterances(folder: str | os.PathLike, split: str) -> tuple[list[Utterance], tuple[str, ...]]:
-  """Returns the utterances of a split of a prepared folder, and the names of all its phones.
+  """Returns the utterances of a split of a prepared folder, and the phone names of all splits.
 
   Voices are numbered from FIRST_SPEAKER in sorted order.
 
@@ -117,10 +116,7 @@ def _prepare(clips: Sequence[debian.Clip], folder: pathlib.Path):
 def _joined(
   clips: Iterable[debian.Clip], left_out: list[str]
 ) -> Iterator[tuple[str, debian.Clip, np.ndarray, str | None]]:
-  """Yields (split, first clip, waveform, text): labelled clips unchanged, others joined.
-
-  Clips of one voice are joined up to _JOINED_SECONDS.
-  """
+  """Yields (split, first clip, waveform, text) of labelled clips, and of joined other clips."""
   waiting: dict[tuple[str, str], list[tuple[debian.Clip, np.ndarray]]] = {}
   for clip in clips:
     try:
@@ -159,10 +155,10 @@ def _join(
 
 
 def trimmed(wave_T: np.ndarray) -> np.ndarray | None:
-  """Returns a 16 kHz clip trimmed to its speech with 0.15 s margins, faded at both ends.
+  """Returns a 16 kHz clip trimmed to its speech with margins of 0.15 s, faded at both ends.
 
-  None if it contains no speech. Peaks are limited to 1, because Vorbis decodes clipped recordings
-  to more.
+  Returns None if there is no speech. Peaks are limited to 1, because Vorbis may decode clipped
+  recordings to larger values.
   """
   num_windows = len(wave_T) // _WINDOW
   if len(wave_T) < _LEAST_SECONDS * SAMPLE_RATE:

@@ -1,12 +1,10 @@
-"""Synthesizes the embedded corpus: counting and short sentences with known phones and words.
+"""Synthesizes a corpus of counting and short sentences, with known phones and words.
 
-Nothing is downloaded: espeak-ng (the extra `pip install audiolm_jax[synth]`, GPL-3, loaded at run
-time) speaks. Utterances are bitwise reproducible. The splits 'train' and 'test' share neither
-voices nor texts:
+Nothing is downloaded: espeak-ng (the extra `synth`, GPL-3, loaded at run time) speaks the texts.
+Utterances are bitwise reproducible. The splits 'train' and 'test' share neither voices nor texts:
 
-  counting (about 60 %): 'seven eight nine ...', up or down, wrapping around after `highest_number`;
-    structure that a recognizer of few words can check. The test split has its own pairs (start,
-    step).
+  counting (about 60 %): 'seven eight nine ...', up or down, wrapping around after `highest_number`.
+    A recognizer of few words can check this structure. Pairs of start and step are in one split.
   sentences: from a template grammar. The checksum of a sentence decides its split.
 """
 
@@ -29,8 +27,8 @@ from audiolm_jax.data import espeak
 from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError, install
 
-PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
-# Increment when the audio of a config changes, to invalidate caches of older versions.
+PHONE_RATE = 25.0  # phone labels per second, the rate of semantic tokens
+# Increment if the audio of a config changes, to invalidate caches of older versions.
 _FORMAT = 1
 
 _ACCENTS = (
@@ -105,7 +103,7 @@ _OBJECTS = (
   'the broken clock',
   'a silver key',
 )
-# Avoids 'in the', 'on the' and 'of the', which espeak-ng speaks as one word without an event for
+# Without 'in the', 'on the' and 'of the': espeak-ng speaks each as one word and reports no start of
 # 'the'.
 _PLACES = (
   'near the river',
@@ -119,11 +117,10 @@ _PLACES = (
 )
 
 # espeak-ng's phone names without stress marks, for all accents and words above; '_' is a pause, '?'
-# any other phone.
+# stands for other phones.
 PHONES = tuple(
   '_ ? 0 3 3: @ @2 @L A@ D E I I# I2 IR N O2 O: O@ S T U V a a# aI aI2 aI@ aU aa b d dZ eI f g h '
-  'i i: i@ i@3 j k l m '
-  'n o@ oU p r s t t# tS t[ u: v w z'.split()
+  'i i: i@ i@3 j k l m n o@ oU p r s t t# tS t[ u: v w z'.split()
 )
 
 
@@ -132,7 +129,7 @@ class Config:
   """Configures the corpus.
 
   Raises:
-    UserError: if a value makes no corpus.
+    UserError: if a field is illegal.
   """
 
   num_train_voices: int = 32
@@ -141,7 +138,7 @@ class Config:
   test_minutes: float = 4.0
   utterance_seconds: float = 10.0  # approximate, within about 20 %
   counting_share: float = 0.6
-  highest_number: int = 20  # largest number; counting wraps around
+  highest_number: int = 20  # counting wraps around after it
   steps: tuple[int, ...] = (1, -1)
   sample_rate: int = 16_000  # Hz
   seed: int = 0
@@ -173,7 +170,7 @@ class Voice:
 
 
 def voices(config: Config) -> list[Voice]:
-  """Returns the training voices, then the test voices; each has its own (variant, pitch)."""
+  """Returns the training voices, then the test voices; no two share both variant and pitch."""
   total = config.num_train_voices + config.num_test_voices
   num_pitches = -(-total // len(_VARIANTS))
   if num_pitches > 20:
@@ -190,7 +187,7 @@ def voices(config: Config) -> list[Voice]:
 
 
 def counting_text(random: np.random.Generator, config: Config, split: str, num_words: int) -> str:
-  """Returns `num_words` counting numbers with a start and step of the split."""
+  """Returns `num_words` numbers, counted with a random start and step of the split."""
   period = config.highest_number + 1
   keys = [(start, step) for start in range(period) for step in config.steps]
   order = np.random.default_rng([config.seed, 2]).permutation(len(keys))
@@ -201,7 +198,7 @@ def counting_text(random: np.random.Generator, config: Config, split: str, num_w
 
 
 def sentences_text(random: np.random.Generator, split: str, num_words: int) -> str:
-  """Returns at least `num_words` words of sentences of the split, each ending with a full stop."""
+  """Returns sentences of the split with at least `num_words` words in total."""
   said = []
   while sum(len(sentence.split()) for sentence in said) < num_words:
     sentence = ' '.join(
@@ -213,9 +210,9 @@ def sentences_text(random: np.random.Generator, split: str, num_words: int) -> s
 
 
 def requests(config: Config, split: str) -> list[dict]:
-  """Returns the utterances to speak, {speaker, kind, voice, pitch, rate, gap, seed, text} each.
+  """Returns a dict {speaker, kind, voice, pitch, rate, gap, seed, text} for each utterance.
 
-  Speakers alternate and speak equally much. Test speakers are numbered after the others.
+  Speakers alternate. Test speakers are numbered after training speakers.
   """
   if split not in ('train', 'test'):
     raise UserError(f"split is {split!r}; there are 'train' and 'test'")
@@ -231,12 +228,12 @@ def requests(config: Config, split: str) -> list[dict]:
     random = np.random.default_rng([config.seed, 3 if split == 'train' else 4, i])
     speaker = first + i % count
     voice = all_voices[speaker]
-    # The same share of each `count` utterances is counting; over many of these blocks, each speaker
-    # has both kinds.
+    # The share of counting is the same in each block of `count` utterances; over many blocks, each
+    # speaker has both kinds.
     turn, place = divmod(i, count)
     counting = (place * 0.618034 + turn * 0.381966 + 0.5 / count) % 1.0 < config.counting_share
-    # Seconds per word, measured at 170 words per minute: 0.40 and a gap of 0.08 when counting, 0.34
-    # in sentences.
+    # Measured seconds per word at 170 words per minute: 0.40 and a gap of 0.08 in counting, 0.34 in
+    # sentences.
     if counting:
       text = counting_text(
         random,
@@ -264,11 +261,10 @@ def requests(config: Config, split: str) -> list[dict]:
 
 
 class Examples:
-  """Random access source of utterances.
+  """Random access source of utterances (see `data.example`).
 
-  `examples[i]` is {'waveform' [T] float32, 'speaker' [] int32, 'phones' [S] int32 at 25 Hz with S =
-  ceil(T / 640) at 16 kHz (the phone at the centre of the frame, an index into `phone_names`),
-  'text' str, 'kind' str, 'words' [(word, first sample, end sample)]}.
+  Examples have 'waveform', 'speaker', 'phones', 'text', 'kind' and 'words'. The 'phones' are S =
+  ceil(25 T / sample_rate) indices into `phone_names`.
   """
 
   phone_names = PHONES
@@ -304,11 +300,16 @@ class Examples:
 def examples(
   config: Config, split: str, *, cache_dir: str | None = None, num_workers: int | None = None
 ) -> Examples:
-  """Speaks the split, or reads it from `cache_dir` if an earlier call with this config wrote it.
+  """Returns the utterances of a split, from `cache_dir` if an earlier call has written them.
+
+  Args:
+    config: config of the corpus.
+    split: 'train' or 'test'.
+    cache_dir: folder for the audio; None keeps no file.
+    num_workers: number of processes that speak; None uses the number of cores.
 
   Raises:
-    UserError: if the split is unknown.
-    ImportError: naming the extra, if espeakng-loader is missing.
+    UserError: if the split is unknown, a cached file is damaged, or espeakng-loader is missing.
   """
   path = None
   if cache_dir is not None:
@@ -343,18 +344,17 @@ def examples(
 
 
 def speak(wanted: list[dict], num_workers: int | None = None) -> list[tuple[dict, np.ndarray]]:
-  """Returns (header, int16 samples at header['rate']) of each request, see `espeak`.
+  """Returns (header, int16 samples at header['rate']) of each request (see `data.espeak`).
 
   Raises:
-    ImportError: naming the extra, if espeakng-loader is missing.
+    UserError: if espeakng-loader is missing.
     RuntimeError: if espeak-ng fails.
   """
   try:
     import espeakng_loader
   except ImportError as error:
     raise UserError(f'the synthesized corpus needs espeak-ng: {install("synth")}') from error
-  # -I: the helper must not see this process's import path; it needs nothing but the standard
-  # library.
+  # -I: the program must not import from this process's path.
   command = [sys.executable, '-I', espeak.__file__, str(espeakng_loader.get_library_path())]
   command.append(str(espeakng_loader.get_data_path()))
 
@@ -389,7 +389,7 @@ def _parse(output: bytes, count: int) -> list[tuple[dict, np.ndarray]]:
 
 
 def level(wave_T: np.ndarray) -> np.ndarray:
-  """Scales a waveform to a root mean square of 0.08, limited to a peak of 0.95."""
+  """Returns a waveform scaled to a root mean square of 0.08, or less to keep its peak at 0.95."""
   gain = min(0.08 / max(np.sqrt(np.mean(wave_T**2)), 1e-4), 0.95 / max(np.abs(wave_T).max(), 1e-4))
   return wave_T * np.float32(gain)
 
@@ -419,9 +419,8 @@ def _frame_phones(phones: list, num_samples: int, sample_rate: int) -> np.ndarra
   onsets = np.array([sample for sample, _ in phones])
   ids = np.array([0, *(_phone_ids().get(plain_phone(name), 1) for _, name in phones)], np.int32)
   centres_S = (np.arange(int(np.ceil(num_samples / hop))) + 0.5) * hop
-  return ids[
-    np.searchsorted(onsets, centres_S, side='right')
-  ]  # index 0, a pause, before the first onset
+  # Before the first onset, the index is 0, a pause.
+  return ids[np.searchsorted(onsets, centres_S, side='right')]
 
 
 @functools.cache
@@ -441,7 +440,7 @@ def _stored(path: str, config: Config) -> Examples:
       utterances = json.loads(stored['utterances'].tobytes())
       return Examples(config.sample_rate, utterances, stored['samples'])
   except (*torn, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise UserError(f'{path} is damaged ({error!r}): delete it, to synthesize it again') from error
+    raise UserError(f'{path} is damaged ({error!r}): delete it to synthesize it again') from error
 
 
 def _store(path: str, utterances: list[dict], samples: np.ndarray):

@@ -1,4 +1,4 @@
-"""Synthesizes a twin of ZeroSpeech 2021 with known ground truth, in that benchmark's layout.
+"""Synthesizes a benchmark like ZeroSpeech 2021, in its layout and with known ground truth.
 
   phonetic   syllables that differ in one phone (pit, bit, pat, ...), spoken twice by each voice,
              with known phones and times
@@ -6,8 +6,8 @@
   syntactic  sentences of the corpus' grammar (counting and templates) against the same words in a
              wrong order
 
-Voices and texts are those that `synthesized.Config` holds out: its training split contains none of
-it except the single words.
+Voices and texts are from the test split of `synthesized.Config`; its training split contains only
+the single words.
 """
 
 import collections
@@ -26,12 +26,12 @@ from audiolm_jax import audio, checks
 from audiolm_jax.data import synthesized, zerospeech
 
 SUBSET = 'twin'
-# Increment when the audio of a config changes, to invalidate folders of older versions.
+# Increment if the audio of a config changes, to invalidate folders of older versions.
 _FORMAT = 1
 
 _ONSETS = ('p', 'b', 't', 'd', 's', 'm')
 _RHYMES = ('it', 'at', 'eet', 'oat', 'en', 'an')
-_EDGE = 0.04  # seconds of a pause that count as a phone's neighbour
+_EDGE = 0.04  # seconds of an adjacent pause that belong to an item
 
 _WORDS = (
   ('zero', 'vero'),
@@ -79,7 +79,7 @@ _WORDS = (
 class Sizes:
   """Configures the amount of speech.
 
-  The first `num_voices` held-out voices speak words and phrases; all speak the syllables.
+  The first `num_voices` test voices speak words and phrases; all test voices speak the syllables.
   """
 
   num_voices: int = 4
@@ -98,10 +98,10 @@ class Sizes:
 def folder(
   config: synthesized.Config, cache_dir: str | os.PathLike, sizes: Sizes = Sizes()
 ) -> pathlib.Path:
-  """Returns the benchmark's folder below `cache_dir`, synthesizing it on the first call.
+  """Returns the benchmark's folder below `cache_dir`; the first call synthesizes it.
 
   Raises:
-    ImportError: naming the extra, if espeakng-loader is missing.
+    UserError: if espeakng-loader is missing.
   """
   key = json.dumps([_FORMAT, dataclasses.asdict(config), dataclasses.asdict(sizes)], sort_keys=True)
   root = pathlib.Path(cache_dir) / f'benchmark-{hashlib.sha256(key.encode()).hexdigest()[:16]}'
@@ -163,9 +163,9 @@ def _request(
 
 
 def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> list[dict]:
-  """Returns requests of all syllables, spoken twice per voice in different orders.
+  """Returns requests for all syllables, twice per voice in different orders.
 
-  Each order fills two recordings of about 8 s.
+  Each order is divided into two recordings of about 8 s.
   """
   random = np.random.default_rng([config.seed, 5])
   syllables = [onset + rhyme for onset in _ONSETS for rhyme in _RHYMES]
@@ -180,7 +180,7 @@ def _syllables(config: synthesized.Config, voices: list[synthesized.Voice]) -> l
 
 
 def _items(request: dict, header: dict) -> Iterator[zerospeech.Item]:
-  """Yields each phone with its neighbours; a pause counts up to _EDGE."""
+  """Yields each phone with its neighbours; of a neighbouring pause, at most _EDGE is included."""
   phones = [(0.0, '_')]  # espeak-ng omits the initial pause of an utterance
   phones += [
     (sample / header['rate'], synthesized.plain_phone(name)) for sample, name in header['phones']
@@ -261,7 +261,7 @@ def _out_of_step(random: np.random.Generator, words: list[str], period: int) -> 
 
 
 def _disordered(random: np.random.Generator, words: list[str]) -> list[str]:
-  """Returns the words in an order that keeps no adjacent pair."""
+  """Returns the words in an order without any of their adjacent pairs."""
   neighbours = set(zip(words, words[1:]))
   mixed = words
   while neighbours & set(zip(mixed, mixed[1:])):

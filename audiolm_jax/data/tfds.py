@@ -1,4 +1,4 @@
-"""Source of a prepared TensorFlow Datasets data set (ArrayRecord), without TensorFlow."""
+"""Reads prepared TensorFlow Datasets data sets (ArrayRecord), without TensorFlow."""
 
 import io
 import os
@@ -14,10 +14,10 @@ from audiolm_jax.errors import UserError, install
 
 
 class Examples:
-  """Random access source of {'waveform' [T] float32, 'speaker' [] int32 where known}.
+  """Random access source of examples with 'waveform' and, if known, 'speaker'.
 
-  Unreadable records are None; the reasons are in `bad`, by index, and in the file `quarantine` if
-  given. A negative speaker is unknown, as `data.builders` writes it.
+  A negative speaker is unknown, as in data sets of `data.builders`. Unreadable records are None;
+  they are recorded with reasons in `bad`, and in the JSON lines of the file `quarantine` if given.
 
   Raises:
     UserError: on reading, if more than `max_bad_fraction` of the records are unreadable.
@@ -55,11 +55,11 @@ class Examples:
     return example
 
   def refuse(self, i: int, reason: str):
-    """Counts record i as unreadable, for a reason found by the caller."""
+    """Records example i as unreadable."""
     self.bad.add(range(len(self))[i], f'{self._identity}: record {i}', reason)
 
   def inventory(self) -> list[str]:
-    """Returns lines that identify the data set."""
+    """Returns one line with the name of the data set and its number of records."""
     return [f'{self._identity}: {len(self)} records']
 
   def _waveform(self, stored: Any, i: int) -> np.ndarray:
@@ -73,7 +73,7 @@ class Examples:
         'of samples'
       )
     wave_T = stored.astype(np.float32)
-    # Integers of any type hold 16-bit samples.
+    # Integers of any type are 16-bit samples.
     if np.issubdtype(stored.dtype, np.integer):
       wave_T = wave_T / 32768
     audio_checks.check_samples(wave_T, f'record {i}')
@@ -98,18 +98,17 @@ def examples(
   """Returns a source of a split of the data set prepared in `folder`.
 
   Args:
-    folder: contains dataset_info.json.
+    folder: folder with dataset_info.json.
     split: name of the split.
     sample_rate: of the waveforms, in Hz.
     audio_name: feature with the bytes of an encoded file, or samples (integers are 16-bit).
-    speaker_name: feature with the number of the speaker.
+    speaker_name: feature with the number of the speaker; None if there is none.
     stored_sample_rate: of stored samples, in Hz; defaults to `sample_rate`.
     max_bad_fraction: largest accepted share of unreadable records.
-    quarantine: file that lists unreadable records.
+    quarantine: file that lists unreadable records; None for no file.
 
   Raises:
-    ImportError: naming the extra, if tensorflow-datasets is missing.
-    UserError: if a feature or split is missing.
+    UserError: if a feature, the split, or the package tensorflow-datasets is missing.
   """
   try:
     import tensorflow_datasets
@@ -117,14 +116,10 @@ def examples(
     raise UserError(f'TFDS data sets need tensorflow-datasets: {install("tfds")}') from error
   builder = tensorflow_datasets.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
-    raise UserError(
-      f'{folder}: split {split!r} is asked for; there are {sorted(builder.info.splits)}'
-    )
+    raise UserError(f'{folder}: no split {split!r}: choose from {sorted(builder.info.splits)}')
   for name in (audio_name, speaker_name):
     if name is not None and name not in builder.info.features:
-      raise UserError(
-        f'{folder}: feature {name!r} is asked for; there are {sorted(builder.info.features)}'
-      )
+      raise UserError(f'{folder}: no feature {name!r}: choose from {sorted(builder.info.features)}')
   source = builder.as_data_source(split)
   return Examples(
     source,

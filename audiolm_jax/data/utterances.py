@@ -1,4 +1,4 @@
-"""Source of recordings with texts and phones where known."""
+"""Source of recordings with texts and phones, if known."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from audiolm_jax.data import folders
 from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 
-PHONE_RATE = 25.0  # phone labels per second, as the semantic tokens
+PHONE_RATE = 25.0  # phone labels per second, the rate of semantic tokens
 
 
 class Utterance(NamedTuple):
-  """Describes a file; `phones` are [(end in seconds, phone)], each starting at the previous end."""
+  """Describes a file; `phones` are [(end in seconds, phone)], each from the previous end."""
 
   path: str
   speaker: int
@@ -22,11 +22,10 @@ class Utterance(NamedTuple):
 
 
 class Utterances:
-  """Random access source of utterances.
+  """Random access source of utterances with 'waveform', 'speaker' and, if known, 'text', 'phones'.
 
-  `utterances[i]` is None where the file cannot be read (`folders.AudioFiles`), else {'waveform' [T]
-  float32, 'speaker' [] int32} and, where known, 'text' str and 'phones' [S] int32 at 25 Hz with S =
-  ceil(25 T / rate): the phone at the centre of the frame, an index into `phone_names`.
+  The 'phones' are S = ceil(25 T / sample_rate) indices into `phone_names`. Unreadable files are
+  None (see `folders.AudioFiles`).
   """
 
   def __init__(
@@ -37,7 +36,7 @@ class Utterances:
     phone_names: Sequence[str] = (),
     **options,
   ):
-    """Creates the source; `options` are those of `folders.AudioFiles`.
+    """Creates the source; `options` are options of `folders.AudioFiles`.
 
     Raises:
       UserError: if `phone_names` lacks a phone.
@@ -54,11 +53,11 @@ class Utterances:
     return len(self._utterances)
 
   def inventory(self) -> list[str]:
-    """Returns one line per file, as `folders.AudioFiles.inventory`."""
+    """Returns one line per file (see `folders.AudioFiles.inventory`)."""
     return self._files.inventory()
 
   def refuse(self, i: int, reason: str):
-    """Counts example i as unreadable, for a reason found by the caller."""
+    """Records example i as unreadable."""
     self._files.refuse(i, reason)
 
   def __getitem__(self, i: int) -> Example | None:

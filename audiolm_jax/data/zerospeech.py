@@ -4,8 +4,8 @@
   ROOT/lexical/SET/gold.csv, ROOT/lexical/SET/*.wav       words and nonwords (sWUGGY)
   ROOT/syntactic/SET/gold.csv, ROOT/syntactic/SET/*.wav   sentences, grammatical or not (sBLIMP)
 
-Item files and their audio may be anywhere below ROOT: Libri-Light's are next to LibriSpeech's
-folders. Source: arXiv 2011.11588 and its programs.
+Item files and their audio may be anywhere below ROOT, as Libri-Light's item files are next to
+LibriSpeech's folders. Source: arXiv 2011.11588 and its programs.
 """
 
 import csv
@@ -22,9 +22,9 @@ from audiolm_jax.errors import UserError
 ITEM_HEADER = '#file onset offset #phone prev-phone next-phone speaker'
 LEXICAL_COLUMNS = ('filename', 'id', 'voice', 'frequency', 'word', 'phones', 'length', 'correct')
 SYNTACTIC_COLUMNS = ('filename', 'id', 'voice', 'type', 'subtype', 'transcription', 'correct')
-# Exclusive upper limits of occurrences.
+# Names of frequency bands, each with its exclusive upper limit of occurrences.
 _BANDS = ((1, 'oov'), (5, '1-5'), (20, '6-20'), (100, '21-100'), (math.inf, '>100'))
-_SLACK = 0.1  # seconds a label may extend beyond its audio
+_SLACK = 0.1  # seconds by which a label may extend beyond its audio
 
 
 class Item(NamedTuple):
@@ -46,9 +46,9 @@ class Item(NamedTuple):
 class Sample(NamedTuple):
   """Describes one recording of a preference test.
 
-  The `correct` one of two recordings with the same pair and voice should be likelier. `kind` is the
-  frequency band of sWUGGY ('oov', or the number of occurrences in LibriSpeech; '' for nonwords), or
-  the type of sBLIMP.
+  Of two recordings with the same pair and voice, the `correct` one should be likelier. `kind` is
+  the frequency band of a word in sWUGGY ('oov', or the number of occurrences in LibriSpeech; '' for
+  nonwords), or the type of a sentence in sBLIMP.
   """
 
   file: str
@@ -63,8 +63,8 @@ def read_items(path: str | os.PathLike) -> list[Item]:
   """Returns the items of a Libri-Light `.item` file.
 
   Raises:
-    UserError: naming the line, if the header is missing, a line has another number of columns, or
-      its times are no segment.
+    UserError: naming the line, if the header is missing, a line has a wrong number of columns, or
+      its onset is not before its offset.
   """
   with open(path, encoding='utf-8', errors='surrogateescape') as file:  # names are bytes
     lines = file.read().splitlines()
@@ -93,7 +93,7 @@ def read_items(path: str | os.PathLike) -> list[Item]:
       )
     items.append(Item(name, onset, offset, *labels))
   if not items:
-    raise UserError(f'{path}: a header and no items: copy or download it again')
+    raise UserError(f'{path}: has no items after the header: copy or download it again')
   return items
 
 
@@ -104,10 +104,14 @@ def write_items(path: str | os.PathLike, items: Iterable[Item]):
 
 
 def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
-  """Checks that no item ends more than 0.1 s after its audio; `seconds` is the length of each file.
+  """Checks that no item ends more than 0.1 s after its audio.
+
+  Args:
+    items: the items.
+    seconds: length of the audio of each file.
 
   Raises:
-    UserError: naming the item.
+    UserError: naming the first item that does.
   """
   for item in items:
     if item.offset > seconds[item.file] + _SLACK:
@@ -118,7 +122,7 @@ def check_times(items: Sequence[Item], seconds: Mapping[str, float]):
 
 
 def item_file(root: str | os.PathLike, subset: str) -> pathlib.Path:
-  """Returns the item file below `root` named `subset` or `subset`-clean, such as dev-clean.item.
+  """Returns the path of the item file SUBSET.item or SUBSET-clean.item below `root`.
 
   Raises:
     UserError: with the item files found, if none or several match.
@@ -201,13 +205,13 @@ def _read_gold(path, columns: Sequence[str]) -> list[tuple[dict[str, str], bool]
       )
     rows = list(reader)
   if not rows:
-    raise UserError(f'{path}: a header and no rows: copy or download it again')
+    raise UserError(f'{path}: has no rows after the header: copy or download it again')
   for number, row in enumerate(rows, 2):
     if (
       row['correct'] not in ('0', '1') or not row['filename'] or None in row.values() or None in row
     ):
       raise UserError(
-        f'{path}, line {number}: not {len(columns)} values with 0 or 1 for correct: copy or '
+        f'{path}, line {number}: expected {len(columns)} values, with 0 or 1 for correct: copy or '
         'download it again'
       )
   return [(row, row['correct'] == '1') for row in rows]
@@ -226,7 +230,7 @@ def _band(path, row: dict[str, str]) -> str:
 def write_gold(
   path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
 ):
-  """Writes a gold.csv; missing values stay empty."""
+  """Writes a gold.csv; missing values are empty."""
   with files.atomically(path) as partial, open(partial, 'w', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
     writer.writeheader()
@@ -240,7 +244,7 @@ class Recordings:
     """Finds the recordings.
 
     Raises:
-      UserError: naming some, if recordings are missing or names are ambiguous.
+      UserError: if recordings are missing, or several files have the same name.
     """
     self.names, self.sample_rate = sorted(set(names)), sample_rate
     wanted, found = set(self.names), {}
@@ -253,7 +257,7 @@ class Recordings:
     missing = [name for name in self.names if name not in found]
     if missing:
       raise UserError(
-        f'{root}: no audio for {len(missing)} of {len(wanted)} recordings, as '
+        f'{root}: no audio for {len(missing)} of {len(wanted)} recordings, such as '
         f'{", ".join(missing[:3])}: copy or download it again'
       )
     self._paths = found

@@ -95,7 +95,7 @@ def test_packages_are_read_below_a_root_and_missing_ones_say_how_to_get_them(tmp
     ValueError, match='lacks festvox-ru. .*apt-get download festvox-ru; .*corpus.root'
   ):
     debian.clips(tmp_path, ['klettres-data', 'festvox-ru'])
-  with pytest.raises(ValueError, match=r"\['festvox-fi'\]; there are readers for festvox-ru"):
+  with pytest.raises(ValueError, match=r"\['festvox-fi'\]: choose from festvox-ru"):
     debian.clips(tmp_path, ['festvox-fi'])
 
 

@@ -90,7 +90,7 @@ def test_links_are_followed_once_each_and_loops_are_named(tmp_path):
   names = ['4.wav', 'a/1.wav', 'b/deep/3.flac', 'gone.wav', 'self.wav']
   assert found.paths == [str(root / name) for name in names]
   reasons = {path.removeprefix(f'{root}/'): reason for path, reason in found.left_out}
-  assert set(reasons) == {'a/loop', 'c'} and 'in a circle' in reasons['a/loop']
+  assert set(reasons) == {'a/loop', 'c'} and 'in a cycle' in reasons['a/loop']
   source = folders.examples(root, RATE, max_bad_fraction=0.4)
   assert [source[i] is None for i in range(5)] == [False, False, False, True, True]
   assert 'No such file' in source.bad[3] and 'Too many levels' in source.bad[4]

@@ -71,7 +71,7 @@ def test_reads_what_was_prepared(folder, audio_name):
 
 
 def test_wrong_names(folder):
-  with pytest.raises(ValueError, match=r"'test' is asked for; there are \['train'\]"):
+  with pytest.raises(ValueError, match=r"no split 'test': choose from \['train'\]"):
     ours.examples(folder, 'test', RATE)
   with pytest.raises(ValueError, match="'speech'"):
     ours.examples(folder, 'train', RATE, audio_name='speech')

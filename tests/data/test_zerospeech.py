@@ -116,7 +116,7 @@ def test_recordings_are_found_anywhere_and_missing_ones_are_named(tmp_path):
   assert [found[n]['file'] for n in range(len(found))] == ['one', 'two'] and len(
     found[0]['waveform']
   ) == 1600
-  with pytest.raises(ValueError, match='no audio for 1 of 2 recordings, as three'):
+  with pytest.raises(ValueError, match='no audio for 1 of 2 recordings, such as three'):
     zerospeech.Recordings(tmp_path, ['one', 'three'], 16_000)
   audio.save(tmp_path / 'one.wav', np.zeros(800, np.float32), 8000)
   with pytest.raises(ValueError, match='have the same name'):
