@@ -1,1 +1,1 @@
-"""Costs of a program, counted before it runs: in its jaxpr (flops) and its compiled text (hlo, roofline)."""
+"""Costs of a program, from its jaxpr (flops) and its compiled text (hlo, roofline)."""

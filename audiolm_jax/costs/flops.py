@@ -1,9 +1,8 @@
-"""Floating-point operations of the matrix products and convolutions in a traced function, and its
-largest array.
+"""Counts floating-point operations in traced functions, and finds their largest array.
 
-Counted in the jaxpr, so that loops count as often as they run, on any machine and without
-compiling. All else (normalization, softmax, activations) is left out, as is usual where utilization
-is told: it does not run on the matrix unit.
+The count covers matrix products and convolutions; other operations (normalization, softmax,
+activations) do not run on the matrix unit and are excluded, as usual for utilization. It reads the
+jaxpr, so that loops count as often as they run, on any machine and without compiling.
 """
 
 import math
@@ -19,28 +18,33 @@ from audiolm_jax.nn import attention, quantizer
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
-  """Returns the operations of `function(*args)` over all devices, a multiply-add being two; `args`
-  may be shapes.
+  """Returns the number of operations of `function(*args)` over all devices.
 
-  Causal attention counts the half that is of use. A conditional counts as its dearest branch, or,
-  if it is there for the first step alone, as its cheapest. A kernel counts as its own cost estimate
-  says, less what it recomputes.
+  A multiply-add is two operations. Causal attention counts half, because the other half is masked.
+  A conditional counts as its most expensive branch, or as its cheapest if it fits codebooks in the
+  first step. A kernel counts as its cost estimate without recomputed products.
 
-  Raises ValueError where a matrix product lies in a loop without a fixed number of rounds.
+  Args:
+    function: the function.
+    *args: its arguments, or their shapes.
+
+  Raises:
+    UserError: if a matrix product is in a loop without a fixed number of iterations, or a kernel
+      has no cost estimate.
   """
   return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def count_jaxpr(jaxpr: Any) -> int:
-  """As `count`, of a jaxpr."""
+  """Returns the number of operations of a jaxpr; see `count`."""
   return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
 def largest_array(jaxpr: Any) -> jax.core.ShapedArray:
-  """Returns shape and dtype of the largest array that a jaxpr makes, over all devices; it must make
-  one.
+  """Returns shape and dtype of the largest array that a jaxpr computes, over all devices.
 
-  Those in loops and calls are among them; whether the compiler fuses one away is not known here.
+  This includes arrays in loops and calls, and arrays that the compiler may fuse away. The jaxpr has
+  to compute an array.
   """
   made = [variable.aval for equation in jaxpr.eqns for variable in equation.outvars]
   made += [
@@ -69,7 +73,8 @@ def _equation(equation) -> int:
     return params['length'] * inner
   if name == 'while' and inner:
     raise UserError(
-      'a matrix product lies in a while loop, whose rounds nobody knows: count one round instead'
+      'a matrix product is in a while loop with an unknown number of iterations: count one '
+      'iteration instead'
     )
   if name == 'shard_map':
     return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes']) * inner
@@ -103,14 +108,14 @@ def _dot(equation) -> int:
   operations = (
     2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
   )
-  # Its name stack tells where an equation, of a backward pass too, comes from. The diagonal counts
-  # half.
+  # The name stack includes the scope also in backward passes. The diagonal counts half.
   return operations // 2 if attention.CAUSAL in str(equation.source_info.name_stack) else operations
 
 
 def _convolution(equation) -> int:
-  """Counts the products with what is neither padding nor a hole of dilation: backward passes have
-  many of both.
+  """Returns the operations of a convolution without products with padding or dilation zeros.
+
+  Backward passes have many of both.
   """
   params, out = equation.params, equation.outvars[0].aval
   left, right = (variable.aval for variable in equation.invars[:2])

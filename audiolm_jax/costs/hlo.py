@@ -1,8 +1,6 @@
-"""What a compiled program does, read from its text: rounds of its loops, products, memory traffic,
-collectives.
+"""Reads costs of a compiled program from its text: loops, memory traffic, kernels, collectives.
 
-XLA's own `cost_analysis` counts the body of a loop once, and a model whose layers are scanned is
-all loops.
+XLA's `cost_analysis` counts the body of a loop once, but scanned layers are loops.
 """
 
 import dataclasses
@@ -24,8 +22,8 @@ COLLECTIVES = (
   'ragged-all-to-all',
   'collective-permute',
 )
-_BYTES = {'pred': 1, 'bf16': 2, 'token': 0, 'opaque': 0}  # others carry their bits in the name
-# Opcodes that move nothing.
+_BYTES = {'pred': 1, 'bf16': 2, 'token': 0, 'opaque': 0}  # other names contain the number of bits
+# Opcodes without memory traffic.
 _FREE = {
   'parameter',
   'constant',
@@ -57,63 +55,66 @@ _FREE = {
 
 
 class Shape(NamedTuple):
-  """One array of a program: `text` as the compiler writes it, its bytes, and whether it lies in HBM
-  (not in VMEM).
-  """
+  """Describes one array of a program."""
 
-  text: str
-  size: int
-  in_hbm: bool
+  text: str  # as in the program: type and dimensions
+  size: int  # bytes
+  in_hbm: bool  # not in VMEM
 
 
 class Instruction(NamedTuple):
+  """Describes one instruction of a program."""
+
   name: str
   opcode: str
-  shapes: tuple[Shape, ...]  # of the result; a tuple has several
+  shapes: tuple[Shape, ...]  # of the result; several if it is a tuple
   operands: tuple[str, ...]
-  arguments: str  # as written: the operands, or a parameter's number
+  arguments: str  # text of the operands, or the number of a parameter
   attributes: str
 
 
 class Collective(NamedTuple):
-  """One collective: its kind, the largest array it takes or gives, the devices of one group, rounds
-  in a step.
+  """Describes one collective.
 
-  Between slices all devices are one group, and `size` is the part that each device gives to its
-  host to exchange.
+  Between slices, all devices are one group, and `size` is the part that a device exchanges through
+  its host.
   """
 
   kind: str
-  shape: str
-  size: int  # bytes of the whole: gathered, or before it is scattered
-  group: tuple[int, ...]  # the first of its groups
-  rounds: int
-  # cycles of what it is fused with; 0: it stops the cores, infinite: asynchronous, beside anything
+  shape: str  # of the largest operand or result
+  size: int  # bytes of the whole array: after gathering, or before scattering
+  group: tuple[int, ...]  # devices of the first group
+  rounds: int  # runs per step
+  # Cycles of the computation that hides it: 0 if it stops the cores, infinite if asynchronous.
   beside: float
-  source: str  # the operation it comes from
+  source: str  # operation in the JAX program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """Instructions of each computation, and how often a step runs it.
+  """Holds the instructions of each computation, and how often a step runs it.
 
-  Computations inside fusions are no part of `rounds`, nor is what fits codebooks at the first step
-  alone. Of other conditionals all branches count.
+  `rounds` excludes computations inside fusions and the fit of codebooks in the first step; it
+  includes all branches of other conditionals.
   """
 
   computations: Mapping[str, Mapping[str, Instruction]]
   rounds: Mapping[str, int]
-  unknown_loops: int  # whose number of rounds the compiler doesn't know: counted once
+  unknown_loops: int  # loops whose number of iterations is unknown; counted as one iteration
 
   def instructions(self) -> Iterator[tuple[Instruction, int]]:
-    """Yields every instruction outside fusions, and its rounds."""
+    """Yields every instruction outside of fusions, and how often a step runs it."""
     for name, rounds in self.rounds.items():
       for instruction in self.computations[name].values():
         yield instruction, rounds
 
 
 def parse(text: str) -> Program:
-  """Returns the program of `compiled.as_text()`; ValueError where the text has no entry."""
+  """Returns the program in the text of `compiled.as_text()`.
+
+  Raises:
+    UserError: if the text is not a compiled program.
+  """
   computations, entry, current = {}, None, None
   for line in _lines(text):
     if head := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\{$', line):
@@ -151,9 +152,7 @@ def parse(text: str) -> Program:
 
 
 def _lines(text: str) -> Iterator[str]:
-  """Yields the lines, with an instruction on one: the metadata of a kernel is written on
-  several.
-  """
+  """Yields lines of one instruction each; joins lines, because metadata of kernels has several."""
   begins = re.compile(r'  (ROOT )?%?[\w.\-]+ = |ENTRY |%?[\w.\-]+ \(|HloModule|\}$|$')
   line = ''
   for part in text.splitlines():
@@ -166,8 +165,9 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _trip_count(computations, attributes: str) -> int | None:
-  """Returns the rounds of a while loop, as the compiler notes them or from a condition `counter <
-  constant`.
+  """Returns the number of iterations of a while loop, or None if unknown.
+
+  It is noted by the compiler, or the constant in a condition `counter < constant`.
   """
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', attributes):
     return int(known[1])
@@ -191,7 +191,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """Returns the index after the bracket that closes the one at `start`."""
+  """Returns the index after the bracket that closes the bracket at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == '(') - (text[i] == ')')
@@ -223,10 +223,17 @@ def _called(attributes: str) -> list[str]:
 def collectives(program: Program, num_devices: int) -> list[Collective]:
   """Returns the collectives of a step.
 
-  Between slices TPU programs hand arrays to the hosts, by a send of each. Some collectives they
-  hide in fusions: a reduce-scatter as an all-reduce and a slice, and an asynchronous all-gather as
-  a fusion that starts it, some that do a part of it beside a product, and one that ends it, all
-  with one channel. (Those of unrolled layers share channels.)
+  Between slices, TPU programs send arrays to the hosts. Some collectives are in fusions: a
+  reduce-scatter is an all-reduce and a slice, and an asynchronous all-gather is one fusion that
+  starts it, some that overlap it with products, and one that ends it, all with the same channel.
+  Unrolled layers share channels.
+
+  Args:
+    program: the program.
+    num_devices: number of devices of the program.
+
+  Raises:
+    UserError: if groups of devices have an unknown format.
   """
   found, begun = [], {}
   for instruction, rounds in program.instructions():
@@ -270,7 +277,7 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
 
 
 def _payload(kind: str, instruction: Instruction, largest: Shape) -> int:
-  """Returns the bytes of the whole; a combined all-reduce has many arrays."""
+  """Returns the bytes of the whole array, or of all arrays of a combined all-reduce."""
   if kind in ('all-reduce', 'collective-permute') and not instruction.opcode.endswith('-start'):
     return sum(shape.size for shape in instruction.shapes)
   return largest.size
@@ -284,9 +291,7 @@ def _operand(program: Program, instruction: Instruction, operand: str) -> tuple[
 
 
 def _group(attributes: str, num_devices: int) -> tuple[int, ...]:
-  """Returns the first group of devices; the text has four ways to write them, the last being
-  all.
-  """
+  """Returns the first group of devices, in any of HLO's four formats; all if none is given."""
   if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
     return _numbers(listed[1])
   if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', attributes):
@@ -298,7 +303,7 @@ def _group(attributes: str, num_devices: int) -> tuple[int, ...]:
     sizes, chosen = [int(size) for _, size in names], re.findall(r"'([^']+)'", meshed[3])
     if ':' in meshed[3]:
       raise UserError(
-        f'a collective runs over a part of a mesh axis, which is not understood: {meshed[0]}'
+        f'a collective runs over a part of a mesh axis, which is not supported: {meshed[0]}'
       )
     devices = _iota(meshed[2] or f'[{math.prod(sizes)}]').reshape(sizes)
     return tuple(
@@ -307,13 +312,14 @@ def _group(attributes: str, num_devices: int) -> tuple[int, ...]:
   if pairs := re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes):
     return (int(pairs[1]), int(pairs[2]))
   if 'replica_groups=' in attributes and 'replica_groups={}' not in attributes:
-    raise UserError(f'these groups of devices are not understood: {attributes[:200]}')
+    raise UserError(f'groups of devices in an unknown format: {attributes[:200]}')
   return tuple(range(num_devices))
 
 
 def _iota(text: str) -> np.ndarray:
-  """Returns what `[4,2]T(1,0)` stands for: 0, 1, ... in this shape, transposed; a plain list of
-  numbers is itself.
+  """Returns the numbers that a text stands for.
+
+  `[4,2]T(1,0)` is 0, 1, ... in the shape [4, 2], transposed; other texts are lists of numbers.
   """
   if not text.startswith('['):
     return np.array(_numbers(text))
@@ -328,16 +334,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 class Kernel(NamedTuple):
-  """One of our kernels in a program, by its cost estimate."""
+  """Describes a Pallas kernel in a program by its cost estimate."""
 
   name: str
   flops: int
   transcendentals: int
-  rounds: int
+  rounds: int  # runs per step
 
 
 def kernels(program: Program) -> list[Kernel]:
-  """Returns the Pallas kernels of a step, of which the compiler estimates no cycles."""
+  """Returns the Pallas kernels of a step, for which the compiler estimates no cycles."""
   found = []
   for instruction, rounds in program.instructions():
     if instruction.opcode == 'custom-call' and '"tpu_custom_call"' in instruction.attributes:
@@ -349,11 +355,9 @@ def kernels(program: Program) -> list[Kernel]:
 
 
 def cycles(program: Program) -> int:
-  """Returns the compiler's own estimate of a step's cycles on the cores of one chip (TPU programs
-  only).
+  """Returns the compiler's estimate of a step's cycles on the cores of one TPU chip.
 
-  Collectives and the asynchronous copies between HBM and VMEM, which run beside the cores, are left
-  out.
+  Collectives and asynchronous copies between HBM and VMEM overlap with the cores and do not count.
   """
   total = 0
   for instruction, rounds in program.instructions():
@@ -369,10 +373,10 @@ def _estimated_cycles(instruction: Instruction) -> int:
 
 
 def hbm_bytes(program: Program) -> int:
-  """Returns the bytes that a step reads from and writes to HBM, each operand and result of each
-  fusion once.
+  """Returns the bytes that a step reads from and writes to HBM.
 
-  What is sliced, or updated in place, counts as the slice.
+  Each operand and result of a fusion counts once, or only its slice if it is sliced or updated in
+  place.
   """
   total = 0
   for name, rounds in program.rounds.items():
@@ -394,7 +398,7 @@ def _traffic(
     return instruction.shapes[1].size * (
       instruction.shapes[0].in_hbm + instruction.shapes[1].in_hbm
     )
-  elif opcode.endswith('-start'):  # the result holds the operand too
+  elif opcode.endswith('-start'):  # the result contains the operand, too
     return _in_hbm(instruction.shapes)
   elif opcode in ('dynamic-slice', 'slice'):
     return 2 * _in_hbm(instruction.shapes)

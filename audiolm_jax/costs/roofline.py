@@ -1,25 +1,22 @@
-"""How fast a compiled step can be on a TPU: its products, memory traffic and collectives over what
-the chip has.
+"""Predicts how fast a compiled step can run on a TPU, from its products, traffic and collectives.
 
-Assumptions, all stated with the result:
+Assumptions:
 
-- FLOPs are those of the model: of causal attention the half that is of use, nothing recomputed, no
-  padding.
+- FLOPs are the model's: causal attention counts half, recomputation and padding do not count.
 - Products run at the peak rate of bfloat16, memory at the full bandwidth of HBM.
-- A collective within a slice goes round one axis of the torus, in one direction of one link: an
-  all-gather, a reduce-scatter or an all-to-all of n bytes takes n / bandwidth, an all-reduce twice
-  that. A ring that closes would be twice as fast: 16 chips along an axis of v5e or v6e, 4 of v4 or
+- A collective within a slice uses one direction of one link along one axis of the torus: an
+  all-gather, reduce-scatter or all-to-all of n bytes takes n / bandwidth, an all-reduce twice that.
+  A closed ring would be twice as fast; it needs 16 chips along an axis of v5e or v6e, 4 of v4 or
   v5p.
-- A collective across slices goes through each chip's share of its host's network card.
-- An asynchronous collective hides behind the computation, one that is fused with a product for as
-  long as the compiler thinks that this takes; the others stop it.
-- The computation takes as long as the compiler's own estimate of cycles, which knows how full the
-  matrix unit is and what waits for memory; it is never less than the products at the peak or the
-  traffic at full bandwidth.
-- Of a kernel of ours the compiler estimates nothing. Its products have one side of a head's width,
-  64, and fill that share of the matrix unit's width; for each weight of attention (one exponential)
-  the vector unit works 10 times; and the two units are taken to wait for one another, which they
-  need not.
+- A collective across slices uses each chip's share of its host's network card.
+- Asynchronous collectives overlap with all computation; a collective fused with products overlaps
+  for the compiler's estimate of these; others stop the computation.
+- The computation takes the compiler's estimate of cycles, which accounts for the use of the matrix
+  unit and for waits for memory. It takes at least the time of all products at the peak rate, and of
+  all traffic at full bandwidth.
+- The compiler has no estimate for our attention kernel. One side of its products is the head width,
+  64, which fills that share of the matrix unit's width. Each attention weight (one exponential)
+  takes 10 vector operations. The two units do not overlap, although they could.
 """
 
 import dataclasses
@@ -30,26 +27,26 @@ from audiolm_jax.costs import hlo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """One TPU chip.
+  """Describes a TPU chip.
 
-  Sources: peak, memory and its bandwidth from cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e);
-  links and network from "How to Scale Your Model" (jax-ml.github.io/scaling-book, the table of its
-  chapter on TPUs).
+  Sources: peak rate, memory and its bandwidth are from cloud.google.com/tpu/docs (pages v4, v5e,
+  v5p, v6e); links and network are from "How to Scale Your Model"
+  (jax-ml.github.io/scaling-book, the table in its chapter on TPUs).
   """
 
-  flops: float  # bfloat16, per second
+  flops: float  # per second, in bfloat16
   hbm_bytes: int
   hbm_bandwidth: float  # bytes per second
-  link_bandwidth: float  # bytes per second, one link, one direction
-  network_bandwidth: float  # bytes per second and chip, between slices
+  link_bandwidth: float  # bytes per second of one link in one direction
+  network_bandwidth: float  # bytes per second and chip between slices
   clock: float  # Hz
   matrix_width: int = 128  # of the matrix unit
-  cores: int = 1  # each with a vector unit of 8 x 128 lanes, four operations deep
-  topology_options: tuple[tuple[str, str], ...] = ()  # what libtpu wants to hear besides the name
+  cores: int = 1  # each with a vector unit of 8 x 128 lanes and four operations per cycle
+  topology_options: tuple[tuple[str, str], ...] = ()  # further arguments of libtpu's topology
 
 
-HEAD_WIDTH, VECTOR_OPERATIONS = 64, 10  # of our attention kernel; see above
-KERNEL_MODEL_SHARE = 6 / 7  # two products forward, five backward, of which one recomputes
+HEAD_WIDTH, VECTOR_OPERATIONS = 64, 10  # of the attention kernel; see above
+KERNEL_MODEL_SHARE = 6 / 7  # of its two products forward and five backward, one is recomputation
 
 CHIPS = {
   'v4': Chip(
@@ -94,14 +91,14 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-  """Seconds of one step on one chip, and what they say."""
+  """Holds the predicted times of one step on one chip, in seconds."""
 
-  product_seconds: float  # the model's products, without what is recomputed, at the peak
-  dense_seconds: float  # those of them that no kernel does
-  hbm_seconds: float
-  compiler_seconds: float  # the compiler's estimate of the computation but for kernels
+  product_seconds: float  # the model's products at the peak rate
+  dense_seconds: float  # the same, without products in kernels
+  hbm_seconds: float  # memory traffic at full bandwidth
+  compiler_seconds: float  # the compiler's estimate, without kernels
   kernel_seconds: float
-  hidden_collective_seconds: float  # beside the computation
+  hidden_collective_seconds: float  # overlapping with computation
   exposed_collective_seconds: float
 
   @property
@@ -118,12 +115,12 @@ class Prediction:
 
   @property
   def utilization(self) -> float:
-    """MFU: the share of the step in which the peak rate would do the model's products."""
+    """Model FLOPs utilization (MFU): the time of the products, as a share of the step."""
     return self.product_seconds / self.step_seconds
 
   @property
   def bound(self) -> str:
-    """What the step waits for most."""
+    """Name of the resource that limits the step."""
     if self.step_seconds > 2 * self.compute_seconds:
       return 'collectives'
     if self.hbm_seconds >= 0.9 * self.compute_seconds:
@@ -141,7 +138,17 @@ def predict(
   collectives: Sequence[hlo.Collective],
   devices_per_slice: int,
 ) -> Prediction:
-  """Returns the time of a step; all numbers are of one device."""
+  """Returns the predicted times of a step.
+
+  Args:
+    chip: the chip.
+    product_flops: FLOPs of the model's products, per device.
+    hbm_bytes: memory traffic in bytes, per device.
+    cycles: the compiler's estimate of cycles, per device.
+    kernels: kernels of the program.
+    collectives: collectives of the program.
+    devices_per_slice: number of devices in a slice.
+  """
   hidden = exposed = 0.0
   for one in collectives:
     seconds = collective_seconds(chip, one, devices_per_slice)
@@ -162,7 +169,7 @@ def predict(
 
 
 def kernel_seconds(chip: Chip, kernel: hlo.Kernel) -> float:
-  """Returns the time of one round of an attention kernel."""
+  """Returns the time of one run of an attention kernel, in seconds."""
   products = kernel.flops / (chip.flops * min(1, HEAD_WIDTH / chip.matrix_width))
   return products + VECTOR_OPERATIONS * kernel.transcendentals / (
     4 * 1024 * chip.cores * chip.clock
@@ -170,7 +177,7 @@ def kernel_seconds(chip: Chip, kernel: hlo.Kernel) -> float:
 
 
 def collective_seconds(chip: Chip, one: hlo.Collective, devices_per_slice: int) -> float:
-  """Returns the time of one round of a collective."""
+  """Returns the time of one run of a collective, in seconds."""
   if len(one.group) < 2:
     return 0.0
   across = len({device // devices_per_slice for device in one.group}) > 1
