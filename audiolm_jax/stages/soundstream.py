@@ -613,6 +613,6 @@ def _check_num_quantizers(config: Config, num_quantizers: int | None):
 def _check_switch(config: Config, place: str, denoise: Denoise):
   if denoise is not False and config.film != place:
     raise UserError(
-      f'denoise needs film={place!r}, but this codec has film={config.film!r}: use a codec trained '
-      'with it'
+      f'denoise needs film={place!r}, but this codec has film={config.film!r}: train one with '
+      f'film={place!r}'
     )
