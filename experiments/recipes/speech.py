@@ -58,7 +58,7 @@ from ..inputs import Audio, Forgeries, Tokens
 from ..recipe import Evaluation, ForgeryConfig, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 512
-NUM_COARSE = 4
+NUM_COARSE = 2
 
 
 def adam(learning_rate: float, num_steps: int, **options) -> OptimizerConfig:
@@ -160,11 +160,11 @@ RECIPE = Recipe(
         transformer=transformer(width=128, num_layers=3),
       ),
       data=Tokens(),
-      train=train(16, 1000, adam(2e-3, 1000)),
+      train=train(16, 600, adam(2e-3, 600)),
     ),
     'coarse': StageRecipe(
       model=coarse.Config(
-        crop_seconds=3.0,
+        crop_seconds=2.0,
         num_quantizers=NUM_COARSE,
         num_clusters=NUM_CLUSTERS,
         deduplicate=False,
@@ -174,23 +174,23 @@ RECIPE = Recipe(
         transformer=transformer(width=128, num_layers=3),
       ),
       data=Tokens(),
-      train=train(8, 1400, adam(2e-3, 1400)),
+      train=train(8, 1200, adam(2e-3, 1200)),
     ),
     'fine': StageRecipe(
       model=fine.Config(
-        crop_seconds=0.8,
+        crop_seconds=0.64,
         num_coarse=NUM_COARSE,
         time_embedding=True,
         transformer=transformer(width=48, num_layers=3),
       ),
       data=Tokens(),
-      train=train(8, 1500, adam(2e-3, 1500)),
+      train=train(8, 600, adam(2e-3, 600)),
     ),
     'soundstorm': StageRecipe(
       model=soundstorm.Config(
         crop_seconds=5.0,
         num_clusters=NUM_CLUSTERS,
-        num_quantizers=NUM_COARSE,
+        num_quantizers=4,
         num_layers=3,
         num_heads=4,
         width=128,
@@ -201,7 +201,7 @@ RECIPE = Recipe(
         level_skew=1.0,
       ),
       data=Tokens(),
-      train=train(16, 1400, adam(2e-3, 1400)),
+      train=train(16, 900, adam(2e-3, 900)),
     ),
     'detector': StageRecipe(
       model=detector.Config(**CLASSIFIER), data=Forgeries(), train=train(16, 400, adam(3e-3, 400))
@@ -218,7 +218,7 @@ RECIPE = Recipe(
     num_naturalness_clips=16,
     prompt_seconds=3.0,
     seconds=7.0,
-    carry_seconds=1.5,
+    carry_seconds=1.0,
     decoder_seconds=1200.0,
   ),
 )
