@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
 
 def main():
-  parser = workspace.parser(__doc__, recipe=False)
+  parser = command_line.parser(__doc__, recipe=False)
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
   parser.add_argument(
     'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
@@ -324,4 +324,4 @@ def info(paths: list[pathlib.Path]):
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -28,7 +28,7 @@ from .evaluations import detection
 
 
 def main():
-  parser = workspace.parser(__doc__, recipe=False)
+  parser = command_line.parser(__doc__, recipe=False)
   parser.add_argument('files', nargs='+', type=command_line.path, metavar='FILE')
   parser.add_argument(
     '--as_is', action='store_true', help='do not pass the files through the codec first'
@@ -84,4 +84,4 @@ def load(path: pathlib.Path, config) -> np.ndarray:
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)
