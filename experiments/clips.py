@@ -12,7 +12,7 @@ from audiolm_jax import audio, files, generation
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 
-from . import command_line, workspace
+from . import command_line, compilation_cache, workspace
 from . import recipe as recipe_lib
 
 
@@ -23,6 +23,7 @@ def make(args: argparse.Namespace, targets: Sequence[pathlib.Path]):
     UserError: for a wrong recipe, missing models, or a prompt that cannot be read.
   """
   recipe = workspace.recipe_of(args, writes=False)
+  compilation_cache.keep_for_user()
   models = workspace.load_models(args.workdir)
   say_missing_levels(args, recipe, models)
   codec = models.tokenizer.codec

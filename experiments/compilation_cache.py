@@ -1,10 +1,62 @@
 """Keeps compiled programs between runs: the next one with the same shapes compiles nothing."""
 
 import os
+import pathlib
 import shlex
 import stat
+import sys
 
 from audiolm_jax.errors import UserError
+
+OFF = 'AUDIOLM_COMPILATION_CACHE'  # environment variable; 0: `keep_for_user` keeps nothing
+MAX_BYTES = 2 * 2**30  # of the user's folder, when a program starts
+
+
+def keep_for_user():
+  """Keeps what XLA compiles in the user's cache folder, which shrinks to MAX_BYTES first.
+
+  The environment can choose another folder, JAX_COMPILATION_CACHE_DIR, whose size JAX limits, or
+  none, AUDIOLM_COMPILATION_CACHE=0. Where the folder cannot be written, a line on stderr says so.
+  """
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.environ.get(OFF) == '0':
+    return
+  import jax
+
+  try:
+    folder = user_folder()
+    check(str(folder))
+    shrink(folder, MAX_BYTES)
+  except (OSError, RuntimeError) as error:
+    print(f'compiled programs are not kept: {error} ({OFF}=0 turns this off)', file=sys.stderr)
+    return
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  # One clip needs many small programs, which take less than JAX's minimum of a second each.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def user_folder() -> pathlib.Path:
+  """Returns the folder of compiled programs in XDG_CACHE_HOME, or else in ~/.cache."""
+  root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '')
+  # A relative path is invalid by the XDG specification.
+  root = root if root.is_absolute() else pathlib.Path.home() / '.cache'
+  return root / 'audiolm_jax' / 'compiled'
+
+
+def shrink(folder: pathlib.Path, max_bytes: int):
+  """Deletes the files that were read longest ago, until the others have at most `max_bytes`."""
+  found = []
+  for path in folder.rglob('*'):
+    try:
+      status = path.lstat()
+    except FileNotFoundError:  # deleted by another program
+      continue
+    if stat.S_ISREG(status.st_mode):
+      found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+  kept = 0
+  for _, size, path in sorted(found, reverse=True):
+    kept += size
+    if kept > max_bytes:
+      path.unlink(missing_ok=True)
 
 
 def keep(directory: str | None):

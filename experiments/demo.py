@@ -21,7 +21,7 @@ import numpy as np
 from audiolm_jax import audio, files, generation, release
 from audiolm_jax.errors import UserError, install
 
-from . import command_line
+from . import command_line, compilation_cache
 from .evaluations import external_judges
 
 PROMPT_SECONDS = 3.0
@@ -32,6 +32,7 @@ def main():
   started = time.time()
   args = _parser().parse_args()
   command_line.prove_folder(args.output, '--output')
+  compilation_cache.keep_for_user()
   folder = release.fetch(args.release, revision=args.revision)
   models = release.from_pretrained(folder)
   rate = models.tokenizer.sample_rate

@@ -23,7 +23,7 @@ from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection as detection_metrics
 
-from . import command_line, sources, workspace
+from . import command_line, compilation_cache, sources, workspace
 from .evaluations import detection
 
 
@@ -39,6 +39,7 @@ def main():
   args = parser.parse_args()
   if args.output is not None:
     command_line.prove_files([args.output], '--output')
+  compilation_cache.keep_for_user()
   config, variables, _ = workspace.load_stage(args.workdir, 'detector')
   calibrations = detection.load_calibrations(args.workdir, variables)
   waves = [load(path, config) for path in args.files]
