@@ -1,5 +1,7 @@
 """Defines the package; `requirements.txt` pins the versions of the tests."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 # GPL-3 speech synthesizer, loaded at run time for the synthesized corpus only.
@@ -37,6 +39,22 @@ setup(
   name='audiolm_jax',
   version='0.1.0',
   description='AudioLM and its family in JAX/Flax, for TPUs',
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  keywords=['audio', 'speech', 'language model', 'jax', 'tpu'],
+  classifiers=[
+    'Development Status :: 3 - Alpha',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX',  # locks of a workdir are those of fcntl
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Multimedia :: Sound/Audio :: Speech',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
+  ],
   python_requires='>=3.11',
   # A checkout runs `python -m experiments.train`. A wheel must not claim the name `experiments`:
   # there the same folder is audiolm_jax.experiments, and `audiolm train` runs it.
@@ -44,7 +62,7 @@ setup(
   + [f'audiolm_jax.{name}' for name in find_packages(include=['experiments*'])],
   package_dir={'audiolm_jax.experiments': 'experiments'},
   package_data={
-    'audiolm_jax': ['releases/**/*'],
+    'audiolm_jax': ['py.typed', 'releases/**/*'],
     'audiolm_jax.experiments': ['evaluations/*.html'],
   },
   entry_points={'console_scripts': ['audiolm = audiolm_jax.experiments.__main__:main']},

@@ -2,15 +2,14 @@
 
 All checks raise UserError with the name, the value and the legal values. They do not read values of
 traced arrays, which are unknown until compiled code runs.
+
+numpy and jax are imported by the checks of arrays, because programs check their flags before these
+slow imports.
 """
 
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from audiolm_jax.errors import UserError
 
@@ -52,11 +51,21 @@ BELOW_ONE = _number('at least 0 and below 1', lambda value: 0 <= value < 1)  # d
 CLIP_SECONDS = _number('above 0, and at most 86400 (a day)', lambda value: 0 < value <= 86_400)
 WAIT_SECONDS = _number('above 0, and at most 1e9 (30 years)', lambda value: 0 < value <= 1e9)
 BETWEEN = _number('above 0 and below 1', lambda value: 0 < value < 1)
-FLAG = Legal('True or False', lambda value: isinstance(value, (bool, np.bool_)))
+
+
+def _is_bool(value: Any) -> bool:
+  import numpy as np
+
+  return isinstance(value, (bool, np.bool_))
+
+
+FLAG = Legal('True or False', _is_bool)
 TEXT = Legal('a string', lambda value: isinstance(value, str))
 
 
 def _is_float_type(value: Any) -> bool:
+  import jax.numpy as jnp
+
   try:
     return jnp.issubdtype(jnp.dtype(value), jnp.floating)
   except (TypeError, ValueError, SyntaxError):  # numpy parses what might be a record
@@ -114,6 +123,8 @@ def shapes(**arrays: Any) -> None:
   Raises:
     UserError: naming the first array with another shape.
   """
+  import numpy as np
+
   known: dict[str, tuple[int, str]] = {}
   for name, array in arrays.items():
     axes, shape = name.rpartition('_')[2], np.shape(array)
@@ -138,6 +149,9 @@ def ids(name: str, array: Any, size: int, *, padding: bool = True) -> None:
   Raises:
     UserError: naming an illegal id, or the type of an array that is not of integers.
   """
+  import jax
+  import numpy as np
+
   if isinstance(array, jax.core.Tracer):
     return
   if isinstance(array, jax.Array) and not array.is_fully_addressable:

@@ -5,6 +5,10 @@ class UserError(ValueError):
   """Names a wrong value, its file or flag, and the remedy. Programs print it as one line."""
 
 
+class UnfinishedThreads(Exception):
+  """Base of errors after which threads may wait forever: end the process without joining them."""
+
+
 def install(extra: str) -> str:
   """Returns what installs an extra of this package: by its folder, as no package index has it."""
   return f"run `pip install -e '.[{extra}]'` in the folder of audiolm_jax"

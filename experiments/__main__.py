@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from . import command_line
+
 PROGRAMS = {
   'train': 'trains a stage of a recipe, or all of them',
   'encode': 'turns a corpus into token shards',
@@ -31,8 +33,7 @@ def main(arguments: list[str] | None = None):
   if name not in PROGRAMS:
     sys.exit(f'error: audiolm has no program {name!r}: choose one of {", ".join(PROGRAMS)}')
   sys.argv = [f'audiolm {name}', *rest]
-  workspace = importlib.import_module(f'{__package__}.workspace')
-  workspace.run(importlib.import_module(f'{__package__}.{name}').main)
+  command_line.run(importlib.import_module(f'{__package__}.{name}').main)
 
 
 if __name__ == '__main__':

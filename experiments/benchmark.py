@@ -9,7 +9,7 @@
 
 import argparse
 
-from . import command_line, workspace
+from . import command_line
 from .benchmarks import acoustic, codec
 from .benchmarks import input as input_benchmark
 
@@ -35,4 +35,4 @@ def main():
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

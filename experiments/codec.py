@@ -25,7 +25,7 @@ from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
 from audiolm_jax.errors import UserError
 
-from . import command_line, workspace
+from . import command_line, compilation_cache, workspace
 
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file
@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
 
 def main():
-  parser = workspace.parser(__doc__, recipe=False)
+  parser = command_line.parser(__doc__, recipe=False)
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
   parser.add_argument(
     'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
@@ -73,6 +73,7 @@ def main():
   command_line.prove_folder(args.output, '--output')
   named = [job.target for job in jobs if not job.in_folder]
   command_line.prove_files(named, '--output', overwrite=args.overwrite)
+  compilation_cache.keep_for_user()
   codec = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= codec.num_quantizers:
     raise UserError(
@@ -324,4 +325,4 @@ def info(paths: list[pathlib.Path]):
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

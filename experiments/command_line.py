@@ -1,7 +1,11 @@
-"""What all command lines share: paths, proofs of outputs, printed names, commands as remedies."""
+"""Runs programs: common flags, proofs of outputs, printed errors, commands as remedies.
+
+Imports neither jax nor numpy, so that `--help` and errors in flags need not wait for them.
+"""
 
 import argparse
 import codecs
+import errno
 import os
 import pathlib
 import shlex
@@ -9,15 +13,24 @@ import sys
 from collections.abc import Callable
 
 from audiolm_jax import checks, files
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UnfinishedThreads, UserError
 from audiolm_jax.training import lock
 
-from . import pages
-from . import recipe as recipe_lib
+from . import compilation_cache, pages
 
 MEMORY = (
   'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus
 )
+DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # that of `make train-tiny`
+Formatter = argparse.RawDescriptionHelpFormatter
+REPORT = (
+  'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the '
+  'project, with the lines above and the command that you ran.'
+)
+# Exit status (EX_TEMPFAIL of sysexits.h) of errors that starting again may repair, as
+# tpu_scripts/xpk.sh does: a lost or hanging process, and these errors of a shared storage.
+RESTART = 75
+_STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN)
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +41,84 @@ class Parser(argparse.ArgumentParser):
       if word.startswith('-') and word.endswith('=--'):
         self.error(f'{word}: -- is no value')
     return super().parse_known_args(args, namespace)
+
+
+def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
+  """Returns a parser with the common flags: --workdir, and with `recipe`, --recipe and --set."""
+  result = Parser(description=as_typed(description), formatter_class=Formatter)
+  result.add_argument(
+    '--workdir',
+    type=workdir,
+    default=DEFAULT_WORKDIR,
+    help=f'folder of the run ({DEFAULT_WORKDIR})',
+  )
+  if recipe:
+    result.add_argument(
+      '--recipe',
+      type=recipe_name,
+      default='tiny',
+      metavar='NAME',
+      help=f'one of: {", ".join(pages.names())}; or your own page, such as mine.py '
+      'or package.module (tiny)',
+    )
+    result.add_argument(
+      '--set',
+      action='append',
+      default=[],
+      metavar='FIELD=VALUE',
+      dest='overrides',
+      help='change a field of the recipe, such as semantic.train.num_steps=100; may be repeated',
+    )
+  return result
+
+
+def run(main: Callable[[], None]):
+  """Runs a program, and exits with status 1 after an error, or RESTART if a restart may repair it.
+
+  Wrong input and failures of the system are reported in one line (with a traceback if
+  AUDIOLM_TRACEBACK is set); other exceptions keep their traceback.
+  """
+  print_any_name()
+  try:
+    if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+      compilation_cache.check(directory)
+    main()
+  except Terminated as error:
+    sys.stdout.flush()
+    jax = sys.modules.get('jax')  # this module does not import it
+    if jax and jax.distributed.is_initialized():  # its normal exit waits for the other processes
+      os._exit(error.code)
+    raise
+  except UnfinishedThreads as error:
+    print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
+    os._exit(RESTART)  # a normal exit would wait for threads that hang
+  except (UserError, OSError, FloatingPointError, MemoryError) as error:
+    if os.environ.get('AUDIOLM_TRACEBACK') is not None:
+      raise
+    text = f'error: {printable_lines(error)}'
+    if getattr(error, 'errno', None) not in _STORAGE_ERRORS:
+      sys.exit(text)
+    print(text, file=sys.stderr)
+    sys.exit(RESTART)
+  except Exception as error:
+    error.add_note(REPORT)
+    raise
+
+
+class Terminated(SystemExit):
+  """SIGTERM arrived; the exit status is the usual one, 143."""
+
+
+def as_typed(text: str) -> str:
+  """Returns a text with `python -m experiments.` replaced by `audiolm ` in an installed package."""
+  return (
+    text if __package__ == 'experiments' else text.replace('python -m experiments.', 'audiolm ')
+  )
+
+
+def printable_lines(text: object) -> str:
+  """Returns a text of several lines with unprintable characters escaped."""
+  return as_typed(files.printable(text, keep='\n'))
 
 
 def path(text: str) -> pathlib.Path:
@@ -50,7 +141,7 @@ def workdir(text: str) -> pathlib.Path:
   return path(text)
 
 
-def recipe(text: str) -> str:
+def recipe_name(text: str) -> str:
   """Returns the name of a recipe; that of a file as an absolute path, for other folders, too."""
   return str(path(text).absolute()) if pages.is_file(text) else text
 
@@ -192,10 +283,10 @@ def command(program: str, workdir: pathlib.Path, *options: str) -> str:
   return shlex.join([*words, *(f'--set={override}' for override in overrides)])
 
 
-def import_command(model: recipe_lib.Imported, workdir: pathlib.Path) -> str:
-  """Returns the command that puts a model of others into a workdir."""
-  words = ['python', '-m', 'experiments.pretrained', 'import', model.source, f'--workdir={workdir}']
-  return shlex.join([*words, *([f'--revision={model.revision}'] if model.revision else [])])
+def import_command(source: str, revision: str | None, workdir: pathlib.Path) -> str:
+  """Returns the command that imports a model into a workdir."""
+  words = ['python', '-m', 'experiments.pretrained', 'import', source, f'--workdir={workdir}']
+  return shlex.join([*words, *([f'--revision={revision}'] if revision else [])])
 
 
 def how_to_make(stage: str, workdir: pathlib.Path) -> str:
@@ -204,9 +295,12 @@ def how_to_make(stage: str, workdir: pathlib.Path) -> str:
   is_ours = name in pages.names()
   # A page that only the workdir names is not run: the workdir may come from others.
   if is_ours or _flags().recipe is not None:
+    from . import recipe as recipe_lib  # imports jax
+
     recipe = recipe_lib.load(name, overrides)
     if stage in recipe.imports:
-      return f'run `{import_command(recipe.imports[stage], workdir)}` first'
+      model = recipe.imports[stage]
+      return f'run `{import_command(model.source, model.revision, workdir)}` first'
     if stage not in recipe.trained:
       page = f'experiments/recipes/{name}.py' if is_ours else name
       return f'the recipe {name!r} has no stage {stage!r}: add one to {page}'

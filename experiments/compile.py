@@ -33,12 +33,12 @@ from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
 
-from . import command_line, workspace
+from . import command_line
 from . import recipe as recipe_lib
 
 
 def main():
-  parser = workspace.parser(__doc__)
+  parser = command_line.parser(__doc__)
   parser.add_argument('--stage', required=True, help='a stage of the recipe, or all')
   parser.add_argument(
     '--topology',
@@ -391,4 +391,4 @@ def table(report: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

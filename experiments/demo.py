@@ -21,7 +21,7 @@ import numpy as np
 from audiolm_jax import audio, files, generation, release
 from audiolm_jax.errors import UserError, install
 
-from . import command_line, workspace
+from . import command_line, compilation_cache
 from .evaluations import external_judges
 
 PROMPT_SECONDS = 3.0
@@ -32,6 +32,7 @@ def main():
   started = time.time()
   args = _parser().parse_args()
   command_line.prove_folder(args.output, '--output')
+  compilation_cache.keep_for_user()
   folder = release.fetch(args.release, revision=args.revision)
   models = release.from_pretrained(folder)
   rate = models.tokenizer.sample_rate
@@ -78,7 +79,7 @@ def main():
 
 def _parser():
   parser = command_line.Parser(
-    description=workspace.as_typed(__doc__), formatter_class=workspace.Formatter
+    description=command_line.as_typed(__doc__), formatter_class=command_line.Formatter
   )
   parser.add_argument(
     '--release',
@@ -134,4 +135,4 @@ def finish(output: pathlib.Path, report: dict, prompts: dict, waves: dict, sampl
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -23,12 +23,12 @@ from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection as detection_metrics
 
-from . import command_line, sources, workspace
+from . import command_line, compilation_cache, sources, workspace
 from .evaluations import detection
 
 
 def main():
-  parser = workspace.parser(__doc__, recipe=False)
+  parser = command_line.parser(__doc__, recipe=False)
   parser.add_argument('files', nargs='+', type=command_line.path, metavar='FILE')
   parser.add_argument(
     '--as_is', action='store_true', help='do not pass the files through the codec first'
@@ -39,6 +39,7 @@ def main():
   args = parser.parse_args()
   if args.output is not None:
     command_line.prove_files([args.output], '--output')
+  compilation_cache.keep_for_user()
   config, variables, _ = workspace.load_stage(args.workdir, 'detector')
   calibrations = detection.load_calibrations(args.workdir, variables)
   waves = [load(path, config) for path in args.files]
@@ -84,4 +85,4 @@ def load(path: pathlib.Path, config) -> np.ndarray:
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

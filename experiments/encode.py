@@ -48,7 +48,7 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 
 
 def main():
-  args = workspace.parser(__doc__).parse_args()
+  args = command_line.parser(__doc__).parse_args()
   workspace.join_pod()
   workspace.leave_on_sigterm()
   recipe = workspace.recipe_of(args)
@@ -335,4 +335,4 @@ def encoded(corpus, indices, encode_batch, codec: Codec, ratio: int, done: Calla
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -28,7 +28,7 @@ from .evaluations import listening, lyra, paper
 
 
 def main():
-  parser = workspace.parser(__doc__)
+  parser = command_line.parser(__doc__)
   parser.add_argument(
     '--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)'
   )
@@ -97,7 +97,7 @@ def main():
       files.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
       draw(result, evaluations.path(args.workdir, name).with_suffix('.png'))
       bar.update()
-  print(workspace.printable_lines(evaluations.table(evaluations.load(args.workdir))))
+  print(command_line.printable_lines(evaluations.table(evaluations.load(args.workdir))))
   print(f'written to {args.workdir}/evaluation')
 
 
@@ -127,9 +127,9 @@ def listen(recipe: recipe_lib.Recipe, args):
     result = listening.analyse(args.workdir, args.listening_results)
     path = evaluations.path(args.workdir, 'listening')
     files.write_text(path, json.dumps(result, indent=1))
-    print(workspace.printable_lines(evaluations.table({'listening': result})))
+    print(command_line.printable_lines(evaluations.table({'listening': result})))
     print(f'written to {path}')
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -21,7 +21,7 @@ from .evaluations import detection
 
 
 def main():
-  parser = workspace.parser(__doc__)
+  parser = command_line.parser(__doc__)
   parser.add_argument('--output', type=command_line.path, required=True, metavar='FOLDER')
   parser.add_argument(
     '--dtype', default='float16', help=f'of the weights: {" or ".join(exports.DTYPES)} (float16)'
@@ -73,4 +73,4 @@ def _calibrations(workdir: pathlib.Path, detector: Model, dtype: str) -> str:
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -29,7 +29,7 @@ VALIDATION_SHARE = 8  # one in this many training voices
 
 
 def main():
-  args = workspace.parser(__doc__).parse_args()
+  args = command_line.parser(__doc__).parse_args()
   recipe = workspace.recipe_of(args)
   models = workspace.load_models(args.workdir)
   folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
@@ -148,4 +148,4 @@ def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> I
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

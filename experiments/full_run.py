@@ -32,7 +32,7 @@ from . import recipe as recipe_lib
 
 
 def main():
-  parser = workspace.parser(__doc__)
+  parser = command_line.parser(__doc__)
   parser.add_argument(
     '--prompt', type=command_line.path, help='recording to continue (a held-out one of the corpus)'
   )
@@ -159,11 +159,11 @@ def finish(workdir: pathlib.Path, started: float, continuations: dict[str, pathl
   files.write_text(
     workdir / 'report.json', json.dumps({**report, 'seconds_of_this_run': seconds}, indent=1)
   )
-  print(workspace.printable_lines(evaluations.table(report)))
+  print(command_line.printable_lines(evaluations.table(report)))
   names = ['prompt.wav', *(path.name for path in continuations.values()), 'reconstruction.wav']
   print(f'\n{seconds} s. In {workdir}: {", ".join(names)},')
   print('spectrograms.png, curves.png, report.json')
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

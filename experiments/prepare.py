@@ -17,7 +17,7 @@ import sys
 
 from audiolm_jax.errors import UserError, install
 
-from . import command_line, workspace
+from . import command_line
 
 
 def main(arguments: list[str] | None = None):
@@ -56,4 +56,4 @@ def main(arguments: list[str] | None = None):
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -21,7 +21,7 @@ from audiolm_jax.pretrained import byte_pairs, hub
 from audiolm_jax.stages.base import CodecConfig, FeatureConfig
 from audiolm_jax.training import lock, saving
 
-from . import command_line, workspace
+from . import command_line
 
 
 def main(arguments: list[str] | None = None):
@@ -154,4 +154,4 @@ def save(output: pathlib.Path, config, variables, origin: dict):
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

@@ -22,12 +22,12 @@ from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, configs, loop
 
-from . import command_line, inputs, probes, programs, workspace
+from . import command_line, compilation_cache, inputs, probes, programs, workspace
 from . import recipe as recipe_lib
 
 
 def main():
-  parser = workspace.parser(__doc__)
+  parser = command_line.parser(__doc__)
   parser.add_argument(
     '--stage', required=True, help='a stage of the recipe, or all (a wrong name lists the stages)'
   )
@@ -62,7 +62,7 @@ def main():
   workspace.remember(args)
   if args.compilation_cache is not None:
     command_line.prove_folder(args.compilation_cache, '--compilation_cache')
-    workspace.keep_compiled(str(args.compilation_cache))
+    compilation_cache.keep(str(args.compilation_cache))
   if args.stage == 'all':
     workspace.require_imports(recipe, args.workdir)
     train_all(
@@ -156,7 +156,7 @@ def train_stage(
     def report(event):
       bar.update(event['step'] - bar.n)  # backwards after a rollback
       if 'message' in event:
-        bar.write(workspace.printable_lines(f'{name}: {event["message"]}'), file=sys.stderr)
+        bar.write(command_line.printable_lines(f'{name}: {event["message"]}'), file=sys.stderr)
       loss = event['metrics'].get('loss')
       if loss is not None:
         bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)
@@ -188,4 +188,4 @@ def train_stage(
 
 
 if __name__ == '__main__':
-  workspace.run(main)
+  command_line.run(main)

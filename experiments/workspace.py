@@ -1,15 +1,12 @@
-"""Runs programs, with their common flags, on a workdir (docs/architecture.md, "The workdir")."""
+"""Joins pods, and reads and writes a workdir (docs/architecture.md, "The workdir")."""
 
 import argparse
-import errno
 import json
 import os
 import pathlib
 import re
 import secrets
-import shlex
 import signal
-import stat
 import sys
 import threading
 import time
@@ -26,88 +23,13 @@ from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Model
-from audiolm_jax.training import checkpoints, watchdog
+from audiolm_jax.training import checkpoints
 from audiolm_jax.training import errors as training_errors
 
-from . import command_line, pages
+from . import command_line
 from . import recipe as recipe_lib
 
-DEFAULT_WORKDIR = pathlib.Path('runs/tiny')  # that of `make train-tiny`
-Formatter = argparse.RawDescriptionHelpFormatter
-REPORT = (
-  'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the '
-  'project, with the lines above and the command that you ran.'
-)
 MADE_BY = 'made_by.json'  # in a folder of tokens: the fingerprints of the models that make them
-# Exit status (EX_TEMPFAIL of sysexits.h) of errors that starting again may repair, as
-# tpu_scripts/xpk.sh does: a lost or hanging process, and these errors of a shared storage.
-RESTART = 75
-_STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN)
-
-
-def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
-  """Returns a parser with the common flags: --workdir, and with `recipe`, --recipe and --set."""
-  result = command_line.Parser(description=as_typed(description), formatter_class=Formatter)
-  result.add_argument(
-    '--workdir',
-    type=command_line.workdir,
-    default=DEFAULT_WORKDIR,
-    help=f'folder of the run ({DEFAULT_WORKDIR})',
-  )
-  if recipe:
-    result.add_argument(
-      '--recipe',
-      type=command_line.recipe,
-      default='tiny',
-      metavar='NAME',
-      help=f'one of: {", ".join(pages.names())}; or your own page, such as mine.py '
-      'or package.module (tiny)',
-    )
-    result.add_argument(
-      '--set',
-      action='append',
-      default=[],
-      metavar='FIELD=VALUE',
-      dest='overrides',
-      help='change a field of the recipe, such as semantic.train.num_steps=100; may be repeated',
-    )
-  return result
-
-
-def run(main: Callable[[], None]):
-  """Runs a program, and exits with status 1 after an error, or RESTART if a restart may repair it.
-
-  Wrong input and failures of the system are reported in one line (with a traceback if
-  AUDIOLM_TRACEBACK is set); other exceptions keep their traceback.
-  """
-  command_line.print_any_name()
-  try:
-    if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-      check_cache(directory)
-    main()
-  except Terminated as error:
-    sys.stdout.flush()
-    if jax.distributed.is_initialized():  # a normal exit of JAX would wait for the other processes
-      os._exit(error.code)
-    raise
-  except (watchdog.StalledError, training_errors.PeerError) as error:
-    print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
-    os._exit(RESTART)  # a normal exit would wait for threads that hang
-  except (UserError, OSError, FloatingPointError, MemoryError) as error:
-    if os.environ.get('AUDIOLM_TRACEBACK') is not None:
-      raise
-    text = f'error: {printable_lines(error)}'
-    if getattr(error, 'errno', None) not in _STORAGE_ERRORS:
-      sys.exit(text)
-    print(text, file=sys.stderr)
-    sys.exit(RESTART)
-  except Exception as error:
-    error.add_note(REPORT)
-    raise
-
-
-class Terminated(SystemExit):
-  """SIGTERM arrived; the exit status is the usual one, 143."""
 
 
 def leave_on_sigterm(patience_seconds: float = 10.0):
@@ -120,7 +42,7 @@ def leave_on_sigterm(patience_seconds: float = 10.0):
   status = 128 + signal.SIGTERM
 
   def on_signal(number, frame):
-    raise Terminated(status)
+    raise command_line.Terminated(status)
 
   def end_at_last():
     while signal.SIGTERM not in os.read(reading, 1):
@@ -134,18 +56,6 @@ def leave_on_sigterm(patience_seconds: float = 10.0):
   signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
   signal.signal(signal.SIGTERM, on_signal)
   threading.Thread(target=end_at_last, daemon=True).start()
-
-
-def as_typed(text: str) -> str:
-  """Returns a text with `python -m experiments.` replaced by `audiolm ` in an installed package."""
-  return (
-    text if __package__ == 'experiments' else text.replace('python -m experiments.', 'audiolm ')
-  )
-
-
-def printable_lines(text: object) -> str:
-  """Returns a text of several lines with unprintable characters escaped."""
-  return as_typed(files.printable(text, keep='\n'))
 
 
 def join_pod():
@@ -209,36 +119,6 @@ def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
     raise training_errors.PeerError(
       f'process {", ".join(map(str, other[:9]))} ({len(other)} of {len(told_PN)} in all) runs '
       'another command than process 0: give all the same one, and start all of them again'
-    )
-
-
-def keep_compiled(directory: str | None):
-  """Caches what XLA compiles in `directory`, for this program, those it starts, and later runs."""
-  if directory is not None:
-    check_cache(directory)
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = directory
-    jax.config.update('jax_compilation_cache_dir', directory)
-
-
-def check_cache(directory: str):
-  """Creates a folder for compiled programs, if missing.
-
-  Raises:
-    UserError: if other users can write to it, because the programs in it are executed.
-  """
-  if '://' in directory:
-    return
-  os.makedirs(directory, mode=0o755, exist_ok=True)
-  status = os.stat(directory)
-  if status.st_uid not in (os.geteuid(), 0):
-    raise UserError(
-      f'compilation cache {directory} belongs to user {status.st_uid}, whose programs would be '
-      'executed: choose a folder of your own'
-    )
-  if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-    raise UserError(
-      f'others can write to the compilation cache {directory}, and their programs would be '
-      f'executed: empty it and run `chmod go-w {shlex.quote(directory)}`, or choose another'
     )
 
 
@@ -313,7 +193,7 @@ def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
     UserError: naming the commands that import the missing ones.
   """
   commands = [
-    command_line.import_command(model, workdir)
+    command_line.import_command(model.source, model.revision, workdir)
     for name, model in recipe.imports.items()
     if not (workdir / name).is_dir()
   ]

@@ -26,6 +26,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 # JAX keeps by default only what took a second to compile; almost nothing here does.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Programs that a test runs without this folder must not write into the user's cache folder instead.
+os.environ.setdefault('AUDIOLM_COMPILATION_CACHE', '0')
 
 import jax
 from jaxtyping import install_import_hook

@@ -115,7 +115,7 @@ def test_a_recipe_is_a_page_anywhere(page, monkeypatch):
 def test_a_workdir_remembers_the_page_wherever_the_program_starts(page, monkeypatch, tmp_path):
   run = tmp_path / 'run'
   parse = lambda name, *overrides: argparse.Namespace(
-    recipe=command_line.recipe(name), workdir=run, overrides=list(overrides)
+    recipe=command_line.recipe_name(name), workdir=run, overrides=list(overrides)
   )
   monkeypatch.chdir(page.parent)
   workspace.recipe_of(parse('mine.py', 'corpus.loudest=0.3'))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+from audiolm_jax.errors import UnfinishedThreads
 from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
 
@@ -22,7 +23,7 @@ class OutOfMemoryError(MemoryError):
   """The step does not fit into the memory of the devices; earlier checkpoints are not affected."""
 
 
-class PeerError(ConnectionError):
+class PeerError(ConnectionError, UnfinishedThreads):
   """Another process of the run ended or failed: restart all, from the last checkpoint.
 
   Threads may still wait for that process, so this one should exit without joining them.

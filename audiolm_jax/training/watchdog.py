@@ -21,13 +21,13 @@ from typing import Any
 import jax
 
 from audiolm_jax import files
-from audiolm_jax.errors import UserError
+from audiolm_jax.errors import UnfinishedThreads, UserError
 
 PRODUCTIVE = 'step'
 FILE = 'goodput.jsonl'
 
 
-class StalledError(TimeoutError):
+class StalledError(TimeoutError, UnfinishedThreads):
   """A phase exceeded its timeout: the data source, the storage or another host hangs.
 
   A thread still waits for it, so the process should exit without joining its threads.

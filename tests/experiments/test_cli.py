@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments import workspace
+from experiments import command_line
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_mistakes_are_explained_in_one_line(
   monkeypatch.setattr(sys, 'argv', [program, f'--workdir={tmp_path}', *arguments])
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as ended:
-    workspace.run(importlib.import_module(f'experiments.{program}').main)
+    command_line.run(importlib.import_module(f'experiments.{program}').main)
   message = ended.value.code  # of type str: Python prints it to stderr, and exits with status 1
   assert message.startswith('error: ') and remedy in message and '\n' not in message
   assert capsys.readouterr().err == ''

@@ -89,7 +89,7 @@ def test_names_that_are_no_text_are_printed_in_every_locale(encoding, monkeypatc
   raw = io.BytesIO()
   monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding=encoding, errors='strict'))
   set_flags(monkeypatch, 'info', tmp_path)
-  workspace.run(codec.main)
+  command_line.run(codec.main)
   print(names[0])  # of a program that makes no escapes itself
   sys.stdout.flush()
   *lines, plain = (line.split(b': ')[0].split(b'/')[-1] for line in raw.getvalue().splitlines())
@@ -260,11 +260,11 @@ def test_errors_of_users_are_one_line_and_ours_keep_their_traceback(monkeypatch)
 
   for error in (errors.UserError('x'), OSError('x'), MemoryError('x'), FloatingPointError('x')):
     with pytest.raises(SystemExit, match='^error: x$'):
-      workspace.run(fail_with(error))
+      command_line.run(fail_with(error))
   for foreign in (lambda: np.zeros(2).reshape(3), lambda: int('x'), lambda: {}['x']):
     with pytest.raises((ValueError, KeyError)) as found:
-      workspace.run(foreign)
-    assert found.value.__notes__ == [workspace.REPORT] and 'issue tracker' in workspace.REPORT
+      command_line.run(foreign)
+    assert found.value.__notes__ == [command_line.REPORT] and 'issue tracker' in command_line.REPORT
 
 
 @pytest.mark.parametrize(

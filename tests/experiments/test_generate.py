@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import generation
-from experiments import generate
+from experiments import clips
 from tests.test_generation import GREEDY, HOP, K, models, parallel  # noqa: F401
 
 RECIPE = types.SimpleNamespace(
@@ -20,7 +20,7 @@ SECONDS = 0.6  # more than one window of each model
 
 def rows(prompts, models, mode, acoustic):
   args = argparse.Namespace(seed=0, mode=mode, acoustic=acoustic, seconds=SECONDS, count=2)
-  return generate.generate(args, RECIPE, models, prompts)
+  return clips.generate(args, RECIPE, models, prompts)
 
 
 @pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
@@ -50,12 +50,12 @@ def test_unconditional_rows_have_the_length_that_was_asked_for(acoustic, models,
 
 def test_a_missing_fine_stage_is_said(models, capsys, tmp_path):  # noqa: F811
   args = argparse.Namespace(acoustic='autoregressive', workdir=tmp_path)
-  generate.say_missing_levels(args, RECIPE, models)
+  clips.say_missing_levels(args, RECIPE, models)
   assert capsys.readouterr().err == ''
-  generate.say_missing_levels(args, RECIPE, models._replace(fine=None))
+  clips.say_missing_levels(args, RECIPE, models._replace(fine=None))
   said = capsys.readouterr().err
   assert said.startswith('the fine stage is missing: 2 of 3 levels are made')
   assert f'`python -m experiments.train --stage=fine --workdir={tmp_path}`' in said
   piano = types.SimpleNamespace(**vars(RECIPE) | {'stages': {}})
-  generate.say_missing_levels(args, piano, models._replace(fine=None))
+  clips.say_missing_levels(args, piano, models._replace(fine=None))
   assert capsys.readouterr().err == ''

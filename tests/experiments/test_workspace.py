@@ -17,7 +17,7 @@ from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import errors as training_errors
 from audiolm_jax.training import watchdog
-from experiments import evaluations, workspace
+from experiments import command_line, evaluations, workspace
 from experiments import recipe as recipe_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,7 +148,7 @@ def test_exit_status_says_whether_to_start_again(monkeypatch, capsys, error, sta
 
   monkeypatch.setattr(os, '_exit', sys.exit)
   with pytest.raises(SystemExit) as left:
-    workspace.run(fail)
+    command_line.run(fail)
   if status == 1:
     assert left.value.code.startswith('error: ')  # Python prints a text, and exits with 1
   else:
@@ -166,13 +166,13 @@ def test_exit_status_says_whether_to_start_again(monkeypatch, capsys, error, sta
 def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
   """JAX, which joined the pod, catches SIGTERM to ask for a save that only training makes."""
   program = (
-    'import ctypes, sys, time; from experiments import encode, workspace\n'
+    'import ctypes, sys, time; from experiments import command_line, encode\n'
     'mutex = ctypes.create_string_buffer(64)\n'
     'def encode_corpus(recipe, workdir):\n'
     f'  try: print("ready", flush=True); {work}\n'
     '  finally: print("left", flush=True)\n'
     'encode.encode_corpus = encode_corpus\n'
-    'sys.argv = ["encode", "--workdir=" + sys.argv[1]]; workspace.run(encode.main)'
+    'sys.argv = ["encode", "--workdir=" + sys.argv[1]]; command_line.run(encode.main)'
   )
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -192,79 +192,12 @@ def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
   assert held or not (tmp_path / 'tokens/lock').read_text()
 
 
-def test_what_was_compiled_is_found_again(tmp_path):
-  """In processes of their own: the first fills the cache that is cold, the second takes from it."""
-  program = (
-    'import sys, jax, jax.monitoring; from experiments import workspace; seen = []\n'
-    'jax.monitoring.register_event_listener(lambda name, **more: seen.append(name))\n'
-    'workspace.keep_compiled(sys.argv[1]); jax.jit(lambda x: x * 3 + 1)(2.0)\n'
-    'print(*(sum(name.endswith(kind) for name in seen) for kind in ("/cache_hits", "/cache_misses")))'
-  )
-  environment = os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-  counts = []
-  for _ in range(2):
-    command = [sys.executable, '-c', program, str(tmp_path / 'cache')]
-    done = subprocess.run(
-      command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True
-    )
-    counts.append([int(number) for number in done.stdout.split()])
-  (cold_hits, cold_misses), (warm_hits, warm_misses) = counts
-  assert cold_hits == 0 and cold_misses > 0 and warm_hits == cold_misses and warm_misses == 0
-
-
-@pytest.mark.parametrize('mode', [0o777, 0o1777, 0o775, 0o757])
-def test_a_compilation_cache_that_others_can_write_is_refused(tmp_path, mode):
-  cache = tmp_path / 'a cache'
-  cache.mkdir()
-  cache.chmod(mode)
-  with pytest.raises(
-    ValueError, match="others can write to the compilation cache .*chmod go-w '.*a cache'"
-  ):
-    workspace.check_cache(str(cache))
-  subprocess.run(['chmod', 'go-w', cache], check=True)  # the remedy
-  workspace.check_cache(str(cache))
-
-
-def test_a_compilation_cache_is_made_so_that_others_cannot_write(tmp_path):
-  previous = os.umask(0)
-  try:
-    workspace.check_cache(str(tmp_path / 'new' / 'cache'))
-  finally:
-    os.umask(previous)
-  assert (tmp_path / 'new' / 'cache').stat().st_mode & 0o777 == 0o755
-  workspace.check_cache('gs://bucket/cache')  # who may write there is the bucket's matter
-
-
-def test_a_compilation_cache_of_another_user_is_refused(tmp_path, monkeypatch):
-  if os.geteuid() == 0:
-    os.chown(tmp_path, 12_345, -1)
-  owner = tmp_path.stat().st_uid
-  monkeypatch.setattr(os, 'geteuid', lambda: owner + 1)
-  with pytest.raises(
-    ValueError, match=f'belongs to user {owner}, whose programs would be executed'
-  ):
-    workspace.check_cache(str(tmp_path))
-
-
-def test_programs_refuse_a_shared_cache_of_the_environment_and_print_no_escapes(
-  tmp_path, monkeypatch
-):
-  cache = tmp_path / 'c\x1b[2J'
-  cache.mkdir()
-  cache.chmod(0o777)
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
-  called = []
-  with pytest.raises(SystemExit, match=r'error: others can write to .*c\\x1b\[2J'):
-    workspace.run(lambda: called.append(1))
-  assert not called
-
-
 def test_errors_keep_their_lines_and_lose_their_escapes():
   def fail():
     raise UserError('a\n  \x1b]0;b\x07 \udcff')
 
   with pytest.raises(SystemExit) as caught:
-    workspace.run(fail)
+    command_line.run(fail)
   assert str(caught.value) == 'error: a\n  \\x1b]0;b\\x07 \\udcff'
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from audiolm_jax import testing
 from audiolm_jax.training import checkpoints, metrics_writer
+from experiments import command_line
 from tests.training import toy, toy_run
 
 # What one start compiles the next need not.
@@ -189,6 +190,6 @@ def _join(function, arguments, port, index, count, devices):
     workspace.join_pod()
     function(*arguments)
 
-  workspace.run(main)
+  command_line.run(main)
   # waits for the others, as at the end of a program; multiprocessing's children skip that
   jax.distributed.shutdown()

@@ -14,7 +14,7 @@ import numpy as np
 from audiolm_jax.data import pipeline, token_shards
 from audiolm_jax.stages.base import Feature
 from audiolm_jax.training import checkpoints, metrics_writer
-from experiments import workspace
+from experiments import command_line, workspace
 from tests.faults import runs
 from tests.training import toy_pod
 
@@ -78,7 +78,7 @@ def _pod_at(step, function, run, *arguments, logs):
 
 # Whoever ends first ends the other: by its own bound, or by JAX's service, which aborts.
 ENDED, BY_JAX = (
-  (workspace.RESTART, -signal.SIGABRT),
+  (command_line.RESTART, -signal.SIGABRT),
   'Terminating process because the JAX distributed service detected fatal errors',
 )
 

@@ -15,7 +15,17 @@ import pytest
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hub
 from audiolm_jax.training import loop
-from experiments import benchmark, compile, corpora, encode, evaluations, pages, programs, train
+from experiments import (
+  benchmark,
+  compilation_cache,
+  compile,
+  corpora,
+  encode,
+  evaluations,
+  pages,
+  programs,
+  train,
+)
 from tests import programs
 from tests.fuzz import battery, overrides
 from tests.fuzz.audio_cases import wav
@@ -68,7 +78,7 @@ def place(tmp_path, monkeypatch):
 
   for owner, name in (
     (loop, 'train'), (train, 'train_all'), (encode, 'encode_corpus'), (programs, 'run'), (hub, 'fetch'),
-    (compile, 'load_topology'), (encode.workspace, 'keep_compiled'),
+    (compile, 'load_topology'), (compilation_cache, 'keep'),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, began)
   # Beam takes seconds to import; what full_run sets stays in this test

@@ -13,7 +13,7 @@ import pytest
 from audiolm_jax import codes_file
 from audiolm_jax.data import folders, inventory, skipped
 from audiolm_jax.errors import UserError
-from experiments import codec, corpora, workspace
+from experiments import codec, command_line, corpora
 from tests.fuzz import battery, trees
 
 NUM_CASES, RATE = 300, 16_000
@@ -95,7 +95,7 @@ def check_printed(monkeypatch, tree: trees.Tree, root: pathlib.Path):
     with monkeypatch.context() as patch:
       patch.setattr(sys, 'argv', ['codec', 'info', str(codes)])
       patch.setattr(sys, 'stdout', out)
-      workspace.run(codec.main)
+      command_line.run(codec.main)
     out.flush()
     printed = out.buffer.getvalue()
     assert printed.count(b'\n') == len(tree.audio)

@@ -1,0 +1,96 @@
+"""Makes the clips of `experiments.generate`, whose flags are checked before this imports jax."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from audiolm_jax import audio, files, generation
+from audiolm_jax.codec import Codec
+from audiolm_jax.errors import UserError
+
+from . import command_line, compilation_cache, workspace
+from . import recipe as recipe_lib
+
+
+def make(args: argparse.Namespace, targets: Sequence[pathlib.Path]):
+  """Writes the clips that the flags of `experiments.generate` ask for to `targets`.
+
+  Raises:
+    UserError: for a wrong recipe, missing models, or a prompt that cannot be read.
+  """
+  recipe = workspace.recipe_of(args, writes=False)
+  compilation_cache.keep_for_user()
+  models = workspace.load_models(args.workdir)
+  say_missing_levels(args, recipe, models)
+  codec = models.tokenizer.codec
+  prompts = [load_prompt(path, codec) for path in args.prompts]
+  waves = generate(args, recipe, models, prompts)
+  args.output.mkdir(parents=True, exist_ok=True)
+  for path, wave_T in zip(targets, waves, strict=True):
+    audio.save(path, wave_T, codec.sample_rate, overwrite=args.overwrite)
+    print(files.printable(path))
+
+
+def load_prompt(path: pathlib.Path, codec: Codec) -> np.ndarray:
+  """Returns a prompt [T] at the codec's rate.
+
+  Raises:
+    UserError: if it is shorter than a codec frame.
+  """
+  prompt_T = audio.load(path, codec.sample_rate)
+  if len(prompt_T) < codec.hop_length:
+    raise UserError(
+      f'{path} has {len(prompt_T)} samples at {codec.sample_rate} Hz, less than one codec '
+      f'frame of {codec.hop_length}: give about 3 seconds'
+    )
+  return prompt_T
+
+
+def say_missing_levels(
+  args: argparse.Namespace, recipe: recipe_lib.Recipe, models: generation.Models
+):
+  """Warns on stderr if only coarse levels are made, because the fine stage is not trained."""
+  if (
+    args.acoustic == 'autoregressive'
+    and models.coarse is not None
+    and models.fine is None
+    and 'fine' in recipe.stages
+  ):
+    made, total = generation.num_levels(models), models.tokenizer.codec.num_quantizers
+    remedy = command_line.how_to_make('fine', args.workdir)
+    print(
+      f'the fine stage is missing: {made} of {total} levels are made, which sounds coarse; '
+      f'for all levels, {remedy}',
+      file=sys.stderr,
+    )
+
+
+def generate(
+  args, recipe: recipe_lib.Recipe, models: generation.Models, prompts: list[np.ndarray]
+) -> list[np.ndarray]:
+  """Returns one waveform [T] per prompt, or `--count` waveforms without prompts."""
+  key = jax.random.key(args.seed)
+  codec = models.tokenizer.codec
+  options = dict(
+    sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
+  )
+  if args.mode == 'unconditional':
+    result = generation.generate_unconditional(models, key, args.count, args.seconds, **options)
+    return list(np.asarray(result.wave_BT))
+  prompt_BT, num_samples_B = audio.stacked(prompts)
+  new = 0
+  if args.mode == 'continuation':
+    result = generation.continue_audio(
+      models, key, prompt_BT, num_samples_B, seconds=args.seconds, **options
+    )
+    new = round(args.seconds * codec.sample_rate)
+  else:
+    semantic_BS, _ = models.tokenizer.encode(prompt_BT, num_samples_B)
+    result = generation.generate_acoustics(models, key, semantic_BS, **options)
+  # Rows end with their last whole frame, before the padding, and at the requested length.
+  ends_B = np.minimum(result.num_frames_B * codec.hop_length, num_samples_B + new)
+  return [np.asarray(row_T)[:end] for row_T, end in zip(result.wave_BT, ends_B, strict=True)]
