@@ -1,0 +1,105 @@
+"""The Colab notebook is its script, and runs on a CPU with toy models."""
+
+import json
+import pathlib
+import sys
+import types
+
+import matplotlib
+import numpy as np
+import pytest
+
+from audiolm_jax import audio, release
+from notebooks import build
+from tests import toys
+
+SCRIPT = pathlib.Path(build.__file__).parent / 'audiolm_colab.py'
+# In place of those for a real model on a CPU.
+SIZES = {'SECONDS': 0.4, 'PROMPT_SECONDS': 0.8, 'STEPS': 2, 'BATCH_SIZE': 8}
+
+
+def test_a_script_becomes_cells():
+  script = (
+    '# %% [markdown]\n# A *text*\n#\n# end\n\n# %% tags=["colab"]\nx = 1  # one\n\n\n# %%\ny = 2\n'
+  )
+  assert build.cells(script) == [
+    ('markdown', [], 'A *text*\n\nend'),
+    ('code', ['colab'], 'x = 1  # one'),
+    ('code', [], 'y = 2'),
+  ]
+
+
+def test_the_notebook_is_its_script_without_outputs():
+  found = json.loads(SCRIPT.with_suffix('.ipynb').read_text())
+  assert found == build.notebook(SCRIPT.read_text())  # else: python notebooks/build.py
+  assert not any(cell.get('outputs') for cell in found['cells'])
+
+
+class Shown(list):
+  """Records what `IPython.display` would show."""
+
+  def display(self, *objects, display_id=None):
+    self.extend(objects)
+    return types.SimpleNamespace(update=self.append)
+
+  def module(self) -> types.ModuleType:
+    module = types.ModuleType('IPython.display')
+    module.display, module.Markdown = self.display, str
+    module.Audio = lambda wave_T, rate: (wave_T, rate)
+    return module
+
+
+@pytest.fixture
+def shown(monkeypatch) -> Shown:
+  shown = Shown()
+  package = types.ModuleType('IPython')
+  package.display = shown.module()
+  monkeypatch.setitem(sys.modules, 'IPython', package)
+  monkeypatch.setitem(sys.modules, 'IPython.display', package.display)
+  return shown
+
+
+def test_the_cells_run_on_a_cpu_with_toy_models(shown, tmp_path, monkeypatch):
+  examples = {}
+  for name in ('first', 'second'):
+    audio.save(tmp_path / f'{name}.flac', toys.noise(1.5, seed=len(examples)), toys.RATE)
+    examples[f'examples/{name}.flac'] = tmp_path / f'{name}.flac'
+  monkeypatch.setattr(release, '_HOME', tmp_path / 'releases')
+  release.save_pretrained(toys.models(), tmp_path / 'releases/speech', copies=examples)
+  monkeypatch.chdir(tmp_path)
+  matplotlib.use('Agg')
+  namespace = {}
+  for kind, tags, source in build.cells(SCRIPT.read_text()):
+    if kind == 'code' and 'colab' not in tags:
+      for name, value in SIZES.items():
+        source = sized(source, name, value)
+      exec(compile(source, str(SCRIPT), 'exec'), namespace)
+  sounds = [thing for thing in shown if isinstance(thing, tuple)]
+  titles = [thing.strip('*') for thing in shown if isinstance(thing, str)]
+  assert all(rate == toys.RATE and np.isfinite(wave_T).all() for wave_T, rate in sounds)
+  new, whole = 0.4, 1.2  # a prompt of 0.8 s and its continuation
+  lengths = {
+    title.partition(':')[0]: len(wave_T) / toys.RATE
+    for title, (wave_T, _) in zip([t for t in titles if t != 'Compiling'], sounds, strict=True)
+  }
+  assert lengths['SoundStorm'] == lengths['Coarse and fine models'] == pytest.approx(whole)
+  assert lengths['After'] == pytest.approx(whole) and lengths['Prompt'] == pytest.approx(
+    whole - new
+  )
+  # The words alone, without the speaker's prompt before them.
+  assert lengths['The words by that speaker'] == pytest.approx(lengths['Prompt'])
+  assert {title for title in titles if 'kbit/s' in title} == {
+    '4 of 4 levels, 0.80 kbit/s',
+    '2 of 4 levels, 0.40 kbit/s',
+    '1 of 4 levels, 0.20 kbit/s',
+  }
+  assert list(namespace['losses']) == [1, 2] and namespace['trained'].step == 2
+  assert namespace['again'].soundstorm is not None
+
+
+def sized(source: str, name: str, value: float) -> str:
+  """Returns a cell that assigns another value to the constant `name`, where it assigns one."""
+  lines = [
+    f'{name} = {value}' if line.startswith(f'{name} = ') else line for line in source.splitlines()
+  ]
+  return '\n'.join(lines)
