@@ -9,14 +9,16 @@ Killed and started again, it goes on where it was. On a TPU pod run the same com
 """
 
 import functools
+import pathlib
 import sys
 import time
 
 import jax
 
+from audiolm_jax import files
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import loop
+from audiolm_jax.training import checkpoints, configs, loop
 
 from . import command_line, inputs, probes, programs, workspace
 from . import recipe as recipe_lib
@@ -60,6 +62,7 @@ def main():
     workspace.require_imports(recipe, args.workdir)
     train_all(
       recipe,
+      args.workdir,
       [
         f'--recipe={args.recipe}',
         f'--workdir={args.workdir}',
@@ -72,16 +75,43 @@ def main():
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 
-def train_all(recipe: recipe_lib.Recipe, arguments: list[str]):
-  """Runs one process for each stage, so that each begins with all the memory; before some, what
-  makes their inputs.
+def train_all(recipe: recipe_lib.Recipe, workdir: pathlib.Path, arguments: list[str]):
+  """Runs one process for each stage that is not finished, so that each begins with all the memory;
+  before some, what makes their inputs.
   """
   commands = []
   for name, stage in recipe.trained.items():
+    if is_finished(stage, workdir / name, workdir / 'tokens'):
+      print(f'{name}: already trained; {workdir / name}')
+      continue
     makers = [(maker, *arguments) for maker in stage.data.makers]
     commands += [maker for maker in makers if maker not in commands]
     commands.append(('train', f'--stage={name}', *arguments))
   programs.run(commands, num_lanes=1)
+
+
+def is_finished(
+  stage: recipe_lib.StageRecipe, directory: pathlib.Path, tokens: pathlib.Path
+) -> bool:
+  """Returns whether a stage needs no start: its newest checkpoint is at the last step or beyond, of
+  the same model, and of the tokens that are there.
+
+  False where that is not certain: the stage itself then says what is wrong.
+  """
+  made_by = tokens / workspace.MADE_BY
+  try:
+    steps = checkpoints.steps(directory / 'checkpoints')
+    if not steps or steps[-1] < stage.train.num_steps:
+      return False
+    metadata = checkpoints.read_metadata(directory / 'checkpoints' / str(steps[-1]))
+    learned_from = metadata['fingerprints']
+    if learned_from and not made_by.is_file():
+      return False
+    if learned_from and learned_from != files.read_json(made_by, 'encode again'):
+      return False
+    return not configs.differences(metadata['config'], configs.describe(stage.model))
+  except (UserError, OSError):
+    return False
 
 
 def train_stage(

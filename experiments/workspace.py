@@ -15,6 +15,7 @@ import stat
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -39,6 +40,7 @@ REPORT = (
   'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the project, with the '
   'lines above and the command that you ran.'
 )
+MADE_BY = 'made_by.json'  # in a folder of tokens: the fingerprints of the models that make them
 # Exit status (EX_TEMPFAIL of sysexits.h) of errors that starting again may repair, as
 # tpu_scripts/xpk.sh does: a lost or hanging process, and these errors of a shared storage.
 RESTART = 75
@@ -82,13 +84,13 @@ def run(main: Callable[[], None]):
     if directory := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
       check_cache(directory)
     main()
-  except (
-    watchdog.StalledError,
   except Terminated as error:
     sys.stdout.flush()
     if jax.distributed.is_initialized():  # at its end JAX would wait for the other processes
       os._exit(error.code)
     raise
+  except (
+    watchdog.StalledError,
     training_errors.PeerError,
   ) as error:  # at its end Python would wait for what hangs
     print(f'error: {printable_lines(error)}', file=sys.stderr, flush=True)
@@ -106,8 +108,6 @@ def run(main: Callable[[], None]):
     raise
 
 
-def as_typed(text: str) -> str:
-  """Returns a text whose commands are those of an installed package, where this is one."""
 class Terminated(SystemExit):
   """SIGTERM arrived; the exit status is the usual one, 143."""
 
@@ -138,6 +138,8 @@ def leave_on_sigterm(patience_seconds: float = 10.0):
   threading.Thread(target=end_at_last, daemon=True).start()
 
 
+def as_typed(text: str) -> str:
+  """Returns a text whose commands are those of an installed package, where this is one."""
   return (
     text if __package__ == 'experiments' else text.replace('python -m experiments.', 'audiolm ')
   )
@@ -172,12 +174,15 @@ def join_pod():
 
 
 def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
-  """Checks that the workdir of all processes of a pod is one folder, on a storage that they share.
+  """Checks that all processes of a pod run the same command, and that their workdir is one folder,
+  on a storage that they share.
 
   Process 0 writes a file with a random name there, which every process must find.
 
   Raises:
     UserError: on every process, naming those that do not find it within `patience_seconds`.
+    PeerError: on every process, if commands differ, as where only some processes saw the last
+      checkpoint of a stage, and went on to the next stage.
   """
   if jax.process_count() == 1:
     return
@@ -190,15 +195,21 @@ def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
     end = time.monotonic() + patience_seconds
     while not (found := file(nonce).exists()) and time.monotonic() < end:
       time.sleep(0.2)
-    found_P = np.ravel(multihost_utils.process_allgather(np.int32(found)))
+    command = zlib.crc32('\0'.join(sys.argv[1:]).encode(errors='surrogateescape')) >> 1
+    told_PN = multihost_utils.process_allgather(np.array([found, command], np.int32))
   finally:
     if first:
       file(nonce).unlink(missing_ok=True)
-  if lost := [index for index, there in enumerate(found_P) if not there]:
+  if lost := [index for index, (there, _) in enumerate(told_PN) if not there]:
     raise UserError(
       f'--workdir={workdir} of process {", ".join(map(str, lost[:9]))} ({len(lost)} of '
-      f'{len(found_P)} in all) is not that of process 0: mount the same storage on every host '
+      f'{len(told_PN)} in all) is not that of process 0: mount the same storage on every host '
       '(tpu_scripts/mount.sh, or --storage of tpu_scripts/xpk.sh)'
+    )
+  if other := [index for index, (_, its) in enumerate(told_PN) if its != told_PN[0][1]]:
+    raise training_errors.PeerError(
+      f'process {", ".join(map(str, other[:9]))} ({len(other)} of {len(told_PN)} in all) runs '
+      'another command than process 0: give all the same one, and start all of them again'
     )
 
 
@@ -359,7 +370,7 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
   """Marks the folder as holding what these models make; ValueError where it holds that of
   others.
   """
-  path = folder / 'made_by.json'
+  path = folder / MADE_BY
   if path.is_file():
     made_by = files.read_json(path, f'move {folder} away first')
     if made_by != fingerprints:

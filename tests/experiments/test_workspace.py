@@ -98,7 +98,7 @@ class Hosts:
       self._own.index = index
       try:
         function(index)
-      except UserError as error:
+      except (UserError, training_errors.PeerError) as error:
         errors[index] = str(error)
 
     threads = [threading.Thread(target=host, args=(index,)) for index in range(self.count)]
@@ -118,6 +118,17 @@ def test_hosts_without_the_shared_storage_are_named_on_all(tmp_path, monkeypatch
   errors = hosts.run(lambda index: prove('own' if index in (1, 3) else 'shared'))
   assert all('process 1, 3 (2 of 4 in all) is not that of process 0' in error for error in errors)
   assert not list((tmp_path / 'shared').iterdir()) and not list((tmp_path / 'own').iterdir())
+
+
+def test_hosts_that_run_another_command_are_named(tmp_path, monkeypatch):
+  hosts = Hosts(monkeypatch, 2)
+  commands = [['train', '--stage=coarse'], ['train', '--stage=fine']]
+  checksum = workspace.zlib.crc32
+  monkeypatch.setattr(
+    workspace.zlib, 'crc32', lambda _: checksum(' '.join(commands[jax.process_index()]).encode())
+  )
+  errors = hosts.run(lambda index: workspace.prove_shared(tmp_path))
+  assert all('process 1 (1 of 2 in all) runs another command' in error for error in errors)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +155,6 @@ def test_exit_status_says_whether_to_start_again(monkeypatch, capsys, error, sta
     assert left.value.code == status and capsys.readouterr().err.startswith('error: ')
 
 
-def test_what_was_compiled_is_found_again(tmp_path):
-  """In processes of their own: the first fills the cache that is cold, the second takes from it."""
-  program = (
-    'import sys, jax, jax.monitoring; from experiments import workspace; seen = []\n'
-    'jax.monitoring.register_event_listener(lambda name, **more: seen.append(name))\n'
-    'workspace.keep_compiled(sys.argv[1]); jax.jit(lambda x: x * 3 + 1)(2.0)\n'
-    'print(*(sum(name.endswith(kind) for name in seen) for kind in ("/cache_hits", "/cache_misses")))'
-  )
-  environment = os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-  counts = []
-  for _ in range(2):
 @pytest.mark.parametrize(
   'work, held, left',
   [
@@ -192,6 +192,17 @@ def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
   assert held or not (tmp_path / 'tokens/lock').read_text()
 
 
+def test_what_was_compiled_is_found_again(tmp_path):
+  """In processes of their own: the first fills the cache that is cold, the second takes from it."""
+  program = (
+    'import sys, jax, jax.monitoring; from experiments import workspace; seen = []\n'
+    'jax.monitoring.register_event_listener(lambda name, **more: seen.append(name))\n'
+    'workspace.keep_compiled(sys.argv[1]); jax.jit(lambda x: x * 3 + 1)(2.0)\n'
+    'print(*(sum(name.endswith(kind) for name in seen) for kind in ("/cache_hits", "/cache_misses")))'
+  )
+  environment = os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  counts = []
+  for _ in range(2):
     command = [sys.executable, '-c', program, str(tmp_path / 'cache')]
     done = subprocess.run(
       command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True

@@ -149,10 +149,10 @@ def test_every_stage_resumes_bitwise(name, tmp_path, outcome):
 
 
 STAGES_IN_A_ROW = """
-import sys
+import pathlib, sys
 from experiments import recipe, train
 sys.executable = sys.argv[1]
-train.train_all(recipe.load('tiny'), ['--workdir=w'])
+train.train_all(recipe.load('tiny'), pathlib.Path('w'), ['--workdir=w'])
 """
 
 
