@@ -83,15 +83,15 @@ def join_pod():
 
 
 def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
-  """Checks that all processes of a pod run the same command, and that their workdir is one folder, on
-  a storage that they share.
+  """Checks that all processes of a pod run the same command, and that their workdir is one folder,
+  on a storage that they share.
 
   Process 0 writes a file with a random name there, which every process must find.
 
   Raises:
     UserError: on every process, naming those that do not find it within `patience_seconds`.
-    PeerError: on every process, if commands differ, as where the last checkpoint of a stage was seen
-      by some processes only, which then went on to the next stage.
+    PeerError: on every process, if commands differ, as when only some processes saw the last
+      checkpoint of a stage, and continued with the next stage.
   """
   if jax.process_count() == 1:
     return
