@@ -55,7 +55,7 @@ def shown(monkeypatch) -> Shown:
   shown = Shown()
   package = types.ModuleType('IPython')
   package.display = shown.module()
-  package.get_ipython = lambda: None  # matplotlib asks
+  package.version_info, package.get_ipython = (9, 0), lambda: None  # for matplotlib
   monkeypatch.setitem(sys.modules, 'IPython', package)
   monkeypatch.setitem(sys.modules, 'IPython.display', package.display)
   return shown
