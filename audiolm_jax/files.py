@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -54,6 +55,25 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except BaseException:
     partial.unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def folder_atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields an empty folder, which takes the name `path` when the block ends.
+
+  If the block raises, the folder is deleted. `path` must not exist, but for an empty folder.
+
+  Raises:
+    OSError: if the parent is missing or not writable, or `path` exists at the end.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f'{path.name[:64]}.{secrets.token_hex(8)}.partial')
+  partial.mkdir()
+  try:
+    yield partial
+    os.rename(partial, path)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=1024)  # once per folder, which may contain 100,000 files

@@ -11,11 +11,10 @@ training/exports.py.
 
 import os
 import pathlib
-import secrets
 import shutil
 from collections.abc import Collection, Mapping
 
-from audiolm_jax import generation, kmeans, tokenizer
+from audiolm_jax import files, generation, kmeans, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import hub
@@ -107,9 +106,7 @@ def save_pretrained(
   found, stored = _rounded(models, dtype)
   found |= {name: exports.rounded(model, dtype) for name, model in (others or {}).items()}
   folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = folder.with_name(f'{folder.name}.{secrets.token_hex(8)}.partial')
-  partial.mkdir()
-  try:
+  with files.folder_atomically(folder) as partial:
     exports.write_stages(partial, found, dtype, {'sampling': configs.describe(models.sampling)})
     kmeans.save(
       tokenizer.clusters_path(partial),
@@ -125,9 +122,6 @@ def save_pretrained(
       (partial / name).parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(source, partial / name)
     exports.write_digests(partial)
-    os.rename(partial, folder)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
   return _load(folder)
 
 

@@ -212,6 +212,7 @@ def test_sha256_is_that_of_the_content(tmp_path):
 MOVES = {
   'audiolm_jax/training/saving.py': 2,
   'audiolm_jax/data/synthesized_benchmark.py': 1,
+  'audiolm_jax/release.py': 1,
   'experiments/full_run.py': 1,
 }
 MOVE = re.compile(r'os\.(?:replace|rename|link)\(|\)\.rename\(|shutil\.(?:move|copy)')
@@ -227,3 +228,17 @@ def test_nobody_else_writes_atomically_or_hashes_files_by_hand():
     text, name = path.read_text(), path.relative_to(ROOT).as_posix()
     assert len(MOVE.findall(text)) == MOVES.get(name, 0), f'{name}: write by files.atomically'
     assert not BY_HAND.search(text), f'{name}: write by files.atomically, hash by files.sha256'
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+  with files.folder_atomically(tmp_path / 'made') as partial:
+    (partial / 'a').write_text('1')
+    assert not (tmp_path / 'made').exists()
+  assert (tmp_path / 'made/a').read_text() == '1'
+  with pytest.raises(KeyError), files.folder_atomically(tmp_path / 'failed') as partial:
+    (partial / 'a').write_text('1')
+    raise KeyError
+  with pytest.raises(OSError), files.folder_atomically(tmp_path / 'made') as partial:
+    (partial / 'a').write_text('2')
+  assert (tmp_path / 'made/a').read_text() == '1'
+  assert [path.name for path in tmp_path.iterdir()] == ['made']
