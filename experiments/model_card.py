@@ -30,9 +30,8 @@ result = audiolm_jax.continue_audio(models, jax.random.key(0), prompt_BT, second
 
 {sizes}
 
-The weights are small, because they are part of the package, and were trained on one CPU. They show
-that the chain works and are a start for fine-tuning; they are no substitute for models of the
-papers' sizes. Do not use them to imitate people without their consent. {detector}
+The weights are small, because they are part of the package, and were trained on CPU cores within
+hours. They are no substitute for models of the papers' sizes. Do not use them to imitate people without their consent. {detector}
 
 ## Data
 

@@ -2,13 +2,15 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import audiolm_jax
-from audiolm_jax import generation, kmeans, release, tokenizer
+from audiolm_jax import audio, generation, kmeans, release, tokenizer
 from audiolm_jax.errors import UserError
+from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.training import checkpoints, exports
 from tests import hub_server, toys
 
@@ -208,3 +210,27 @@ def test_a_damaged_release_is_not_published(copied, hub):
   with pytest.raises(UserError, match='digests.json does not list notes.txt'):
     audiolm_jax.push_to_hub(copied, 'me/toy', token='hf_secret')
   assert not hub.repositories
+
+
+def test_the_packaged_release_is_whole_and_small():
+  folder = release.fetch()
+  exports.check_all(folder)
+  stored = [path for path in folder.rglob('*') if path.is_file()]
+  assert sum(path.stat().st_size for path in stored) < 20e6
+  assert len(list((folder / 'examples').glob('*.flac'))) == 3
+  models = release.from_pretrained()
+  assert models.coarse is not None and models.fine is not None and models.soundstorm is not None
+  assert models.tokenizer.codec.bit_rate() == 6000
+
+
+def test_the_packaged_codec_reconstructs_speakers_it_has_never_heard():
+  folder = release.fetch()
+  codec = audiolm_jax.load_codec(folder)
+  for path in (folder / 'examples').glob('*.flac'):
+    wave_BT = jnp.asarray(audio.load(path, codec.sample_rate)[None])
+    distances = [
+      float(codec_metrics.log_mel_distance(wave_BT, codec.reconstruct(wave_BT, levels), 16_000)[0])
+      for levels in (1, 3, 12)
+    ]
+    # docs/results/speech.md has the means over many clips; silence would have 4 nats or more.
+    assert distances[2] < distances[1] < distances[0] < 1.0 and distances[2] < 0.6

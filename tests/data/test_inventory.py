@@ -37,7 +37,7 @@ def test_what_is_made_is_bound_to_the_list(tmp_path):
 @pytest.mark.parametrize('text', ['', '{}', '[1]', '[' * 100_000, '{"files": [1]}'])
 def test_a_damaged_list_is_named(tmp_path, text):
   (tmp_path / 'x.json').write_text(text)
-  with pytest.raises(ValueError, match='x.json .*: move it and what was made'):
+  with pytest.raises(ValueError, match='x.json .*: move it away, with the files made'):
     inventory.load(tmp_path / 'x.json')
 
 
