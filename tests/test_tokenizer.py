@@ -90,7 +90,8 @@ def test_models_hold_the_acoustic_stages_that_are_there(tmp_path, monkeypatch):
   for name in ('coarse', 'fine'):
     (tmp_path / name).mkdir()
   models = generation.load_models(tmp_path)
-  assert [stage.config for stage in models[2:]] == ['coarse', 'fine', 'soundstorm']
+  acoustic = models.coarse, models.fine, models.soundstorm
+  assert [stage.config for stage in acoustic] == ['coarse', 'fine', 'soundstorm']
 
 
 def test_a_model_reads_tokens_of_its_rates_and_sizes_and_of_its_levels_or_more():
