@@ -282,7 +282,7 @@ def test_rollbacks_are_bounded(tmp_path):
   """
   with pytest.raises(
     errors.DivergedError,
-    match=r'step \d+: loss .* times its median .*, after 2 rollbacks; .* keeps',
+    match=r'step \d+: loss .* times its median .*, after 2 rollbacks; earlier checkpoints remain',
   ):
     toy_run.train(tmp_path, wild(20, 30, 40))
   before = checkpoints.steps(tmp_path / 'checkpoints')
