@@ -158,18 +158,25 @@ def test_exit_status_says_whether_to_start_again(monkeypatch, capsys, error, sta
 @pytest.mark.parametrize(
   'work, held, left',
   [
-    ('time.sleep(1000)', '', True),
-    # Stands for a long call of native code: it never returns to Python.
-    ('[ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]', 'pid', False),
+    ('ready(); time.sleep(1000)', '', True),
+    # Stands for a long call of native code: it never returns to Python. The signal must not come
+    # before it.
+    (
+      'threading.Timer(2.0, ready).start(); '
+      '[ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]',
+      'pid',
+      False,
+    ),
   ],
 )
 def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
   """JAX, which joined the pod, catches SIGTERM to ask for a save that only training makes."""
   program = (
-    'import ctypes, sys, time; from experiments import command_line, encode\n'
+    'import ctypes, sys, threading, time; from experiments import command_line, encode\n'
+    'ready = lambda: print("ready", flush=True)\n'
     'mutex = ctypes.create_string_buffer(64)\n'
     'def encode_corpus(recipe, workdir):\n'
-    f'  try: print("ready", flush=True); {work}\n'
+    f'  try: {work}\n'
     '  finally: print("left", flush=True)\n'
     'encode.encode_corpus = encode_corpus\n'
     'sys.argv = ["encode", "--workdir=" + sys.argv[1]]; command_line.run(encode.main)'
