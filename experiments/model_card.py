@@ -24,8 +24,11 @@ Continues three seconds of speech in the same voice, without a transcript (Audio
 
 ```python
 import audiolm_jax, jax
+
 models = audiolm_jax.from_pretrained('{recipe}')
-result = audiolm_jax.continue_audio(models, jax.random.key(0), prompt_BT, seconds=5.0, acoustic='soundstorm')
+result = audiolm_jax.continue_audio(
+  models, jax.random.key(0), prompt_BT, seconds=5.0, acoustic='soundstorm'
+)
 ```
 
 {sizes}
