@@ -1,4 +1,4 @@
-"""Continues voices by released models, within two minutes on two CPU cores.
+"""Continues voices by released models, within a minute on two CPU cores.
 
   python -m experiments.demo
   python -m experiments.demo --prompt=my.wav
