@@ -6,9 +6,8 @@ r"""Trains AudioLM on Libri-Light as `librilight`, with a codec that runs at the
     --topology=v5e:4x4
 
 All products of its network (nn/frame_rate.py, similar to Vocos, arXiv 2306.00814) are of full
-matrices at 50 frames/s, which fill a TPU's matrix units. Predicted step times are in
-docs/results/tpu.md. Not trained yet: no results at this size; a small one is in
-docs/results/speech.md.
+matrices at 50 frames/s, which suit a TPU's matrix units. Neither trained nor compiled for a TPU yet;
+results of a small codec of this kind are in docs/results/speech.md.
 """
 
 import dataclasses
