@@ -29,6 +29,12 @@ def fingerprint(arrays: Any) -> str:
   return digest.hexdigest()[:16]
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns {dotted path: array} in the order of the tree's leaves."""
+  leaves, _ = jax.tree.flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
+
+
 def save(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
   """Writes arrays and metadata; a file of that name is replaced, missing folders are made.
 

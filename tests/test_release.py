@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import audiolm_jax
-from audiolm_jax import audio, generation, kmeans, release, tokenizer
+from audiolm_jax import arrays_file, audio, generation, kmeans, release, tokenizer
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.training import checkpoints, exports
@@ -70,7 +70,7 @@ def test_weights_are_those_of_training_in_half_precision(models, written):
 
 def test_what_only_training_needs_is_left_out(models, written):
   stored = set(load_file(written / 'soundstream/model.safetensors'))
-  generator = checkpoints.flatten(models.tokenizer.codec.variables.params['generator'])
+  generator = arrays_file.flatten(models.tokenizer.codec.variables.params['generator'])
   names = {f'params.generator.{path}' for path in generator}
   assert stored == names | {'state.codebooks.vectors_QKD'}
   features = load_file(written / 'w2v_bert/model.safetensors')

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 import audiolm_jax
-from audiolm_jax import files
+from audiolm_jax import arrays_file, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import configs, exports, sharding
@@ -46,7 +46,10 @@ def steps(directory: str | pathlib.Path) -> list[int]:
 def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
   """Returns {part: {dotted path: [shape, dtype]}} of trees of arrays or shapes."""
   return {
-    name: {path: [list(x.shape), str(x.dtype)] for path, x in flatten(sharding.unbox(tree)).items()}
+    name: {
+      path: [list(x.shape), str(x.dtype)]
+      for path, x in arrays_file.flatten(sharding.unbox(tree)).items()
+    }
     for name, tree in parts.items()
   }
 
@@ -192,7 +195,7 @@ def restore_parts(
     UserError: if paths, shapes or dtypes differ from those of the checkpoint, with one line for
       each.
   """
-  flat = {name: flatten(tree) for name, tree in targets.items()}
+  flat = {name: arrays_file.flatten(tree) for name, tree in targets.items()}
   lines = []
   for name, leaves in flat.items():
     saved = {
@@ -220,12 +223,6 @@ def restore_parts(
     )
     for name, tree in targets.items()
   }
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-  """Returns {dotted path: array} in the order of the tree's leaves."""
-  leaves, _ = jax.tree.flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
 
 
 def read_metadata(directory: pathlib.Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import audiolm_jax
-from audiolm_jax import files
+from audiolm_jax import arrays_file, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import configs, sharding
@@ -70,7 +70,7 @@ def write_stages(
   for name, model in models.items():
     arrays = {
       path: np.asarray(array).astype(dtype if array.dtype == np.float32 else array.dtype)
-      for path, array in _flat(model.variables).items()
+      for path, array in arrays_file.flatten(model.variables._asdict()).items()
     }
     (folder / name).mkdir()
     save_file(arrays, folder / name / WEIGHTS)
@@ -171,7 +171,7 @@ def read_stage(directory: str | os.PathLike) -> base.Model:
   config = configs.rebuild(configs.upgraded(entry['config']), version)
   stage = config.make()
   template = jax.eval_shape(lambda: stage.inference(sharding.unbox(stage.init(jax.random.key(0)))))
-  arrays = _read_arrays(directory / WEIGHTS, _flat(template))
+  arrays = _read_arrays(directory / WEIGHTS, arrays_file.flatten(template._asdict()))
   variables = jax.tree.unflatten(jax.tree.structure(template), arrays)
   metadata = {'fingerprints': entry['fingerprints'], 'step': entry['step'], 'version': version}
   return base.Model(config, variables, metadata)
@@ -192,9 +192,3 @@ def _read_arrays(path: pathlib.Path, template: Mapping[str, Any]) -> list[jax.Ar
   except (SafetensorError, OSError) as error:
     reason = files.printable(error, 200)
     raise UserError(f'{path} is damaged ({reason}): {_REMEDY}') from error
-
-
-def _flat(variables: base.Variables) -> dict[str, Any]:
-  """Returns {dotted path: array}, 'params.' or 'state.' in front."""
-  leaves, _ = jax.tree.flatten_with_path(variables._asdict())
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import audiolm_jax
-from audiolm_jax import files
+from audiolm_jax import arrays_file, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import checkpoints, configs, sharding
@@ -91,7 +91,7 @@ class Checkpointer:
     self.wait()
     if step in checkpoints.steps(self._directory):
       return
-    flat = {name: checkpoints.flatten(tree) for name, tree in parts.items()}
+    flat = {name: arrays_file.flatten(tree) for name, tree in parts.items()}
     described = dict(
       metadata,
       format=checkpoints.FORMAT,
