@@ -3,10 +3,10 @@ kinds of tokens.
 
   python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
-Finished shards are kept, so that the same command goes on after a kill or SIGTERM. On a pod run it on every
-host: the hosts share the sample for the k-means and the shards among themselves, through the
-workdir, which all of them must see; each uses all of its own devices and waits for no other but at
-the end of the k-means and of each split.
+Finished shards are kept: after a kill or SIGTERM, the same command resumes. On a pod, run it on
+every host. The hosts divide the sample for the k-means and the shards among themselves through the
+workdir, which all hosts must see. Each uses all of its own devices, and waits for the others only
+at the end of the k-means and of each split.
 
 Clips that cannot be read are left out, counted, and listed with the reason in
 WORKDIR/corpus/skipped.jsonl. Shards belong to the list of files that they were made of

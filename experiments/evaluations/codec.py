@@ -174,8 +174,8 @@ def row(
   """Returns means over the clips: SI-SDR (dB), log-mel and STFT distance (nats), estimates of
   perceived quality, and the columns of `judge` (see `judges`).
 
-  The estimates are of the first PERCEPTUAL_CLIPS clips; `scored` of them have all of the estimates,
-  and None is of no clip.
+  Estimates are means over the first PERCEPTUAL_CLIPS clips, or None if no clip has one. `scored`
+  counts the clips that have all estimates.
   """
   distances = _by_batches(functools.partial(_distances, sample_rate), wave_BT, estimate_BT)
   si_sdr, mel, stft = (float(x) for x in distances.mean(axis=0))

@@ -18,7 +18,7 @@ PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
 
 
 def missing() -> list[str]:
-  """Returns which packages are not installed: a fact beside the rows that lack their columns."""
+  """Returns the names of packages that are not installed; their columns are left out."""
   own = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
   return list(dict.fromkeys([*own, *whisper.missing(), *d_vector.missing()]))
 
