@@ -70,10 +70,10 @@ def main():
     report['paths'][suffix] = {
       'seconds_of_computing': time.time() - begun,
       'seconds_of_new_audio': args.seconds * len(prompts),
-      **external_judges.naturalnesses(
-        [wave_T[num_samples_B.max() :] for wave_T in waves[suffix]], rate
-      ),
     }
+  for suffix, clips in waves.items():  # after all sounds are written, because it takes seconds
+    new = [wave_T[num_samples_B.max() :] for wave_T in clips]
+    report['paths'][suffix] |= external_judges.naturalnesses(new, rate)
   finish(args.output, report | {'seconds': time.time() - started}, prompts, waves, rate)
 
 
