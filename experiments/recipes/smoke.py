@@ -51,13 +51,7 @@ class NoiseClips:
 
 def _short(stage):
   train = dataclasses.replace(
-    stage.train,
-    num_steps=NUM_STEPS,
-    log_every=1,
-    eval_every=None,
-    eval_batches=1,
-    bands=(),
-    rollback=None,
+    stage.train, num_steps=NUM_STEPS, log_every=1, eval_every=None, eval_batches=1, bands=()
   )
   model = stage.model
   if hasattr(model, 'transformer'):
