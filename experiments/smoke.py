@@ -3,10 +3,10 @@
   python -m experiments.smoke
   python -m experiments.smoke --workdir=/mnt/shared/smoke
 
-Trains each stage for six steps and saves it; encodes; continues a prompt by both acoustic paths; and
-compares the attention kernels with plain attention, in bfloat16. On a TPU, also predicts the time of
-each step by the compiler, as experiments.compile does. Prints a report, which is also written to
-WORKDIR/smoke.json: paste it into an issue if something is wrong.
+Trains each stage for six steps and saves it; encodes; continues a prompt by both acoustic paths;
+and compares the attention kernels with plain attention, in bfloat16. On a TPU, also predicts the
+time of each step by the compiler, as experiments.compile does. Prints a report, which is also
+written to WORKDIR/smoke.json: paste it into an issue if something is wrong.
 """
 
 import json
@@ -109,7 +109,7 @@ def stage_report(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def predicted_ms(workdir: pathlib.Path, overrides: list[str], topology: str) -> dict[str, float]:
-  """Returns the milliseconds of a train step of each stage, as experiments.compile predicts them."""
+  """Returns the milliseconds of a train step of each stage, predicted by experiments.compile."""
   report = workdir / 'compile.json'
   flags = [f'--recipe={RECIPE}', *(f'--set={text}' for text in overrides), f'--json={report}']
   programs.run([('compile', '--stage=all', f'--topology={topology}', *flags)], num_lanes=1)
