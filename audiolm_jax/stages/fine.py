@@ -73,15 +73,13 @@ class Config:
   @property
   def language_model(self) -> LanguageModel:
     vocabulary = tokens.Vocabulary(
-      prefix_levels=self.num_coarse,
-      prefix_size=self.codebook_size,
+      parts=(tokens.Codebook(self.num_coarse, self.codebook_size, self.frame_rate),),
       target_levels=self.total_quantizers - self.num_coarse,
       target_size=self.codebook_size,
     )
     return LanguageModel(
       transformer=self.transformer,
       vocabulary=vocabulary,
-      prefix_rate=self.frame_rate,
       target_rate=self.frame_rate,
       time_embedding=self.time_embedding,
     )
