@@ -10,6 +10,7 @@ frame. Quantizer dropout in training allows decoding from any number of leading 
 chunks; `audiolm_jax.codec.Codec` takes clips of any length.
 
 Choices that the paper leaves open:
+
 - A commitment loss is added, because the encoder could outrun its codebooks without it.
 - Residual units have kernel 3 at full width (see `nn.seanet.ResidualUnit`), and D = 256, to match
   the paper's parameter counts.
@@ -21,6 +22,7 @@ Deviation: losses are means over time, bins, layers and discriminators instead o
 instead of 100, because the spectral term is near 20 at first and should dominate.
 
 Options that are not in the paper and off by default:
+
 - `adversarial_start` > 0 trains without discriminators before that step, and None throughout: short
   runs should spend their time on reconstruction.
 - `loss_weights['waveform']` > 0 adds the relative squared error of the waveform, from which short
