@@ -353,7 +353,7 @@ def describe(
 
 
 def whole_training(report: dict[str, Any], num_steps: int) -> dict[str, float]:
-  """Returns the predicted hours and chip-hours of all steps, without saves, evaluations and input."""
+  """Returns the hours and chip-hours of all steps, without saves, evaluations and input."""
   hours = num_steps * report['step_seconds'] / 3600
   return {
     'num_steps': num_steps,

@@ -1,4 +1,4 @@
-"""Passes the metrics of a run to a tracker, such as Weights & Biases, as `train --tracker` names it.
+"""Passes metrics of a run to a tracker, such as Weights & Biases, that `train --tracker` names.
 
 A tracker is a function `start(name, settings)` that returns a function `log(step, metrics)`:
 

@@ -39,6 +39,7 @@ MIDDLE = {
   'metrics',
   'pretrained',
   'embedding_tokens',
+  'joint_embedding',
 }
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {

@@ -1,7 +1,7 @@
 """Turns a source of examples into batches: shuffled, cropped, split over processes, resumable.
 
 A *source* has `len(source)` and `source[i]`, a dict of arrays, or None if example i cannot be read.
-The entries `Feature` of a stage define the contents of a batch; this module does not depend on stages.
+A stage's entries `Feature` define the contents of a batch; this module depends on no stage.
 
 A source may also have `source.crop(i, choose)`, which returns `source[i]` with
 `waveform[first:stop]` only, where `first, stop = choose(len(waveform))`. It is used if the waveform
