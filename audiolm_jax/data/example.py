@@ -25,6 +25,8 @@ class Example(TypedDict, total=False):
     phones: the phone at the centre of each frame at 25 Hz, as an index into the source's
       `phone_names`. From synthesized speech, labelled recordings of Debian's voices, and token
       shards of these.
+    texts: UTF-8 bytes of each caption of the audio, padded with PAD, as `data.texts.encode` makes
+      them; missing captions are all PAD.
     text: the spoken text. From synthesized speech, and Debian's voices if known.
     words: (word, first sample, end sample) of each word. From synthesized speech.
     kind: 'counting' or 'sentences'. From synthesized speech.
@@ -40,6 +42,7 @@ class Example(TypedDict, total=False):
   codes: Int[np.ndarray, 'F Q']
   speaker: Int[np.ndarray, '']
   phones: Int[np.ndarray, 'S']
+  texts: Int[np.ndarray, 'C L']
   text: str
   words: list[tuple[str, int, int]]
   kind: str
