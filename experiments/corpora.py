@@ -17,6 +17,7 @@ from audiolm_jax.data import (
   folders,
   librilight,
   librispeech,
+  music,
   noise,
   speech,
   synthesized,
@@ -235,6 +236,20 @@ class Tfds:
       max_bad_fraction=self.max_bad_fraction,
       quarantine=listing(cache_dir),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Music:
+  """Tunes for piano, or for six instruments with texts, rendered when first read (data.music).
+
+  Audio is kept in `cache_dir`. A third split of captioned music is 'pairs': pairs of attributes
+  that the others lack.
+  """
+
+  config: music.Config = music.Config()
+
+  def examples(self, split: str, cache_dir):
+    return music.examples(self.config, split, cache_dir=cache_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
