@@ -18,6 +18,8 @@ class Example(TypedDict, total=False):
     noise: noise to be added to the waveform, of the same length. From `data.noise`.
     semantic: semantic tokens at `semantic_rate`. From token shards (`experiments.encode`).
     codes: codec codes of all levels, F = frames_per_semantic * S. From token shards.
+    music_1, music_21, ...: tokens of each second, of the mean of that number of windows of a joint
+      embedding of audio and texts (`stages.base.Condition`). From token shards.
     speaker: number of the voice; -1 if unknown. From folders of speakers, Libri-Light, LibriSpeech,
       TFDS, Debian's voices, synthesized speech, and token shards of these.
     phones: the phone at the centre of each frame at 25 Hz, as an index into the source's

@@ -67,3 +67,9 @@ def _utf8(text: Any) -> bytes:
     raise UserError(
       f'the text {text[:40]!r} is not Unicode ({error.reason}): correct it'
     ) from error
+
+
+def decode(ids_CL: Int[np.ndarray, 'C L']) -> list[str]:
+  """Returns the texts that `encode` encoded, without missing ones."""
+  rows = [row_L[row_L != PAD] for row_L in np.asarray(ids_CL)]
+  return [row_N.astype(np.uint8).tobytes().decode('utf-8') for row_N in rows if len(row_N)]

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from audiolm_jax.data import abc_notation, arrangements, music, texts
+from audiolm_jax.data import abc_notation, arrangements, music
 from audiolm_jax.metrics import music as judges
 from audiolm_jax.stages.base import Feature
 from experiments import corpora

@@ -29,3 +29,8 @@ def test_ids_are_utf8_bytes_followed_by_padding():
 def test_wrong_texts_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     texts.encode(wrong, 5, num_texts=2)
+
+
+def test_decoding_returns_the_texts_without_missing_ones():
+  written = ['ein Stück', '笛', 'x']
+  assert texts.decode(texts.encode(written, 12, num_texts=5)) == written
