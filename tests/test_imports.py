@@ -17,6 +17,7 @@ LEAVES = {
   'tokens',
   'kmeans',
   'losses',
+  'stories',
 }
 # Leaves come before all of them.
 ROOMS = [
@@ -27,6 +28,7 @@ ROOMS = [
   'codec',
   'tokenizer',
   'generation',
+  'music_generation',
   'release',
   'experiments',
 ]
