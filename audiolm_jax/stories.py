@@ -1,5 +1,6 @@
 """Checks the texts of music; without jax, so that programs can check their flags at once."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,11 @@ def check(stories: Sequence[Sequence[Any]], seconds: float, story_seconds: float
       _check_text(text)
     needed = (len(story) - 1) * story_seconds
     if needed >= seconds:
+      longer = f', or give seconds above {needed:g}' if needed < MAX_SECONDS else ''
       raise UserError(
         f'a story has {len(story)} texts of {story_seconds:g} s each, but seconds={seconds:g}: its '
-        f'last text would not be heard; give seconds above {needed:g}, lower story_seconds, or give '
-        'fewer texts'
+        f'last text would not be heard; give at most {math.ceil(seconds / story_seconds)} texts, '
+        f'lower story_seconds{longer}'
       )
 
 

@@ -102,7 +102,12 @@ def test_windows_of_a_second_are_averaged_as_the_crop_has_them():
     ('low', 4.0, {}, "texts='low' is a single text: put it into a list"),
     ([], 4.0, {}, 'no texts: give at least one'),
     ([['low'], []], 4.0, {}, 'no texts: give at least one'),
-    ([['low', 'high']], 15.0, {}, 'give seconds above 15, lower story_seconds'),
+    (
+      [['low', 'high']],
+      15.0,
+      {},
+      'give at most 1 texts, lower story_seconds, or give seconds above 15',
+    ),
     ([['low', 'high', 'low']], 30.0, {}, '3 texts of 15 s each, but seconds=30'),
     (['low'], 301.0, {}, 'seconds=301: music has at most 300 s'),
     (['low', ' '], 4.0, {}, 'a text is blank'),

@@ -93,7 +93,7 @@ def test_texts_and_stories_become_rows(tmp_path):
     (['--text-file=story.txt', '--seconds=15'], 'a story has 2 texts of 15 s each, but seconds=15'),
     (
       ['--text-file=story.txt', '--seconds=4', '--story_seconds=4'],
-      'give seconds above 4, lower story_seconds',
+      'lower story_seconds, or give seconds above 4',
     ),
     (['--text=x', '--seconds=301'], 'seconds=301: music has at most 300 s'),
     (['--text=x', '--mode=unconditional'], 'take no --prompt, --mode and --count'),

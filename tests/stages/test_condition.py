@@ -1,6 +1,8 @@
 """Conditions of the semantic and coarse stages and of SoundStorm: ids, learning, guidance."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax.linen import meta
+from safetensors import safe_open
 
+import audiolm_jax
 from audiolm_jax import windows
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -16,6 +20,9 @@ from audiolm_jax.sampling import Rule, as_pytree
 from audiolm_jax.stages import coarse, fine, semantic, soundstorm
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.tokens import PAD, Spec
+from audiolm_jax.training import configs
+
+RELEASE = pathlib.Path(audiolm_jax.__file__).parent / 'releases/speech'
 
 TINY = TransformerConfig(
   num_layers=1, num_heads=2, width=16, mlp_width=32, dropout_rate=0.0, dtype='float32', remat=False
@@ -64,6 +71,16 @@ def test_ids_without_a_condition_are_those_of_the_first_release():
   musiclm = coarse.Config(condition=Condition()).language_model.vocabulary
   assert musiclm.offsets == (1, 1 + 12 * 1024)
   assert musiclm.num_ids == 1 + 12 * 1024 + 1024 + 4 * 1024
+
+
+def test_tables_of_the_packaged_release_have_the_ids_of_its_stages():
+  entries = json.loads((RELEASE / 'config.json').read_text())['stages']
+  for name in ('semantic', 'coarse', 'fine'):
+    config = configs.rebuild(configs.upgraded(entries[name]['config']), '0.1.0')
+    vocabulary = config.language_model.vocabulary
+    with safe_open(RELEASE / name / 'model.safetensors', 'numpy') as file:
+      assert file.get_slice('params.embedding').get_shape()[0] == vocabulary.num_ids
+      assert file.get_slice('params.output').get_shape()[0] == vocabulary.num_targets
 
 
 def test_a_batch_has_the_tokens_of_the_second_in_which_the_crop_starts():
