@@ -50,6 +50,7 @@ UNSEEN = MappingProxyType(
     'mode': {'minor': 'melancholy', 'major': 'happy'},
   }
 )
+LONGEST = 94  # bytes of a text
 _TEMPLATES = (
   '{adjectives} {instrument} music{texture}',
   'a recording of {instrument}: {adjectives}{texture}',

@@ -64,7 +64,7 @@ class Config:
   clip_seconds: float = 5.0
   sample_rate: int = 16_000  # Hz
   num_texts: int = 4  # per clip
-  text_bytes: int = 96  # of the longest text; ours have up to 91
+  text_bytes: int = 96  # length of a row of texts
   held_out: float = 0.1  # share of the tunes
   # A sound font (SF2); '': that of the package pretty_midi. Another one gives a held-out timbre.
   font: str = ''
@@ -82,7 +82,7 @@ class Config:
       clip_seconds=checks.CLIP_SECONDS,
       sample_rate=checks.WHOLE,
       num_texts=checks.WHOLE,
-      text_bytes=checks.WHOLE,
+      text_bytes=checks.whole(descriptions.LONGEST),
       held_out=checks.BETWEEN,
       font=checks.TEXT,
       scores=checks.TEXT,

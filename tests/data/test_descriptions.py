@@ -45,11 +45,15 @@ def test_unseen_texts_use_words_that_no_other_text_has():
     assert not any(re.search(rf'\b{attributes["mode"]}\b', text) for text in texts)
 
 
-def test_texts_fit_into_the_rows_of_the_corpus():
+def test_the_longest_text_is_as_long_as_stated():
   longest = max(
     len(text.encode())
     for unseen in (False, True)
     for _, texts in all_texts(unseen)
     for text in texts
   )
-  assert 60 < longest <= music.Config().text_bytes
+  assert descriptions.LONGEST - 8 < longest <= descriptions.LONGEST <= music.Config().text_bytes
+  # The longest template and words: a recording of, instrument, colon, four words, and a texture.
+  assert descriptions.LONGEST == len(
+    'a recording of choir of voices: bright, forceful, unhurried, cheerful with a harmonized melody'
+  )

@@ -4,11 +4,13 @@ import collections
 import dataclasses
 import importlib.util
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
-from audiolm_jax.data import abc_notation, arrangements, music
+from audiolm_jax.data import abc_notation, arrangements, music, musicxml
+from audiolm_jax.metrics import extras
 from audiolm_jax.metrics import music as judges
 from audiolm_jax.stages.base import Feature
 from experiments import corpora
@@ -208,24 +210,17 @@ def test_wrong_values_and_missing_packages_are_named(no_font, monkeypatch):
 
 def test_real_scores(needs_sound):
   if importlib.util.find_spec('music21') is None:
-    pytest.skip('music21 is not installed: its 4,000 tunes are not read')
-  train, test = (music._tunes('', 'tunes', held_out, 0.1) for held_out in (False, True))
-  assert len(train) > 3000 and 300 < len(test) < 500
-  of = {tune.name: tune for tune in (*train, *test)}
-  # Ryan's Mammoth Collection: A Reel; 7th Regiment: | A2 Ac eAce | ace a Tc'2 (ba) |
-  regiment = of['7thRegimentReel.abc#1']
+    pytest.skip('music21 is not installed: its scores are not read')
+  corpus = extras.folder('music21', 'music21', extra='music') / 'corpus'
+  # Ryan's Mammoth Collection, in A: vA2(Ac) "4"eAc"0"e | ace"1"a "3"Tc'2("2"b"1"a)
+  text = (corpus / 'ryansMammoth/7thRegimentReel.abc').read_text()
+  [regiment] = abc_notation.read(text, 'regiment')
   assert (regiment.tonic, regiment.is_minor, regiment.bar) == (9, False, 2)
-  assert regiment.voices[0][:7, 2].tolist() == [69, 69, 73, 76, 69, 73, 76]
-  chorales = music._tunes('', 'chorales', False, 0.1)
-  assert len(chorales) > 200
+  wanted = [69, 69, 73, 76, 69, 73, 76, 81, 73, 76, 81, 85, 83, 81]
+  assert regiment.voices[0][:14, 2].tolist() == wanted
   # Bach, BWV 66.6, in F sharp minor: the soprano begins c#'' b' a' b' c#''.
-  [bach] = [
-    tune
-    for held_out in (False, True)
-    for tune in music._tunes('', 'chorales', held_out, 0.1)
-    if tune.name == 'bwv66.6.mxl'
-  ]
-  assert (bach.tonic, bach.is_minor) == (6, True)
+  bach = musicxml.read(corpus / 'bach/bwv66.6.mxl', 'bach')
+  assert (bach.tonic, bach.is_minor, len(bach.voices)) == (6, True, 4)
   assert bach.voices[0][:5].tolist() == [
     [3, 0.5, 73],
     [3.5, 0.5, 71],
@@ -233,5 +228,18 @@ def test_real_scores(needs_sound):
     [5, 1, 71],
     [6, 1, 73],
   ]
-  example = music.examples(music.Config(test_clips=2), 'test')[0]
-  assert len(example['waveform']) == 80_000
+  ryan = str(corpus / 'ryansMammoth')
+  example = music.examples(music.Config(scores=ryan, test_clips=2), 'test')[0]
+  assert len(example['waveform']) == 80_000 and np.std(example['waveform']) > 0.003
+
+
+def test_the_collections_are_found_in_the_package(no_font, monkeypatch):
+  read = []
+  monkeypatch.setattr(abc_notation, 'tunes', lambda root: read.append(root.name) or [])
+  monkeypatch.setattr(
+    extras, 'folder', lambda package, name, extra: pathlib.Path('/packages') / package
+  )
+  music._tunes.cache_clear()
+  with pytest.raises(ValueError, match='none of 0 tunes'):
+    music.examples(music.Config(), 'train')
+  assert read == ['ryansMammoth', 'oneills1850', 'airdsAirs']
