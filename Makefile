@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .PHONY: demo train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
-  test-abx test-judges test-tpu benchmark-codec
+  test-abx test-judges test-music test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -51,6 +51,11 @@ test-abx: .venv-abx/.installed
 
 test-judges: .venv-judges/.installed
 	.venv-judges/bin/python -m pytest -m judges tests/metrics
+
+test-music: .venv-music/.installed
+	.venv-music/bin/python -m pip install --quiet --disable-pip-version-check --no-deps musicnn==0.1.0
+	.venv-music/bin/python -m pytest tests/data/test_rendering.py tests/data/test_music.py \
+	  tests/pretrained/test_musicnn.py tests/pretrained/test_musicnn_oracle.py
 
 benchmark-codec: .venv-oracle/.installed
 	.venv-oracle/bin/python -m experiments.benchmark codec

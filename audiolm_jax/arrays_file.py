@@ -48,16 +48,17 @@ def save(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[s
 
 
 def load(
-  path: str | os.PathLike, names: Iterable[str], remedy: str
+  path: str | os.PathLike, names: Iterable[str], remedy: str, optional: Iterable[str] = ()
 ) -> tuple[dict[str, jax.Array], dict[str, str]]:
-  """Returns the arrays of these names, and the metadata with 'digest'.
+  """Returns the arrays of these names, those of `optional` if there, and the metadata with 'digest'.
 
   Raises UserError where the file is damaged; its message ends with `remedy`.
   """
   try:
     with safe_open(path, 'numpy') as file:
       metadata = file.metadata()
-      arrays = {name: file.get_tensor(name) for name in names}
+      there = [*names, *(name for name in optional if name in file.keys())]
+      arrays = {name: file.get_tensor(name) for name in there}
     whole = fingerprint(arrays) == metadata['digest'] and metadata.get(
       'check', _check(metadata)
     ) == _check(metadata)

@@ -1,23 +1,27 @@
 """Quantizes embeddings of clips and texts to tokens, like the conditioning of MusicLM.
 
 A residual quantizer (12 levels of 1024 codes) is fitted to audio embeddings
-(`pretrained.clap.audio_embeddings`). A music model is trained on tokens of audio and prompted with
-tokens of texts, through the same quantizer, because both kinds of embeddings share one space. Each
-level encodes the residual of the previous levels.
+(`joint_embedding.JointEmbedding.audio`). A music model is trained on tokens of audio and prompted
+with tokens of texts, through the same quantizer, because both kinds of embeddings share one space.
+Each level encodes the residual of the previous levels.
 
 Source: MusicLM (arXiv 2301.11325). It does not state how its quantizer is fitted; here it is
-k-means, level by level, on a sample of the corpus. CLAP's text embeddings have an offset from its
-audio embeddings, to which the quantizer is fitted; like MusicLM, this module does not correct it.
+k-means, level by level, on a sample of the corpus.
+
+Embeddings of texts lie apart from those of audio, to which the quantizer is fitted, so that a text
+and its own clip share the first tokens only. There are two remedies, which MusicLM does not use:
+`levels` takes the first tokens only, and `fit_map` fits an affine map from text to audio space.
 """
 
 import os
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import arrays_file, checks
+from audiolm_jax import arrays_file, checks, losses
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 
@@ -56,12 +60,7 @@ def fit(
       f'{num_embeddings} embeddings are too few for {codebook_size} codes: pass more, or lower '
       'codebook_size'
     )
-  finite_N = np.isfinite(np.asarray(embeddings_ND)).all(axis=1)
-  if not finite_N.all():
-    raise UserError(
-      f'{np.sum(~finite_N)} of {num_embeddings} embeddings contain NaN or infinity: check the '
-      'model that made them'
-    )
+  _check_finite(embeddings_ND)
   init_key, fit_key = jax.random.split(jax.random.key(seed))
   codebooks = quantizer.init(init_key, num_quantizers, codebook_size, dim)
   return jax.jit(quantizer.fit)(
@@ -69,34 +68,126 @@ def fit(
   ).vectors_QKD
 
 
+def _check_finite(embeddings_ND):
+  finite_N = np.isfinite(np.asarray(embeddings_ND)).all(axis=1)
+  if not finite_N.all():
+    raise UserError(
+      f'{np.sum(~finite_N)} of {len(finite_N)} embeddings contain NaN or infinity: check the model '
+      'that made them'
+    )
+
+
 def assign(
-  vectors_QKD: Float[Array, 'Q K D'], embeddings_BD: Float[Array, 'B N']
-) -> Int[Array, 'B Q']:
+  vectors_QKD: Float[Array, 'Q K D'],
+  embeddings_BD: Float[Array | np.ndarray, 'B N'],
+  levels: int | None = None,
+) -> Int[Array, 'B Q2']:
   """Returns the tokens of embeddings, int32 in [0, K); `nn.quantizer.decode` inverts them.
 
+  Args:
+    vectors_QKD: code vectors.
+    embeddings_BD: embeddings of audio, or of texts after `apply_map`.
+    levels: number of levels, the first ones; None for all Q.
+
   Raises:
-    UserError: if the width of the embeddings differs from that of the code vectors.
+    UserError: if the width of the embeddings differs from that of the code vectors, or there are
+      fewer than `levels` levels.
   """
   checks.shapes(vectors_QKD=vectors_QKD)
   checks.shapes(embeddings_BD=embeddings_BD)
+  num_levels = len(vectors_QKD)
+  checks.values(levels=(levels, checks.optional(checks.whole(1, num_levels))))
   if embeddings_BD.shape[-1] != vectors_QKD.shape[-1]:
     raise UserError(
       f'embeddings have width {embeddings_BD.shape[-1]}, but code vectors '
       f'{vectors_QKD.shape[-1]}: fit the code vectors to embeddings of the same model'
     )
-  return quantizer.encode(vectors_QKD, embeddings_BD[:, None])[0][:, 0]
+  return quantizer.encode(vectors_QKD[:levels], jnp.asarray(embeddings_BD)[:, None])[0][:, 0]
 
 
-def save(path: str | os.PathLike, vectors_QKD: Float[Array, 'Q K D'], model: str) -> None:
-  """Writes code vectors from `fit` atomically.
+def fit_map(
+  text_ND: Float[Array | np.ndarray, 'N D'], audio_ND: Float[Array | np.ndarray, 'N D']
+) -> Float[Array, 'E D']:
+  """Fits the affine map from embeddings of texts to those of their clips, by least squares.
 
-  model: fingerprint of the model that made the embeddings.
+  Args:
+    text_ND: embeddings of texts.
+    audio_ND: embeddings of the clips that they describe, in the same order.
+
+  Returns:
+    Map for `apply_map`, E = D + 1; the last row is the offset.
+
+  Raises:
+    UserError: if there are fewer than D + 1 pairs, or an embedding is not finite.
   """
-  arrays_file.save(path, {'vectors': vectors_QKD}, {'model': model})
+  checks.shapes(text_ND=text_ND, audio_ND=audio_ND)
+  num_pairs, dim = text_ND.shape
+  if num_pairs <= dim:
+    raise UserError(
+      f'{num_pairs} pairs are too few for a map of width {dim}: pass at least {dim + 1}'
+    )
+  for embeddings_ND in (text_ND, audio_ND):
+    _check_finite(embeddings_ND)
+  affine_NE = np.pad(np.asarray(text_ND, np.float64), ((0, 0), (0, 1)), constant_values=1)
+  map_ED, *_ = np.linalg.lstsq(affine_NE, np.asarray(audio_ND, np.float64))
+  return jnp.asarray(map_ED, jnp.float32)
 
 
-def load(path: str | os.PathLike, model: str) -> Float[Array, 'Q K D']:
-  """Returns code vectors that `save` wrote.
+def apply_map(
+  map_ED: Float[Array, 'E D'], text_BN: Float[Array | np.ndarray, 'B N']
+) -> Float[Array, 'B D']:
+  """Returns embeddings of texts moved into audio space, of unit length.
+
+  Raises:
+    UserError: if the map is for embeddings of another width.
+  """
+  checks.shapes(map_ED=map_ED)
+  checks.shapes(text_BN=text_BN)
+  if len(map_ED) != text_BN.shape[-1] + 1:
+    raise UserError(
+      f'embeddings have width {text_BN.shape[-1]}, the map {len(map_ED) - 1}: fit it to embeddings '
+      'of the same model'
+    )
+  return losses.unit(text_BN @ map_ED[:-1] + map_ED[-1])
+
+
+class Quantizer(NamedTuple):
+  """Holds what makes tokens of embeddings.
+
+  Fields:
+    vectors_QKD: code vectors from `fit`.
+    map_ED: map from `fit_map`, for texts; None if they are quantized as they are.
+  """
+
+  vectors_QKD: Float[Array, 'Q K D']
+  map_ED: Float[Array, 'E D'] | None = None
+
+
+def text_tokens(
+  fitted: Quantizer, text_BD: Float[Array | np.ndarray, 'B D'], levels: int | None = None
+) -> Int[Array, 'B Q']:
+  """Returns the tokens of embeddings of texts, through the map if there is one; see `assign`."""
+  if fitted.map_ED is not None:
+    text_BD = apply_map(fitted.map_ED, text_BD)
+  return assign(fitted.vectors_QKD, text_BD, levels)
+
+
+def save(path: str | os.PathLike, fitted: Quantizer, model: str) -> None:
+  """Writes a quantizer atomically.
+
+  Args:
+    path: path of the file.
+    fitted: code vectors, and the map of texts.
+    model: fingerprint of the model that made the embeddings.
+  """
+  arrays = {'vectors': fitted.vectors_QKD, 'map': fitted.map_ED}
+  arrays_file.save(
+    path, {name: array for name, array in arrays.items() if array is not None}, {'model': model}
+  )
+
+
+def load(path: str | os.PathLike, model: str) -> Quantizer:
+  """Returns a quantizer that `save` wrote.
 
   Args:
     path: path of the file.
@@ -107,10 +198,10 @@ def load(path: str | os.PathLike, model: str) -> Float[Array, 'Q K D']:
   """
   if not os.path.isfile(path):
     raise UserError(f'{path} does not exist: save the result of embedding_tokens.fit there')
-  arrays, metadata = arrays_file.load(path, ('vectors',), 'fit the quantizer again')
+  arrays, metadata = arrays_file.load(path, ('vectors',), 'fit the quantizer again', ('map',))
   if metadata['model'] != model:
     raise UserError(
       f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it '
       'again, then train the models of its tokens again'
     )
-  return arrays['vectors']
+  return Quantizer(arrays['vectors'], arrays.get('map'))

@@ -17,6 +17,10 @@ that the papers leave open:
 - Compilation. To limit the number of compiled shapes, waveforms are padded to whole seconds, and
   sequences and batches as described in windows.py. Autoregressive sequences are padded on the left,
   where padding has no effect because positions are relative.
+- Conditions (MusicLM, arXiv 2301.11325). New audio may follow tokens of texts, each for a segment of
+  it (`Segments`). A window reads the condition of the segment of its first new frame. The semantic
+  model starts a new window with each segment. A conditioned model that gets no condition reads PAD,
+  which is of use if it was trained with `Condition.dropout`.
 """
 
 import dataclasses
@@ -106,6 +110,22 @@ class Continuation(NamedTuple):
   prompt_frames_B: np.ndarray
 
 
+class Segments(NamedTuple):
+  """Holds the conditions of new audio, one segment after another.
+
+  Fields:
+    tokens_BGN: tokens of each segment G of each row.
+    seconds: length of a segment; the last one has no end.
+  """
+
+  tokens_BGN: Int[np.ndarray, 'B G N']
+  seconds: float = float('inf')
+
+  def number(self, seconds: float) -> int:
+    """Returns the segment of a time in seconds since the start of the new audio."""
+    return min(int(seconds // self.seconds), self.tokens_BGN.shape[1] - 1)
+
+
 class Timed(NamedTuple):
   """Holds the semantic tokens of a row, and the semantic frame at which each starts.
 
@@ -175,6 +195,8 @@ def continue_audio(
   sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
+  condition: Segments | None = None,
+  guidance: float = 1.0,
 ) -> Continuation:
   """Returns each prompt, through the codec, followed by new audio.
 
@@ -187,22 +209,28 @@ def continue_audio(
     sampling: sampling rules; None takes those of `models`.
     carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
+    condition: conditions of the new audio; None: no condition.
+    guidance: strength of classifier-free guidance, see windows.py; 1: off.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
   """
   sampling = sampling or models.sampling
   _check(models, sampling, acoustic)
+  _check_condition(models, acoustic, condition, guidance, len(prompt_BT))
   semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_BT, num_samples_B)
   num_new = _whole_frames(models, seconds)
   timed = [_timed(row_S, models.semantic.config.deduplicate) for row_S in semantic_BS]
   if _reads_semantic(models, acoustic):
+    frames_B = (semantic_BS != PAD).sum(axis=1)
     timed = _extend_semantic(
-      models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, sampling
+      models, jax.random.fold_in(key, 0), timed, frames_B, num_new, sampling, condition, guidance
     )
   prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
   new_frames = _codec_frames(models, [num_new] * len(prompts))
-  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
+  return _acoustics(
+    models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic, condition, guidance
+  )
 
 
 def generate_acoustics(
@@ -214,6 +242,8 @@ def generate_acoustics(
   sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
+  condition: Segments | None = None,
+  guidance: float = 1.0,
 ) -> Continuation:
   """Returns new audio for given semantic tokens: the same words in another voice.
 
@@ -226,6 +256,8 @@ def generate_acoustics(
     sampling: sampling rules; None takes those of `models`.
     carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
+    condition: conditions of the new audio; None: no condition.
+    guidance: strength of classifier-free guidance, see windows.py; 1: off.
 
   Raises:
     UserError: if the models do not match one another or the rules, an argument is out of range, or
@@ -235,6 +267,7 @@ def generate_acoustics(
   _check(models, sampling, acoustic, semantic_given=True)
   semantic_BS = np.asarray(semantic_BS)
   checks.shapes(semantic_BS=semantic_BS)
+  _check_condition(models, acoustic, condition, guidance, len(semantic_BS))
   checks.ids('semantic_BS', semantic_BS, _acoustic_model(models, acoustic).config.num_clusters)
   prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.tokenizer.codec)
   whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
@@ -245,7 +278,9 @@ def generate_acoustics(
     )
   deduplicate = models.semantic.config.deduplicate and acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
-  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
+  return _acoustics(
+    models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic, condition, guidance
+  )
 
 
 def _prompt_rows(prompt_BFQ, batch_size, codec: Codec) -> list[np.ndarray]:
@@ -270,6 +305,8 @@ def generate_unconditional(
   sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
+  condition: Segments | None = None,
+  guidance: float = 1.0,
 ) -> Continuation:
   """Returns audio generated without a prompt.
 
@@ -281,6 +318,8 @@ def generate_unconditional(
     sampling: sampling rules; None takes those of `models`.
     carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
+    condition: conditions of the new audio; None: no condition.
+    guidance: strength of classifier-free guidance, see windows.py; 1: off.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
@@ -288,14 +327,19 @@ def generate_unconditional(
   sampling = sampling or models.sampling
   _check(models, sampling, acoustic)
   checks.values(batch_size=(batch_size, checks.WHOLE))
+  _check_condition(models, acoustic, condition, guidance, batch_size)
   num_new = _whole_frames(models, seconds)
   timed = [Timed(np.zeros(0, np.int32), np.zeros(0))] * batch_size
   if _reads_semantic(models, acoustic):
     empty = np.zeros(batch_size, int)
-    timed = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling)
+    timed = _extend_semantic(
+      models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling, condition, guidance
+    )
   prompts = _prompt_rows(None, batch_size, models.tokenizer.codec)
   new_frames = _codec_frames(models, [num_new] * batch_size)
-  return _acoustics(models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic)
+  return _acoustics(
+    models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic, condition, guidance
+  )
 
 
 def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
@@ -341,6 +385,49 @@ def _check(models, rules, acoustic, semantic_given=False):
       raise UserError(
         f'stage {name} was trained on other tokens: {"; ".join(wrong)}: train it on these'
       )
+
+
+def _check_condition(models, acoustic, condition, guidance, batch_size):
+  """Checks a condition against the models that read it.
+
+  Raises:
+    UserError: if no model reads it, it has another shape, or guidance cannot be.
+  """
+  checks.values(guidance=(guidance, checks.NOT_NEGATIVE))
+  if condition is None:
+    if guidance != 1:
+      raise UserError(f'guidance={guidance} needs a condition: pass one, or leave guidance out')
+    return
+  stages = {
+    'semantic': models.semantic,
+    _acoustic_name(acoustic): _acoustic_model(models, acoustic),
+  }
+  readers = {
+    name: stage.config.condition
+    for name, stage in stages.items()
+    if stage.config.condition is not None
+  }
+  if not readers:
+    raise UserError(
+      f'the stages {" and ".join(stages)} were trained without a condition, so that texts cannot '
+      'control them: train them with model.condition, as in the recipe tiny_music'
+    )
+  shape = np.shape(condition.tokens_BGN)
+  levels = max(reader.levels for reader in readers.values())
+  if len(shape) != 3 or shape[0] != batch_size or not shape[1] or shape[2] < levels:
+    raise UserError(
+      f'condition.tokens_BGN has shape {shape}: it needs {batch_size} rows of one or more segments '
+      f'with at least {levels} tokens each'
+    )
+  if not condition.seconds > 0:
+    raise UserError(f'condition.seconds={condition.seconds}: must be above 0')
+  untrained = [name for name, reader in readers.items() if not reader.dropout]
+  if guidance != 1 and untrained:
+    raise UserError(
+      f'guidance={guidance}: the stage {untrained[0]} was trained without condition.dropout, so it '
+      'cannot generate without a condition, which guidance needs: leave guidance out, or train it '
+      'with a dropout of 0.1'
+    )
 
 
 def _check_autoregressive(models) -> int:
@@ -398,7 +485,34 @@ def _timed(semantic_S, deduplicate):
 
 
 def _extend_semantic(
-  models, key, timed: Sequence[Timed], frames_B, num_new: int, rules
+  models, key, timed: Sequence[Timed], frames_B, num_new: int, rules, condition, guidance
+) -> list[Timed]:
+  """Appends semantic tokens for `num_new` semantic frames to each row, segment by segment."""
+  config = models.semantic.config
+  if condition is None or config.condition is None:
+    return _extend_segment(models, key, timed, frames_B, num_new, rules.semantic)
+  done, num_segments = 0, condition.tokens_BGN.shape[1]
+  for g in range(num_segments):
+    end = num_new
+    if g < num_segments - 1:
+      end = min(num_new, round((g + 1) * condition.seconds * config.semantic_rate))
+    if end > done:
+      timed = _extend_segment(
+        models,
+        jax.random.fold_in(key, done) if done else key,
+        timed,
+        frames_B + done,
+        end - done,
+        rules.semantic,
+        lambda b, start, g=g: condition.tokens_BGN[b, g],
+        guidance,
+      )
+      done = end
+  return timed
+
+
+def _extend_segment(
+  models, key, timed: Sequence[Timed], frames_B, num_new: int, rule, condition=None, guidance=1.0
 ) -> list[Timed]:
   """Appends semantic tokens for `num_new` semantic frames to each row."""
   config, variables, _ = models.semantic
@@ -421,7 +535,9 @@ def _extend_semantic(
     carry=config.num_semantic // 2,
     prefix=lambda b, start, stop: np.zeros((0, 1), np.int32),
     prefix_crop=0,
-    rule=rules.semantic,
+    rule=rule,
+    condition=condition,
+    guidance=guidance,
   )
   extended = []
   for row, before, frames, duration, count in zip(
@@ -435,11 +551,19 @@ def _extend_semantic(
 
 
 def _acoustics(
-  models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic
+  models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic, condition, guidance
 ) -> Continuation:
   """Generates codes after those of the prompts, and decodes both."""
   config = _acoustic_model(models, acoustic).config
   carry = _carry(config, carry_seconds)
+
+  def tokens_of(b, frame):
+    new_seconds = (frame - len(prompts[b])) / config.frame_rate
+    return condition.tokens_BGN[b, condition.number(new_seconds)]
+
+  guided = {}
+  if condition is not None and config.condition is not None:
+    guided = dict(condition=tokens_of, guidance=guidance)
   if acoustic == 'soundstorm':
     levels = config.num_quantizers
     rows = windows.fill(
@@ -450,9 +574,10 @@ def _acoustics(
       [row_FQ[:, :levels] for row_FQ in prompts],
       carry=carry,
       how=rules.soundstorm,
+      **guided,
     )
   else:
-    rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry)
+    rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry, guided)
   codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
   num_frames_B = np.array([len(row) for row in rows])
   wave_BT = models.tokenizer.decode(codes_BFQ, num_frames_B)
@@ -482,7 +607,7 @@ def _carry(config, carry_seconds: float | None) -> int:
 
 
 def _coarse_and_fine(
-  models, key, timed, prompts, new_frames, rules, carry
+  models, key, timed, prompts, new_frames, rules, carry, guided
 ) -> tuple[list[np.ndarray], int]:
   """Samples coarse and fine codes after those of the prompts.
 
@@ -513,6 +638,7 @@ def _coarse_and_fine(
     else lambda b, start, stop: np.zeros((0, 1), np.int32),
     prefix_crop=config.num_semantic if config.condition_on_semantic else 0,
     rule=rules.coarse,
+    **guided,
   )
   if models.fine is None:
     return rows, config.num_quantizers

@@ -251,7 +251,7 @@ def contrastive(
     mask_BS: True at frames in the means.
     temperature: divides the similarities.
   """
-  context_BSD, target_BSD = (_unit(x.astype(jnp.float32)) for x in (context_BSD, target_BSD))
+  context_BSD, target_BSD = (unit(x.astype(jnp.float32)) for x in (context_BSD, target_BSD))
   # One matrix product for all pairs, then a gather of scalars: gathering N vectors per frame would
   # not fit in memory.
   similarity_BSS = jnp.einsum('bsd,btd->bst', context_BSD, target_BSD) / temperature
@@ -263,9 +263,65 @@ def contrastive(
   return masked_mean(loss_BS, mask_BS), masked_mean(correct_BS, mask_BS)
 
 
-def _unit(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
+def unit(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
   """Scales the last axis to unit length; a small constant keeps the gradient finite at 0."""
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def multi_view_contrastive(
+  to_text_BN: Float[Array, 'B B'], to_audio_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']
+) -> Float[Array, '']:
+  """Returns MuLan's contrastive loss of paired clips and texts, in nats.
+
+    mean_i -log(exp s_ii / sum_{j != i} (exp s_ij + exp s_ji))
+
+  The sum is over negatives only, as printed in MuLan (arXiv 2208.12415): similarities
+  that are all equal score ln(2 (B - 1)), and there is no lower bound.
+
+  Args:
+    to_text_BN: s_ij, the scaled similarity of clip i and text j.
+    to_audio_BN: s_ji, its transpose; two arguments, because devices hold rows of both.
+    known_B: False at examples without a text, which are no negatives either.
+  """
+  own_BN, weight_B = _pairs(known_B)
+  others_BN = jnp.concatenate(
+    [_masked(x_BN, known_B & ~own_BN) for x_BN in (to_text_BN, to_audio_BN)], axis=1
+  )
+  own_B = jnp.sum(jnp.where(own_BN, to_text_BN, 0), axis=1)
+  return masked_mean(jax.nn.logsumexp(others_BN, axis=1) - own_B, weight_B)
+
+
+def clip_contrastive(
+  to_text_BN: Float[Array, 'B B'], to_audio_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']
+) -> Float[Array, '']:
+  """Returns the mean cross entropy of finding a clip's text and a text's clip, in nats.
+
+  Similarities that are all equal score ln B. Source: CLIP (arXiv 2103.00020). Arguments are those
+  of `multi_view_contrastive`.
+  """
+  own_BN, weight_B = _pairs(known_B)
+  nats = [
+    jax.nn.logsumexp(_masked(x_BN, known_B), axis=1) - jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
+    for x_BN in (to_text_BN, to_audio_BN)
+  ]
+  return masked_mean((nats[0] + nats[1]) / 2, weight_B)
+
+
+def pair_accuracy(x_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']) -> Float[Array, '']:
+  """Returns the share of rows whose own column is strictly the largest; `known_B` is as above."""
+  own_BN, weight_B = _pairs(known_B)
+  own_B = jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
+  best_B = jnp.max(_masked(x_BN, known_B & ~own_BN), axis=1)
+  return masked_mean((own_B > best_B).astype(jnp.float32), weight_B)
+
+
+def _pairs(known_B):
+  """Returns which column is a row's own, and which rows count: a single pair has no negatives."""
+  return jnp.eye(len(known_B), dtype=bool), known_B & (jnp.sum(known_B) > 1)
+
+
+def _masked(x_BN, mask):
+  return jnp.where(mask, x_BN, jnp.finfo(x_BN.dtype).min)
 
 
 def codebook_perplexity(

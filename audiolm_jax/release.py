@@ -9,17 +9,19 @@ A release has the layout of a workdir: programs take its folder as `--workdir`. 
 training/exports.py.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
 from collections.abc import Collection, Mapping
 
-from audiolm_jax import files, generation, kmeans, tokenizer
+from audiolm_jax import embedding_tokens, files, generation, kmeans, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import hub
+from audiolm_jax.stages import mulan
 from audiolm_jax.stages.base import Model
-from audiolm_jax.tokenizer import SemanticEncoder, SemanticTokenizer, Tokenizer
+from audiolm_jax.tokenizer import MusicTokenizer, SemanticEncoder, SemanticTokenizer, Tokenizer
 from audiolm_jax.training import configs, exports
 
 PACKAGED = 'speech'  # the release that is part of the package
@@ -98,12 +100,13 @@ def save_pretrained(
 
   Raises:
     UserError: if `folder` exists; if `dtype` is another one or cannot hold a weight; for sampling
-      rules of one's own, which JSON cannot hold.
+      rules of one's own, which JSON cannot hold; for a joint embedding other than MuLan.
   """
   folder = pathlib.Path(folder)
   if os.path.lexists(folder):
     raise UserError(f'{folder} exists: choose another folder')
-  found, stored = _rounded(models, dtype)
+  found, both = _rounded(models, dtype)
+  stored = both.semantic
   found |= {name: exports.rounded(model, dtype) for name, model in (others or {}).items()}
   folder.parent.mkdir(parents=True, exist_ok=True)
   with files.folder_atomically(folder) as partial:
@@ -115,6 +118,10 @@ def save_pretrained(
       frames_per_token=stored.encoder.frames_per_token,
       model=stored.encoder.fingerprint,
     )
+    if both.music is not None:
+      embedding_tokens.save(
+        tokenizer.music_path(partial), both.music.quantizer, both.music.embedding.fingerprint
+      )
     for name, text in (texts or {}).items():
       (partial / name).parent.mkdir(parents=True, exist_ok=True)
       (partial / name).write_text(text, encoding='utf-8')
@@ -125,7 +132,7 @@ def save_pretrained(
   return _load(folder)
 
 
-def _rounded(models: generation.Models, dtype: str) -> tuple[dict[str, Model], SemanticTokenizer]:
+def _rounded(models: generation.Models, dtype: str) -> tuple[dict[str, Model], Tokenizer]:
   """Returns the rounded stages by name, bound to one another's fingerprints, and the tokenizer."""
   codec, semantic = models.tokenizer.codec, models.tokenizer.semantic
   audio_codec = exports.rounded(Model(codec.config, codec.variables), dtype)
@@ -137,7 +144,16 @@ def _rounded(models: generation.Models, dtype: str) -> tuple[dict[str, Model], S
     frames_per_token=semantic.encoder.frames_per_token,
   )
   bound = SemanticTokenizer(encoder, semantic.quantizer)
-  both = Tokenizer(Codec(audio_codec.config, audio_codec.variables), bound)
+  music, joint = models.tokenizer.music, {}
+  if music is not None:
+    if not isinstance(music.embedding.config, mulan.Config):
+      raise UserError(
+        f'a release holds no {type(music.embedding.config).__module__}: train a MuLan instead'
+      )
+    joint = exports.rounded(Model(music.embedding.config, music.embedding.variables), dtype)
+    embedding = dataclasses.replace(music.embedding, variables=joint.variables)
+    music, joint = MusicTokenizer(embedding, music.quantizer), {'mulan': joint}
+  both = Tokenizer(Codec(audio_codec.config, audio_codec.variables), bound, music)
   readers = {
     name: exports.rounded(model, dtype)
     for name in ('semantic', 'coarse', 'fine', 'soundstorm')
@@ -147,7 +163,7 @@ def _rounded(models: generation.Models, dtype: str) -> tuple[dict[str, Model], S
     name: model._replace(metadata={**model.metadata, 'fingerprints': both.fingerprints})
     for name, model in readers.items()
   }
-  return {'soundstream': audio_codec, 'w2v_bert': features, **readers}, bound
+  return {'soundstream': audio_codec, 'w2v_bert': features, **joint, **readers}, both
 
 
 def push_to_hub(

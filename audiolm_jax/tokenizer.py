@@ -6,25 +6,37 @@ Example::
   for path, semantic_S, codes_FQ in files(tokenizer, ['a.wav', 'b.flac']):
     ...
 
-A `Tokenizer` has two parts: a codec, and a model of features with clusters of these. All classes
-are pytrees whose leaves are the weights, like `codec.Codec`.
+A `Tokenizer` has two parts: a codec, and a model of features with clusters of these. For music it
+also has a joint embedding of audio and texts with a quantizer of its vectors (`MusicTokenizer`).
+All other classes are pytrees whose leaves are the weights, like `codec.Codec`.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import arrays_file, audio, checks, codec, kmeans, tokens
+from audiolm_jax import (
+  arrays_file,
+  audio,
+  checks,
+  codec,
+  embedding_tokens,
+  joint_embedding,
+  kmeans,
+  tokens,
+)
 from audiolm_jax.codec import Codec
+from audiolm_jax.embedding_tokens import Quantizer
 from audiolm_jax.errors import UserError
-from audiolm_jax.stages.base import FeatureConfig, Variables
+from audiolm_jax.joint_embedding import JointEmbedding
+from audiolm_jax.stages.base import CONDITION_RATE, FeatureConfig, Variables
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import checkpoints
 
@@ -128,15 +140,88 @@ class SemanticTokenizer:
     return _semantic_tokens(self, wave_BT)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MusicTokenizer:
+  """Binds a joint embedding of audio and texts to the quantizer that was fitted to it.
+
+  Its tokens are the condition of music models (`stages.base.Condition`).
+  """
+
+  embedding: JointEmbedding
+  quantizer: Quantizer
+
+  @property
+  def codebook(self) -> tokens.Codebook:
+    """Levels and size of the tokens."""
+    return tokens.Codebook(*self.quantizer.vectors_QKD.shape[:2])
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """16 hex digits of the SHA-256 of the quantizer."""
+    return arrays_file.fingerprint(self.quantizer._asdict())
+
+  def texts(self, captions: Sequence[str]) -> Int[np.ndarray, 'B N']:
+    """Returns the tokens of texts.
+
+    Raises:
+      UserError: as `JointEmbedding.texts`.
+    """
+    return np.asarray(embedding_tokens.text_tokens(self.quantizer, self.embedding.texts(captions)))
+
+  def seconds(
+    self, wave_T: Float[np.ndarray, 'T'], sample_rate: int, windows: Iterable[int]
+  ) -> dict[int, Int[np.ndarray, 'S N']]:
+    """Returns the tokens of each second of a clip, for several numbers of windows to average.
+
+    The tokens of second s are those of the mean vector of the windows that start in the seconds
+    s, ..., s + number - 1, as far as the clip has them; after its last window, of that one.
+
+    Args:
+      wave_T: samples in [-1, 1].
+      sample_rate: Hz.
+      windows: numbers of windows.
+
+    Raises:
+      UserError: as `JointEmbedding.windows`.
+    """
+    seconds = max(1, int(np.ceil(len(wave_T) / sample_rate * CONDITION_RATE)))
+    wave_BT = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, self.sample_rate)
+    vectors_ND = self.embedding.windows(wave_BT)[0]
+    first_S = np.minimum(np.arange(seconds), len(vectors_ND) - 1)
+    sums_ND = np.cumsum(np.pad(vectors_ND.astype(np.float64), ((1, 0), (0, 0))), axis=0)
+    found = {}
+    for number in windows:
+      end_S = np.minimum(np.arange(seconds) + number, len(vectors_ND))
+      mean_SD = sums_ND[end_S] - sums_ND[first_S]
+      mean_SD /= np.linalg.norm(mean_SD, axis=1, keepdims=True)
+      found[number] = self._assign(mean_SD.astype(np.float32))
+    return found
+
+  def _assign(self, vectors_ND):
+    # Rows are padded to limit the number of compiled shapes.
+    padded_ND = np.pad(vectors_ND, ((0, -len(vectors_ND) % 32), (0, 0)))
+    found_NQ = _assign(self.quantizer.vectors_QKD, padded_ND)
+    return np.asarray(found_NQ)[: len(vectors_ND)]
+
+  @property
+  def sample_rate(self) -> int:
+    """Samples per second that the embedding reads."""
+    return self.embedding.sample_rate
+
+
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=['codec', 'semantic'], meta_fields=[]
+  jax.tree_util.register_dataclass, data_fields=['codec', 'semantic'], meta_fields=['music']
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """Converts audio to semantic tokens and codes, and codes to audio."""
+  """Converts audio to semantic tokens and codes, and codes to audio.
+
+  `music` makes the tokens of texts and music that condition models; None if there are none.
+  """
 
   codec: Codec
   semantic: SemanticTokenizer
+  music: MusicTokenizer | None = None
 
   @property
   def sample_rate(self) -> int:
@@ -146,12 +231,14 @@ class Tokenizer:
   @property
   def spec(self) -> tokens.Spec:
     """Rates and sizes of the tokens."""
-    return spec_of(self.codec, self.semantic.encoder, self.semantic.num_clusters)
+    condition = self.music and self.music.codebook
+    return spec_of(self.codec, self.semantic.encoder, self.semantic.num_clusters, condition)
 
   @property
   def fingerprints(self) -> dict[str, str]:
     """Fingerprints by name that identify the tokens; stored with tokens and models of them."""
-    return {'soundstream': self.codec.fingerprint, 'semantic_tokens': self.semantic.fingerprint}
+    prints = {'soundstream': self.codec.fingerprint, 'semantic_tokens': self.semantic.fingerprint}
+    return prints if self.music is None else prints | {'music_tokens': self.music.fingerprint}
 
   @property
   def frames_per_semantic(self) -> int:
@@ -232,14 +319,21 @@ class Tokenizer:
     return wave_BT * (np.arange(wave_BT.shape[1]) < num_frames_B[:, None] * bound.hop_length)
 
 
-def spec_of(codec: Codec, encoder: SemanticEncoder, num_clusters: int) -> tokens.Spec:
-  """Returns rates and sizes of tokens, before the clusters are fitted."""
+def spec_of(
+  codec: Codec,
+  encoder: SemanticEncoder,
+  num_clusters: int,
+  condition: tokens.Codebook | None = None,
+) -> tokens.Spec:
+  """Returns rates and sizes of tokens, before clusters and quantizer are fitted."""
   return tokens.Spec(
     semantic_rate=encoder.frame_rate,
     num_clusters=num_clusters,
     frame_rate=codec.frame_rate,
     num_quantizers=codec.num_quantizers,
     codebook_size=codec.codebook_size,
+    condition_levels=condition and condition.levels,
+    condition_size=condition and condition.size,
   )
 
 
@@ -263,6 +357,11 @@ def files(
 def clusters_path(workdir: str | os.PathLike) -> pathlib.Path:
   """Returns the path of the clusters of a workdir."""
   return pathlib.Path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
+
+
+def music_path(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns the path of the quantizer of music tokens of a workdir."""
+  return pathlib.Path(workdir) / 'music_tokens' / 'quantizer.safetensors'
 
 
 def load_semantic_encoder(
@@ -313,12 +412,28 @@ def load_semantic_tokenizer(
 
 
 def load_tokenizer(workdir: str | os.PathLike, remedy: str = 'fit the clusters again') -> Tokenizer:
-  """Returns the codec and the semantic tokenizer of a workdir.
+  """Returns the codec and the semantic tokenizer of a workdir, and its music tokenizer if fitted.
 
   Raises:
-    UserError: as `codec.load` and `load_semantic_tokenizer`.
+    UserError: as `codec.load`, `load_semantic_tokenizer` and `load_music_tokenizer`.
   """
-  return Tokenizer(codec.load(workdir), load_semantic_tokenizer(workdir, remedy))
+  music = load_music_tokenizer(workdir) if music_path(workdir).is_file() else None
+  return Tokenizer(codec.load(workdir), load_semantic_tokenizer(workdir, remedy), music)
+
+
+def load_music_tokenizer(workdir: str | os.PathLike) -> MusicTokenizer:
+  """Returns the joint embedding in the stage `mulan` of a workdir, with its quantizer.
+
+  Raises:
+    UserError: if either is missing or damaged, or the quantizer was fitted to another embedding.
+  """
+  embedding = joint_embedding.load(pathlib.Path(workdir) / 'mulan')
+  return MusicTokenizer(
+    embedding, embedding_tokens.load(music_path(workdir), embedding.fingerprint)
+  )
+
+
+_assign = jax.jit(embedding_tokens.assign)
 
 
 @jax.jit

@@ -1,13 +1,12 @@
-"""The only place where codes become token ids and back: flattening, offsets, deduplication,
-padding.
+"""Converts codes to token ids and back: flattening, offsets, deduplication, padding.
 
-One language model reads one vocabulary (`Vocabulary`) with disjoint id ranges:
+A language model has one vocabulary (`Vocabulary`) of disjoint id ranges:
 
-  START | levels of the prefix | levels of the target
+  START | levels of part 1 | levels of part 2 | ... | levels of the target
 
-and every sequence is `prefix, START, target`. START is the only special token: what follows it is
-predicted. There is no end token, since training crops end anywhere. PAD (-1) is no id: it marks
-what is not there.
+A sequence is `part 1, part 2, ..., START, target`, where the parts before START are the prefix,
+which conditions the target. START is the only special token: what follows it is predicted. There is
+no end token, because training crops end anywhere. PAD (-1) is not an id; it marks missing tokens.
 """
 
 import dataclasses
@@ -25,41 +24,64 @@ PAD = -1
 START = 0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-  """Id ranges of one language model: START, then `prefix_levels` ranges, then `target_levels`
-  ranges.
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+  """Defines the ids of one part of the prefix.
 
-  prefix_levels, prefix_size: codebooks of the conditioning part and entries of each; 0 levels: no
-  prefix.
-  target_levels, target_size: the same for the predicted part.
+  Fields:
+    levels: number of codes of a frame.
+    size: number of codes per level.
+    rate: frames per second; None if the part is no time series, such as tokens of a text.
   """
 
-  prefix_levels: int = 0
-  prefix_size: int = 0
+  levels: int
+  size: int
+  rate: float | None = None
+
+  def __post_init__(self):
+    checks.fields(
+      self, levels=checks.WHOLE, size=checks.WHOLE, rate=checks.optional(checks.POSITIVE)
+    )
+
+  @property
+  def num_ids(self) -> int:
+    return self.levels * self.size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+  """Defines the id ranges of a language model: START, the parts of the prefix, then the target.
+
+  Fields:
+    parts: parts of the prefix, in the order of the sequence; () if there is no prefix.
+    target_levels: number of predicted codes of a frame.
+    target_size: number of codes per level of the target.
+
+  Raises:
+    UserError: if a size is not positive, or there are more ids than int32 holds.
+  """
+
+  parts: tuple[Codebook, ...] = ()
   target_levels: int = 1
   target_size: int
 
   def __post_init__(self):
-    checks.fields(
-      self,
-      prefix_levels=checks.whole(0),
-      prefix_size=checks.whole(0),
-      target_levels=checks.WHOLE,
-      target_size=checks.WHOLE,
-    )
+    a_part = checks.Legal('a tokens.Codebook', lambda value: isinstance(value, Codebook))
+    for part in self.parts:
+      checks.values(part=(part, a_part))
+    checks.fields(self, target_levels=checks.WHOLE, target_size=checks.WHOLE)
     if self.num_ids > checks.LARGEST:
       raise UserError(f'{self} has {self.num_ids} ids: int32 holds at most {checks.LARGEST}')
 
   @property
-  def prefix_offset(self) -> int:
-    """First id of the prefix."""
-    return START + 1
+  def offsets(self) -> tuple[int, ...]:
+    """First id of each part of the prefix."""
+    return tuple(START + 1 + sum(p.num_ids for p in self.parts[:n]) for n in range(len(self.parts)))
 
   @property
   def target_offset(self) -> int:
     """First id of the target."""
-    return self.prefix_offset + self.prefix_levels * self.prefix_size
+    return START + 1 + sum(part.num_ids for part in self.parts)
 
   @property
   def num_targets(self) -> int:
@@ -72,15 +94,17 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-  """Rates and sizes of the tokens of a clip, as made by a tokenizer, stored, or read by a model.
+  """Describes the tokens of a clip: those that a tokenizer makes, a file holds, or a model reads.
 
-  None: the model does not read it, or a file does not say it.
-
-  semantic_rate: semantic tokens per second.
-  num_clusters: semantic tokens are in [0, num_clusters).
-  frame_rate: codec frames per second.
-  num_quantizers: levels of codes; of a model, those of the codec that it was made for.
-  codebook_size: codes are in [0, codebook_size).
+  Fields, each None if the model does not read such tokens or the file does not state it:
+    semantic_rate: semantic tokens per second.
+    num_clusters: number of semantic ids.
+    frame_rate: codec frames per second.
+    num_quantizers: number of levels of codes; of a model, those of its codec.
+    codebook_size: number of codes per level.
+    condition_levels: number of levels of the tokens of a joint embedding of audio and text
+      (`stages.base.Condition`).
+    condition_size: number of these tokens per level.
   """
 
   semantic_rate: float | None = None
@@ -88,41 +112,52 @@ class Spec:
   frame_rate: float | None = None
   num_quantizers: int | None = None
   codebook_size: int | None = None
+  condition_levels: int | None = None
+  condition_size: int | None = None
 
   @classmethod
   def of(cls, metadata: Mapping[str, Any]) -> 'Spec':
-    """Returns the spec in the manifest of token shards, which may hold other entries, or lack some."""
+    """Returns the spec in the metadata of token shards; other entries are ignored."""
     return cls(**{name: metadata.get(name) for name in cls.__dataclass_fields__})
 
   def differences(self, made: 'Spec') -> list[str]:
-    """Returns why a model of this spec cannot read tokens that were `made` so; []: it can.
+    """Returns the reasons why a model of this spec cannot read tokens of the spec `made`.
 
-    Fewer levels than there are can be read; all else must be equal where both say it.
+    A model may read fewer levels than there are. All other fields that both state must be equal.
+    A model that reads a condition also needs tokens that have one.
     """
     found = []
     for name in self.__dataclass_fields__:
       wanted, there = getattr(self, name), getattr(made, name)
-      if wanted is None or there is None:
+      if wanted is None or (there is None and not name.startswith('condition_')):
         continue
-      if wanted > there if name == 'num_quantizers' else wanted != there:
+      is_levels = name in ('num_quantizers', 'condition_levels')
+      if there is None:
+        found.append(f'{name}={wanted}, the tokens have no condition')
+      elif wanted > there if is_levels else wanted != there:
         found.append(f'{name}={wanted}, the tokens have {there}')
     return found
 
   @property
   def frames_per_semantic(self) -> int:
-    """Codec frames that last as long as a semantic token; ValueError where not a whole number."""
+    """Number of codec frames per semantic token.
+
+    Raises:
+      UserError: if it is not a whole number.
+    """
     return frames_per_semantic(self.frame_rate, self.semantic_rate)
 
 
 def flatten(
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, offset: int = 0
 ) -> Int[Array, 'B L']:
-  """Returns ids in row-major order (frame outer, level inner), L = F Q: code + offset + level *
-  codebook_size.
+  """Returns the ids of codes, frame by frame: code + offset + level * codebook_size; L = F * Q.
 
-  PAD stays PAD. Source: AudioLM, section III-B.
-  Raises ValueError for another rank, and, for numpy input, when a code is neither PAD nor in
-  [0, codebook_size).
+  PAD stays PAD. Source: AudioLM (arXiv 2209.03143), section III-B.
+
+  Raises:
+    UserError: for another rank; for numpy input, if a code is neither PAD nor in
+      [0, codebook_size).
   """
   checks.shapes(codes_BFQ=codes_BFQ)
   if isinstance(codes_BFQ, np.ndarray):
@@ -136,10 +171,11 @@ def flatten(
 def unflatten(
   ids_BL: Int[Array | np.ndarray, 'B L'], num_levels: int, codebook_size: int, offset: int = 0
 ) -> Int[Array, 'B F Q']:
-  """Inverts `flatten`.
+  """Inverts `flatten`: returns the codes of ids.
 
-  Raises ValueError when L is not a multiple of `num_levels`, or, for numpy input, when an id is
-  outside its level.
+  Raises:
+    UserError: if L is not a multiple of `num_levels`; for numpy input, if an id is outside its
+      level.
   """
   checks.shapes(ids_BL=ids_BL)
   batch, length = ids_BL.shape
@@ -158,7 +194,7 @@ def unflatten(
 
 
 def first_of_run(semantic_BS: Int[Array | np.ndarray, 'B S']) -> Bool[Array | np.ndarray, 'B S']:
-  """Returns True where a token differs from the one before it and is not PAD."""
+  """Returns where a token differs from the previous one and is not PAD."""
   xp = np if isinstance(semantic_BS, np.ndarray) else jnp
   before_BS = xp.concatenate([xp.full_like(semantic_BS[:, :1], PAD), semantic_BS[:, :-1]], axis=1)
   return (semantic_BS != PAD) & (semantic_BS != before_BS)
@@ -167,10 +203,15 @@ def first_of_run(semantic_BS: Int[Array | np.ndarray, 'B S']) -> Bool[Array | np
 def deduplicate(
   semantic_BS: Int[Array | np.ndarray, 'B S'],
 ) -> tuple[Int[Array | np.ndarray, 'B S'], Int[Array | np.ndarray, 'B']]:
-  """Removes consecutive repeats; the kept tokens move to the front, PAD fills the rest.
+  """Removes consecutive repeats; the kept tokens move to the left, PAD fills the rest.
 
-  Shapes are static, numpy in gives numpy out. Returns the tokens and their number in each row.
-  Source: AudioLM, section IV-B. Raises ValueError for another rank.
+  Shapes do not change. Numpy arrays give numpy arrays. Source: AudioLM, section IV-B.
+
+  Returns:
+    Tokens, and the number of tokens in each row.
+
+  Raises:
+    UserError: for another rank.
   """
   checks.shapes(semantic_BS=semantic_BS)
   xp = np if isinstance(semantic_BS, np.ndarray) else jnp
@@ -182,8 +223,10 @@ def deduplicate(
 
 
 def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[Array, Array]:
-  """Moves all PAD to the left of each row, so that every row ends at the last column; times move
-  along.
+  """Moves PAD to the left of each row, so that every row ends at the last column.
+
+  Returns:
+    Ids, and times in the same order.
   """
   order_BL = jnp.argsort(ids_BL != PAD, axis=1, stable=True)
   return jnp.take_along_axis(ids_BL, order_BL, axis=1), jnp.take_along_axis(
@@ -192,8 +235,10 @@ def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[
 
 
 def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
-  """Returns how many codec frames last as long as a semantic frame; ValueError where that is no
-  whole number.
+  """Returns the number of codec frames per semantic frame.
+
+  Raises:
+    UserError: if it is not a whole number.
   """
   checks.values(
     frame_rate=(frame_rate, checks.POSITIVE), semantic_rate=(semantic_rate, checks.POSITIVE)
@@ -201,9 +246,9 @@ def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
   frames = round(frame_rate / semantic_rate)
   if frames < 1 or frames * semantic_rate != frame_rate:
     raise UserError(
-      f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: codec frames and '
-      'semantic frames cannot be aligned otherwise; take another codec or another semantic model, or make a token of '
-      'several features (frames_per_token)'
+      f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: '
+      'codec frames and semantic frames cannot be aligned otherwise; take another codec or another '
+      'semantic model, or make a token of several features (frames_per_token)'
     )
   return frames
 
@@ -211,14 +256,16 @@ def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
 def semantic_frames(crop_seconds: float, semantic_rate: float, frame_rate: float) -> int:
   """Returns the number of semantic frames of a crop.
 
-  Raises ValueError when a semantic frame is no whole number of codec frames or the crop no whole
-  number of them.
+  Raises:
+    UserError: if the crop is not a whole number of semantic frames, or a semantic frame not a whole
+      number of codec frames.
   """
   frames_per_semantic(frame_rate, semantic_rate)
   checks.values(crop_seconds=(crop_seconds, checks.POSITIVE))
   frames = round(crop_seconds * semantic_rate)
   if frames < 1 or abs(frames - crop_seconds * semantic_rate) > 1e-6:
     raise UserError(
-      f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the crop'
+      f'crop_seconds={crop_seconds} is no whole number of frames at {semantic_rate} Hz: change the '
+      'crop'
     )
   return frames

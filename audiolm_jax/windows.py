@@ -1,5 +1,10 @@
 """Generates and scores sequences of any length, window by window, with models of a fixed crop.
 
+A window of a conditioned model (`stages.base.Condition`) reads the condition of its first new
+frame. With guidance s (classifier-free guidance, arXiv 2207.12598), the logits are
+u + s (c - u), where c are those with the condition and u those without; s = 1 is no guidance, and
+any other value doubles the number of rows.
+
 To limit the number of compiled shapes, lengths are padded to quarters of the crop, and the number
 of rows to a power of two (above 8, to a multiple of 8). Actual lengths and sampling rules are
 traced arguments.
@@ -21,6 +26,10 @@ from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, as_pytree, autoreg
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.tokens import PAD
 
+# Function (row number, first new frame of a window) -> tokens [N] of the condition. A model reads
+# its first levels.
+GetCondition = Callable[[int, int], np.ndarray]
+
 
 def extend(
   model: language_model.LanguageModel,
@@ -34,6 +43,8 @@ def extend(
   prefix: Callable[[int, int, int], np.ndarray],
   prefix_crop: int,
   rule: Rule | OwnRule,
+  condition: GetCondition | None = None,
+  guidance: float = 1.0,
 ) -> list[np.ndarray]:
   """Appends sampled frames to each row of codes, window by window.
 
@@ -48,16 +59,24 @@ def extend(
     num_new: number of frames to append, for all rows or for each.
     crop: largest number of frames in a window.
     carry: number of past frames in a later window.
-    prefix: function (row number, first frame, end frame) -> codes [P, N] that condition a window.
+    prefix: function (row number, first frame, end frame) -> codes [P, N] that a window reads as the
+      last part of the prefix, if that has a rate.
     prefix_crop: usual largest length P.
     rule: sampling rule.
+    condition: see `GetCondition`; None: no condition.
+    guidance: see the module's docstring.
 
   Returns:
     Rows with the new frames.
 
   Raises:
-    UserError: if a code is out of range.
+    UserError: if a code is out of range, or the model has no condition but one is given.
   """
+  _check_guidance(guidance, condition)
+  parts = model.vocabulary.parts
+  conditioned = bool(parts) and parts[0].rate is None
+  if condition is not None and not conditioned:
+    raise UserError('a condition is given, but the model was trained without: pass none')
   rows, num_levels = list(rows), model.vocabulary.target_levels
   for row in rows:
     checks.ids('rows', row, model.vocabulary.target_size)
@@ -69,14 +88,17 @@ def extend(
       n if n + remaining[b] <= crop else min(n, carry) for b, n in zip(active, lengths, strict=True)
     ]
     new = [min(remaining[b], crop - k) for b, k in zip(active, kept, strict=True)]
-    spans = zip(active, lengths, kept, new, strict=True)
-    prefixes = [prefix(b, n - k, n + m) for b, n, k, m in spans]
-    for past in prefixes:
-      checks.ids('prefix', past, model.vocabulary.prefix_size)
-    size = row_bucket(len(active))
-    prefix_BPN = stack(
-      prefixes, bucket(max(map(len, prefixes)), prefix_crop), prefixes[0].shape[1], size
-    )
+    size, arrays = row_bucket(len(active)), []
+    if conditioned:
+      starts = list(zip(active, lengths, strict=True))
+      arrays.append(_conditions(condition, starts, parts[0].levels, parts[0].size, size)[:, None])
+    if len(parts) > conditioned:
+      spans = zip(active, lengths, kept, new, strict=True)
+      prefixes = [prefix(b, n - k, n + m) for b, n, k, m in spans]
+      for past in prefixes:
+        checks.ids('prefix', past, parts[-1].size)
+      longest = bucket(max(map(len, prefixes)), prefix_crop)
+      arrays.append(stack(prefixes, longest, parts[-1].levels, size))
     past = [rows[b][n - k :] for b, n, k in zip(active, lengths, kept, strict=True)]
     prompt_BFQ = stack(past, bucket(max(kept), crop), num_levels, size)
     # Increases with each window, so that each has a different key.
@@ -85,10 +107,11 @@ def extend(
       model,
       params,
       jax.random.fold_in(key, done),
-      prefix_BPN,
+      tuple(arrays),
       prompt_BFQ,
       max(new) * num_levels,
       as_pytree(rule),
+      None if guidance == 1 else float(guidance),
       capacity=bucket(max(new), crop) * num_levels,
     )
     for b, m, drawn_N in zip(active, new, np.asarray(drawn_BN)):
@@ -102,10 +125,11 @@ def sample_targets(
   model: language_model.LanguageModel,
   params: Any,
   key: jax.Array,
-  prefix_BPN: Int[Array | np.ndarray, 'B P N'],
+  prefix: language_model.Prefix,
   prompt_BFQ: Int[Array | np.ndarray, 'B F Q'],
   num_steps: int | Array,
   rule: Rule | OwnRule,
+  guidance: float | Array | None = None,
   *,
   capacity: int,
 ) -> Int[Array, 'B C']:
@@ -115,24 +139,70 @@ def sample_targets(
     model: language model of the codes.
     params: its parameters.
     key: PRNG key.
-    prefix_BPN: codes that condition the row; PAD is padding.
+    prefix: codes of each part of the prefix; PAD is padding.
     prompt_BFQ: first codes of the row; PAD is padding.
     num_steps: number of codes to sample per row.
     rule: sampling rule.
+    guidance: see the module's docstring; None: off.
     capacity: number of columns C; those from `num_steps` on are -1.
   """
-  ids_BL, times_BL = language_model.sequence(
-    model, jnp.asarray(prefix_BPN), jnp.asarray(prompt_BFQ)
-  )
+  prompt_BFQ = jnp.asarray(prompt_BFQ)
+  prompt_BN = jnp.reshape(prompt_BFQ, (len(prompt_BFQ), -1))
+  if guidance is not None:
+    free = language_model.without_condition(model, prefix)
+    prefix = jax.tree.map(
+      lambda *two: jnp.concatenate(two), language_model.parts_of(model, prefix), free
+    )
+    prompt_BFQ = jnp.concatenate([prompt_BFQ] * 2)
   first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
-  ids_BL, times_BL = tokens.left_pad(ids_BL, times_BL)
+  ids_BL, times_BL = tokens.left_pad(*language_model.sequence(model, prefix, prompt_BFQ))
   params = transformer.unstack(model.transformer, params)
   logits_BK, cache = language_model.prefill(
     model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity
   )
-  step = lambda cache, code_B, n: language_model.step(model, params, cache, code_B, first_B, n)
-  prompt_BN = jnp.reshape(prompt_BFQ, (len(prompt_BFQ), -1))
+
+  def step(cache, code_B, n):
+    code_B = code_B if guidance is None else jnp.concatenate([code_B] * 2)
+    logits_BK, cache = language_model.step(model, params, cache, code_B, first_B, n)
+    return _guided(logits_BK, guidance), cache
+
+  logits_BK = _guided(logits_BK, guidance)
   return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity, prompt_BN)
+
+
+def _guided(logits, guidance: float | Array | None):
+  """Returns the logits of the first half of the rows, guided away from those of the second half."""
+  if guidance is None:
+    return logits
+  conditioned, free = jnp.split(logits, 2)
+  return free + guidance * (conditioned - free)
+
+
+def _conditions(
+  condition: GetCondition | None,
+  starts: Sequence[tuple[int, int]],
+  levels: int,
+  num_ids: int,
+  size: int,
+) -> Int[np.ndarray, 'B N']:
+  """Returns the first levels of the conditions of rows at their first new frames.
+
+  Rows without a condition, and those up to `size`, are PAD.
+  """
+  found_BN = np.full((size, levels), PAD, np.int32)
+  for b, start in enumerate(starts if condition is not None else ()):
+    found_N = condition(*start)
+    checks.ids('condition', found_N, num_ids)
+    if len(found_N) < levels:
+      raise UserError(f'the condition has {len(found_N)} levels, the model reads {levels}')
+    found_BN[b] = found_N[:levels]
+  return found_BN
+
+
+def _check_guidance(guidance: float, condition: GetCondition | None) -> None:
+  checks.values(guidance=(guidance, checks.NOT_NEGATIVE))
+  if guidance != 1 and condition is None:
+    raise UserError(f'guidance={guidance} needs a condition: pass one, or leave guidance out')
 
 
 def fill(
@@ -144,6 +214,8 @@ def fill(
   *,
   carry: int,
   how: ParallelRule,
+  condition: GetCondition | None = None,
+  guidance: float = 1.0,
 ) -> list[np.ndarray]:
   """Appends frames of codes to each row until it is as long as its semantic tokens.
 
@@ -158,13 +230,18 @@ def fill(
     carry: least number of past frames in a later window; a multiple of
       `config.frames_per_semantic`.
     how: rule of the decoding.
+    condition: see `GetCondition`; None: no condition.
+    guidance: see the module's docstring.
 
   Returns:
     Rows with the new frames.
 
   Raises:
-    UserError: if a token or code is out of range.
+    UserError: if a token or code is out of range, or the model has no condition but one is given.
   """
+  _check_guidance(guidance, condition)
+  if condition is not None and config.condition is None:
+    raise UserError('a condition is given, but SoundStorm was trained without: pass none')
   rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
   ends = [ratio * len(semantic_S) for semantic_S in semantic]
   for row, semantic_S in zip(rows, semantic, strict=True):
@@ -181,6 +258,12 @@ def fill(
     codes_BFQ = stack(
       [rows[b][first:] for b, first, _ in spans], ratio * length, config.num_quantizers, size
     )
+    condition_BN = None
+    if config.condition is not None:
+      starts = [(b, len(rows[b])) for b, _, _ in spans]
+      condition_BN = _conditions(
+        condition, starts, config.condition.levels, config.condition.size, size
+      )
     filled_BFQ = np.asarray(
       fill_window(
         config,
@@ -190,6 +273,8 @@ def fill(
         codes_BFQ,
         as_pytree(how.rule),
         how.noise,
+        condition_BN,
+        None if guidance == 1 else float(guidance),
         iterations=how.iterations,
       )
     )
@@ -208,13 +293,28 @@ def fill_window(
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
   rule: Rule | OwnRule,
   noise: float | Array,
+  condition_BN: Int[Array | np.ndarray, 'B N'] | None = None,
+  guidance: float | Array | None = None,
   *,
   iterations: tuple[int, ...],
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes, with PAD replaced by decoded codes in frames that have a semantic token."""
+  """Returns the codes, with PAD replaced by decoded codes in frames that have a semantic token.
+
+  The condition is optional, guidance is off if it is None; see the module's docstring.
+  """
   semantic_BS = jnp.asarray(semantic_BS)
   valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
-  logits = lambda codes_BFQ, level: soundstorm.logits(config, params, semantic_BS, codes_BFQ, level)
+
+  def logits(codes_BFQ, level):
+    if guidance is None:
+      return soundstorm.logits(config, params, semantic_BS, codes_BFQ, level, condition_BN)
+    twice = lambda array: jnp.concatenate([array] * 2)
+    conditions_BN = jnp.concatenate([condition_BN, jnp.full_like(condition_BN, PAD)])
+    logits_BFK = soundstorm.logits(
+      config, params, twice(semantic_BS), twice(codes_BFQ), level, conditions_BN
+    )
+    return _guided(logits_BFK, guidance)
+
   return decode_masked(
     logits, jnp.asarray(codes_BFQ), valid_BF, key, rule, noise=noise, iterations=iterations
   )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from audiolm_jax import audio, files, generation
+from audiolm_jax import audio, files, generation, music_generation
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 
@@ -16,7 +16,9 @@ from . import command_line, compilation_cache, workspace
 from . import recipe as recipe_lib
 
 
-def make(args: argparse.Namespace, targets: Sequence[pathlib.Path]):
+def make(
+  args: argparse.Namespace, targets: Sequence[pathlib.Path], stories: Sequence[Sequence[str]] = ()
+):
   """Writes the clips that the flags of `experiments.generate` ask for to `targets`.
 
   Raises:
@@ -28,7 +30,7 @@ def make(args: argparse.Namespace, targets: Sequence[pathlib.Path]):
   say_missing_levels(args, recipe, models)
   codec = models.tokenizer.codec
   prompts = [load_prompt(path, codec) for path in args.prompts]
-  waves = generate(args, recipe, models, prompts)
+  waves = generate(args, recipe, models, prompts, stories)
   args.output.mkdir(parents=True, exist_ok=True)
   for path, wave_T in zip(targets, waves, strict=True):
     audio.save(path, wave_T, codec.sample_rate, overwrite=args.overwrite)
@@ -70,14 +72,32 @@ def say_missing_levels(
 
 
 def generate(
-  args, recipe: recipe_lib.Recipe, models: generation.Models, prompts: list[np.ndarray]
+  args,
+  recipe: recipe_lib.Recipe,
+  models: generation.Models,
+  prompts: list[np.ndarray],
+  stories: Sequence[Sequence[str]] = (),
 ) -> list[np.ndarray]:
-  """Returns one waveform [T] per prompt, or `--count` waveforms without prompts."""
+  """Returns one waveform [T] per story or prompt, or `--count` waveforms without either."""
   key = jax.random.key(args.seed)
   codec = models.tokenizer.codec
   options = dict(
     sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
   )
+  if stories:
+    made = music_generation.from_texts(
+      models,
+      key,
+      stories,
+      args.seconds,
+      story_seconds=args.story_seconds,
+      num_candidates=args.candidates,
+      guidance=args.guidance,
+      **options,
+    )
+    for story, cosine in zip(stories, made.similarity_B, strict=True):
+      print(files.printable(f'similarity {cosine:.2f}: {" | ".join(story)}'))
+    return list(np.asarray(made.audio.wave_BT)[:, : round(args.seconds * codec.sample_rate)])
   if args.mode == 'unconditional':
     result = generation.generate_unconditional(models, key, args.count, args.seconds, **options)
     return list(np.asarray(result.wave_BT))

@@ -171,6 +171,7 @@ COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
 SEED = _number(int, checks.SEED)
 SHARE = _number(float, checks.POSITIVE_SHARE)
 SECONDS = _number(float, checks.CLIP_SECONDS)
+GUIDANCE = _number(float, checks.NOT_NEGATIVE)
 
 
 def prove_folder(folder: pathlib.Path, flag: str):

@@ -243,7 +243,7 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
     model = config.language_model
     batch = {name: ints(rows, *feature.shape) for name, feature in config.make().batch.items()}
     prefix, target = jax.eval_shape(config.prefix_and_target, batch)
-    columns = math.prod(prefix.shape[1:]) + math.prod(target.shape[1:])
+    columns = sum(math.prod(codes.shape[1:]) for codes in (*prefix, target))
     cache = jax.eval_shape(lambda: transformer.empty_cache(model.transformer, rows, columns))
     params = jax.eval_shape(lambda params: transformer.unstack(model.transformer, params), params)
     function = lambda params, *rest: language_model.step(model, params, *rest)

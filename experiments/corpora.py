@@ -13,10 +13,12 @@ import numpy as np
 
 from audiolm_jax import checks
 from audiolm_jax.data import (
+  captions,
   debian,
   folders,
   librilight,
   librispeech,
+  music,
   noise,
   speech,
   synthesized,
@@ -238,6 +240,69 @@ class Tfds:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Music:
+  """Tunes for piano, or for six instruments with texts, rendered when first read (data.music).
+
+  Audio is kept in `cache_dir`. A third split of captioned music is 'pairs': pairs of attributes
+  that the others lack.
+  """
+
+  config: music.Config = music.Config()
+
+  def examples(self, split: str, cache_dir):
+    return music.examples(self.config, split, cache_dir=cache_dir)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captioned:
+  """A folder of music with a file of captions (data.captions), such as MusicCaps.
+
+  Whether a file is held out depends on its path.
+  """
+
+  root: str
+  captions: str  # CSV, JSON lines, or a list of MusicCaps or MTG-Jamendo
+  sample_rate: int = 24_000  # Hz, of MusicLM
+  held_out: float = 0.05  # share of the files
+  num_texts: int = 1  # most captions of a file
+  text_bytes: int = 512  # of the longest caption, in UTF-8
+  # share of captions without files, and of files without captions, that may be left out (and listed)
+  max_unmatched: float = 0.0
+  max_seconds: float = 3600.0  # longer files are skipped
+  # share of unreadable files that may be skipped (and listed); more stop the run
+  max_bad_fraction: float = 0.05
+
+  def __post_init__(self):
+    checks.fields(
+      self,
+      root=checks.TEXT,
+      captions=checks.TEXT,
+      sample_rate=checks.WHOLE,
+      held_out=checks.SHARE,
+      num_texts=checks.WHOLE,
+      text_bytes=checks.WHOLE,
+      max_unmatched=checks.SHARE,
+      max_seconds=checks.POSITIVE,
+      max_bad_fraction=checks.SHARE,
+    )
+
+  def examples(self, split: str, cache_dir):
+    root = _given(self.root)
+    entries = captions.read(self.captions)
+    found = captions.CaptionedFiles(
+      captions.parts(root, entries, max_unmatched=self.max_unmatched, listing=listing(cache_dir)),
+      self.sample_rate,
+      num_texts=self.num_texts,
+      text_bytes=self.text_bytes,
+      max_seconds=self.max_seconds,
+      max_bad_fraction=self.max_bad_fraction,
+      quarantine=listing(cache_dir),
+      root=root,
+    )
+    return _split(found, split, self.held_out, lambda part: folders.split_name(part, root, False))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Noisy:
   """Another corpus with added noise (data.noise), for a codec with a denoising switch."""
 
@@ -279,7 +344,7 @@ def listing(cache_dir) -> str | None:
   return None if cache_dir is None else os.path.join(cache_dir, 'skipped.jsonl')
 
 
-def _split(found: folders.AudioFiles, split: str, held_out: float, name) -> folders.AudioFiles:
+def _split(found, split: str, held_out: float, name):
   """Returns the parts of a split.
 
   The checksum of a part's name decides whether it is held out, so that new files move no others.

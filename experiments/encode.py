@@ -3,8 +3,11 @@ kinds of tokens.
 
   python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
+If the recipe has a stage `mulan`, the quantizer of its vectors is fitted after the k-means, and the
+shards also contain its tokens.
+
 Finished shards are kept: after a kill or SIGTERM, the same command resumes. On a pod, run it on
-every host. The hosts divide the sample for the k-means and the shards among themselves through the
+every host. The hosts divide the samples to fit and the shards among themselves through the
 workdir, which all hosts must see. Each uses all of its own devices, and waits for the others only
 at the end of the k-means and of each split.
 
@@ -29,11 +32,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import audio, files, kmeans, tokens
+from audiolm_jax import audio, embedding_tokens, files, kmeans, tokens
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
-from audiolm_jax.tokenizer import SemanticEncoder, Tokenizer, clusters_path, spec_of
+from audiolm_jax.joint_embedding import JointEmbedding
+from audiolm_jax.stages.base import CONDITION_RATE, condition_name
+from audiolm_jax.tokenizer import (
+  MusicTokenizer,
+  SemanticEncoder,
+  Tokenizer,
+  clusters_path,
+  load_music_tokenizer,
+  music_path,
+  spec_of,
+)
 from audiolm_jax.tokens import Spec
 from audiolm_jax.training import lock
 
@@ -44,6 +57,8 @@ SHARD_EXAMPLES = 64  # in a shard, or as many as keep a split to MAX_SHARDS
 MAX_SHARDS = 1000  # readers keep all open: 60,000 hours at 12 codes a frame are shards of 270 MB
 # what np.load raises, by the place of the damage
 _NO_ARRAYS = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+# Function: waveform at the codec's rate -> further tokens by name, such as music_21.
+MoreTokens = Callable[[np.ndarray], dict[str, np.ndarray]]
 LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows them
 
 
@@ -73,14 +88,24 @@ def only_encoder(folder: pathlib.Path) -> Iterator[None]:
 
 
 def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
-  """Fits the k-means where it is not there yet, and encodes both splits."""
+  """Fits the k-means and the quantizer if they are missing, and encodes both splits."""
   codec = workspace.load_codec(workdir)
+  embedding = workspace.load_embedding(workdir) if 'mulan' in recipe.stages else None
+  condition = embedding and tokens.Codebook(
+    recipe.music_tokens.num_quantizers, recipe.music_tokens.codebook_size
+  )
   if not clusters_path(workdir).is_file():
     encoder = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
-    # before the clusters are fitted in vain
-    check_stages(recipe, spec_of(codec, encoder, recipe.semantic_tokens.num_clusters))
+    made = spec_of(codec, encoder, recipe.semantic_tokens.num_clusters, condition)
+    check_stages(recipe, made)  # before the clusters are fitted in vain
     fit_semantic_tokens(recipe, workdir, encoder)
-  tokenizer = Tokenizer(codec, workspace.load_semantic_tokenizer(workdir))
+  if embedding is not None and not music_path(workdir).is_file():
+    fit_music_tokens(recipe, workdir, embedding)
+  music = None
+  if embedding is not None:
+    music = load_music_tokenizer(workdir)
+    check_music_settings(workdir, music, recipe.music_tokens)
+  tokenizer = Tokenizer(codec, workspace.load_semantic_tokenizer(workdir), music)
   check_settings(workdir, tokenizer.semantic.encoder, recipe.semantic_tokens)
   check_stages(recipe, tokenizer.spec)
   fingerprints = tokenizer.fingerprints
@@ -93,8 +118,16 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
     wave_BT, semantic_wave_BT = jax.device_put((wave_BT, semantic_wave_BT), rows)
     return placed.codec.encode(wave_BT), placed.semantic.encode(semantic_wave_BT)
 
+  def more_tokens(wave_T):
+    if music is None:
+      return {}
+    found = music.seconds(wave_T, codec.sample_rate, recipe.condition_windows)
+    return {condition_name(number): tokens_SN for number, tokens_SN in found.items()}
+
   for split in ('train', 'test'):
-    encode_split(recipe, workdir, split, encode_batch, codec, tokenizer.spec, fingerprints)
+    encode_split(
+      recipe, workdir, split, encode_batch, codec, tokenizer.spec, fingerprints, more_tokens
+    )
 
 
 def check_settings(
@@ -112,6 +145,27 @@ def check_settings(
       )
 
 
+def check_music_settings(
+  workdir: pathlib.Path, music: MusicTokenizer, settings: recipe_lib.MusicTokens
+):
+  """Compares a quantizer that exists with the recipe.
+
+  Raises:
+    UserError: if it has other sizes, or a map of texts where the recipe has none, or none.
+  """
+  there = {
+    'num_quantizers': music.codebook.levels,
+    'codebook_size': music.codebook.size,
+    'text_map': music.quantizer.map_ED is not None,
+  }
+  for name, value in there.items():
+    if value != (wanted := getattr(settings, name)):
+      raise UserError(
+        f'{workdir}/music_tokens holds a quantizer of {name}={value}, the recipe has {wanted}: move '
+        f'it and {workdir}/tokens away, or keep them with --set music_tokens.{name}={value}'
+      )
+
+
 def check_stages(recipe: recipe_lib.Recipe, made: Spec):
   """Raises ValueError where the tokens cannot be aligned, or a stage is made for others."""
   tokens.frames_per_semantic(made.frame_rate, made.semantic_rate)
@@ -121,20 +175,70 @@ def check_stages(recipe: recipe_lib.Recipe, made: Spec):
 
 
 def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: SemanticEncoder):
-  """Fits the k-means on features of a sample of the training split.
-
-  Every process extracts its share of the sample into a file; process 0 joins them in the order in
-  which one process alone would have drawn them, so that the number of processes changes nothing.
-  """
+  """Fits the k-means to features of a sample of the training split."""
   settings, path = recipe.semantic_tokens, clusters_path(workdir)
   extract = functools.partial(sources.map_frames, encoder.features, hop_length=encoder.hop_length)
   corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
   batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
-  count, wanted = jax.process_count(), sources.num_sample_frames(encoder, settings)
-  # shares of another corpus are none of this sample
-  listed = inventory.digest(inventory.of(corpus))
-  frames = f'{wanted} frames of layer {encoder.layer}, {encoder.frames_per_token} a token'
-  sample = f'{frames}, of {encoder.fingerprint}, of {listed}'
+  wanted = sources.num_sample_frames(encoder, settings)
+  made_of = f'layer {encoder.layer}, {encoder.frames_per_token} a token, of {encoder.fingerprint}'
+
+  def fit(frames_ND):
+    quantizer = kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
+    kmeans.save(
+      path,
+      quantizer,
+      layer=encoder.layer,
+      frames_per_token=encoder.frames_per_token,
+      model=encoder.fingerprint,
+    )
+    print(f'k-means: {settings.num_clusters} clusters of {len(frames_ND)} frames; {path}')
+
+  fit_to_sample(path, batches, corpus, wanted, made_of, fit)
+
+
+def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, embedding: JointEmbedding):
+  """Fits the quantizer to vectors of windows of a sample of the training split, with its map."""
+  settings, path = recipe.music_tokens, music_path(workdir)
+  extract = functools.partial(sources.map_windows, embedding, with_texts=settings.text_map)
+  corpus = sources.corpus(recipe, 'train', workdir, embedding.sample_rate)
+  batches = sources.FrameBatches(extract, corpus, embedding.sample_rate, settings.seed)
+  wanted = round(settings.sample_seconds * CONDITION_RATE)
+  made_of = f'text_map={settings.text_map}, of {embedding.fingerprint}'
+
+  def fit(vectors_ND):
+    audio_ND, text_ND = np.split(vectors_ND, [embedding.embedding_dim], axis=1)
+    fitted = embedding_tokens.Quantizer(
+      embedding_tokens.fit(
+        audio_ND, settings.num_quantizers, settings.codebook_size, settings.seed
+      ),
+      embedding_tokens.fit_map(text_ND, audio_ND) if settings.text_map else None,
+    )
+    embedding_tokens.save(path, fitted, embedding.fingerprint)
+    print(
+      f'music tokens: {settings.num_quantizers} levels of {settings.codebook_size} codes of '
+      f'{len(audio_ND)} windows; {path}'
+    )
+
+  fit_to_sample(path, batches, corpus, wanted, made_of, fit)
+
+
+def fit_to_sample(
+  path: pathlib.Path,
+  batches: sources.FrameBatches,
+  corpus,
+  wanted: int,
+  made_of: str,
+  fit: Callable[[np.ndarray], object],
+):
+  """Calls `fit`, which writes `path`, with a sample of frames [N, D] of the training split.
+
+  Each process extracts its share of the sample into a file. Process 0 joins the shares in the order
+  in which a single process would have drawn them, so that the number of processes has no influence,
+  and fits. Shares of another corpus or of frames `made_of` something else are not used.
+  """
+  count, listed = jax.process_count(), inventory.digest(inventory.of(corpus))
+  sample = f'{wanted} frames of {made_of}, of {listed}'
   parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
   mine = parts[jax.process_index()]
   if not _is_sample(mine, sample):
@@ -153,20 +257,11 @@ def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, encode
       'the samples of other hosts',
       lambda: [str(part) for part in parts if not _is_sample(part, sample)],
     )
-    frames_ND = sources.joined([_read_sample(part) for part in parts], wanted, batches)
-    quantizer = kmeans.fit(frames_ND, settings.num_clusters, settings.seed)
-    kmeans.save(
-      path,
-      quantizer,
-      layer=encoder.layer,
-      frames_per_token=encoder.frames_per_token,
-      model=encoder.fingerprint,
-    )
+    fit(sources.joined([_read_sample(part) for part in parts], wanted, batches))
     for part in path.parent.glob('sample-*.npz'):
       part.unlink()
-    print(f'k-means: {settings.num_clusters} clusters of {len(frames_ND)} frames; {path}')
   workspace.wait_for(
-    'the k-means, which process 0 fits', lambda: [] if path.is_file() else [str(path)]
+    f'{path.name}, which process 0 makes', lambda: [] if path.is_file() else [str(path)]
   )
 
 
@@ -194,11 +289,27 @@ def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
   return [[part_ND] if len(part_ND) else [] for part_ND in parts]
 
 
-def encode_split(recipe, workdir, split, encode_batch, codec: Codec, spec: Spec, fingerprints):
-  """Writes the shards of a split that are not there yet, and at the end, on process 0, the
-  manifest.
+def encode_split(
+  recipe,
+  workdir,
+  split,
+  encode_batch,
+  codec: Codec,
+  spec: Spec,
+  fingerprints,
+  more_tokens: MoreTokens = lambda wave_T: {},
+):
+  """Writes the missing shards of a split, and then, on process 0, the manifest.
 
-  spec: rates and sizes of the tokens, by which stages know theirs.
+  Args:
+    recipe: recipe of the run.
+    workdir: folder of the run.
+    split: 'train' or 'test'.
+    encode_batch: function wave_BT -> (codes_BFQ, semantic_BS).
+    codec: codec of the codes.
+    spec: rates and sizes of the tokens.
+    fingerprints: fingerprints of what makes the tokens, by name.
+    more_tokens: see `MoreTokens`.
   """
   folder = workdir / 'tokens'
   workspace.claim(folder, fingerprints)
@@ -233,7 +344,9 @@ def encode_split(recipe, workdir, split, encode_batch, codec: Codec, spec: Spec,
           split,
           shard,
           num_shards,
-          encoded(corpus, indices, encode_batch, codec, spec.frames_per_semantic, bar.update),
+          encoded(
+            corpus, indices, encode_batch, codec, spec.frames_per_semantic, bar.update, more_tokens
+          ),
         )
   # Not an error of this process when another is late, or has to be started again: it waits, and
   # says for what.
@@ -308,11 +421,27 @@ def aside(folder: pathlib.Path) -> str:
   )
 
 
-def encoded(corpus, indices, encode_batch, codec: Codec, ratio: int, done: Callable[[int], object]):
-  """Yields the encoded examples; clips that cannot be read are left out (the corpus lists them).
+def encoded(
+  corpus,
+  indices,
+  encode_batch,
+  codec: Codec,
+  ratio: int,
+  done: Callable[[int], object],
+  more_tokens: MoreTokens = lambda wave_T: {},
+):
+  """Yields the encoded examples; clips that cannot be read are omitted (the corpus lists them).
 
-  ratio: codec frames for each semantic frame. A codec that looks ahead sees
-  silence after a clip. done: called with the number of clips of each batch, which alone is held.
+  A codec that looks ahead sees silence after a clip. Only one batch is held.
+
+  Args:
+    corpus: source of examples.
+    indices: numbers of the examples.
+    encode_batch: function wave_BT -> (codes_BFQ, semantic_BS).
+    codec: codec of the codes.
+    ratio: codec frames per semantic frame.
+    done: called with the number of clips of each batch.
+    more_tokens: see `MoreTokens`.
   """
   silence = codec.context * codec.hop_length
   batch_size = sources.BATCH_SIZE * jax.local_device_count()
@@ -329,6 +458,7 @@ def encoded(corpus, indices, encode_batch, codec: Codec, ratio: int, done: Calla
         yield {
           'codes': codes_FQ[: ratio * num_semantic],
           'semantic': semantic_S[:num_semantic],
+          **more_tokens(example['waveform']),
           **labels,
         }
     done(len(examples))

@@ -17,7 +17,7 @@ import jax
 
 from audiolm_jax import files
 from audiolm_jax.errors import UserError
-from audiolm_jax.pretrained import byte_pairs, hub
+from audiolm_jax.pretrained import byte_pairs, clap, hub
 from audiolm_jax.stages.base import CodecConfig, FeatureConfig
 from audiolm_jax.training import lock, saving
 
@@ -73,6 +73,8 @@ def place(config) -> str:
     return 'soundstream'
   if isinstance(config, FeatureConfig):
     return 'w2v_bert'
+  if isinstance(config, clap.Config):
+    return 'mulan'
   raise UserError(
     f'{type(config).__module__} replaces no stage of a workdir: '
     'give --output=FOLDER instead of --workdir'

@@ -80,6 +80,36 @@ class SemanticTokens:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MusicTokens:
+  """Configures the tokens of the joint embedding in the stage 'mulan' (MusicLM).
+
+  Fields:
+    num_quantizers: levels of the residual quantizer.
+    codebook_size: codes per level.
+    sample_seconds: length of the audio that the quantizer is fitted to, one window per second.
+    text_map: whether vectors of texts are mapped to those of their audio before they are quantized;
+      MusicLM has no map. Needs a corpus with texts.
+    seed: seed of sample and quantizer.
+  """
+
+  num_quantizers: int = 12
+  codebook_size: int = 1024
+  sample_seconds: float = 360_000.0
+  text_map: bool = False
+  seed: int = 0
+
+  def __post_init__(self):
+    checks.fields(
+      self,
+      num_quantizers=checks.WHOLE,
+      codebook_size=checks.WHOLE,
+      sample_seconds=checks.POSITIVE,
+      text_map=checks.FLAG,
+      seed=checks.SEED,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
   """Sizes of the evaluation on held-out audio."""
 
@@ -143,8 +173,10 @@ class Recipe:
     stages: stages in training order, by the names of their folders, which `--stage` accepts.
       Generation uses 'soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine' (absent where coarse
       predicts all levels) and 'soundstorm' (in place of the two before; needs semantic tokens with
-      repeats).
+      repeats). 'mulan' is a joint embedding of audio and texts, which conditions stages whose model
+      has a `condition`.
     semantic_tokens: clustering of features.
+    music_tokens: quantizer of the vectors of 'mulan'; not used without that stage.
     max_bad_tokens: share of damaged token records that is skipped and counted; one more stops the
       run.
     forgeries: training data of the detector.
@@ -155,6 +187,7 @@ class Recipe:
   corpus: Any
   stages: Mapping[str, StageRecipe | Imported]
   semantic_tokens: SemanticTokens
+  music_tokens: MusicTokens = MusicTokens()
   max_bad_tokens: float = 0.0
   forgeries: ForgeryConfig = ForgeryConfig()
   sampling: SamplingConfig = SamplingConfig()
@@ -164,6 +197,11 @@ class Recipe:
     checks.fields(self, max_bad_tokens=checks.SHARE)
     if taken := sorted({field.name for field in dataclasses.fields(self)} & set(self.stages)):
       raise UserError(f'stages={taken}: a field of the recipe has that name, choose another')
+    if self.condition_windows and 'mulan' not in self.stages:
+      raise UserError(
+        'the recipe has stages with a condition, but no stage mulan, which makes its tokens: add '
+        'one, or set the condition of these stages to None'
+      )
 
   @property
   def trained(self) -> dict[str, StageRecipe]:
@@ -174,6 +212,12 @@ class Recipe:
   def imports(self) -> dict[str, Imported]:
     """Models that others trained, by the stage whose place they take."""
     return {name: stage for name, stage in self.stages.items() if isinstance(stage, Imported)}
+
+  @property
+  def condition_windows(self) -> tuple[int, ...]:
+    """Numbers of windows in the conditions of the stages, in ascending order."""
+    conditions = [getattr(stage.model, 'condition', None) for stage in self.trained.values()]
+    return tuple(sorted({one.windows for one in conditions if one is not None}))
 
   def derived(self, stages: Mapping[str, Any] | None = None, **changes: Any) -> 'Recipe':
     """Returns a copy with other fields, and with stages replaced, added, or removed by None."""

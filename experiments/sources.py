@@ -4,13 +4,14 @@ import functools
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from audiolm_jax import audio, kmeans
-from audiolm_jax.data import inventory, skipped, synthesized_benchmark
+from audiolm_jax.data import inventory, skipped, synthesized_benchmark, texts
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.tokens import Spec
@@ -265,6 +266,30 @@ def map_frames(
     yield from (
       row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS)
     )
+
+
+def map_windows(
+  embedding, examples: list[dict], sample_rate: int, *, with_texts: bool = False
+) -> Iterator[np.ndarray]:
+  """Yields the vectors [N, D] of the windows of each readable example, one per second.
+
+  With `with_texts`, each row continues with the vector of the example's first text, [N, 2 D].
+
+  Raises:
+    UserError: if a text is missing.
+  """
+  for example in (example for example in examples if example is not None):
+    vectors_ND = embedding.windows(np.asarray(example['waveform'], np.float32)[None])[0]
+    if with_texts:
+      captions = texts.decode(example['texts']) if 'texts' in example else []
+      if not captions:
+        raise UserError(
+          'music_tokens.text_map needs a text of every example, but one has none: use '
+          '--set music_tokens.text_map=False, or a corpus with texts'
+        )
+      text_1D = embedding.texts(captions[:1])
+      vectors_ND = np.concatenate([vectors_ND, text_1D.repeat(len(vectors_ND), axis=0)], axis=1)
+    yield vectors_ND
 
 
 def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.SemanticQuantizer:

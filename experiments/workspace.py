@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from audiolm_jax import codec, files, generation, tokenizer
+from audiolm_jax import codec, files, generation, joint_embedding, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
@@ -169,6 +169,15 @@ def load_semantic_tokenizer(workdir: pathlib.Path) -> tokenizer.SemanticTokenize
   return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir))
 
 
+def load_embedding(workdir: pathlib.Path) -> joint_embedding.JointEmbedding:
+  """Returns the workdir's joint embedding of audio and texts, trained or imported.
+
+  Raises:
+    UserError: naming the command that makes it, if it is missing.
+  """
+  return joint_embedding.load(_there(workdir, 'mulan'))
+
+
 def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
   """Returns the models for generation (`generation.load_models`).
 
@@ -179,6 +188,8 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
   _there(workdir, 'soundstream', 'semantic', *acoustic)
   if tokenizer.clusters_path(workdir).is_file():
     _there(workdir, 'w2v_bert')
+  if tokenizer.music_path(workdir).is_file():
+    _there(workdir, 'mulan')
   return generation.load_models(workdir, coarse=coarse, remedy=_run_encode(workdir))
 
 

@@ -32,14 +32,14 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
-from audiolm_jax.stages.base import Variables
+from audiolm_jax.stages.base import Condition, Variables
 from audiolm_jax.tokenizer import SemanticEncoder
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.monitor import Band, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments import corpora
-from experiments.recipe import Evaluation, ForgeryConfig, SemanticTokens
+from experiments.recipe import Evaluation, ForgeryConfig, MusicTokens, SemanticTokens
 
 NAN, INF = float('nan'), float('inf')
 COUNT = 'a whole number of at least 1'
@@ -79,6 +79,8 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (ForgeryConfig(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
   (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
   (SemanticTokens(), dict(sample_seconds=NAN), 'a finite number above 0'),
+  (MusicTokens(), dict(num_quantizers=0, codebook_size=0), COUNT),
+  (MusicTokens(), dict(sample_seconds=0.0), 'a finite number above 0'),
   (
     SemanticEncoder(config=hubert.Config(), variables=Variables({}, {}), layer=1),
     dict(layer=-1),
@@ -88,6 +90,10 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (ParallelRule(), dict(noise=INF), 'a finite number of at least 0'),
   (ParallelRule(), dict(iterations=(1, 0)), f'a tuple of one or more, each {COUNT}'),
   (tokens.Vocabulary(target_size=2), dict(target_size=0, target_levels=0), COUNT),
+  (tokens.Codebook(1, 2), dict(levels=0, size=-1), COUNT),
+  (tokens.Codebook(1, 2), dict(rate=0.0), 'a finite number above 0, or None'),
+  (Condition(), dict(levels=0, size=0, windows=-1), COUNT),
+  (Condition(), dict(dropout=1.0), 'at least 0 and below 1'),
   (TransformerConfig(), dict(num_layers=0, num_heads=-1, width=0, mlp_width=0), COUNT),
   (TransformerConfig(), dict(dropout_rate=1.0), 'at least 0 and below 1'),
   (

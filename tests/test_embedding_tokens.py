@@ -29,6 +29,54 @@ def test_every_level_is_the_nearest_to_what_is_left():
       left_D = left_D - vectors_KD[token]
 
 
+def test_levels_are_the_first_ones():
+  vectors_QKD = np.random.default_rng(1).normal(size=(5, 7, 16)).astype(np.float32)
+  embeddings_BD = jnp.asarray(unit_vectors(20))
+  all_BQ = embedding_tokens.assign(jnp.asarray(vectors_QKD), embeddings_BD)
+  for levels in (1, 3, 5):
+    got_BQ = embedding_tokens.assign(jnp.asarray(vectors_QKD), embeddings_BD, levels)
+    np.testing.assert_array_equal(got_BQ, all_BQ[:, :levels])
+  for levels in (0, 6):
+    with pytest.raises(ValueError, match=f'levels={levels}: must be a whole number from 1 to 5'):
+      embedding_tokens.assign(jnp.asarray(vectors_QKD), embeddings_BD, levels)
+
+
+def test_a_map_finds_the_rotation_and_offset_between_the_spaces():
+  audio_ND = unit_vectors(60).astype(np.float64)
+  rotation_DD, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(16, 16)))
+  text_ND = 0.5 * audio_ND @ rotation_DD + 0.3
+  map_ED = embedding_tokens.fit_map(text_ND.astype(np.float32), audio_ND.astype(np.float32))
+  # audio = (text - 0.3) rotation^T / 0.5
+  np.testing.assert_allclose(map_ED[:-1], 2 * rotation_DD.T, atol=1e-4)
+  np.testing.assert_allclose(map_ED[-1], -0.6 * rotation_DD.T.sum(axis=0), atol=1e-4)
+  got_ND = embedding_tokens.apply_map(map_ED, jnp.asarray(text_ND, jnp.float32))
+  np.testing.assert_allclose(got_ND, audio_ND, atol=1e-5)
+
+
+def test_a_map_is_the_least_squares_solution_of_unit_length():
+  """No gradient of the squared error is left, in float64."""
+  random = np.random.default_rng(0)
+  text_ND, audio_ND = random.normal(size=(2, 50, 4)).astype(np.float32)
+  map_ED = np.asarray(embedding_tokens.fit_map(text_ND, audio_ND), np.float64)
+  affine_NE = np.concatenate([text_ND, np.ones((50, 1))], axis=1)
+  error_ND = affine_NE @ map_ED - audio_ND
+  assert np.abs(affine_NE.T @ error_ND).max() < 1e-4 < np.abs(error_ND).max()
+  mapped_ND = np.asarray(embedding_tokens.apply_map(jnp.asarray(map_ED, jnp.float32), text_ND))
+  np.testing.assert_allclose(np.linalg.norm(mapped_ND, axis=1), 1, atol=1e-6)
+
+
+def test_texts_are_quantized_through_the_map():
+  audio_BD = unit_vectors(300)
+  text_BD = np.roll(audio_BD, 1, axis=1)
+  vectors_QKD = embedding_tokens.fit(audio_BD, num_quantizers=3, codebook_size=12)
+  audio_BQ = embedding_tokens.assign(vectors_QKD, jnp.asarray(audio_BD))
+  agree = lambda fitted: np.mean(
+    np.asarray(embedding_tokens.text_tokens(fitted, jnp.asarray(text_BD), 2)) == audio_BQ[:, :2]
+  )
+  mapped = embedding_tokens.Quantizer(vectors_QKD, embedding_tokens.fit_map(text_BD, audio_BD))
+  assert agree(mapped) == 1 and agree(embedding_tokens.Quantizer(vectors_QKD)) < 0.3
+
+
 def test_what_was_not_seen_in_fitting_is_told_better_by_every_level():
   vectors_QKD = embedding_tokens.fit(unit_vectors(600), num_quantizers=4, codebook_size=16, seed=3)
   held_out_BD = unit_vectors(200, seed=1)
@@ -77,15 +125,32 @@ def test_what_cannot_be_fitted_or_assigned_is_refused():
     embedding_tokens.fit(embeddings_ND, codebook_size=4)
   with pytest.raises(ValueError, match='width 16, but code vectors 8'):
     embedding_tokens.assign(jnp.zeros((2, 3, 8)), jnp.zeros((1, 16)))
+  with pytest.raises(ValueError, match='16 pairs are too few for a map of width 16: .* least 17'):
+    embedding_tokens.fit_map(unit_vectors(16), unit_vectors(16))
+  with pytest.raises(ValueError, match='1 of 20 embeddings contain NaN'):
+    embedding_tokens.fit_map(unit_vectors(20), embeddings_ND)
+  with pytest.raises(ValueError, match='width 8, the map 16: fit it to embeddings'):
+    embedding_tokens.apply_map(jnp.zeros((17, 16)), jnp.zeros((1, 8)))
 
 
 def test_code_vectors_of_embeddings_come_back_for_their_model_alone(tmp_path):
   path = tmp_path / 'text_tokens' / 'quantizer.safetensors'
   with pytest.raises(ValueError, match='does not exist.*embedding_tokens.fit'):
     embedding_tokens.load(path, 'abc')
-  vectors_QKD = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
-  embedding_tokens.save(path, jnp.asarray(vectors_QKD), 'abc')
-  np.testing.assert_array_equal(embedding_tokens.load(path, 'abc'), vectors_QKD)
+  vectors_QKD, map_ED = (
+    jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    for shape in ((2, 4, 3), (4, 3))
+  )
+  for fitted in (
+    embedding_tokens.Quantizer(vectors_QKD, map_ED),
+    embedding_tokens.Quantizer(vectors_QKD),
+  ):
+    embedding_tokens.save(path, fitted, 'abc')
+    loaded = embedding_tokens.load(path, 'abc')
+    np.testing.assert_array_equal(loaded.vectors_QKD, vectors_QKD)
+    assert (loaded.map_ED is None) == (fitted.map_ED is None)
+    if fitted.map_ED is not None:
+      np.testing.assert_array_equal(loaded.map_ED, map_ED)
   with pytest.raises(ValueError, match='embeddings of the model abc, not of xyz: fit it again'):
     embedding_tokens.load(path, 'xyz')
   content = path.read_bytes()

@@ -459,3 +459,108 @@ def test_files_become_tokens(tmp_path):
     ValueError, match='c.wav: a waveform has 7 samples, less than one semantic frame'
   ):
     next(tokenizer.files(bound, [tmp_path / 'c.wav']))
+
+
+def conditioned(models, **stages):
+  """Returns models of which some stages read 2 levels of a condition, with other random weights."""
+  one = base.Condition(levels=2, size=K, dropout=0.1)
+  changed = {
+    name: with_variables(dataclasses.replace(getattr(models, name).config, condition=one), seed)
+    for name, seed in stages.items()
+  }
+  codec = models.tokenizer.codec
+
+  class Tokens(type(models.tokenizer)):
+    spec = dataclasses.replace(models.tokenizer.spec, condition_levels=12, condition_size=K)
+
+  return models._replace(tokenizer=Tokens(codec, models.tokenizer.semantic), **changed)
+
+
+def story(num_rows=1):
+  """Returns three segments of 0.4 s with tokens [b, g], [b, g] ... for row b and segment g."""
+  tokens_BGN = np.stack(
+    [np.full((3, 12), b) + np.arange(3)[:, None] for b in range(num_rows)]
+  ).astype(np.int32)
+  return generation.Segments(tokens_BGN, 0.4)
+
+
+def test_windows_read_the_condition_of_the_segment_of_their_first_new_frame(models, monkeypatch):
+  seen = {'semantic': [], 'coarse': [], 'fine': []}
+
+  def spy(model, params, key, prefix, prompt_BFQ, num_steps, rule, guidance, *, capacity):
+    parts = model.vocabulary.parts
+    name = 'fine' if parts[0].rate else 'semantic' if len(parts) == 1 else 'coarse'
+    seen[name].append((np.asarray(prefix[0])[:2, 0].tolist(), prompt_BFQ.shape[1], guidance))
+    return np.zeros((len(prompt_BFQ), capacity), np.int32)
+
+  monkeypatch.setattr(windows, 'sample_targets', spy)
+  both = conditioned(models, semantic=0, coarse=1)
+  for name in ('semantic', 'coarse'):
+    stage = getattr(both, name)
+    aligned = dataclasses.replace(stage.config, deduplicate=False)
+    both = both._replace(**{name: stage._replace(config=aligned)})
+  generation.generate_unconditional(
+    both, jax.random.key(0), 2, 1.2, carry_seconds=0.12, condition=story(2), guidance=2.0
+  )
+  segment = lambda g: [[g, g], [1 + g, 1 + g]]
+  # 25 frames/s: a window of 10 frames for each segment.
+  assert [tokens for tokens, _, _ in seen['semantic']] == [segment(0), segment(1), segment(2)]
+  # 50 frames/s, crops of 20 of which 6 are carried: new from frames 0, 20, 34 and 48.
+  assert [tokens for tokens, _, _ in seen['coarse']] == [segment(g) for g in (0, 1, 1, 2)]
+  assert {scale for _, _, scale in seen['semantic'] + seen['coarse']} == {2.0}
+  assert {scale for _, _, scale in seen['fine']} == {None}
+
+
+def test_segments_start_after_the_prompt_and_the_last_has_no_end():
+  segments = story()
+  assert [segments.number(t) for t in (0.0, 0.39, 0.4, 0.81, 7.0)] == [0, 0, 1, 2, 2]
+  assert generation.Segments(segments.tokens_BGN[:, :1]).number(300.0) == 0
+
+
+def test_both_paths_run_with_a_condition_and_differ_by_it(models, parallel):
+  for names, acoustic in ((('coarse',), 'autoregressive'), (('soundstorm',), 'soundstorm')):
+    fitted = conditioned(
+      models if acoustic == 'autoregressive' else parallel, **dict.fromkeys(names, 1)
+    )
+    semantic_BS = np.array([[1, 4, 2, 3, 3]] * 2, np.int32)
+    tokens_BGN = np.zeros((2, 1, 2), np.int32)
+    tokens_BGN[1] = 5
+    go = lambda condition, guidance=1.0: (
+      generation.generate_acoustics(
+        fitted,
+        jax.random.key(0),
+        semantic_BS,
+        sampling=GREEDY,
+        carry_seconds=0.12,
+        acoustic=acoustic,
+        condition=condition,
+        guidance=guidance,
+      ).codes_BFQ
+    )
+    first, second = go(generation.Segments(tokens_BGN), 4.0)
+    assert (first != second).any()
+    free = go(None)
+    np.testing.assert_array_equal(free[0], free[1])
+
+
+def test_conditions_that_cannot_be_are_refused(models):
+  one = conditioned(models, coarse=1)
+  go = lambda models, condition, **options: generation.generate_unconditional(
+    models, jax.random.key(0), 2, 0.2, condition=condition, **options
+  )
+  with pytest.raises(ValueError, match='stages semantic and coarse were trained without a cond'):
+    go(models, story(2))
+  with pytest.raises(ValueError, match=r'shape \(1, 3, 12\): it needs 2 rows'):
+    go(one, story(1))
+  with pytest.raises(ValueError, match='at least 2 tokens each'):
+    go(one, generation.Segments(np.zeros((2, 1, 1), np.int32)))
+  with pytest.raises(ValueError, match='condition.seconds=0.0'):
+    go(one, story(2)._replace(seconds=0.0))
+  with pytest.raises(ValueError, match='guidance=2.0 needs a condition'):
+    go(one, None, guidance=2.0)
+  never = dataclasses.replace(one.coarse.config.condition, dropout=0.0)
+  config = dataclasses.replace(one.coarse.config, condition=never)
+  with pytest.raises(ValueError, match='coarse was trained without condition.dropout'):
+    go(one._replace(coarse=one.coarse._replace(config=config)), story(2), guidance=2.0)
+  with pytest.raises(ValueError, match='condition_levels=2, the tokens have no condition'):
+    go(one._replace(tokenizer=models.tokenizer), story(2))

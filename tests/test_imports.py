@@ -17,6 +17,7 @@ LEAVES = {
   'tokens',
   'kmeans',
   'losses',
+  'stories',
 }
 # Leaves come before all of them.
 ROOMS = [
@@ -27,6 +28,7 @@ ROOMS = [
   'codec',
   'tokenizer',
   'generation',
+  'music_generation',
   'release',
   'experiments',
 ]
@@ -39,6 +41,7 @@ MIDDLE = {
   'metrics',
   'pretrained',
   'embedding_tokens',
+  'joint_embedding',
 }
 FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').rglob('*.py')])
 THIRD_PARTY_HOMES = {

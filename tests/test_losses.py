@@ -133,3 +133,43 @@ def test_lengths_are_averaged_without_bias_and_absent_terms_wait():
   weights = losses.balanced_weights(balance, shares, 1)
   mean_a = (0.9 * 0.1 * 3 + 0.1 * 5) / (0.9 * 0.1 + 0.1)
   np.testing.assert_allclose([weights['a'], weights['b']], [1 / 3 / mean_a, 2 / 3 / 7], rtol=1e-5)
+
+
+def brute_force_contrastive(similarity_BN, known):
+  """Both contrastive losses in float64, term by term; returns (multi-view, CLIP's)."""
+  s, multi_view, clip = np.asarray(similarity_BN, np.float64), [], []
+  for i in known:
+    negatives = sum(np.exp(s[i, j]) + np.exp(s[j, i]) for j in known if j != i)
+    multi_view.append(-np.log(np.exp(s[i, i]) / negatives))
+    rows = np.exp(s[i, i]) / sum(np.exp(s[i, j]) for j in known)
+    columns = np.exp(s[i, i]) / sum(np.exp(s[j, i]) for j in known)
+    clip.append(-(np.log(rows) + np.log(columns)) / 2)
+  return np.mean(multi_view), np.mean(clip)
+
+
+def test_contrastive_losses_are_their_formulas():
+  s_BN = jnp.asarray(3 * np.random.default_rng(0).normal(size=(5, 5)), jnp.float32)
+  for known in ([0, 1, 2, 3, 4], [0, 2, 3]):
+    known_B = jnp.isin(jnp.arange(5), jnp.array(known))
+    got = [
+      loss(s_BN, s_BN.T, known_B)
+      for loss in (losses.multi_view_contrastive, losses.clip_contrastive)
+    ]
+    np.testing.assert_allclose(got, brute_force_contrastive(s_BN, known), rtol=1e-5)
+  equal_BN, all_B = jnp.full((5, 5), 0.3), jnp.ones(5, bool)
+  chance = [np.log(2 * 4), np.log(5)]
+  got = [
+    loss(equal_BN, equal_BN, all_B)
+    for loss in (losses.multi_view_contrastive, losses.clip_contrastive)
+  ]
+  np.testing.assert_allclose(got, chance, rtol=1e-6)
+  # A single pair has nothing to be told from.
+  alone_B = all_B.at[1:].set(False)
+  assert losses.multi_view_contrastive(s_BN, s_BN.T, alone_B) == 0
+
+
+def test_pair_accuracy_counts_rows_whose_own_column_wins():
+  x_BN = jnp.array([[3.0, 1.0, 9.0], [2.0, 2.0, 0.0], [0.0, 0.0, 5.0]])
+  all_B = jnp.ones(3, bool)
+  assert np.isclose(losses.pair_accuracy(x_BN, all_B), 1 / 3)  # a tie is no win
+  assert np.isclose(losses.pair_accuracy(x_BN, jnp.array([True, True, False])), 1 / 2)

@@ -8,7 +8,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import audiolm_jax
-from audiolm_jax import arrays_file, audio, generation, kmeans, release, tokenizer
+from audiolm_jax import (
+  arrays_file,
+  audio,
+  embedding_tokens,
+  generation,
+  joint_embedding,
+  kmeans,
+  release,
+  tokenizer,
+)
+from audiolm_jax.embedding_tokens import Quantizer
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.training import checkpoints, exports
@@ -234,3 +244,24 @@ def test_the_packaged_codec_reconstructs_speakers_it_has_never_heard():
     ]
     # docs/results/speech.md has the means over many clips; silence would have 4 nats or more.
     assert distances[2] < distances[1] < distances[0] < 1.0 and distances[2] < 0.6
+
+
+def test_a_release_holds_the_joint_embedding_and_its_quantizer(models, tmp_path):
+  mulan = toys.model('mulan')
+  vectors_QKD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4)), jnp.float32)
+  music = tokenizer.MusicTokenizer(
+    joint_embedding.of_mulan(mulan.config, mulan.variables), Quantizer(vectors_QKD)
+  )
+  both = tokenizer.Tokenizer(models.tokenizer.codec, models.tokenizer.semantic, music)
+  release.save_pretrained(models._replace(tokenizer=both), tmp_path / 'toy', dtype='float32')
+  found = audiolm_jax.from_pretrained(tmp_path / 'toy')
+  assert found.tokenizer.fingerprints['music_tokens'] == music.fingerprint
+  assert found.semantic.metadata['fingerprints'] == found.tokenizer.fingerprints
+  assert found.tokenizer.spec.condition_levels == 2 and found.tokenizer.spec.condition_size == 4
+  captions = ['a slow piece', 'drums']
+  np.testing.assert_array_equal(found.tokenizer.music.texts(captions), music.texts(captions))
+  # Another embedding beside the quantizer is noticed.
+  other = joint_embedding.of_mulan(mulan.config, toys.model('mulan', seed=1).variables)
+  quantizer = tmp_path / 'toy/music_tokens/quantizer.safetensors'
+  with pytest.raises(UserError, match='was fitted to embeddings of the model'):
+    embedding_tokens.load(quantizer, other.fingerprint)

@@ -46,12 +46,15 @@ def test_deduplicate_equals_groupby_on_host_and_device(row):
 
 
 def test_ranges_of_a_vocabulary_are_disjoint_and_fill_it():
-  vocabulary = tokens.Vocabulary(prefix_levels=1, prefix_size=7, target_levels=3, target_size=5)
-  prefix = tokens.flatten(np.arange(7).reshape(1, 7, 1), 7, vocabulary.prefix_offset)
+  parts = (tokens.Codebook(2, 4), tokens.Codebook(1, 7, rate=25.0))
+  vocabulary = tokens.Vocabulary(parts=parts, target_levels=3, target_size=5)
+  first, second = vocabulary.offsets
+  condition = tokens.flatten(np.arange(4).reshape(1, 4, 1).repeat(2, axis=2), 4, first)
+  prefix = tokens.flatten(np.arange(7).reshape(1, 7, 1), 7, second)
   target = tokens.flatten(
     np.tile(np.arange(5)[None, :, None], (1, 1, 3)), 5, vocabulary.target_offset
   )
-  ids = [tokens.START, *np.asarray(prefix).ravel(), *np.asarray(target).ravel()]
+  ids = [tokens.START, *(id for part in (condition, prefix, target) for id in np.ravel(part))]
   assert sorted(ids) == list(range(vocabulary.num_ids))
 
 

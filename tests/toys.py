@@ -10,10 +10,21 @@ from audiolm_jax import generation, kmeans, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
+from audiolm_jax.nn.log_mel_cnn import LogMelCNNConfig
 from audiolm_jax.nn.quantizer import RVQ
+from audiolm_jax.nn.text_encoder import TextEncoderConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule
-from audiolm_jax.stages import coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import (
+  coarse,
+  detector,
+  fine,
+  mulan,
+  semantic,
+  soundstorm,
+  soundstream,
+  w2v_bert,
+)
 from audiolm_jax.stages.base import Model
 from audiolm_jax.tokenizer import SemanticEncoder, SemanticTokenizer, Tokenizer
 from audiolm_jax.training import saving, sharding
@@ -62,6 +73,11 @@ CONFIGS = {
     remat=False,
     **SMALL,
   ),
+  'mulan': mulan.Config(
+    audio=LogMelCNNConfig(channels=(4, 4), num_mels=8, hop_length=320, crop_seconds=1.0),
+    text=TextEncoderConfig(num_bytes=16, transformer=TRANSFORMER),
+    embedding_dim=4,
+  ),
   'detector': detector.Config(channels=(4, 4), num_mels=8, hop_length=320),
 }
 SAMPLING = generation.SamplingConfig(soundstorm=ParallelRule(iterations=(2, 1, 1, 1)))
@@ -69,7 +85,12 @@ SAMPLING = generation.SamplingConfig(soundstorm=ParallelRule(iterations=(2, 1, 1
 
 def model(name: str, seed: int = 0) -> Model:
   """Returns a stage with random weights."""
-  config, rng = CONFIGS[name], np.random.default_rng(seed)
+  return with_random_weights(CONFIGS[name], seed)
+
+
+def with_random_weights(config, seed: int = 0) -> Model:
+  """Returns a model of any config with random weights."""
+  rng = np.random.default_rng(seed)
 
   def random(leaf):  # without compiling an initialization
     if jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -18,11 +18,22 @@ class Example(TypedDict, total=False):
     noise: noise to be added to the waveform, of the same length. From `data.noise`.
     semantic: semantic tokens at `semantic_rate`. From token shards (`experiments.encode`).
     codes: codec codes of all levels, F = frames_per_semantic * S. From token shards.
+    music_1, music_21, ...: tokens of each second, of the mean of that number of windows of a joint
+      embedding of audio and texts (`stages.base.Condition`). From token shards.
     speaker: number of the voice; -1 if unknown. From folders of speakers, Libri-Light, LibriSpeech,
       TFDS, Debian's voices, synthesized speech, and token shards of these.
     phones: the phone at the centre of each frame at 25 Hz, as an index into the source's
       `phone_names`. From synthesized speech, labelled recordings of Debian's voices, and token
       shards of these.
+    texts: UTF-8 bytes of each caption of the audio, padded with PAD, as `data.texts.encode` makes
+      them; missing captions are all PAD.
+    unseen_texts: as `texts`, with words that no training text has. From held-out splits of
+      `data.music`.
+    instrument, register, dynamics, texture, tempo, mode: indices into the values of
+      `arrangements.ATTRIBUTES`; tonic: pitch class, C is 0; setting: index into
+      `arrangements.SETTINGS`. From `data.music`.
+    notes: onset and end in seconds, MIDI pitch, and velocity of each note. From `data.music`.
+    tune: name of the score. From `data.music`.
     text: the spoken text. From synthesized speech, and Debian's voices if known.
     words: (word, first sample, end sample) of each word. From synthesized speech.
     kind: 'counting' or 'sentences'. From synthesized speech.
@@ -38,6 +49,18 @@ class Example(TypedDict, total=False):
   codes: Int[np.ndarray, 'F Q']
   speaker: Int[np.ndarray, '']
   phones: Int[np.ndarray, 'S']
+  texts: Int[np.ndarray, 'C L']
+  unseen_texts: Int[np.ndarray, 'C L']
+  instrument: Int[np.ndarray, '']
+  register: Int[np.ndarray, '']
+  dynamics: Int[np.ndarray, '']
+  texture: Int[np.ndarray, '']
+  tempo: Int[np.ndarray, '']
+  mode: Int[np.ndarray, '']
+  tonic: Int[np.ndarray, '']
+  setting: Int[np.ndarray, '']
+  notes: Float[np.ndarray, 'N 4']
+  tune: str
   text: str
   words: list[tuple[str, int, int]]
   kind: str

@@ -147,7 +147,8 @@ class SelfAttention(nn.Module):
 
   With a `cache`, keys and values of x_BLD are written at column `index`, x_BLD attends to all N
   columns, `bias` and `mask` have the axes [L, N], and the new cache is returned with the output.
-  Without a cache, attention is causal. With `Tiles` as `bias`, `mask` is over keys, [B, L].
+  Without a cache, `mask` makes attention causal; `causal=False` tells `costs.flops` that it does
+  not. With `Tiles` as `bias`, `mask` is over keys, [B, L].
 
   Raises:
     UserError: if the width is not a multiple of `num_heads`.
@@ -155,6 +156,7 @@ class SelfAttention(nn.Module):
 
   num_heads: int
   dtype: Any = jnp.float32
+  causal: bool = True
 
   @nn.compact
   def __call__(self, x_BLD, *, bias=None, mask=None, cache: LayerCache | None = None, index=None):
@@ -175,7 +177,7 @@ class SelfAttention(nn.Module):
     if isinstance(bias, Tiles):
       mixed_BLHD = attend_in_blocks(query, key, value, mask, bias)
     elif cache is None:
-      with jax.named_scope(CAUSAL):
+      with jax.named_scope(CAUSAL if self.causal else 'attention'):
         mixed_BLHD = attend(query, key, value, bias=bias, mask=mask)
       if self.is_mutable_collection('intermediates'):  # only if captured
         self.sow('intermediates', 'weights', weights(query, key, bias=bias, mask=mask))

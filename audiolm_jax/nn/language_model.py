@@ -1,8 +1,13 @@
 """Shared parts of AudioLM's three language models: sequence, loss, likelihoods, cached decoding.
 
-A stage converts its batch into two arrays of codes, the prefix (conditioning) and the targets. This
-module builds the sequence, positions, offsets and masks. Parameters are those of training, stacked
-over layers, or those of `transformer.unstack`; only cached decoding needs the latter.
+A stage converts its batch into arrays of codes: the parts of the prefix (conditioning), and the
+targets. This module builds the sequence, positions, offsets and masks. Parameters are those of
+training, stacked over layers, or those of `transformer.unstack`; only cached decoding needs the
+latter.
+
+A prefix is a tuple of arrays [B, P, N], one for each part of the vocabulary; the array itself is
+enough if there is one part. PAD has no effect, so a conditioned model whose condition is PAD is an
+unconditional model.
 """
 
 import dataclasses
@@ -21,6 +26,9 @@ from audiolm_jax.losses import masked_mean
 from audiolm_jax.nn import transformer
 from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
 
+# Codes [B, P, N] of each part of the prefix; of the only one, also the array itself.
+Prefix = Array | np.ndarray | tuple[Array | np.ndarray, ...]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel:
@@ -28,19 +36,17 @@ class LanguageModel:
 
   Fields:
     transformer: sizes of the Transformer.
-    vocabulary: layout of token ids.
-    prefix_rate: frames per second of the prefix, for the time embedding.
+    vocabulary: layout of token ids; the rates of its parts are for the time embedding.
     target_rate: frames per second of the target, for the time embedding.
     time_embedding: whether to add a learned linear map of sinusoids of the time in seconds to the
-      token embeddings. A prefix token has its own time; START and targets have the time of the
-      token they predict.
+      token embeddings. A prefix token has its own time, or 0 in a part without a rate; START and
+      targets have the time of the token they predict.
     code_dropout: share of target codes that are hidden from the input in training (and still
       predicted), so that the model has to use the prefix.
   """
 
   transformer: TransformerConfig
   vocabulary: tokens.Vocabulary
-  prefix_rate: float = 25.0
   target_rate: float = 50.0
   time_embedding: bool = False
   code_dropout: float = 0.0
@@ -56,7 +62,7 @@ def init(model: LanguageModel, key: jax.Array):
 
 
 def sequence(
-  model: LanguageModel, prefix_BPN: Int[Array, 'B P N'], codes_BFQ: Int[Array, 'B F Q']
+  model: LanguageModel, prefix: Prefix, codes_BFQ: Int[Array, 'B F Q']
 ) -> tuple[Int[Array, 'B L'], Float[Array, 'B L']]:
   """Returns the ids `prefix, START, target` and their times in seconds.
 
@@ -65,21 +71,58 @@ def sequence(
 
   Args:
     model: the language model.
-    prefix_BPN: prefix codes; PAD (-1) marks missing frames.
+    prefix: codes of each part of the prefix; PAD (-1) marks missing frames.
     codes_BFQ: target codes.
+
+  Raises:
+    UserError: if the number of arrays is not that of the parts.
   """
-  vocabulary = model.vocabulary
-  prefix_BL = tokens.flatten(prefix_BPN, vocabulary.prefix_size, vocabulary.prefix_offset)
+  vocabulary, batch = model.vocabulary, codes_BFQ.shape[0]
+  ids, times = [], []
+  for codes_BPN, part, offset in zip(
+    parts_of(model, prefix), vocabulary.parts, vocabulary.offsets, strict=True
+  ):
+    ids.append(tokens.flatten(codes_BPN, part.size, offset))
+    frame_L = jnp.arange(ids[-1].shape[1]) // part.levels
+    time_L = jnp.zeros(frame_L.shape) if part.rate is None else frame_L / part.rate
+    times.append(jnp.broadcast_to(time_L, ids[-1].shape))
+  if ids:
+    prefix_BL, prefix_time_BL = tokens.left_pad(
+      jnp.concatenate(ids, axis=1), jnp.concatenate(times, axis=1)
+    )
+    ids, times = [prefix_BL], [prefix_time_BL]
   target_BL = tokens.flatten(codes_BFQ, vocabulary.target_size, vocabulary.target_offset)
-  batch = prefix_BL.shape[0]
-  frame_L = jnp.arange(prefix_BL.shape[1]) // max(vocabulary.prefix_levels, 1)
-  prefix_time_BL = jnp.broadcast_to(frame_L / model.prefix_rate, prefix_BL.shape)
-  prefix_BL, prefix_time_BL = tokens.left_pad(prefix_BL, prefix_time_BL)
-  start_B1 = jnp.full((batch, 1), tokens.START, jnp.int32)
   predicted_time_L = target_time(model, jnp.arange(target_BL.shape[1] + 1))
-  predicted_time_BL = jnp.broadcast_to(predicted_time_L, (batch, target_BL.shape[1] + 1))
-  ids_BL = jnp.concatenate([prefix_BL, start_B1, target_BL], axis=1)
-  return ids_BL, jnp.concatenate([prefix_time_BL, predicted_time_BL], axis=1)
+  ids += [jnp.full((batch, 1), tokens.START, jnp.int32), target_BL]
+  times.append(jnp.broadcast_to(predicted_time_L, (batch, target_BL.shape[1] + 1)))
+  return jnp.concatenate(ids, axis=1), jnp.concatenate(times, axis=1)
+
+
+def parts_of(model: LanguageModel, prefix: Prefix) -> tuple[Array | np.ndarray, ...]:
+  """Returns the prefix as a tuple with an array for each part of the vocabulary.
+
+  An array without frames may be given to a model without a prefix.
+
+  Raises:
+    UserError: if the number of arrays is not that of the parts.
+  """
+  arrays = prefix if isinstance(prefix, tuple) else (prefix,)
+  if not model.vocabulary.parts and not any(array.shape[1] for array in arrays):
+    return ()
+  if len(arrays) != len(model.vocabulary.parts):
+    raise UserError(
+      f'the prefix has {len(arrays)} arrays, the model {len(model.vocabulary.parts)} parts: give '
+      'one array [B, P, N] for each part'
+    )
+  return arrays
+
+
+def without_condition(model: LanguageModel, prefix: Prefix) -> tuple[Array, ...]:
+  """Returns the prefix with PAD in the parts without a rate, for the unconditional model."""
+  return tuple(
+    jnp.full_like(array, tokens.PAD) if part.rate is None else jnp.asarray(array)
+    for array, part in zip(parts_of(model, prefix), model.vocabulary.parts, strict=True)
+  )
 
 
 def target_time(model: LanguageModel, position: Int[Array, '*dims']) -> Float[Array, '*dims']:
@@ -90,7 +133,7 @@ def target_time(model: LanguageModel, position: Int[Array, '*dims']) -> Float[Ar
 def target_logits(
   model: LanguageModel,
   params,
-  prefix_BPN: Int[Array, 'B P N'],
+  prefix: Prefix,
   codes_BFQ: Int[Array, 'B F Q'],
   key: jax.Array | None,
 ) -> Float[Array, 'B F Q K']:
@@ -101,12 +144,12 @@ def target_logits(
   Args:
     model: the language model.
     params: parameters.
-    prefix_BPN: prefix codes.
+    prefix: codes of each part of the prefix.
     codes_BFQ: target codes (teacher forcing).
     key: PRNG key of dropout; None for evaluation.
   """
   batch, frames, levels = codes_BFQ.shape
-  ids_BL, times_BL = sequence(model, prefix_BPN, codes_BFQ)
+  ids_BL, times_BL = sequence(model, prefix, codes_BFQ)
   if key is not None and model.code_dropout:
     key, code_key = jax.random.split(key)
     kept_BN = jax.random.bernoulli(code_key, 1 - model.code_dropout, (batch, frames * levels))
@@ -127,7 +170,7 @@ def target_logits(
 def loss(
   model: LanguageModel,
   params,
-  prefix_BPN: Int[Array, 'B P N'],
+  prefix: Prefix,
   codes_BFQ: Int[Array, 'B F Q'],
   key: jax.Array | None,
 ) -> tuple[Float[Array, ''], dict[str, Array]]:
@@ -136,7 +179,7 @@ def loss(
   Args:
     model: the language model.
     params: parameters.
-    prefix_BPN: prefix codes.
+    prefix: codes of each part of the prefix.
     codes_BFQ: target codes.
     key: PRNG key of dropout; None for evaluation.
 
@@ -144,7 +187,7 @@ def loss(
     Loss in nats per token, and metrics: 'nats', 'accuracy', and 'nats_level_q' of each level q
       where there are several.
   """
-  logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, key)
+  logits_BFQK = target_logits(model, params, prefix, codes_BFQ, key)
   mask_BFQ = codes_BFQ != tokens.PAD
   nats_BFQ = -_log_probabilities(logits_BFQK, codes_BFQ)
   nats = masked_mean(nats_BFQ, mask_BFQ)
@@ -159,7 +202,7 @@ def loss(
 def log_likelihoods(
   model: LanguageModel,
   params: Any,
-  prefix_BPN: Int[Array | np.ndarray, 'B P N'] | None,
+  prefix: Prefix | None,
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
 ) -> Float[Array, 'B F Q']:
   """Returns the log-probability of each target code, in nats, given all before it; 0 at PAD.
@@ -170,24 +213,24 @@ def log_likelihoods(
   Args:
     model: the language model.
     params: parameters.
-    prefix_BPN: prefix codes, PAD on the right; None: no prefix.
+    prefix: codes of each part of the prefix, PAD on the right; None: no prefix.
     codes_BFQ: target codes, PAD on the right.
 
   Raises:
     UserError: for another number of levels, and for codes out of range.
   """
-  prefix_BPN, codes_BFQ = _checked(model, prefix_BPN, codes_BFQ)
-  return _log_likelihoods(model, params, prefix_BPN, codes_BFQ)
+  prefix, codes_BFQ = _checked(model, prefix, codes_BFQ)
+  return _log_likelihoods(model, params, prefix, codes_BFQ)
 
 
 def hidden_states(
   model: LanguageModel,
   params: Any,
-  prefix_BPN: Int[Array | np.ndarray, 'B P _'] | None,
+  prefix: Prefix | None,
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
   layers: Sequence[int] | None = None,
 ) -> Float[Array, 'N B L D']:
-  """Returns the residual stream at each token of `sequence(prefix_BPN, codes_BFQ)`.
+  """Returns the residual stream at each token of `sequence(prefix, codes_BFQ)`.
 
   Column L - F Q - 1 is START; the last F Q columns read the codes. The column before a code
   predicts it. Values at PAD have no meaning. The norm before the logits is not applied.
@@ -195,7 +238,7 @@ def hidden_states(
   Args:
     model: the language model.
     params: parameters.
-    prefix_BPN: prefix codes, PAD on the right; None: no prefix.
+    prefix: codes of each part of the prefix, PAD on the right; None: no prefix.
     codes_BFQ: target codes, PAD on the right.
     layers: number of layers that have been applied, 0 (embeddings) to `num_layers`; None: all.
 
@@ -203,14 +246,14 @@ def hidden_states(
     UserError: for another number of levels, codes out of range, and a layer that does not exist.
   """
   layers = _checked_layers(model, layers, 0)
-  prefix_BPN, codes_BFQ = _checked(model, prefix_BPN, codes_BFQ)
-  return _hidden_states(model, params, prefix_BPN, codes_BFQ, layers)
+  prefix, codes_BFQ = _checked(model, prefix, codes_BFQ)
+  return _hidden_states(model, params, prefix, codes_BFQ, layers)
 
 
 def attention_weights(
   model: LanguageModel,
   params: Any,
-  prefix_BPN: Int[Array | np.ndarray, 'B P _'] | None,
+  prefix: Prefix | None,
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'],
   layers: Sequence[int] | None = None,
 ) -> Float[Array, 'N B H L L']:
@@ -220,24 +263,25 @@ def attention_weights(
   B H L^2 floats.
   """
   layers = _checked_layers(model, layers, 1)
-  prefix_BPN, codes_BFQ = _checked(model, prefix_BPN, codes_BFQ)
-  return _attention_weights(model, params, prefix_BPN, codes_BFQ, layers)
+  prefix, codes_BFQ = _checked(model, prefix, codes_BFQ)
+  return _attention_weights(model, params, prefix, codes_BFQ, layers)
 
 
-def _checked(model, prefix_BPN, codes_BFQ):
+def _checked(model, prefix, codes_BFQ):
   vocabulary = model.vocabulary
-  if prefix_BPN is None:
-    empty = (len(codes_BFQ), 0, max(vocabulary.prefix_levels, 1))
-    prefix_BPN = np.zeros(empty, np.int32)
-  checks.shapes(prefix_BPN=prefix_BPN, codes_BFQ=codes_BFQ)
-  for name, array, levels, size in (
-    ('prefix_BPN', prefix_BPN, vocabulary.prefix_levels, vocabulary.prefix_size),
-    ('codes_BFQ', codes_BFQ, vocabulary.target_levels, vocabulary.target_size),
+  if prefix is None:
+    prefix = tuple(np.zeros((len(codes_BFQ), 0, p.levels), np.int32) for p in vocabulary.parts)
+  target = tokens.Codebook(vocabulary.target_levels, vocabulary.target_size)
+  arrays = parts_of(model, prefix)
+  for name, array, part in (
+    *(('prefix_BPN', array, part) for array, part in zip(arrays, vocabulary.parts, strict=True)),
+    ('codes_BFQ', codes_BFQ, target),
   ):
-    if array.shape[1] and array.shape[2] != levels:
-      raise UserError(f'{name} has shape {array.shape}: the model has {levels} levels there')
-    checks.ids(name, array, size)
-  return jnp.asarray(prefix_BPN), jnp.asarray(codes_BFQ)
+    checks.shapes(**{name: array, 'codes_BFQ': codes_BFQ})
+    if array.shape[1] and array.shape[2] != part.levels:
+      raise UserError(f'{name} has shape {array.shape}: the model has {part.levels} levels there')
+    checks.ids(name, array, part.size)
+  return tuple(map(jnp.asarray, arrays)), jnp.asarray(codes_BFQ)
 
 
 def _checked_layers(model, layers, first) -> tuple[int, ...]:
@@ -260,30 +304,30 @@ def _log_probabilities(logits_BFQK, codes_BFQ):
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _log_likelihoods(model, params, prefix_BPN, codes_BFQ):
-  logits_BFQK = target_logits(model, params, prefix_BPN, codes_BFQ, None)
+def _log_likelihoods(model, params, prefix, codes_BFQ):
+  logits_BFQK = target_logits(model, params, prefix, codes_BFQ, None)
   return jnp.where(codes_BFQ == tokens.PAD, 0.0, _log_probabilities(logits_BFQK, codes_BFQ))
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'layers'))
-def _hidden_states(model, params, prefix_BPN, codes_BFQ, layers):
-  seen = _intermediates(model, params, prefix_BPN, codes_BFQ)
+def _hidden_states(model, params, prefix, codes_BFQ, layers):
+  seen = _intermediates(model, params, prefix, codes_BFQ)
   states = [seen['embedded'], *(layer['hidden'] for layer in seen['layers'])]
   return jnp.stack([states[i] for i in layers])
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'layers'))
-def _attention_weights(model, params, prefix_BPN, codes_BFQ, layers):
-  seen = _intermediates(model, params, prefix_BPN, codes_BFQ)['layers']
+def _attention_weights(model, params, prefix, codes_BFQ, layers):
+  seen = _intermediates(model, params, prefix, codes_BFQ)['layers']
   return jnp.stack([seen[i - 1]['attention']['weights'] for i in layers])
 
 
-def _intermediates(model, params, prefix_BPN, codes_BFQ):
+def _intermediates(model, params, prefix, codes_BFQ):
   """Returns what the layers sow; compiled code computes only what its caller reads of it."""
   if _is_stacked(params):
     params = transformer.unstack(model.transformer, params)
   _, collections = model.module(scanned=False).apply(
-    {'params': params}, *sequence(model, prefix_BPN, codes_BFQ), mutable='intermediates'
+    {'params': params}, *sequence(model, prefix, codes_BFQ), mutable='intermediates'
   )
   is_sown = lambda node: isinstance(node, tuple)
   seen = jax.tree.map(lambda once: once[0], collections['intermediates'], is_leaf=is_sown)

@@ -10,20 +10,19 @@ stateless. Choice: constants shift and scale the log-mel, which keeps informatio
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from audiolm_jax import audio, checks
-from audiolm_jax.errors import UserError
+from audiolm_jax import checks
+from audiolm_jax.nn import log_mel
 from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogMelCNNConfig:
+class LogMelCNNConfig(log_mel.LogMelConfig):
   """Configures a `LogMelCNN`.
 
   Raises:
@@ -31,41 +30,14 @@ class LogMelCNNConfig:
   """
 
   channels: tuple[int, ...] = (64, 128, 256, 256, 512, 512)
-  num_mels: int = 64
-  window_length: int = 400  # samples: 25 ms
-  hop_length: int = 160  # samples: 10 ms
-  sample_rate: int = 16_000  # Hz
-  crop_seconds: float = 1.0
-  dtype: Any = jnp.float32
 
   def __post_init__(self):
-    checks.fields(
-      self,
-      channels=checks.each(checks.WHOLE),
-      num_mels=checks.WHOLE,
-      window_length=checks.WHOLE,
-      hop_length=checks.WHOLE,
-      sample_rate=checks.WHOLE,
-      crop_seconds=checks.CLIP_SECONDS,
-      dtype=checks.FLOAT_TYPE,
-    )
-    if self.crop_length < self.window_length:
-      raise UserError(
-        f'crop_seconds={self.crop_seconds} is {self.crop_length} samples, less than '
-        f'window_length={self.window_length}: make the crop longer'
-      )
+    checks.fields(self, channels=checks.each(checks.WHOLE))
+    super().__post_init__()
 
-  @property
-  def crop_length(self) -> int:
-    """Number of samples of one crop."""
-    return round(self.crop_seconds * self.sample_rate)
-
-
-class Output(NamedTuple):
-  """Holds logits and the embedding, the input of the last linear layer."""
-
-  logits_BN: Array
-  embedding_BD: Array
+  def network(self, num_outputs: int) -> 'LogMelCNN':
+    """Returns the module that maps waveforms to `num_outputs` numbers."""
+    return LogMelCNN(self, num_outputs)
 
 
 class LogMelCNN(nn.Module):
@@ -79,18 +51,11 @@ class LogMelCNN(nn.Module):
   num_outputs: int
 
   @nn.compact
-  def __call__(self, wave_BT: Float[Array, 'B T']) -> Output:
+  def __call__(
+    self, wave_BT: Float[Array, 'B T'], augment: log_mel.Augment | None = None
+  ) -> log_mel.Output:
     c = self.config
-    log_mel_BFM = audio.log_mel_spectrogram(
-      wave_BT,
-      sample_rate=c.sample_rate,
-      window_length=c.window_length,
-      hop_length=c.hop_length,
-      num_mels=c.num_mels,
-      fft_length=512,
-    )
-    # Speech then has roughly zero mean and unit variance.
-    x = ((log_mel_BFM + 5) / 3)[..., None].astype(c.dtype)
+    x = log_mel.features(c, wave_BT, augment)[..., None].astype(c.dtype)
     previous = c.channels[0]
     for block, channels in enumerate(c.channels):
       for shape in ((3, 1), (1, 3)):
@@ -114,7 +79,7 @@ class LogMelCNN(nn.Module):
         x = nn.max_pool(x, (2, 2), strides=(2, 2), padding='SAME')
       previous = channels
     embedding_BD = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-    return Output(
+    return log_mel.Output(
       dense(self.num_outputs, (EMBED, VOCAB), use_bias=True, name='logits')(embedding_BD),
       embedding_BD,
     )

@@ -131,13 +131,14 @@ class Block(nn.Module):
 
   config: TransformerConfig
   deterministic: bool = True
+  causal: bool = True
 
   @nn.compact
   def __call__(self, x_BLD, bias, mask, cache: LayerCache | None = None, index=None):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
     x_BLD = placement.by_batch(x_BLD)
     drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
-    attend = attention.SelfAttention(config.num_heads, dtype, name='attention')
+    attend = attention.SelfAttention(config.num_heads, dtype, self.causal, name='attention')
     mixed_BLD = attend(
       norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index
     )
@@ -154,6 +155,23 @@ class Block(nn.Module):
 
 def norm(dtype: Any, name: str) -> nn.RMSNorm:
   return nn.RMSNorm(dtype=dtype, scale_init=partitioned(nn.initializers.ones, EMBED), name=name)
+
+
+def stacked(config: TransformerConfig, deterministic: bool, causal: bool = True) -> nn.Module:
+  """Returns the blocks of all layers as one scan, the submodule 'layers' of the calling module."""
+  block = Block
+  if config.remat:
+    block = nn.remat(Block, policy=attention.REMAT_POLICY, prevent_cse=False)
+  scan = nn.scan(
+    block,
+    variable_axes={'params': 0, 'intermediates': 0},
+    split_rngs={'params': True, 'dropout': True},
+    in_axes=(nn.broadcast, nn.broadcast),
+    length=config.num_layers,
+    unroll=placement.unrolls_layers(),
+    metadata_params={nn.PARTITION_NAME: LAYERS},
+  )
+  return scan(config, deterministic, causal, name='layers')
 
 
 class Transformer(nn.Module):
@@ -218,19 +236,7 @@ class Transformer(nn.Module):
       return x_BLD, None if cache is None else KVCache(
         tuple(layers), valid_BL, cache.index + length
       )
-    block = Block
-    if config.remat:
-      block = nn.remat(Block, policy=attention.REMAT_POLICY, prevent_cse=False)
-    scan = nn.scan(
-      block,
-      variable_axes={'params': 0, 'intermediates': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast, nn.broadcast),
-      length=config.num_layers,
-      unroll=placement.unrolls_layers(),
-      metadata_params={nn.PARTITION_NAME: LAYERS},
-    )
-    return scan(config, self.deterministic, name='layers')(x_BLD, bias, mask)
+    return stacked(config, self.deterministic)(x_BLD, bias, mask)
 
 
 def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
@@ -269,16 +275,21 @@ def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
   )
 
 
-def whole_bias(config, bias_table, length):
+def whole_bias(config, bias_table, length, causal=True):
   """Returns the bias [H, L, L] of a whole sequence as a Toeplitz matrix, built by tiling.
 
-  The gradient of a gather from the table would be a scatter over L * L entries, which is slow on
-  all devices.
+  If not causal, half of the buckets is for keys after the query, as in T5's encoder. The gradient
+  of a gather from the table would be a scatter over L * L entries, which is slow on all devices.
   """
   period = 2 * length
   distance = -jnp.arange(period) % period  # column - row of the tiled vector is minus the distance
-  distance = jnp.where(distance < length, distance, 0)  # future positions are masked later
-  buckets = relative_buckets(distance, config.num_buckets, config.max_distance)
+  after, half = distance >= length, config.num_buckets // 2
+  if causal:
+    distance = jnp.where(after, 0, distance)  # future positions are masked later
+    buckets = relative_buckets(distance, config.num_buckets, config.max_distance)
+  else:
+    distance = jnp.where(after, period - distance, distance)
+    buckets = relative_buckets(distance, half, config.max_distance) + jnp.where(after, half, 0)
   vector_HN = jax.nn.one_hot(buckets, config.num_buckets, dtype=bias_table.dtype) @ bias_table
   tiled = jnp.tile(vector_HN.T, (1, length))[:, : length * (period - 1)]
   return tiled.reshape(config.num_heads, length, period - 1)[..., :length]

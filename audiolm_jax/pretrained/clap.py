@@ -1,10 +1,10 @@
 """CLAP (Wu et al., 2023, arXiv 2211.06687) from Hugging Face's `ClapModel`.
 
-Maps audio and texts to unit vectors of one space. It replaces MuLan, which is not published: a
+Maps audio and texts to unit vectors of one space, as MuLan, whose weights are not published. A
 music model is trained on audio embeddings (`audio_embeddings`) and prompted with text embeddings
-(`text_embeddings`); `embedding_tokens` quantizes both to 12 tokens. Supported checkpoints are the
-unfused ones: `laion/clap-htsat-unfused`, `laion/larger_clap_music`, `..._general`,
-`..._music_and_speech`.
+(`text_embeddings`); `embedding_tokens` quantizes both to 12 tokens. `joint_embedding` binds either
+model to its weights. Supported checkpoints are the unfused ones: `laion/clap-htsat-unfused`,
+`laion/larger_clap_music`, `..._general`, `..._music_and_speech`.
 
 The original embeds ten random seconds of a longer clip. Here the embedding is deterministic: the
 normalized mean of the unit vectors of ten-second windows with a stride of one second, as in MusicLM
@@ -160,6 +160,14 @@ def window_states(
   return clap_audio.Encoder(config.audio).apply({'params': params}, mels_BFM)
 
 
+def window_embeddings(
+  config: Config, variables: Variables, wave_BT: Float[Array, 'B 480000']
+) -> Float[Array, 'B D']:
+  """Returns a unit vector of ten seconds of audio at 48 kHz."""
+  mean_BD, _ = window_states(config, variables, wave_BT)
+  return _project(config, variables.params['audio_projection'], mean_BD)
+
+
 def filled(wave_BT: Float[Array, 'B T']) -> Float[Array, 'B N']:
   """Returns clips of at least ten seconds: shorter ones are repeated in whole, then zero-padded."""
   num_samples = wave_BT.shape[-1]
@@ -183,10 +191,9 @@ def audio_embeddings(
   wave_BT = filled(wave_BT)
 
   def embed(start):
-    mean_BD, _ = window_states(
+    return window_embeddings(
       config, variables, jax.lax.dynamic_slice_in_dim(wave_BT, start, CLIP, axis=1)
     )
-    return _project(config, variables.params['audio_projection'], mean_BD)
 
   starts_N = STRIDE * jnp.arange((wave_BT.shape[-1] - CLIP) // STRIDE + 1)
   # Windows run one by one, to bound the memory of long clips.

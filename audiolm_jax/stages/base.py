@@ -5,14 +5,16 @@ Input pipeline, sharding, train step and loop use this interface only. Like an
 `Config.make()`. The type of the config selects the stage, so there is no registry.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
-from audiolm_jax import checks
+from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 
 Key = jax.Array  # a typed PRNG key, from jax.random.key
@@ -20,6 +22,8 @@ Key = jax.Array  # a typed PRNG key, from jax.random.key
 Params = Any
 State = Any  # arrays without gradients (EMA codebooks, counters), as a tree; {} for most stages
 Batch = Mapping[str, jax.Array | np.ndarray]
+CONDITION_RATE = 1.0  # Hz, of the windows of a joint embedding, and of the tokens of a condition
+_HIDING = 2**20  # makes the key of `Condition.read`; larger than what `jax.random.split` counts
 
 
 class Feature(NamedTuple):
@@ -41,6 +45,64 @@ class Feature(NamedTuple):
   dtype: Any
   rate: float | None
   num_ids: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+  """Configures the condition of a stage: tokens of a joint embedding of audio and text.
+
+  As in MusicLM (arXiv 2301.11325), training reads tokens of the audio of the crop, and generation
+  those of a text. PAD instead of them makes the stage unconditional.
+
+  Fields:
+    levels: number of levels that the stage reads, the first ones; MusicLM reads all 12.
+    size: number of tokens per level.
+    windows: number of windows, at one per second, whose mean embedding is quantized. In MusicLM, a
+      window has 10 s, so that a crop of 30 s has 21 and one of 10 s has 1.
+    dropout: share of the training examples without a condition, which guidance needs
+      (arXiv 2207.12598); MusicLM has no guidance, hence 0.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
+
+  levels: int = 12
+  size: int = 1024
+  windows: int = 1
+  dropout: float = 0.0
+
+  def __post_init__(self):
+    checks.fields(
+      self, levels=checks.WHOLE, size=checks.WHOLE, windows=checks.WHOLE, dropout=checks.BELOW_ONE
+    )
+
+  @property
+  def name(self) -> str:
+    """Name of the tokens in a batch, an array [1, levels] of the second in which the crop starts."""
+    return condition_name(self.windows)
+
+  @property
+  def feature(self) -> Feature:
+    return Feature((1, self.levels), jnp.int32, CONDITION_RATE, self.size)
+
+  @property
+  def codebook(self) -> tokens.Codebook:
+    """The part of a language model's prefix; all its tokens have the time 0."""
+    return tokens.Codebook(self.levels, self.size)
+
+  def read(self, batch: 'Batch', key: jax.Array | None) -> Int[Array, 'B 1 N']:
+    """Returns the tokens of a batch; with a key, those of a share `dropout` of the rows are PAD."""
+    tokens_B1N = jnp.asarray(batch[self.name])
+    if key is None or not self.dropout:
+      return tokens_B1N
+    key = jax.random.fold_in(key, _HIDING)
+    hidden_B11 = jax.random.bernoulli(key, self.dropout, (len(tokens_B1N), 1, 1))
+    return jnp.where(hidden_B11, tokens.PAD, tokens_B1N)
+
+
+def condition_name(windows: int) -> str:
+  """Returns the name of tokens of the mean embedding of a number of windows."""
+  return f'music_{windows}'
 
 
 class Variables(NamedTuple):

@@ -3,7 +3,8 @@
 Inputs: semantic_BS at 25 Hz, frame-aligned (repeats are removed here), and codes_BFQ at 50 Hz, of
 which the first `num_quantizers` levels are used. Sequence: z_1, ..., z_N, START, y_1^1, ..., y_1^Q,
 y_2^1, ...; only y is predicted. Piano (section IV-I): num_quantizers=3, codebook_size=2**14, and no
-stage 3.
+stage 3. With `condition`, as in MusicLM (arXiv 2301.11325), the tokens of a text or of the crop's
+audio come first.
 
 Deviation: the softmax of a position covers its own level only, so illegal codes have probability 0.
 Two options for tiny models are not in the paper and off by default. `time_embedding` (needs
@@ -20,9 +21,9 @@ from jaxtyping import Array, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
-from audiolm_jax.nn.language_model import LanguageModel
+from audiolm_jax.nn.language_model import LanguageModel, Prefix
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
+from audiolm_jax.stages.base import Aux, Batch, Condition, Feature, Key, Stage, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Config:
   deduplicate: bool = True
   time_embedding: bool = False
   code_dropout: float = 0.0  # share of the codes hidden from the input in training
+  condition: Condition | None = None  # MusicLM; AudioLM has none
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
@@ -79,6 +81,8 @@ class Config:
       frame_rate=self.frame_rate,
       num_quantizers=self.total_quantizers,
       codebook_size=self.codebook_size,
+      condition_levels=self.condition and self.condition.levels,
+      condition_size=self.condition and self.condition.size,
     )
 
   @property
@@ -98,30 +102,34 @@ class Config:
 
   @property
   def language_model(self) -> LanguageModel:
+    parts = () if self.condition is None else (self.condition.codebook,)
+    if self.condition_on_semantic:
+      parts += (tokens.Codebook(1, self.num_clusters, self.semantic_rate),)
     vocabulary = tokens.Vocabulary(
-      prefix_levels=int(self.condition_on_semantic),
-      prefix_size=self.num_clusters,
-      target_levels=self.num_quantizers,
-      target_size=self.codebook_size,
+      parts=parts, target_levels=self.num_quantizers, target_size=self.codebook_size
     )
     return LanguageModel(
       transformer=self.transformer,
       vocabulary=vocabulary,
-      prefix_rate=self.semantic_rate,
       target_rate=self.frame_rate,
       time_embedding=self.time_embedding,
       code_dropout=self.code_dropout,
     )
 
-  def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B S 1'], Int[Array, 'B F Q']]:
-    """Returns the conditioning tokens (none for the acoustic-only model) and the target codes."""
-    codes_BFQ = jnp.asarray(batch['codes'])
-    if not self.condition_on_semantic:
-      return jnp.zeros((codes_BFQ.shape[0], 0, 1), jnp.int32), codes_BFQ
-    semantic_BS = jnp.asarray(batch['semantic'])
-    if self.deduplicate:
-      semantic_BS = tokens.deduplicate(semantic_BS)[0]
-    return semantic_BS[..., None], codes_BFQ
+  def prefix_and_target(
+    self, batch: Batch, key: Key | None = None
+  ) -> tuple[Prefix, Int[Array, 'B F Q']]:
+    """Returns the prefix (condition and semantic tokens, if there are) and the target codes.
+
+    key: PRNG key that hides conditions in training; None hides none.
+    """
+    prefix = () if self.condition is None else (self.condition.read(batch, key),)
+    if self.condition_on_semantic:
+      semantic_BS = jnp.asarray(batch['semantic'])
+      if self.deduplicate:
+        semantic_BS = tokens.deduplicate(semantic_BS)[0]
+      prefix += (semantic_BS[..., None],)
+    return prefix, jnp.asarray(batch['codes'])
 
   def make(self) -> Stage:
     return make(self)
@@ -136,9 +144,11 @@ def make(config: Config) -> Stage:
     features['semantic'] = Feature(
       (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
     )
+  if config.condition is not None:
+    features[config.condition.name] = config.condition.feature
 
   def loss(params, state, batch, key):
-    prefix, target = config.prefix_and_target(batch)
+    prefix, target = config.prefix_and_target(batch, key)
     nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
     return nats, Aux(state, metrics)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
-from audiolm_jax.nn.language_model import LanguageModel
+from audiolm_jax.nn.language_model import LanguageModel, Prefix
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
 
@@ -73,23 +73,21 @@ class Config:
   @property
   def language_model(self) -> LanguageModel:
     vocabulary = tokens.Vocabulary(
-      prefix_levels=self.num_coarse,
-      prefix_size=self.codebook_size,
+      parts=(tokens.Codebook(self.num_coarse, self.codebook_size, self.frame_rate),),
       target_levels=self.total_quantizers - self.num_coarse,
       target_size=self.codebook_size,
     )
     return LanguageModel(
       transformer=self.transformer,
       vocabulary=vocabulary,
-      prefix_rate=self.frame_rate,
       target_rate=self.frame_rate,
       time_embedding=self.time_embedding,
     )
 
-  def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B F Q1'], Int[Array, 'B F Q2']]:
-    """Returns the coarse codes and the target fine codes of a batch."""
+  def prefix_and_target(self, batch: Batch) -> tuple[Prefix, Int[Array, 'B F Q2']]:
+    """Returns the prefix (the coarse codes) and the target fine codes of a batch."""
     codes_BFQ = jnp.asarray(batch['codes'])
-    return codes_BFQ[..., : self.num_coarse], codes_BFQ[..., self.num_coarse :]
+    return (codes_BFQ[..., : self.num_coarse],), codes_BFQ[..., self.num_coarse :]
 
   def make(self) -> Stage:
     return make(self)

@@ -4,6 +4,9 @@ Input: semantic_BS at 25 Hz, frame-aligned; repeats are removed here. Sequence: 
 z_N; all of z is predicted. There is no end token, because crops end anywhere. Choices that the
 paper leaves open are listed in nn/transformer.py.
 
+With `condition`, as in MusicLM (arXiv 2301.11325), the tokens of a text or of the crop's audio come
+before START.
+
 Deviation: the softmax covers semantic ids only, so START cannot be predicted. The option
 `time_embedding`, for tiny models, is not in the paper and off by default; it needs
 deduplicate=False, because deduplicated tokens have no time.
@@ -17,9 +20,9 @@ from jaxtyping import Array, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
-from audiolm_jax.nn.language_model import LanguageModel
+from audiolm_jax.nn.language_model import LanguageModel, Prefix
 from audiolm_jax.nn.transformer import TransformerConfig
-from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
+from audiolm_jax.stages.base import Aux, Batch, Condition, Feature, Key, Stage, Variables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Config:
   num_clusters: int = 1024
   deduplicate: bool = True
   time_embedding: bool = False
+  condition: Condition | None = None  # MusicLM; AudioLM has none
   transformer: TransformerConfig = TransformerConfig()
 
   def __post_init__(self):
@@ -53,7 +57,12 @@ class Config:
   @property
   def spec(self) -> tokens.Spec:
     """The tokens that this stage is made for."""
-    return tokens.Spec(semantic_rate=self.semantic_rate, num_clusters=self.num_clusters)
+    return tokens.Spec(
+      semantic_rate=self.semantic_rate,
+      num_clusters=self.num_clusters,
+      condition_levels=self.condition and self.condition.levels,
+      condition_size=self.condition and self.condition.size,
+    )
 
   @property
   def num_semantic(self) -> int:
@@ -64,34 +73,47 @@ class Config:
   def language_model(self) -> LanguageModel:
     return LanguageModel(
       transformer=self.transformer,
-      vocabulary=tokens.Vocabulary(target_size=self.num_clusters),
+      vocabulary=tokens.Vocabulary(
+        parts=() if self.condition is None else (self.condition.codebook,),
+        target_size=self.num_clusters,
+      ),
       target_rate=self.semantic_rate,
       time_embedding=self.time_embedding,
     )
 
-  def prefix_and_target(self, batch: Batch) -> tuple[Int[Array, 'B 0 1'], Int[Array, 'B S 1']]:
-    """Returns the (empty) prefix and the target tokens of a batch."""
+  def prefix_and_target(
+    self, batch: Batch, key: Key | None = None
+  ) -> tuple[Prefix, Int[Array, 'B S 1']]:
+    """Returns the prefix (the condition, if there is one) and the target tokens of a batch.
+
+    key: PRNG key that hides conditions in training; None hides none.
+    """
     semantic_BS = jnp.asarray(batch['semantic'])
     if self.deduplicate:
       semantic_BS = tokens.deduplicate(semantic_BS)[0]
-    return jnp.zeros((semantic_BS.shape[0], 0, 1), jnp.int32), semantic_BS[..., None]
+    prefix = () if self.condition is None else (self.condition.read(batch, key),)
+    return prefix, semantic_BS[..., None]
 
   def make(self) -> Stage:
     return make(self)
 
 
 def make(config: Config) -> Stage:
+  features = {
+    'semantic': Feature(
+      (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+    )
+  }
+  if config.condition is not None:
+    features[config.condition.name] = config.condition.feature
+
   def loss(params, state, batch, key):
-    prefix, target = config.prefix_and_target(batch)
+    prefix, target = config.prefix_and_target(batch, key)
     nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
     return nats, Aux(state, metrics)
 
   return Stage(
-    batch={
-      'semantic': Feature(
-        (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
-      )
-    },
+    batch=features,
     init=lambda key: Variables(language_model.init(config.language_model, key), {}),
     loss=loss,
   )

@@ -11,6 +11,9 @@ After the prompt, each code of a level q ~ U{1, Q} is masked with probability co
 masked codes of level q over the batch. Examples are windows of random length (section 4.1): with
 `random_length`, the start of the crop.
 
+With `condition`, the embeddings of the tokens of a text or of the crop's audio are added to those of
+every frame. This is an extension: the paper has no such condition.
+
 Evaluation draws from a fixed key and masks each example once at each level, so that a batch always
 gives the same numbers, one per level. They measure partially masked levels and are no likelihood
 of the sequence.
@@ -35,7 +38,17 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.losses import masked_mean
 from audiolm_jax.nn.attention import EMBED, VOCAB, partitioned
 from audiolm_jax.nn.conformer import Conformer
-from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, State, Variables
+from audiolm_jax.stages.base import (
+  Aux,
+  Batch,
+  Condition,
+  Feature,
+  Key,
+  Params,
+  Stage,
+  State,
+  Variables,
+)
 from audiolm_jax.tokens import PAD
 
 
@@ -66,6 +79,7 @@ class Config:
   dropout: float = 0.1
   dtype: str = 'bfloat16'  # of activations; parameters, softmax and logits are float32
   remat: bool = True  # recompute the activations of a layer in the backward pass
+  condition: Condition | None = None  # an extension, for music
 
   def __post_init__(self):
     sizes = (
@@ -108,6 +122,8 @@ class Config:
       frame_rate=self.frame_rate,
       num_quantizers=self.num_quantizers,
       codebook_size=self.codebook_size,
+      condition_levels=self.condition and self.condition.levels,
+      condition_size=self.condition and self.condition.size,
     )
 
   @property
@@ -137,18 +153,18 @@ def make(config: Config) -> Stage:
       SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {}
     )
 
+  features = {
+    'semantic': Feature(
+      (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+    ),
+    'codes': Feature(
+      (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
+    ),
+  }
+  if config.condition is not None:
+    features[config.condition.name] = config.condition.feature
   return Stage(
-    batch={
-      'semantic': Feature(
-        (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
-      ),
-      'codes': Feature(
-        (config.num_frames, config.num_quantizers),
-        jnp.int32,
-        config.frame_rate,
-        config.codebook_size,
-      ),
-    },
+    batch=features,
     init=init,
     loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
   )
@@ -158,12 +174,13 @@ class SoundStorm(nn.Module):
   """Maps semantic_BS, codes_BFQ and one level per row to that level's logits_BFK, in float32.
 
   Codes equal to PAD are masked. Frames whose semantic token is PAD do not influence other frames.
+  The condition is condition_BN, or None; PAD in it has no effect.
   """
 
   config: Config
 
   @nn.compact
-  def __call__(self, semantic_BS, codes_BFQ, level_B):
+  def __call__(self, semantic_BS, codes_BFQ, level_B, condition_BN=None):
     c = self.config
     levels, init = c.num_quantizers, nn.initializers.normal((c.num_quantizers + 1) ** -0.5)
     semantic_KD = self.param('semantic', partitioned(init, VOCAB, EMBED), (c.num_clusters, c.width))
@@ -178,6 +195,12 @@ class SoundStorm(nn.Module):
       x_BFD += jnp.where(
         code_BF1 == PAD, masked_QD[q], codes_QKD[q][jnp.maximum(code_BF1[..., 0], 0)]
       )
+    if c.condition is not None:
+      table_NKD = self._condition_table()
+      for n in range(0 if condition_BN is None else c.condition.levels):
+        token_B1 = condition_BN[:, n, None]
+        vector_BD = jnp.where(token_B1 == PAD, 0, table_NKD[n][jnp.maximum(token_B1[:, 0], 0)])
+        x_BFD += vector_BD[:, None]
     conformer = Conformer(
       num_layers=c.num_layers,
       num_heads=c.num_heads,
@@ -193,6 +216,13 @@ class SoundStorm(nn.Module):
     heads_QDK = self.param('heads', init, (levels, c.width, c.codebook_size))
     head_BDK = heads_QDK[level_B].astype(c.dtype)
     return jnp.einsum('bfd,bdk->bfk', hidden_BFD, head_BDK, preferred_element_type=jnp.float32)
+
+  def _condition_table(self):
+    """Returns embeddings whose sum has the variance of one code's."""
+    c = self.config
+    scale = (c.condition.levels * (c.num_quantizers + 1)) ** -0.5
+    init = partitioned(nn.initializers.normal(scale), None, VOCAB, EMBED)
+    return self.param('condition', init, (c.condition.levels, c.condition.size, c.width))
 
 
 class Masking(NamedTuple):
@@ -248,6 +278,7 @@ def loss(
   length_key, level_key, mask_key, dropout_key = jax.random.split(
     jax.random.key(0) if key is None else key, 4
   )
+  condition_BN = None if config.condition is None else config.condition.read(batch, key)[:, 0]
   if config.random_length:
     semantic_BS = shorten(length_key, semantic_BS)
   valid_BF = (jnp.repeat(semantic_BS, config.frames_per_semantic, axis=1) != PAD) & (
@@ -259,7 +290,9 @@ def loss(
     """Returns nats, correct predictions and the frames with a loss, each [B, F], of one masking."""
     masking = draw_masking(mask_key, valid_BF, level_B, config.num_quantizers)
     visible_BFQ = jnp.where(masking.hidden_BFQ, PAD, codes_BFQ)
-    logits_BFK = model.apply({'params': params}, semantic_BS, visible_BFQ, level_B, rngs=rngs)
+    logits_BFK = model.apply(
+      {'params': params}, semantic_BS, visible_BFQ, level_B, condition_BN, rngs=rngs
+    )
     code_BF = jnp.take_along_axis(codes_BFQ, level_B[:, None, None], axis=2)[..., 0]
     chosen_BF = jnp.take_along_axis(logits_BFK, jnp.maximum(code_BF, 0)[..., None], axis=-1)[..., 0]
     hit_BF = (jnp.argmax(logits_BFK, axis=-1) == code_BF).astype(jnp.float32)
@@ -286,6 +319,7 @@ def logits(
   semantic_BS: Int[Array, 'B S'],
   codes_BFQ: Int[Array, 'B F Q'],
   level: Int[Array, ''],
+  condition_BN: Int[Array, 'B N'] | None = None,
 ) -> Float[Array, 'B F K']:
   """Returns the logits of one level's codes, in float32.
 
@@ -295,6 +329,7 @@ def logits(
     semantic_BS: semantic tokens; PAD (-1) marks padding.
     codes_BFQ: codes; PAD marks unknown codes.
     level: predicted level, from 0.
+    condition_BN: tokens of the condition; None, or PAD in a row: none.
   """
   level_B = jnp.full(len(codes_BFQ), level)
-  return SoundStorm(config).apply({'params': params}, semantic_BS, codes_BFQ, level_B)
+  return SoundStorm(config).apply({'params': params}, semantic_BS, codes_BFQ, level_B, condition_BN)

@@ -203,12 +203,15 @@ def _import_class(path: str, version: str) -> type:
 
 
 def differences(saved: Any, given: Any) -> list[str]:
-  """Returns one line per field that differs between two results of `describe`."""
+  """Returns one line per field that differs between two results of `describe`.
+
+  An absent field equals None, so that checkpoints from before an optional field was added continue.
+  """
   old, new = dict(_leaves(saved)), dict(_leaves(given))
   return [
     f'{name}: checkpoint {old.get(name, _MISSING)!r}, now {new.get(name, _MISSING)!r}'
     for name in sorted(old.keys() | new.keys())
-    if old.get(name, _MISSING) != new.get(name, _MISSING)
+    if old.get(name) != new.get(name)
   ]
 
 

@@ -13,16 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from audiolm_jax import audio
-from audiolm_jax.data import inventory, skipped, token_shards
+from audiolm_jax import audio, embedding_tokens, tokenizer
+from audiolm_jax.data import inventory, skipped, texts, token_shards
+from audiolm_jax.stages.base import Condition
 from audiolm_jax.tokens import Spec
 from experiments import corpora, encode, sources
+from experiments.recipe import Imported, MusicTokens
 from experiments.recipes import folder as folder_recipe
+from tests import toy_embedding
 
 RATE, HOP = 16_000, 320
 PRINTS = {'soundstream': 'abc', 'semantic_tokens': 'def'}
 SPEC = Spec(frame_rate=50.0, semantic_rate=25.0)
 CODEC = types.SimpleNamespace(sample_rate=RATE, hop_length=HOP, context=0)
+EMBEDDING = dataclasses.replace(
+  toy_embedding.EMBEDDING, config=toy_embedding.Config(RATE), window_length=2 * RATE
+)
 AGAIN = '`python -m experiments.encode'
 
 
@@ -227,3 +233,84 @@ def test_voices_stay_beside_their_tokens(root, tmp_path):
   run(recipe, tmp_path / 'run')
   source = token_shards.TokenShards(tmp_path / 'run/tokens', 'train')
   assert [int(source[index]['speaker']) for index in range(5)] == [0] * 5
+
+
+def test_tokens_of_music_are_beside_those_of_the_clips(root, tmp_path):
+  workdir = tmp_path / 'run'
+  music = dataclasses.replace(toy_embedding.tokenizer(), embedding=EMBEDDING)
+  more = lambda wave_T: {
+    f'music_{n}': found for n, found in music.seconds(wave_T, RATE, (1, 3)).items()
+  }
+  encode.encode_split(recipe_of(root), workdir, 'train', encode_batch, CODEC, SPEC, PRINTS, more)
+  source = token_shards.TokenShards(workdir / 'tokens', 'train')
+  for index in range(5):  # a sample of n sixteenths is half as many eighths
+    for name in ('music_1', 'music_3'):
+      found_SN = source[index][name]
+      assert found_SN.shape == (1, 2) and abs(found_SN[0, 0] - (index + 1) / 2) <= 0.51
+
+
+def test_tokens_of_another_mulan_are_refused(root, tmp_path):
+  workdir = tmp_path / 'run'
+  prints = PRINTS | {'music_tokens': 'abc'}
+  for name in ('train', 'test'):
+    encode.encode_split(recipe_of(root), workdir, name, encode_batch, CODEC, SPEC, prints)
+  with pytest.raises(ValueError, match="made by the models .*'music_tokens': 'abc'"):
+    other = prints | {'music_tokens': 'def'}
+    encode.encode_split(recipe_of(root), workdir, 'train', encode_batch, CODEC, SPEC, other)
+
+
+def test_the_quantizer_is_fitted_to_windows_of_the_training_split(root, tmp_path, capsys):
+  recipe = dataclasses.replace(
+    recipe_of(root), music_tokens=MusicTokens(num_quantizers=1, codebook_size=5)
+  )
+  embedding = EMBEDDING
+  encode.fit_music_tokens(recipe, tmp_path / 'run', embedding)
+  path = tmp_path / 'run/music_tokens/quantizer.safetensors'
+  fitted = embedding_tokens.load(path, embedding.fingerprint)
+  assert fitted.map_ED is None
+  # Five clips of one window, five codes: each vector is that of a clip.
+  samples = np.arange(1, 6) / 16
+  found_KD = sorted(np.asarray(fitted.vectors_QKD[0]).tolist(), reverse=True)
+  np.testing.assert_allclose(found_KD, toy_embedding.vectors(samples), atol=0.02)
+  assert [file.name for file in path.parent.iterdir()] == [path.name]
+  assert 'music tokens: 1 levels of 5 codes of 5 windows' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='fitted to embeddings of the model'):
+    embedding_tokens.load(path, 'another')
+  music = tokenizer.MusicTokenizer(embedding, fitted)
+  encode.check_music_settings(tmp_path, music, recipe.music_tokens)
+  for name, wanted in (('codebook_size', 4), ('text_map', True)):
+    other = dataclasses.replace(recipe.music_tokens, **{name: wanted})
+    with pytest.raises(ValueError, match=f'{name}=.* the recipe has {wanted}: move it'):
+      encode.check_music_settings(tmp_path, music, other)
+  mapped = dataclasses.replace(
+    recipe, music_tokens=dataclasses.replace(recipe.music_tokens, text_map=True)
+  )
+  with pytest.raises(ValueError, match='text_map needs a text of every example'):
+    encode.fit_music_tokens(mapped, tmp_path / 'other', embedding)
+
+
+def test_texts_are_mapped_to_the_audio_of_their_clips(tmp_path, monkeypatch):
+  """Each row of the sample has the vector of a window and that of the first text of its clip."""
+  captions = ['low', 'middle', 'high']
+  examples = [
+    {'waveform': np.full(800, n / 8, np.float32), 'texts': texts.encode([caption, 'low'], 8)}
+    for n, caption in enumerate(captions)
+  ]
+  rows = list(sources.map_windows(toy_embedding.EMBEDDING, examples, 200, with_texts=True))
+  for n, row_ND in enumerate(rows):
+    assert row_ND.shape == (3, 4)
+    np.testing.assert_allclose(row_ND[:, :2], row_ND[:, 2:], atol=1e-6)
+    np.testing.assert_allclose(row_ND[0, :2], toy_embedding.vectors(n / 8), atol=1e-6)
+  [plain_ND] = sources.map_windows(toy_embedding.EMBEDDING, examples[:1], 200)
+  assert plain_ND.shape == (3, 2)
+
+
+def test_stages_with_a_condition_need_mulan_in_the_recipe():
+  recipe = folder_recipe.RECIPE
+  stage = recipe.stages['semantic']
+  model = dataclasses.replace(stage.model, condition=Condition(windows=21))
+  conditioned = {'semantic': dataclasses.replace(stage, model=model)}
+  with pytest.raises(ValueError, match='stages with a condition, but no stage mulan'):
+    recipe.derived(conditioned)
+  whole = recipe.derived(conditioned | {'mulan': Imported(source='laion/larger_clap_music')})
+  assert whole.condition_windows == (21,) and recipe.condition_windows == ()

@@ -6,9 +6,10 @@ import types
 import numpy as np
 import pytest
 
-from audiolm_jax import generation
-from experiments import clips
-from tests.test_generation import GREEDY, HOP, K, models, parallel  # noqa: F401
+from audiolm_jax import generation, tokenizer
+from experiments import clips, generate
+from tests import toy_embedding
+from tests.test_generation import GREEDY, HOP, K, conditioned, models, parallel  # noqa: F401
 
 RECIPE = types.SimpleNamespace(
   sampling=GREEDY, evaluation=types.SimpleNamespace(carry_seconds=0.12), stages={'fine': 'a stage'}
@@ -59,3 +60,70 @@ def test_a_missing_fine_stage_is_said(models, capsys, tmp_path):  # noqa: F811
   piano = types.SimpleNamespace(**vars(RECIPE) | {'stages': {}})
   clips.say_missing_levels(args, piano, models._replace(fine=None))
   assert capsys.readouterr().err == ''
+
+
+def parsed(tmp_path, *flags):
+  return generate._parser().parse_args([f'--output={tmp_path / "out"}', *flags])
+
+
+def test_texts_and_stories_become_rows(tmp_path):
+  args = parsed(tmp_path, '--text=slow piano', '--text=fast flute')
+  stories = generate.read_stories(args)
+  assert stories == [['slow piano'], ['fast flute']]
+  names = [path.name for path in generate.check(args, stories)]
+  assert names == ['000_text.wav', '001_text.wav']
+  (tmp_path / 'story.txt').write_text('to meditate\n\n  to wake up, éveil \r\nto run\n')
+  args = parsed(tmp_path, f'--text-file={tmp_path / "story.txt"}', '--seconds=45')
+  stories = generate.read_stories(args)
+  assert stories == [['to meditate', 'to wake up, éveil', 'to run']]
+  assert [path.name for path in generate.check(args, stories)] == ['000_text.wav']
+  assert generate.read_stories(parsed(tmp_path, '--prompt=x.wav')) == []
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--text= '], 'a text is blank'),
+    (['--text=\udcff'], 'is not Unicode'),
+    (['--text=x', '--text-file=story.txt'], 'cannot be combined'),
+    (['--text-file=nowhere.txt'], 'no such file: .*nowhere.txt'),
+    (['--text-file=empty.txt'], 'empty.txt has no text'),
+    (['--text-file=binary.txt'], 'is not UTF-8 text'),
+    (['--text-file=large.txt'], 'has 70,000 bytes'),
+    (['--text-file=story.txt', '--seconds=15'], 'a story has 2 texts of 15 s each, but seconds=15'),
+    (
+      ['--text-file=story.txt', '--seconds=4', '--story_seconds=4'],
+      'lower story_seconds, or give seconds above 4',
+    ),
+    (['--text=x', '--seconds=301'], 'seconds=301: music has at most 300 s'),
+    (['--text=x', '--mode=unconditional'], 'take no --prompt, --mode and --count'),
+    (['--text=x', '--prompt=x.wav'], 'take no --prompt, --mode and --count'),
+    (['--prompt=x.wav', '--guidance=2'], '--guidance and --candidates need texts'),
+    (['--mode=unconditional', '--candidates=2'], '--guidance and --candidates need texts'),
+  ],
+)
+def test_wrong_texts_are_explained(tmp_path, flags, message, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'empty.txt').write_text('\n \n')
+  (tmp_path / 'binary.txt').write_bytes(b'\xff\xfe\x00')
+  (tmp_path / 'large.txt').write_text('a' * 70_000)
+  (tmp_path / 'story.txt').write_text('one\ntwo\n')
+  args = parsed(tmp_path, *flags)
+  with pytest.raises(ValueError, match=message):
+    generate.check(args, generate.read_stories(args))
+
+
+def test_rows_of_texts_have_the_length_that_was_asked_for(models, capsys):  # noqa: F811
+  own = conditioned(models, coarse=1)
+  both = tokenizer.Tokenizer(
+    models.tokenizer.codec, models.tokenizer.semantic, toy_embedding.tokenizer(2)
+  )
+  args = argparse.Namespace(
+    seed=0, acoustic='autoregressive', seconds=0.4, story_seconds=0.2, candidates=1, guidance=2.0
+  )
+  first_T, second_T = clips.generate(
+    args, RECIPE, own._replace(tokenizer=both), [], [['low', 'high'], ['middle']]
+  )
+  assert len(first_T) == len(second_T) == 80
+  said = capsys.readouterr().out.splitlines()
+  assert len(said) == 2 and said[0].endswith(': low | high') and said[1].endswith(': middle')

@@ -1,5 +1,6 @@
 """Recipes load, and `--set` changes typed fields or says what is wrong."""
 
+import numpy as np
 import pytest
 
 from audiolm_jax.stages.base import Stage
@@ -141,3 +142,42 @@ def test_a_stage_cannot_be_named_as_a_field():
   recipe = recipe_lib.load('tiny')
   with pytest.raises(ValueError, match=r"stages=\['corpus'\]: a field of the recipe has that name"):
     recipe.derived({'corpus': recipe.stages['fine']})
+
+
+@pytest.mark.parametrize('name', ['musiclm', 'tiny_music'])
+def test_conditions_fit_mulan_the_crops_and_the_texts_of_the_corpus(name):
+  recipe = recipe_lib.load(name)
+  mulan = recipe.stages['mulan'].model
+  corpus = getattr(recipe.corpus, 'config', recipe.corpus)
+  assert (corpus.num_texts, corpus.text_bytes) == (mulan.num_texts, mulan.text.num_bytes)
+  conditions = {
+    stage: config.condition
+    for stage in ('semantic', 'coarse', 'soundstorm')
+    if stage in recipe.stages and (config := recipe.stages[stage].model).condition
+  }
+  assert {'semantic', 'coarse'} <= set(conditions)
+  for stage, condition in conditions.items():
+    crop = recipe.stages[stage].model.crop_seconds
+    assert condition.windows == 1 + max(0, round(crop - mulan.audio.crop_seconds))
+    assert condition.size == recipe.music_tokens.codebook_size
+    assert condition.levels <= recipe.music_tokens.num_quantizers
+  names = list(recipe.stages)
+  assert names.index('mulan') < names.index('semantic')
+
+
+def test_musiclm_has_the_sizes_of_its_paper():
+  """Sequence lengths follow from the crops and rates of the paper (section 4.2)."""
+  recipe = recipe_lib.load('musiclm')
+  codec = recipe.stages['soundstream'].model
+  assert (codec.sample_rate, codec.frame_rate, codec.bit_rate) == (24_000, 50.0, 6000.0)
+  lengths, layers = {}, set()
+  for name in ('semantic', 'coarse', 'fine'):
+    config = recipe.stages[name].model
+    batch = {n: np.zeros((1, *f.shape), np.int32) for n, f in config.make().batch.items()}
+    prefix, target = config.prefix_and_target(batch)
+    lengths[name] = [*(array[0].size for array in prefix), target[0].size]
+    layers.add(config.transformer.num_layers)
+  assert lengths == {'semantic': [12, 750], 'coarse': [12, 250, 2000], 'fine': [600, 1200]}
+  assert layers == {24}
+  rules = recipe.sampling
+  assert [r.temperature for r in (rules.semantic, rules.coarse, rules.fine)] == [1.0, 0.95, 0.4]

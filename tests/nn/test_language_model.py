@@ -26,7 +26,7 @@ def rows_by_hand(prefix_PN, codes_FQ):
   """Returns ids and times of one row without PAD: prefix of 6 ids, START, two levels of 5 ids."""
   prefix, codes = prefix_PN[prefix_PN >= 0], codes_FQ[codes_FQ >= 0]
   vocabulary = MODEL.vocabulary
-  of_prefix = [vocabulary.prefix_offset + code for code in prefix]
+  of_prefix = [vocabulary.offsets[0] + code for code in prefix]
   of_codes = [vocabulary.target_offset + 5 * (n % 2) + code for n, code in enumerate(codes)]
   times = [n / 25 for n in range(len(prefix))] + [(n // 2) / 50 for n in range(len(codes) + 1)]
   return np.array([*of_prefix, tokens.START, *of_codes]), np.array(times)
@@ -118,12 +118,12 @@ def test_no_prefix_is_a_prefix_of_no_frames(params):
   [
     (dict(codes_BFQ=CODES[..., :1]), r'codes_BFQ has shape .*: the model has 2 levels there'),
     (dict(codes_BFQ=CODES + 5), r'codes_BFQ holds 9, outside of 0 to 4'),
-    (dict(prefix_BPN=np.zeros((2, 3, 2), np.int32)), r'prefix_BPN has shape .* 1 levels there'),
+    (dict(prefix=np.zeros((2, 3, 2), np.int32)), r'prefix_BPN has shape .* 1 levels there'),
     (dict(layers=(3,)), r'layers=\(3,\): give one or more of 0 to 2'),
     (dict(layers=()), r'layers=\(\): give one or more of 0 to 2'),
   ],
 )
 def test_wrong_arguments_are_named(params, arguments, message):
-  right = dict(prefix_BPN=PREFIX, codes_BFQ=CODES)
+  right = dict(prefix=PREFIX, codes_BFQ=CODES)
   with pytest.raises(ValueError, match=message):
     language_model.hidden_states(MODEL, params, **(right | arguments))

@@ -24,7 +24,9 @@ TINY = TransformerConfig(
 )
 MODEL = LanguageModel(
   transformer=TINY,
-  vocabulary=tokens.Vocabulary(prefix_levels=1, prefix_size=6, target_levels=2, target_size=5),
+  vocabulary=tokens.Vocabulary(
+    parts=(tokens.Codebook(1, 6, rate=25.0),), target_levels=2, target_size=5
+  ),
   time_embedding=True,
 )
 

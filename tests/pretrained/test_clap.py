@@ -8,6 +8,7 @@ import librosa
 import numpy as np
 import pytest
 
+from audiolm_jax import joint_embedding
 from audiolm_jax.pretrained import clap, clap_audio, hub
 from audiolm_jax.training import checkpoints
 from experiments import pretrained
@@ -163,6 +164,25 @@ def test_texts_that_are_too_long_are_refused(model, folder):
     clap.tokens(config, pairs, ['x' * 37])
   with pytest.raises(ValueError, match='39 tokens: this model reads at most 38'):
     clap.text_embeddings(config, variables, jnp.zeros((1, 39), jnp.int32))
+
+
+def test_a_joint_embedding_equals_the_functions(model, folder, embed):
+  config, variables = model
+  joint = joint_embedding.of_clap(config, variables, folder)
+  assert (joint.sample_rate, joint.window_length, joint.embedding_dim) == (RATE, 480_000, 6)
+  wave_BT = noise(round(12.4 * RATE))
+  wave_BT[1, 3 * RATE :] = 0.5  # not a part of the second clip
+  got_BD = joint.audio(wave_BT, np.array([wave_BT.shape[1], 3 * RATE]))
+  np.testing.assert_allclose(got_BD[0], embed(wave_BT)[0], atol=1e-5)
+  np.testing.assert_allclose(got_BD[1], embed(wave_BT[:, : 3 * RATE])[1], atol=1e-5)
+  captions = ['calm guitar', 'the piano of the 1980s, é']
+  tokens_BL = clap.tokens(config, clap.tokenizer(config, folder), captions)
+  want_BD = jax.jit(lambda tokens_BL: clap.text_embeddings(config, variables, tokens_BL))(tokens_BL)
+  np.testing.assert_allclose(joint.texts(captions), want_BD, atol=1e-5)
+  with pytest.raises(ValueError, match="' ' is blank"):
+    joint.texts([' '])
+  with pytest.raises(ValueError, match='makes 39 tokens, the model reads 38'):
+    joint.texts(['x' * 37])
 
 
 def test_logits_are_scaled_products(model):

@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 from audiolm_jax import testing
+from audiolm_jax.data import texts
 from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
+from audiolm_jax.nn.resnet import ResNetConfig
 from audiolm_jax.nn.seanet import SEANet
+from audiolm_jax.nn.text_encoder import TextEncoderConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import (
   classifier,
   coarse,
   detector,
   fine,
+  mulan,
   semantic,
   soundstorm,
   soundstream,
@@ -47,6 +51,9 @@ def codes(frames: int, levels: int, size: int) -> np.ndarray:
 
 
 SEMANTIC = codes(10, 0, 20)
+CAPTIONS = np.stack(
+  [texts.encode(row, 8, num_texts=2) for row in (['low'], ['mid', 'middle'], ['high'], ['top'])]
+)
 W2V_BERT = dict(
   num_mels=16,
   conv_channels=2,
@@ -141,6 +148,26 @@ CASES = {
     detector.Config(channels=(4, 8), num_mels=16, crop_seconds=0.2),
     {'waveform': voiced(3200), 'label': np.array([0, 1, 1, 0], np.int32)},
     dict(num_steps=100),
+  ),
+  'mulan': (
+    mulan.Config(
+      audio=ResNetConfig(blocks=(1, 1), width=4, num_mels=16, crop_seconds=0.2),
+      text=TextEncoderConfig(num_bytes=8, transformer=TRANSFORMER),
+      embedding_dim=8,
+      num_texts=2,
+      num_masks=1,
+      mask_seconds=0.02,
+      mask_mels=2,
+    ),
+    {'waveform': voiced(3200), 'texts': CAPTIONS},
+    dict(
+      loss_name='above_chance',
+      factor=-1.0,
+      without_gradient={
+        r'^audio\.block_\w+\.(conv|norm)_[12]\.': 'the last scale of a block starts at 0, and lets gradients through from the second step on',
+        r'^audio\.block_\w+\.conv_3\.': 'as above',
+      },
+    ),
   ),
   'w2v_bert': (
     w2v_bert.Config(**W2V_BERT),

@@ -14,7 +14,8 @@ from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
-from audiolm_jax.stages import soundstream
+from audiolm_jax.stages import semantic, soundstream
+from audiolm_jax.stages.base import Condition
 from audiolm_jax.training import checkpoints, configs, saving
 from tests.toy_codec import CONFIG, random_variables
 from tests.training import toy
@@ -128,3 +129,15 @@ def test_a_checkpoint_with_flat_fields_is_loaded_and_continued(tmp_path):
   config, loaded, metadata = checkpoints.load_variables(tmp_path)
   assert config == CONFIG and metadata['step'] == 3
   testing.assert_trees_equal(jax.device_get(loaded.params), jax.device_get(variables.params))
+
+
+def test_a_field_that_was_added_as_none_is_no_difference():
+  config = semantic.Config()
+  described = configs.describe(config)
+  del described['fields']['condition']  # as version 0.1 described it
+  assert _rebuilt(described) == config
+  assert configs.differences(described, configs.describe(config)) == []
+  conditioned = semantic.Config(condition=Condition(levels=3))
+  found = configs.differences(described, configs.describe(conditioned))
+  assert "condition.levels: checkpoint '(absent)', now 3" in found
+  assert _rebuilt(configs.describe(conditioned)) == conditioned

@@ -1,0 +1,71 @@
+r"""Trains MusicLM at the paper's sizes (arXiv 2301.11325) on a folder of music with captions.
+
+  python -m experiments.train --stage=all --recipe=musiclm --workdir=/mnt/shared/run \
+    --set corpus.root=/data/music --set corpus.captions=/data/music/captions.csv
+
+From the paper: 24 kHz; a codec of 50 frames/s with 12 levels of 1024 codes (6 kbit/s); Transformers
+of 24 layers; crops of 30, 10 and 3 s; 12 tokens of MuLan in the semantic and coarse stages, of 21
+windows and of 1; temperatures of 1.0, 0.95 and 0.4.
+
+Choices of this recipe, which the paper does not state: the codec's strides (3, 4, 5, 8); semantic
+tokens with repeats, so that the time of a text in a story is exact; batches, optimizers and
+schedules, which are those of `librilight`; for MuLan (arXiv 2208.12415), batch 1024 and 100,000
+steps. The paper's data (280,000 hours; 44 million recordings for MuLan) are not public. Its MuLan
+reads texts without relation to the music of the language models; here all stages read one corpus.
+
+Not trained yet: no results.
+"""
+
+import dataclasses
+
+from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.nn.transformer import TransformerConfig
+from audiolm_jax.sampling import Rule
+from audiolm_jax.stages import coarse, fine, mulan, semantic, soundstream
+from audiolm_jax.stages.base import Condition
+from audiolm_jax.training.optimizers import OptimizerConfig
+
+from ..corpora import Captioned
+from ..inputs import Audio, Tokens
+from ..recipe import Recipe, SemanticTokens, StageRecipe
+from . import librilight
+
+STAGES = librilight.RECIPE.stages
+TRANSFORMER = TransformerConfig(num_layers=24)
+MULAN = mulan.Config()
+SEMANTIC = semantic.Config(
+  crop_seconds=30.0, deduplicate=False, condition=Condition(windows=21), transformer=TRANSFORMER
+)
+COARSE = coarse.Config(
+  crop_seconds=10.0, deduplicate=False, condition=Condition(windows=1), transformer=TRANSFORMER
+)
+FINE = fine.Config(crop_seconds=3.0, transformer=TRANSFORMER)
+
+RECIPE = Recipe(
+  corpus=Captioned(root='', captions='', text_bytes=MULAN.text.num_bytes),
+  stages={
+    'soundstream': dataclasses.replace(STAGES['soundstream'], model=soundstream.MUSICLM),
+    'w2v_bert': STAGES['w2v_bert'],
+    'mulan': StageRecipe(
+      model=MULAN,
+      data=Audio(),
+      train=dataclasses.replace(
+        librilight.LANGUAGE_MODEL,
+        batch_size=1024,
+        num_steps=100_000,
+        optimizer=OptimizerConfig(
+          learning_rate=5e-5,
+          schedule='cosine',
+          warmup_steps=5_000,
+          total_steps=100_000,
+          clip_norm=1.0,
+        ),
+      ),
+    ),
+    'semantic': StageRecipe(model=SEMANTIC, data=Tokens(), train=librilight.LANGUAGE_MODEL),
+    'coarse': StageRecipe(model=COARSE, data=Tokens(), train=librilight.LANGUAGE_MODEL),
+    'fine': StageRecipe(model=FINE, data=Tokens(), train=librilight.LANGUAGE_MODEL),
+  },
+  semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=72_000.0),
+  sampling=SamplingConfig(semantic=Rule(1.0), coarse=Rule(0.95), fine=Rule(0.4)),
+)
