@@ -1,4 +1,4 @@
-"""The README's commands for a pod, line by line, in a cloud of stand-ins: a queue with its states, two
+"""The guide's commands for a pod, line by line, in a cloud of stand-ins: a queue with its states, two
 hosts with disks of their own, and a file server.
 """
 
@@ -117,8 +117,8 @@ def cloud(tmp_path):
 
 
 def block() -> dict[str, str]:
-  """Returns the commands of the README's block for a pod, by their scripts, in order."""
-  section = (ROOT / 'README.md').read_text().partition('## Run on a TPU pod')[2]
+  """Returns the commands of the guide's block for a pod, by their scripts, in order."""
+  section = (ROOT / 'docs/guide/pod.md').read_text()
   text = re.search(r'^```\n(.*?)^```', section, re.DOTALL | re.MULTILINE)[1]
   first, *lines = text.replace('\\\n', ' ').splitlines()
   assert first.startswith('TPU=')
