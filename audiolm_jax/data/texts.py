@@ -10,8 +10,6 @@ from audiolm_jax import checks
 from audiolm_jax.errors import UserError
 from audiolm_jax.tokens import PAD
 
-NUM_IDS = 256  # byte values
-
 
 def encode(
   texts: Sequence[Any], num_bytes: int, num_texts: int | None = None
@@ -30,14 +28,12 @@ def encode(
   checks.values(
     num_bytes=(num_bytes, checks.WHOLE), num_texts=(num_texts, checks.optional(checks.WHOLE))
   )
-  if isinstance(texts, (str, bytes)):
-    raise UserError(f'texts={texts[:40]!r} is a single text: put it into a list')
-  num_texts = len(texts) if num_texts is None else num_texts
-  if not 1 <= len(texts) <= num_texts:
-    raise UserError(f'{len(texts)} texts: pass from 1 to {max(1, num_texts)}')
+  rows = utf8(texts)
+  num_texts = len(rows) if num_texts is None else num_texts
+  if len(rows) > num_texts:
+    raise UserError(f'{len(rows)} texts: there is room for num_texts={num_texts}, pass fewer')
   ids_CL = np.full((num_texts, num_bytes), PAD, np.int32)
-  for row_L, text in zip(ids_CL, texts):
-    data = _utf8(text)
+  for row_L, data, text in zip(ids_CL, rows, texts):
     if len(data) > num_bytes:
       raise UserError(
         f'the text {text[:40]!r}... has {len(data)} bytes in UTF-8, the model reads at most '
@@ -45,6 +41,19 @@ def encode(
       )
     row_L[: len(data)] = np.frombuffer(data, np.uint8)
   return ids_CL
+
+
+def utf8(texts: Sequence[Any]) -> list[bytes]:
+  """Returns the UTF-8 bytes of each text.
+
+  Raises:
+    UserError: if there are no texts, or one is no string, blank, or no Unicode (lone surrogates).
+  """
+  if isinstance(texts, (str, bytes)):
+    raise UserError(f'texts={texts[:40]!r} is a single text: put it into a list')
+  if not len(texts):
+    raise UserError('no texts: give at least one')
+  return [_utf8(text) for text in texts]
 
 
 def _utf8(text: Any) -> bytes:

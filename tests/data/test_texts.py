@@ -22,8 +22,8 @@ def test_ids_are_utf8_bytes_followed_by_padding():
     ([None], 'None is of type NoneType'),
     (['\ud800'], 'not Unicode'),
     ('harp', "'harp' is a single text: put it into a list"),
-    ([], '0 texts: pass from 1 to 2'),
-    (['a', 'b', 'c'], '3 texts: pass from 1 to 2'),
+    ([], 'no texts: give at least one'),
+    (['a', 'b', 'c'], '3 texts: there is room for num_texts=2'),
   ],
 )
 def test_wrong_texts_are_refused(wrong, message):
