@@ -27,13 +27,6 @@ class Example(TypedDict, total=False):
       shards of these.
     texts: UTF-8 bytes of each caption of the audio, padded with PAD, as `data.texts.encode` makes
       them; missing captions are all PAD.
-    unseen_texts: as `texts`, with words that no training text has. From held-out splits of
-      `data.music`.
-    instrument, register, dynamics, texture, tempo, mode: indices into the values of
-      `arrangements.ATTRIBUTES`; tonic: pitch class, C is 0; setting: index into
-      `arrangements.SETTINGS`. From `data.music`.
-    notes: onset and end in seconds, MIDI pitch, and velocity of each note. From `data.music`.
-    tune: name of the score. From `data.music`.
     text: the spoken text. From synthesized speech, and Debian's voices if known.
     words: (word, first sample, end sample) of each word. From synthesized speech.
     kind: 'counting' or 'sentences'. From synthesized speech.
@@ -41,6 +34,13 @@ class Example(TypedDict, total=False):
       spoken number (`metrics.speech.number_windows`), or original or generated (the detector's
       clips).
     start: end of the prompt in samples, where generated audio starts. From the detector's clips.
+    unseen_texts: as `texts`, with words that no training text has. From held-out splits of
+      `data.music`.
+    instrument, register, dynamics, texture, tempo, mode: indices into the values of
+      `arrangements.ATTRIBUTES`; tonic: pitch class, C is 0; setting: index into
+      `arrangements.SETTINGS`. From `data.music`.
+    notes: onset and end in seconds, MIDI pitch, and velocity of each note. From `data.music`.
+    tune: name of the score. From `data.music`.
   """
 
   waveform: Float[np.ndarray, 'T']
@@ -50,6 +50,11 @@ class Example(TypedDict, total=False):
   speaker: Int[np.ndarray, '']
   phones: Int[np.ndarray, 'S']
   texts: Int[np.ndarray, 'C L']
+  text: str
+  words: list[tuple[str, int, int]]
+  kind: str
+  label: Int[np.ndarray, '']
+  start: Int[np.ndarray, '']
   unseen_texts: Int[np.ndarray, 'C L']
   instrument: Int[np.ndarray, '']
   register: Int[np.ndarray, '']
@@ -61,8 +66,3 @@ class Example(TypedDict, total=False):
   setting: Int[np.ndarray, '']
   notes: Float[np.ndarray, 'N 4']
   tune: str
-  text: str
-  words: list[tuple[str, int, int]]
-  kind: str
-  label: Int[np.ndarray, '']
-  start: Int[np.ndarray, '']
