@@ -258,7 +258,8 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   traced = jax.jit(function, donate_argnums=donated, out_shardings=where).trace(params, *arguments)
   return Lowered(
     lowered=traced.lower(),
-    largest_array=flops.largest_array(traced.jaxpr),
+    # Without the mesh, for which tables are constrained, though not copied.
+    largest_array=flops.largest_array(jax.make_jaxpr(decode)(params, *arguments).jaxpr),
     num_devices=1,
     num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
     model_flops=flops.count(decode, params, *arguments),

@@ -22,7 +22,7 @@ CAUSAL = block_attention.useful_scope(Fraction(1, 2))
 
 PROJECTIONS = ('query', 'key', 'value')
 # Up to this number of rows, reading a kernel once per row is faster on a CPU than XLA's product of
-# matrices (docs/results/speed.md).
+# matrices; extrapolated from 2 and 8 rows (docs/results/speed.md).
 MAX_ROWS = 16
 
 # A rematerialized layer saves its matrix products with weights and the attention kernel's output.
@@ -189,22 +189,22 @@ def attend_in_blocks(
 class LayerCache(NamedTuple):
   """Holds keys and values of one layer; columns from `KVCache.index` on are empty.
 
-  The order of axes is that of the products in `attend_to_cache`: another one is copied at each step.
+  Z counts the heads of all rows. The axes are those of the products in `attend_to_cache`: XLA:CPU
+  copies arrays of another order or rank at each step.
   """
 
-  key_BHDN: Array
-  value_BHND: Array
+  key_ZDN: Array
+  value_ZND: Array
 
   @classmethod
   def of(cls, key_BLHD: Array, value_BLHD: Array) -> 'LayerCache':
-    return cls(key_BLHD.transpose(0, 2, 3, 1), value_BLHD.transpose(0, 2, 1, 3))
+    return cls(_by_head(key_BLHD).swapaxes(1, 2), _by_head(value_BLHD))
 
   def padded(self, num_columns: int) -> 'LayerCache':
     """Returns the cache with empty columns appended."""
-    more = (0, num_columns - self.key_BHDN.shape[3])
-    rest = [(0, 0)] * 2
+    none, more = (0, 0), (0, num_columns - self.key_ZDN.shape[2])
     return LayerCache(
-      jnp.pad(self.key_BHDN, [*rest, (0, 0), more]), jnp.pad(self.value_BHND, [*rest, more, (0, 0)])
+      jnp.pad(self.key_ZDN, (none, none, more)), jnp.pad(self.value_ZND, (none, more, none))
     )
 
   def updated(self, new: 'LayerCache', index: Array) -> 'LayerCache':
@@ -212,23 +212,27 @@ class LayerCache(NamedTuple):
     # XLA updates one buffer per layer in place when the index is a scalar.
     write = jax.lax.dynamic_update_slice
     return LayerCache(
-      write(self.key_BHDN, new.key_BHDN, (0, 0, 0, index)),
-      write(self.value_BHND, new.value_BHND, (0, 0, index, 0)),
+      write(self.key_ZDN, new.key_ZDN, (0, 0, index)),
+      write(self.value_ZND, new.value_ZND, (0, index, 0)),
     )
 
 
+def _by_head(x_BLHD):
+  return x_BLHD.swapaxes(1, 2).reshape(-1, x_BLHD.shape[1], x_BLHD.shape[3])
+
+
 def attend_to_cache(
-  query_BLHD: Float[Array, 'B L H D'], cache: LayerCache, bias_BHLN: Float[Array, 'B H L N']
+  query_BLHD: Float[Array, 'B L H D'], cache: LayerCache, bias_ZLN: Float[Array, 'Z L N']
 ) -> Float[Array, 'B L H D']:
   """Returns softmax(q k / sqrt(D) + bias) v over the columns of a cache; `bias` masks, too."""
-  scores_BHLN = jnp.einsum(
-    'blhd,bhdn->bhln',
-    query_BLHD * query_BLHD.shape[-1] ** -0.5,
-    cache.key_BHDN,
-    preferred_element_type=jnp.float32,
+  batch, length, heads, width = query_BLHD.shape
+  query_ZLD = _by_head(query_BLHD * width**-0.5)
+  scores_ZLN = jnp.einsum(
+    'zld,zdn->zln', query_ZLD, cache.key_ZDN, preferred_element_type=jnp.float32
   )
-  weights_BHLN = jax.nn.softmax(scores_BHLN + bias_BHLN, axis=-1).astype(cache.value_BHND.dtype)
-  return jnp.einsum('bhln,bhnd->blhd', weights_BHLN, cache.value_BHND)
+  weights_ZLN = jax.nn.softmax(scores_ZLN + bias_ZLN, axis=-1).astype(cache.value_ZND.dtype)
+  mixed_ZLD = jnp.einsum('zln,znd->zld', weights_ZLN, cache.value_ZND)
+  return mixed_ZLD.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -238,7 +242,7 @@ class SelfAttention(nn.Module):
 
   If `decoding`, there is one projection 'qkv' instead of three, and a cache is returned with the
   output: of x_BLD alone or, with a `cache`, that one with x_BLD at column `index`. x_BLD then
-  attends to all N columns, and `bias` is [B, H, L, N].
+  attends to all N columns, and `bias` is [B H, L, N].
 
   Raises:
     UserError: if the width is not a multiple of `num_heads`.

@@ -280,13 +280,14 @@ def distance_bias(config, bias_table, num_columns):
 
 
 def step_bias(bias_HM, index, length, valid_BN):
-  """Returns bias and mask [B, H, L, N] of `length` queries from column `index` on, as one sum."""
+  """Returns bias and mask [B H, L, N] of `length` queries from column `index` on, as one sum."""
   num_columns = valid_BN.shape[1]
   rows = [
     jax.lax.dynamic_slice_in_dim(bias_HM, num_columns - 1 - index - n, num_columns, axis=1)
     for n in range(length)
   ]
-  return jnp.where(valid_BN[:, None, None], jnp.stack(rows, axis=1), block_attention.MASKED)
+  bias_BHLN = jnp.where(valid_BN[:, None, None], jnp.stack(rows, axis=1), block_attention.MASKED)
+  return bias_BHLN.reshape(-1, length, num_columns)
 
 
 def sequence_bias(config, bias_table, valid_BL, plain) -> tuple[Array | Tiles, Array]:

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,8 @@ def test_the_bias_of_a_step_is_a_row_of_the_tiled_bias():
   whole = transformer.whole_bias(TINY, table, 30)
   bias_HM = transformer.distance_bias(TINY, table, 30)
   valid_BN = jnp.array([[True] * 30, [False] + [True] * 29])
-  rows = [transformer.step_bias(bias_HM, jnp.asarray(n), 1, valid_BN)[:, :, 0] for n in range(30)]
-  steps = np.stack(rows, axis=2)  # [row, head, query, key]
+  rows = [transformer.step_bias(bias_HM, jnp.asarray(n), 1, valid_BN)[:, 0] for n in range(30)]
+  steps = np.stack(rows, axis=1).reshape(2, 2, 30, 30)  # [row, head, query, key]
   causal = np.tril(np.ones((30, 30), bool))
   np.testing.assert_array_equal(np.asarray(whole)[..., causal], steps[0][..., causal])
   assert (steps[0][..., ~causal] < -1e29).all() and (steps[1, ..., 0] < -1e29).all()
@@ -147,6 +148,27 @@ def test_a_step_of_a_single_row_on_a_tpu_ignores_its_column_of_padding(
         MODEL, decoding, cache, code, jnp.array([12]), jnp.asarray(n)
       )
   assert int(cache.index) == cache.valid_BN.shape[1] - 1
+
+
+def test_a_loop_of_steps_updates_the_cache_in_place(params, example):
+  """XLA:CPU copies arrays whose axes or rank are not those of the products that read them."""
+  ids, times = language_model.sequence(MODEL, *example)
+
+  def decode(params, ids, times):
+    decoding = transformer.decoding_params(TINY, params)
+    logits, cache = language_model.prefill(MODEL, decoding, ids, times, 37)
+
+    def body(n, carry):
+      code, first = jnp.argmax(carry[0], axis=-1), jnp.zeros(2, jnp.int32)
+      return language_model.step(MODEL, decoding, carry[1], code, first, n)
+
+    return jax.lax.fori_loop(0, 8, body, (logits, cache))[0]
+
+  text = jax.jit(decode).lower(params, ids, times).compile().as_text()
+  loops, _ = text.split('\nENTRY ')
+  cache = r'f32\[4,(8,37|37,8)\]'  # of 2 rows x 2 heads
+  assert len(re.findall(rf'= {cache}\S* fusion\(', loops)) == 2 * TINY.num_layers
+  assert not re.findall(rf'= {cache}\S* (copy|transpose)\(', loops)
 
 
 @pytest.mark.parametrize('rows', [1, 3, 17])  # 17: a product of matrices
