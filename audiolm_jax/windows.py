@@ -156,7 +156,7 @@ def sample_targets(
     prompt_BFQ = jnp.concatenate([prompt_BFQ] * 2)
   first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
   ids_BL, times_BL = tokens.left_pad(*language_model.sequence(model, prefix, prompt_BFQ))
-  params = transformer.unstack(model.transformer, params)
+  params = transformer.decoding_params(model.transformer, params)
   logits_BK, cache = language_model.prefill(
     model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity
   )

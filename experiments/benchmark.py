@@ -3,6 +3,9 @@
   python -m experiments.benchmark acoustic  coarse and fine language models, and SoundStorm
   python -m experiments.benchmark codec     SoundStream, and EnCodec and DAC of `transformers`
   python -m experiments.benchmark input     examples that a core reads, and that a TPU consumes
+  python -m experiments.benchmark lm        train step of a language model, and of GPT-2
+  python -m experiments.benchmark decode    decoding of language models, and of GPT-2
+  python -m experiments.benchmark gpu       all stages on this accelerator, in ten minutes
 
 --help of each says what it measures.
 """
@@ -10,10 +13,17 @@
 import argparse
 
 from . import command_line
-from .benchmarks import acoustic, codec
+from .benchmarks import acoustic, codec, decode, gpu, lm
 from .benchmarks import input as input_benchmark
 
-BENCHMARKS = {'acoustic': acoustic, 'codec': codec, 'input': input_benchmark}
+BENCHMARKS = {
+  'acoustic': acoustic,
+  'codec': codec,
+  'input': input_benchmark,
+  'lm': lm,
+  'decode': decode,
+  'gpu': gpu,
+}
 
 
 def main():

@@ -188,7 +188,7 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
   }
   number = place(jax.ShapeDtypeStruct((), jnp.int32), sharding.replicated(mesh))
   rate = place(jax.ShapeDtypeStruct((), jnp.float32), sharding.replicated(mesh))
-  plain = without_remat(config).make()
+  plain = flops.without_remat(config).make()
 
   # Traced without a mesh, because padding in TPU kernels is no work of the model.
   def loss(params, rest, batch):
@@ -206,15 +206,6 @@ def lower_train_step(stage_recipe: recipe_lib.StageRecipe, devices: list[jax.Dev
   )
 
 
-def without_remat(config: Any) -> Any:
-  """Returns a config that recomputes no activations, because that is no work of the model."""
-  if hasattr(config, 'transformer'):
-    return dataclasses.replace(
-      config, transformer=dataclasses.replace(config.transformer, remat=False)
-    )
-  return dataclasses.replace(config, remat=False) if hasattr(config, 'remat') else config
-
-
 def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowered:
   """Traces decoding on one chip: a language model's step at a full cache, or SoundStorm's window.
 
@@ -229,7 +220,8 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
   params = sharding.unbox(jax.eval_shape(lambda: config.make().init(jax.random.key(0)))).params
   if isinstance(config, soundstorm.Config):
-    function = lambda params, key, semantic, codes: windows.fill_window(
+    # Not the jitted function, whose trace does not depend on the mesh.
+    decode = lambda params, key, semantic, codes: windows.fill_window.__wrapped__(
       config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -244,9 +236,15 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
     batch = {name: ints(rows, *feature.shape) for name, feature in config.make().batch.items()}
     prefix, target = jax.eval_shape(config.prefix_and_target, batch)
     columns = sum(math.prod(codes.shape[1:]) for codes in (*prefix, target))
-    cache = jax.eval_shape(lambda: transformer.empty_cache(model.transformer, rows, columns))
-    params = jax.eval_shape(lambda params: transformer.unstack(model.transformer, params), params)
-    function = lambda params, *rest: language_model.step(model, params, *rest)
+    params = jax.eval_shape(
+      lambda params: transformer.decoding_params(model.transformer, params), params
+    )
+    first, time_s = (jax.ShapeDtypeStruct((rows, 1), dtype) for dtype in (jnp.int32, jnp.float32))
+    with sharding.activations(mesh):
+      _, cache = jax.eval_shape(
+        lambda *args: language_model.prefill(model, *args, columns), params, first, time_s
+      )
+    decode = lambda params, *rest: language_model.step(model, params, *rest)
     arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
   else:
     raise UserError(
@@ -254,13 +252,19 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
       'use it with a language model or soundstorm'
     )
   params, arguments = place(params), place(arguments)
+
+  def function(*args):
+    with sharding.activations(mesh):
+      return decode(*args)
+
   traced = jax.jit(function, donate_argnums=donated, out_shardings=where).trace(params, *arguments)
   return Lowered(
     lowered=traced.lower(),
-    largest_array=flops.largest_array(traced.jaxpr),
+    # Without the mesh, for which tables are constrained, though not copied.
+    largest_array=flops.largest_array(jax.make_jaxpr(decode)(params, *arguments).jaxpr),
     num_devices=1,
     num_parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-    model_flops=flops.count(function, params, *arguments),
+    model_flops=flops.count(decode, params, *arguments),
     batch_size=rows,
     mesh=dict(mesh.shape),
   )

@@ -146,7 +146,7 @@ def kernel_errors(*, interpret: bool, length: int = 300, heads: int = 2) -> dict
       return attention.attend(*exact, bias=bias, mask=mask)
 
   def blocks(query, key, value, table_NH):
-    tiles = block_attention.bias_tiles(table_NH, bucket, length)
+    tiles = block_attention.bias_tiles(table_NH, bucket, block_attention.block_size(length))
     return block_attention.attend(query, key, value, valid_BL, tiles, interpret=interpret)
 
   def outputs(function):

@@ -5,8 +5,11 @@ activations) do not run on the matrix unit and are excluded, as usual for utiliz
 jaxpr, so that loops count as often as they run, on any machine and without compiling.
 """
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -14,13 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.errors import UserError
-from audiolm_jax.nn import attention, quantizer
+from audiolm_jax.nn import quantizer
+
+# A scope made by `nn.block_attention.useful_scope`.
+_USEFUL = re.compile(r'useful_(\d+)_of_(\d+)')
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
   """Returns the number of operations of `function(*args)` over all devices.
 
-  A multiply-add is two operations. Causal attention counts half, because the other half is masked.
+  A multiply-add is two operations. Causal attention counts half, because the other half is masked,
+  and products in a `block_attention.useful_scope` count by its share.
   A conditional counts as its most expensive branch, or as its cheapest if it fits codebooks in the
   first step. A kernel counts as its cost estimate without recomputed products.
 
@@ -35,8 +42,21 @@ def count(function: Callable[..., Any], *args: Any) -> int:
   return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def without_remat(config: Any) -> Any:
+  """Returns a config that recomputes no activations, because that is no work of the model."""
+  if hasattr(config, 'transformer'):
+    return dataclasses.replace(
+      config, transformer=dataclasses.replace(config.transformer, remat=False)
+    )
+  return dataclasses.replace(config, remat=False) if hasattr(config, 'remat') else config
+
+
 def count_jaxpr(jaxpr: Any) -> int:
   """Returns the number of operations of a jaxpr; see `count`."""
+  return round(_exact(jaxpr))
+
+
+def _exact(jaxpr) -> Fraction | int:
   return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -46,18 +66,19 @@ def largest_array(jaxpr: Any) -> jax.core.ShapedArray:
   This includes arrays in loops and calls, and arrays that the compiler may fuse away. The jaxpr has
   to compute an array.
   """
-  made = [variable.aval for equation in jaxpr.eqns for variable in equation.outvars]
-  made += [
-    largest_array(inner)
-    for equation in jaxpr.eqns
-    for inner in _inside(equation.params)
-    if inner.eqns
-  ]
+  made = list(_made(jaxpr))
   numbers = [aval for aval in made if jnp.issubdtype(aval.dtype, jnp.number)]
   return max(numbers or made, key=lambda aval: aval.size * aval.dtype.itemsize)
 
 
-def _equation(equation) -> int:
+def _made(jaxpr) -> Iterator[jax.core.ShapedArray]:
+  for equation in jaxpr.eqns:
+    yield from (variable.aval for variable in equation.outvars)
+    for inner in _inside(equation.params):
+      yield from _made(inner)
+
+
+def _equation(equation) -> Fraction | int:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     return _dot(equation)
@@ -67,8 +88,8 @@ def _equation(equation) -> int:
     return _kernel(params)
   if name == 'cond':
     choose = min if quantizer.FIT in str(equation.source_info.name_stack) else max
-    return choose(count_jaxpr(branch.jaxpr) for branch in params['branches'])
-  inner = sum(count_jaxpr(jaxpr) for jaxpr in _inside(params))
+    return choose(_exact(branch.jaxpr) for branch in params['branches'])
+  inner = sum(_exact(jaxpr) for jaxpr in _inside(params))
   if name == 'scan':
     return params['length'] * inner
   if name == 'while' and inner:
@@ -102,14 +123,15 @@ def _inside(params) -> Iterator[Any]:
         yield item
 
 
-def _dot(equation) -> int:
+def _dot(equation) -> Fraction | int:
   (contracted, _), _ = equation.params['dimension_numbers']
   left = equation.invars[0].aval.shape
   operations = (
     2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
   )
   # The name stack includes the scope also in backward passes. The diagonal counts half.
-  return operations // 2 if attention.CAUSAL in str(equation.source_info.name_stack) else operations
+  share = _USEFUL.search(str(equation.source_info.name_stack))
+  return operations * Fraction(int(share[1]), int(share[2])) if share else operations
 
 
 def _convolution(equation) -> int:

@@ -14,6 +14,7 @@ next to the diagonal.
 
 import functools
 from collections.abc import Callable
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +26,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 # Candidate sizes of a block of queries or keys; the first with the least padding is used.
 BLOCKS = (256, 384)
 SAVED = 'attention'  # checkpoint name for rematerialization policies
-_MASKED = -1e30  # finite, because the difference of two infinities is NaN
+MASKED = -1e30  # finite, because the difference of two infinities is NaN
 # Extra channels (one tile) of queries and keys in a kernel: the first one masks keys, at no cost on
 # the matrix unit.
 _EXTRA = 16
-
-
-def fits(max_distance: int) -> bool:
-  """Returns whether two tiles suffice for a bias that is constant from `max_distance` on."""
-  return max_distance <= min(BLOCKS)
 
 
 def padded_length(length: int) -> int:
@@ -41,28 +37,27 @@ def padded_length(length: int) -> int:
   return min(-(-length // block) * block for block in BLOCKS)
 
 
-def _block_size(length: int) -> int:
-  """Returns the block size of a sequence, padded or not."""
+def block_size(length: int) -> int:
+  """Returns the number of positions in a block of a sequence, padded or not."""
   return next(block for block in BLOCKS if padded_length(length) % block == 0)
 
 
 def bias_tiles(
   table_NH: Float[Array, 'N H'],
   bucket: Callable[[Int[Array, 'K Q']], Int[Array, 'K Q']],
-  length: int,
+  block: int,
 ) -> Float[Array, 'H 2 K Q']:
   """Returns the tiles [H, 2, key, query] of the bias table[bucket(distance)].
 
   Args:
-    table_NH: bias of each bucket and head; the last entry applies to all distances from some
-      `max_distance` on that `fits`.
+    table_NH: bias of each bucket and head; the last entry applies to all distances from `block` on,
+      or from a shorter one.
     bucket: function from distances to bucket indices.
-    length: sequence length.
+    block: number of positions in a block.
 
   Returns:
     Tiles of the diagonal blocks, then of the blocks next to the diagonal.
   """
-  block = _block_size(length)
   apart_KQ = jnp.arange(block) - jnp.arange(block)[:, None]
   buckets_TKQ = jnp.stack([bucket(apart_KQ), bucket(apart_KQ + block)])
   # A matrix product, because the gradient of a gather is a scatter, which is slow on TPUs.
@@ -71,14 +66,22 @@ def bias_tiles(
     'tkqn,nh->htkq', chosen_TKQN, table_NH - table_NH[-1], precision=jax.lax.Precision.HIGHEST
   )
   future_TKQ = jnp.stack([apart_KQ < 0, jnp.zeros_like(apart_KQ, bool)])
-  return jnp.where(future_TKQ, _MASKED, tiles)
+  return jnp.where(future_TKQ, MASKED, tiles)
+
+
+def padded(x_BL: Shaped[Array, 'B L *dims'], padding: int) -> Shaped[Array, 'B M *dims']:
+  """Pads the sequence with `padding` zeros on the right."""
+  return jnp.pad(x_BL, ((0, 0), (0, padding), *((0, 0),) * (x_BL.ndim - 2)))
 
 
 def whole_blocks(x_BL: Shaped[Array, 'B L *dims']) -> Shaped[Array, 'B M *dims']:
   """Pads the sequence with zeros on the right to whole blocks."""
-  return jnp.pad(
-    x_BL, ((0, 0), (0, padded_length(x_BL.shape[1]) - x_BL.shape[1]), *((0, 0),) * (x_BL.ndim - 2))
-  )
+  return padded(x_BL, padded_length(x_BL.shape[1]) - x_BL.shape[1])
+
+
+def useful_scope(share: Fraction) -> str:
+  """Returns the name of a scope of whose products `costs.flops` counts a share."""
+  return f'useful_{share.numerator}_of_{share.denominator}'
 
 
 def attend(
@@ -109,7 +112,7 @@ def attend(
 
   # Naming the transposed arrays lets a rematerialization policy drop their inputs.
   columns = lambda x_BLHD: checkpoint_name(x_BLHD.transpose(0, 2, 3, 1), SAVED)
-  key_mask_BL = jnp.where(valid_BL, 0.0, _MASKED).astype(key_BLHD.dtype)
+  key_mask_BL = jnp.where(valid_BL, 0.0, MASKED).astype(key_BLHD.dtype)
   key_mask_BEL = jnp.pad(key_mask_BL[:, None], ((0, 0), (0, _EXTRA - 1), (0, 0)))
   query, key, value = columns(query_BLHD * width**-0.5), columns(key_BLHD), columns(value_BLHD)
   mixed_BHDL = _attention(query, key, value, key_mask_BEL, tiles_HTKQ, interpret)
@@ -181,7 +184,7 @@ def _forward_kernel(query_ref, key_ref, value_ref, key_mask_ref, *refs):
     return new_top_1Q, total_1Q, sum_DQ
 
   row_1Q = jnp.zeros((1, size), jnp.float32)
-  start = (row_1Q + 4 * _MASKED, row_1Q, jnp.zeros(mixed_ref.shape, jnp.float32))
+  start = (row_1Q + 4 * MASKED, row_1Q, jnp.zeros(mixed_ref.shape, jnp.float32))
   stop = key_ref.shape[1] // size if tiles_ref is None else i + 1
   top_1Q, total_1Q, sum_DQ = jax.lax.fori_loop(0, stop, body, start)
   mixed_ref[...] = (sum_DQ / total_1Q).astype(mixed_ref.dtype)
@@ -267,9 +270,7 @@ def _tiles(size):
 def _cost(query, tiles, products: int) -> pl.CostEstimate:
   """Returns the cost of `products` matrix products over all blocks, or half if causal."""
   batch, heads, width, length = query.shape
-  pairs = (
-    batch * heads * length * (length if tiles is None else (length + _block_size(length)) // 2)
-  )
+  pairs = batch * heads * length * (length if tiles is None else (length + block_size(length)) // 2)
   size = 4 * batch * heads * length * width * query.dtype.itemsize
   return pl.CostEstimate(
     flops=2 * products * pairs * width, transcendentals=pairs, bytes_accessed=size * products // 2
@@ -278,7 +279,7 @@ def _cost(query, tiles, products: int) -> pl.CostEstimate:
 
 def _forward(query, key, value, key_mask, tiles, interpret):
   batch, heads, width, length = query.shape
-  biases, size = [] if tiles is None else [tiles], _block_size(length)
+  biases, size = [] if tiles is None else [tiles], block_size(length)
   return pl.pallas_call(
     _forward_kernel,
     grid=(heads, batch, length // size),
@@ -304,7 +305,7 @@ def _forward(query, key, value, key_mask, tiles, interpret):
 
 def _backward(query, key, value, key_mask, tiles, lse, grad, delta, interpret):
   batch, heads, width, length = query.shape
-  biases, size = [] if tiles is None else [tiles], _block_size(length)
+  biases, size = [] if tiles is None else [tiles], block_size(length)
   like = lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype)
   grad_query, *grads = pl.pallas_call(
     _backward_kernel,

@@ -26,6 +26,7 @@ from audiolm_jax.nn.attention import (
   REMAT_POLICY,
   attend,
   attend_in_blocks,
+  block_size,
   dense,
   partitioned,
 )
@@ -156,7 +157,7 @@ class ConformerBlock(nn.Module):
       self._dense(shape, (EMBED, HEADS, HEAD_DIM), name)(x_BLD)
       for name in ('query', 'key', 'value')
     )
-    if placement.on_tpu():
+    if block_size(x_BLD.shape[1]) is not None:
       valid_BL = jnp.ones(x_BLD.shape[:2], bool) if mask_BL is None else mask_BL
       mixed_BLHD = attend_in_blocks(rotate(query), rotate(key), value, valid_BL)
     else:

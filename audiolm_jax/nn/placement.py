@@ -43,10 +43,18 @@ def on(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
     _PLACEMENT.reset(token)
 
 
-def on_tpu() -> bool:
-  """Returns whether the current trace is for TPUs, attached or not."""
+def platform() -> str:
+  """Returns the platform of the current trace: of its mesh, or else JAX's default one."""
   placement = _PLACEMENT.get()
-  return placement is not None and placement.mesh.devices.flat[0].platform == 'tpu'
+  return jax.default_backend() if placement is None else placement.mesh.devices.flat[0].platform
+
+
+def on_tpu() -> bool:
+  """Returns whether the current trace is for a mesh of TPUs, attached or not, or for a single TPU.
+
+  Without a mesh, XLA could not partition kernels over several TPUs.
+  """
+  return platform() == 'tpu' and (_PLACEMENT.get() is not None or jax.device_count() == 1)
 
 
 def unrolls_layers() -> bool:

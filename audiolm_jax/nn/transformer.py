@@ -6,6 +6,7 @@ implementation.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -83,20 +84,13 @@ class TransformerConfig:
 class KVCache(NamedTuple):
   """Holds keys and values of the columns processed so far, one buffer per layer.
 
-  `valid_BN` is False at PAD; `index` is the next column.
+  `valid_BN` is False at PAD; `bias_HM` is from `distance_bias`; `index` is the next column.
   """
 
   layers: tuple[LayerCache, ...]
   valid_BN: Array
+  bias_HM: Array
   index: Array
-
-
-def empty_cache(config: TransformerConfig, batch_size: int, num_columns: int) -> KVCache:
-  """Returns an empty cache for `num_columns` tokens per row."""
-  shape = (batch_size, num_columns, config.num_heads, config.width // config.num_heads)
-  empty = jnp.zeros(shape, config.dtype)
-  layers = tuple(LayerCache(empty, empty) for _ in range(config.num_layers))
-  return KVCache(layers, jnp.zeros((batch_size, num_columns), bool), jnp.zeros((), jnp.int32))
 
 
 def relative_buckets(
@@ -132,23 +126,25 @@ class Block(nn.Module):
   config: TransformerConfig
   deterministic: bool = True
   causal: bool = True
+  decoding: bool = False
 
   @nn.compact
   def __call__(self, x_BLD, bias, mask, cache: LayerCache | None = None, index=None):
-    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    config, dtype, decoding = self.config, jnp.dtype(self.config.dtype), self.decoding
     x_BLD = placement.by_batch(x_BLD)
     drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
-    attend = attention.SelfAttention(config.num_heads, dtype, self.causal, name='attention')
+    attend = attention.SelfAttention(
+      config.num_heads, dtype, self.causal, decoding, name='attention'
+    )
+    linear = functools.partial(dense, dtype=dtype, decoding=decoding)
     mixed_BLD = attend(
       norm(dtype, 'attention_norm')(x_BLD), bias=bias, mask=mask, cache=cache, index=index
     )
-    if cache is not None:
+    if decoding:
       mixed_BLD, cache = mixed_BLD
     x_BLD += drop(mixed_BLD)
-    hidden = dense(config.mlp_width, (EMBED, MLP), dtype=dtype, name='mlp_in')(
-      norm(dtype, 'mlp_norm')(x_BLD)
-    )
-    x_BLD += drop(dense(config.width, (MLP, EMBED), dtype=dtype, name='mlp_out')(nn.gelu(hidden)))
+    hidden = linear(config.mlp_width, (EMBED, MLP), name='mlp_in')(norm(dtype, 'mlp_norm')(x_BLD))
+    x_BLD += drop(linear(config.width, (MLP, EMBED), name='mlp_out')(nn.gelu(hidden)))
     self.sow('intermediates', 'hidden', x_BLD)
     return x_BLD, cache
 
@@ -177,9 +173,11 @@ def stacked(config: TransformerConfig, deterministic: bool, causal: bool = True)
 class Transformer(nn.Module):
   """Maps token ids [B, L] to hidden vectors [B, L, D] and the output table [V, D] of the logits.
 
-  With `scanned`, layers are one `nn.scan` over stacked parameters (training). Decoding runs
-  unrolled layers, because a cache carried through a scan over layers is copied at each token;
-  `unstack` converts the parameters. `apply(..., mutable='intermediates')` also returns the embedded
+  With `scanned`, layers are one `nn.scan` over stacked parameters (training); `unstack` converts
+  them for unrolled layers. With `num_columns`, it decodes: it also returns a cache of so many
+  columns, which is made from ids_BL or, with a `cache`, has ids_BL appended. Parameters are then
+  those of `decoding_params`, and layers are unrolled, because a cache carried through a scan over
+  layers is copied at each token. `apply(..., mutable='intermediates')` also returns the embedded
   sequence, and hidden vectors and attention weights of each layer (stacked, where scanned).
   """
 
@@ -188,6 +186,7 @@ class Transformer(nn.Module):
   time_embedding: bool = False
   scanned: bool = True
   deterministic: bool = True
+  num_columns: int | None = None
 
   @nn.compact
   def __call__(self, ids_BL, times_BL=None, cache: KVCache | None = None):
@@ -209,7 +208,7 @@ class Transformer(nn.Module):
     )
     valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
     padding = block_attention.padded_length(length) - length
-    if cache is None and placement.on_tpu() and 8 * padding <= length:
+    if self.num_columns is None and placement.on_tpu() and 8 * padding <= length:
       # Pad once here, instead of each array of each layer in the kernel, if the products with the
       # padding cost less.
       x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
@@ -219,22 +218,31 @@ class Transformer(nn.Module):
   def _layers(self, x_BLD, valid_BL, bias_table, cache):
     config, length = self.config, x_BLD.shape[1]
     if cache is None:
-      bias, mask = sequence_bias(config, bias_table, valid_BL)
+      # Weights of attention exist in plain products only.
+      plain = self.is_mutable_collection('intermediates')
+      bias, mask = sequence_bias(config, bias_table, valid_BL, plain)
     else:
-      valid_BL = jax.lax.dynamic_update_slice(cache.valid_BN, valid_BL, (0, cache.index))
-      mask = causal_mask(cache.index, valid_BL, length)
-      bias = step_bias(config, bias_table, cache.index, length, valid_BL.shape[1])
-    if not self.scanned:
+      valid_BN = jax.lax.dynamic_update_slice(cache.valid_BN, valid_BL, (0, cache.index))
+      bias, mask = step_bias(cache.bias_HM, cache.index, length, valid_BN), None
+    decoding = self.num_columns is not None
+    if decoding or not self.scanned:
       layers = []
       for i in range(config.num_layers):
         layer = None if cache is None else cache.layers[i]
         index = None if cache is None else cache.index
-        x_BLD, layer = Block(config, self.deterministic, name=f'layer_{i}')(
+        x_BLD, layer = Block(config, self.deterministic, decoding=decoding, name=f'layer_{i}')(
           x_BLD, bias, mask, layer, index
         )
         layers.append(layer)
-      return x_BLD, None if cache is None else KVCache(
-        tuple(layers), valid_BL, cache.index + length
+      if not decoding:
+        return x_BLD, None
+      if cache is not None:
+        return x_BLD, KVCache(tuple(layers), valid_BN, cache.bias_HM, cache.index + 1)
+      return x_BLD, KVCache(
+        tuple(layer.padded(self.num_columns) for layer in layers),
+        jnp.pad(valid_BL, ((0, 0), (0, self.num_columns - length))),
+        distance_bias(config, bias_table, self.num_columns),
+        jnp.asarray(length, jnp.int32),
       )
     return stacked(config, self.deterministic)(x_BLD, bias, mask)
 
@@ -249,30 +257,60 @@ def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
   return rest | layers
 
 
-def causal_mask(index, valid_BN, length):
-  columns_L = index + jnp.arange(length)
-  return (columns_L[:, None] >= jnp.arange(valid_BN.shape[1]))[None, None] & valid_BN[
-    :, None, None, :
-  ]
+def decoding_params(config: TransformerConfig, params: Any) -> dict[str, Any]:
+  """Converts unboxed parameters, stacked or of `unstack`, to those of a decoding Transformer.
+
+  Query, key and value kernels of a layer become one; matrices get the dtype of activations, in which
+  they are used anyway, so that a step does not convert them.
+  """
+  params = unstack(config, params) if 'layers' in params else params
+  cast = lambda tree: jax.tree.map(lambda p: p.astype(config.dtype), tree)
+  made = {name: params[name] for name in params} | {'output': cast(params['output'])}
+  for i in range(config.num_layers):
+    layer = params[f'layer_{i}']
+    of = layer['attention']
+    qkv = jnp.stack([of[name]['kernel'] for name in attention.PROJECTIONS], axis=1)
+    own = {'attention': {'qkv': {'kernel': qkv}, 'output': of['output']}}
+    made[f'layer_{i}'] = layer | cast(own | {name: layer[name] for name in ('mlp_in', 'mlp_out')})
+  return made
 
 
-def step_bias(config, bias_table, index, length, num_columns):
-  distance_LN = index + jnp.arange(length)[:, None] - jnp.arange(num_columns)
-  buckets_LN = relative_buckets(distance_LN, config.num_buckets, config.max_distance)
-  return bias_table[buckets_LN].transpose(2, 0, 1)[None]
-
-
-def sequence_bias(config, bias_table, valid_BL) -> tuple[Array | Tiles, Array]:
-  """Returns bias and mask of a whole sequence, in the form of the kernel on a TPU."""
+def causal_mask(valid_BL):
   length = valid_BL.shape[1]
-  if placement.on_tpu() and block_attention.fits(config.max_distance):
+  return jnp.tril(jnp.ones((length, length), bool)) & valid_BL[:, None, None, :]
+
+
+def distance_bias(config, bias_table, num_columns):
+  """Returns the bias [H, 2 N - 1] of the distances N - 1 to -(N - 1), which masks negative ones."""
+  distance_M = num_columns - 1 - jnp.arange(2 * num_columns - 1)
+  buckets_M = relative_buckets(distance_M, config.num_buckets, config.max_distance)
+  return jnp.where(distance_M < 0, block_attention.MASKED, bias_table[buckets_M].T)
+
+
+def step_bias(bias_HM, index, length, valid_BN):
+  """Returns bias and mask [B H, L, N] of `length` queries from column `index` on, as one sum."""
+  num_columns = valid_BN.shape[1]
+  rows = [
+    jax.lax.dynamic_slice_in_dim(bias_HM, num_columns - 1 - index - n, num_columns, axis=1)
+    for n in range(length)
+  ]
+  bias_BHLN = jnp.where(valid_BN[:, None, None], jnp.stack(rows, axis=1), block_attention.MASKED)
+  return bias_BHLN.reshape(-1, length, num_columns)
+
+
+def sequence_bias(config, bias_table, valid_BL, plain) -> tuple[Array | Tiles, Array]:
+  """Returns bias and mask of a whole sequence, in the form of `attend_in_blocks` where it is used.
+
+  `plain`: whether it must not be used.
+  """
+  length = valid_BL.shape[1]
+  block = None if plain else attention.block_size(length, config.max_distance)
+  if block is not None:
     bucket = lambda distance: relative_buckets(distance, config.num_buckets, config.max_distance)
     return Tiles(
-      placement.each_part(block_attention.bias_tiles(bias_table, bucket, length))
+      placement.each_part(block_attention.bias_tiles(bias_table, bucket, block))
     ), valid_BL
-  return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(
-    0, valid_BL, length
-  )
+  return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(valid_BL)
 
 
 def whole_bias(config, bias_table, length, causal=True):

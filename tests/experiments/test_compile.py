@@ -151,7 +151,7 @@ def test_errors_name_the_remedy():
   # The cache of all layers: 2 rows of 12 + 48 columns.
   for part in (
     '20.53G of 15.75G',
-    'bfloat16[2,60,4,8]',
+    'bfloat16[8,8,60]',
     'over all 1 chips',
     'remat',
     'fsdp',

@@ -28,6 +28,7 @@ def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
   valid_BL = jnp.stack([position_L >= 400, position_L % 7 != 3])
   weight *= valid_BL[..., None, None]  # what padding attends to means nothing
   bucket = lambda distance: relative_buckets(distance, 16, 100)
+  block = block_attention.block_size(length)
 
   def plain(query, key, value, table_NH):
     distance_LN = position_L[:, None] - position_L
@@ -39,7 +40,7 @@ def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
     )
 
   def blocks(query, key, value, table_NH):
-    tiles = block_attention.bias_tiles(table_NH, bucket, length) if causal else None
+    tiles = block_attention.bias_tiles(table_NH, bucket, block) if causal else None
     return block_attention.attend(query, key, value, valid_BL, tiles, interpret=True)
 
   def outputs(function):
@@ -75,7 +76,9 @@ def test_eight_devices_give_what_one_does(heads, tensor):
   query, key, value, weight = (jax.random.normal(k, (4, length, heads, WIDTH)) for k in keys[:4])
   table_NH = jax.random.normal(keys[4], (16, heads))
   tiles = block_attention.bias_tiles(
-    table_NH, lambda distance: relative_buckets(distance, 16, 100), length
+    table_NH,
+    lambda distance: relative_buckets(distance, 16, 100),
+    block_attention.block_size(length),
   )
   valid_BL = jnp.arange(length) >= jnp.array([0, 3, 100, 1])[:, None]
   weight *= valid_BL[..., None, None]
@@ -97,10 +100,6 @@ def test_eight_devices_give_what_one_does(heads, tensor):
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for one, other in zip(got_grads, want_grads, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
-
-
-def test_which_biases_fit():
-  assert block_attention.fits(256) and not block_attention.fits(257)
 
 
 def test_blocks_pad_a_sequence_least():

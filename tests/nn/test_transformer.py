@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from flax.linen import meta
 
 from audiolm_jax import tokens
-from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.nn import attention, language_model, placement, transformer
 from audiolm_jax.nn.language_model import LanguageModel
 from audiolm_jax.nn.transformer import TransformerConfig
 
@@ -70,12 +71,17 @@ def test_buckets_are_t5s():
   assert t5_bucket(127, 32, 128) == 31 and t5_bucket(16, 32, 128) == 16
 
 
-def test_tiled_bias_is_the_gathered_bias():
+def test_the_bias_of_a_step_is_a_row_of_the_tiled_bias():
   table = jax.random.normal(jax.random.key(0), (8, 2))
   whole = transformer.whole_bias(TINY, table, 30)
-  gathered = transformer.step_bias(TINY, table, 0, 30, 30)[0]
+  bias_HM = transformer.distance_bias(TINY, table, 30)
+  valid_BN = jnp.array([[True] * 30, [False] + [True] * 29])
+  rows = [transformer.step_bias(bias_HM, jnp.asarray(n), 1, valid_BN)[:, 0] for n in range(30)]
+  steps = np.stack(rows, axis=1).reshape(2, 2, 30, 30)  # [row, head, query, key]
   causal = np.tril(np.ones((30, 30), bool))
-  np.testing.assert_array_equal(np.asarray(whole)[..., causal], np.asarray(gathered)[..., causal])
+  np.testing.assert_array_equal(np.asarray(whole)[..., causal], steps[0][..., causal])
+  assert (steps[0][..., ~causal] < -1e29).all() and (steps[1, ..., 0] < -1e29).all()
+  np.testing.assert_array_equal(steps[1, ..., 1:], steps[0, ..., 1:])
 
 
 def test_a_later_token_changes_no_earlier_logits(params, logits_of, example):
@@ -114,7 +120,7 @@ def test_cached_steps_in_a_padded_batch_equal_the_whole_row_alone(params, logits
   padded = jnp.where(jnp.arange(5)[None, :, None] < read[:, None, None], codes[:, :5], tokens.PAD)
   ids, times = tokens.left_pad(*language_model.sequence(MODEL, prefix, padded))
   assert (np.asarray(ids[0, :6]) == tokens.PAD).all()
-  unrolled = transformer.unstack(TINY, params)
+  unrolled = transformer.decoding_params(TINY, params)
   got, cache = jax.jit(lambda p, i, t: language_model.prefill(MODEL, p, i, t, i.shape[1] + 8))(
     unrolled, ids, times
   )
@@ -123,6 +129,57 @@ def test_cached_steps_in_a_padded_batch_equal_the_whole_row_alone(params, logits
   for n in range(6):
     np.testing.assert_allclose(got, whole[rows, first + n], atol=1e-4)
     got, cache = step(unrolled, cache, flat[rows, first + n], jnp.asarray(n))
+
+
+def test_a_step_of_a_single_row_on_a_tpu_ignores_its_column_of_padding(
+  params, logits_of, example, monkeypatch
+):
+  """XLA's products of a single row are slow there. The last step fills the cache."""
+  prefix, codes = (x[:1] for x in example)
+  whole = np.asarray(logits_of(params, prefix, codes)).reshape(1, 16, 5)
+  monkeypatch.setattr(placement, 'platform', lambda: 'tpu')
+  decoding = transformer.decoding_params(TINY, params)
+  ids, times = language_model.sequence(MODEL, prefix, codes[:, :6])
+  got, cache = language_model.prefill(MODEL, decoding, ids, times, ids.shape[1] + 3)
+  assert language_model._step_columns(1) == 2 and language_model._step_columns(2) == 1
+  for n in range(4):
+    np.testing.assert_allclose(got[0], whole[0, 12 + n], atol=1e-4)
+    if n < 3:
+      code = codes.reshape(1, 16)[:, 12 + n]
+      got, cache = language_model.step(
+        MODEL, decoding, cache, code, jnp.array([12]), jnp.asarray(n)
+      )
+  assert int(cache.index) == cache.valid_BN.shape[1] - 1
+
+
+def test_a_loop_of_steps_updates_the_cache_in_place(params, example):
+  """XLA:CPU copies arrays whose axes or rank are not those of the products that read them."""
+  ids, times = language_model.sequence(MODEL, *example)
+
+  def decode(params, ids, times):
+    decoding = transformer.decoding_params(TINY, params)
+    logits, cache = language_model.prefill(MODEL, decoding, ids, times, 37)
+
+    def body(n, carry):
+      code, first = jnp.argmax(carry[0], axis=-1), jnp.zeros(2, jnp.int32)
+      return language_model.step(MODEL, decoding, carry[1], code, first, n)
+
+    return jax.lax.fori_loop(0, 8, body, (logits, cache))[0]
+
+  text = jax.jit(decode).lower(params, ids, times).compile().as_text()
+  loops, _ = text.split('\nENTRY ')
+  cache = r'f32\[4,(8,37|37,8)\]'  # of 2 rows x 2 heads
+  assert len(re.findall(rf'= {cache}\S* fusion\(', loops)) == 2 * TINY.num_layers
+  assert not re.findall(rf'= {cache}\S* (copy|transpose)\(', loops)
+
+
+@pytest.mark.parametrize('rows', [1, 3, 17])  # 17: a product of matrices
+def test_products_of_rows_are_numpys(rows):
+  rng = np.random.default_rng(0)
+  x, kernel = rng.normal(size=(rows, 1, 2, 4)), rng.normal(size=(2, 4, 3, 5))
+  numbers = (((2, 3), (0, 1)), ((), ()))
+  got = attention.dot_of_rows(*map(jnp.float32, (x, kernel)), numbers)
+  np.testing.assert_allclose(got, np.tensordot(x, kernel, 2), atol=1e-5)
 
 
 def test_prefix_padding_is_invisible(params, logits_of, example):
