@@ -25,13 +25,11 @@ def is_file(name: str) -> bool:
 
 
 def refuse_url(text: str, where: str = ''):
-  """Raises UserError for a URL, which no program reads or writes; `where`: what errors put before
-  it.
-  """
+  """Raises UserError for a URL where none is read or written; `where`: what errors put before it."""
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
     raise UserError(
-      f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; give a path on a '
-      'disk (one that all hosts of a pod see, as NFS or Filestore)'
+      f'{where}{text} is a URL, not a path: web addresses are not read, and buckets only as --workdir=gs://BUCKET/FOLDER '
+      'of a run; give a path on a disk (for audio, one that all hosts of a pod see, as NFS or Filestore)'
     )
 
 

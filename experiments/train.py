@@ -6,18 +6,18 @@ r"""Trains one stage of a recipe, or all stages.
     --set coarse.train.batch_size=32
   python -m experiments.train --stage=soundstream --workdir=runs/mine \
     --init_from=runs/theirs/soundstream
+  python -m experiments.train --stage=semantic --workdir=gs://bucket/run
 
 A killed run is resumed by the same command. On a TPU pod, run it on every host.
 """
 
 import functools
-import pathlib
 import sys
 import time
 
 import jax
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, configs, loop
@@ -27,13 +27,13 @@ from . import recipe as recipe_lib
 
 
 def main():
-  parser = command_line.parser(__doc__)
+  parser = command_line.parser(__doc__, buckets=True)
   parser.add_argument(
     '--stage', required=True, help='a stage of the recipe, or all (a wrong name lists the stages)'
   )
   parser.add_argument(
     '--init_from',
-    type=command_line.path,
+    type=command_line.stored,
     metavar='DIRECTORY',
     help="start from another run's params and state, such as runs/theirs/coarse",
   )
@@ -44,7 +44,7 @@ def main():
   )
   parser.add_argument(
     '--compilation_cache',
-    type=command_line.path,
+    type=command_line.stored,
     metavar='DIRECTORY',
     help='keep compiled programs there for later starts',
   )
@@ -80,7 +80,7 @@ def main():
     train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
 
 
-def train_all(recipe: recipe_lib.Recipe, workdir: pathlib.Path, arguments: list[str]):
+def train_all(recipe: recipe_lib.Recipe, workdir: storage.Path, arguments: list[str]):
   """Trains all stages that are not finished, in order, after the programs that make their inputs.
 
   Each program is a process of its own, which starts with all of the memory.
@@ -97,7 +97,7 @@ def train_all(recipe: recipe_lib.Recipe, workdir: pathlib.Path, arguments: list[
 
 
 def is_finished(
-  stage: recipe_lib.StageRecipe, directory: pathlib.Path, tokens: pathlib.Path
+  stage: recipe_lib.StageRecipe, directory: storage.Path, tokens: storage.Path
 ) -> bool:
   """Returns whether a stage needs no start: its newest checkpoint is at the last step or beyond, of
   the same model, and of the tokens that are there.
@@ -109,11 +109,13 @@ def is_finished(
     steps = checkpoints.steps(directory / 'checkpoints')
     if not steps or steps[-1] < stage.train.num_steps:
       return False
-    metadata = checkpoints.read_metadata(directory / 'checkpoints' / str(steps[-1]))
+    metadata = checkpoints.read_metadata(
+      checkpoints.step_folder(directory / 'checkpoints', steps[-1])
+    )
     learned_from = metadata['fingerprints']
     if learned_from and not made_by.is_file():
       return False
-    if learned_from and learned_from != files.read_json(made_by, 'encode again'):
+    if learned_from and learned_from != storage.read_json(made_by, 'encode again'):
       return False
     return not configs.differences(metadata['config'], configs.describe(stage.model))
   except (UserError, OSError):

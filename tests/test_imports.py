@@ -17,6 +17,7 @@ LEAVES = {
   'tokens',
   'kmeans',
   'losses',
+  'storage',
 }
 # Leaves come before all of them.
 ROOMS = [
@@ -44,6 +45,7 @@ FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').r
 THIRD_PARTY_HOMES = {
   'grain': ('audiolm_jax/data/',),
   'orbax': ('audiolm_jax/training/checkpoints.py', 'audiolm_jax/training/saving.py'),
+  **dict.fromkeys(('tensorstore', 'fsspec', 'etils'), ('audiolm_jax/storage/',)),
   'torch': ('experiments/benchmarks/',),  # to be timed beside
   'flax': (
     'audiolm_jax/nn/',
