@@ -191,6 +191,14 @@ SHARE = _number(float, checks.POSITIVE_SHARE)
 SECONDS = _number(float, checks.CLIP_SECONDS)
 
 
+def prove_reachable(folder: storage.Path, flag: str):
+  """Raises UserError where a bucket cannot be reached or read, before anything waits for it."""
+  try:
+    storage.check_reachable(folder)
+  except OSError as error:
+    raise UserError(f'{flag}={folder}: {error.strerror}') from error
+
+
 def prove_folder(folder: storage.Path, flag: str):
   """Raises UserError where a folder, there or to be made, is not writable; leaves no trace."""
   if storage.in_bucket(folder):
@@ -272,7 +280,7 @@ def remembered(workdir: storage.Path) -> tuple[str | None, list[str]]:
   Raises UserError where the file is damaged.
   """
   file = workdir / MEMORY
-  if not file.is_file():
+  if not storage.is_file(file):
     return None, []
   remedy = 'delete it, the next run writes it again'
   found = storage.read_json(file, remedy)

@@ -59,6 +59,8 @@ def main():
     raise UserError(
       '--init_from is the checkpoint of one stage: give that stage by --stage, not all'
     )
+  if args.init_from is not None:
+    command_line.prove_reachable(args.init_from, '--init_from')
   workspace.remember(args)
   if args.compilation_cache is not None:
     command_line.prove_folder(args.compilation_cache, '--compilation_cache')

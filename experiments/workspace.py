@@ -234,6 +234,7 @@ def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Re
     UserError: if `recipe_lib.load` refuses the recipe, or the workdir belongs to another.
   """
   recipe = recipe_lib.load(args.recipe, args.overrides)
+  command_line.prove_reachable(args.workdir, '--workdir')
   name, _ = command_line.remembered(args.workdir)
   begun = (
     any(file.name != command_line.MEMORY for file in args.workdir.iterdir()) if name else False
@@ -262,7 +263,7 @@ def remember(args: argparse.Namespace):
   # The last override of a field counts.
   corpus = list({text.partition('=')[0]: text for text in corpus}.values())
   if name != args.recipe or corpus != before:
-    storage.write_text(
+    storage.write_agreed(
       args.workdir / command_line.MEMORY, json.dumps({'recipe': args.recipe, 'set': corpus})
     )
 
@@ -281,7 +282,7 @@ def claim(folder: storage.Path, fingerprints: dict[str, str]):
         f'{folder} was made by the models {made_by}, not by {fingerprints}: move it away first'
       )
     return
-  storage.write_text(path, json.dumps(fingerprints))
+  storage.write_agreed(path, json.dumps(fingerprints))
 
 
 def wait_for(

@@ -39,7 +39,7 @@ def path(text: str | os.PathLike) -> Path:
   """Returns a path on a disk, or in a bucket if `text` begins with gs://."""
   if not in_bucket(text):
     return pathlib.Path(text)
-  _bucket()  # registers the client, through which paths read
+  client()  # registers the client, through which paths read
   from etils import epath
 
   return epath.Path(text)
@@ -49,16 +49,20 @@ def in_bucket(path: str | os.PathLike) -> bool:
   return os.fspath(path).startswith(SCHEME)
 
 
-def absolute(path: str | os.PathLike) -> Path:
+def absolute(text: str | os.PathLike) -> Path:
   """Returns the absolute path; those in buckets are."""
-  there = globals()['path'](path)
-  return there if in_bucket(path) else there.absolute()
+  return path(text) if in_bucket(text) else pathlib.Path(text).absolute()
+
+
+def is_file(text: str | os.PathLike) -> bool:
+  """Returns whether there is a file; False for names that a disk cannot have."""
+  return path(text).is_file() if in_bucket(text) else os.path.isfile(text)
 
 
 def files_below(folder: Path) -> list[str]:
   """Returns the names of all files below a folder, relative to it, sorted."""
   if in_bucket(folder):
-    return _bucket().keys(folder)
+    return client().keys(folder)
   return [str(each.relative_to(folder)) for each in sorted(folder.rglob('*')) if each.is_file()]
 
 
@@ -70,7 +74,7 @@ def missing(paths: Iterable[str]) -> list[str]:
   found = []
   for folder, members in by_folder.items():
     if in_bucket(folder):
-      names = set(_bucket().keys(folder))
+      names = set(client().keys(folder))
       found += [each for each in members if os.path.basename(each) not in names]
     else:
       found += [each for each in members if not os.path.exists(each)]
@@ -88,7 +92,7 @@ def digest(path: Path, expected_bytes: Any = None) -> tuple[int, str]:
     FileNotFoundError: if it is missing, or no file.
   """
   if in_bucket(path):
-    data = _bucket().read(path)
+    data = client().read(path)
     return len(data), hashlib.sha256(data).hexdigest()
   if not path.is_file():
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
@@ -113,15 +117,28 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     partial = pathlib.Path(folder, 'partial')
     partial.touch()
     yield partial
-    _bucket().write(path, partial.read_bytes())
+    client().write(path, partial.read_bytes())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a UTF-8 text file atomically, and creates its folder if missing."""
   if in_bucket(path):
-    _bucket().write(path, text.encode())
+    client().write(path, text.encode())
   else:
     files.write_text(path, text)
+
+
+def write_agreed(path: Path, text: str) -> None:
+  """Writes a text file that all processes of a pod write with the same content, at the same time.
+
+  Buckets allow one write of an object a second, so there only the first of them writes.
+  """
+  if not in_bucket(path):
+    files.write_text(path, text)
+    return
+  stamp, found = look(path)
+  if found != text.encode():
+    swap(path, text.encode(), stamp)
 
 
 @contextlib.contextmanager
@@ -136,7 +153,7 @@ def local(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     return
   with tempfile.TemporaryDirectory() as folder:
     copy = pathlib.Path(folder, os.path.basename(path))
-    copy.write_bytes(_bucket().read(path))
+    copy.write_bytes(client().read(path))
     yield copy
 
 
@@ -152,7 +169,7 @@ def read_json(
   if not in_bucket(path):
     return files.read_json(path, remedy, max_bytes=max_bytes)
   try:
-    data = _bucket().read(path)
+    data = client().read(path)
   except FileNotFoundError as error:
     raise UserError(f'{path} cannot be read ({error.strerror}): {remedy}') from error
   return files.parse_json(data, path, remedy, max_bytes=max_bytes)
@@ -167,7 +184,7 @@ def make_folder(folder: Path) -> None:
 def remove(folder: Path) -> None:
   """Deletes a folder and all files below it."""
   if in_bucket(folder):
-    _bucket().remove(folder)
+    client().remove(folder)
   else:
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -188,6 +205,12 @@ def poll_seconds(path: Path) -> float:
   return 2.0 if in_bucket(path) else 0.2
 
 
+def check_reachable(folder: Path) -> None:
+  """Raises OSError, after seconds, if a bucket cannot be reached or read; disks are not asked."""
+  if in_bucket(folder):
+    client().check_reachable(folder)
+
+
 def check_writable(directory: Path) -> None:
   """Creates `directory` if missing, and writes a temporary file to it.
 
@@ -195,7 +218,7 @@ def check_writable(directory: Path) -> None:
     OSError: if that fails; after seconds where a bucket cannot be reached.
   """
   if in_bucket(directory):
-    _bucket().check(directory, _PROBE_BYTES)
+    client().check(directory, _PROBE_BYTES)
     return
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -218,7 +241,7 @@ def look(path: Path) -> tuple[Stamp, bytes | None]:
     UserError: if the path of a disk is a link or no regular file.
   """
   if in_bucket(path):
-    return _bucket().look(path)
+    return client().look(path)
   with _exclusively(path) as file:
     return _looked(file)
 
@@ -235,7 +258,7 @@ def swap(path: Path, data: bytes | None, stamp: Stamp) -> Stamp | None:
     The new stamp; None if another process wrote the file.
   """
   if in_bucket(path):
-    return _bucket().swap(path, data, stamp)
+    return client().swap(path, data, stamp)
   with _exclusively(path) as file:
     now, found = _looked(file)
     if now != stamp:
@@ -266,7 +289,7 @@ def _looked(file) -> tuple[Stamp, bytes | None]:
   return (data, os.fstat(file.fileno()).st_mtime_ns), data if data.strip() else None
 
 
-def _bucket() -> types.ModuleType:
+def client() -> types.ModuleType:
   """Returns the client of buckets, whose import takes a second."""
   from audiolm_jax.storage import bucket
 

@@ -84,12 +84,44 @@ def swap(path, data: bytes | None, generation: bytes) -> bytes | None:
 
 def keys(folder) -> list[str]:
   """Returns the names of the objects below a folder, relative to it, sorted."""
+  return _keys(folder)
+
+
+def _keys(folder, first: str = '', stop: str = '') -> list[str]:
+  """Returns the names from `first` on and before `stop`."""
   kv, key = _split(folder)
   prefix = f'{key}/' if key else ''
-  names = [name.decode()[len(prefix) :] for name in _result(kv.list(_below(prefix)), folder)]
-  # tensorstore's listing is empty where it is refused; a read is an error there.
-  _result(kv.read(prefix or '/', byte_range=_NOTHING), folder)
+  span = tensorstore.KvStore.KeyRange(prefix + first, prefix + stop) if stop else _below(prefix)
+  names = []
+  for _ in range(2):
+    names = [name.decode()[len(prefix) :] for name in _result(kv.list(span), folder)]
+    # tensorstore's listing is empty where it is refused. A read is an error there, and if it is
+    # not, the second listing tells whether the first one was refused by chance.
+    _result(kv.read(prefix or '/', byte_range=_NOTHING), folder)
+    if names:
+      break
   return sorted(name for name in names if not name.endswith('/') and name)  # folders of the console
+
+
+def numbered(folder) -> list[str]:
+  """Returns the names of the objects below a folder that begin with a digit, relative to it."""
+  return _keys(folder, '0', ':')
+
+
+def contents(paths) -> list[bytes | None]:
+  """Returns the contents of objects, read at the same time; None for missing ones."""
+  return [None if found.state == _MISSING else found.value for found in _read_all(paths)]
+
+
+def exist(paths) -> list[bool]:
+  """Returns whether objects exist, asked at the same time."""
+  return [found.state != _MISSING for found in _read_all(paths, byte_range=_NOTHING)]
+
+
+def _read_all(paths, **options) -> list:
+  splits = [_split(path) for path in paths]
+  futures = [kv.read(key, **options) for kv, key in splits]
+  return [_result(future, path) for future, path in zip(futures, paths)]
 
 
 def remove(folder) -> None:
@@ -97,6 +129,16 @@ def remove(folder) -> None:
   kv, key = _split(folder)
   for deletion in [kv.write(f'{key}/{name}', None) for name in keys(folder)]:
     _result(deletion, folder)
+
+
+def check_reachable(folder) -> None:
+  """Reads where there may be nothing.
+
+  Raises:
+    OSError: after seconds, if the bucket cannot be reached or read.
+  """
+  name, key = _name_and_key(folder)
+  _result(_open(name, _FEW_RETRIES).read(key or '/', byte_range=_NOTHING), folder)
 
 
 def check(folder, num_bytes: int) -> None:

@@ -3,7 +3,7 @@
 A writer asks for a `draft`, fills it, and calls `seal` with the listing.
 
   disk:    NUMBER/ with digest.json, under another name until it is sealed and renamed (by Orbax)
-  bucket:  NUMBER-NONCE/, named by NUMBER.json, which holds the listing and is written once
+  bucket:  data/NUMBER-NONCE/, named by NUMBER.json, which holds the listing and is written once
 
 Objects cannot be renamed, so a bucket's folder has its final name while it is filled. It is whole
 if NUMBER.json names it and Orbax's stamp, which is written after the seal, is in it. A paused
@@ -11,6 +11,7 @@ process that wakes after another one took its place fills a folder that nothing 
 NUMBER.json is only ever created. Only the holder of the run's lock may write, remove or clear.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -27,7 +28,8 @@ STAMP = 'commit_success.txt'  # of Orbax
 _UNFINISHED = '.orbax-checkpoint-tmp'
 _REMAINS = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # unfinished saves, deletions
 _REJECTED = '.rejected'
-_SEALED_IN_BUCKET = re.compile(r'(?P<number>\d+)(?P<rejected>\.rejected\+*)?\.json')
+_DATA = 'data'
+_LISTING_IN_BUCKET = re.compile(r'\d+(\.rejected\+*)?\.json')
 _FOLDER_IN_BUCKET = re.compile(r'\d+-[0-9a-f]+-\d+')
 
 
@@ -106,41 +108,25 @@ class _InBucket:
   def __init__(self, directory: storage.Path, nonce: str):
     self._directory, self._nonce, self._num_drafts = directory, nonce, 0
     self._draft: storage.Path | None = None
+    self._failed: list[tuple[int, storage.Path]] = []  # drafts, which late threads may still fill
 
   def numbers(self, *, damaged: bool = False) -> list[int]:
-    names = set(storage.files_below(self._directory))
-    sealed = [match for name in names if (match := _SEALED_IN_BUCKET.fullmatch(name))]
-    found = []
-    for number in sorted(int(match['number']) for match in sealed if not match['rejected']):
-      try:
-        folder = self._named(self.listing(number))
-      except FileNotFoundError:  # the trainer has removed it meanwhile
-        continue
-      if f'{folder}/{STAMP}' in names or (damaged and folder is None):
-        found.append(number)
-    return found
-
-  def _named(self, listing: storage.Path) -> str | None:
-    """Returns the name of a folder in its listing; None if damaged."""
-    try:
-      name = json.loads(listing.read_bytes())['folder']
-    except (ValueError, TypeError, KeyError, RecursionError):
-      return None
-    return name if isinstance(name, str) and _FOLDER_IN_BUCKET.fullmatch(name) else None
+    named = {
+      int(path.stem): name for path, name in self._listings().items() if _REJECTED not in path.name
+    }
+    whole = self._stamped({name for name in named.values() if name})
+    return sorted(n for n, name in named.items() if name in whole or (damaged and name is None))
 
   def folder(self, number: int) -> storage.Path:
-    try:
-      name = self._named(self.listing(number))
-    except FileNotFoundError:
-      name = None
-    return self._directory / (name or f'{number}-unknown')
+    [text] = storage.client().contents([self.listing(number)])
+    return self._path((text and _named(text)) or f'{number}-unknown')
 
   def listing(self, number: int) -> storage.Path:
     return self._directory / f'{number}.json'
 
   def draft(self, number: int) -> storage.Path:
     self._num_drafts += 1  # a failed draft leaves files, which Orbax would not replace
-    self._draft = self._directory / f'{number}-{self._nonce}-{self._num_drafts}'
+    self._draft = self._path(f'{number}-{self._nonce}-{self._num_drafts}')
     return self._draft
 
   def written(self, number: int) -> storage.Path:
@@ -169,26 +155,67 @@ class _InBucket:
     return rejected.name
 
   def clear(self, *, own: bool = False) -> None:
-    is_cleared = lambda folder: not own or folder.split('-')[1] == self._nonce
-    names = storage.files_below(self._directory)
-    kept, unknown = set(), set()
-    for match in filter(None, map(_SEALED_IN_BUCKET.fullmatch, names)):
-      listing = self._directory / match.string
-      folder = self._named(listing)
-      if folder is None:
-        unknown.add(match['number'])
-      elif match['rejected'] or f'{folder}/{STAMP}' in names:
-        kept.add(folder)
-      elif is_cleared(folder):  # killed between the seal and Orbax's stamp
-        listing.unlink()
-    for head in sorted({name.partition('/')[0] for name in names} - kept):
-      is_folder = _FOLDER_IN_BUCKET.fullmatch(head) and head.partition('-')[0] not in unknown
-      if is_folder and is_cleared(head):
-        storage.remove(self._directory / head)
+    if own:
+      for number, draft in self._failed:
+        with contextlib.suppress(OSError):  # the next call tries again
+          self._clear(number, draft)
+      return
+    listings = self._listings()
+    whole = self._stamped({name for name in listings.values() if name})
+    for path, name in listings.items():
+      if name and name not in whole and _REJECTED not in path.name:
+        path.unlink()  # killed between the seal and Orbax's stamp
+    kept = whole | {name for path, name in listings.items() if _REJECTED in path.name}
+    names = {name.partition('/')[0] for name in storage.files_below(self._directory / _DATA)}
+    for name in sorted(names - kept):
+      # What is deleted depends on reads: a listing may lack objects (bucket.keys).
+      if not {name, None} & self._named_by_all(int(name.partition('-')[0])):
+        storage.remove(self._path(name))
 
   def clear_draft(self, number: int) -> None:
-    del number
-    self.clear(own=True)
+    self._failed.append((number, self._draft))
+    self._clear(number, self._draft)
+
+  def _clear(self, number: int, draft: storage.Path) -> None:
+    if self.folder(number) == draft:
+      if (draft / STAMP).exists():
+        return  # it failed after it was whole
+      self.listing(number).unlink()
+    storage.remove(draft)
+
+  def _path(self, name: str) -> storage.Path:
+    return self._directory / _DATA / name
+
+  def _listings(self) -> dict[storage.Path, str | None]:
+    """Returns all listings with the names of their folders, None if damaged."""
+    client = storage.client()
+    names = filter(_LISTING_IN_BUCKET.fullmatch, client.numbered(self._directory))
+    paths = [self._directory / name for name in names]
+    texts = zip(paths, client.contents(paths), strict=True)
+    return {path: _named(text) for path, text in texts if text is not None}  # None: just removed
+
+  def _named_by_all(self, number: int) -> set[str | None]:
+    """Returns the folders that the listing of a number, and those rejected, name; None if damaged."""
+    texts = [storage.look(self.listing(number))[1]]
+    rejected = self._directory / f'{number}{_REJECTED}.json'
+    while (text := storage.look(rejected)[1]) is not None:
+      texts.append(text)
+      rejected = rejected.with_name(rejected.name.replace('.json', '+.json'))
+    return {_named(text) for text in texts if text is not None}
+
+  def _stamped(self, names: set[str]) -> set[str]:
+    ordered = sorted(names)
+    found = storage.client().exist([self._path(name) / STAMP for name in ordered])
+    return {name for name, is_there in zip(ordered, found, strict=True) if is_there}
+
+
+def _named(listing: bytes) -> str | None:
+  """Returns the name of the folder in a listing; None if damaged."""
+  try:
+    name = json.loads(listing)['folder']
+  except (ValueError, TypeError, KeyError, RecursionError):
+    return None
+  return name if isinstance(name, str) and _FOLDER_IN_BUCKET.fullmatch(name) else None
 
 
 Folders = _OnDisk | _InBucket

@@ -6,9 +6,9 @@
     digest.json                             size and SHA-256 of each file
 
 The digest is written last, before Orbax renames the temporary directory to <step>: a directory with
-the name of a step is complete. In a bucket, the same files are in <step>-<nonce>/, and the digest
-is <step>.json (storage/folders.py). Digests are checked before a step is restored. If a step is
-damaged, the trainer renames it to <step>.rejected and uses the previous one.
+the name of a step is complete. In a bucket, the same files are in data/<step>-<nonce>/, and the
+digest is <step>.json (storage/folders.py). Digests are checked before a step is restored. If a step
+is damaged, the trainer renames it to <step>.rejected and uses the previous one.
 
 Parts are stored as flat {dotted path: array}, so that optax's empty containers and NamedTuples need
 no special treatment, and errors can list the paths that differ.

@@ -113,7 +113,7 @@ def train(
       joining its threads.
     UserError: if settings contradict one another or the checkpoint; if `config` did not make
       `stage`; if batches lack get_state and set_state; if the first batch does not match
-      `stage.batch`; if the workdir is in use, or was taken over by another process (`lock.LostError`).
+      `stage.batch`; if the workdir is in use, or another process took it over (`lock.LostError`).
     OSError: if the workdir cannot be written, or more saves in a row fail than `train_config`
       allows.
   """

@@ -185,9 +185,13 @@ class Checkpointer:
       if jax.process_index() == 0:
         with contextlib.suppress(OSError):  # where this fails, the next save clears
           self._folders.clear_draft(step)
+      try:
+        complete = checkpoints.steps(self._directory)
+      except OSError:
+        complete = 'unknown'
       raise OSError(
         f'checkpoint {step} could not be written to {self._directory} ({error}); complete steps: '
-        f'{checkpoints.steps(self._directory)}'
+        f'{complete}'
       ) from error
 
   def _newest_good(self) -> int | None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shlex
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -60,8 +61,15 @@ def test_a_workdir_in_a_bucket():
     command_line.stored_workdir('gs://')
 
 
-def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket):
+def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket, faults):
   command_line.prove_folder(bucket, '--workdir')
+  command_line.prove_reachable(bucket, '--workdir')
+  faults({'status': 503})
+  began = time.monotonic()
+  with pytest.raises(errors.UserError, match=f'--workdir={bucket}: .* check the network'):
+    command_line.prove_reachable(bucket, '--workdir')
+  assert time.monotonic() - began < 20
+  faults()
   for name, what in (('forbidden-bucket', 'no access to'), ('missing-bucket', 'there is no')):
     with pytest.raises(errors.UserError, match=f'--workdir=gs://{name}/run: {what} bucket .{name}'):
       command_line.prove_folder(storage.path(f'gs://{name}/run'), '--workdir')

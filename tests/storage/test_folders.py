@@ -23,7 +23,8 @@ def _fill(there, number, stamped=True):
 
 
 def _names(bucket):
-  return sorted({name.partition('/')[0] for name in storage.files_below(bucket)})
+  names = (name.removeprefix('data/') for name in storage.files_below(bucket))
+  return sorted({name.partition('/')[0] for name in names})
 
 
 def test_a_folder_is_whole_with_seal_and_stamp(bucket):
@@ -56,13 +57,19 @@ def test_a_process_that_wakes_late_changes_no_step_of_its_successor(bucket):
 
 def test_each_start_clears_only_what_it_left_itself(bucket):
   first, second = folders.of(bucket, 'aa'), folders.of(bucket, 'bb')
-  storage.write_text(first.draft(1) / 'x', '')
-  _fill(first, 2, stamped=False)
-  storage.write_text(second.draft(3) / 'x', '')
-  second.clear(own=True)
-  assert _names(bucket) == ['1-aa-1', '2-aa-2', '2.json']
+  late = first.draft(1)
+  storage.write_text(late / 'x', '')
+  first.clear_draft(1)
+  _fill(second, 2, stamped=False)
+  second.clear(own=True)  # nothing of it has failed
+  storage.write_text(late / 'y', '')  # by a thread of the failed draft
   first.clear(own=True)
+  assert _names(bucket) == ['2-bb-1', '2.json']
+  second.clear_draft(2)
   assert _names(bucket) == []
+  whole = _fill(second, 3)
+  second.clear_draft(3)  # it failed after it was whole
+  assert second.numbers() == [3] and (whole / folders.STAMP).exists()
 
 
 def test_a_second_draft_of_a_number_is_another_folder(bucket):
@@ -85,6 +92,20 @@ def test_removal_and_rejection(bucket):
   assert there.numbers() == []
   there.clear()
   assert not second.exists()
+
+
+def test_a_listing_that_is_refused_once_hides_no_folder_and_deletes_none(bucket, faults):
+  """tensorstore's listing is empty then, without an error."""
+  there = folders.of(bucket, 'aa')
+  kept, rejected = _fill(there, 1), _fill(there, 2)
+  there.reject(2)
+  refused = {'match': 'GET .*/o[?]', 'status': 401, 'times': 1}
+  faults(refused)
+  assert there.numbers() == [1]
+  faults({**refused, 'times': 2})
+  there.clear()  # no listing of the numbers at all
+  faults()
+  assert kept.is_dir() and rejected.is_dir() and there.numbers() == [1]
 
 
 def test_a_damaged_seal_is_rejected_and_its_files_stay(bucket):

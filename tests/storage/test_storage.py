@@ -38,6 +38,15 @@ def test_files_are_written_read_listed_and_removed(folder):
       read(folder / 'a' / 'text')
 
 
+def test_what_all_processes_write_is_written_once(bucket, bucket_address):
+  storage.write_agreed(bucket / 'a', 'same')
+  before = bucket_server.counts(bucket_address)['upload']
+  storage.write_agreed(bucket / 'a', 'same')
+  assert bucket_server.counts(bucket_address)['upload'] == before
+  storage.write_agreed(bucket / 'a', 'other')
+  assert (bucket / 'a').read_text() == 'other'
+
+
 def test_a_block_that_raises_writes_nothing(folder):
   with pytest.raises(KeyError):
     with storage.atomically(folder / 'a') as partial:

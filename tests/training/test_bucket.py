@@ -39,6 +39,12 @@ def _cut_at(index, before=lambda: None):
   return Batches
 
 
+def _entries(directory):
+  """Returns the names of the listings and the folders of steps."""
+  names = (name.removeprefix('data/') for name in storage.files_below(directory))
+  return {name.partition('/')[0] for name in names}
+
+
 @pytest.fixture
 def short(monkeypatch):
   changed = dataclasses.replace(toy_run.TRAIN, num_steps=12, save_every=4, eval_every=8)
@@ -73,8 +79,7 @@ def test_a_run_that_was_cut_and_had_failing_calls_is_bitwise_that_on_a_disk(
   result = toy_run.train(run)
   testing.assert_trees_equal(jax.device_get(result.variables), jax.device_get(expected.variables))
   assert result.step == 12 and checkpoints.steps(run / 'checkpoints') == [8, 12]
-  heads = {name.partition('/')[0] for name in storage.files_below(run / 'checkpoints')}
-  assert len(heads) == 5  # the marker of the folder, two steps
+  assert len(_entries(run / 'checkpoints')) == 5  # the mark of the folder, two steps
   metrics, on_disk = metrics_writer.read(run), metrics_writer.read(tmp_path / 'run')
   assert list(metrics) == list(on_disk) and len(on_disk) == 12
   for step, values in on_disk.items():
@@ -113,20 +118,19 @@ def _save(checkpointer, *steps):
 def test_old_steps_go_and_some_are_kept_for_good(bucket):
   _save(saving.Checkpointer(bucket, max_to_keep=1, keep_every=2), 1, 2, 3, 4, 5)
   assert checkpoints.steps(bucket) == [2, 4, 5]
-  heads = {name.partition('/')[0] for name in storage.files_below(bucket)}
-  assert len(heads) == 7 and '1.json' not in heads
+  assert len(_entries(bucket)) == 7 and '1.json' not in _entries(bucket)
 
 
 def test_a_damaged_step_is_rejected_and_another_mesh_reads_the_one_before(bucket):
   _save(saving.Checkpointer(bucket), 1, 2)
   largest = max(
-    (name for name in storage.files_below(bucket) if name.startswith('2-') and '/d/' in name),
+    (name for name in storage.files_below(bucket) if 'data/2-' in name and '/d/' in name),
     key=lambda name: len((bucket / name).read_bytes()),
   )
   data = bytearray((bucket / largest).read_bytes())
   data[len(data) // 2] ^= 1
   (bucket / largest).write_bytes(bytes(data))
-  name = largest.partition('/')[2]
+  name = largest.split('/', 2)[2]
   with pytest.raises(ValueError, match=f'checkpoint .*2: {name} differs from its digest'):
     checkpoints.load_variables(bucket, 2, config=toy.Config())
   mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4), jax.devices()[:4])
