@@ -11,7 +11,6 @@ are pytrees whose leaves are the weights, like `codec.Codec`.
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import arrays_file, audio, checks, codec, kmeans, tokens
+from audiolm_jax import arrays_file, audio, checks, codec, kmeans, storage, tokens
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import FeatureConfig, Variables
@@ -258,9 +257,9 @@ def files(
     yield path, semantic_BS[0], codes_BFQ[0]
 
 
-def clusters_path(workdir: str | os.PathLike) -> pathlib.Path:
+def clusters_path(workdir: str | os.PathLike) -> storage.Path:
   """Returns the path of the clusters of a workdir."""
-  return pathlib.Path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
+  return storage.path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
 
 
 def load_semantic_encoder(
@@ -276,7 +275,7 @@ def load_semantic_encoder(
   Raises:
     UserError: if the model is missing, damaged, or makes no features.
   """
-  directory = pathlib.Path(workdir) / 'w2v_bert'
+  directory = storage.path(workdir) / 'w2v_bert'
   if not directory.is_dir():
     raise UserError(f'{directory} does not exist: train or import a model of features there')
   config, variables, _ = checkpoints.load_variables(directory)
