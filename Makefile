@@ -5,7 +5,7 @@ WORKDIR ?= runs/tiny
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
-.PHONY: demo train-tiny lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
+.PHONY: demo train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
   test-abx test-judges test-tpu benchmark-codec
 
 demo: $(INSTALLED)
@@ -13,6 +13,9 @@ demo: $(INSTALLED)
 
 train-tiny: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.full_run --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")
+
+docs: .venv-docs/.installed
+	.venv-docs/bin/sphinx-build -W --keep-going -q docs docs/_build
 
 lint: $(TEST_INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -65,7 +68,7 @@ $(TEST_INSTALLED): $(INSTALLED) tests/requirements-eval.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-eval.txt
 	touch $@
 
-# One environment per original or tool that tests compare with.
+# One environment per tool, and per original that tests compare with.
 .venv-%/.installed: requirements.txt tests/requirements-%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

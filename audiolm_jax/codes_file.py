@@ -1,4 +1,4 @@
-"""Reads and writes .alm files: the packed codes of one clip, with a header and a digest.
+"""Reads and writes .alm files: the packed codes of one clip, with a header and a digest::
 
   8 bytes   MAGIC; as PNG's, it detects transfers in text mode
   34 bytes  header, little-endian (bytes): version (2), sample rate (4), hop length (4), number of

@@ -135,11 +135,11 @@ def feature_matching(
 
   The mean is over each layer, then over layers, then over discriminators.
   """
-  critics = [
+  terms = [
     sum(jnp.mean(jnp.abs(r - f)) for r, f in zip(*layers, strict=True)) / len(layers[0])
     for layers in zip(real, fake, strict=True)
   ]
-  return sum(critics) / len(critics)
+  return sum(terms) / len(terms)
 
 
 def adversarial_terms(

@@ -1,5 +1,7 @@
 """Converts audio to semantic tokens and codes, and codes to audio.
 
+Example::
+
   tokenizer = load_tokenizer('runs/tiny')
   for path, semantic_S, codes_FQ in files(tokenizer, ['a.wav', 'b.flac']):
     ...

@@ -100,6 +100,8 @@ def main():
       'slices': args.slices,
       **describe(program, compiled, chip, args.slices),
     }
+    if not args.decode:
+      report |= whole_training(report, stage_recipe.train.num_steps)
     report['compile_seconds'] = time.monotonic() - started
     reports.append(report)
     print(table(report), flush=True)
@@ -350,6 +352,16 @@ def describe(
   }
 
 
+def whole_training(report: dict[str, Any], num_steps: int) -> dict[str, float]:
+  """Returns the hours and chip-hours of all steps, without saves, evaluations and input."""
+  hours = num_steps * report['step_seconds'] / 3600
+  return {
+    'num_steps': num_steps,
+    'training_hours': hours,
+    'training_chip_hours': hours * report['devices'],
+  }
+
+
 def table(report: dict[str, Any]) -> str:
   """Returns the report as text."""
   mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
@@ -384,6 +396,11 @@ def table(report: dict[str, Any]) -> str:
       f'{milliseconds("step_seconds")}, MFU {report["mfu"]:.1%}, bound by {report["bound"]}'
     ),
   }
+  if 'num_steps' in report:
+    rows['whole training'] = (
+      f'{report["num_steps"]:,} steps, {report["training_hours"]:,.1f} h, '
+      f'{report["training_chip_hours"]:,.0f} chip-hours'
+    )
   if report['unknown_loops']:
     rows['note'] = f'{report["unknown_loops"]} loops of unknown length count as one round'
   width = max(map(len, rows))

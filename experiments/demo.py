@@ -4,10 +4,10 @@
   python -m experiments.demo --prompt=my.wav
 
 Continues the release's example prompts, by speakers that no model was trained on, and your own
-recordings. Writes into OUTPUT, for each prompt: NAME_prompt.wav (first PROMPT_SECONDS of it, through the
-codec), NAME_soundstorm.wav and NAME_coarse_fine.wav (the prompt and what follows, by either acoustic
-path). Also spectrograms.png (with matplotlib) and report.json: seconds of computing and of audio,
-and estimates of quality (with the extra `eval`).
+recordings. Writes into OUTPUT, for each prompt: NAME_prompt.wav (its first PROMPT_SECONDS, through
+the codec), NAME_soundstorm.wav and NAME_coarse_fine.wav (the prompt and its continuation, by each
+acoustic path). Also spectrograms.png (with matplotlib) and report.json: seconds of computing and of
+audio, and estimates of quality (with the extra `eval`).
 """
 
 import importlib.util
@@ -72,7 +72,7 @@ def main():
       'seconds_of_new_audio': args.seconds * len(prompts),
     }
   for suffix, clips in waves.items():  # after all sounds are written, because it takes seconds
-    new = [wave_T[num_samples_B.max() :] for wave_T in clips]
+    new = [wave_T[length:] for wave_T, length in zip(clips, num_samples_B, strict=True)]
     report['paths'][suffix] |= external_judges.naturalnesses(new, rate)
   finish(args.output, report | {'seconds': time.time() - started}, prompts, waves, rate)
 
@@ -85,7 +85,8 @@ def _parser():
     '--release',
     default=release.PACKAGED,
     metavar='NAME',
-    help=f'{release.PACKAGED} (part of the package), a folder or a repository of the Hugging Face hub',
+    help=f'{release.PACKAGED} (part of the package), a folder, or a repository of the Hugging Face '
+    'hub',
   )
   parser.add_argument('--revision', help='of the repository')
   parser.add_argument(

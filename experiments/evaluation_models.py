@@ -1,5 +1,7 @@
-"""Who speaks and what is said: by classifiers that were trained on the codec's audio of other
-utterances or, for voices of a recipe without that stage, by d-vectors (metrics.d_vector).
+"""Judges voices and spoken numbers in generated audio.
+
+The judges are classifiers, trained on the codec's audio of other utterances. For voices, d-vectors
+(metrics.d_vector) replace the classifier in recipes without that stage.
 """
 
 import functools
@@ -20,10 +22,13 @@ from .recipe import Recipe
 
 
 class Judges(NamedTuple):
-  """The classifier of held-out voices, the recognizer of numbers, and the d-vectors of people.
+  """Holds the judges of a workdir.
 
-  The first two are None where the recipe has no such stage; the last, a function of
-  `d_vector.embedder`, where it has a stage speaker or the extra `judges` is not installed.
+  Fields:
+    speaker: classifier of held-out voices; None if the recipe has no stage 'speaker'.
+    numbers: recognizer of numbers; None if the recipe has no stage 'numbers'.
+    d_vector: function of `d_vector.embedder`; None if the recipe has a stage 'speaker', or the
+      extra `judges` is not installed.
   """
 
   speaker: Model | None
@@ -32,11 +37,12 @@ class Judges(NamedTuple):
 
 
 class Voice(NamedTuple):
-  """Holds what a judge hears in each whole second of a clip.
+  """Holds the features of each whole second of a clip, by a judge of voices.
 
-  Of d-vectors both are the same. Of the classifier, the first are what its logits are a linear
-  function of; the second are its logits minus their mean, a projection that tells its voices apart
-  (two of eight equally different voices have a cosine of -1/7).
+  Fields:
+    features_ND: d-vectors, or the classifier's last hidden layer.
+    embedding_ND: d-vectors, or the classifier's logits minus their mean. The latter separate its
+      voices: two of eight equally different voices have a cosine of -1/7.
   """
 
   features_ND: np.ndarray
@@ -44,8 +50,10 @@ class Voice(NamedTuple):
 
 
 def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
-  """Returns the judges of a workdir; ValueError naming the command that trains one that the recipe
-  has.
+  """Returns the judges of a workdir.
+
+  Raises:
+    UserError: naming the command that trains a judge, if the recipe has it and the workdir not.
   """
   trained = [
     None if name not in recipe.stages else workspace.load_stage(workdir, name)
@@ -56,9 +64,12 @@ def load(recipe: Recipe, workdir: pathlib.Path) -> Judges:
 
 
 def left_out(judged: Judges, examples: Sequence[dict], seconds: float = 1.0) -> dict[str, str]:
-  """Returns what cannot be measured of these examples, by name, with the reason.
+  """Returns the reasons for measures that these examples do not allow, by name.
 
-  seconds: length of the shortest part of a clip whose voice is judged.
+  Args:
+    judged: the judges.
+    examples: examples of a corpus.
+    seconds: length of the shortest part of a clip whose voice is judged.
   """
   found = {}
   if judged.speaker is None and judged.d_vector is None:
@@ -78,12 +89,12 @@ def left_out(judged: Judges, examples: Sequence[dict], seconds: float = 1.0) -> 
 
 
 def speaker_of(example: dict) -> int:
-  """Returns the number of an example's voice; -1 where the corpus does not tell it."""
+  """Returns the number of an example's voice; -1 if unknown."""
   return int(example.get('label', example.get('speaker', -1)))
 
 
 def hear(judges: Judges, clip_T: np.ndarray, sample_rate: int) -> Voice:
-  """Returns what the judge of voices hears in a clip: the classifier, else the d-vectors."""
+  """Returns features of the voice in a clip, by the classifier or else as d-vectors."""
   if judges.speaker is None:
     embedding_ND = judges.d_vector(clip_T, sample_rate)
     return Voice(embedding_ND, embedding_ND)
@@ -95,9 +106,7 @@ def hear(judges: Judges, clip_T: np.ndarray, sample_rate: int) -> Voice:
 
 
 def voice(judges: Judges, clip_T: np.ndarray) -> int:
-  """Returns the voice of a clip by the classifier: the largest mean log-probability over its
-  seconds.
-  """
+  """Returns the class with the largest log-probability, averaged over the seconds of a clip."""
   crops_NT = _seconds(judges.speaker.config, clip_T)
   return int(_log_probabilities(judges.speaker, crops_NT).mean(axis=0).argmax())
 
@@ -115,7 +124,7 @@ def _seconds(config: classifier.Config, clip_T: np.ndarray) -> np.ndarray:
   length = config.crop_length
   if len(clip_T) < length:
     raise UserError(
-      f'a clip has {len(clip_T)} samples, the speaker classifier hears {length} at a time: too short'
+      f'a clip has {len(clip_T)} samples, which is too short: the speaker classifier needs {length}'
     )
   return np.stack(
     [clip_T[start : start + length] for start in range(0, len(clip_T) - length + 1, length)]
@@ -127,7 +136,7 @@ def _log_probabilities(model: Model, crops_NT: np.ndarray) -> np.ndarray:
 
 
 def in_buckets(function, config, variables: Variables, crops_NT: np.ndarray) -> np.ndarray:
-  """Returns function(config, variables, wave_BT) of all crops, a fixed number at a time."""
+  """Applies function(config, variables, wave_BT) to all crops, a fixed number at a time."""
   bucket = 64  # windows at a time: one compilation for clips of any length
   padded_NT = np.pad(crops_NT, ((0, -len(crops_NT) % bucket), (0, 0)))
   parts = [

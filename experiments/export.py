@@ -1,7 +1,7 @@
 """Exports the models of a workdir as a release, which `audiolm_jax.from_pretrained` loads.
 
   python -m experiments.export --recipe=speech --workdir=runs/speech --output=release/
-  python -m experiments.export --recipe=speech --workdir=runs/speech --output=release/ --push=me/name
+  python -m experiments.export --workdir=runs/tiny --output=release/ --push=me/name
 
 Writes configs, weights (half precision), clusters, digests, a model card made from the tables in
 WORKDIR/evaluation, and the files of --examples. The format is in audiolm_jax/training/exports.py.

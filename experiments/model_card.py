@@ -34,7 +34,8 @@ result = audiolm_jax.continue_audio(
 {sizes}
 
 The weights are small, because they are part of the package, and were trained on CPU cores within
-hours. They are no substitute for models of the papers' sizes. Do not use them to imitate people without their consent. {detector}
+hours. They are no substitute for models of the papers' sizes. Do not use them to imitate people
+without their consent. {detector}
 
 ## Data
 
@@ -46,7 +47,8 @@ From the page of the recipe:
 
 ## Measurements
 
-On held-out speakers, with the weights before rounding. Each table is printed by `python -m experiments.evaluate`.
+On held-out speakers, with the weights before rounding. `python -m experiments.evaluate` prints
+these tables.
 
 ```text
 {tables}
@@ -64,9 +66,13 @@ _NO_DETECTOR = 'This release contains no\ndetector of generated speech.'
 def text(
   recipe: str, models: generation.Models, report: Mapping[str, dict], *, detector: bool
 ) -> str:
-  """Returns the model card of models trained by a recipe, with the tables of a report.
+  """Returns the model card of a release.
 
-  detector: whether the release has a detector of generated speech.
+  Args:
+    recipe: name of the recipe.
+    models: trained models.
+    report: results by suite, from `evaluations.load`.
+    detector: whether the release has a detector of generated speech.
   """
   page = pages.load(recipe)
   tables = evaluations.table(report).strip() if report else 'Not measured.'

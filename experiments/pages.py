@@ -1,4 +1,4 @@
-"""Finds the page of a recipe: a module of experiments/recipes/, a file, or a module of one's own."""
+"""Finds the page of a recipe: a module of experiments/recipes/, a file, or another module."""
 
 import importlib
 import importlib.util
@@ -25,16 +25,29 @@ def is_file(name: str) -> bool:
 
 
 def refuse_url(text: str, where: str = ''):
-  """Raises UserError for a URL where none is read or written; `where`: what errors put before it."""
+  """Refuses a URL where only paths are read or written.
+
+  Args:
+    text: value of a flag or field.
+    where: prefix of the error message.
+
+  Raises:
+    UserError: if the text is a URL.
+  """
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
     raise UserError(
-      f'{where}{text} is a URL, not a path: web addresses are not read, and buckets only as --workdir=gs://BUCKET/FOLDER '
-      'of a run; give a path on a disk (for audio, one that all hosts of a pod see, as NFS or Filestore)'
+      f'{where}{text} is a URL, not a path: web addresses are not read, and buckets only as '
+      '--workdir=gs://BUCKET/FOLDER of a run; give a path on a disk (for audio, one that all hosts '
+      'of a pod see, as NFS or Filestore)'
     )
 
 
 def load(name: str) -> types.ModuleType:
-  """Returns the module of a recipe's page; UserError where there is none, or it has no RECIPE."""
+  """Returns the module of a recipe's page.
+
+  Raises:
+    UserError: if there is no such page, or it fails.
+  """
   if name in names():
     return importlib.import_module(f'{__package__}.recipes.{name}')
   if is_file(name):
@@ -44,8 +57,9 @@ def load(name: str) -> types.ModuleType:
     page = _import_page(name)
   else:
     raise UserError(
-      f'unknown recipe {name!r}: choose one of {", ".join(names())}{overrides.suggestion(name, names())}; a page of '
-      'your own is given as a file, as in --recipe=mine.py, or as a module, as in --recipe=package.module'
+      f'unknown recipe {name!r}: choose one of {", ".join(names())}'
+      f'{overrides.suggestion(name, names())}; a page of your own is given as a file, as in '
+      '--recipe=mine.py, or as a module, as in --recipe=package.module'
     )
   return page
 
@@ -76,8 +90,8 @@ def _import_page(name: str) -> types.ModuleType:
   except ModuleNotFoundError as error:
     if error.name and f'{name}.'.startswith(f'{error.name}.'):
       raise UserError(
-        f'--recipe={name}: there is no module {error.name}: install it, start in the folder that holds it, '
-        'or give the path of the page, as in --recipe=folder/page.py'
+        f'--recipe={name}: there is no module {error.name}: install it, start in the folder that '
+        'holds it, or give the path of the page, as in --recipe=folder/page.py'
       ) from error
     raise _fails(name, error) from error
   except Exception as error:

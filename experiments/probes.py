@@ -38,7 +38,7 @@ def codec(config: soundstream.Config) -> evaluation.Probe:
       the clips are silent.
     perplexity_Q: of the codes of level Q.
     dead_codes_Q: number of codes of level Q that no frame chose; inevitable with few frames.
-    critic_accuracy: of the discriminators, if used: 0.5 at chance, 1 if always right.
+    discriminator_accuracy: of the discriminators, if used: 0.5 at chance, 1 if always right.
     noisy: share of examples with noise. This and the next two need a denoising switch.
     si_sdr_noisy: dB, of the noisy input, over examples with noise.
     si_sdr_denoised: dB, of the output with the switch on, over examples with noise.
@@ -57,8 +57,8 @@ def codec(config: soundstream.Config) -> evaluation.Probe:
       'mel_distance': codec_metrics.log_mel_distance(wave_BT, estimate_BT, config.sample_rate),
       'stft_distance': codec_metrics.multi_scale_stft_distance(wave_BT, estimate_BT),
     }
-    if config.adversarial_start is not None:
-      scalars['critic_accuracy'] = soundstream.critic_accuracy(
+    if config.discriminators.start is not None:
+      scalars['discriminator_accuracy'] = soundstream.discriminator_accuracy(
         config, variables, wave_BT, estimate_BT
       )
     if config.film is not None:

@@ -56,6 +56,9 @@ def _start(command: Command, lane: int, cores: set[int] | None) -> subprocess.Po
   return subprocess.Popen(
     [sys.executable, '-m', f'{__package__}.{program}', *arguments],
     env=environment,
+    # Signals to the group of this process (Ctrl-C, a scheduler's SIGTERM) would reach a child in
+    # addition to the one that `run` sends, and training ends unsaved at its second signal.
+    process_group=0,
     preexec_fn=lambda: _prepare(cores),
   )
 

@@ -1,7 +1,7 @@
 """Defines recipes and loads them by name.
 
-A recipe is data: one frozen value per page, named `RECIPE`. Pages are in `experiments/recipes/`, or
-anywhere: `--recipe=mine.py` and `--recipe=package.module` name pages of one's own.
+A recipe is data: one frozen value per page, named `RECIPE`. Pages are in `experiments/recipes/`;
+`--recipe=mine.py` and `--recipe=package.module` name other pages.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from .pages import refuse_url
 
 
 class Input(Protocol):
-  """What a stage learns from; the kinds are in experiments/inputs.py.
+  """Training data of a stage; the kinds are in experiments/inputs.py.
 
   Fields:
-    makers: programs that make it, in order.
+    makers: programs that make the data, in order.
   """
 
   makers: tuple[str, ...]
@@ -37,8 +37,8 @@ class StageRecipe:
 
   Fields:
     model: the `Config` of a stage, whose type selects the stage.
-    data: what it learns from.
-    train: how it is trained.
+    data: training data.
+    train: settings of training.
   """
 
   model: Any
@@ -48,8 +48,9 @@ class StageRecipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Imported:
-  """A model that others trained, in the place of a stage: `python -m experiments.pretrained import`
-  puts it there.
+  """Names a pretrained model in the place of a stage.
+
+  `python -m experiments.pretrained import` downloads it into the workdir.
   """
 
   source: str  # a repository of the Hugging Face hub
@@ -58,9 +59,7 @@ class Imported:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SemanticTokens:
-  """How features of w2v-BERT (AudioLM, section III-B), or of an imported encoder, become semantic
-  tokens.
-  """
+  """Configures semantic tokens: clusters of features (AudioLM, section III-B)."""
 
   layer: int = 7  # of w2v-BERT's MLM module, or of the imported encoder, counted from 1
   # features whose mean makes a token: 2 for 25 tokens/s of an encoder of 50 frames/s
@@ -120,9 +119,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForgeryConfig:
-  """What the detector learns from and is judged by: utterances, and continuations of their
-  beginnings.
-  """
+  """Configures the detector's data: utterances, and continuations of their beginnings."""
 
   # utterances of training voices; of each there is one original and one continuation
   num_train: int = 2000
@@ -179,20 +176,23 @@ class Recipe:
     return {name: stage for name, stage in self.stages.items() if isinstance(stage, Imported)}
 
   def derived(self, stages: Mapping[str, Any] | None = None, **changes: Any) -> 'Recipe':
-    """Returns this recipe with other fields, and with stages replaced, added, or removed by None."""
+    """Returns a copy with other fields, and with stages replaced, added, or removed by None."""
     merged = {**self.stages, **(stages or {})}
     kept = {name: stage for name, stage in merged.items() if stage is not None}
     return dataclasses.replace(self, stages=kept, **changes)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
-  """Returns the recipe `name` after `path.to.field=value` overrides; `STAGE=None` removes a stage.
+  """Returns a recipe with overrides.
 
-  name: of a page of this package, the path of a page (`mine.py`), which is run, or a module that
-  can be imported (`package.module`).
+  Args:
+    name: name of a page of this package, path of a page (`mine.py`), which is run, or a module that
+      can be imported (`package.module`).
+    overrides: texts `path.to.field=value`; `STAGE=None` removes a stage.
 
-  Raises UserError for an unknown recipe or field, listing the legal ones, a page that fails or has
-  no RECIPE, a value of the wrong type, or a URL.
+  Raises:
+    UserError: if the recipe or a field is unknown, listing the legal ones; if the page fails or has
+      no RECIPE; if a value has the wrong type or is a URL.
   """
   page = pages.load(name)
   if not isinstance(getattr(page, 'RECIPE', None), Recipe):

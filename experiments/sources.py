@@ -296,7 +296,8 @@ def num_sample_frames(config, settings: SemanticTokens) -> int:
   frames, most = settings.sample_seconds * config.frame_rate, MAX_SAMPLE_FRAMES
   if frames > most:
     raise UserError(
-      f'semantic_tokens.sample_seconds={settings.sample_seconds:g} are {frames:g} frames, more than '
+      f'semantic_tokens.sample_seconds={settings.sample_seconds:g} are {frames:g} frames, more '
+      'than '
       f'the {most} that one process clusters: --set semantic_tokens.sample_seconds='
       f'{int(most / config.frame_rate)}'
     )

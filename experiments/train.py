@@ -11,9 +11,11 @@ r"""Trains one stage of a recipe, or all stages.
 A killed run is resumed by the same command. On a TPU pod, run it on every host.
 """
 
+import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 
@@ -22,7 +24,7 @@ from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, configs, loop
 
-from . import command_line, compilation_cache, inputs, probes, programs, workspace
+from . import command_line, compilation_cache, inputs, probes, programs, tracker, workspace
 from . import recipe as recipe_lib
 
 
@@ -48,6 +50,11 @@ def main():
     metavar='DIRECTORY',
     help='keep compiled programs there for later starts',
   )
+  parser.add_argument(
+    '--tracker',
+    metavar='MODULE:FUNCTION',
+    help='also pass metrics to a tracker of yours, see experiments/tracker.py',
+  )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args, writes=False)
   if args.stage not in (*recipe.trained, 'all'):
@@ -61,6 +68,7 @@ def main():
     )
   if args.init_from is not None:
     command_line.prove_reachable(args.init_from, '--init_from')
+  start_tracker = None if args.tracker is None else tracker.load(args.tracker)
   workspace.remember(args)
   if args.compilation_cache is not None:
     command_line.prove_folder(args.compilation_cache, '--compilation_cache')
@@ -75,17 +83,31 @@ def main():
         f'--workdir={args.workdir}',
         *(f'--set={o}' for o in args.overrides),
       ],
+      [] if args.tracker is None else [f'--tracker={args.tracker}'],
     )
   else:
     workspace.join_pod()
     workspace.prove_shared(args.workdir)
-    train_stage(recipe, args.stage, args.workdir, args.init_from, args.init_optimizer)
+    train_stage(
+      recipe, args.stage, args.workdir, args.init_from, args.init_optimizer, start_tracker
+    )
 
 
-def train_all(recipe: recipe_lib.Recipe, workdir: storage.Path, arguments: list[str]):
+def train_all(
+  recipe: recipe_lib.Recipe,
+  workdir: storage.Path,
+  arguments: list[str],
+  train_arguments: Sequence[str] = (),
+):
   """Trains all stages that are not finished, in order, after the programs that make their inputs.
 
   Each program is a process of its own, which starts with all of the memory.
+
+  Args:
+    recipe: the recipe.
+    workdir: its folder.
+    arguments: flags of all programs.
+    train_arguments: flags of `train` alone.
   """
   commands = []
   for name, stage in recipe.trained.items():
@@ -94,7 +116,7 @@ def train_all(recipe: recipe_lib.Recipe, workdir: storage.Path, arguments: list[
       continue
     makers = [(maker, *arguments) for maker in stage.data.makers]
     commands += [maker for maker in makers if maker not in commands]
-    commands.append(('train', f'--stage={name}', *arguments))
+    commands.append(('train', f'--stage={name}', *arguments, *train_arguments))
   programs.run(commands, num_lanes=1)
 
 
@@ -125,7 +147,12 @@ def is_finished(
 
 
 def train_stage(
-  recipe: recipe_lib.Recipe, name: str, workdir, init_from=None, init_optimizer=False
+  recipe: recipe_lib.Recipe,
+  name: str,
+  workdir: storage.Path,
+  init_from: storage.Path | None = None,
+  init_optimizer: bool = False,
+  start_tracker: tracker.Start | None = None,
 ):
   """Trains a stage to its last step.
 
@@ -154,6 +181,10 @@ def train_stage(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+  log = None
+  if start_tracker is not None:
+    settings = {'model': dataclasses.asdict(config), 'train': dataclasses.asdict(train)}
+    log = tracker.guarded(start_tracker, f'{workdir.name}/{name}', settings)
   started = time.time()
   with workspace.progress(train.num_steps, name, 'step') as bar:
 
@@ -161,6 +192,8 @@ def train_stage(
       bar.update(event['step'] - bar.n)  # backwards after a rollback
       if 'message' in event:
         bar.write(command_line.printable_lines(f'{name}: {event["message"]}'), file=sys.stderr)
+      if log is not None:
+        log(event['step'], event['metrics'])
       loss = event['metrics'].get('loss')
       if loss is not None:
         bar.set_postfix_str(f'loss {loss:.3f}', refresh=False)

@@ -16,6 +16,7 @@ from audiolm_jax.codec import Codec
 from audiolm_jax.data import synthesized, synthesized_benchmark
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -94,7 +95,8 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
     dict(dtype='int32'),
     "a floating-point type, such as 'float32' or 'bfloat16'",
   ),
-  (soundstream.Config(), dict(sample_rate=0, crop_length=0, spectral_channels=-1), COUNT),
+  (soundstream.Config(), dict(sample_rate=0, crop_length=0), COUNT),
+  (Discriminators(), dict(spectral_channels=-1, num_waveform=0), COUNT),
   (SEANet(), dict(strides=(2, 0)), f'a tuple of one or more, each {COUNT}'),
   (SEANet(), dict(stem_stride=0, encoder_channels=-1, decoder_channels=0), COUNT),
   (RVQ(), dict(num_quantizers=-1, codebook_size=0, embedding_dim=0), COUNT),

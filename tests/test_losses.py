@@ -79,13 +79,13 @@ def test_hinge_losses_by_hand():
     [jnp.asarray([[2.0, 0.0]]), jnp.asarray([[0.5]])],
     [jnp.asarray([[-3.0, 1.0]]), jnp.asarray([[0.0]])],
   )
-  # Critic 0: (0 + 1) / 2 + (0 + 2) / 2; critic 1: 0.5 + 1.
+  # Discriminator 0: (0 + 1) / 2 + (0 + 2) / 2; discriminator 1: 0.5 + 1.
   np.testing.assert_allclose(losses.hinge_discriminator(real, fake), (1.5 + 1.5) / 2)
-  # Critic 0: (4 + 0) / 2; critic 1: 1.
+  # Discriminator 0: (4 + 0) / 2; discriminator 1: 1.
   np.testing.assert_allclose(losses.hinge_generator(fake), (2 + 1) / 2)
 
 
-def test_feature_matching_weighs_layers_and_critics_alike():
+def test_feature_matching_weighs_layers_and_discriminators_alike():
   real = [[jnp.zeros((1, 2)), jnp.zeros((1, 8))], [jnp.zeros((1, 3))]]
   fake = [[jnp.ones((1, 2)), -3 * jnp.ones((1, 8))], [4 * jnp.ones((1, 3))]]
   np.testing.assert_allclose(losses.feature_matching(real, fake), ((1 + 3) / 2 + 4) / 2)

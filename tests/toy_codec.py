@@ -8,6 +8,7 @@ import numpy as np
 from flax.linen import meta
 
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
@@ -19,14 +20,16 @@ CONFIG = soundstream.Config(
   quantizer=quantizer.RVQ(
     num_quantizers=3, codebook_size=16, embedding_dim=8, dead_code_threshold=0.5
   ),
-  spectral_channels=1,
-  spectral_window_length=128,
-  waveform_channels=4,
-  num_waveform_critics=1,
-  waveform_max_channels=8,
+  discriminators=Discriminators(
+    start=1,
+    spectral_channels=1,
+    spectral_window_length=128,
+    num_waveform=1,
+    waveform_channels=4,
+    waveform_max_channels=8,
+  ),
   spectral_windows=(64, 256),  # of the paper's six: each adds to what is compiled
   loss_weights={'waveform': 100.0},
-  adversarial_start=1,
 )
 FSQ = dataclasses.replace(CONFIG, quantizer=quantizer.FSQ(levels=(3, 4, 5)))
 

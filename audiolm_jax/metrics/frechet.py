@@ -1,6 +1,6 @@
 """Computes the Frechet audio distance of two sets of embeddings, modelled as Gaussians.
 
-  |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
+  `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`
 
 Source: Kilgour et al., 2019 (arXiv 1812.08466); for Gaussians, Dowson and Landau, 1982.
 

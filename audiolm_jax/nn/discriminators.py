@@ -1,5 +1,6 @@
 """Discriminators of SoundStream (section III-D): one on the complex STFT, three on the waveform."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from audiolm_jax import audio
+from audiolm_jax import audio, checks
 from audiolm_jax.nn.conv import Conv, GroupedConv
 
 # (width multiplier, stride in time, stride in frequency) of the spectral residual units.
@@ -88,27 +89,67 @@ class WaveformDiscriminator(nn.Module):
     return Judgement(logits[..., 0].astype(jnp.float32), features)
 
 
-class Discriminators(nn.Module):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Discriminators:
+  """Configures the discriminators of a codec; the defaults are SoundStream's.
+
+  Fields:
+    start: training step from which they are used and trained; None never.
+    spectral_channels: width of the first layer of the discriminator on the STFT.
+    spectral_window_length: window of the STFT in samples; the hop is a quarter.
+    num_waveform: number of discriminators on the waveform, each at half the previous rate.
+    waveform_channels: width of their first layer, a multiple of 4; times 4 per layer.
+    waveform_max_channels: limit of that width.
+
+  Raises:
+    UserError: if a field is illegal.
+  """
+
+  start: int | None = 0
+  spectral_channels: int = 32
+  spectral_window_length: int = 1024
+  num_waveform: int = 3
+  waveform_channels: int = 16
+  waveform_max_channels: int = 1024
+
+  def __post_init__(self):
+    sizes = [field.name for field in dataclasses.fields(self) if field.name != 'start']
+    checks.fields(
+      self, start=checks.optional(checks.whole(0)), **dict.fromkeys(sizes, checks.WHOLE)
+    )
+
+  def module(self, dtype: Any) -> 'AllDiscriminators':
+    return AllDiscriminators(self, dtype)
+
+
+# Never used, and therefore as small as possible.
+UNUSED = Discriminators(
+  start=None,
+  spectral_channels=1,
+  spectral_window_length=128,
+  num_waveform=1,
+  waveform_channels=4,
+  waveform_max_channels=4,
+)
+
+
+class AllDiscriminators(nn.Module):
   """Applies all discriminators to waveforms [B, T]: spectral, then waveform at 1, 1/2, 1/4 rate."""
 
-  spectral_channels: int
-  spectral_window_length: int
-  waveform_channels: int
-  waveform_max_channels: int
-  num_waveform: int
+  config: Discriminators
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, wave_BT) -> list[Judgement]:
-    window = self.spectral_window_length
+    config, window = self.config, self.config.spectral_window_length
     spectral = SpectralDiscriminator(
-      self.spectral_channels, window, window // 4, self.dtype, name='spectral'
+      config.spectral_channels, window, window // 4, self.dtype, name='spectral'
     )
     judgements = [spectral(wave_BT)]
-    for index in range(self.num_waveform):
-      critic = WaveformDiscriminator(
-        self.waveform_channels, self.waveform_max_channels, self.dtype, name=f'waveform{index}'
+    for index in range(config.num_waveform):
+      discriminator = WaveformDiscriminator(
+        config.waveform_channels, config.waveform_max_channels, self.dtype, name=f'waveform{index}'
       )
-      judgements.append(critic(wave_BT))
+      judgements.append(discriminator(wave_BT))
       wave_BT = nn.avg_pool(wave_BT[..., None], (4,), (2,), 'SAME', count_include_pad=False)[..., 0]
     return judgements

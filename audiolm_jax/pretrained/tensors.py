@@ -179,7 +179,8 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     for name in names:
       if not re.fullmatch(r'[A-Za-z0-9][\w.-]*\.safetensors', name):
         raise UserError(
-          f'{folder / INDEX} names the file {name[:80]!r}: only *.safetensors in its folder are read'
+          f'{folder / INDEX} names the file {name[:80]!r}: only *.safetensors in its folder are '
+          'read'
         )
     if missing := [name for name in names if not (folder / name).is_file()]:
       raise UserError(f'{folder} lacks {missing[:3]}, which {INDEX} names: fetch the folder again')

@@ -10,6 +10,7 @@ frame. Quantizer dropout in training allows decoding from any number of leading 
 chunks; `audiolm_jax.codec.Codec` takes clips of any length.
 
 Choices that the paper leaves open:
+
 - A commitment loss is added, because the encoder could outrun its codebooks without it.
 - Residual units have kernel 3 at full width (see `nn.seanet.ResidualUnit`), and D = 256, to match
   the paper's parameter counts.
@@ -21,8 +22,9 @@ Deviation: losses are means over time, bins, layers and discriminators instead o
 instead of 100, because the spectral term is near 20 at first and should dominate.
 
 Options that are not in the paper and off by default:
-- `adversarial_start` > 0 trains without discriminators before that step, and None throughout: short
-  runs should spend their time on reconstruction.
+
+- `discriminators.start` > 0 trains without discriminators before that step, and None throughout:
+  short runs should spend their time on reconstruction.
 - `loss_weights['waveform']` > 0 adds the relative squared error of the waveform, from which short
   runs learn phase; the spectral loss ignores it.
 - `quantizer=FSQ(...)` uses finite scalar quantization (arXiv 2309.15505): one code per frame, no
@@ -93,13 +95,7 @@ class Config:
   network: SEANet | FrameRate = SEANet()
   quantizer: RVQ | FSQ = RVQ()
   film: str | None = None  # place of the denoising switch, 'encoder' or 'decoder'; None has none
-  spectral_channels: int = 32  # of the discriminator on the STFT
-  spectral_window_length: int = 1024  # samples; the hop is a quarter
-  num_waveform_critics: int = 3  # discriminators on the waveform, each at half the previous rate
-  # Channels of the discriminators on the waveform: a multiple of 4, times 4 per layer, limited.
-  waveform_channels: int = 16
-  waveform_max_channels: int = 1024
-  adversarial_start: int | None = 0  # training step; None never
+  discriminators: Discriminators = Discriminators()
   spectral_floor: float = 1e-5  # see `losses.spectral_reconstruction`
   spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples
   # weights of loss terms by name; missing terms get their default
@@ -111,22 +107,14 @@ class Config:
   dtype: Any = jnp.float32  # of the convolutions; quantizer and losses are float32
 
   def __post_init__(self):
-    sizes = (
-      'sample_rate',
-      'crop_length',
-      'spectral_channels',
-      'spectral_window_length',
-      'num_waveform_critics',
-      'waveform_channels',
-      'waveform_max_channels',
-    )
-    checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE))
     checks.fields(
       self,
+      sample_rate=checks.WHOLE,
+      crop_length=checks.WHOLE,
       network=_of(SEANet, FrameRate),
       quantizer=_of(RVQ, FSQ),
       film=checks.one_of(None, 'encoder', 'decoder'),
-      adversarial_start=checks.optional(checks.whole(0)),
+      discriminators=_of(Discriminators),
       spectral_floor=checks.POSITIVE,
       spectral_windows=checks.each(checks.WHOLE),
       balance_decay=checks.optional(checks.BELOW_ONE),
@@ -258,17 +246,6 @@ def decoder(config: Config) -> nn.Module:
   return config.network.decoder(config.dtype)
 
 
-def _discriminators(config: Config) -> Discriminators:
-  return Discriminators(
-    config.spectral_channels,
-    config.spectral_window_length,
-    config.waveform_channels,
-    config.waveform_max_channels,
-    config.num_waveform_critics,
-    dtype=config.dtype,
-  )
-
-
 def _init(config: Config, key: jax.Array) -> Variables:
   keys = jax.random.split(key, 4)
   wave_BT = jnp.zeros((1, config.crop_length))
@@ -278,7 +255,7 @@ def _init(config: Config, key: jax.Array) -> Variables:
       'encoder': encoder(config).init(keys[0], wave_BT).get('params', {}),
       'decoder': decoder(config).init(keys[1], z_BFD)['params'],
     },
-    'discriminator': _discriminators(config).init(keys[2], wave_BT)['params'],
+    'discriminator': config.discriminators.module(config.dtype).init(keys[2], wave_BT)['params'],
   }
   if config.film is not None:
     params['generator']['film'] = FiLM().init(keys[0], z_BFD, jnp.zeros((1, 2)))['params']
@@ -311,7 +288,7 @@ def _loss(config: Config, params, state, batch, key):
   z_BFD = _switched(config, generator, 'decoder', quantized.z_BFD, denoise_B)
   estimate_BT = decoder(config).apply({'params': generator['decoder']}, z_BFD)
   waves = wave_BT, estimate_BT
-  terms = _reconstruction_terms(config, *waves) | _critic_terms(
+  terms = _reconstruction_terms(config, *waves) | _discriminator_terms(
     config, params['discriminator'], state['step'], *waves
   )
   terms['commitment'] = quantized.commitment
@@ -356,17 +333,19 @@ def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
   }
 
 
-def _critic_terms(config: Config, params, step, wave_BT, estimate_BT):
+def _discriminator_terms(config: Config, params, step, wave_BT, estimate_BT):
   """Returns the terms of the discriminators.
 
-  Before `adversarial_start`, these are the terms of undecided discriminators, so that the loss does
+  Before their start, these are the terms of undecided discriminators, so that the loss does
   not jump at the start.
   """
-  if config.adversarial_start is None:
+  if config.discriminators.start is None:
     return {name: jnp.zeros(()) for name in UNDECIDED}
-  judge = lambda params, wave: _discriminators(config).apply({'params': params}, wave)
+  judge = lambda params, wave: config.discriminators.module(config.dtype).apply(
+    {'params': params}, wave
+  )
   return jax.lax.cond(
-    step >= config.adversarial_start,
+    step >= config.discriminators.start,
     lambda *waves: losses.adversarial_terms(judge, params, *waves),
     lambda *_: {name: jnp.full((), value) for name, value in UNDECIDED.items()},
     wave_BT,
@@ -381,14 +360,14 @@ def _estimate_gradients(config: Config, params, step, wave_BT, estimate_BT):
   """
   wave_BT, estimate_BT, params = jax.lax.stop_gradient((wave_BT, estimate_BT, params))
 
-  def critic_terms(estimate_BT):
-    terms = _critic_terms(config, params, step, wave_BT, estimate_BT)
+  def discriminator_terms(estimate_BT):
+    terms = _discriminator_terms(config, params, step, wave_BT, estimate_BT)
     return {name: terms[name] for name in ('adversarial', 'feature')}
 
   reconstruction = jax.jacrev(
     lambda estimate_BT: _reconstruction_terms(config, wave_BT, estimate_BT)
   )(estimate_BT)
-  return reconstruction | jax.jacrev(critic_terms)(estimate_BT)
+  return reconstruction | jax.jacrev(discriminator_terms)(estimate_BT)
 
 
 def _quantize(config: Config, state, z_BFD, key):
@@ -419,7 +398,7 @@ def _quantize(config: Config, state, z_BFD, key):
   return quantized, {'codebooks': codebooks, 'step': state['step'] + 1}
 
 
-def critic_accuracy(
+def discriminator_accuracy(
   config: Config,
   variables: Variables,
   wave_BT: Float[Array, 'B T'],
@@ -430,7 +409,7 @@ def critic_accuracy(
   0.5 means that they cannot distinguish the waveforms, 1 that they always can.
   """
   checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
-  judge = lambda wave: _discriminators(config).apply(
+  judge = lambda wave: config.discriminators.module(config.dtype).apply(
     {'params': variables.params['discriminator']}, wave
   )
   shares = [

@@ -30,6 +30,14 @@ _WEIGHT_FIELDS = {
   f'{name}_weight': name
   for name in ('spectral', 'waveform', 'commitment', 'adversarial', 'feature')
 }
+_DISCRIMINATOR_FIELDS = {
+  'adversarial_start': 'start',
+  'spectral_channels': 'spectral_channels',
+  'spectral_window_length': 'spectral_window_length',
+  'num_waveform_critics': 'num_waveform',
+  'waveform_channels': 'waveform_channels',
+  'waveform_max_channels': 'waveform_max_channels',
+}
 _MISSING = '(absent)'
 _MAX_DEPTH, _MAX_ITEMS = 32, 4096  # limits for stored configs; real ones have 6 and some dozens
 
@@ -64,18 +72,25 @@ def describe(value: Any) -> Any:
 def upgraded(data: Any) -> Any:
   """Returns a described config in the form of this version, whichever version described it.
 
-  Up to version 0.1, SoundStream configs had flat fields instead of nested configs of network and
-  quantizer and a mapping of loss weights.
+  Up to version 0.1, SoundStream configs had flat fields instead of nested configs of network,
+  quantizer and discriminators, and a mapping of loss weights.
 
   Raises:
     UserError: if this version has no equivalent of the config.
   """
   is_codec = isinstance(data, Mapping) and data.get('class') == _SOUNDSTREAM
   fields = data.get('fields') if is_codec else None
-  if not isinstance(fields, Mapping) or 'quantizer' in fields:
+  if not isinstance(fields, Mapping) or {'quantizer', 'discriminators'} <= set(fields):
     return data
   fields = dict(fields)
   take = lambda names: {new: fields.pop(old) for old, new in names.items() if old in fields}
+  if 'discriminators' not in fields:
+    fields['discriminators'] = {
+      'class': 'audiolm_jax.nn.discriminators.Discriminators',
+      'fields': take(_DISCRIMINATOR_FIELDS),
+    }
+  if 'quantizer' in fields:  # nested before the discriminators were
+    return {**data, 'fields': fields}
   seanet, rvq, weights = take(_SEANET_FIELDS), take(_RVQ_FIELDS), take(_WEIGHT_FIELDS)
   levels = fields.pop('fsq_levels', None)
   if fields.get('network') is None:

@@ -1,7 +1,7 @@
 """Models in the format of a release: safetensors without what only training needs.
 
   FOLDER/
-    config.json                   type, format and version; of each stage: config, fingerprints, step
+    config.json                   type, format, version; config, fingerprints, step of each stage
     <stage>/model.safetensors     the arrays that inference reads, by dotted path
     digests.json                  SHA-256 of every file
 

@@ -29,6 +29,7 @@ from audiolm_jax import audio, losses
 from audiolm_jax.codec import Codec
 from audiolm_jax.costs import flops
 from audiolm_jax.errors import UserError
+from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import base, soundstream
 from audiolm_jax.training import optimizers, sharding
@@ -77,12 +78,7 @@ def run(args: argparse.Namespace) -> str:
     raise UserError(f'--seconds={args.seconds}: must be at least 0.02, a frame')
   config = soundstream.Config(
     network=SEANet(encoder_channels=args.channels, decoder_channels=args.channels),
-    adversarial_start=None,
-    # Unused discriminators, as small as possible.
-    spectral_channels=1,
-    waveform_channels=4,
-    waveform_max_channels=4,
-    num_waveform_critics=1,
+    discriminators=UNUSED,
   )
   length = round(args.seconds * RATE) // config.hop_length * config.hop_length
   random = np.random.default_rng(0)

@@ -146,7 +146,7 @@ def _distances(sample_rate: int, wave_BT, estimate_BT):
 def judges(
   wave_BT: np.ndarray, sample_rate: int, num_naturalness_clips: int
 ) -> Callable[[np.ndarray], dict]:
-  """Returns a function of estimates of the clips -> columns by models that others trained on people.
+  """Returns a function from estimates of the clips to columns, by models trained on people.
 
   Of the first PERCEPTUAL_CLIPS clips `external_judges.whisper_words` and `d_vector_similarity`, of
   the first `num_naturalness_clips` DNSMOS.

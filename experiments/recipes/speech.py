@@ -44,6 +44,7 @@ are those of `tiny`, for the same reason. Results are in docs/results/speech.md.
 """
 
 from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -104,14 +105,9 @@ def codec_of(num_steps: int) -> StageRecipe:
     crop_length=9600,
     network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=160),
     quantizer=RVQ(codebook_size=1024, embedding_dim=32, decay=0.98, dead_code_threshold=0.02),
-    adversarial_start=None,
+    discriminators=UNUSED,
     spectral_windows=(128, 256, 512, 1024, 2048),
     loss_weights={'spectral': 0.08, 'waveform': 1.0, 'commitment': 0.1},
-    # Unused discriminators, as small as possible.
-    spectral_channels=4,
-    waveform_channels=4,
-    waveform_max_channels=64,
-    num_waveform_critics=1,
   )
   optimizer = {
     group: adam(1e-3, num_steps, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')

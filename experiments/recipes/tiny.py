@@ -14,6 +14,7 @@ which would take most of its time.
 
 from audiolm_jax.data import synthesized
 from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -111,12 +112,8 @@ RECIPE = Recipe(
         quantizer=RVQ(
           codebook_size=CODEBOOK_SIZE, embedding_dim=64, decay=0.9, dead_code_threshold=0.1
         ),
-        adversarial_start=None,
+        discriminators=UNUSED,
         loss_weights={'spectral': 0.02, 'waveform': 1.0, 'commitment': 0.1},
-        spectral_channels=4,
-        waveform_channels=4,
-        waveform_max_channels=64,
-        num_waveform_critics=1,
       ),
       Audio(),
       8,

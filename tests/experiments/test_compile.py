@@ -106,6 +106,11 @@ def check_report(program, compiled):
   ) and f'jax {jax.__version__}' in compile_program.table(report)
 
 
+def test_the_hours_of_the_whole_training():
+  found = compile_program.whole_training({'step_seconds': 0.36, 'devices': 16}, num_steps=20_000)
+  assert found == {'num_steps': 20_000, 'training_hours': 2.0, 'training_chip_hours': 32.0}
+
+
 def test_a_window_has_the_frames_that_the_rates_say():
   """75 codec frames/s beside 25 semantic tokens/s: three of one for each of the other."""
   config = dataclasses.replace(STORM, frame_rate=75.0)

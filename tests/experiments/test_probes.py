@@ -11,6 +11,7 @@ from flax.core import meta
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import semantic, soundstream
 from audiolm_jax.stages.base import Variables
@@ -21,11 +22,13 @@ CONFIG = soundstream.Config(
   crop_length=640,
   network=SEANet(strides=(4, 4), encoder_channels=2, decoder_channels=2),
   quantizer=quantizer.RVQ(num_quantizers=2, codebook_size=16, embedding_dim=4),
-  spectral_channels=1,
-  spectral_window_length=128,
-  waveform_channels=4,
-  waveform_max_channels=4,
-  num_waveform_critics=1,
+  discriminators=Discriminators(
+    spectral_channels=1,
+    spectral_window_length=128,
+    num_waveform=1,
+    waveform_channels=4,
+    waveform_max_channels=4,
+  ),
 )
 
 
@@ -66,7 +69,7 @@ def test_codec_probe(variables):
     rtol=1e-3,
     atol=1e-3,
   )
-  assert 0 <= summary.scalars['critic_accuracy'] <= 1
+  assert 0 <= summary.scalars['discriminator_accuracy'] <= 1
   assert {'mel_distance', 'stft_distance'} <= set(summary.scalars)
   assert len(summary.audio) == 2 * probes.NUM_SAMPLES and len(summary.images) == probes.NUM_SAMPLES
   sound, rate = summary.audio['reconstruction_1']
@@ -82,7 +85,7 @@ def test_codec_probe(variables):
 )
 @pytest.mark.parametrize('film', [None, 'encoder', 'decoder'])
 def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film):
-  config = dataclasses.replace(CONFIG, crop_length=1600, adversarial_start=None, film=film)
+  config = dataclasses.replace(CONFIG, crop_length=1600, discriminators=UNUSED, film=film)
   params = variables.params
   if film is not None:
     kernel = jax.random.normal(jax.random.key(3), (2, 2 * CONFIG.embedding_dim))
@@ -125,10 +128,10 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
   )
 
 
-def test_critics_cannot_tell_a_waveform_from_itself(variables):
+def test_discriminators_cannot_tell_a_waveform_from_itself(variables):
   wave_BT = jax.random.normal(jax.random.key(2), (2, 640))
   np.testing.assert_allclose(
-    soundstream.critic_accuracy(CONFIG, variables, wave_BT, wave_BT), 0.5, rtol=1e-6
+    soundstream.discriminator_accuracy(CONFIG, variables, wave_BT, wave_BT), 0.5, rtol=1e-6
   )
 
 

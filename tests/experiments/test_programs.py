@@ -1,5 +1,7 @@
 """Programs side by side: each on its cores, and one that fails takes the others along."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,18 +26,12 @@ def test_a_program_that_fails_ends_the_run_with_its_status(capfd):
   assert 'usage' not in out  # the second never began
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells the children only here')
-def test_children_hear_of_the_death_of_their_parent(tmp_path):
-  child = tmp_path / 'experiments' / 'waits.py'
+def parent_of(child_code: str, folder) -> subprocess.Popen:
+  """Starts a process that runs a program of that code, in a group of its own; returns it once the
+  program has printed 'ready'."""
+  child = folder / 'experiments' / 'waits.py'
   child.parent.mkdir()
-  child.write_text(
-    textwrap.dedent(f"""
-      import pathlib, signal, sys, time
-      signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path)!r}, 'told').touch(), sys.exit()))
-      print('ready', flush=True)
-      time.sleep(60)
-  """)
-  )
+  child.write_text(textwrap.dedent(child_code))
   programs_file = programs.__file__
   starter = (
     'import importlib.util as u; s = u.spec_from_file_location("experiments.programs", '
@@ -44,9 +40,47 @@ def test_children_hear_of_the_death_of_their_parent(tmp_path):
     'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'
   )
   parent = subprocess.Popen(
-    [sys.executable, '-c', starter], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    [sys.executable, '-c', starter],
+    cwd=folder,
+    stdout=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
   )
   assert parent.stdout.readline() == 'ready\n'
+  return parent
+
+
+def test_a_signal_to_the_group_reaches_a_program_once(tmp_path):
+  code = """
+    import signal, sys, time
+    count = 0
+    def hear(*_):
+      global count
+      count += 1
+    signal.signal(signal.SIGTERM, hear)
+    print('ready', flush=True)
+    while not count:
+      time.sleep(0.01)
+    time.sleep(0.5)
+    print(count, flush=True)
+  """
+  parent = parent_of(code, tmp_path)
+  os.killpg(parent.pid, signal.SIGTERM)
+  assert parent.stdout.read() == '1\n'
+  assert parent.wait() == 143
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel tells the children only here')
+def test_children_hear_of_the_death_of_their_parent(tmp_path):
+  parent = parent_of(
+    f"""
+      import pathlib, signal, sys, time
+      signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(tmp_path)!r}, 'told').touch(), sys.exit()))
+      print('ready', flush=True)
+      time.sleep(60)
+    """,
+    tmp_path,
+  )
   parent.kill()
   parent.wait()
   assert parent.stdout.read() == ''  # ends when the child, which holds the other end, is gone

@@ -14,6 +14,7 @@ from audiolm_jax.codec import Codec
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
@@ -25,11 +26,9 @@ CODEC = soundstream.Config(
   crop_length=3200,
   network=SEANet(strides=(5, 8), stem_stride=8, encoder_channels=4, decoder_channels=4),
   quantizer=quantizer.RVQ(num_quantizers=4, codebook_size=8, embedding_dim=6),
-  adversarial_start=None,
-  spectral_channels=4,
-  waveform_channels=4,
-  waveform_max_channels=16,
-  num_waveform_critics=1,
+  discriminators=Discriminators(
+    start=None, spectral_channels=4, num_waveform=1, waveform_channels=4, waveform_max_channels=16
+  ),
 )
 
 

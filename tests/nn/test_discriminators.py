@@ -7,7 +7,7 @@ from audiolm_jax.nn.discriminators import Discriminators, WaveformDiscriminator
 
 def test_logits_and_features_have_the_sizes_of_the_paper():
   num_samples = 16_384
-  module = Discriminators(32, 1024, 16, 1024, 3)
+  module = Discriminators().module(jnp.float32)
   shapes = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((2, num_samples)))[
     0
   ]
@@ -21,7 +21,7 @@ def test_logits_and_features_have_the_sizes_of_the_paper():
     assert [f.shape[-1] for f in judgement.features] == [16, 64, 256, 1024, 1024, 1024]
 
 
-def test_a_critic_separates_what_it_is_trained_on():
+def test_a_discriminator_separates_what_it_is_trained_on():
   module = WaveformDiscriminator(channels=4, max_channels=8)
   tone_BT = jnp.sin(jnp.arange(512) * 0.3 + jnp.arange(4.0)[:, None])
   noise_BT = jax.random.normal(jax.random.key(2), (4, 512)) / 2**0.5

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import testing
+from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
@@ -65,11 +66,13 @@ SOUNDSTREAM = soundstream.Config(
   crop_length=1600,
   network=SEANet(strides=(4, 4), encoder_channels=2, decoder_channels=2),
   quantizer=RVQ(num_quantizers=2, codebook_size=8, embedding_dim=4),
-  spectral_channels=2,
-  spectral_window_length=256,
-  waveform_channels=4,
-  waveform_max_channels=8,
-  num_waveform_critics=1,
+  discriminators=Discriminators(
+    spectral_channels=2,
+    spectral_window_length=256,
+    num_waveform=1,
+    waveform_channels=4,
+    waveform_max_channels=8,
+  ),
   spectral_windows=(64, 256),  # of the paper's six: each adds to what is compiled
   loss_weights={'waveform': 10.0},
 )
@@ -86,9 +89,9 @@ CODEC_OPTIONS = dict(
     'discriminator': OptimizerConfig(learning_rate=1e-3),
   },
 )
-# Other networks and quantizers leave the critics as they are, and compiling those takes longer.
-WITHOUT_CRITICS = dataclasses.replace(SOUNDSTREAM, adversarial_start=None)
-WITHOUT_CRITICS_OPTIONS = CODEC_OPTIONS | {
+# Other networks and quantizers leave the discriminators as they are, and compiling those takes longer.
+WITHOUT_DISCRIMINATORS = dataclasses.replace(SOUNDSTREAM, discriminators=UNUSED)
+WITHOUT_DISCRIMINATORS_OPTIONS = CODEC_OPTIONS | {
   'without_gradient': CODEC_OPTIONS['without_gradient'] | {r'^discriminator\.': 'never starts'}
 }
 CASES = {
@@ -152,19 +155,19 @@ CASES = {
   'soundstream': (SOUNDSTREAM, {'waveform': voiced(1600)}, CODEC_OPTIONS),
   'soundstream_frame_rate': (
     dataclasses.replace(
-      WITHOUT_CRITICS,
+      WITHOUT_DISCRIMINATORS,
       network=FrameRate(
         hop_length=16, window_length=32, overlap=8, width=16, num_blocks=2, kernel_size=3
       ),
     ),
     {'waveform': voiced(1600)},
-    WITHOUT_CRITICS_OPTIONS,
+    WITHOUT_DISCRIMINATORS_OPTIONS,
   ),
   # levels so fine that the small embeddings of an untrained encoder do not all round to 0
   'soundstream_fsq': (
-    dataclasses.replace(WITHOUT_CRITICS, quantizer=FSQ(levels=(16, 15, 9))),
+    dataclasses.replace(WITHOUT_DISCRIMINATORS, quantizer=FSQ(levels=(16, 15, 9))),
     {'waveform': voiced(1600)},
-    WITHOUT_CRITICS_OPTIONS,
+    WITHOUT_DISCRIMINATORS_OPTIONS,
   ),
 }
 
@@ -182,7 +185,7 @@ def test_stage_keeps_the_contract(name, tmp_path):
 
 
 def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_devices():
-  """All but the training of `check_stage`, which would compile a second pass through the critics
+  """All but the training of `check_stage`, which would compile a second pass through the discriminators
   once more.
   """
   config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, film='decoder')

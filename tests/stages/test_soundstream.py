@@ -10,6 +10,7 @@ from flax.linen import meta
 
 from audiolm_jax import losses
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
@@ -96,7 +97,9 @@ def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batc
       {'params': generator['decoder']}, quantized.z_BFD
     ), quantized.commitment
 
-  judge = lambda params, wave: soundstream._discriminators(CONFIG).apply({'params': params}, wave)
+  judge = lambda params, wave: CONFIG.discriminators.module(CONFIG.dtype).apply(
+    {'params': params}, wave
+  )
 
   def generator_loss(generator):
     estimate_BT, commitment = estimate(generator)
@@ -146,9 +149,9 @@ def test_evaluation_leaves_the_state_alone_and_training_does_not(variables, batc
   )
 
 
-def test_critics_wait_for_their_start(variables, batch, gradients):
+def test_discriminators_wait_for_their_start(variables, batch, gradients):
   (_, aux), gradient = gradients(variables.params, variables.state, batch, None)
-  # What critics cost that say 0 to everything, by the hinge: the loss does not jump when they
+  # What discriminators cost that say 0 to everything, by the hinge: the loss does not jump when they
   # begin.
   assert [float(aux.metrics[name]) for name in ('adversarial', 'feature', 'discriminator')] == [
     1,
@@ -166,7 +169,7 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
   config = dataclasses.replace(
     CONFIG, balance_decay=0.0, loss_weights={'waveform': 2.0, 'feature': 5.0}
   )
-  wave_BT, critics = batch['waveform'], variables.params['discriminator']
+  wave_BT, discriminators = batch['waveform'], variables.params['discriminator']
   state = variables.state | {
     'step': jnp.asarray(1),
     'balance': losses.init_balance(soundstream.BALANCED),
@@ -183,7 +186,9 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
     estimate_BT = soundstream.decoder(config).apply(
       {'params': params['generator']['decoder']}, quantized.z_BFD
     )
-    judge = lambda wave: soundstream._discriminators(config).apply({'params': critics}, wave)
+    judge = lambda wave: config.discriminators.module(config.dtype).apply(
+      {'params': discriminators}, wave
+    )
     terms = {
       'spectral': lambda e: spectral(wave_BT, e),
       'waveform': lambda e: losses.relative_squared_error(wave_BT, e),
@@ -263,7 +268,7 @@ def trained(config, variables, batch):
 
 
 def test_training_reconstructs_better_with_more_levels(variables, batch):
-  config = dataclasses.replace(CONFIG, adversarial_start=None, quantizer=SLOW_BOOKS)
+  config = dataclasses.replace(CONFIG, discriminators=UNUSED, quantizer=SLOW_BOOKS)
 
   @jax.jit
   def errors(variables):
@@ -309,7 +314,7 @@ def test_the_switch_takes_noise_out_and_leaves_it_in(variables, batch):
   """Tones and a hum: on, the estimate is nearer to the tones than off, and off nearer to the tones
   with the hum.
   """
-  config = dataclasses.replace(CONFIG, adversarial_start=None, quantizer=SLOW_BOOKS, film='decoder')
+  config = dataclasses.replace(CONFIG, discriminators=UNUSED, quantizer=SLOW_BOOKS, film='decoder')
   film = {'linear': {'kernel': jnp.zeros((2, 2 * config.embedding_dim))}}
   before = Variables(
     {**variables.params, 'generator': variables.params['generator'] | {'film': film}},

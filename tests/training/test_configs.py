@@ -10,6 +10,7 @@ import pytest
 
 from audiolm_jax import testing
 from audiolm_jax.errors import UserError
+from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
@@ -24,11 +25,9 @@ SPEECH = soundstream.Config(
   crop_length=9600,
   network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=160),
   quantizer=RVQ(embedding_dim=32, decay=0.98, dead_code_threshold=0.02),
-  spectral_channels=4,
-  num_waveform_critics=1,
-  waveform_channels=4,
-  waveform_max_channels=64,
-  adversarial_start=None,
+  discriminators=Discriminators(
+    start=None, spectral_channels=4, num_waveform=1, waveform_channels=4, waveform_max_channels=64
+  ),
   spectral_windows=(128, 256, 512, 1024, 2048),
   loss_weights={'spectral': 0.08, 'waveform': 1.0, 'commitment': 0.1},
 )
@@ -49,6 +48,15 @@ def test_flat_fields_of_a_codec_become_its_objects(flat):
   # nothing differs when a run continues
   assert configs.differences(configs.upgraded(flat), configs.describe(SPEECH)) == []
   assert flat == before
+
+
+def test_discriminators_become_an_object_where_the_rest_is_nested():
+  """As versions between described codecs, such as that of the first release."""
+  described = configs.describe(SPEECH)
+  own = described['fields'].pop('discriminators')['fields']
+  own['adversarial_start'], own['num_waveform_critics'] = own.pop('start'), own.pop('num_waveform')
+  described['fields'] |= own
+  assert _rebuilt(described) == SPEECH
 
 
 def test_without_a_network_of_its_own_the_codec_is_seanet(flat):

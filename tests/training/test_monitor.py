@@ -143,7 +143,7 @@ def test_gradients_explode_at_their_own_threshold():
 
 
 def test_gradients_that_grow_step_by_step_do_not_explode():
-  """Critics do, when they begin: from 0.2 to 250 within fifty steps was measured, and called an
+  """Discriminators do, when they begin: from 0.2 to 250 within fifty steps was measured, and called an
   explosion.
   """
   judge = monitor.Judge(CONFIG)

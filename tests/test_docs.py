@@ -1,4 +1,4 @@
-"""The commands of README.md: all are parsed by the programs' own parsers, some are run."""
+"""The commands of the README and the guide: all are parsed by the programs' parsers, some are run."""
 
 import os
 import pathlib
@@ -20,14 +20,20 @@ from tests.experiments.test_full_run import SIZES
 from tests.toy_codec import CONFIG, random_variables
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / 'README.md').read_text()
+INDEX = (ROOT / 'docs/index.md').read_text()
+# In the order of the guide, which is that of the stages.
+PAGES = [
+  'README.md',
+  *(f'docs/{page}' for page in re.findall(r'^guide/.*\.md$', INDEX, re.MULTILINE)),
+]
+GUIDE = '\n'.join((ROOT / page).read_text() for page in PAGES)
 PREFIX = ['python', '-m']
 
 
 def blocks() -> list[list[str]]:
-  """Returns the words of each line in the README's blocks of shell commands."""
+  """Returns the words of each line in blocks of shell commands."""
   found = []
-  for language, block in re.findall(r'^```(\w*)\n(.*?)^```', README, re.DOTALL | re.MULTILINE):
+  for language, block in re.findall(r'^```(\w*)\n(.*?)^```', GUIDE, re.DOTALL | re.MULTILINE):
     if language:
       continue
     lines = block.replace('\\\n', ' ').splitlines()
@@ -35,9 +41,14 @@ def blocks() -> list[list[str]]:
   return found
 
 
+def markdown() -> list[pathlib.Path]:
+  """Returns the README and all pages of docs/."""
+  return [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+
+
 def documented() -> list[list[str]]:
   """Returns the commands of our programs in blocks, in running text and in docstrings."""
-  texts = [README, *(path.read_text() for path in sorted((ROOT / 'docs').rglob('*.md')))]
+  texts = [path.read_text() for path in markdown()]
   texts += [
     path.read_text().split('"""')[1] for path in sorted((ROOT / 'experiments').rglob('*.py'))
   ]
@@ -63,6 +74,18 @@ def check(args):
     assert getattr(args, 'suite', 'all') in (*evaluations.SUITES, 'all')
 
 
+@pytest.mark.parametrize('page', markdown(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+  links = re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text())
+  assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_every_page_of_the_guide_is_in_the_index_and_in_the_readme():
+  pages = {str(path.relative_to(ROOT)) for path in (ROOT / 'docs/guide').glob('*.md')}
+  assert pages == set(PAGES[1:])
+  assert pages <= set(re.findall(r'\]\((docs/guide/[^)]+)\)', (ROOT / 'README.md').read_text()))
+
+
 @pytest.mark.parametrize('words', documented(), ids=' '.join)
 def test_commands_are_those_of_the_programs(words, monkeypatch):
   check(programs.parse(monkeypatch, words[2].removeprefix('experiments.'), words[3:]))
@@ -85,7 +108,7 @@ def test_every_command_is_of_a_kind_that_is_checked():
 def test_what_is_made_and_installed_is_there(monkeypatch):
   targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
   made = [words[1] for words in blocks() if words[0] == 'make'] + re.findall(
-    r'`make ([a-z-]+)', README
+    r'`make ([a-z-]+)', GUIDE
   )
   assert 'demo' in made and not set(made) - targets
   told = {}
@@ -116,7 +139,7 @@ def test_commands_for_tpus_are_understood_by_their_scripts():
 
 
 def test_every_stage_of_librilight_is_divided_among_up_to_256_chips():
-  more = re.search(r'on more than 64 chips add\s+`--set (\S+) --set (\S+)`', README).groups()
+  more = re.search(r'on more than 64 chips add\s+`--set (\S+) --set (\S+)`', GUIDE).groups()
   usual, large = recipe_lib.load('librilight'), recipe_lib.load('librilight', more)
   sizes = lambda recipe: {stage.train.batch_size for stage in recipe.trained.values()}
   assert all(size % chips == 0 for size in sizes(usual) for chips in (4, 8, 16, 32, 64))
