@@ -75,6 +75,10 @@ setup(
     'orbax-checkpoint>=0.12',
     'grain>=0.2.18',
     'array-record>=0.8',
+    # Orbax needs these three, too; in buckets they are the client and what others read through.
+    'tensorstore>=0.1.86',
+    'fsspec',
+    'etils[epath]',
     'numpy>=2',
     'librosa>=0.11',
     'scikit-learn>=1.6',

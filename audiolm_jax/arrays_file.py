@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.errors import UserError
 
 
@@ -42,8 +42,8 @@ def save(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[s
   """
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
   metadata = {**metadata, 'digest': fingerprint(arrays)}
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  with files.atomically(path) as partial:
+  storage.make_folder(storage.path(path).parent)
+  with storage.atomically(path) as partial:
     save_file(arrays, partial, metadata | {'check': _check(metadata)})
 
 
@@ -55,7 +55,7 @@ def load(
   Raises UserError where the file is damaged; its message ends with `remedy`.
   """
   try:
-    with safe_open(path, 'numpy') as file:
+    with storage.local(path) as local, safe_open(local, 'numpy') as file:
       metadata = file.metadata()
       there = [*names, *(name for name in optional if name in file.keys())]
       arrays = {name: file.get_tensor(name) for name in there}

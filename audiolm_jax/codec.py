@@ -13,14 +13,13 @@ import functools
 import itertools
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import arrays_file, audio, checks
+from audiolm_jax import arrays_file, audio, checks, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import CodecConfig, CodecFunctions, State, Variables
 from audiolm_jax.training import checkpoints
@@ -247,7 +246,7 @@ def load(directory: str | os.PathLike) -> Codec:
   Raises:
     UserError: if there is no codec, or its checkpoints are damaged.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   if (directory / 'soundstream').is_dir():
     directory = directory / 'soundstream'
   if not directory.is_dir():

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import arrays_file, checks, losses
+from audiolm_jax import arrays_file, checks, losses, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 
@@ -196,7 +196,7 @@ def load(path: str | os.PathLike, model: str) -> Quantizer:
   Raises:
     UserError: if the file is missing or damaged, or `model` is not the one given to `save`.
   """
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise UserError(f'{path} does not exist: save the result of embedding_tokens.fit there')
   arrays, metadata = arrays_file.load(path, ('vectors',), 'fit the quantizer again', ('map',))
   if metadata['model'] != model:

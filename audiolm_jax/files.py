@@ -9,6 +9,7 @@ import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -147,6 +148,17 @@ def read_json(
       text = file.read(max_bytes + 1)
   except OSError as error:
     raise UserError(f'{path} cannot be read ({error.strerror}): {remedy}') from error
+  return parse_json(text, path, remedy, max_bytes=max_bytes)
+
+
+def parse_json(
+  text: bytes, path: str | os.PathLike, remedy: str, *, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+  """Returns the object in the content of a JSON file.
+
+  Raises:
+    UserError: as `read_json`.
+  """
   if len(text) > max_bytes:
     raise UserError(f'{path} has more than {max_bytes:,} bytes, no such file has: {remedy}')
   try:
@@ -183,20 +195,25 @@ def json_lines(path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
   Raises:
     OSError: if the file is missing or cannot be read.
   """
-  objects, bad = [], 0
   with _reading(path) as file:
-    while line := file.readline(MAX_LINE_BYTES):
-      is_long = len(line) == MAX_LINE_BYTES and not line.endswith(b'\n')
-      while is_long and not line.endswith(b'\n') and line:
-        line = file.readline(MAX_LINE_BYTES)
-      try:
-        value = None if is_long else json.loads(line)
-      except (ValueError, RecursionError):
-        value = None
-      if isinstance(value, dict):
-        objects.append(value)
-      elif is_long or line.strip():
-        bad += 1
+    return parse_json_lines(file)
+
+
+def parse_json_lines(file: io.BufferedIOBase) -> tuple[list[dict[str, Any]], int]:
+  """Returns the objects in the lines of an open file, as `json_lines`."""
+  objects, bad = [], 0
+  while line := file.readline(MAX_LINE_BYTES):
+    is_long = len(line) == MAX_LINE_BYTES and not line.endswith(b'\n')
+    while is_long and not line.endswith(b'\n') and line:
+      line = file.readline(MAX_LINE_BYTES)
+    try:
+      value = None if is_long else json.loads(line)
+    except (ValueError, RecursionError):
+      value = None
+    if isinstance(value, dict):
+      objects.append(value)
+    elif is_long or line.strip():
+      bad += 1
   return objects, bad
 
 

@@ -25,7 +25,6 @@ that the papers leave open:
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import checks, tokens, windows
+from audiolm_jax import checks, storage, tokens, windows
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, check_parallel
@@ -155,7 +154,7 @@ def load_models(
     UserError: if the tokenizer, the semantic stage or one of `stages` is missing; if there is
       neither `coarse` nor soundstorm; if fingerprints differ.
   """
-  folder, names = pathlib.Path(workdir), (coarse, 'fine', 'soundstorm')
+  folder, names = storage.path(workdir), (coarse, 'fine', 'soundstorm')
   if unknown := sorted(set(stages or ()) - set(names)):
     raise UserError(f'stages={unknown}: choose from {", ".join(names)}')
   acoustic = [name for name in names if (folder / name).is_dir()]

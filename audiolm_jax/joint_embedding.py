@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from audiolm_jax import arrays_file, checks
+from audiolm_jax import arrays_file, checks, storage
 from audiolm_jax.data import texts as utf8_texts
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import clap, clap_audio
@@ -187,7 +187,7 @@ def load(directory: str | os.PathLike) -> JointEmbedding:
   Raises:
     UserError: if the model is missing, damaged, or of another kind.
   """
-  directory = pathlib.Path(directory)
+  directory = storage.path(directory)
   config, variables, _ = checkpoints.load_variables(directory)
   if isinstance(config, mulan.Config):
     return of_mulan(config, variables)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import arrays_file, checks
+from audiolm_jax import arrays_file, checks, storage
 from audiolm_jax.errors import UserError
 
 _BLOCK = 2**14  # frames that are normalized at a time, in float64
@@ -136,7 +136,7 @@ def load(path: str | os.PathLike, remedy: str = 'fit the clusters again') -> Sto
   Raises:
     UserError: with `remedy`, if the file is missing or damaged.
   """
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise UserError(f'{path} does not exist: {remedy}')
   arrays, metadata = arrays_file.load(path, SemanticQuantizer._fields, remedy)
   try:

@@ -14,7 +14,6 @@ All other classes are pytrees whose leaves are the weights, like `codec.Codec`.
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -30,6 +29,7 @@ from audiolm_jax import (
   embedding_tokens,
   joint_embedding,
   kmeans,
+  storage,
   tokens,
 )
 from audiolm_jax.codec import Codec
@@ -354,14 +354,14 @@ def files(
     yield path, semantic_BS[0], codes_BFQ[0]
 
 
-def clusters_path(workdir: str | os.PathLike) -> pathlib.Path:
+def clusters_path(workdir: str | os.PathLike) -> storage.Path:
   """Returns the path of the clusters of a workdir."""
-  return pathlib.Path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
+  return storage.path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
 
 
-def music_path(workdir: str | os.PathLike) -> pathlib.Path:
+def music_path(workdir: str | os.PathLike) -> storage.Path:
   """Returns the path of the quantizer of music tokens of a workdir."""
-  return pathlib.Path(workdir) / 'music_tokens' / 'quantizer.safetensors'
+  return storage.path(workdir) / 'music_tokens' / 'quantizer.safetensors'
 
 
 def load_semantic_encoder(
@@ -377,7 +377,7 @@ def load_semantic_encoder(
   Raises:
     UserError: if the model is missing, damaged, or makes no features.
   """
-  directory = pathlib.Path(workdir) / 'w2v_bert'
+  directory = storage.path(workdir) / 'w2v_bert'
   if not directory.is_dir():
     raise UserError(f'{directory} does not exist: train or import a model of features there')
   config, variables, _ = checkpoints.load_variables(directory)
@@ -427,7 +427,7 @@ def load_music_tokenizer(workdir: str | os.PathLike) -> MusicTokenizer:
   Raises:
     UserError: if either is missing or damaged, or the quantizer was fitted to another embedding.
   """
-  embedding = joint_embedding.load(pathlib.Path(workdir) / 'mulan')
+  embedding = joint_embedding.load(storage.path(workdir) / 'mulan')
   return MusicTokenizer(
     embedding, embedding_tokens.load(music_path(workdir), embedding.fingerprint)
   )

@@ -12,9 +12,8 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from audiolm_jax import checks, files
+from audiolm_jax import checks, files, storage
 from audiolm_jax.errors import UnfinishedThreads, UserError
-from audiolm_jax.training import lock
 
 from . import compilation_cache, pages
 
@@ -43,14 +42,19 @@ class Parser(argparse.ArgumentParser):
     return super().parse_known_args(args, namespace)
 
 
-def parser(description: str, *, recipe: bool = True) -> argparse.ArgumentParser:
-  """Returns a parser with the common flags: --workdir, and with `recipe`, --recipe and --set."""
+def parser(
+  description: str, *, recipe: bool = True, buckets: bool = False
+) -> argparse.ArgumentParser:
+  """Returns a parser with the common flags: --workdir, and with `recipe`, --recipe and --set.
+
+  buckets: whether --workdir may be gs://.
+  """
   result = Parser(description=as_typed(description), formatter_class=Formatter)
   result.add_argument(
     '--workdir',
-    type=workdir,
+    type=stored_workdir if buckets else workdir,
     default=DEFAULT_WORKDIR,
-    help=f'folder of the run ({DEFAULT_WORKDIR})',
+    help=f'folder of the run{", or gs://BUCKET/FOLDER" * buckets} ({DEFAULT_WORKDIR})',
   )
   if recipe:
     result.add_argument(
@@ -141,6 +145,20 @@ def workdir(text: str) -> pathlib.Path:
   return path(text)
 
 
+def stored(text: str) -> storage.Path:
+  """Returns a path on a disk, or in a bucket; argparse's error for other URLs."""
+  if not storage.in_bucket(text):
+    return path(text)
+  if not text.removeprefix(storage.SCHEME).strip('/'):
+    raise argparse.ArgumentTypeError(f'{text} names no bucket: give gs://BUCKET/FOLDER')
+  return storage.path(text)
+
+
+def stored_workdir(text: str) -> storage.Path:
+  """Returns the folder of a run on a disk (`workdir`) or in a bucket (`stored`)."""
+  return stored(text) if storage.in_bucket(text) else workdir(text)
+
+
 def recipe_name(text: str) -> str:
   """Returns the name of a recipe; that of a file as an absolute path, for other folders, too."""
   return str(path(text).absolute()) if pages.is_file(text) else text
@@ -174,14 +192,28 @@ SECONDS = _number(float, checks.CLIP_SECONDS)
 GUIDANCE = _number(float, checks.NOT_NEGATIVE)
 
 
-def prove_folder(folder: pathlib.Path, flag: str):
+def prove_reachable(folder: storage.Path, flag: str):
+  """Raises UserError where a bucket cannot be reached or read, before anything waits for it."""
+  try:
+    storage.check_reachable(folder)
+  except OSError as error:
+    raise UserError(f'{flag}={folder}: {error.strerror}') from error
+
+
+def prove_folder(folder: storage.Path, flag: str):
   """Raises UserError where a folder, there or to be made, is not writable; leaves no trace."""
+  if storage.in_bucket(folder):
+    try:
+      storage.check_writable(folder)
+    except OSError as error:
+      raise UserError(f'{flag}={folder}: {error.strerror}') from error
+    return
   existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
   if not existing.is_dir():
     raise UserError(f'{flag}={folder}: {existing} is not a folder: choose another {flag}')
   try:
     _look_at(folder)
-    lock.check_writable(existing)
+    storage.check_writable(existing)
   except OSError as error:
     reason = (error.__cause__ or error).strerror
     raise UserError(
@@ -243,16 +275,16 @@ def _name_as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
     return codecs.lookup_error('backslashreplace')(one)
 
 
-def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
+def remembered(workdir: storage.Path) -> tuple[str | None, list[str]]:
   """Returns the recipe that a workdir belongs to, or None, and the overrides of its corpus.
 
   Raises UserError where the file is damaged.
   """
   file = workdir / MEMORY
-  if not os.path.isfile(file):
+  if not storage.is_file(file):
     return None, []
   remedy = 'delete it, the next run writes it again'
-  found = files.read_json(file, remedy)
+  found = storage.read_json(file, remedy)
   name, overrides = found.get('recipe'), found.get('set')
   texts = [name, *overrides] if isinstance(overrides, list) else [None]
   if not all(isinstance(text, str) for text in texts):
@@ -260,7 +292,7 @@ def remembered(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
   return name, overrides
 
 
-def flags_of_run(workdir: pathlib.Path) -> tuple[str | None, list[str]]:
+def flags_of_run(workdir: storage.Path) -> tuple[str | None, list[str]]:
   """Returns recipe and overrides that this process was given, or that its workdir remembers."""
   given = _flags()
   if given.recipe is None and not given.overrides:
@@ -276,7 +308,7 @@ def _flags() -> argparse.Namespace:
   return parser.parse_known_args(sys.argv[1:])[0]
 
 
-def command(program: str, workdir: pathlib.Path, *options: str) -> str:
+def command(program: str, workdir: storage.Path, *options: str) -> str:
   """Returns another program's command on the same workdir, recipe and overrides, for a shell."""
   recipe, overrides = flags_of_run(workdir)
   words = ['python', '-m', f'experiments.{program}', *options]
@@ -284,13 +316,13 @@ def command(program: str, workdir: pathlib.Path, *options: str) -> str:
   return shlex.join([*words, *(f'--set={override}' for override in overrides)])
 
 
-def import_command(source: str, revision: str | None, workdir: pathlib.Path) -> str:
+def import_command(source: str, revision: str | None, workdir: storage.Path) -> str:
   """Returns the command that imports a model into a workdir."""
   words = ['python', '-m', 'experiments.pretrained', 'import', source, f'--workdir={workdir}']
   return shlex.join([*words, *([f'--revision={revision}'] if revision else [])])
 
 
-def how_to_make(stage: str, workdir: pathlib.Path) -> str:
+def how_to_make(stage: str, workdir: storage.Path) -> str:
   """Returns what makes a missing stage: its training, or the import in its place."""
   name, overrides = flags_of_run(workdir)
   is_ours = name in pages.names()

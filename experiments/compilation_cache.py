@@ -6,6 +6,7 @@ import shlex
 import stat
 import sys
 
+from audiolm_jax import storage
 from audiolm_jax.errors import UserError
 
 OFF = 'AUDIOLM_COMPILATION_CACHE'  # environment variable; 0: `keep_for_user` keeps nothing
@@ -76,6 +77,7 @@ def check(directory: str):
     UserError: if other users can write to it, because the programs in it are executed.
   """
   if '://' in directory:
+    storage.path(directory)  # prepares the client of a bucket
     return
   os.makedirs(directory, mode=0o755, exist_ok=True)
   status = os.stat(directory)

@@ -28,7 +28,7 @@ from .evaluations import detection
 
 
 def main():
-  parser = command_line.parser(__doc__, recipe=False)
+  parser = command_line.parser(__doc__, recipe=False, buckets=True)
   parser.add_argument('files', nargs='+', type=command_line.path, metavar='FILE')
   parser.add_argument(
     '--as_is', action='store_true', help='do not pass the files through the codec first'
@@ -39,6 +39,7 @@ def main():
   args = parser.parse_args()
   if args.output is not None:
     command_line.prove_files([args.output], '--output')
+  command_line.prove_reachable(args.workdir, '--workdir')
   compilation_cache.keep_for_user()
   config, variables, _ = workspace.load_stage(args.workdir, 'detector')
   calibrations = detection.load_calibrations(args.workdir, variables)

@@ -22,8 +22,7 @@ import dataclasses
 import functools
 import itertools
 import os
-import pathlib
-import shlex
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import audio, embedding_tokens, files, kmeans, tokens
+from audiolm_jax import audio, embedding_tokens, kmeans, storage, tokens
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
@@ -63,7 +62,7 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 
 
 def main():
-  args = command_line.parser(__doc__).parse_args()
+  args = command_line.parser(__doc__, buckets=True).parse_args()
   workspace.join_pod()
   workspace.leave_on_sigterm()
   recipe = workspace.recipe_of(args)
@@ -74,7 +73,7 @@ def main():
 
 
 @contextlib.contextmanager
-def only_encoder(folder: pathlib.Path) -> Iterator[None]:
+def only_encoder(folder: storage.Path) -> Iterator[None]:
   """Holds a folder for this run; ValueError, naming the process, where another run writes there.
 
   On a pod process 0 does so for all.
@@ -82,12 +81,12 @@ def only_encoder(folder: pathlib.Path) -> Iterator[None]:
   if jax.process_index():
     yield
     return
-  folder.mkdir(parents=True, exist_ok=True)
+  storage.make_folder(folder)
   with lock.held(folder):
     yield
 
 
-def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
+def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
   """Fits the k-means and the quantizer if they are missing, and encodes both splits."""
   codec = workspace.load_codec(workdir)
   embedding = workspace.load_embedding(workdir) if 'mulan' in recipe.stages else None
@@ -131,7 +130,7 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
 
 
 def check_settings(
-  workdir: pathlib.Path, encoder: SemanticEncoder, settings: recipe_lib.SemanticTokens
+  workdir: storage.Path, encoder: SemanticEncoder, settings: recipe_lib.SemanticTokens
 ):
   """Raises ValueError where clusters that are there already are of other features than the recipe
   asks for.
@@ -146,7 +145,7 @@ def check_settings(
 
 
 def check_music_settings(
-  workdir: pathlib.Path, music: MusicTokenizer, settings: recipe_lib.MusicTokens
+  workdir: storage.Path, music: MusicTokenizer, settings: recipe_lib.MusicTokens
 ):
   """Compares a quantizer that exists with the recipe.
 
@@ -174,7 +173,7 @@ def check_stages(recipe: recipe_lib.Recipe, made: Spec):
       sources.check_tokens(name, stage.model, made)
 
 
-def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, encoder: SemanticEncoder):
+def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path, encoder: SemanticEncoder):
   """Fits the k-means to features of a sample of the training split."""
   settings, path = recipe.semantic_tokens, clusters_path(workdir)
   extract = functools.partial(sources.map_frames, encoder.features, hop_length=encoder.hop_length)
@@ -197,7 +196,7 @@ def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, encode
   fit_to_sample(path, batches, corpus, wanted, made_of, fit)
 
 
-def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, embedding: JointEmbedding):
+def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path, embedding: JointEmbedding):
   """Fits the quantizer to vectors of windows of a sample of the training split, with its map."""
   settings, path = recipe.music_tokens, music_path(workdir)
   extract = functools.partial(sources.map_windows, embedding, with_texts=settings.text_map)
@@ -224,7 +223,7 @@ def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: pathlib.Path, embedding
 
 
 def fit_to_sample(
-  path: pathlib.Path,
+  path: storage.Path,
   batches: sources.FrameBatches,
   corpus,
   wanted: int,
@@ -244,8 +243,8 @@ def fit_to_sample(
   if not _is_sample(mine, sample):
     share = sources.sample_frames(batches, wanted, jax.process_index(), count)
     held = [frames_SD for batch in share for frames_SD in batch]
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomically(mine) as partial, open(partial, 'wb') as file:
+    storage.make_folder(mine.parent)
+    with storage.atomically(mine) as partial, open(partial, 'wb') as file:
       np.savez(
         file,
         frames=np.concatenate(held) if held else np.zeros((0, 0), np.float32),
@@ -255,35 +254,46 @@ def fit_to_sample(
   if jax.process_index() == 0:
     workspace.wait_for(
       'the samples of other hosts',
-      lambda: [str(part) for part in parts if not _is_sample(part, sample)],
+      lambda: _unfinished(parts, sample),
+      poll_seconds=storage.poll_seconds(path),
     )
     fit(sources.joined([_read_sample(part) for part in parts], wanted, batches))
-    for part in path.parent.glob('sample-*.npz'):
-      part.unlink()
+    for name in storage.files_below(path.parent):
+      if re.fullmatch(r'sample-[^/]*\.npz', name):
+        (path.parent / name).unlink()
   workspace.wait_for(
-    f'{path.name}, which process 0 makes', lambda: [] if path.is_file() else [str(path)]
+    f'{path.name}, which process 0 makes',
+    lambda: storage.missing([str(path)]),
+    poll_seconds=storage.poll_seconds(path),
   )
 
 
-def _is_sample(path: pathlib.Path, sample: str) -> bool:
+def _unfinished(parts: list[storage.Path], sample: str) -> list[str]:
+  """Returns the paths of the shares that are not finished, only one of which is read if several."""
+  if absent := storage.missing(map(str, parts)):
+    return absent
+  return [str(part) for part in parts if not _is_sample(part, sample)]
+
+
+def _is_sample(path: storage.Path, sample: str) -> bool:
   """Returns whether a process has finished its share of this sample; that of another model, or a
   torn file, is none.
   """
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with storage.local(path) as local, np.load(local, allow_pickle=False) as stored:
       return str(stored['sample']) == sample
   except _NO_ARRAYS:
     return False
 
 
-def _read_sample(path: pathlib.Path) -> list[list[np.ndarray]]:
+def _read_sample(path: storage.Path) -> list[list[np.ndarray]]:
   """Returns the batches of frames of a share. Raises ValueError where the file is damaged."""
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with storage.local(path) as local, np.load(local, allow_pickle=False) as stored:
       frames_ND, ends_I = stored['frames'], np.cumsum(stored['lengths'], dtype=int)
   except _NO_ARRAYS as error:
     raise UserError(
-      f'{path} is damaged ({error}): run `rm {shlex.quote(str(path))}`, and start all again'
+      f'{path} is damaged ({error}): run `{storage.removal(path)}`, and start all again'
     ) from error
   parts = np.split(frames_ND, ends_I)[: len(ends_I)]
   return [[part_ND] if len(part_ND) else [] for part_ND in parts]
@@ -317,7 +327,7 @@ def encode_split(
   if manifest.is_file():
     print(f'{split}: already encoded; {folder}{news(recipe, workdir, split)}')
     return
-  made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
+  made = token_shards.written(folder, split)
   corpus = sources.corpus(recipe, split, workdir, codec.sample_rate)
   inventory.bind(
     inventory_path(workdir, split),
@@ -333,10 +343,11 @@ def encode_split(
       f'{others[0]} is not one of the {num_shards} shards of this split, an earlier version of the '
       f'program cut it in others: {again(workdir)}'
     )
+  missing = set(storage.missing(paths))
   with workspace.progress(len(corpus), f'encode {split}', 'clip') as bar:
     for shard in range(jax.process_index(), num_shards, jax.process_count()):
       indices = range(shard * shard_examples, min((shard + 1) * shard_examples, len(corpus)))
-      if os.path.exists(paths[shard]):
+      if paths[shard] not in missing:
         bar.update(len(indices))
       else:
         token_shards.write_shard(
@@ -350,9 +361,8 @@ def encode_split(
         )
   # Not an error of this process when another is late, or has to be started again: it waits, and
   # says for what.
-  workspace.wait_for(
-    'shards of other hosts', lambda: [path for path in paths if not os.path.exists(path)]
-  )
+  pause = storage.poll_seconds(folder)
+  workspace.wait_for('shards of other hosts', lambda: storage.missing(paths), poll_seconds=pause)
   num_encoded = token_shards.count(paths)
   if not num_encoded:
     raise UserError(
@@ -364,11 +374,16 @@ def encode_split(
     metadata = {'fingerprints': fingerprints, **dataclasses.asdict(spec)}
     token_shards.write_manifest(folder, split, num_shards, metadata)
   workspace.wait_for(
-    'the manifest, which process 0 writes', lambda: [] if manifest.is_file() else [str(manifest)]
+    'the manifest, which process 0 writes',
+    lambda: storage.missing([str(manifest)]),
+    poll_seconds=pause,
   )
   print(f'{split}: {num_encoded} clips in {num_shards} shards; {folder}')
   if jax.process_index() == 0:
-    print(left_out(corpus, len(corpus) - num_encoded, corpora.listing(workdir / 'corpus')), end='')
+    print(
+      left_out(corpus, len(corpus) - num_encoded, corpora.listing(sources.corpus_folder(workdir))),
+      end='',
+    )
 
 
 def left_out(corpus, num_clips: int, listing: str) -> str:
@@ -390,11 +405,11 @@ def left_out(corpus, num_clips: int, listing: str) -> str:
   return ''.join(lines)
 
 
-def inventory_path(workdir: pathlib.Path, split: str) -> pathlib.Path:
+def inventory_path(workdir: storage.Path, split: str) -> storage.Path:
   return workdir / 'tokens' / f'{split}.corpus.json'
 
 
-def news(recipe: recipe_lib.Recipe, workdir: pathlib.Path, split: str) -> str:
+def news(recipe: recipe_lib.Recipe, workdir: storage.Path, split: str) -> str:
   """Returns what has changed in the corpus since it was encoded, and how to encode it again; ''
   where nothing has.
   """
@@ -408,17 +423,16 @@ def news(recipe: recipe_lib.Recipe, workdir: pathlib.Path, split: str) -> str:
   return f'\n  since then: {changes}; to encode it as it is now: {again(workdir)}'
 
 
-def again(workdir: pathlib.Path) -> str:
+def again(workdir: storage.Path) -> str:
   """Returns the commands that move the tokens of a workdir away and encode its corpus once more."""
   return f'{aside(workdir / "tokens")}, then `{command_line.command("encode", workdir)}`'
 
 
-def aside(folder: pathlib.Path) -> str:
+def aside(folder: storage.Path) -> str:
   """Returns the command that moves a folder out of the way, to a name that is free."""
-  names = (folder.with_name(f'{folder.name}.old{number}') for number in itertools.count(1))
-  return (
-    f'`mv {shlex.quote(str(folder))} {shlex.quote(str(next(n for n in names if not n.exists())))}`'
-  )
+  names = (f'{folder.name}.old{number}' for number in itertools.count(1))
+  free = next(name for name in names if not folder.with_name(name).exists())
+  return f'`{storage.renaming(folder, free)}`'
 
 
 def encoded(

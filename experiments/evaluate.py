@@ -18,7 +18,7 @@ import importlib.util
 import json
 import pathlib
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import ctc
 
@@ -28,7 +28,7 @@ from .evaluations import listening, lyra, paper
 
 
 def main():
-  parser = command_line.parser(__doc__)
+  parser = command_line.parser(__doc__, buckets=True)
   parser.add_argument(
     '--suite', default='all', help=f'all, or one of: {", ".join(evaluations.SUITES)} (all)'
   )
@@ -94,7 +94,7 @@ def main():
   with workspace.progress(len(names), 'evaluate', 'suite') as bar:
     for name in names:
       result = evaluations.SUITES[name](recipe, args.workdir)
-      files.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
+      storage.write_text(evaluations.path(args.workdir, name), json.dumps(result, indent=1))
       draw(result, evaluations.path(args.workdir, name).with_suffix('.png'))
       bar.update()
   print(command_line.printable_lines(evaluations.table(evaluations.load(args.workdir))))
@@ -116,6 +116,8 @@ def draw(result: dict, path: pathlib.Path):
 def listen(recipe: recipe_lib.Recipe, args):
   """Writes a listening test, or evaluates its answers."""
   if args.listening is not None:
+    if storage.in_bucket(args.workdir) and not args.listening:
+      raise UserError('give a folder on a disk for the page: --listening=FOLDER')
     folder = args.listening or args.workdir / 'listening'
     command_line.prove_folder(folder, '--listening')
     key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
@@ -126,7 +128,7 @@ def listen(recipe: recipe_lib.Recipe, args):
   if args.listening_results:
     result = listening.analyse(args.workdir, args.listening_results)
     path = evaluations.path(args.workdir, 'listening')
-    files.write_text(path, json.dumps(result, indent=1))
+    storage.write_text(path, json.dumps(result, indent=1))
     print(command_line.printable_lines(evaluations.table({'listening': result})))
     print(f'written to {path}')
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import pathlib
 
-from audiolm_jax import arrays_file, files, release
+from audiolm_jax import arrays_file, release, storage
 from audiolm_jax.stages.base import Model
 from audiolm_jax.training import exports
 
@@ -21,7 +21,7 @@ from .evaluations import detection
 
 
 def main():
-  parser = command_line.parser(__doc__)
+  parser = command_line.parser(__doc__, buckets=True)
   parser.add_argument('--output', type=command_line.path, required=True, metavar='FOLDER')
   parser.add_argument(
     '--dtype', default='float16', help=f'of the weights: {" or ".join(exports.DTYPES)} (float16)'
@@ -66,7 +66,7 @@ def export(args: argparse.Namespace, recipe: recipe_lib.Recipe):
 def _calibrations(workdir: pathlib.Path, detector: Model, dtype: str) -> str:
   """Returns the calibrations of the detector as those of its rounded weights."""
   calibrations = detection.load_calibrations(workdir, detector.variables)
-  report = files.read_json(evaluations.path(workdir, 'detection'), 'measure again')
+  report = storage.read_json(evaluations.path(workdir, 'detection'), 'measure again')
   found = {f'calibration_{unit}': value._asdict() for unit, value in calibrations.items()}
   fingerprint = arrays_file.fingerprint(exports.rounded(detector, dtype).variables.params)
   return json.dumps({'rows': report['rows'], 'detector': fingerprint, **found}, indent=1)

@@ -8,14 +8,13 @@ WORKDIR/forgeries/SPLIT for train, validation (other training voices) and test (
 Finished shards are kept: the same command resumes a killed run.
 """
 
-import os
 import zlib
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from audiolm_jax import generation
+from audiolm_jax import generation, storage
 from audiolm_jax.arrays_file import fingerprint
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
@@ -29,11 +28,11 @@ VALIDATION_SHARE = 8  # one in this many training voices
 
 
 def main():
-  args = command_line.parser(__doc__).parse_args()
+  args = command_line.parser(__doc__, buckets=True).parse_args()
   recipe = workspace.recipe_of(args)
   models = workspace.load_models(args.workdir)
   folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
-  folder.mkdir(parents=True, exist_ok=True)
+  storage.make_folder(folder)
   with lock.held(folder):
     workspace.claim(folder, fingerprints)
     for split in forgeries.SPLITS:
@@ -61,7 +60,7 @@ def forge_split(
     recipe.evaluation.prompt_seconds + recipe.evaluation.seconds,
   )
   start, end = (round(s * rate) for s in seconds)
-  made = sorted(map(str, folder.glob(f'{split}-*.array_record')))
+  made = token_shards.written(folder, split)
   corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir, rate)
   inventory.bind(
     folder / f'{split}.corpus.json',
@@ -72,10 +71,12 @@ def forge_split(
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)
   split_key = jax.random.fold_in(jax.random.key(settings.seed), forgeries.SPLITS.index(split))
+  paths = [token_shards.shard_path(folder, split, shard, num_shards) for shard in range(num_shards)]
+  missing = set(storage.missing(paths))
   with workspace.progress(len(chosen), f'forge {split}', 'clip') as bar:
     for shard in range(num_shards):
       indices = chosen[shard * settings.batch_size : (shard + 1) * settings.batch_size]
-      if not os.path.exists(token_shards.shard_path(folder, split, shard, num_shards)):
+      if paths[shard] in missing:
         key, examples = jax.random.fold_in(split_key, shard), [corpus[index] for index in indices]
         pairs = forged(recipe, models, key, examples, start, end)
         token_shards.write_shard(folder, split, shard, num_shards, pairs)

@@ -37,7 +37,7 @@ def main():
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = command_line.parser(__doc__)
+  parser = command_line.parser(__doc__, buckets=True)
   parser.add_argument(
     '--mode', default='continuation', help=f'one of: {", ".join(MODES)} (continuation)'
   )

@@ -25,7 +25,7 @@ def is_file(name: str) -> bool:
 
 
 def refuse_url(text: str, where: str = ''):
-  """Refuses a URL, because programs read and write paths only.
+  """Refuses a URL where only paths are read or written.
 
   Args:
     text: value of a flag or field.
@@ -36,8 +36,9 @@ def refuse_url(text: str, where: str = ''):
   """
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
     raise UserError(
-      f'{where}{text} is a URL, not a path: buckets and web addresses are neither read nor written; '
-      'give a path on a disk (one that all hosts of a pod see, as NFS or Filestore)'
+      f'{where}{text} is a URL, not a path: web addresses are not read, and buckets only as '
+      '--workdir=gs://BUCKET/FOLDER of a run; give a path on a disk (for audio, one that all hosts '
+      'of a pod see, as NFS or Filestore)'
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from audiolm_jax import audio, files
+from audiolm_jax import audio, storage
 from audiolm_jax.metrics import detection
 from audiolm_jax.training import metrics_writer
 
@@ -103,6 +103,6 @@ def save_roc(path: pathlib.Path, curves: Mapping[str, detection.Roc]):
 
 
 def _save(figure, path: pathlib.Path):
-  with files.atomically(path) as partial:
+  with storage.atomically(path) as partial:
     figure.savefig(partial, dpi=100, format='png')
   plt.close(figure)

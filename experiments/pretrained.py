@@ -15,7 +15,7 @@ import pathlib
 
 import jax
 
-from audiolm_jax import files
+from audiolm_jax import files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import byte_pairs, clap, hub
 from audiolm_jax.stages.base import CodecConfig, FeatureConfig
@@ -150,7 +150,7 @@ def save(output: pathlib.Path, config, variables, origin: dict):
   Raises:
     UserError: if `output` already holds one.
   """
-  lock.check_writable(output)
+  storage.check_writable(output)
   with lock.held(output):
     saving.save_variables(output / 'checkpoints', config, variables, {'pretrained': origin})
 

@@ -1,6 +1,7 @@
 """Reads the examples of a corpus for stages, tokens and evaluations."""
 
 import functools
+import hashlib
 import os
 import pathlib
 import sys
@@ -10,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from audiolm_jax import audio, kmeans
+from audiolm_jax import audio, kmeans, storage
 from audiolm_jax.data import inventory, skipped, synthesized_benchmark, texts
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.tokens import Spec
 
-from . import corpora, workspace
+from . import compilation_cache, corpora, workspace
 from .recipe import Recipe, SemanticTokens
 
 # Utterances are padded to a multiple of this (whole semantic frames), for few compilations.
@@ -32,11 +33,19 @@ class Sources(NamedTuple):
   fingerprints: dict[str, str]  # of the models that made the examples
 
 
-def report_skipped(workdir: pathlib.Path):
+def report_skipped(workdir: storage.Path):
   """Prints the number of skipped files of the corpus, and the path of their list."""
-  listing = corpora.listing(workdir / 'corpus')
+  listing = corpora.listing(corpus_folder(workdir))
   if jax.process_index() == 0 and (left_out := skipped.read(listing)):
     print(f'{len(left_out)} files are skipped, with reasons in {listing}', file=sys.stderr)
+
+
+def corpus_folder(workdir: storage.Path) -> pathlib.Path:
+  """Returns the folder of prepared audio and of the list of skipped files: of a disk in any case."""
+  if storage.in_bucket(workdir):
+    name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    return compilation_cache.user_folder().with_name('corpora') / name
+  return workdir / 'corpus'
 
 
 def check_held_out(name: str, held_out: Any):
@@ -68,12 +77,12 @@ def check_tokens(name: str, model: Any, made: Spec):
     )
 
 
-def corpus(recipe: Recipe, split: str, workdir: pathlib.Path, sample_rate: int | None = None):
+def corpus(recipe: Recipe, split: str, workdir: storage.Path, sample_rate: int | None = None):
   """Returns the recipe's audio examples of a split, 'train' or 'test'.
 
   They are resampled to `sample_rate` in Hz, unless it is None.
   """
-  source = recipe.corpus.examples(split, workdir / 'corpus')
+  source = recipe.corpus.examples(split, corpus_folder(workdir))
   return source if sample_rate in (None, source.sample_rate) else Resampled(source, sample_rate)
 
 
@@ -115,7 +124,7 @@ class Resampled:
 
 
 def held_out_voices(
-  recipe: Recipe, workdir: pathlib.Path, sample_rate: int | None = None
+  recipe: Recipe, workdir: storage.Path, sample_rate: int | None = None
 ) -> tuple[list[dict], list[dict]]:
   """Returns the test voices' utterances in two halves: to train classifiers, and to test them.
 
@@ -140,7 +149,7 @@ def held_out_voices(
   return sides
 
 
-def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dict]:
+def prompts(recipe: Recipe, workdir: storage.Path, sample_rate: int) -> list[dict]:
   """Returns `evaluation.num_prompts` held-out utterances to continue, repeated if there are fewer.
 
   A corpus with kinds of utterances gives its counting ones; any other gives those as long as prompt
@@ -174,7 +183,7 @@ def prompts(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dic
   return [found[index % len(found)] for index in range(settings.num_prompts)]
 
 
-def counting_voices(recipe: Recipe, workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:
+def counting_voices(recipe: Recipe, workdir: storage.Path) -> tuple[list[dict], list[dict]]:
   """Returns the counting utterances of training voices and of held-out voices.
 
   Raises:
@@ -201,7 +210,7 @@ def labelled_windows(examples: list[dict], length: int) -> list[dict]:
 
 
 def reconstructions(
-  examples: list[dict], workdir: pathlib.Path, num_quantizers: int | None = None
+  examples: list[dict], workdir: storage.Path, num_quantizers: int | None = None
 ) -> list[dict]:
   """Returns the examples passed through the codec, to have the artefacts of generated audio."""
   codec = workspace.load_codec(workdir)
@@ -212,7 +221,7 @@ def reconstructions(
   ]
 
 
-def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str] | None:
+def benchmark(recipe: Recipe, workdir: storage.Path) -> tuple[pathlib.Path, str] | None:
   """Returns the folder of a benchmark in the layout of ZeroSpeech 2021, and its subset.
 
   These are `recipe.evaluation.data` and `subset`, or those of the synthesized twin if the corpus is
@@ -231,7 +240,7 @@ def benchmark(recipe: Recipe, workdir: pathlib.Path) -> tuple[pathlib.Path, str]
     return pathlib.Path(settings.data), settings.subset
   if isinstance(recipe.corpus, corpora.Synthesized):
     return synthesized_benchmark.folder(
-      recipe.corpus.config, workdir / 'corpus'
+      recipe.corpus.config, corpus_folder(workdir)
     ), synthesized_benchmark.SUBSET
   return None
 

@@ -6,20 +6,20 @@ r"""Trains one stage of a recipe, or all stages.
     --set coarse.train.batch_size=32
   python -m experiments.train --stage=soundstream --workdir=runs/mine \
     --init_from=runs/theirs/soundstream
+  python -m experiments.train --stage=semantic --workdir=gs://bucket/run
 
 A killed run is resumed by the same command. On a TPU pod, run it on every host.
 """
 
 import dataclasses
 import functools
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
 
 import jax
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, configs, loop
@@ -29,13 +29,13 @@ from . import recipe as recipe_lib
 
 
 def main():
-  parser = command_line.parser(__doc__)
+  parser = command_line.parser(__doc__, buckets=True)
   parser.add_argument(
     '--stage', required=True, help='a stage of the recipe, or all (a wrong name lists the stages)'
   )
   parser.add_argument(
     '--init_from',
-    type=command_line.path,
+    type=command_line.stored,
     metavar='DIRECTORY',
     help="start from another run's params and state, such as runs/theirs/coarse",
   )
@@ -46,7 +46,7 @@ def main():
   )
   parser.add_argument(
     '--compilation_cache',
-    type=command_line.path,
+    type=command_line.stored,
     metavar='DIRECTORY',
     help='keep compiled programs there for later starts',
   )
@@ -66,6 +66,8 @@ def main():
     raise UserError(
       '--init_from is the checkpoint of one stage: give that stage by --stage, not all'
     )
+  if args.init_from is not None:
+    command_line.prove_reachable(args.init_from, '--init_from')
   start_tracker = None if args.tracker is None else tracker.load(args.tracker)
   workspace.remember(args)
   if args.compilation_cache is not None:
@@ -93,7 +95,7 @@ def main():
 
 def train_all(
   recipe: recipe_lib.Recipe,
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   arguments: list[str],
   train_arguments: Sequence[str] = (),
 ):
@@ -119,7 +121,7 @@ def train_all(
 
 
 def is_finished(
-  stage: recipe_lib.StageRecipe, directory: pathlib.Path, tokens: pathlib.Path
+  stage: recipe_lib.StageRecipe, directory: storage.Path, tokens: storage.Path
 ) -> bool:
   """Returns whether a stage needs no start: its newest checkpoint is at the last step or beyond, of
   the same model, and of the tokens that are there.
@@ -131,11 +133,13 @@ def is_finished(
     steps = checkpoints.steps(directory / 'checkpoints')
     if not steps or steps[-1] < stage.train.num_steps:
       return False
-    metadata = checkpoints.read_metadata(directory / 'checkpoints' / str(steps[-1]))
+    metadata = checkpoints.read_metadata(
+      checkpoints.step_folder(directory / 'checkpoints', steps[-1])
+    )
     learned_from = metadata['fingerprints']
     if learned_from and not made_by.is_file():
       return False
-    if learned_from and learned_from != files.read_json(made_by, 'encode again'):
+    if learned_from and learned_from != storage.read_json(made_by, 'encode again'):
       return False
     return not configs.differences(metadata['config'], configs.describe(stage.model))
   except (UserError, OSError):
@@ -145,8 +149,8 @@ def is_finished(
 def train_stage(
   recipe: recipe_lib.Recipe,
   name: str,
-  workdir: pathlib.Path,
-  init_from: pathlib.Path | None = None,
+  workdir: storage.Path,
+  init_from: storage.Path | None = None,
   init_optimizer: bool = False,
   start_tracker: tracker.Start | None = None,
 ):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import pathlib
 import re
 import secrets
 import signal
@@ -18,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from audiolm_jax import codec, files, generation, joint_embedding, tokenizer
+from audiolm_jax import codec, generation, joint_embedding, storage, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
@@ -82,7 +81,7 @@ def join_pod():
   jax.distributed.initialize(match[1], int(match[2]), int(match[3]))
 
 
-def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
+def prove_shared(workdir: storage.Path, patience_seconds: float = 30.0):
   """Checks that all processes of a pod run the same command, and that their workdir is one folder,
   on a storage that they share.
 
@@ -98,7 +97,7 @@ def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
   nonce, first = secrets.randbits(31), jax.process_index() == 0
   file = lambda number: workdir / f'.shared-{number:08x}'
   if first:
-    file(nonce).touch()
+    storage.write_text(file(nonce), '')
   try:
     nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
     end = time.monotonic() + patience_seconds
@@ -122,7 +121,7 @@ def prove_shared(workdir: pathlib.Path, patience_seconds: float = 30.0):
     )
 
 
-def load_stage(workdir: pathlib.Path, stage: str) -> Model:
+def load_stage(workdir: storage.Path, stage: str) -> Model:
   """Returns a trained stage.
 
   Raises:
@@ -131,7 +130,7 @@ def load_stage(workdir: pathlib.Path, stage: str) -> Model:
   return checkpoints.load_variables(_there(workdir, stage))
 
 
-def _there(workdir: pathlib.Path, *stages: str) -> pathlib.Path:
+def _there(workdir: storage.Path, *stages: str) -> storage.Path:
   """Returns the folder of the last stage.
 
   Raises:
@@ -145,20 +144,20 @@ def _there(workdir: pathlib.Path, *stages: str) -> pathlib.Path:
   return workdir / stages[-1]
 
 
-def load_codec(workdir: pathlib.Path) -> Codec:
+def load_codec(workdir: storage.Path) -> Codec:
   """Returns the workdir's codec, trained or imported."""
   return codec.load(_there(workdir, 'soundstream'))
 
 
 def load_semantic_encoder(
-  workdir: pathlib.Path, settings: recipe_lib.SemanticTokens
+  workdir: storage.Path, settings: recipe_lib.SemanticTokens
 ) -> tokenizer.SemanticEncoder:
   """Returns the workdir's feature model, trained or imported, for the features in `settings`."""
   _there(workdir, 'w2v_bert')
   return tokenizer.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
 
 
-def load_semantic_tokenizer(workdir: pathlib.Path) -> tokenizer.SemanticTokenizer:
+def load_semantic_tokenizer(workdir: storage.Path) -> tokenizer.SemanticTokenizer:
   """Returns the workdir's feature model with its clusters.
 
   Raises:
@@ -169,7 +168,7 @@ def load_semantic_tokenizer(workdir: pathlib.Path) -> tokenizer.SemanticTokenize
   return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir))
 
 
-def load_embedding(workdir: pathlib.Path) -> joint_embedding.JointEmbedding:
+def load_embedding(workdir: storage.Path) -> joint_embedding.JointEmbedding:
   """Returns the workdir's joint embedding of audio and texts, trained or imported.
 
   Raises:
@@ -178,7 +177,7 @@ def load_embedding(workdir: pathlib.Path) -> joint_embedding.JointEmbedding:
   return joint_embedding.load(_there(workdir, 'mulan'))
 
 
-def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.Models:
+def load_models(workdir: storage.Path, *, coarse: str = 'coarse') -> generation.Models:
   """Returns the models for generation (`generation.load_models`).
 
   Raises:
@@ -193,11 +192,11 @@ def load_models(workdir: pathlib.Path, *, coarse: str = 'coarse') -> generation.
   return generation.load_models(workdir, coarse=coarse, remedy=_run_encode(workdir))
 
 
-def _run_encode(workdir: pathlib.Path) -> str:
+def _run_encode(workdir: storage.Path) -> str:
   return f'run `{command_line.command("encode", workdir)}`'
 
 
-def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
+def require_imports(recipe: recipe_lib.Recipe, workdir: storage.Path):
   """Checks that the workdir holds the pretrained models of the recipe.
 
   Raises:
@@ -215,7 +214,7 @@ def require_imports(recipe: recipe_lib.Recipe, workdir: pathlib.Path):
 
 
 def token_source(
-  workdir: pathlib.Path,
+  workdir: storage.Path,
   split: str,
   *,
   folder: str = 'tokens',
@@ -246,6 +245,7 @@ def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Re
     UserError: if `recipe_lib.load` refuses the recipe, or the workdir belongs to another.
   """
   recipe = recipe_lib.load(args.recipe, args.overrides)
+  command_line.prove_reachable(args.workdir, '--workdir')
   name, _ = command_line.remembered(args.workdir)
   begun = (
     any(file.name != command_line.MEMORY for file in args.workdir.iterdir()) if name else False
@@ -274,12 +274,12 @@ def remember(args: argparse.Namespace):
   # The last override of a field counts.
   corpus = list({text.partition('=')[0]: text for text in corpus}.values())
   if name != args.recipe or corpus != before:
-    files.write_text(
+    storage.write_agreed(
       args.workdir / command_line.MEMORY, json.dumps({'recipe': args.recipe, 'set': corpus})
     )
 
 
-def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
+def claim(folder: storage.Path, fingerprints: dict[str, str]):
   """Records in a folder the models whose output it will hold.
 
   Raises:
@@ -287,16 +287,22 @@ def claim(folder: pathlib.Path, fingerprints: dict[str, str]):
   """
   path = folder / MADE_BY
   if path.is_file():
-    made_by = files.read_json(path, f'move {folder} away first')
+    made_by = storage.read_json(path, f'move {folder} away first')
     if made_by != fingerprints:
       raise UserError(
         f'{folder} was made by the models {made_by}, not by {fingerprints}: move it away first'
       )
     return
-  files.write_text(path, json.dumps(fingerprints))
+  storage.write_agreed(path, json.dumps(fingerprints))
 
 
-def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: float = 3600.0):
+def wait_for(
+  what: str,
+  missing: Callable[[], list[str]],
+  patience_seconds: float = 3600.0,
+  *,
+  poll_seconds: float = 0.2,
+):
   """Waits until `missing()`, the paths of files that other processes write, is empty.
 
   Raises:
@@ -304,7 +310,7 @@ def wait_for(what: str, missing: Callable[[], list[str]], patience_seconds: floa
   """
   left, since = missing(), time.monotonic()
   while left:
-    time.sleep(0.2)
+    time.sleep(poll_seconds)
     now_left = missing()
     if len(now_left) < len(left):
       since = time.monotonic()

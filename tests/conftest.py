@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import uuid
 
 # In the environment, so that subprocesses agree bitwise. Compiling takes most of the tests' time,
 # running little of it: LLVM does not optimize, and fused loops are emitted without MLIR, which
@@ -30,6 +31,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('AUDIOLM_COMPILATION_CACHE', '0')
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -39,3 +41,30 @@ install_import_hook('audiolm_jax', 'beartype.beartype')
 def pytest_collection_modifyitems(items):
   """The longest test begins first, or at the end one worker waits for the other."""
   items.sort(key=lambda item: 'test_full_run' not in item.nodeid)
+
+
+@pytest.fixture(scope='session')
+def bucket_address():
+  """Runs a bucket on this machine and returns its address (tests/bucket_server.py)."""
+  from tests import bucket_server
+
+  with bucket_server.running() as address:
+    yield address
+
+
+@pytest.fixture
+def bucket(bucket_address):
+  """Returns an empty folder of a bucket, and ends the faults of the test."""
+  from audiolm_jax import storage
+  from tests import bucket_server
+
+  yield storage.path(f'gs://bucket/{uuid.uuid4().hex[:8]}')
+  bucket_server.set_faults(bucket_address)
+
+
+@pytest.fixture
+def faults(bucket_address):
+  """Returns a function that sets the faults of the bucket."""
+  from tests import bucket_server
+
+  return lambda *faults: bucket_server.set_faults(bucket_address, *faults)

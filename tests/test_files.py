@@ -210,7 +210,7 @@ def test_sha256_is_that_of_the_content(tmp_path):
 
 # Moves of whole files and folders, by the file that makes them: no writes.
 MOVES = {
-  'audiolm_jax/training/saving.py': 2,
+  'audiolm_jax/storage/folders.py': 2,
   'audiolm_jax/data/synthesized_benchmark.py': 1,
   'audiolm_jax/release.py': 1,
   'experiments/full_run.py': 1,

@@ -18,6 +18,7 @@ LEAVES = {
   'kmeans',
   'losses',
   'stories',
+  'storage',
 }
 # Leaves come before all of them.
 ROOMS = [
@@ -47,6 +48,7 @@ FILES = sorted([*(ROOT / 'audiolm_jax').rglob('*.py'), *(ROOT / 'experiments').r
 THIRD_PARTY_HOMES = {
   'grain': ('audiolm_jax/data/',),
   'orbax': ('audiolm_jax/training/checkpoints.py', 'audiolm_jax/training/saving.py'),
+  **dict.fromkeys(('tensorstore', 'fsspec', 'etils'), ('audiolm_jax/storage/',)),
   'torch': ('experiments/benchmarks/',),  # to be timed beside
   'flax': (
     'audiolm_jax/nn/',

@@ -27,6 +27,23 @@ def save_clusters(workdir, model='abc'):
   return quantizer
 
 
+def test_clusters_and_models_come_back_from_a_bucket(bucket):
+  quantizer = save_clusters(bucket)
+  found = kmeans.load(tokenizer.clusters_path(bucket))
+  for one, other in zip(found.quantizer, quantizer, strict=True):
+    np.testing.assert_array_equal(one, other)
+  with pytest.raises(UserError, match='kmeans.safetensors does not exist: fit them'):
+    kmeans.load(tokenizer.clusters_path(bucket / 'other'), 'fit them')
+  path = tokenizer.clusters_path(bucket)
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(UserError, match=f'{path} is damaged .*delete it and fit them'):
+    kmeans.load(path, 'fit them')
+  with pytest.raises(UserError, match=f'{bucket}/w2v_bert does not exist: train or import'):
+    tokenizer.load_semantic_encoder(bucket, 7)
+  with pytest.raises(UserError, match=f'{bucket} has no stage semantic: train it first'):
+    generation.load_models(bucket)
+
+
 def test_clusters_come_back(tmp_path):
   quantizer = save_clusters(str(tmp_path))
   found = kmeans.load(str(tokenizer.clusters_path(tmp_path)))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.data import skipped
 from audiolm_jax.errors import UserError
 
@@ -68,7 +68,7 @@ def bind(path: str | os.PathLike, lines: Sequence[str], made: Sequence[str], rem
 
 def save(path: str | os.PathLike, lines: Sequence[str]):
   """Writes an inventory atomically."""
-  files.write_text(path, json.dumps({'files': list(lines)}, indent=0))
+  storage.write_agreed(storage.path(path), json.dumps({'files': list(lines)}, indent=0))
 
 
 def load(path: str | os.PathLike) -> list[str] | None:
@@ -77,10 +77,10 @@ def load(path: str | os.PathLike) -> list[str] | None:
   Raises:
     UserError: if the file is damaged.
   """
-  if not os.path.lexists(path):
+  if storage.missing([os.fspath(path)]) and not os.path.lexists(path):
     return None
   remedy = 'move it away, with the files made from this corpus'
-  lines = files.read_json(path, remedy, max_bytes=MAX_BYTES).get('files')
+  lines = storage.read_json(path, remedy, max_bytes=MAX_BYTES).get('files')
   if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
     raise UserError(f'{path} has no list of files: {remedy}')
   return lines

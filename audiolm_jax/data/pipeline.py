@@ -33,6 +33,7 @@ from audiolm_jax.stages.base import Feature
 
 PAD = -1  # as tokens.PAD
 _MOST_BAD_IN_A_ROW = 100
+NUM_THREADS = 4  # that read ahead
 
 
 class Batches:
@@ -102,7 +103,7 @@ def batches(
   num_epochs: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int = 4,
+  num_threads: int | None = None,
   num_workers: int = 0,
 ) -> Batches:
   """Returns an iterator of `{name: array [batch_size / process_count, *features[name].shape]}`.
@@ -118,13 +119,16 @@ def batches(
     num_epochs: number of epochs; None is endless.
     process_index: index of this process.
     process_count: number of processes.
-    num_threads: number of threads that read ahead.
+    num_threads: number of threads that read ahead, each a whole batch; None: `source.num_threads`,
+      or NUM_THREADS if the source has none.
     num_workers: number of worker processes; if not 0, the source has to be picklable.
 
   Raises:
     UserError: if the batch size cannot be divided among processes or exceeds a finite source, or
       the first readable example lacks a feature.
   """
+  if num_threads is None:
+    num_threads = getattr(source, 'num_threads', NUM_THREADS)
   checks.values(
     batch_size=(batch_size, checks.WHOLE),
     seed=(seed, checks.SEED),

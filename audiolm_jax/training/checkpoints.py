@@ -6,14 +6,15 @@
     digest.json                             size and SHA-256 of each file
 
 The digest is written last, before Orbax renames the temporary directory to <step>: a directory with
-the name of a step is complete. Digests are checked before a step is restored. If a step is damaged,
-the trainer renames it to <step>.rejected and uses the previous one.
+the name of a step is complete. In a bucket, the same files are in data/<step>-<nonce>/, and the
+digest is <step>.json (storage/folders.py). Digests are checked before a step is restored. If a step
+is damaged, the trainer renames it to <step>.rejected and uses the previous one.
 
 Parts are stored as flat {dotted path: array}, so that optax's empty containers and NamedTuples need
 no special treatment, and errors can list the paths that differ.
 """
 
-import pathlib
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -22,25 +23,27 @@ import jax
 import orbax.checkpoint as ocp
 
 import audiolm_jax
-from audiolm_jax import arrays_file, files
+from audiolm_jax import arrays_file, files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
+from audiolm_jax.storage import folders
 from audiolm_jax.training import configs, exports, sharding
 
 FORMAT = 1
-DIGEST, METADATA, MARKER = 'digest.json', 'metadata', 'audiolm_jax.json'
+DIGEST, METADATA, MARKER = folders.LISTING, 'metadata', 'audiolm_jax.json'
 _REMEDY = 'it is damaged, or was not written by audiolm_jax'
 # Written by Orbax after the digest; they contain no weights.
-UNDIGESTED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
+UNDIGESTED = ('_CHECKPOINT_METADATA', folders.STAMP)
 
 
-def steps(directory: str | pathlib.Path) -> list[int]:
+def steps(directory: str | os.PathLike) -> list[int]:
   """Returns the complete steps in `directory`, ascending; digests are not checked."""
-  directory = pathlib.Path(directory)
-  names = (
-    [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
-  )
-  return sorted(int(name) for name in names if (directory / name / DIGEST).is_file())
+  return folders.of(storage.path(directory)).numbers()
+
+
+def step_folder(directory: str | os.PathLike, step: int) -> storage.Path:
+  """Returns the folder of a step."""
+  return folders.of(storage.path(directory)).folder(step)
 
 
 def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
@@ -54,34 +57,44 @@ def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
   }
 
 
-def fault(directory: pathlib.Path) -> str | None:
+def step_fault(directory: storage.Path, step: int) -> str | None:
   """Returns why the files of a step are damaged; None if all digests match."""
+  there = folders.of(directory)
+  return fault(there.folder(step), there.listing(step))
+
+
+def fault(directory: storage.Path, listing: storage.Path | None = None) -> str | None:
+  """Returns why the files in the folder of a step are damaged; None if all digests match.
+
+  Args:
+    directory: folder of the step.
+    listing: file of the digests; None: DIGEST in that folder.
+  """
+  listing = directory / DIGEST if listing is None else listing
   try:
-    digests = files.read_json(directory / DIGEST, 'the checkpoint is damaged').get('files')
+    digests = storage.read_json(listing, 'the checkpoint is damaged').get('files')
   except ValueError as error:
-    return f'{DIGEST} cannot be read: {error}'
+    return f'{listing.name} cannot be read: {error}'
   is_entry = lambda x: isinstance(x, list) and len(x) == 2
   if not (isinstance(digests, dict) and all(map(is_entry, digests.values()))):
-    return f'{DIGEST} does not list files'
+    return f'{listing.name} does not list files'
   for name, (size, digest) in digests.items():
     path, name = directory / name, files.printable(name, 200)
     if '..' in path.parts or not path.is_relative_to(directory):
-      return f'{DIGEST} lists {name}, which is outside of the checkpoint'
-    if not path.is_file():
+      return f'{listing.name} lists {name}, which is outside of the checkpoint'
+    try:
+      found_size, found = storage.digest(path, size)
+    except FileNotFoundError:
       return f'{name} is missing'
-    if path.stat().st_size != size:
-      return f'{name} has {path.stat().st_size} bytes, not {size}'
-    if files.sha256(path) != digest:
+    if found_size != size:
+      return f'{name} has {found_size} bytes, not {size}'
+    if found != digest:
       return f'{name} differs from its digest'
   return None
 
 
 def load_variables(
-  directory: str | pathlib.Path,
-  step: int | None = None,
-  *,
-  use_ema: bool = True,
-  config: Any = None,
+  directory: str | os.PathLike, step: int | None = None, *, use_ema: bool = True, config: Any = None
 ) -> base.Model:
   """Loads a trained stage for inference, onto the default device.
 
@@ -104,9 +117,10 @@ def load_variables(
   directory = _checkpoints(directory)
   if step is None:
     step = _newest_readable(directory)
-  elif reason := fault(directory / str(step)):
+  elif reason := step_fault(directory, step):
     raise UserError(f'checkpoint {directory / str(step)}: {reason}')
-  metadata = read_metadata(directory / str(step))
+  folder = step_folder(directory, step)
+  metadata = read_metadata(folder)
   if config is None:
     config = configs.rebuild(metadata['config'], metadata['version'])
   else:
@@ -124,18 +138,18 @@ def load_variables(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
     {params_name: variables.params, 'state': variables.state},
   )
-  parts = restore_parts(directory / str(step), targets, metadata)
+  parts = restore_parts(folder, targets, metadata)
   return base.Model(config, base.Variables(parts[params_name], parts['state']), metadata)
 
 
-def _exported(directory: str | pathlib.Path, config: Any) -> base.Model:
+def _exported(directory: str | os.PathLike, config: Any) -> base.Model:
   model = exports.read_stage(directory)
   if config is not None:
     _check_config(directory, configs.describe(model.config), config)
   return model
 
 
-def _check_config(directory: str | pathlib.Path, described: Mapping[str, Any], config: Any) -> None:
+def _check_config(directory: str | os.PathLike, described: Mapping[str, Any], config: Any) -> None:
   """Compares the config of a checkpoint with the given one.
 
   Raises:
@@ -145,7 +159,7 @@ def _check_config(directory: str | pathlib.Path, described: Mapping[str, Any], c
     raise UserError(f'{directory} was trained with another config:\n  ' + '\n  '.join(differing))
 
 
-def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:
+def load_parts(directory: str | os.PathLike, targets: Mapping[str, Any]) -> dict[str, Any]:
   """Loads parts of the train state of another run, such as the params for fine-tuning.
 
   The config of that run may differ; the arrays must match.
@@ -159,23 +173,23 @@ def load_parts(directory: str | pathlib.Path, targets: Mapping[str, Any]) -> dic
       shape, with one line for each.
   """
   directory = _checkpoints(directory)
-  step = _newest_readable(directory)
-  return restore_parts(directory / str(step), targets, read_metadata(directory / str(step)))
+  folder = step_folder(directory, _newest_readable(directory))
+  return restore_parts(folder, targets, read_metadata(folder))
 
 
-def _checkpoints(directory: str | pathlib.Path) -> pathlib.Path:
+def _checkpoints(directory: str | os.PathLike) -> storage.Path:
   """Returns the checkpoint directory, given it or its workdir."""
-  directory = pathlib.Path(directory).absolute()
+  directory = storage.absolute(directory)
   if not (directory / MARKER).is_file() and (directory / 'checkpoints').is_dir():
     return directory / 'checkpoints'
   return directory
 
 
-def _newest_readable(directory: pathlib.Path) -> int:
+def _newest_readable(directory: storage.Path) -> int:
   """Returns the newest undamaged step; renames nothing, because a trainer may use the directory."""
   newer = {}
   for step in reversed(steps(directory)):
-    reason = fault(directory / str(step))
+    reason = step_fault(directory, step)
     if reason is None:
       for bad, why in newer.items():
         warnings.warn(f'checkpoint {bad} in {directory} is bad ({why}): using step {step}')
@@ -187,7 +201,7 @@ def _newest_readable(directory: pathlib.Path) -> int:
 
 
 def restore_parts(
-  directory: pathlib.Path, targets: Mapping[str, Any], metadata: Mapping[str, Any]
+  directory: storage.Path, targets: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Restores the parts named in `targets` from the directory of one step.
 
@@ -225,14 +239,14 @@ def restore_parts(
   }
 
 
-def read_metadata(directory: pathlib.Path) -> dict[str, Any]:
+def read_metadata(directory: storage.Path) -> dict[str, Any]:
   """Returns the metadata of a step, with its config in the form of this version.
 
   Raises:
     UserError: if the metadata are damaged, or have a format that this version cannot read.
   """
   path = directory / METADATA / METADATA  # Orbax gives the file the name of the item
-  metadata = files.read_json(path, _REMEDY)
+  metadata = storage.read_json(path, _REMEDY)
   metadata.setdefault('fingerprints', {})
   kinds = {'format': int, 'version': str, 'config': dict, 'structure': dict, 'fingerprints': dict}
   bad = [name for name, kind in kinds.items() if not isinstance(metadata.get(name), kind)]

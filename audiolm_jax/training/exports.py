@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 import audiolm_jax
-from audiolm_jax import arrays_file, files
+from audiolm_jax import arrays_file, files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import configs, sharding
@@ -34,7 +34,7 @@ _REMEDY = 'fetch or export it again'
 
 def holds(directory: str | os.PathLike) -> bool:
   """Returns whether `directory` is the folder of a stage in a release."""
-  return (pathlib.Path(directory) / WEIGHTS).is_file()
+  return (storage.path(directory) / WEIGHTS).is_file()
 
 
 def rounded(model: base.Model, dtype: str) -> base.Model:

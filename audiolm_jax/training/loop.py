@@ -4,7 +4,6 @@ import collections
 import functools
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from audiolm_jax import storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import errors, evaluation, preemption, resuming, sharding
@@ -85,7 +85,8 @@ def train(
       `get_state()` returns the global data position, as JSON and the same on all processes;
       `set_state(position)` moves to a position.
     make_eval_batches: returns the evaluation batches, of the same shapes; None: no evaluation.
-    workdir: folder for `checkpoints/`, `metrics.jsonl`, `goodput.jsonl`, `tensorboard/` and a lock.
+    workdir: folder for `checkpoints/`, `metrics.jsonl`, `goodput.jsonl`, `tensorboard/` and a lock,
+      on a disk or in a bucket (gs://bucket/folder).
     fingerprints: fingerprints by name of the models that made the training data (codec, k-means);
       stored in each checkpoint and compared when resuming.
     probe: additional measurements at each evaluation.
@@ -112,7 +113,7 @@ def train(
       joining its threads.
     UserError: if settings contradict one another or the checkpoint; if `config` did not make
       `stage`; if batches lack get_state and set_state; if the first batch does not match
-      `stage.batch`; if the workdir is in use.
+      `stage.batch`; if the workdir is in use, or another process took it over (`lock.LostError`).
     OSError: if the workdir cannot be written, or more saves in a row fail than `train_config`
       allows.
   """
@@ -126,7 +127,7 @@ def train(
   stream = globally(batches)
   evaluates = make_eval_batches is not None
   opened = session_lib.opened(
-    train_config, pathlib.Path(workdir), programs, metadata, beginning, report
+    train_config, storage.path(workdir), programs, metadata, beginning, report
   )
 
   with opened as session, preemption.stop_signal() as signalled:
@@ -349,14 +350,19 @@ def _save(
   session: Session, step: int, train_state: step_lib.TrainState, data_position, *, whole: bool
 ) -> None:
   """Starts a save; if `whole`, waits until it is complete."""
-  save = functools.partial(
-    session.saver.save,
-    step,
-    resuming.parts(train_state),
-    data_position,
-    {**session.metadata, 'guard': session.judge.get_state()},
-    whole=whole,
-  )
+
+  def save():
+    if session.lease is not None:
+      session.lease.check()
+    session.reporter.flush()  # no line is missing that came before a checkpoint
+    session.saver.save(
+      step,
+      resuming.parts(train_state),
+      data_position,
+      {**session.metadata, 'guard': session.judge.get_state()},
+      whole=whole,
+    )
+
   session.watchdog.bounded('checkpoint', step, save)
   if jax.process_index() == 0:
     session.watchdog.write(session.directory, step)

@@ -1,7 +1,7 @@
 """Writes metrics as JSON lines and TensorBoard events; failed writes never stop training."""
 
 import json
-import pathlib
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from typing import SupportsFloat
 import numpy as np
 from jaxtyping import Array, Float
 
-from audiolm_jax import files
+from audiolm_jax import storage
+from audiolm_jax.storage import growing, lines
 
 FILE = 'metrics.jsonl'
 
@@ -20,29 +21,22 @@ class MetricsWriter:
 
   A line is {'step': ..., 'time': seconds since the epoch, name: value, ...}. A resumed run appends
   the steps after the restored checkpoint again; `read` takes the last value of each name at each
-  step. The first error of a writer is reported as a warning and ends its output.
+  step. The first error of a writer is reported as a warning and ends its output. In a bucket,
+  metrics.jsonl is a folder (storage/lines.py).
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, tensorboard: bool = True):
-    self._path = pathlib.Path(directory) / FILE
+  def __init__(self, directory: str | os.PathLike, *, tensorboard: bool = True):
+    self._path = storage.path(directory) / FILE
     self._lines = self._events = None
-    self._lines = self._try(self._open_lines)
+    self._lines = self._try(lambda: lines.opened(self._path))
     if tensorboard:
       self._events = self._try(self._open_events)
 
-  def _open_lines(self):
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    lines = files.open_in_place(self._path, 'a+b')
-    end = lines.seek(0, 2)
-    if end:
-      lines.seek(end - 1)
-      if lines.read(1) != b'\n':  # the previous writer was killed within a line
-        lines.write(b'\n')
-    return lines
-
   def _open_events(self):
     import tensorboardX  # needed for training only
+    from tensorboardX import record_writer
 
+    record_writer.register_writer_factory('gs', growing.EventFiles())
     return tensorboardX.SummaryWriter(str(self._path.parent / 'tensorboard'))
 
   def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
@@ -74,7 +68,15 @@ class MetricsWriter:
 
   def last_step(self) -> int:
     """Returns the largest step in the file; 0 if there is none."""
-    return max(read(self._path), default=0) if self._path.is_file() else 0
+    try:
+      return max(read(self._path), default=0)
+    except FileNotFoundError:
+      return 0
+
+  def flush(self) -> None:
+    """Makes sure that no line is lost if this process is killed."""
+    if self._lines is not None:
+      self._try(self._lines.flush, '_lines')
 
   def close(self) -> None:
     for file in (self._lines, self._events):
@@ -83,8 +85,7 @@ class MetricsWriter:
     self._lines = self._events = None
 
   def _write_line(self, line):
-    self._lines.write((json.dumps(line) + '\n').encode())
-    self._lines.flush()
+    self._lines.write(json.dumps(line))
 
   def _event(self, write):
     if self._events is not None:
@@ -100,7 +101,7 @@ class MetricsWriter:
       return None
 
 
-def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
+def read(path: str | os.PathLike) -> dict[int, dict[str, float]]:
   """Returns {step: {name: last value}} of a metrics file, or of the directory that contains it.
 
   Other lines, such as those truncated by a kill, are skipped; a warning gives their number.
@@ -108,11 +109,11 @@ def read(path: str | pathlib.Path) -> dict[int, dict[str, float]]:
   Raises:
     FileNotFoundError: if there is no file.
   """
-  path = pathlib.Path(path)
-  path = path / FILE if path.is_dir() else path
-  lines, num_bad = files.json_lines(path)
+  path = storage.path(path)
+  path = path / FILE if path.name != FILE and path.is_dir() else path
+  found, num_bad = lines.read(path)
   steps = {}
-  for line in lines:
+  for line in found:
     step = line.pop('step', None)
     is_step = type(step) is int and 0 <= step < 2**53
     if not is_step or not all(type(value) in (int, float) for value in line.values()):

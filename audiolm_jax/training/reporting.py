@@ -97,6 +97,11 @@ class Reporter:
     """Returns the largest step in the metrics file; 0 if there is none, and without a writer."""
     return 0 if self._writer is None else self._writer.last_step()
 
+  def flush(self) -> None:
+    """Makes sure that no metrics are lost if this process is killed."""
+    if self._writer is not None:
+      self._writer.flush()
+
   def _call(self, step: int, metrics, lines: Sequence[str], speed) -> None:
     messages = {'message': '\n'.join(lines)} if lines else {}
     if not self._report({'step': step, 'metrics': metrics, **speed, **messages}):

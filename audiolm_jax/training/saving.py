@@ -7,9 +7,7 @@ import contextlib
 import functools
 import json
 import os
-import pathlib
-import re
-import shutil
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +19,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import audiolm_jax
-from audiolm_jax import arrays_file, files
+from audiolm_jax import arrays_file, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
+from audiolm_jax.storage import folders
 from audiolm_jax.training import checkpoints, configs, sharding
 
 BACK_OFF_SECONDS, MOST_SECONDS = 1.0, 60.0
-_TEMPORARY = re.compile(r'^\d+\.(orbax-checkpoint-tmp.*|pruned)$')  # unfinished saves, deletions
 
 
 class Restored(NamedTuple):
@@ -56,13 +54,14 @@ class Checkpointer:
   """
 
   def __init__(
-    self, directory: str | pathlib.Path, *, max_to_keep: int = 3, keep_every: int | None = None
+    self, directory: str | os.PathLike, *, max_to_keep: int = 3, keep_every: int | None = None
   ):
     if max_to_keep < 1:
       raise UserError(f'max_to_keep={max_to_keep}: must be at least 1')
     if keep_every is not None and keep_every < 1:
       raise UserError(f'keep_every={keep_every}: must be a positive number of steps, or None')
-    self._directory = pathlib.Path(directory).absolute()
+    self._directory = storage.absolute(directory)
+    self._folders = folders.of(self._directory, _nonce())
     self._max_to_keep, self._keep_every = max_to_keep, keep_every
     self._saving: int | None = None
     if jax.process_index() == 0:
@@ -107,11 +106,12 @@ class Checkpointer:
     items = {name: ocp.args.StandardSave(leaves) for name, leaves in flat.items() if leaves}
     if jax.process_index() == 0:
       # Threads of a failed save may have written files after the failure.
-      _clear(self._directory)
+      # Not those of others: one of them may have taken over this run.
+      self._folders.clear(own=True)
     self._saving = step  # read by _write_digest
     with self._in_save():
       self._orbax.save(
-        self._directory / str(step),
+        self._folders.draft(step),
         args=ocp.args.Composite(**items, **{checkpoints.METADATA: ocp.args.JsonSave(described)}),
       )
 
@@ -143,10 +143,7 @@ class Checkpointer:
       for old in checkpoints.steps(self._directory)[: -self._max_to_keep]:
         if self._keep_every is not None and old % self._keep_every == 0:
           continue
-        # Renamed first, so that a kill during the deletion leaves no partial step.
-        pruned = self._directory / f'{old}.pruned'
-        (self._directory / str(old)).rename(pruned)
-        shutil.rmtree(pruned)
+        self._folders.remove(old)
     return True
 
   def close(self) -> None:
@@ -167,14 +164,14 @@ class Checkpointer:
     step = self._newest_good()
     if step is None:
       return None
-    metadata = checkpoints.read_metadata(self._directory / str(step))
+    metadata = checkpoints.read_metadata(self._folders.folder(step))
     differing = configs.differences(metadata['config'], config)
     if differing:
       raise UserError(
         f'{self._directory} was trained with another config; use that one, or another workdir:\n  '
         + '\n  '.join(differing)
       )
-    parts = checkpoints.restore_parts(self._directory / str(step), targets, metadata)
+    parts = checkpoints.restore_parts(self._folders.folder(step), targets, metadata)
     return Restored(step, parts, metadata['data_position'], metadata)
 
   @contextlib.contextmanager
@@ -186,11 +183,15 @@ class Checkpointer:
       step, self._saving = self._saving, None
       # Failed saves leave files, which would keep a full disk full.
       if jax.process_index() == 0:
-        for path in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
-          shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where this fails, the next save clears
+          self._folders.clear_draft(step)
+      try:
+        complete = checkpoints.steps(self._directory)
+      except OSError:
+        complete = 'unknown'
       raise OSError(
         f'checkpoint {step} could not be written to {self._directory} ({error}); complete steps: '
-        f'{checkpoints.steps(self._directory)}'
+        f'{complete}'
       ) from error
 
   def _newest_good(self) -> int | None:
@@ -212,17 +213,14 @@ class Checkpointer:
     return step
 
   def _write_digest(self) -> None:
-    """Writes digest.json; called by Orbax on process 0, after the data and before the rename."""
-    [temporary] = self._directory.glob(f'{self._saving}.orbax-checkpoint-tmp*')
+    """Seals the step; called by Orbax on process 0, after the data and before the step is whole."""
+    written = self._folders.written(self._saving)
     digests = {
-      str(path.relative_to(temporary)): [path.stat().st_size, files.sha256(path)]
-      for path in sorted(temporary.rglob('*'))
-      if path.is_file() and str(path.relative_to(temporary)) not in checkpoints.UNDIGESTED
+      name: list(storage.digest(written / name))
+      for name in storage.files_below(written)
+      if name not in checkpoints.UNDIGESTED
     }
-    with (temporary / checkpoints.DIGEST).open('w') as file:
-      json.dump({'format': checkpoints.FORMAT, 'files': digests}, file, indent=1)
-      file.flush()
-      os.fsync(file.fileno())
+    self._folders.seal(self._saving, {'format': checkpoints.FORMAT, 'files': digests})
 
 
 class Saver:
@@ -311,35 +309,34 @@ class Saver:
       return False
 
 
-def _claim(directory: pathlib.Path) -> None:
+def _claim(directory: storage.Path) -> None:
   """Marks a new directory as made by a Checkpointer, or deletes remains of killed saves."""
-  directory.mkdir(parents=True, exist_ok=True)
+  storage.make_folder(directory)
   marker = directory / checkpoints.MARKER
   if not marker.is_file():
-    if found := sorted(path.name for path in directory.iterdir() if path.suffix != '.partial'):
+    there = directory.iterdir() if directory.is_dir() else []
+    if found := sorted(path.name for path in there if path.suffix != '.partial'):
       raise UserError(
         f'{directory} holds {found[:3]} but no {checkpoints.MARKER}: choose an empty directory'
       )
-    files.write_text(marker, json.dumps({'format': checkpoints.FORMAT}))
-  _clear(directory)
+    storage.write_text(marker, json.dumps({'format': checkpoints.FORMAT}))
+  folders.of(directory).clear()
 
 
-def _clear(directory: pathlib.Path) -> None:
-  """Deletes remains of killed or failed saves."""
-  for path in directory.iterdir():
-    if _TEMPORARY.match(path.name):
-      shutil.rmtree(path, ignore_errors=True)
+def _nonce() -> str:
+  """Returns hexadecimal digits of this start, the same on all processes."""
+  nonce = secrets.randbits(31)
+  if jax.process_count() > 1:
+    nonce = int(multihost_utils.broadcast_one_to_all(np.int32(nonce)))
+  return f'{nonce:08x}'
 
 
-def _reject_bad(directory: pathlib.Path) -> int | None:
+def _reject_bad(directory: storage.Path) -> int | None:
   """Returns the newest undamaged step, after renaming newer damaged ones to free their names."""
-  bad = {}
-  names = sorted(
-    (int(path.name) for path in directory.iterdir() if path.name.isdigit()), reverse=True
-  )
-  good = None
-  for step in names:
-    reason = checkpoints.fault(directory / str(step))
+  bad, good = {}, None
+  there = folders.of(directory)
+  for step in reversed(there.numbers(damaged=True)):
+    reason = checkpoints.step_fault(directory, step)
     if reason is None:
       good = step
       break
@@ -350,12 +347,9 @@ def _reject_bad(directory: pathlib.Path) -> int | None:
       + '; '.join(f'{step}: {reason}' for step, reason in bad.items())
     )
   for step, reason in bad.items():
-    rejected = directory / f'{step}.rejected'
-    while rejected.exists():
-      rejected = rejected.with_name(rejected.name + '+')
-    (directory / str(step)).rename(rejected)
+    kept = there.reject(step)
     warnings.warn(
-      f'checkpoint {step} in {directory} is bad ({reason}): kept as {rejected.name}, continuing '
+      f'checkpoint {step} in {directory} is bad ({reason}): kept as {kept}, continuing '
       f'from step {good}'
     )
   return good
@@ -367,7 +361,7 @@ def _sync(name: str) -> None:
 
 
 def save_variables(
-  directory: str | pathlib.Path,
+  directory: str | os.PathLike,
   config: Any,
   variables: base.Variables,
   metadata: Mapping[str, Any] | None = None,
@@ -385,7 +379,6 @@ def save_variables(
     UserError: if `directory` has files, or `metadata` is not JSON-compatible.
     OSError: if the checkpoint could not be written.
   """
-  directory = pathlib.Path(directory)
   if found := checkpoints.steps(directory):
     raise UserError(
       f'{directory} already holds a checkpoint (step {found[-1]}): choose another folder'

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from audiolm_jax import checks
+from audiolm_jax import checks, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import (
@@ -114,7 +113,7 @@ class Session(NamedTuple):
   """Holds the settings, functions and open files of one call of `loop.train`."""
 
   config: TrainConfig
-  directory: pathlib.Path
+  directory: storage.Path
   programs: step_lib.Programs
   metadata: Mapping[str, Any]
   beginning: resuming.Beginning
@@ -123,6 +122,7 @@ class Session(NamedTuple):
   reporter: reporting.Reporter
   judge: monitor.Judge
   watchdog: watchdog_lib.Watchdog
+  lease: lock.Lease | None  # held by process 0
 
 
 def programs(
@@ -172,7 +172,7 @@ def metadata(
 @contextlib.contextmanager
 def opened(
   c: TrainConfig,
-  directory: pathlib.Path,
+  directory: storage.Path,
   programs: step_lib.Programs,
   metadata: Mapping[str, Any],
   beginning: resuming.Beginning,
@@ -186,10 +186,10 @@ def opened(
   """
   with contextlib.ExitStack() as stack:
     watchdog = watchdog_lib.Watchdog(c.slow_seconds, c.timeout_seconds)
-    writer = None
+    writer = lease = None
     if jax.process_index() == 0:
-      lock.check_writable(directory)
-      stack.enter_context(lock.held(directory))
+      storage.check_writable(directory)
+      lease = stack.enter_context(lock.held(directory))
     checkpointer = saving.Checkpointer(
       directory / 'checkpoints', max_to_keep=c.max_to_keep, keep_every=c.keep_every
     )
@@ -210,6 +210,7 @@ def opened(
       reporting.Reporter(writer, report, c.bands, log_every=c.log_every, eval_every=c.eval_every),
       monitor.Judge(c.rollback, c.max_skipped_batches),
       watchdog,
+      lease,
     )
 
 

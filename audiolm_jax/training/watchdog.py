@@ -8,7 +8,7 @@ other.
 import collections
 import contextlib
 import json
-import pathlib
+import os
 import queue
 import socket
 import threading
@@ -20,8 +20,9 @@ from typing import Any
 
 import jax
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.errors import UnfinishedThreads, UserError
+from audiolm_jax.storage import lines
 
 PRODUCTIVE = 'step'
 FILE = 'goodput.jsonl'
@@ -132,12 +133,11 @@ class Watchdog:
       'seconds': {name: round(value, 3) for name, value in seconds.items()},
     }
 
-  def write(self, directory: pathlib.Path, step: int) -> None:
+  def write(self, directory: storage.Path, step: int) -> None:
     """Appends a line to `directory`/goodput.jsonl; a failure is reported as a warning."""
     line = {'started': self._began, 'step': step, 'lost_steps': self.lost_steps, **self.summary()}
     try:
-      with files.open_in_place(directory / FILE, 'a') as file:
-        file.write(json.dumps(line) + '\n')
+      lines.put(directory / FILE, f'{self._began:017.6f}', json.dumps(line))
     except (OSError, ValueError) as error:
       warnings.warn(f'{directory / FILE} is not written: {error!r}')
 
@@ -173,7 +173,7 @@ def _work(calls: queue.SimpleQueue) -> None:
     del call, function, outcome
 
 
-def read(directory: str | pathlib.Path) -> list[dict[str, Any]]:
+def read(directory: str | os.PathLike) -> list[dict[str, Any]]:
   """Returns the last line of each process that trained in a directory, in order.
 
   Truncated lines are skipped.
@@ -181,6 +181,6 @@ def read(directory: str | pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     FileNotFoundError: if there is no goodput.jsonl.
   """
-  lines, _ = files.json_lines(pathlib.Path(directory) / FILE)
-  lines = [line for line in lines if type(line.get('started')) in (int, float)]
-  return list({line['started']: line for line in lines}.values())
+  found, _ = lines.read(storage.path(directory) / FILE)
+  found = [line for line in found if type(line.get('started')) in (int, float)]
+  return list({line['started']: line for line in found}.values())

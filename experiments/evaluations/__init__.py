@@ -8,7 +8,7 @@ A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, with the colu
 import pathlib
 from collections.abc import Iterator
 
-from audiolm_jax import files
+from audiolm_jax import files, storage
 from audiolm_jax.errors import UserError
 
 from . import acoustic, codec, continuation, detection, language, paper, soundstorm, tokens
@@ -37,7 +37,7 @@ def load(workdir: pathlib.Path) -> dict:
   found = {}
   for name in SUITES:
     if path(workdir, name).is_file():
-      found[name] = files.read_json(path(workdir, name), 'delete it and measure again')
+      found[name] = storage.read_json(path(workdir, name), 'delete it and measure again')
       rows = found[name].get('rows')
       if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f'{path(workdir, name)} has no rows: delete it and measure again')

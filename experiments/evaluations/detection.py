@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import files
+from audiolm_jax import storage
 from audiolm_jax.arrays_file import fingerprint
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
@@ -125,7 +125,7 @@ def load_calibrations(
   again = f'run `{command_line.command("evaluate", workdir, "--suite=detection")}` first'
   if not path.is_file():
     raise UserError(f'{path}, the calibration of the detector, does not exist: {again}')
-  found = files.read_json(path, again)
+  found = storage.read_json(path, again)
   if found.get('detector') is None:
     raise UserError(f'{path} was written without a detector: {again}')
   if found['detector'] != fingerprint(variables.params):

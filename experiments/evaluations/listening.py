@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audiolm_jax import audio, files
+from audiolm_jax import audio, files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 
@@ -80,7 +80,7 @@ def build(
     'kit': kit,
     'clips': {name: ANSWERS[label] for name, label in zip(names, labels, strict=True)},
   }
-  files.write_text(workdir / KEY, json.dumps(key, indent=1))
+  storage.write_text(workdir / KEY, json.dumps(key, indent=1))
   template = pathlib.Path(__file__).with_name('listening.html').read_text('utf-8')
   files.write_text(
     folder / 'index.html', template.replace('__KIT__', json.dumps(page).replace('<', '\\u003c'))
@@ -125,7 +125,7 @@ def read_key(path: pathlib.Path) -> dict:
   Raises:
     UserError: if it is damaged.
   """
-  key = files.read_json(path, 'restore it from a copy, because answers cannot be read without it')
+  key = storage.read_json(path, 'restore it from a copy, because answers cannot be read without it')
   clips = key.get('clips')
   is_key = isinstance(key.get('kit'), str) and isinstance(clips, dict)
   if not (is_key and all(kind in ANSWERS for kind in clips.values())):

@@ -98,6 +98,45 @@ def test_a_damaged_record_is_none_and_never_wrong(folder):
   assert num_bad >= 4
 
 
+def test_shards_in_a_bucket(bucket, faults, folder):
+  for shard in (1, 0):
+    token_shards.write_shard(bucket, 'train', shard, 2, (example(i) for i in range(shard, 7, 2)))
+  token_shards.write_manifest(bucket, 'train', 2, METADATA)
+  assert (bucket / 'train.json').read_bytes() == (folder / 'train.json').read_bytes()
+  paths = token_shards.written(bucket, 'train')
+  assert [os.path.basename(path) for path in paths] == [
+    os.path.basename(path) for path in token_shards.written(folder, 'train')
+  ]
+  assert token_shards.count(paths) == 7
+  source = token_shards.TokenShards(bucket, 'train', verify=True, max_bad_fraction=0.5)
+  on_disk = token_shards.TokenShards(folder, 'train')
+  for index in range(7):
+    for name, value in on_disk[index].items():
+      np.testing.assert_array_equal(source[index][name], value)
+  assert source.num_threads > on_disk.num_threads
+  faults({'match': 'GET', 'status': 403})
+  with pytest.raises(OSError, match='record 3: .*403.*mend the storage'):
+    source[3]
+  with pytest.raises(OSError, match='403'):
+    token_shards.count(paths)
+  faults()
+  assert source[3] is not None and source.bad == {}
+  shard = bucket / 'train-00001-of-00002.array_record'
+  data = bytearray(shard.read_bytes())
+  at = next(at for at in range(300, len(data)) if all(data[at : at + 8]))
+  data[at] ^= 1
+  shard.write_bytes(bytes(data))
+  damaged = token_shards.TokenShards(bucket, 'train', max_bad_fraction=1.0)
+  assert None in [damaged[index] for index in range(7)] and damaged.bad
+  with pytest.raises(ValueError, match='train-00001-of-00002.*SHA-256'):
+    token_shards.TokenShards(bucket, 'train', verify=True)
+  shard.unlink()
+  with pytest.raises(ValueError, match='train-00001-of-00002.*is missing: encode or copy'):
+    token_shards.TokenShards(bucket, 'train')
+  with pytest.raises(ValueError, match='train-00001-of-00002.*every shard'):
+    token_shards.write_manifest(bucket, 'train', 2, METADATA)
+
+
 @pytest.fixture
 def many(tmp_path):
   for shard in range(40):

@@ -6,11 +6,12 @@ import os
 import pathlib
 import shlex
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from audiolm_jax import codes_file, errors
+from audiolm_jax import codes_file, errors, storage
 from experiments import codec, command_line, compile, detect, generate, pages, train, workspace
 from experiments import recipe as recipe_lib
 from tests import programs
@@ -45,10 +46,33 @@ def test_every_flag_that_takes_a_path_refuses_urls(program, monkeypatch):
       or action.dest in ('workdir', 'output', 'root')
       or action.type is pathlib.Path
     ):
-      for url in ('gs://bucket/codes', 's3://b/x', 'https://example.org/a.wav', 'gs:/bucket/codes'):
+      urls = ['s3://b/x', 'https://example.org/a.wav', 'gs:/bucket/codes']
+      if action.type not in (command_line.stored, command_line.stored_workdir):
+        urls.append('gs://bucket/codes')
+      for url in urls:
         with pytest.raises(argparse.ArgumentTypeError, match=f'{url} is a URL, not a path'):
           action.type(url)
       assert action.type('a/b') == pathlib.Path('a/b')
+
+
+def test_a_workdir_in_a_bucket():
+  assert str(command_line.stored_workdir('gs://bucket/run') / 'coarse') == 'gs://bucket/run/coarse'
+  with pytest.raises(argparse.ArgumentTypeError, match='names no bucket'):
+    command_line.stored_workdir('gs://')
+
+
+def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket, faults):
+  command_line.prove_folder(bucket, '--workdir')
+  command_line.prove_reachable(bucket, '--workdir')
+  faults({'status': 503})
+  began = time.monotonic()
+  with pytest.raises(errors.UserError, match=f'--workdir={bucket}: .* check the network'):
+    command_line.prove_reachable(bucket, '--workdir')
+  assert time.monotonic() - began < 20
+  faults()
+  for name, what in (('forbidden-bucket', 'no access to'), ('missing-bucket', 'there is no')):
+    with pytest.raises(errors.UserError, match=f'--workdir=gs://{name}/run: {what} bucket .{name}'):
+      command_line.prove_folder(storage.path(f'gs://{name}/run'), '--workdir')
 
 
 @pytest.mark.parametrize(

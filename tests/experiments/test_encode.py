@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from audiolm_jax import audio, embedding_tokens, tokenizer
+from audiolm_jax import audio, embedding_tokens, storage, tokenizer
 from audiolm_jax.data import inventory, skipped, texts, token_shards
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.tokens import Spec
@@ -80,6 +80,31 @@ def test_what_is_left_out_is_counted_and_listed_and_counts_are_of_what_was_done(
   assert 'train: 4 clips in 3 shards' in said
   assert f'1 of 5 clips could not be read; they and the reasons: {listing}' in said
   assert [os.path.basename(path) for path, _ in skipped.read(listing)] == ['._2.wav', '1.wav']
+
+
+def test_a_workdir_in_a_bucket_gets_the_same_files(root, bucket, tmp_path, monkeypatch, capsys):
+  """Also after an encoding that ended between two shards."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  (root / '1.wav').write_bytes(b'')
+  recipe, folder = recipe_of(root), tmp_path / 'run' / 'tokens'
+  run(recipe, tmp_path / 'run')
+  run(recipe, bucket)
+  assert storage.files_below(bucket / 'tokens') == storage.files_below(folder)
+  for name in storage.files_below(folder):
+    assert (bucket / 'tokens' / name).read_bytes() == (folder / name).read_bytes(), name
+  listing = corpora.listing(sources.corpus_folder(bucket))
+  assert listing.startswith(str(tmp_path / 'cache')) and listing in capsys.readouterr().out
+  for name in ('train.json', 'train-00001-of-00003.array_record'):
+    (bucket / 'tokens' / name).unlink()
+  run(recipe, bucket)
+  assert read(bucket) == read(tmp_path / 'run') == [1, 3, 4, 5]
+  fill(root, ['new.wav'])
+  run(recipe, bucket)
+  assert f'`gcloud storage mv {bucket}/tokens {bucket}/tokens.old1`' in capsys.readouterr().out
+  with encode.only_encoder(bucket / 'tokens'):
+    with pytest.raises(ValueError, match='in use by process .*gcloud storage rm gs://'):
+      with encode.only_encoder(bucket / 'tokens'):
+        pass
 
 
 def test_a_corpus_that_changed_before_the_end_is_refused_and_put_back_goes_on(

@@ -8,7 +8,7 @@ import pytest
 
 from audiolm_jax import files
 from audiolm_jax.training import configs, saving, sharding
-from experiments import inputs, programs, train
+from experiments import inputs, programs, train, workspace
 from experiments import recipe as recipe_lib
 from tests.training import toy
 
@@ -68,6 +68,16 @@ def test_finished_stages_and_what_only_they_need_are_skipped(tmp_path, started, 
   started.clear()
   train.train_all(RECIPE, tmp_path, ['-x'])
   assert names() == []
+
+
+def test_a_finished_stage_in_a_bucket_needs_no_start(bucket):
+  stage = RECIPE.stages['first']
+  finished = lambda: train.is_finished(stage, bucket / 'first', bucket / 'tokens')
+  assert not finished()
+  save(bucket, 'first', 5, PRINTS)
+  assert not finished()  # its tokens are missing
+  workspace.claim(bucket / 'tokens', PRINTS)
+  assert finished()
 
 
 def test_a_stage_of_another_config_or_of_other_tokens_is_started_to_say_so(tmp_path):

@@ -1,5 +1,6 @@
 """What the programs read back from a workdir, and what they refuse."""
 
+import argparse
 import errno
 import os
 import pathlib
@@ -129,6 +130,24 @@ def test_hosts_that_run_another_command_are_named(tmp_path, monkeypatch):
   )
   errors = hosts.run(lambda index: workspace.prove_shared(tmp_path))
   assert all('process 1 (1 of 2 in all) runs another command' in error for error in errors)
+
+
+def test_a_workdir_in_a_bucket_is_remembered_claimed_and_shared(bucket, monkeypatch):
+  args = argparse.Namespace(workdir=bucket, recipe='tiny', overrides=['semantic.train.seed=3'])
+  assert workspace.recipe_of(args).stages['semantic'].train.seed == 3
+  assert command_line.remembered(bucket) == ('tiny', [])
+  workspace.claim(bucket / 'tokens', {'codec': 'abc'})
+  workspace.claim(bucket / 'tokens', {'codec': 'abc'})
+  with pytest.raises(UserError, match=f'{bucket}/tokens was made by the models'):
+    workspace.claim(bucket / 'tokens', {'codec': 'def'})
+  with pytest.raises(UserError, match='belongs to the recipe .tiny., not to .folder.'):
+    workspace.recipe_of(argparse.Namespace(workdir=bucket, recipe='folder', overrides=[]))
+  with pytest.raises(UserError, match='python -m experiments.encode .*--workdir=gs://bucket/'):
+    workspace.token_source(bucket, 'train')
+  with pytest.raises(UserError, match=f'{bucket}/coarse does not exist: run `python -m exp'):
+    workspace.load_stage(bucket, 'coarse')
+  assert Hosts(monkeypatch, 2).run(lambda index: workspace.prove_shared(bucket)) == ['', '']
+  assert {path.name for path in bucket.iterdir()} == {command_line.MEMORY, 'tokens'}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def outcome():
   return lambda row, text: _outcomes.setdefault(row, []).append(text)
 
 
+@pytest.fixture
+def bucket_outcome(outcome):
+  return lambda row, text: outcome(row, f'bucket: {text}')
+
+
 def pytest_terminal_summary(terminalreporter):
   if _outcomes:
     terminalreporter.section('faults')

@@ -14,9 +14,10 @@ import time
 import jax
 import numpy as np
 
-from audiolm_jax import testing
+from audiolm_jax import storage, testing
 from audiolm_jax.training import checkpoints, metrics_writer
 from experiments import command_line
+from tests import bucket_server
 from tests.training import toy, toy_run
 
 # What one start compiles the next need not.
@@ -33,7 +34,8 @@ def start(function, *arguments, log: pathlib.Path) -> multiprocessing.Process:
   """Runs function(*arguments), of a module, in a process of its own; what it prints goes to the
   file `log`.
   """
-  process = _context.Process(target=_child, args=(function, arguments, str(log), CACHE))
+  clients = {name: os.environ[name] for name in bucket_server.CLIENTS if name in os.environ}
+  process = _context.Process(target=_child, args=(function, arguments, str(log), CACHE, clients))
   process.start()
   return process
 
@@ -43,7 +45,8 @@ def keep_compiled(directory: str = CACHE) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
-def _child(function, arguments, log, cache):
+def _child(function, arguments, log, cache, clients):
+  os.environ.update(clients)
   keep_compiled(cache)
   file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
   os.dup2(file, 1)
@@ -113,7 +116,7 @@ def assert_same_run(directory, result, reference) -> int:
 
 
 def newest(directory) -> int:
-  return max(checkpoints.steps(pathlib.Path(directory) / 'checkpoints'), default=0)
+  return max(checkpoints.steps(storage.path(directory) / 'checkpoints'), default=0)
 
 
 def files_of(step: pathlib.Path) -> list[pathlib.Path]:

@@ -1,5 +1,5 @@
 """The guide's commands for a pod, line by line, in a cloud of stand-ins: a queue with its states, two
-hosts with disks of their own, and a file server.
+hosts with disks of their own, a file server and a bucket.
 """
 
 import os
@@ -51,8 +51,11 @@ case $verb in
 esac
 """
 TRAIN = r"""#!/usr/bin/env bash
-for word; do case $word in --workdir=*) workdir=${word#*=} ;; esac; done
-[[ -L ${workdir%/*} ]] || exit 1
+for word; do case $word in
+  --workdir=gs://*) workdir=$CLOUD/${word#*=gs://} ;;
+  corpus.root=*) root=${word#*=} ;;
+esac; done
+[[ -L ${root%/*} ]] || exit 1
 mkdir -p "$workdir"
 echo "$AUDIOLM_DISTRIBUTED $*" >>"$workdir/${HOME##*/}"
 echo trained
@@ -134,7 +137,7 @@ def test_the_block_runs_and_after_a_preemption_again(cloud):
       done = cloud.run(line)
       assert done.returncode == 0, (line, done.stderr)
     for host in ('0', '1'):
-      trained = cloud.wait_for(f'shared/run1/{host}', life)
+      trained = cloud.wait_for(f'bucket/run1/{host}', life)
       assert len(trained) == life
       assert trained[-1].startswith('1 -m experiments.train --stage=all --recipe=librilight')
     if life == 2:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from audiolm_jax import testing
+from audiolm_jax import storage, testing
 from audiolm_jax.training import checkpoints, configs, lock, optimizers, saving, sharding
 from audiolm_jax.training import step as step_lib
 from tests.training import toy
@@ -285,7 +285,7 @@ def test_lock_of_another_host_is_respected(tmp_path):
 def test_unwritable_workdir_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='cannot write to workdir .*file/run'):
-    lock.check_writable(pathlib.Path(tmp_path / 'file' / 'run'))
+    storage.check_writable(pathlib.Path(tmp_path / 'file' / 'run'))
 
 
 HUBERT = 'audiolm_jax.pretrained.hubert.Config'
@@ -379,7 +379,7 @@ def test_the_host_of_a_lock_steers_no_terminal(tmp_path):
 def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / f'.probe-{os.getpid()}').symlink_to(tmp_path / 'victim')
-  lock.check_writable(tmp_path / 'run')
+  storage.check_writable(tmp_path / 'run')
   assert not (tmp_path / 'victim').exists()
   assert os.listdir(tmp_path / 'run') == [f'.probe-{os.getpid()}']
 

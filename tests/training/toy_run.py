@@ -14,6 +14,7 @@ import time
 
 import jax
 
+from audiolm_jax import storage
 from audiolm_jax.training import loop, optimizers, saving
 from tests.training import toy
 
@@ -67,6 +68,7 @@ def _arm(moment):
       remove(path, *args, **kwargs)
 
     shutil.rmtree = rmtree
+    storage.remove = _kill  # of a bucket
 
 
 if __name__ == '__main__':
