@@ -1,6 +1,7 @@
 """Lines that are added, on a disk and in a bucket, and what a killed process leaves of them."""
 
 import json
+import time
 
 import pytest
 
@@ -61,8 +62,12 @@ def test_a_growing_object_is_rewritten_in_the_background_and_then_the_next_begin
   monkeypatch.setattr(growing, 'REWRITE_SECONDS', 0.0)
   monkeypatch.setattr(lines, '_MAX_OBJECT_BYTES', 40)
   opened = lines.opened(bucket / 'log')
-  for step in range(12):
-    _write(opened, step)
+  _write(opened, *range(6))
+  deadline = time.monotonic() + 60
+  while not storage.files_below(bucket / 'log') and time.monotonic() < deadline:
+    time.sleep(0.01)  # the first line is written without a flush
+  opened.flush()
+  _write(opened, *range(6, 12))
   opened.flush()
   assert _steps(bucket / 'log') == (list(range(12)), 0)
   names = storage.files_below(bucket / 'log')
