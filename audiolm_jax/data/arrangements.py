@@ -106,7 +106,7 @@ def piano(
 
 def _stretch(
   tune: Tune, tempo: float, seconds: float, random: np.random.Generator
-) -> list[Float[np.ndarray, 'N 3']]:
+) -> list[Float[np.ndarray, '_ 3']]:
   """Returns the voices of a clip in quarter notes from its start, a random downbeat of the melody.
 
   A tune that ends earlier starts again from its first bar.

@@ -30,7 +30,7 @@ class Tune(NamedTuple):
   is_minor: bool
   beat: float
   bar: float
-  voices: tuple[Float[np.ndarray, 'N 3'], ...]
+  voices: tuple[Float[np.ndarray, '_ 3'], ...]
 
   @property
   def length(self) -> float:
@@ -56,7 +56,7 @@ def tune(
   is_minor: bool,
   bar: float,
   is_compound: bool,
-  voices: tuple[Float[np.ndarray, 'N 3'], ...],
+  voices: tuple[Float[np.ndarray, '_ 3'], ...],
 ) -> Tune:
   """Returns a tune; `bar` and `is_compound` are those of its metre (`metre`).
 
