@@ -29,7 +29,6 @@ from audiolm_jax.training import metrics_writer
 from . import command_line, programs
 from . import recipe as recipe_lib
 
-RECIPE = 'smoke'
 RATE, PROMPT_SECONDS, SECONDS = 16_000, 2.0, 1.0
 TOLERANCE = 0.02  # relative; one rounding to bfloat16 has 2**-9, and errors of several add up
 # Topologies that experiments.compile can predict, by the name of the device.
@@ -37,22 +36,15 @@ TOPOLOGIES = {'TPU v5 lite': 'v5e:1x1'}
 
 
 def main():
-  parser = command_line.parser(__doc__, recipe=False)
-  parser.set_defaults(workdir=pathlib.Path('runs/smoke'))
-  parser.add_argument(
-    '--set',
-    action='append',
-    default=[],
-    metavar='FIELD=VALUE',
-    dest='overrides',
-    help='change a field of the recipe `smoke`; may be repeated',
-  )
+  parser = command_line.parser(__doc__)
+  parser.set_defaults(recipe='smoke', workdir=pathlib.Path('runs/smoke'))
   args = parser.parse_args()
-  recipe = recipe_lib.load(RECIPE, args.overrides)
+  recipe = recipe_lib.load(args.recipe, args.overrides)
+  flags = [f'--recipe={args.recipe}', *(f'--set={text}' for text in args.overrides)]
   command_line.prove_folder(args.workdir, '--workdir')
   started = time.monotonic()
   # Before this process uses the device, which two processes cannot share.
-  seconds = run_programs(args.workdir, args.overrides)
+  seconds = run_programs(args.workdir, flags)
   report = {
     'machine': machine(),
     'stages': {name: stage_report(args.workdir / name) for name in recipe.trained},
@@ -60,7 +52,7 @@ def main():
     'kernel_errors': kernel_errors(interpret=jax.default_backend() != 'tpu'),
   }
   if topology := TOPOLOGIES.get(jax.devices()[0].device_kind):
-    for name, milliseconds in predicted_ms(args.workdir, args.overrides, topology).items():
+    for name, milliseconds in predicted_ms(args.workdir, flags, topology).items():
       report['stages'][name]['predicted_ms'] = milliseconds
   report['seconds'] = time.monotonic() - started
   files.write_text(args.workdir / 'smoke.json', json.dumps(report, indent=2) + '\n')
@@ -69,9 +61,9 @@ def main():
     sys.exit(f'smoke: {"; ".join(faults)}')
 
 
-def run_programs(workdir: pathlib.Path, overrides: list[str]) -> dict[str, float]:
+def run_programs(workdir: pathlib.Path, flags: list[str]) -> dict[str, float]:
   """Trains, encodes and generates; returns the seconds of generation by each acoustic path."""
-  flags = [f'--workdir={workdir}', f'--recipe={RECIPE}', *(f'--set={text}' for text in overrides)]
+  flags = [f'--workdir={workdir}', *flags]
   programs.run([('train', '--stage=all', *flags)], num_lanes=1)
   prompt = workdir / 'prompt.wav'
   noise_T = np.random.default_rng(0).uniform(-0.5, 0.5, round(PROMPT_SECONDS * RATE))
@@ -108,11 +100,11 @@ def stage_report(directory: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def predicted_ms(workdir: pathlib.Path, overrides: list[str], topology: str) -> dict[str, float]:
+def predicted_ms(workdir: pathlib.Path, flags: list[str], topology: str) -> dict[str, float]:
   """Returns the milliseconds of a train step of each stage, predicted by experiments.compile."""
   report = workdir / 'compile.json'
-  flags = [f'--recipe={RECIPE}', *(f'--set={text}' for text in overrides), f'--json={report}']
-  programs.run([('compile', '--stage=all', f'--topology={topology}', *flags)], num_lanes=1)
+  command = ('compile', '--stage=all', f'--topology={topology}', f'--json={report}', *flags)
+  programs.run([command], num_lanes=1)
   reports = files.read_json(report, 'run the check again')
   return {one['stage']: 1e3 * one['step_seconds'] for one in reports}
 

@@ -303,17 +303,18 @@ def test_what_we_know_and_do_not_read_is_refused_with_its_reason(
   assert not (tmp_path / 'out').exists()
 
 
-def test_an_import_has_its_vocabulary_and_no_place_in_a_workdir(tmp_path, folder, model):
+def test_an_import_has_its_vocabulary_and_takes_the_place_of_mulan_in_a_workdir(
+  tmp_path, folder, model
+):
   pretrained.main(['import', str(folder), f'--output={tmp_path / "out"}', '--licence=Apache-2.0'])
   config, variables, metadata = checkpoints.load_variables(tmp_path / 'out')
   assert config == model[0] and metadata['pretrained']['licence'] == 'Apache-2.0'
   jax.tree.map(np.testing.assert_array_equal, variables, model[1])
   pairs = clap.tokenizer(config, tmp_path / 'out')
   assert pairs == clap.tokenizer(config, folder)
-  with pytest.raises(ValueError, match='replaces no stage of a workdir: give --output'):
-    pretrained.main(
-      ['import', str(folder), f'--workdir={tmp_path / "run"}', '--licence=Apache-2.0']
-    )
+  run = tmp_path / 'run'
+  pretrained.main(['import', str(folder), f'--workdir={run}', '--licence=Apache-2.0'])
+  assert checkpoints.load_variables(run / 'mulan').config == config
   with pytest.raises(ValueError, match='vocab.json cannot be read'):
     clap.tokenizer(config, tmp_path)
 
