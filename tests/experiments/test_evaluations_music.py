@@ -208,9 +208,11 @@ def test_areas_of_the_tags_of_instruments():
 
 
 def test_onsets_by_tempo():
-  assert music.onsets(np.array([1.0, 2.0, 6.0]), np.array([0, 0, 2])) == {
-    'slow': 1.5, 'clips_slow': 2, 'medium': None, 'clips_medium': 0, 'fast': 6.0, 'clips_fast': 1
-  }  # fmt: skip
+  found = music.onsets(np.array([1.0, 2.0, 6.0, 1.0]), np.array([0, 0, 2, 2]))
+  assert (found['slow'], found['medium'], found['fast']) == (1.5, None, 3.5)
+  assert [found[f'clips_{name}'] for name in ('slow', 'medium', 'fast')] == [2, 0, 2]
+  assert found['fast_above_slow'] == pytest.approx(2.5 / 4)  # 6 above both, 1 ties with one
+  assert music.onsets(np.array([1.0]), np.array([1]))['fast_above_slow'] is None
 
 
 def test_columns_that_labels_length_or_packages_do_not_allow_are_named(monkeypatch):
