@@ -6,10 +6,11 @@ of `data.music`, or as a transcriber writes them.
 
 from typing import NamedTuple
 
+import librosa
 import numpy as np
 from jaxtyping import Float, Int
 
-from audiolm_jax import checks
+from audiolm_jax import audio, checks
 from audiolm_jax.data.arrangements import SCALES
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import extras
@@ -22,6 +23,8 @@ PROFILES = {
 }
 ONSET_TOLERANCE = 0.05  # seconds; of mir_eval, and below which onsets are one chord
 FALSE_POSITIVES = 1e-4  # of the threshold in the MusicLM paper
+# Hz; librosa's defaults for onsets are made for it: at 16 kHz, they hear many twice.
+_ONSET_RATE = 22_050
 _TOLERANCE = (
   1e-4  # of the marginals of a transport plan, and so of the cost relative to the largest
 )
@@ -91,6 +94,19 @@ def onset_rate(notes_N4: Float[np.ndarray, 'N 4'], seconds: float) -> float:
     if onset - last > ONSET_TOLERANCE:
       count, last = count + 1, onset
   return count / seconds
+
+
+def heard_onset_rate(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> float:
+  """Returns onsets per second of a clip, detected by librosa; those of a chord are one.
+
+  wave_T: samples in [-1, 1], at least one. Where the spectrum does not change, there are no onsets.
+  """
+  checks.shapes(wave_T=wave_T)
+  wave_1T = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, _ONSET_RATE)
+  onset_N = librosa.onset.onset_detect(y=wave_1T[0], sr=_ONSET_RATE, units='time')
+  count = len(onset_N)
+  notes_N4 = np.stack([onset_N, onset_N + ONSET_TOLERANCE, *np.zeros((2, count))], axis=1)
+  return onset_rate(notes_N4, len(wave_T) / sample_rate)
 
 
 def polyphony(notes_N4: Float[np.ndarray, 'N 4']) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from audiolm_jax import files, storage
 from audiolm_jax.errors import UserError
 
-from . import acoustic, codec, continuation, detection, language, paper, soundstorm, tokens
+from . import acoustic, codec, continuation, detection, language, music, paper, soundstorm, tokens
 
 SUITES = {
   'codec': codec.measure,
@@ -20,6 +20,7 @@ SUITES = {
   'soundstorm': soundstorm.measure,
   'acoustic': acoustic.measure,
   'continuation': continuation.measure,
+  'music': music.measure,
   'detection': detection.measure,
 }
 

@@ -70,6 +70,20 @@ def test_rates_count_chords_once():
   assert music.onset_rate(np.zeros((0, 4)), 2.0) == 0
 
 
+@pytest.mark.parametrize('per_second', [1.0, 2.0, 4.0])
+def test_onsets_are_heard_in_bursts_of_sound(per_second):
+  rate, seconds = 16_000, 4.0
+  time_T = np.arange(round(rate * seconds)) / rate
+  since_T = (time_T + 0.5 / per_second) % (1 / per_second)  # a burst starts in each period's middle
+  wave_T = np.exp(-30 * since_T) * np.sin(2 * np.pi * 440 * since_T)
+  wave_T[time_T < 0.5 / per_second] = 0
+  assert music.heard_onset_rate(wave_T, rate) == pytest.approx(per_second)
+
+
+def test_silence_has_no_onsets():
+  assert music.heard_onset_rate(np.zeros(16_000), 16_000) == 0
+
+
 def test_polyphony_is_the_mean_while_notes_sound():
   # One note for 1 s, two for 1 s, none for 2 s, one for 1 s.
   notes_N4 = np.array([[0, 2, 60, 80], [1, 2, 64, 80], [4, 5, 67, 80]], float)
