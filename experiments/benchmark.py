@@ -3,6 +3,7 @@
   python -m experiments.benchmark acoustic  coarse and fine language models, and SoundStorm
   python -m experiments.benchmark codec     SoundStream, and EnCodec and DAC of `transformers`
   python -m experiments.benchmark input     examples that a core reads, and that a TPU consumes
+  python -m experiments.benchmark stream    first sound and gaps of streamed generation
 
 --help of each says what it measures.
 """
@@ -10,10 +11,10 @@
 import argparse
 
 from . import command_line
-from .benchmarks import acoustic, codec
+from .benchmarks import acoustic, codec, stream
 from .benchmarks import input as input_benchmark
 
-BENCHMARKS = {'acoustic': acoustic, 'codec': codec, 'input': input_benchmark}
+BENCHMARKS = {'acoustic': acoustic, 'codec': codec, 'input': input_benchmark, 'stream': stream}
 
 
 def main():
