@@ -67,7 +67,7 @@ class Request:
   prompt_seconds: float = 3.0
   seed: int = 0
   temperature: float = 1.0
-  acoustic: str = 'soundstorm'
+  acoustic: str = 'autoregressive'
   levels: int | None = None
 
   def __post_init__(self):
@@ -253,8 +253,8 @@ def report(job: Job, worker: Worker) -> dict:
 
 
 def paths(models: generation.Models) -> list[str]:
-  """Returns the acoustic paths that the models have, the faster one first."""
-  stages = {'soundstorm': models.soundstorm, 'autoregressive': models.coarse}
+  """Returns the acoustic paths that the models have, first the one that sounds first on a CPU."""
+  stages = {'autoregressive': models.coarse, 'soundstorm': models.soundstorm}
   return [name for name, stage in stages.items() if stage is not None]
 
 
@@ -298,7 +298,9 @@ def _continue(models, job) -> Generator[Wave, None, None]:
   job.total_samples = job.prompt_samples + new * hop
   job.levels = generation.num_levels(models, request.acoustic)
   key, options = jax.random.key(request.seed), _options(models, request)
-  yield from generation.continue_stream(models, key, prompt_T, seconds=request.seconds, **options)
+  yield from generation.continue_stream(
+    models, key, prompt_T, seconds=float(request.seconds), **options
+  )
 
 
 def _voice(models, job) -> Generator[Wave, None, None]:

@@ -3,6 +3,7 @@ const element = id => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get('token');
 const NAMES = {soundstorm: 'SoundStorm', autoregressive: 'Coarse and fine language models'};
 const LEAD_SECONDS = 0.15;  // of audio that is scheduled ahead when playback starts
+const REDRAW_MS = 500;
 let about, context;
 
 // Requests
@@ -237,10 +238,10 @@ async function run(content, title) {
     try { await request(`/api/jobs/${id}`, {method: 'DELETE'}); } catch (error) { fail(error); }
   });
   let report = await json(`/api/jobs/${id}`), is_over = false;
-  let samples = new Float32Array(0), drawn = 0;
+  let samples = new Float32Array(0), drawn = 0;  // `drawn`: when the pictures were drawn
   const total = () => Math.max(samples.length, report.total_seconds * about.sample_rate, 1);
   const draw = () => {
-    drawn = samples.length;
+    drawn = performance.now();
     drawWave(find('.wave'), samples, total(), report.prompt_seconds * about.sample_rate);
     drawSpectrogram(find('.spectrogram'), samples, total());
   };
@@ -271,7 +272,7 @@ async function run(content, title) {
     const longer = new Float32Array(samples.length + fresh.length);
     longer.set(samples); longer.set(fresh, samples.length);
     samples = longer;
-    if (samples.length - drawn > about.sample_rate / 2) draw();
+    if (performance.now() - drawn > REDRAW_MS) draw();
   }
   await watch;
   find('.stop').disabled = true;

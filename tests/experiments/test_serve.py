@@ -89,7 +89,8 @@ def test_a_recording_is_continued_as_the_library_does(models):
   with client(models) as found:
     sent = found.post('/api/clips', content=sound(1.0, kind='FLAC'))
     assert sent.status_code == 201 and sent.json()['seconds'] == 1.0
-    wanted = {'kind': 'continue', 'seconds': 0.6, 'seed': 7, 'clip': sent.json()['id']}
+    wanted = {'kind': 'continue', 'seconds': 0.6, 'seed': 7, 'acoustic': 'soundstorm'}
+    wanted['clip'] = sent.json()['id']
     name = found.post('/api/jobs', json=wanted).json()['id']
     samples_T = np.frombuffer(found.get(f'/api/jobs/{name}/pcm').content, '<i2')
     report = finished(found, name)
@@ -131,6 +132,7 @@ def test_words_in_another_voice_leave_the_voice_itself_out(models):
   with client(models) as found:
     words = found.post('/api/clips', content=sound(0.6)).json()['id']
     wanted = {'kind': 'voice', 'clip': words, 'voice': 'example0', 'prompt_seconds': 0.6}
+    wanted['acoustic'] = 'soundstorm'
     name = found.post('/api/jobs', json=wanted).json()['id']
     report = finished(found, name)
     samples_T = np.frombuffer(found.get(f'/api/jobs/{name}/pcm').content, '<i2')
@@ -489,7 +491,17 @@ def test_200_requests_of_which_a_fifth_is_hostile(models):
 def test_a_visitor_records_continues_hears_stops_and_compares(models, tmp_path):
   assert browser.executable(), f'none of {", ".join(browser.NAMES)} is installed'
   microphone = ('--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream')
-  with serving(models) as port, browser.page(tmp_path / 'profile', *microphone) as page:
+
+  def make(models, job):
+    if job.request.seconds < 30:
+      yield from jobs.pieces_of(models, job)
+      return
+    job.total_samples = 5000 * 160
+    for _ in range(5000):  # takes minutes, if nobody stops it
+      time.sleep(0.1)
+      yield np.full(160, 0.25, np.float32)
+
+  with serving(models, make) as port, browser.page(tmp_path / 'profile', *microphone) as page:
     page.open(f'http://localhost:{port}/')
     page.wait('document.body.dataset.ready === "yes"')
     # By keyboard through the tabs and back.
@@ -505,6 +517,7 @@ def test_a_visitor_records_continues_hears_stops_and_compares(models, tmp_path):
     page.run('new Promise(done => setTimeout(done, 1500))')
     page.run(f'{field}.querySelector(".record").click()')
     page.wait(f'{field}.querySelector("[role=status]").textContent.startsWith("Your recording")')
+    page.run('document.querySelector("#continue [value=soundstorm]").click()')
     page.run('document.querySelector("#continue [name=seconds]").value = 1')
     page.run('document.querySelector("#continue [name=prompt_seconds]").value = 1')
     page.run('document.querySelector("#continue form").requestSubmit()')
