@@ -557,6 +557,7 @@ def test_a_visitor_records_continues_hears_stops_and_compares(models, tmp_path):
     page.run('document.querySelector("#continue [name=seconds]").value = 30')
     page.wait(f'{field}.clip === "example0"')
     page.run('document.querySelector("#continue form").requestSubmit()')
+    page.wait('document.querySelectorAll("article").length === 3', 300)
     page.wait(f'{card}.querySelector("progress").value > 0', 300)
     page.run(f'{card}.querySelector(".stop").click()')
     page.wait(f'{card}.dataset.state === "stopped"', 300)
