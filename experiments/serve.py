@@ -13,6 +13,7 @@ browsers use, such as --name=audio.example.org.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import ipaddress
 import secrets
@@ -67,7 +68,8 @@ def main():
       timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     print(f'open {address(names[0], listener.getsockname()[1], token)}', flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again, after shutting down
+      uvicorn.Server(config).run(sockets=[listener])
 
 
 def _parser() -> argparse.ArgumentParser:
