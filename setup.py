@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 # GPL-3 speech synthesizer, loaded at run time for the synthesized corpus only.
 SYNTH = ['espeakng-loader>=0.2.4']
 HUB = ['huggingface_hub>=1']  # downloads pretrained weights by the name of their repository
+SERVE = ['starlette>=0.46', 'uvicorn>=0.34']  # the web page of `serve`
 PLOT = ['matplotlib>=3.10']  # pictures of a run
 # Measures of audio and text by others, without torch and downloads. pesq needs a C compiler.
 EVAL = [
@@ -65,7 +66,7 @@ setup(
   package_dir={'audiolm_jax.experiments': 'experiments'},
   package_data={
     'audiolm_jax': ['py.typed', 'releases/**/*'],
-    'audiolm_jax.experiments': ['evaluations/*.html'],
+    'audiolm_jax.experiments': ['evaluations/*.html', 'serving/page.*'],
   },
   entry_points={'console_scripts': ['audiolm = audiolm_jax.experiments.__main__:main']},
   install_requires=[
@@ -97,6 +98,7 @@ setup(
     'beam': BEAM,
     'synth': SYNTH,
     'plot': PLOT,
+    'serve': SERVE,
     'eval': EVAL,
     'judges': JUDGES,
     'hub': HUB,
@@ -104,6 +106,7 @@ setup(
     'music': MUSIC,
     'dev': SYNTH
     + PLOT
+    + SERVE
     + EVAL
     + SPEECH
     + MUSIC

@@ -14,6 +14,9 @@ that the papers leave open:
 - Alignment. Deduplicated semantic tokens have no durations. Durations in the prompt are measured.
   Generated tokens are assumed to have the mean duration of the prompt's tokens (without a prompt,
   UNKNOWN_DURATION), so the speaking rate of the prompt determines the number of tokens.
+- Streams. `continue_stream` and `acoustics_stream` compute the semantic tokens and codes of a
+  window when the waveform before it is taken, and decode them by the codec's stream. The draws are
+  those of the whole clip.
 - Compilation. To limit the number of compiled shapes, waveforms are padded to whole seconds, and
   sequences and batches as described in windows.py. Autoregressive sequences are padded on the left,
   where padding has no effect because positions are relative.
@@ -24,9 +27,10 @@ that the papers leave open:
 """
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +39,7 @@ from jaxtyping import Array, Float, Int
 from audiolm_jax import checks, storage, tokens, windows
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
-from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, check_parallel
+from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, as_pytree, check_parallel, draw
 from audiolm_jax.stages.base import Model
 from audiolm_jax.tokenizer import Tokenizer, load_tokenizer
 from audiolm_jax.tokens import PAD
@@ -44,6 +48,7 @@ from audiolm_jax.training import checkpoints
 ACOUSTIC = ('autoregressive', 'soundstorm')
 CARRY_SECONDS = 3.0  # of the past in each later window, but at most half of the crop
 UNKNOWN_DURATION = 2.0  # semantic frames (of 40 ms) per deduplicated token, without a prompt
+STREAM_SECONDS = 0.2  # decoded per call of a codec's stream: one shape to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +140,55 @@ class Timed(NamedTuple):
   start_N: np.ndarray
 
 
+class _Semantic:
+  """Holds the semantic tokens of each row, and generates more of them when they are read."""
+
+  def __init__(self, timed: list[Timed], more: Iterator[list[Timed]] | None = None):
+    self._timed, self._more = timed, iter(()) if more is None else more
+
+  def until(self, row: int, frame: int | float) -> Timed:
+    """Returns the tokens of a row, complete for the semantic frames before `frame`."""
+    # A token ends where the next one starts, so one more is needed.
+    while not (self._timed[row].start_N >= frame).any() and self._grow():
+      pass
+    return self._timed[row]
+
+  def whole(self) -> list[Timed]:
+    """Returns all tokens of all rows."""
+    while self._grow():
+      pass
+    return self._timed
+
+  def _grow(self) -> bool:
+    grown = next(self._more, None)
+    self._timed = self._timed if grown is None else grown
+    return grown is not None
+
+
+class _How(NamedTuple):
+  """Holds the options of a pipeline, see `continue_audio`."""
+
+  rules: SamplingConfig
+  carry_seconds: float | None
+  acoustic: str
+  condition: Segments | None
+  guidance: float
+
+  def guided(self, config, condition: windows.GetCondition) -> dict[str, Any]:
+    """Returns the options of windows.py for a model: a condition if there is one that it reads."""
+    if self.condition is None or config.condition is None:
+      return {}
+    return dict(condition=condition, guidance=self.guidance)
+
+
+class _Work(NamedTuple):
+  """Holds what acoustic models read: tokens, codes [F, Q] of the prompts, and frames to generate."""
+
+  semantic: _Semantic
+  prompts: list[np.ndarray]
+  new_frames: list[int]
+
+
 def load_models(
   workdir: str | os.PathLike,
   *,
@@ -214,22 +268,59 @@ def continue_audio(
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
   """
-  sampling = sampling or models.sampling
-  _check(models, sampling, acoustic)
-  _check_condition(models, acoustic, condition, guidance, len(prompt_BT))
-  semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_BT, num_samples_B)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  _check(models, how)
+  work = _continuation(models, key, prompt_BT, num_samples_B, seconds, how)
+  return _acoustics(models, key, work, how)
+
+
+def continue_stream(
+  models: Models,
+  key: jax.Array,
+  prompt_T: Float[Array | np.ndarray, 'T'],
+  *,
+  seconds: float,
+  sampling: SamplingConfig | None = None,
+  carry_seconds: float | None = None,
+  acoustic: str = 'autoregressive',
+  condition: Segments | None = None,
+  guidance: float = 1.0,
+) -> Iterator[np.ndarray]:
+  """Returns an iterator over the waveform of `continue_audio`, computed window by window.
+
+  The prompt through the codec comes first, before anything is generated. A later piece is computed
+  when it is taken; closing the iterator ends the computation. Arguments are those of
+  `continue_audio`, for one prompt.
+
+  Returns:
+    Waveforms [T] whose concatenation equals the row of `continue_audio` for the same key, except
+    that a code may differ where rounding decides a draw.
+
+  Raises:
+    UserError: as `continue_audio`; if the codec has no stream.
+  """
+  checks.shapes(prompt_T=prompt_T)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  _check(models, how)
+  _check_stream(models, how)
+  work = _continuation(models, key, np.asarray(prompt_T)[None], None, seconds, how)
+  return _stream(models, key, work, how)
+
+
+def _continuation(models, key, prompt_BT, num_samples_B, seconds, how: _How) -> _Work:
+  """Returns what the acoustic models of a continuation read."""
+  _check_condition(models, how, len(prompt_BT))
   num_new = _whole_frames(models, seconds)
+  semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_BT, num_samples_B)
   timed = [_timed(row_S, models.semantic.config.deduplicate) for row_S in semantic_BS]
-  if _reads_semantic(models, acoustic):
-    frames_B = (semantic_BS != PAD).sum(axis=1)
-    timed = _extend_semantic(
-      models, jax.random.fold_in(key, 0), timed, frames_B, num_new, sampling, condition, guidance
+  more = None
+  if _reads_semantic(models, how.acoustic):
+    more = _extend_semantic(
+      models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, how
     )
   prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
   new_frames = _codec_frames(models, [num_new] * len(prompts))
-  return _acoustics(
-    models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic, condition, guidance
-  )
+  return _Work(_Semantic(timed, more), prompts, new_frames)
 
 
 def generate_acoustics(
@@ -262,12 +353,52 @@ def generate_acoustics(
     UserError: if the models do not match one another or the rules, an argument is out of range, or
       a prompt is longer than its semantic tokens.
   """
-  sampling = sampling or models.sampling
-  _check(models, sampling, acoustic, semantic_given=True)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  _check(models, how, semantic_given=True)
+  work = _given(models, semantic_BS, prompt_BFQ, how)
+  return _acoustics(models, key, work, how)
+
+
+def acoustics_stream(
+  models: Models,
+  key: jax.Array,
+  semantic_S: Int[Array | np.ndarray, 'S'],
+  prompt_FQ: Int[Array | np.ndarray, 'F Q'] | None = None,
+  *,
+  sampling: SamplingConfig | None = None,
+  carry_seconds: float | None = None,
+  acoustic: str = 'autoregressive',
+  condition: Segments | None = None,
+  guidance: float = 1.0,
+) -> Iterator[np.ndarray]:
+  """Returns an iterator over the waveform of `generate_acoustics`, computed window by window.
+
+  Pieces are those of `continue_stream`. Arguments are those of `generate_acoustics`, for one row.
+
+  Raises:
+    UserError: as `generate_acoustics`; if the codec has no stream.
+  """
+  checks.shapes(semantic_S=semantic_S, **({} if prompt_FQ is None else {'prompt_FQ': prompt_FQ}))
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  _check(models, how, semantic_given=True)
+  _check_stream(models, how)
+  prompt_BFQ = None if prompt_FQ is None else np.asarray(prompt_FQ)[None]
+  work = _given(models, np.asarray(semantic_S)[None], prompt_BFQ, how)
+  return _stream(models, key, work, how)
+
+
+def _given(models, semantic_BS, prompt_BFQ, how: _How) -> _Work:
+  """Returns what the acoustic models read, for given semantic tokens.
+
+  Raises:
+    UserError: if tokens, codes or the condition are out of range, or a prompt is longer than its
+      tokens.
+  """
   semantic_BS = np.asarray(semantic_BS)
   checks.shapes(semantic_BS=semantic_BS)
-  _check_condition(models, acoustic, condition, guidance, len(semantic_BS))
-  checks.ids('semantic_BS', semantic_BS, _acoustic_model(models, acoustic).config.num_clusters)
+  _check_condition(models, how, len(semantic_BS))
+  num_clusters = _acoustic_model(models, how.acoustic).config.num_clusters
+  checks.ids('semantic_BS', semantic_BS, num_clusters)
   prompts = _prompt_rows(prompt_BFQ, len(semantic_BS), models.tokenizer.codec)
   whole = _codec_frames(models, (semantic_BS != PAD).sum(axis=1))
   new_frames = [frames - len(row) for frames, row in zip(whole, prompts, strict=True)]
@@ -275,11 +406,9 @@ def generate_acoustics(
     raise UserError(
       f'a prompt is {-min(new_frames)} frames longer than its semantic tokens: cut it'
     )
-  deduplicate = models.semantic.config.deduplicate and acoustic == 'autoregressive'
+  deduplicate = models.semantic.config.deduplicate and how.acoustic == 'autoregressive'
   timed = [_timed(row_S, deduplicate) for row_S in semantic_BS]
-  return _acoustics(
-    models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic, condition, guidance
-  )
+  return _Work(_Semantic(timed), prompts, new_frames)
 
 
 def _prompt_rows(prompt_BFQ, batch_size, codec: Codec) -> list[np.ndarray]:
@@ -323,22 +452,19 @@ def generate_unconditional(
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
   """
-  sampling = sampling or models.sampling
-  _check(models, sampling, acoustic)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  _check(models, how)
   checks.values(batch_size=(batch_size, checks.WHOLE))
-  _check_condition(models, acoustic, condition, guidance, batch_size)
+  _check_condition(models, how, batch_size)
   num_new = _whole_frames(models, seconds)
   timed = [Timed(np.zeros(0, np.int32), np.zeros(0))] * batch_size
+  more = None
   if _reads_semantic(models, acoustic):
     empty = np.zeros(batch_size, int)
-    timed = _extend_semantic(
-      models, jax.random.fold_in(key, 0), timed, empty, num_new, sampling, condition, guidance
-    )
+    more = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, how)
   prompts = _prompt_rows(None, batch_size, models.tokenizer.codec)
   new_frames = _codec_frames(models, [num_new] * batch_size)
-  return _acoustics(
-    models, key, timed, prompts, new_frames, sampling, carry_seconds, acoustic, condition, guidance
-  )
+  return _acoustics(models, key, _Work(_Semantic(timed, more), prompts, new_frames), how)
 
 
 def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
@@ -352,12 +478,13 @@ def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
   return _check_autoregressive(models)
 
 
-def _check(models, rules, acoustic, semantic_given=False):
-  """Checks that the models needed for `acoustic` match one another, and the rules match them.
+def _check(models, how: _How, semantic_given=False):
+  """Checks that the models needed for `how.acoustic` match one another, and the rules match them.
 
   Raises:
     UserError: if not.
   """
+  acoustic = how.acoustic
   if acoustic not in ACOUSTIC:
     raise UserError(f'acoustic={acoustic!r}: choose one of {", ".join(ACOUSTIC)}')
   stage = _acoustic_model(models, acoustic)
@@ -368,7 +495,7 @@ def _check(models, rules, acoustic, semantic_given=False):
     )
   levels = num_levels(models, acoustic)
   if acoustic == 'soundstorm':
-    check_parallel(rules.soundstorm, levels)
+    check_parallel(how.rules.soundstorm, levels)
     if models.semantic.config.deduplicate and not semantic_given:
       raise UserError(
         'SoundStorm needs frame-aligned semantic tokens, but the semantic model is deduplicated: '
@@ -386,12 +513,13 @@ def _check(models, rules, acoustic, semantic_given=False):
       )
 
 
-def _check_condition(models, acoustic, condition, guidance, batch_size):
+def _check_condition(models, how: _How, batch_size):
   """Checks a condition against the models that read it.
 
   Raises:
     UserError: if no model reads it, it has another shape, or guidance cannot be.
   """
+  condition, guidance = how.condition, how.guidance
   checks.values(guidance=(guidance, checks.NOT_NEGATIVE))
   if condition is None:
     if guidance != 1:
@@ -399,7 +527,7 @@ def _check_condition(models, acoustic, condition, guidance, batch_size):
     return
   stages = {
     'semantic': models.semantic,
-    _acoustic_name(acoustic): _acoustic_model(models, acoustic),
+    _acoustic_name(how.acoustic): _acoustic_model(models, how.acoustic),
   }
   readers = {
     name: stage.config.condition
@@ -484,36 +612,34 @@ def _timed(semantic_S, deduplicate):
 
 
 def _extend_semantic(
-  models, key, timed: Sequence[Timed], frames_B, num_new: int, rules, condition, guidance
-) -> list[Timed]:
-  """Appends semantic tokens for `num_new` semantic frames to each row, segment by segment."""
-  config = models.semantic.config
-  if condition is None or config.condition is None:
-    return _extend_segment(models, key, timed, frames_B, num_new, rules.semantic)
-  done, num_segments = 0, condition.tokens_BGN.shape[1]
+  models, key, timed: list[Timed], frames_B, num_new: int, how: _How
+) -> Iterator[list[Timed]]:
+  """Yields the rows after each window, in all extended by `num_new` semantic frames.
+
+  A conditioned model starts a new window with each segment.
+  """
+  config, condition = models.semantic.config, how.condition
+  num_segments = 1
+  if condition is not None and config.condition is not None:
+    num_segments = condition.tokens_BGN.shape[1]
+  done = 0
   for g in range(num_segments):
     end = num_new
     if g < num_segments - 1:
       end = min(num_new, round((g + 1) * condition.seconds * config.semantic_rate))
-    if end > done:
-      timed = _extend_segment(
-        models,
-        jax.random.fold_in(key, done) if done else key,
-        timed,
-        frames_B + done,
-        end - done,
-        rules.semantic,
-        lambda b, start, g=g: condition.tokens_BGN[b, g],
-        guidance,
-      )
-      done = end
-  return timed
+    if end <= done:
+      continue
+    segment_key = jax.random.fold_in(key, done) if done else key
+    parts = _extend_segment(models, segment_key, timed, frames_B + done, end - done, g, how)
+    for timed in parts:
+      yield timed
+    done = end
 
 
 def _extend_segment(
-  models, key, timed: Sequence[Timed], frames_B, num_new: int, rule, condition=None, guidance=1.0
-) -> list[Timed]:
-  """Appends semantic tokens for `num_new` semantic frames to each row."""
+  models, key, timed: list[Timed], frames_B, num_new: int, segment: int, how: _How
+) -> Iterator[list[Timed]]:
+  """Yields the rows after each window, in all extended by `num_new` frames of a segment."""
   config, variables, _ = models.semantic
   durations = [
     1.0
@@ -523,68 +649,83 @@ def _extend_segment(
     else UNKNOWN_DURATION
     for row, n in zip(timed, frames_B, strict=True)
   ]
-  wanted = [int(np.ceil(num_new / duration)) for duration in durations]
-  rows = windows.extend(
+  parts = windows.extensions(
     config.language_model,
     variables.params,
     key,
     [row.token_N[:, None] for row in timed],
-    wanted,
+    [int(np.ceil(num_new / duration)) for duration in durations],
     crop=config.num_semantic,
     carry=config.num_semantic // 2,
     prefix=lambda b, start, stop: np.zeros((0, 1), np.int32),
     prefix_crop=0,
-    rule=rule,
-    condition=condition,
-    guidance=guidance,
+    rule=how.rules.semantic,
+    **how.guided(config, lambda b, start: how.condition.tokens_BGN[b, segment]),
   )
-  extended = []
-  for row, before, frames, duration, count in zip(
-    rows, timed, frames_B, durations, wanted, strict=True
-  ):
-    start_N = frames + duration * np.arange(count)
-    row_N, start_N = row[:, 0], np.concatenate([before.start_N, start_N])
-    keep_N = start_N < frames + num_new
-    extended.append(Timed(row_N[keep_N], start_N[keep_N]))
-  return extended
+  drawn = [row.token_N[:0, None] for row in timed]
+  for part in parts:
+    drawn = windows.joined(drawn, [part])
+    extended = []
+    for before, new_N1, frames, duration in zip(timed, drawn, frames_B, durations, strict=True):
+      start_N = frames + duration * np.arange(len(new_N1))
+      row_N = np.concatenate([before.token_N, new_N1[:, 0]])
+      start_N = np.concatenate([before.start_N, start_N])
+      keep_N = start_N < frames + num_new
+      extended.append(Timed(row_N[keep_N], start_N[keep_N]))
+    yield extended
 
 
-def _acoustics(
-  models, key, timed, prompts, new_frames, rules, carry_seconds, acoustic, condition, guidance
-) -> Continuation:
+def _acoustics(models, key, work: _Work, how: _How) -> Continuation:
   """Generates codes after those of the prompts, and decodes both."""
-  config = _acoustic_model(models, acoustic).config
-  carry = _carry(config, carry_seconds)
-
-  def tokens_of(b, frame):
-    new_seconds = (frame - len(prompts[b])) / config.frame_rate
-    return condition.tokens_BGN[b, condition.number(new_seconds)]
-
-  guided = {}
-  if condition is not None and config.condition is not None:
-    guided = dict(condition=tokens_of, guidance=guidance)
-  if acoustic == 'soundstorm':
-    levels = config.num_quantizers
-    rows = windows.fill(
-      config,
-      models.soundstorm.variables.params,
-      jax.random.fold_in(key, 1),
-      [row.token_N for row in timed],
-      [row_FQ[:, :levels] for row_FQ in prompts],
-      carry=carry,
-      how=rules.soundstorm,
-      **guided,
-    )
-  else:
-    rows, levels = _coarse_and_fine(models, key, timed, prompts, new_frames, rules, carry, guided)
+  levels = num_levels(models, how.acoustic)
+  prompts = [prompt_FQ[:, :levels] for prompt_FQ in work.prompts]
+  parts = _codes(models, key, work, how, at_once=True)
+  rows = windows.joined(prompts, parts)
   codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
   num_frames_B = np.array([len(row) for row in rows])
   wave_BT = models.tokenizer.decode(codes_BFQ, num_frames_B)
-  token_rows = [row.token_N[:, None] for row in timed]
+  token_rows = [row.token_N[:, None] for row in work.semantic.whole()]
   semantic_BS = windows.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
   return Continuation(
     wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts])
   )
+
+
+def _check_stream(models, how: _How):
+  """Checks what `_stream` needs.
+
+  Raises:
+    UserError: if the codec has no stream, or `how.carry_seconds` is out of range.
+  """
+  _carry(_acoustic_model(models, how.acoustic).config, how.carry_seconds)
+  if models.tokenizer.codec.stream is None:
+    raise UserError(
+      f'the codec {type(models.tokenizer.codec.config).__module__} needs whole clips: use '
+      'continue_audio or generate_acoustics'
+    )
+
+
+def _stream(models, key, work: _Work, how: _How) -> Iterator[np.ndarray]:
+  """Yields the waveform [T] of the only row: first the prompt, then window by window."""
+  codec = models.tokenizer.codec
+  prompts = [prompt_FQ[:, : num_levels(models, how.acoustic)] for prompt_FQ in work.prompts]
+  parts = _codes(models, key, work, how, at_once=False)
+  state, size = codec.stream.decoder_state(1), max(1, round(STREAM_SECONDS * codec.frame_rate))
+  waiting_FQ = prompts[0][:0]
+  for [part_FQ] in itertools.chain([prompts], parts):
+    waiting_FQ, waves = np.concatenate([waiting_FQ, part_FQ]), []
+    while len(waiting_FQ) >= size:
+      wave_BT, state = codec.stream.decode(state, waiting_FQ[None, :size])
+      waves.append(np.asarray(wave_BT)[0])
+      waiting_FQ = waiting_FQ[size:]
+    if waves:
+      yield np.concatenate(waves)
+  if count := len(waiting_FQ):
+    # A decoder with a stream is causal: what completes the last call does not change its frames.
+    wave_BT, _ = codec.stream.decode(
+      state, np.pad(waiting_FQ, ((0, size - count), (0, 0)), mode='edge')[None]
+    )
+    yield np.asarray(wave_BT)[0, : count * codec.hop_length]
 
 
 def _carry(config, carry_seconds: float | None) -> int:
@@ -605,65 +746,127 @@ def _carry(config, carry_seconds: float | None) -> int:
   return carry
 
 
-def _coarse_and_fine(
-  models, key, timed, prompts, new_frames, rules, carry, guided
-) -> tuple[list[np.ndarray], int]:
-  """Samples coarse and fine codes after those of the prompts.
+def _codes(models, key, work: _Work, how: _How, *, at_once: bool) -> Iterator[list[np.ndarray]]:
+  """Returns an iterator over the new codes [F, Q] of each row.
 
-  Returns:
-    Rows [F, Q] and their number of levels Q.
+  at_once: whether all chunks of the fine model are one batch, which takes fewer steps; otherwise
+    codes come as soon as the coarse model has made enough.
   """
+  config = _acoustic_model(models, how.acoustic).config
+  carry, coarse_key = _carry(config, how.carry_seconds), jax.random.fold_in(key, 1)
+
+  def tokens_of(b, frame):
+    new_seconds = (frame - len(work.prompts[b])) / config.frame_rate
+    return how.condition.tokens_BGN[b, how.condition.number(new_seconds)]
+
+  guided = how.guided(config, tokens_of)
+  if how.acoustic == 'soundstorm':
+    ratio = config.frames_per_semantic
+    return windows.fillings(
+      config,
+      models.soundstorm.variables.params,
+      coarse_key,
+      [row_FQ[:, : config.num_quantizers] for row_FQ in work.prompts],
+      work.new_frames,
+      semantic=lambda b, first, stop: work.semantic.until(b, stop // ratio).token_N[
+        first // ratio : stop // ratio
+      ],
+      carry=carry,
+      how=how.rules.soundstorm,
+      **guided,
+    )
+  parts = _coarse(models, coarse_key, work, how.rules.coarse, carry, guided)
+  if models.fine is None:
+    return parts
+  if at_once:
+    parts = [
+      windows.joined([np.zeros((0, config.num_quantizers), np.int32)] * len(work.prompts), parts)
+    ]
+  return _fine(models, jax.random.fold_in(key, 2), parts, work.new_frames, how.rules.fine)
+
+
+def _coarse(models, key, work: _Work, rule, carry, guided) -> Iterator[list[np.ndarray]]:
+  """Returns an iterator over the coarse codes [F, Q] of each row, window by window."""
   config, variables, _ = models.coarse
   ratio = config.frames_per_semantic
 
   def prefix(b, start, stop):
-    row = timed[b]
+    row = work.semantic.until(b, stop / ratio)
     ends_N = np.append(row.start_N[1:], np.inf)
     token_N = row.token_N[(row.start_N < stop / ratio) & (ends_N > start / ratio)]
     if config.deduplicate:
       token_N = token_N[tokens.first_of_run(token_N[None])[0]]
     return token_N[:, None]
 
-  rows = windows.extend(
+  return windows.extensions(
     config.language_model,
     variables.params,
-    jax.random.fold_in(key, 1),
-    [row_FQ[:, : config.num_quantizers] for row_FQ in prompts],
-    new_frames,
+    key,
+    [row_FQ[:, : config.num_quantizers] for row_FQ in work.prompts],
+    work.new_frames,
     crop=config.num_frames,
     carry=carry,
     prefix=prefix
     if config.condition_on_semantic
     else lambda b, start, stop: np.zeros((0, 1), np.int32),
     prefix_crop=config.num_semantic if config.condition_on_semantic else 0,
-    rule=rules.coarse,
+    rule=rule,
     **guided,
   )
-  if models.fine is None:
-    return rows, config.num_quantizers
-  rows = _add_fine(models, jax.random.fold_in(key, 2), rows, prompts, rules.fine)
-  return rows, models.fine.config.total_quantizers
 
 
-def _add_fine(models, key, rows, prompts, rule):
-  """Samples the fine levels of the frames after the prompts, in chunks of a crop, as one batch."""
+def _fine(
+  models, key, parts: Iterable[list[np.ndarray]], new_frames: list[int], rule
+) -> Iterator[list[np.ndarray]]:
+  """Yields new codes [F, Q] of all levels of each row.
+
+  Rows are cut into chunks of a crop, which do not depend on one another. The complete chunks of
+  each part are one batch.
+
+  Args:
+    models: models with a fine stage.
+    key: PRNG key.
+    parts: new coarse codes of each row.
+    new_frames: number of new frames of each row in all parts.
+    rule: sampling rule.
+  """
   config, variables, _ = models.fine
   crop, levels = config.num_frames, config.total_quantizers - config.num_coarse
-  chunks = [(b, f) for b, row in enumerate(rows) for f in range(len(prompts[b]), len(row), crop)]
-  coarse = [rows[b][f : f + crop] for b, f in chunks]
-  drawn = windows.extend(
-    config.language_model,
-    variables.params,
-    key,
-    [np.zeros((0, levels), np.int32)] * len(chunks),
-    [len(chunk) for chunk in coarse],
-    crop=crop,
-    carry=0,
-    prefix=lambda c, start, stop: coarse[c],
-    prefix_crop=crop,
-    rule=rule,
-  )
-  full = [[prompt_FQ[:, : config.total_quantizers]] for prompt_FQ in prompts]
-  for (b, _), coarse_FQ, fine_FQ in zip(chunks, coarse, drawn, strict=True):
-    full[b].append(np.concatenate([coarse_FQ, fine_FQ], axis=1))
-  return [np.concatenate(parts) for parts in full]
+  waiting = [np.zeros((0, config.num_coarse), np.int32)] * len(new_frames)
+  done = [0] * len(new_frames)
+  for part in parts:
+    waiting, chunks = windows.joined(waiting, [part]), []  # chunks: (row, first frame, codes)
+    for b, total in enumerate(new_frames):
+      while done[b] < total and len(waiting[b]) >= (size := min(crop, total - done[b])):
+        chunks.append((b, done[b], waiting[b][:size]))
+        waiting[b], done[b] = waiting[b][size:], done[b] + size
+    if not chunks:
+      continue
+    place_B2 = np.zeros((windows.row_bucket(len(chunks)), 2), np.int32)
+    place_B2[: len(chunks)] = [(b, first) for b, first, _ in chunks]
+    drawn = windows.extend(
+      config.language_model,
+      variables.params,
+      key,
+      [np.zeros((0, levels), np.int32)] * len(chunks),
+      [len(coarse_FQ) for _, _, coarse_FQ in chunks],
+      crop=crop,
+      carry=0,
+      prefix=lambda c, start, stop: chunks[c][2],
+      prefix_crop=crop,
+      rule=jax.tree_util.Partial(_draw_by_place, as_pytree(rule), place_B2),
+    )
+    made = [[np.zeros((0, config.total_quantizers), np.int32)] for _ in new_frames]
+    for (b, _, coarse_FQ), fine_FQ in zip(chunks, drawn, strict=True):
+      made[b].append(np.concatenate([coarse_FQ, fine_FQ], axis=1))
+    yield [np.concatenate(row) for row in made]
+
+
+def _draw_by_place(rule, place_B2, key, logits_BV, past_BN):
+  """Draws a token per chunk by a key of its row and first frame, independent of the batch."""
+
+  def one(place_2, logits_V, past_N):
+    own = jax.random.fold_in(jax.random.fold_in(key, place_2[0]), place_2[1])
+    return draw(own, logits_V[None], rule, past_N[None])[0]
+
+  return jax.vmap(one)(place_B2, logits_BV, past_BN)

@@ -11,7 +11,7 @@ traced arguments.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,30 @@ def extend(
   key: jax.Array,
   rows: Sequence[np.ndarray],
   num_new: int | Sequence[int],
+  **options: Any,
+) -> list[np.ndarray]:
+  """Returns rows of codes [F, Q] with sampled frames appended: all windows of `extensions`.
+
+  Arguments and errors are those of `extensions`.
+  """
+  return joined(rows, extensions(model, params, key, rows, num_new, **options))
+
+
+def joined(rows: Sequence[np.ndarray], parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+  """Returns rows [F, Q] with the frames of all parts appended; a part has frames for each row."""
+  pieces = [[row] for row in rows]
+  for part in parts:
+    for row, frames_FQ in zip(pieces, part, strict=True):
+      row.append(frames_FQ)
+  return [np.concatenate(row) for row in pieces]
+
+
+def extensions(
+  model: language_model.LanguageModel,
+  params: Any,
+  key: jax.Array,
+  rows: Sequence[np.ndarray],
+  num_new: int | Sequence[int],
   *,
   crop: int,
   carry: int,
@@ -45,8 +69,8 @@ def extend(
   rule: Rule | OwnRule,
   condition: GetCondition | None = None,
   guidance: float = 1.0,
-) -> list[np.ndarray]:
-  """Appends sampled frames to each row of codes, window by window.
+) -> Iterator[list[np.ndarray]]:
+  """Yields sampled frames that follow each row of codes, window by window.
 
   If past and future of a row fit the crop, a window contains all of its past, otherwise only the
   last `carry` frames. Windows of a row do not depend on the other rows of the batch.
@@ -60,14 +84,14 @@ def extend(
     crop: largest number of frames in a window.
     carry: number of past frames in a later window.
     prefix: function (row number, first frame, end frame) -> codes [P, N] that a window reads as the
-      last part of the prefix, if that has a rate.
+      last part of the prefix, if that has a rate; called when the window is computed.
     prefix_crop: usual largest length P.
     rule: sampling rule.
-    condition: see `GetCondition`; None: no condition.
+    condition: see `GetCondition`, called when the window is computed; None: no condition.
     guidance: see the module's docstring.
 
-  Returns:
-    Rows with the new frames.
+  Yields:
+    The new frames [F, Q] of each row; none of rows that are complete.
 
   Raises:
     UserError: if a code is out of range, or the model has no condition but one is given.
@@ -114,10 +138,12 @@ def extend(
       None if guidance == 1 else float(guidance),
       capacity=bucket(max(new), crop) * num_levels,
     )
+    fresh = [row[:0] for row in rows]
     for b, m, drawn_N in zip(active, new, np.asarray(drawn_BN)):
-      rows[b] = np.concatenate([rows[b], drawn_N[: m * num_levels].reshape(m, num_levels)])
+      fresh[b] = drawn_N[: m * num_levels].reshape(m, num_levels)
+      rows[b] = np.concatenate([rows[b], fresh[b]])
       remaining[b] -= m
-  return rows
+    yield fresh
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'capacity'))
@@ -217,9 +243,7 @@ def fill(
   condition: GetCondition | None = None,
   guidance: float = 1.0,
 ) -> list[np.ndarray]:
-  """Appends frames of codes to each row until it is as long as its semantic tokens.
-
-  A row not longer than the crop is decoded in one window, a longer one in several.
+  """Returns rows of codes, filled until they are as long as their semantic tokens.
 
   Args:
     config: config of SoundStorm.
@@ -227,14 +251,67 @@ def fill(
     key: PRNG key.
     semantic: frame-aligned semantic tokens [S] of each row.
     rows: known codes [F, Q] of each row.
-    carry: least number of past frames in a later window; a multiple of
-      `config.frames_per_semantic`.
+    carry: as `fillings`.
     how: rule of the decoding.
     condition: see `GetCondition`; None: no condition.
     guidance: see the module's docstring.
 
-  Returns:
-    Rows with the new frames.
+  Raises:
+    UserError: if a token or code is out of range, or the model has no condition but one is given.
+  """
+  ratio = config.frames_per_semantic
+  num_new = [
+    ratio * len(semantic_S) - len(row) for row, semantic_S in zip(rows, semantic, strict=True)
+  ]
+  read = lambda b, first, stop: semantic[b][first // ratio : stop // ratio]
+  parts = fillings(
+    config,
+    params,
+    key,
+    rows,
+    num_new,
+    semantic=read,
+    carry=carry,
+    how=how,
+    condition=condition,
+    guidance=guidance,
+  )
+  return joined(rows, parts)
+
+
+def fillings(
+  config: soundstorm.Config,
+  params: Any,
+  key: jax.Array,
+  rows: Sequence[np.ndarray],
+  num_new: Sequence[int],
+  *,
+  semantic: Callable[[int, int, int], np.ndarray],
+  carry: int,
+  how: ParallelRule,
+  condition: GetCondition | None = None,
+  guidance: float = 1.0,
+) -> Iterator[list[np.ndarray]]:
+  """Yields decoded frames that follow each row of codes, window by window.
+
+  A row not longer than the crop is decoded in one window, a longer one in several.
+
+  Args:
+    config: config of SoundStorm.
+    params: its parameters.
+    key: PRNG key.
+    rows: known codes [F, Q] of each row.
+    num_new: number of frames to append to each.
+    semantic: function (row number, first frame, end frame) -> frame-aligned semantic tokens [S] of
+      these frames of codes; called when the window is computed.
+    carry: least number of past frames in a later window; a multiple of
+      `config.frames_per_semantic`.
+    how: rule of the decoding.
+    condition: see `GetCondition`, called when the window is computed; None: no condition.
+    guidance: see the module's docstring.
+
+  Yields:
+    The new frames [F, Q] of each row; none of rows that are complete.
 
   Raises:
     UserError: if a token or code is out of range, or the model has no condition but one is given.
@@ -243,17 +320,18 @@ def fill(
   if condition is not None and config.condition is None:
     raise UserError('a condition is given, but SoundStorm was trained without: pass none')
   rows, crop, number, ratio = list(rows), config.num_frames, 0, config.frames_per_semantic
-  ends = [ratio * len(semantic_S) for semantic_S in semantic]
-  for row, semantic_S in zip(rows, semantic, strict=True):
+  for row in rows:
     checks.ids('rows', row, config.codebook_size)
-    checks.ids('semantic', semantic_S, config.num_clusters)
+  ends = [len(row) + count for row, count in zip(rows, num_new, strict=True)]
   while unfinished := [b for b, row in enumerate(rows) if len(row) < ends[b]]:
     firsts = [max(0, min(len(rows[b]) - carry, ends[b] - crop)) for b in unfinished]
     stops = [min(ends[b], first + crop) for b, first in zip(unfinished, firsts, strict=True)]
     spans = list(zip(unfinished, firsts, stops, strict=True))
     size = row_bucket(len(spans))
     length = bucket(max(stop - first for _, first, stop in spans) // ratio, config.num_semantic)
-    read = [semantic[b][first // ratio : stop // ratio, None] for b, first, stop in spans]
+    read = [semantic(*span)[:, None] for span in spans]
+    for semantic_S1 in read:
+      checks.ids('semantic', semantic_S1, config.num_clusters)
     semantic_BS = stack(read, length, 1, size)[..., 0]
     codes_BFQ = stack(
       [rows[b][first:] for b, first, _ in spans], ratio * length, config.num_quantizers, size
@@ -278,10 +356,12 @@ def fill(
         iterations=how.iterations,
       )
     )
+    fresh = [row[:0] for row in rows]
     for filled_FQ, (b, first, stop) in zip(filled_BFQ, spans):
-      rows[b] = np.concatenate([rows[b], filled_FQ[len(rows[b]) - first : stop - first]])
+      fresh[b] = filled_FQ[len(rows[b]) - first : stop - first]
+      rows[b] = np.concatenate([rows[b], fresh[b]])
+    yield fresh
     number += 1
-  return rows
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'iterations'))

@@ -18,6 +18,7 @@ PROGRAMS = {
   'compile': 'predicts memory and time on TPUs',
   'benchmark': 'times models and input pipelines',
   'demo': 'continues voices by the released models',
+  'serve': 'opens a web page that plays voices while they are generated',
   'export': 'makes a release of trained models',
   'full_run': 'trains all stages, continues a voice and evaluates',
 }

@@ -5,6 +5,7 @@
   python -m experiments.benchmark input     examples that a core reads, and that a TPU consumes
   python -m experiments.benchmark lm        train step of a language model, and of GPT-2
   python -m experiments.benchmark decode    decoding of language models, and of GPT-2
+  python -m experiments.benchmark stream    first sound and gaps of streamed generation
   python -m experiments.benchmark gpu       all stages on this accelerator, in ten minutes
 
 --help of each says what it measures.
@@ -13,7 +14,7 @@
 import argparse
 
 from . import command_line
-from .benchmarks import acoustic, codec, decode, gpu, lm
+from .benchmarks import acoustic, codec, decode, gpu, lm, stream
 from .benchmarks import input as input_benchmark
 
 BENCHMARKS = {
@@ -22,6 +23,7 @@ BENCHMARKS = {
   'input': input_benchmark,
   'lm': lm,
   'decode': decode,
+  'stream': stream,
   'gpu': gpu,
 }
 

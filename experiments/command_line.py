@@ -187,6 +187,7 @@ def _number(
 COUNT = _number(int, checks.WHOLE)
 COUNT_OR_ALL = _number(int, checks.whole(0))  # 0: all there are
 SEED = _number(int, checks.SEED)
+PORT = _number(int, checks.whole(0, 65_535))  # 0: any
 SHARE = _number(float, checks.POSITIVE_SHARE)
 SECONDS = _number(float, checks.CLIP_SECONDS)
 GUIDANCE = _number(float, checks.NOT_NEGATIVE)

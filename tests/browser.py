@@ -84,8 +84,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def page(profile: pathlib.Path):
-  """Yields a Page of a new browser, whose files are in `profile`."""
+def page(profile: pathlib.Path, *flags: str):
+  """Yields a Page of a new browser, whose files are in `profile`, with more flags."""
   # its descriptor 3 reads what we write, its 4 writes what we read
   to_read, to_write = os.pipe(), os.pipe()
   command = [
@@ -99,6 +99,7 @@ def page(profile: pathlib.Path):
     f'--user-data-dir={profile}',
     '--no-first-run',
     '--window-size=900,900',
+    *flags,
   ]
 
   def arrange():

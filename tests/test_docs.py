@@ -68,7 +68,7 @@ def documented() -> list[list[str]]:
 
 def check(args):
   """Checks the values that a program would check behind its parser."""
-  if hasattr(args, 'overrides'):
+  if hasattr(args, 'recipe') and hasattr(args, 'overrides'):  # not smoke, which has its own recipe
     recipe = recipe_lib.load(args.recipe, args.overrides)
     assert getattr(args, 'stage', 'all') in (*recipe.trained, 'all')
     assert getattr(args, 'suite', 'all') in (*evaluations.SUITES, 'all')
@@ -187,6 +187,7 @@ def test_commands_run_as_copied_after_a_full_run(tmp_path):
   for words in commands:
     program = words[2].removeprefix('experiments.')
     others = ('/data/', '/mnt/', 'librilight', 'small_codec', 'import', 'compile', 'benchmark')
+    others += ('experiments.serve',)  # until it is stopped
     if any(other in ' '.join(words) for other in others):
       continue
     takes_recipe = program not in ('codec', 'detect', 'pretrained')

@@ -18,6 +18,7 @@ from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import base, coarse, fine, semantic, soundstorm
 from audiolm_jax.stages.base import Model, Variables
 from audiolm_jax.tokenizer import SemanticEncoder, SemanticTokenizer, Tokenizer
+from tests import toys
 
 HOP, K = 4, 8
 TINY = TransformerConfig(
@@ -564,3 +565,140 @@ def test_conditions_that_cannot_be_are_refused(models):
     go(one._replace(coarse=one.coarse._replace(config=config)), story(2), guidance=2.0)
   with pytest.raises(ValueError, match='condition_levels=2, the tokens have no condition'):
     go(one._replace(tokenizer=models.tokenizer), story(2))
+
+
+@pytest.fixture(scope='module')
+def chain():
+  """All stages, with a codec that streams; crops of 2 s (semantic), 1 s (coarse) and 0.4 s (fine)."""
+  return toys.models()
+
+
+@pytest.fixture
+def computed(monkeypatch):
+  """The programs that ran, in order: 'tokens', 'masked' or 'decode'."""
+  names = []
+  for home, name, label in (
+    (windows, 'sample_targets', 'tokens'),
+    (windows, 'fill_window', 'masked'),
+    (codec_lib, '_decode_step', 'decode'),
+  ):
+    original = getattr(home, name)
+
+    def spy(*arguments, original=original, label=label, **options):
+      names.append(label)
+      return original(*arguments, **options)
+
+    monkeypatch.setattr(home, name, spy)
+  return names
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_pieces_of_a_stream_are_the_continuation(chain, acoustic):
+  """1.1 s and 1.5 s: several windows of both kinds, chunks of 0.4 s that end within windows, and a
+  last piece that is shorter than the others.
+  """
+  prompt_T, options = toys.noise(1.1), dict(seconds=1.5, acoustic=acoustic)
+  whole = generation.continue_audio(chain, jax.random.key(3), prompt_T[None], **options)
+  pieces = list(generation.continue_stream(chain, jax.random.key(3), prompt_T, **options))
+  assert len(pieces) >= 4 and all(len(piece_T) for piece_T in pieces)
+  np.testing.assert_allclose(np.concatenate(pieces), whole.wave_BT[0], atol=1e-5)
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_pieces_of_given_words_are_the_acoustic_generation(chain, acoustic):
+  semantic_BS, codes_BFQ = chain.tokenizer.encode(toys.noise(1.6)[None])
+  arguments = chain, jax.random.key(3)
+  for prompt_BFQ in (codes_BFQ[:, :20], None):
+    whole = generation.generate_acoustics(*arguments, semantic_BS, prompt_BFQ, acoustic=acoustic)
+    prompt_FQ = None if prompt_BFQ is None else prompt_BFQ[0]
+    pieces = generation.acoustics_stream(*arguments, semantic_BS[0], prompt_FQ, acoustic=acoustic)
+    np.testing.assert_allclose(np.concatenate(list(pieces)), whole.wave_BT[0], atol=1e-5)
+
+
+@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+def test_pieces_of_a_stream_with_a_story_are_the_conditioned_continuation(
+  chain, computed, acoustic
+):
+  """Segments of 10, 10 and 18 semantic frames, each a window, which is drawn when it is heard."""
+  name = 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
+  fitted, prompt_T = conditioned(chain, **{'semantic': 0, name: 1}), toys.noise(0.8)
+  options = dict(seconds=1.5, acoustic=acoustic, guidance=4.0)
+  go = lambda condition: generation.continue_audio(
+    fitted, jax.random.key(3), prompt_T[None], condition=condition, **options
+  )
+  whole, other = go(story()), go(story()._replace(tokens_BGN=story().tokens_BGN[:, ::-1]))
+  assert (whole.semantic_BS != other.semantic_BS).any()
+  assert (whole.codes_BFQ != other.codes_BFQ).any()
+  pieces = generation.continue_stream(
+    fitted, jax.random.key(3), prompt_T, condition=story(), **options
+  )
+  first = [next(pieces)]
+  computed.clear()
+  first.append(next(pieces))
+  window = ['masked'] if acoustic == 'soundstorm' else ['tokens'] * 2
+  assert [name for name in computed if name != 'decode'] == ['tokens'] * 2 + window
+  np.testing.assert_allclose(np.concatenate([*first, *pieces]), whole.wave_BT[0], atol=1e-5)
+
+
+def test_a_piece_comes_before_the_next_window_and_closing_ends_the_computation(chain, computed):
+  """After 0.8 s of prompt, 1.6 s: coarse windows of 0.5 s (of a crop of 1 s, half is carried)."""
+  pieces = generation.continue_stream(
+    chain, jax.random.key(0), toys.noise(0.8), seconds=1.6, acoustic='autoregressive'
+  )
+  assert len(next(pieces)) == 0.8 * toys.RATE
+  assert computed == ['decode'] * 4  # calls of 0.2 s; nothing was generated
+  computed.clear()
+  assert len(next(pieces)) == 0.4 * toys.RATE
+  # Semantic tokens, a window of coarse codes, a chunk of fine ones.
+  assert computed == ['tokens'] * 3 + ['decode'] * 2
+  computed.clear()
+  pieces.close()
+  assert next(pieces, None) is None and not computed
+
+
+def test_semantic_tokens_are_computed_as_far_as_they_are_heard(chain, computed):
+  """After 1 s of prompt, 6 s: semantic windows of 1 s (of a crop of 2 s, half is carried), while
+  SoundStorm's windows are of 0.5 s.
+  """
+  pieces = generation.continue_stream(
+    chain, jax.random.key(0), toys.noise(1.0), seconds=6.0, acoustic='soundstorm'
+  )
+  next(pieces), next(pieces), pieces.close()
+  assert computed.count('masked') == 1 and computed.count('tokens') <= 2
+
+
+def test_what_cannot_be_streamed_is_refused(models, chain):
+  prompt_T = prompts()[0][0]
+  with pytest.raises(ValueError, match='needs whole clips: use continue_audio or generate_acou'):
+    generation.continue_stream(models, jax.random.key(0), prompt_T, seconds=0.2)
+  with pytest.raises(ValueError, match='carry_seconds=3.0 must be shorter than the crop, 1.0 s'):
+    generation.continue_stream(
+      chain, jax.random.key(0), toys.noise(1.0), seconds=0.2, carry_seconds=3.0
+    )
+
+
+def test_draws_of_the_fine_model_do_not_depend_on_the_batch(chain):
+  """A chunk alone is the chunk in a batch, also where tokens are drawn by chance."""
+  coarse_FQ = np.random.default_rng(0).integers(0, toys.CODES, (60, 2)).astype(np.int32)
+  rule = generation.SamplingConfig().fine
+  go = lambda parts: np.concatenate(
+    [part for [part] in generation._fine(chain, jax.random.key(0), parts, [60], rule)]
+  )
+  np.testing.assert_array_equal(go([[coarse_FQ]]), go([[coarse_FQ[:25]], [coarse_FQ[25:]]]))
+
+
+def test_a_part_of_the_semantic_tokens_tells_what_overlaps_a_window_as_all_of_them_do():
+  """Tokens of 1.5 semantic frames, in windows of 4 tokens, of which those needed are drawn."""
+  token_N, start_N = np.arange(12), 1.5 * np.arange(12)
+  parts = [generation.Timed(token_N[:n], start_N[:n]) for n in (4, 8, 12)]
+
+  def overlapping(row, start, stop):
+    ends_N = np.append(row.start_N[1:], np.inf)
+    return row.token_N[(row.start_N < stop) & (ends_N > start)].tolist()
+
+  for start in range(18):
+    for stop in range(start + 1, 19):
+      drawn = iter([[part] for part in parts])
+      found = generation._Semantic([generation.Timed(token_N[:0], start_N[:0])], drawn)
+      assert overlapping(found.until(0, stop), start, stop) == overlapping(parts[-1], start, stop)
+      assert len(list(drawn)) == (2 if stop <= 4 else 1 if stop <= 10 else 0)

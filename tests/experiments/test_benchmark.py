@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import acoustic
+from experiments.benchmarks import acoustic, stream
 
 
 def test_acoustic_times_every_part_and_extrapolates_by_the_step(monkeypatch, capsys):
@@ -60,3 +60,12 @@ def test_the_language_models_time_is_windows_and_steps(monkeypatch):
     config, semantic_frames=100, carry_seconds=1.0, steps=8
   ).seconds
   assert np.isnan(wall) and processors == 400  # disturbed: no number, rather than a wrong one
+
+
+def test_gaps_are_what_a_listener_waits_after_the_first_sound():
+  """3 s of prompt after 1 s; 1 s of new sound in time, at 3 s; another at 6 s, when it ended at 5."""
+  found = stream.timing([(1.0, 3.0), (3.0, 1.0), (6.0, 1.0)])
+  assert (found.first_sound, found.first_new_sound, found.whole) == (1, 3, 6)
+  assert (found.num_gaps, found.gaps, found.start) == (1, 1, 2)
+  assert found.real_time_factor == 2.5
+  assert stream.timing([(1.0, 3.0), (3.5, 2.0)]).num_gaps == 0
