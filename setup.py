@@ -34,7 +34,8 @@ JUDGES = [
 # The second is imported by etils, with which the first reads files.
 TFDS = ['tensorflow-datasets>=4.9.10', 'importlib_resources']
 SPEECH = ['G722>=1.2.8']  # decoder of G.722 (public domain), for the recipe `speech`
-# Rendered music: a renderer, a sound font (GPL-2), scores (music21). The latter two are read as files.
+# Rendered music: a renderer, a sound font (GPL-2), scores (music21). The latter two are read as
+# files.
 MUSIC = ['midirenderer>=0.1.3', 'pretty_midi>=0.2.11', 'music21>=10.5']
 BEAM = [*TFDS, 'apache-beam>=2.70']  # data sets prepared on many hosts
 

@@ -50,7 +50,7 @@ def save(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[s
 def load(
   path: str | os.PathLike, names: Iterable[str], remedy: str, optional: Iterable[str] = ()
 ) -> tuple[dict[str, jax.Array], dict[str, str]]:
-  """Returns the arrays of these names, those of `optional` if there, and the metadata with 'digest'.
+  """Returns the arrays of these names, those of `optional` if there, and metadata with 'digest'.
 
   Raises UserError where the file is damaged; its message ends with `remedy`.
   """

@@ -20,10 +20,10 @@ that the papers leave open:
 - Compilation. To limit the number of compiled shapes, waveforms are padded to whole seconds, and
   sequences and batches as described in windows.py. Autoregressive sequences are padded on the left,
   where padding has no effect because positions are relative.
-- Conditions (MusicLM, arXiv 2301.11325). New audio may follow tokens of texts, each for a segment of
-  it (`Segments`). A window reads the condition of the segment of its first new frame. The semantic
-  model starts a new window with each segment. A conditioned model that gets no condition reads PAD,
-  which is of use if it was trained with `Condition.dropout`.
+- Conditions (MusicLM, arXiv 2301.11325). New audio may follow tokens of texts, each for a segment
+  of it (`Segments`). A window reads the condition of the segment of its first new frame. The
+  semantic model starts a new window with each segment. A conditioned model without a condition
+  reads PAD, which needs training with `Condition.dropout`.
 """
 
 import dataclasses
@@ -182,7 +182,7 @@ class _How(NamedTuple):
 
 
 class _Work(NamedTuple):
-  """Holds what acoustic models read: tokens, codes [F, Q] of the prompts, and frames to generate."""
+  """Holds input of acoustic models: tokens, codes [F, Q] of prompts, numbers of new frames."""
 
   semantic: _Semantic
   prompts: list[np.ndarray]

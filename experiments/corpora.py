@@ -266,7 +266,7 @@ class Captioned:
   held_out: float = 0.05  # share of the files
   num_texts: int = 1  # most captions of a file
   text_bytes: int = 512  # of the longest caption, in UTF-8
-  # share of captions without files, and of files without captions, that may be left out (and listed)
+  # share of captions without files, and of files without captions, that may be skipped (listed)
   max_unmatched: float = 0.0
   max_seconds: float = 3600.0  # longer files are skipped
   # share of unreadable files that may be skipped (and listed); more stop the run

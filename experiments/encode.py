@@ -132,15 +132,17 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
 def check_settings(
   workdir: storage.Path, encoder: SemanticEncoder, settings: recipe_lib.SemanticTokens
 ):
-  """Raises ValueError where clusters that are there already are of other features than the recipe
-  asks for.
+  """Compares existing clusters with the recipe.
+
+  Raises:
+    UserError: if they are of other features.
   """
   for name in ('layer', 'frames_per_token'):
     there, wanted = getattr(encoder, name), getattr(settings, name)
     if there != wanted:
       raise UserError(
-        f'{workdir}/semantic_tokens holds clusters of {name}={there}, the recipe has {wanted}: move it and '
-        f'{workdir}/tokens away, or keep them with --set semantic_tokens.{name}={there}'
+        f'{workdir}/semantic_tokens holds clusters of {name}={there}, the recipe has {wanted}: '
+        f'move it and {workdir}/tokens away, or keep them with --set semantic_tokens.{name}={there}'
       )
 
 
@@ -160,8 +162,8 @@ def check_music_settings(
   for name, value in there.items():
     if value != (wanted := getattr(settings, name)):
       raise UserError(
-        f'{workdir}/music_tokens holds a quantizer of {name}={value}, the recipe has {wanted}: move '
-        f'it and {workdir}/tokens away, or keep them with --set music_tokens.{name}={value}'
+        f'{workdir}/music_tokens holds a quantizer of {name}={value}, the recipe has {wanted}: '
+        f'move it and {workdir}/tokens away, or keep them with --set music_tokens.{name}={value}'
       )
 
 

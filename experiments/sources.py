@@ -41,7 +41,7 @@ def report_skipped(workdir: storage.Path):
 
 
 def corpus_folder(workdir: storage.Path) -> pathlib.Path:
-  """Returns the folder of prepared audio and of the list of skipped files: of a disk in any case."""
+  """Returns the folder of prepared audio and of the list of skipped files, always on a disk."""
   if storage.in_bucket(workdir):
     name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
     return compilation_cache.user_folder().with_name('corpora') / name

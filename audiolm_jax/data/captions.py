@@ -39,7 +39,7 @@ class CaptionedFiles:
   Options are those of `folders.AudioFiles`.
 
   Raises:
-    UserError: if a part has more than `num_texts` captions, or one has more than `text_bytes` bytes.
+    UserError: if a part has more than `num_texts` captions, or one has over `text_bytes` bytes.
   """
 
   def __init__(

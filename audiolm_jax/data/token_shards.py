@@ -221,8 +221,8 @@ class TokenShards:
         named = (number for number in errno.errorcode if os.strerror(number) in str(error))
         raise OSError(
           next(named, errno.EIO),
-          f'{self._path}, record {i}: {error}. The record may be intact: mend the storage, or raise '
-          'the limit of open files (`ulimit -n`), and start again',
+          f'{self._path}, record {i}: {error}. The record may be intact: mend the storage, or '
+          'raise the limit of open files (`ulimit -n`), and start again',
         ) from error
       self.bad[i] = str(error)
       if len(self.bad) > self._max_bad_fraction * len(self):

@@ -1,7 +1,7 @@
 """Measures notes of music (key, rate, polyphony, agreement), and memorized continuations.
 
-Notes are arrays [N, 4] with the columns onset and end in seconds, MIDI pitch, and velocity, as those
-of `data.music`, or as a transcriber writes them.
+Notes are arrays [N, 4] with the columns onset and end in seconds, MIDI pitch, and velocity, as
+those of `data.music` or of a transcriber.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def pitch_classes(notes_N4: Float[np.ndarray, 'N 4']) -> Float[np.ndarray, '12']
 def key(pitch_class_12: Float[np.ndarray, '12']) -> tuple[int, str]:
   """Returns the pitch class of the tonic, and 'major' or 'minor': the key of highest correlation.
 
-  Correlates the shares of pitch classes with the profiles of all 24 keys (Krumhansl and Schmuckler).
+  Correlates shares of pitch classes with the profiles of all 24 keys (Krumhansl and Schmuckler).
 
   Raises:
     UserError: if all shares are equal, or one is not finite.
@@ -81,7 +81,7 @@ def share_in_key(notes_N4: Float[np.ndarray, 'N 4'], tonic: int, mode: str) -> f
 
 
 def histogram_distance(one_12: Float[np.ndarray, '12'], other_12: Float[np.ndarray, '12']) -> float:
-  """Returns the total variation of two distributions of pitch classes: 0 if equal, 1 if disjoint."""
+  """Returns the total variation of two pitch-class distributions: 0 if equal, 1 if disjoint."""
   return 0.5 * float(np.abs(np.asarray(one_12) - other_12).sum())
 
 
@@ -215,7 +215,7 @@ def memorization(
 def transport_cost(
   one_S: Int[np.ndarray, 'S'], other_T: Int[np.ndarray, 'T'], centroids_KD: Float[np.ndarray, 'K D']
 ) -> float:
-  """Returns the cost of moving one clip's histogram of tokens to another's, by Sinkhorn's iteration.
+  """Returns the cost of moving one clip's histogram of tokens to another's (Sinkhorn iteration).
 
   Moving a token costs the Euclidean distance of its centre. PAD is ignored.
 

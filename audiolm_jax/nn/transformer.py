@@ -260,8 +260,8 @@ def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
 def decoding_params(config: TransformerConfig, params: Any) -> dict[str, Any]:
   """Converts unboxed parameters, stacked or of `unstack`, to those of a decoding Transformer.
 
-  Query, key and value kernels of a layer become one; matrices get the dtype of activations, in which
-  they are used anyway, so that a step does not convert them.
+  Query, key and value kernels of a layer become one; matrices get the dtype of activations, in
+  which they are used anyway, so that a step does not convert them.
   """
   params = unstack(config, params) if 'layers' in params else params
   cast = lambda tree: jax.tree.map(lambda p: p.astype(config.dtype), tree)

@@ -21,7 +21,8 @@ from audiolm_jax.errors import UserError
 
 # fmt: off
 TAGS = (
-  'guitar', 'classical', 'slow', 'techno', 'strings', 'drums', 'electronic', 'rock', 'fast', 'piano',
+  'guitar', 'classical', 'slow', 'techno', 'strings', 'drums', 'electronic', 'rock', 'fast',
+  'piano',
   'ambient', 'beat', 'violin', 'vocal', 'synth', 'female', 'indian', 'opera', 'male', 'singing',
   'vocals', 'no vocals', 'harpsichord', 'loud', 'quiet', 'flute', 'woman', 'male vocal', 'no vocal',
   'pop', 'soft', 'sitar', 'solo', 'man', 'classic', 'choir', 'voice', 'new age', 'dance',
@@ -81,7 +82,7 @@ def load(path: str | os.PathLike | None = None) -> dict[str, np.ndarray]:
 def tagger(
   path: str | os.PathLike | None = None,
 ) -> Callable[[Float[np.ndarray, 'T'], int], Float[np.ndarray, '50']]:
-  """Returns a function (waveform [T], rate in Hz) -> probability of each of TAGS, the windows' mean.
+  """Returns a function (waveform [T], rate in Hz) -> probabilities of TAGS, the windows' mean.
 
   It raises UserError for a clip shorter than a window, 3 s. `path` is that of `load`.
   """
@@ -179,7 +180,7 @@ def _entries(index: bytes) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
 
 
 def _block(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-  """Yields keys and values of a block; keys are stored without what they share with the last one."""
+  """Yields keys and values of a block; keys are stored without the prefix of the key before."""
   data = index[offset : offset + size]
   num_restarts = int.from_bytes(data[-4:], 'little')
   end, at, name = len(data) - 4 - 4 * num_restarts, 0, b''

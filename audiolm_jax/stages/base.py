@@ -78,7 +78,7 @@ class Condition:
 
   @property
   def name(self) -> str:
-    """Name of the tokens in a batch, an array [1, levels] of the second in which the crop starts."""
+    """Name of the tokens in a batch: an array [1, levels], of the second where the crop starts."""
     return condition_name(self.windows)
 
   @property

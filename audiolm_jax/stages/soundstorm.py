@@ -11,8 +11,8 @@ After the prompt, each code of a level q ~ U{1, Q} is masked with probability co
 masked codes of level q over the batch. Examples are windows of random length (section 4.1): with
 `random_length`, the start of the crop.
 
-With `condition`, the embeddings of the tokens of a text or of the crop's audio are added to those of
-every frame. This is an extension: the paper has no such condition.
+With `condition`, the embeddings of the tokens of a text or of the crop's audio are added to those
+of every frame. This is an extension: the paper has no such condition.
 
 Evaluation draws from a fixed key and masks each example once at each level, so that a batch always
 gives the same numbers, one per level. They measure partially masked levels and are no likelihood

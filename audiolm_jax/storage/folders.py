@@ -195,7 +195,7 @@ class _InBucket:
     return {path: _named(text) for path, text in texts if text is not None}  # None: just removed
 
   def _named_by_all(self, number: int) -> set[str | None]:
-    """Returns the folders that the listing of a number, and those rejected, name; None if damaged."""
+    """Returns the folders named by listings of a number, also rejected ones; None if damaged."""
     texts = [storage.look(self.listing(number))[1]]
     rejected = self._directory / f'{number}{_REJECTED}.json'
     while (text := storage.look(rejected)[1]) is not None:

@@ -4,11 +4,12 @@
   python -m experiments.benchmark decode --rows=1,8,64 --steps=32
 
 Two Transformers of --width and --layers with random weights, in float32 on CPUs, which emulate
-bfloat16: one draws 250 semantic tokens per row, the other 400 coarse tokens (100 frames of 4 levels)
-after 50 semantic ones. --steps of them are timed, after compilation: all take the same time, because
-the cache has its full size from the start. Decoders take turns in one process; times are medians
-of processor time. The peer is GPT-2 of `transformers` with the same sizes, whose cache grows; it
-draws all tokens. Without torch and transformers (tests/requirements-oracle.txt) it is not timed.
+bfloat16: one draws 250 semantic tokens per row, the other 400 coarse tokens (100 frames of 4
+levels) after 50 semantic ones. --steps of them are timed, after compilation: all take the same
+time, because the cache has its full size from the start. Decoders take turns in one process; times
+are medians of processor time. The peer is GPT-2 of `transformers` with the same sizes, whose cache
+grows; it draws all tokens. Without torch and transformers (tests/requirements-oracle.txt) it is not
+timed.
 """
 
 import argparse

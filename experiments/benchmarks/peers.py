@@ -1,4 +1,4 @@
-"""GPT-2 of `transformers` in the sizes of a Transformer of ours, for timing: training and decoding."""
+"""Times GPT-2 of `transformers`, in the sizes of a Transformer of ours: training and decoding."""
 
 import importlib.util
 import os

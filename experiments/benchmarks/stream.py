@@ -4,7 +4,8 @@
 
 Continues an example of a release, or --prompt, as the page of `serve` plays it. The prompt through
 the codec sounds first, so the first new sound is needed when it ends. `gaps` is the time that a
-listener who starts at the first sound waits later, `start` when a listener must start to hear no gap. The first run, which compiles, is not counted.
+listener who starts at the first sound waits later, `start` when a listener must start to hear no
+gap. The first run, which compiles, is not counted.
 
 Rows of `wall` are what this machine does with its other load; rows of `processor` count the seconds
 of processor time instead, which is what one idle core takes.

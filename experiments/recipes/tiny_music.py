@@ -5,11 +5,11 @@
   python -m experiments.generate --recipe=tiny_music --workdir=runs/tiny_music --seconds=10 \
     --acoustic=soundstorm --text="a slow piece for flute, low and soft" --output=out/
 
-The corpus has captioned clips of 5 s (data/music.py). A window of MuLan is a whole clip. Differences
-from the paper, besides those of `tiny`: stages read 3 of 12 levels of MuLan's tokens, because texts
-and their audio share the first ones only; texts are mapped to audio space before they are quantized
-(`text_map`); one condition in ten is hidden in training, so that guidance is possible. SoundStorm
-also has a condition. Not trained yet: no results.
+The corpus has captioned clips of 5 s (data/music.py). A window of MuLan is a whole clip.
+Differences from the paper, besides those of `tiny`: stages read 3 of 12 levels of MuLan's tokens,
+because texts and their audio share the first ones only; texts are mapped to audio space before they
+are quantized (`text_map`); one condition in ten is hidden in training, so that guidance is
+possible. SoundStorm also has a condition. Not trained yet: no results.
 """
 
 from audiolm_jax.data import music
