@@ -96,7 +96,9 @@ class Vocabulary:
 class Spec:
   """Describes the tokens of a clip: those that a tokenizer makes, a file holds, or a model reads.
 
-  Fields, each None if the model does not read such tokens or the file does not state it:
+  A field is None if the model does not read such tokens, or the file does not state it.
+
+  Fields:
     semantic_rate: semantic tokens per second.
     num_clusters: number of semantic ids.
     frame_rate: codec frames per second.

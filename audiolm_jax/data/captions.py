@@ -1,6 +1,6 @@
 """Reads folders of music with a file of captions.
 
-Formats are recognized by the header or the first line:
+Formats are recognized by the header or the first line::
 
   CSV          file,caption[,caption2,...]: blank cells are ignored, and several lines of a file add
                captions

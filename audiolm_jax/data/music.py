@@ -5,9 +5,9 @@ chorales), which is read, not imported. The package midirenderer plays them with
 default TimGM6mb (GPL-2) of the package pretty_midi. All are in the extra `music`. Clips are bitwise
 reproducible, independent of one another, and made when they are first read.
 
-  setting 'captioned': a tune for one of six instruments, with an even accompaniment that makes the
-    tempo audible. Attributes are balanced and independent of the tune (`data.arrangements`).
-  setting 'piano': Bach's chorales, and tunes for two hands.
+- Setting 'captioned': a tune for one of six instruments, with an even accompaniment that makes the
+  tempo audible. Attributes are balanced and independent of the tune (`data.arrangements`).
+- Setting 'piano': Bach's chorales, and tunes for two hands.
 
 Tunes of the split 'test' are not in 'train', nor are tunes of equal title or beginning. The split
 'pairs' has the held-out tunes with those pairs of attributes that the others lack

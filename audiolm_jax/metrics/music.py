@@ -155,7 +155,7 @@ def _notes(notes_N4) -> Float[np.ndarray, 'N 4']:
 class Memorization(NamedTuple):
   """Holds shares of continuations that are memorized, as in the MusicLM paper.
 
-  Attributes:
+  Fields:
     exact: share of continuations equal to the training example's.
     approximate: share whose transport cost is below the threshold.
     threshold: the cost that a share `false_positives` of permuted pairs lies below.
