@@ -16,6 +16,7 @@ PROGRAMS = {
   'detect': 'says whether audio was generated',
   'prepare': 'packs a corpus by Apache Beam',
   'compile': 'predicts memory and time on TPUs',
+  'smoke': 'checks a machine of one chip in minutes',
   'benchmark': 'times models and input pipelines',
   'demo': 'continues voices by the released models',
   'serve': 'opens a web page that plays voices while they are generated',
