@@ -277,7 +277,13 @@ def test_pieces_are_the_whole(codec, num_samples):
 
 
 @pytest.mark.parametrize(
-  'config', [DAC, dac.Config(encoder_channels=2, decoder_channels=16)], ids=['odd', 'published']
+  'config',
+  [
+    pytest.param(DAC, id='odd'),
+    pytest.param(
+      dac.Config(encoder_channels=2, decoder_channels=16), id='published', marks=pytest.mark.slow
+    ),
+  ],
 )
 def test_context_is_what_a_frame_depends_on(config):
   """The Jacobian says from where frames and samples are influenced: nothing from farther than

@@ -56,6 +56,7 @@ def recipe(tmp_path) -> recipe_lib.Recipe:
   )
 
 
+@pytest.mark.slow
 def test_a_codec_with_a_switch_is_trained_and_measured(recipe, tmp_path, monkeypatch):
   monkeypatch.setattr(codec.perceptual, 'available', lambda: ())  # which have tests of their own
   train.train_stage(recipe, 'soundstream', tmp_path / 'run')

@@ -200,7 +200,7 @@ CASES = {
 
 
 # Variants of stages that are here besides, each a minute and more of compiling.
-SLOW = ('soundstream_fsq', 'w2v_bert_of_clusters')
+SLOW = ('soundstream_fsq', 'soundstream_frame_rate', 'w2v_bert_of_clusters')
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,7 @@ def test_stage_keeps_the_contract(name, tmp_path):
   testing.check_stage(config, batch, tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_devices():
   """All but the training of `check_stage`, which would compile a second pass through the discriminators
   once more.
