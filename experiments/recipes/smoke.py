@@ -68,4 +68,5 @@ RECIPE = Recipe(
   stages={name: _short(tiny.RECIPE.stages[name]) for name in STAGES},
   semantic_tokens=SemanticTokens(layer=1, num_clusters=tiny.NUM_CLUSTERS, sample_seconds=120.0),
   sampling=tiny.RECIPE.sampling,
+  evaluation=tiny.RECIPE.evaluation,
 )
