@@ -313,12 +313,17 @@ def _continuation(models, key, prompt_BT, num_samples_B, seconds, how: _How) -> 
   num_new = _whole_frames(models, seconds)
   semantic_BS, codes_BFQ = models.tokenizer.encode(prompt_BT, num_samples_B)
   timed = [_timed(row_S, models.semantic.config.deduplicate) for row_S in semantic_BS]
+  prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
+  return _extended(models, key, timed, (semantic_BS != PAD).sum(axis=1), prompts, num_new, how)
+
+
+def _extended(
+  models, key, timed: list[Timed], frames_B, prompts: list[np.ndarray], num_new: int, how: _How
+) -> _Work:
+  """Returns what the acoustic models read, with `num_new` semantic frames appended to each row."""
   more = None
   if _reads_semantic(models, how.acoustic):
-    more = _extend_semantic(
-      models, jax.random.fold_in(key, 0), timed, (semantic_BS != PAD).sum(1), num_new, how
-    )
-  prompts = [row_FQ[row_FQ[:, 0] != PAD] for row_FQ in codes_BFQ]
+    more = _extend_semantic(models, jax.random.fold_in(key, 0), timed, frames_B, num_new, how)
   new_frames = _codec_frames(models, [num_new] * len(prompts))
   return _Work(_Semantic(timed, more), prompts, new_frames)
 
@@ -458,13 +463,9 @@ def generate_unconditional(
   _check_condition(models, how, batch_size)
   num_new = _whole_frames(models, seconds)
   timed = [Timed(np.zeros(0, np.int32), np.zeros(0))] * batch_size
-  more = None
-  if _reads_semantic(models, acoustic):
-    empty = np.zeros(batch_size, int)
-    more = _extend_semantic(models, jax.random.fold_in(key, 0), timed, empty, num_new, how)
   prompts = _prompt_rows(None, batch_size, models.tokenizer.codec)
-  new_frames = _codec_frames(models, [num_new] * batch_size)
-  return _acoustics(models, key, _Work(_Semantic(timed, more), prompts, new_frames), how)
+  work = _extended(models, key, timed, np.zeros(batch_size, int), prompts, num_new, how)
+  return _acoustics(models, key, work, how)
 
 
 def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:

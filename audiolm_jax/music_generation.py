@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from audiolm_jax import audio, checks, generation
+from audiolm_jax import audio, checks, embedding_tokens, generation
 from audiolm_jax import stories as story_checks
 from audiolm_jax.errors import UserError
 from audiolm_jax.generation import Continuation, Models, SamplingConfig, Segments
@@ -79,7 +79,8 @@ def from_texts(
   known = list(dict.fromkeys(text for story in stories for text in story))
   number = {text: n for n, text in enumerate(known)}
   chosen_BG = np.array([[number[text] for text in story] for story in filled])
-  tokens_BGN = music.texts(known)[chosen_BG]
+  vectors_ND = music.embedding.texts(known)
+  tokens_BGN = np.asarray(embedding_tokens.text_tokens(music.quantizer, vectors_ND))[chosen_BG]
   condition = Segments(
     tokens_BGN.repeat(num_candidates, axis=0), story_seconds if num_segments > 1 else float('inf')
   )
@@ -94,7 +95,7 @@ def from_texts(
     condition=condition,
     guidance=guidance,
   )
-  vectors_BGD = music.embedding.texts(known)[chosen_BG].repeat(num_candidates, axis=0)
+  vectors_BGD = vectors_ND[chosen_BG].repeat(num_candidates, axis=0)
   similarity_B = similarity(models.tokenizer, made, vectors_BGD, condition.seconds)
   best_B = similarity_B.reshape(len(stories), num_candidates).argmax(axis=1)
   best_B += num_candidates * np.arange(len(stories))

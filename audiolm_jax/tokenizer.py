@@ -421,13 +421,19 @@ def load_tokenizer(workdir: str | os.PathLike, remedy: str = 'fit the clusters a
   return Tokenizer(codec.load(workdir), load_semantic_tokenizer(workdir, remedy), music)
 
 
-def load_music_tokenizer(workdir: str | os.PathLike) -> MusicTokenizer:
+def load_music_tokenizer(
+  workdir: str | os.PathLike, embedding: JointEmbedding | None = None
+) -> MusicTokenizer:
   """Returns the joint embedding in the stage `mulan` of a workdir, with its quantizer.
+
+  Args:
+    workdir: folder of the stages.
+    embedding: the embedding, if it is loaded already.
 
   Raises:
     UserError: if either is missing or damaged, or the quantizer was fitted to another embedding.
   """
-  embedding = joint_embedding.load(storage.path(workdir) / 'mulan')
+  embedding = embedding or joint_embedding.load(storage.path(workdir) / 'mulan')
   return MusicTokenizer(
     embedding, embedding_tokens.load(music_path(workdir), embedding.fingerprint)
   )

@@ -102,7 +102,7 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
     fit_music_tokens(recipe, workdir, embedding)
   music = None
   if embedding is not None:
-    music = load_music_tokenizer(workdir)
+    music = load_music_tokenizer(workdir, embedding)
     check_music_settings(workdir, music, recipe.music_tokens)
   tokenizer = Tokenizer(codec, workspace.load_semantic_tokenizer(workdir), music)
   check_settings(workdir, tokenizer.semantic.encoder, recipe.semantic_tokens)

@@ -31,7 +31,6 @@ TAGS = (
 )
 # fmt: on
 RATE = 16_000  # Hz
-NUM_FEATURES = 200  # of the last layer before the tags
 WINDOW_FRAMES = 187  # 3 s, as in training
 INSTALL = 'pip install --no-deps musicnn==0.1.0'
 _FFT, _HOP, _NUM_MELS = 512, 256, 96

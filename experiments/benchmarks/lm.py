@@ -6,7 +6,7 @@
 Sequences are semantic tokens in a Transformer of --width and --layers with random weights, float32,
 no dropout; `LENGTHxROWS` are the shapes of batches. A step is loss, gradients, clipping and Adam.
 Variants take turns in one process; ratios are medians over turns, of processor time, which is more
-reliable on a shared machine. Memory is what the compiled step needs beyond its arguments. The peer
+reliable on a shared machine. The memory of the compiled step excludes its arguments. The peer
 is GPT-2 of `transformers` with the same sizes and tokens; without torch and transformers
 (tests/requirements-oracle.txt) only our variants are timed.
 """

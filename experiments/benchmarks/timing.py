@@ -40,7 +40,7 @@ def train_step(
 ) -> tuple[Callable[[], None], int]:
   """Returns a function that runs a train step on `batch`, and the step's memory in bytes.
 
-  The weights are random. The memory is what the compiled step needs beyond its arguments.
+  Weights are random. The memory of the compiled step excludes its arguments.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   init, _, shardings = step_lib.make_init(stage, optimizer, mesh)

@@ -5,12 +5,14 @@
   python -m experiments.generate --recipe=tiny_music --workdir=runs/tiny_music --seconds=10 \
     --acoustic=soundstorm --text="a slow piece for flute, low and soft" --output=out/
 
-The corpus has captioned clips of 5 s (data/music.py). A window of MuLan is a whole clip.
-Differences from the paper, besides those of `tiny`: stages read 3 of 12 levels of MuLan's tokens,
+The corpus has captioned clips of 5 s (data/music.py). A window of MuLan is a whole clip. In
+addition to the differences of `tiny` from the paper, stages read 3 of 12 levels of MuLan's tokens,
 because texts and their audio share the first ones only; texts are mapped to audio space before they
 are quantized (`text_map`); one condition in ten is hidden in training, so that guidance is
 possible. SoundStorm also has a condition. Not trained yet: no results.
 """
+
+import dataclasses
 
 from audiolm_jax.data import music
 from audiolm_jax.generation import SamplingConfig
@@ -20,15 +22,17 @@ from audiolm_jax.nn.log_mel_cnn import LogMelCNNConfig
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.text_encoder import TextEncoderConfig
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import coarse, fine, mulan, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import coarse, fine, mulan, semantic, soundstream
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.training.monitor import RollbackConfig
 
 from ..corpora import Music
 from ..inputs import Audio, Tokens
 from ..recipe import Evaluation, MusicTokens, Recipe, SemanticTokens
+from . import tiny
 from .tiny import adam, language_model, stage, transformer
 
+TINY = tiny.RECIPE.stages
 NUM_CLUSTERS = 128
 CODEBOOK_SIZE = 256
 NUM_COARSE = 2
@@ -58,31 +62,7 @@ RECIPE = Recipe(
       {group: adam(1e-3, 2000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
       rollback=RollbackConfig(),
     ),
-    'w2v_bert': stage(
-      w2v_bert.Config(
-        num_mels=40,
-        conv_channels=16,
-        num_contrastive_layers=2,
-        num_mlm_layers=2,
-        width=96,
-        num_heads=4,
-        mlp_width=256,
-        dropout=0.0,
-        codebook_size=64,
-        code_width=64,
-        num_negatives=50,
-        mask_probability=0.15,
-        mask_span=4,
-        feature_layer=1,
-        crop_seconds=2.56,
-        targets='clusters',
-        unmasked_weight=0.1,
-      ),
-      Audio(),
-      16,
-      800,
-      adam(3e-3, 800, b2=0.98),
-    ),
+    'w2v_bert': stage(TINY['w2v_bert'].model, Audio(), 16, 800, adam(3e-3, 800, b2=0.98)),
     'mulan': stage(
       mulan.Config(
         audio=LogMelCNNConfig(
@@ -128,20 +108,10 @@ RECIPE = Recipe(
     ),
     'fine': language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
     'soundstorm': stage(
-      soundstorm.Config(
-        crop_seconds=2.0,
+      dataclasses.replace(
+        TINY['soundstorm'].model,
         num_clusters=NUM_CLUSTERS,
         codebook_size=CODEBOOK_SIZE,
-        num_layers=3,
-        num_heads=2,
-        width=96,
-        mlp_width=192,
-        dropout=0.0,
-        dtype='float32',
-        remat=False,
-        num_quantizers=4,
-        random_length=False,
-        level_skew=1.0,
         condition=CONDITION,
       ),
       Tokens(),

@@ -215,7 +215,7 @@ class Worker:
     state = 'done'
     try:
       with contextlib.closing(self._make(self.models, job)) as pieces:
-        # Asked before each piece: taking a piece is what starts its computation.
+        # Checked before each piece, because taking a piece starts its computation.
         while not job.stopping.is_set() and (piece_T := next(pieces, None)) is not None:
           job.add(piece_T)
       if job.stopping.is_set() and job.num_samples < job.total_samples:

@@ -531,7 +531,7 @@ def test_a_visitor_records_continues_hears_stops_and_compares(models, tmp_path):
       '({}.querySelector("{}"))'
     )
     assert page.run(drawn.format(card, '.wave')) and page.run(drawn.format(card, '.spectrogram'))
-    # Garbage is named, and the page goes on.
+    # A damaged file is reported, and the page remains usable.
     page.run(
       f"""(field => {{
         const files = new DataTransfer();

@@ -1,4 +1,4 @@
-"""Measures of notes, by hand; transport costs beside a linear program."""
+"""Compares measures of notes with hand counts, and transport costs with a linear program."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""musicnn beside its original graph in TensorFlow, with the weights of the package."""
+"""Compares musicnn with its original graph in TensorFlow, on the weights of the package."""
 
 import importlib.util
 
