@@ -341,12 +341,12 @@ def _discriminator_terms(config: Config, params, step, wave_BT, estimate_BT):
   """
   if config.discriminators.start is None:
     return {name: jnp.zeros(()) for name in UNDECIDED}
-  judge = lambda params, wave: config.discriminators.module(config.dtype).apply(
+  discriminate = lambda params, wave: config.discriminators.module(config.dtype).apply(
     {'params': params}, wave
   )
   return jax.lax.cond(
     step >= config.discriminators.start,
-    lambda *waves: losses.adversarial_terms(judge, params, *waves),
+    lambda *waves: losses.adversarial_terms(discriminate, params, *waves),
     lambda *_: {name: jnp.full((), value) for name, value in UNDECIDED.items()},
     wave_BT,
     estimate_BT,
@@ -409,12 +409,12 @@ def discriminator_accuracy(
   0.5 means that they cannot distinguish the waveforms, 1 that they always can.
   """
   checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
-  judge = lambda wave: config.discriminators.module(config.dtype).apply(
+  discriminate = lambda wave: config.discriminators.module(config.dtype).apply(
     {'params': variables.params['discriminator']}, wave
   )
   shares = [
     (jnp.mean(real.logits_BN > 0) + jnp.mean(fake.logits_BN < 0)) / 2
-    for real, fake in zip(judge(wave_BT), judge(estimate_BT), strict=True)
+    for real, fake in zip(discriminate(wave_BT), discriminate(estimate_BT), strict=True)
   ]
   return sum(shares) / len(shares)
 

@@ -55,8 +55,8 @@ from audiolm_jax.training.monitor import RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 from ..corpora import Speech
-from ..inputs import Audio, Forgeries, Tokens
-from ..recipe import Evaluation, ForgeryConfig, Recipe, SemanticTokens, StageRecipe
+from ..inputs import Audio, DetectorClips, Tokens
+from ..recipe import DetectorClipsConfig, Evaluation, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 512
 NUM_COARSE = 2
@@ -200,14 +200,16 @@ RECIPE = Recipe(
       train=train(16, 900, adam(2e-3, 900)),
     ),
     'detector': StageRecipe(
-      model=detector.Config(**CLASSIFIER), data=Forgeries(), train=train(16, 400, adam(3e-3, 400))
+      model=detector.Config(**CLASSIFIER),
+      data=DetectorClips(),
+      train=train(16, 400, adam(3e-3, 400)),
     ),
   },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=10_000.0),
   sampling=SamplingConfig(
     soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
   ),
-  forgeries=ForgeryConfig(num_train=96, num_validation=24, num_test=48, batch_size=24),
+  detector_clips=DetectorClipsConfig(num_train=96, num_validation=24, num_test=48, batch_size=24),
   evaluation=Evaluation(
     num_clips=32,
     num_prompts=32,
