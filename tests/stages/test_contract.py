@@ -9,6 +9,7 @@ import pytest
 
 from audiolm_jax import testing
 from audiolm_jax.data import texts
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
@@ -216,7 +217,7 @@ def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_
   """All but the training of `check_stage`, which would compile a second pass through the discriminators
   once more.
   """
-  config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, film='decoder')
+  config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, denoising=DenoisingSwitch())
   case = testing.prepare(config, {'waveform': voiced(1600), 'noise': 0.1 * voiced(1600)[::-1]})
   testing.check_gradients(case, CODEC_OPTIONS['without_gradient'])
   testing.check_evaluation(case)
