@@ -3,8 +3,9 @@
 A causal convolutional encoder makes one embedding per `hop_length` samples, a residual vector
 quantizer turns it into one code per level, and a causal decoder makes the waveform from the sum of
 the code vectors. With the defaults (as in AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes,
-6000 bit/s. Frame f depends on samples before (f + 1) * hop_length, and no sample depends on a later
-frame. Quantizer dropout in training allows decoding from any number of leading levels.
+6000 bit/s. Frame f depends on samples before (f + 1) * hop_length (later ones only with
+`FrameRate.lookahead`), and no sample depends on a later frame. Quantizer dropout in training allows
+decoding from any number of leading levels.
 
 `encode` and `decode` take clips of whole frames, `encode_step` and `decode_step` consecutive
 chunks; `audiolm_jax.codec.Codec` takes clips of any length.
@@ -515,8 +516,9 @@ def encode_step(
 ) -> tuple[Int[Array, 'B F Q'], State]:
   """Returns the codes of the next chunk of each clip, and the state after it; see `encode`.
 
-  Codes do not depend on chunk sizes, except for rounding in float32: convolutions of different
-  lengths may sum in different orders, which can change the code of a frame between two codes.
+  Codes are `network.lookahead` frames late: those of the first frames precede the clip. They do not
+  depend on chunk sizes, except for rounding in float32: convolutions of different lengths may sum
+  in different orders, which can change the code of a frame between two codes.
 
   Raises:
     UserError: as `encode`, and if `state` has another number of clips.
@@ -552,6 +554,7 @@ def _functions(config: Config, denoise: bool) -> CodecFunctions:
     ),
     bind(encode_step, config, **encodes),
     bind(decode_step, config, **decodes),
+    config.network.lookahead,
   )
   return CodecFunctions(
     bind(encode, config, **encodes),

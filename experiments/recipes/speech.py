@@ -103,7 +103,7 @@ def codec_of(num_steps: int) -> StageRecipe:
   """Returns the codec: 12 levels of 1024 codes at 50 frames/s, 6 kbit/s, 3.5 M parameters."""
   model = soundstream.Config(
     crop_length=9600,
-    network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=160),
+    network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=320, lookahead=1),
     quantizer=RVQ(codebook_size=1024, embedding_dim=32, decay=0.98, dead_code_threshold=0.02),
     discriminators=UNUSED,
     spectral_windows=(128, 256, 512, 1024, 2048),
@@ -124,7 +124,7 @@ CLASSIFIER = dict(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
 RECIPE = Recipe(
   corpus=Speech(root=''),
   stages={
-    'soundstream': codec_of(12_000),
+    'soundstream': codec_of(9000),
     'w2v_bert': StageRecipe(
       model=w2v_bert.Config(
         num_mels=40,
