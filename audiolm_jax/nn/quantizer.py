@@ -151,9 +151,13 @@ def nearest(vectors_KD: Float[Array, 'K D'], x: Float[Array, '*dims D']) -> Int[
   """Returns the index of the vector nearest to each x; of equal ones, the first."""
   products = jnp.einsum('...d,kd->...k', x, vectors_KD, precision=HIGHEST)
   # |x|^2 is the same for every k.
-  return jnp.argmin(jnp.sum(jnp.square(vectors_KD), axis=-1) - 2 * products, axis=-1).astype(
-    jnp.int32
-  )
+  norms = _last_axis(jnp.sum(jnp.square(vectors_KD), axis=-1), products.ndim)
+  return jnp.argmin(norms - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def _last_axis(values_N, ndim: int):
+  """Returns values [N] as the last axis of an array with `ndim` axes."""
+  return values_N.reshape((1,) * (ndim - 1) + (-1,))
 
 
 def encode(
@@ -220,10 +224,10 @@ def quantize(
   checks.shapes(vectors_QKD=vectors_QKD, x_BFD=x_BFD, levels_B=levels_B)
   codes_BFQ, residuals_QBFD = encode(vectors_QKD, jax.lax.stop_gradient(x_BFD))
   vectors_QBFD = lookup(vectors_QKD, codes_BFQ)
-  used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B
+  used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B[None]
   z_BFD = jnp.einsum('qb,qbfd->bfd', used_QB.astype(jnp.float32), vectors_QBFD, precision=HIGHEST)
   # The input of a level is x minus constant vectors, so its gradient is that of x.
-  inputs_QBFD = x_BFD + jax.lax.stop_gradient(residuals_QBFD - x_BFD)
+  inputs_QBFD = x_BFD[None] + jax.lax.stop_gradient(residuals_QBFD - x_BFD[None])
   distance_QB = jnp.mean(jnp.square(inputs_QBFD - vectors_QBFD), axis=(-2, -1))
   commitment = jnp.sum(jnp.where(used_QB, distance_QB, 0)) / jnp.sum(used_QB)
   return Quantized(
@@ -337,18 +341,18 @@ def _fsq_bound(levels: Sequence[int], x: Float[Array, '*dims D']) -> Float[Array
   the paper's listing. The inverse of tanh would map 0 to 0, but is infinite for L = 2.
   """
   levels_D = np.asarray(levels)
-  half_D = (levels_D - 1) * (1 - FSQ_EPSILON) / 2
-  offset_D = np.where(levels_D % 2, 0.0, 0.5)
-  return (jnp.tanh(x + np.tan(offset_D / half_D)) * half_D - offset_D).astype(jnp.float32)
+  half = _last_axis((levels_D - 1) * (1 - FSQ_EPSILON) / 2, x.ndim)
+  offset = _last_axis(np.where(levels_D % 2, 0.0, 0.5), x.ndim)
+  return (jnp.tanh(x + np.tan(offset / half)) * half - offset).astype(jnp.float32)
 
 
 def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array, 'B F 1']:
   """Returns one code per frame, a number whose digits are the rounded dimensions, lowest first."""
   checks.shapes(x_BFD=x_BFD, levels_D=levels)
-  levels_D = np.asarray(levels)
-  digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + levels_D // 2
-  place_D = np.cumprod([1, *levels[:-1]])
-  return jnp.sum(digits_BFD * place_D, axis=-1, keepdims=True, dtype=jnp.int32)
+  half_11D = _last_axis(np.asarray(levels), 3) // 2
+  digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + half_11D
+  place_11D = _last_axis(np.cumprod([1, *levels[:-1]]), 3)
+  return jnp.sum(digits_BFD * place_11D, axis=-1, keepdims=True, dtype=jnp.int32)
 
 
 def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[Array, 'B F D']:
@@ -360,11 +364,12 @@ def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[A
     UserError: if the rank is wrong or a code is illegal.
   """
   checks.shapes(codes_BF1=codes_BFQ)
-  levels_D, size = np.asarray(levels), int(np.prod(levels))
+  levels_11D, size = _last_axis(np.asarray(levels), 3), int(np.prod(levels))
   checks.ids('codes_BFQ', codes_BFQ, size, padding=False)
   codes_BFQ = jnp.asarray(codes_BFQ)
-  digits_BFD = codes_BFQ // np.cumprod([1, *levels[:-1]]) % levels_D
-  points_BFD = ((digits_BFD - levels_D // 2) / (levels_D // 2)).astype(jnp.float32)
+  place_11D = _last_axis(np.cumprod([1, *levels[:-1]]), 3)
+  digits_BFD = codes_BFQ // place_11D % levels_11D
+  points_BFD = ((digits_BFD - levels_11D // 2) / (levels_11D // 2)).astype(jnp.float32)
   return jnp.where((codes_BFQ >= 0) & (codes_BFQ < size), points_BFD, jnp.nan)
 
 
@@ -374,6 +379,6 @@ def fsq_quantize(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Quantiz
   The gradient of the rounding is 1; the bound has its own gradient.
   """
   codes_BFQ = fsq_encode(levels, x_BFD)
-  bounded_BFD = _fsq_bound(levels, x_BFD) / (np.asarray(levels) // 2)
+  bounded_BFD = _fsq_bound(levels, x_BFD) / (_last_axis(np.asarray(levels), 3) // 2)
   z_BFD = bounded_BFD + jax.lax.stop_gradient(fsq_decode(levels, codes_BFQ) - bounded_BFD)
   return Quantized(z_BFD, codes_BFQ, jax.lax.stop_gradient(x_BFD)[None], jnp.zeros(()))

@@ -4,6 +4,7 @@ restore.
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
+from audiolm_jax.training import sharding
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 TRANSFORMER = TransformerConfig(
@@ -210,6 +212,18 @@ SLOW = ('soundstream_fsq', 'soundstream_frame_rate', 'w2v_bert_of_clusters')
 def test_stage_keeps_the_contract(name, tmp_path):
   config, batch, options = CASES[name]
   testing.check_stage(config, batch, tmp_path, **options)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_arrays_of_different_ranks_are_not_combined(name):
+  """The axes that a loss adds are written out; it is traced here, not compiled."""
+  config, batch, _ = CASES[name]
+  stage = config.make()
+  with jax.numpy_rank_promotion('raise'):
+    variables = sharding.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    for key in (None, jax.random.key(1)):
+      loss, _ = jax.eval_shape(lambda v, b, key=key: stage.loss(*v, b, key), variables, batch)
+      assert loss.shape == ()
 
 
 @pytest.mark.slow
