@@ -168,6 +168,17 @@ class MusicTokenizer:
     """
     return np.asarray(embedding_tokens.text_tokens(self.quantizer, self.embedding.texts(captions)))
 
+  def clips(
+    self, wave_BT: Float[np.ndarray, 'B T'], sample_rate: int
+  ) -> Int[np.ndarray, 'B N']:
+    """Returns the tokens of whole clips, a prompt of audio in the place of texts.
+
+    Raises:
+      UserError: as `JointEmbedding.audio`.
+    """
+    wave_BT = audio.resample(np.asarray(wave_BT, np.float32), sample_rate, self.sample_rate)
+    return self._assign(self.embedding.audio(wave_BT))
+
   def seconds(
     self, wave_T: Float[np.ndarray, 'T'], sample_rate: int, windows: Iterable[int]
   ) -> dict[int, Int[np.ndarray, 'S N']]:

@@ -127,6 +127,11 @@ class Evaluation:
   recognizer: str = ''
   lyra: str = ''  # folder of Lyra V2's TFLite models; '': the codec is not compared with Lyra
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
+  # Another sound font (SF2) than the corpus's, with which judges of music learn; '': no judges.
+  judge_font: str = ''
+  num_judge_clips: int = 720  # that they learn from
+  num_long_clips: int = 8  # of music, that drift is measured on
+  long_seconds: float = 120.0  # their length
   seed: int = 0
 
   def __post_init__(self):
@@ -143,6 +148,10 @@ class Evaluation:
       recognizer=checks.TEXT,
       lyra=checks.TEXT,
       decoder_seconds=checks.POSITIVE,
+      judge_font=checks.TEXT,
+      num_judge_clips=checks.WHOLE,
+      num_long_clips=checks.WHOLE,
+      long_seconds=checks.CLIP_SECONDS,
       seed=checks.SEED,
     )
 

@@ -149,7 +149,9 @@ def held_out_voices(
   return sides
 
 
-def prompts(recipe: Recipe, workdir: storage.Path, sample_rate: int) -> list[dict]:
+def prompts(
+  recipe: Recipe, workdir: storage.Path, sample_rate: int, split: str = 'test'
+) -> list[dict]:
   """Returns `evaluation.num_prompts` held-out utterances to continue, repeated if there are fewer.
 
   A corpus with kinds of utterances gives its counting ones; any other gives those as long as prompt
@@ -164,7 +166,7 @@ def prompts(recipe: Recipe, workdir: storage.Path, sample_rate: int) -> list[dic
   if 'speaker' in recipe.stages:
     _, candidates = held_out_voices(recipe, workdir, sample_rate)
   else:
-    candidates = corpus(recipe, 'test', workdir, sample_rate)
+    candidates = corpus(recipe, split, workdir, sample_rate)
     candidates = corpora.Subset(candidates, len(candidates), seed=settings.seed, shuffle=True)
   found = []
   for example in (example for example in candidates if example is not None):
