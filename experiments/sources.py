@@ -87,7 +87,7 @@ def corpus(recipe: Recipe, split: str, workdir: storage.Path, sample_rate: int |
 
 
 class Resampled:
-  """A source whose waveforms, noises and word times are resampled when read."""
+  """A source whose waveforms, noises, covers and word times are resampled when read."""
 
   def __init__(self, source, sample_rate: int):
     self._source, self.sample_rate = source, sample_rate
@@ -108,7 +108,7 @@ class Resampled:
     )[0]
     sounds = {
       name: at_rate(np.asarray(example[name], np.float32))
-      for name in ('waveform', 'noise')
+      for name in ('waveform', 'noise', 'cover')
       if name in example
     }
     if not len(sounds['waveform']):

@@ -25,6 +25,7 @@ ONSET_TOLERANCE = 0.05  # seconds; of mir_eval, and below which onsets are one c
 FALSE_POSITIVES = 1e-4  # of the threshold in the MusicLM paper
 # Hz; librosa's defaults for onsets are made for it: at 16 kHz, they hear many twice.
 _ONSET_RATE = 22_050
+_QUIETEST = 0.01  # share of the power of the loudest frame
 _CHROMA_FFT = 8192  # samples; its bins tell semitones apart from 90 Hz on
 _TOLERANCE = (
   1e-4  # of the marginals of a transport plan, and so of the cost relative to the largest
@@ -124,6 +125,20 @@ def heard_pitch_classes(
   )
   total_12 = class_12F.astype(np.float64).mean(axis=1)
   return total_12 / total_12.sum() if total_12.any() else np.full(12, 1 / 12)
+
+
+def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
+  """Returns the spectral flatness: 0 for a tone, about 0.56 for white noise, 1 for silence.
+
+  It is the mean over frames with at least a hundredth of the power of the loudest one.
+  """
+  checks.shapes(wave_T=wave_T)
+  wave_T = np.asarray(wave_T, np.float32)
+  power_F = librosa.feature.rms(y=wave_T)[0] ** 2
+  if not power_F.max() > 0:
+    return 1.0
+  flatness_F = librosa.feature.spectral_flatness(y=wave_T)[0]
+  return float(flatness_F[power_F >= _QUIETEST * power_F.max()].mean())
 
 
 def polyphony(notes_N4: Float[np.ndarray, 'N 4']) -> float:
