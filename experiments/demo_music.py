@@ -21,7 +21,8 @@ from audiolm_jax import audio, files, music_generation
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import basic_pitch
 
-from . import command_line, compilation_cache, evaluations, workspace
+from . import evaluations, workspace
+from .cli import command_line, compilation_cache
 
 TEXTS = (
   'a slow, low piece for cello with single notes',
@@ -107,7 +108,7 @@ def draw(path: pathlib.Path, titles: Sequence[str], waves: Sequence[np.ndarray],
   if importlib.util.find_spec('matplotlib') is None:
     print(f'{path} is not drawn, which needs matplotlib: {install("plot")}')
     return
-  from . import pictures  # matplotlib, an extra
+  from .evaluations import pictures  # matplotlib, an extra
 
   notes = None
   try:
