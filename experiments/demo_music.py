@@ -41,7 +41,7 @@ ROW = '<p>{text}<br><audio controls src="{name}"></audio></p>'
 
 def main():
   args = _parser().parse_args()
-  command_line.prove_folder(args.output, '--output')
+  command_line.check_folder(args.output, '--output')
   recipe = workspace.recipe_of(args, writes=False)
   compilation_cache.keep_for_user()
   models = workspace.load_models(args.workdir)

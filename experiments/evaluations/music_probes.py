@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from audiolm_jax import audio, tokens, windows
+from audiolm_jax import audio, decoding, tokens
 from audiolm_jax.data import descriptions
 from audiolm_jax.data.arrangements import ATTRIBUTES
 from audiolm_jax.generation import Models
@@ -167,7 +167,7 @@ def memorization_rows(
   new, rows = true_BS.shape[1] // 2, {}
   for part in PROMPT_SHARES:
     given = round(part * true_BS.shape[1])
-    made = windows.extend(
+    made = decoding.extend(
       config.language_model,
       variables.params,
       jax.random.key(settings.seed),
