@@ -319,7 +319,7 @@ def clip_contrastive(
 
 def pair_accuracy(x_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']) -> Float[Array, '']:
   """Returns the share of rows whose own column is strictly the largest; `known_B` is as above."""
-  own_BN, weight_B = _pairs(known_B)
+  own_BN, _, weight_B = _pairs(known_B)
   own_B = jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
   best_B = jnp.max(_masked(x_BN, known_B & ~own_BN), axis=1)
   return masked_mean((own_B > best_B).astype(jnp.float32), weight_B)

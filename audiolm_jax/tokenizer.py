@@ -278,7 +278,9 @@ class MusicTokenizer:
     sums_ND = np.cumsum(np.pad(vectors_ND.astype(np.float64), ((1, 0), (0, 0))), axis=0)
     found, melody_SM = {}, None
     if self.melody is not None:
-      melody_SM = self.melody.encode(wave_T, sample_rate, np.arange(seconds) / CONDITION_RATE)
+      melody_SM = self.melody.encode(
+        wave_T, sample_rate, (np.arange(seconds) / CONDITION_RATE).tolist()
+      )
     for number in windows:
       end_S = np.minimum(np.arange(seconds) + number, len(vectors_ND))
       mean_SD = sums_ND[end_S] - sums_ND[first_S]

@@ -31,6 +31,7 @@ def test_notes_with_onsets_have_their_times_and_pitches():
 def test_a_short_gap_does_not_end_a_note_but_an_onset_begins_another():
   frame_FP, onset_FP = maps((10, 60, 60))
   frame_FP[30:36, 39] = 0.1  # 6 of the 11 frames that end a note
+  frame_FP[36:42, 39] = np.linspace(0.25, 0.75, 6)  # too slowly for an onset
   [note_4] = basic_pitch.notes(frame_FP, onset_FP)
   np.testing.assert_allclose(note_4[:2], [10 * SECONDS, 60 * SECONDS])
   onset_FP[36, 39] = 0.8
