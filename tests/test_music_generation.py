@@ -189,7 +189,7 @@ def test_windows_of_a_melody_start_where_they_should_as_far_as_there_are_some(me
   found_SN = melodies.encode(wave_T, 1000, (0.0, 1.0, 2.0))
   np.testing.assert_array_equal(found_SN, [[0, 7, 10, 7], [10, 7, 17, 7], [17, 7, 17, 7]])
   np.testing.assert_array_equal(melodies.encode(wave_T[:300], 1000), [[0, 7, 0, 7]])
-  many_SN = melodies.encode(np.arange(12_500) / 10_000, 1000, range(12))
+  many_SN = melodies.encode(np.arange(12_500) / 10_000, 1000, np.arange(12.0).tolist())
   assert many_SN[:, 0].tolist() == list(range(0, 120, 10))
 
 
