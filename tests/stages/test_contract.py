@@ -23,6 +23,7 @@ from audiolm_jax.stages import (
   coarse,
   detector,
   fine,
+  melody,
   mulan,
   semantic,
   soundstorm,
@@ -171,6 +172,13 @@ CASES = {
         r'^audio\.block_\w+\.conv_3\.': 'as above',
       },
     ),
+  ),
+  'melody': (
+    melody.Config(
+      num_mels=16, crop_seconds=0.2, stride=2, embedding_dim=8, transformer=TRANSFORMER, margin=1.0
+    ),
+    {'waveform': voiced(3200), 'cover': np.roll(0.5 * voiced(3200), 200, axis=1)},
+    dict(factor=0.7, num_steps=100),
   ),
   'w2v_bert': (
     w2v_bert.Config(**W2V_BERT),
