@@ -357,7 +357,7 @@ def semi_hard_triplet(
 def _pairs(known_B, other_BN=None):
   """Returns which column is a row's own, which are its negatives, and which rows have some."""
   own_BN = jnp.eye(len(known_B), dtype=bool)
-  negative_BN = known_B & ~own_BN
+  negative_BN = known_B[None] & ~own_BN
   if other_BN is not None:
     negative_BN &= other_BN
   return own_BN, negative_BN, known_B & jnp.any(negative_BN, axis=1)
