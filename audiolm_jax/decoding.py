@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
-from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.nn import language_model
 from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, as_pytree, autoregress, decode_masked
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.tokens import PAD
@@ -167,7 +167,7 @@ def sample_targets(
     key: PRNG key.
     prefix: codes of each part of the prefix; PAD is padding.
     prompt_BFQ: first codes of the row; PAD is padding.
-    num_steps: number of codes to sample per row.
+    num_steps: number of codes to sample per row; with a depth model, of whole frames.
     rule: sampling rule.
     guidance: see the module's docstring; None: off.
     capacity: number of columns C; those from `num_steps` on are -1.
@@ -182,18 +182,19 @@ def sample_targets(
     prompt_BFQ = jnp.concatenate([prompt_BFQ] * 2)
   first_B = jnp.sum(prompt_BFQ != PAD, axis=(1, 2))
   ids_BL, times_BL = tokens.left_pad(*language_model.sequence(model, prefix, prompt_BFQ))
-  params = transformer.decoding_params(model.transformer, params)
+  params = language_model.decoding_params(model, params)
   logits_BK, cache = language_model.prefill(
-    model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity
+    model, params, ids_BL, times_BL, ids_BL.shape[1] + capacity // model.codes_per_column
   )
 
-  def step(cache, code_B, n):
+  def guided(step, cache, code_B, n):
     code_B = code_B if guidance is None else jnp.concatenate([code_B] * 2)
-    logits_BK, cache = language_model.step(model, params, cache, code_B, first_B, n)
+    logits_BK, cache = step(params, cache, code_B, first_B, n)
     return _guided(logits_BK, guidance), cache
 
+  turn = [functools.partial(guided, step) for step in language_model.turn(model)]
   logits_BK = _guided(logits_BK, guidance)
-  return autoregress(step, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity, prompt_BN)
+  return autoregress(turn, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity, prompt_BN)
 
 
 def _guided(logits, guidance: float | Array | None):

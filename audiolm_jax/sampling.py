@@ -1,7 +1,7 @@
 """Samples tokens from logits: next-token rules, autoregressive and masked parallel decoding."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -141,7 +141,7 @@ def draw(
 
 
 def autoregress(
-  step: Callable[[Any, Array, Array], tuple[Array, Any]],
+  turn: Sequence[Callable[[Any, Array, Array], tuple[Array, Any]]],
   logits_BV: Float[Array, 'B V'],
   carry: Any,
   key: jax.Array,
@@ -153,15 +153,16 @@ def autoregress(
   """Draws `num_steps` tokens per row, feeding each one back.
 
   Args:
-    step: function (carry, token_B, n) -> (logits of the next token, carry), where n counts drawn
-      tokens from 0. The logits cover the legal tokens of that step only.
+    turn: functions (carry, token_B, n) -> (logits of the next token, carry), where n counts drawn
+      tokens from 0, for as many tokens, again and again. The logits cover the legal tokens of that
+      step only.
     logits_BV: logits of the first token.
     carry: initial state of `step`.
     key: PRNG key.
     rule: how to draw.
-    num_steps: number of tokens; traced, so that one compilation serves all lengths up to
-      `capacity`.
-    capacity: number of columns N of the result.
+    num_steps: number of tokens, of whole turns; traced, so that one compilation serves all lengths
+      up to `capacity`.
+    capacity: number of columns N of the result, of whole turns.
     prompt_BN: tokens before the drawn ones, read by an `OwnRule` only; UNKNOWN is padding.
 
   Returns:
@@ -170,11 +171,13 @@ def autoregress(
 
   def body(loop):
     n, logits_BV, carry, drawn_BN = loop
-    past_BN = drawn_BN if prompt_BN is None else jnp.concatenate([prompt_BN, drawn_BN], axis=1)
-    token_B = draw(jax.random.fold_in(key, n), logits_BV, rule, past_BN)
-    drawn_BN = jax.lax.dynamic_update_slice(drawn_BN, token_B[:, None], (0, n))
-    logits_BV, carry = step(carry, token_B, n)
-    return n + 1, logits_BV, carry, drawn_BN
+    for step in turn:
+      past_BN = drawn_BN if prompt_BN is None else jnp.concatenate([prompt_BN, drawn_BN], axis=1)
+      token_B = draw(jax.random.fold_in(key, n), logits_BV, rule, past_BN)
+      drawn_BN = jax.lax.dynamic_update_slice(drawn_BN, token_B[:, None], (0, n))
+      logits_BV, carry = step(carry, token_B, n)
+      n += 1
+    return n, logits_BV, carry, drawn_BN
 
   drawn_BN = jnp.full((logits_BV.shape[0], capacity), -1, jnp.int32)
   loop = (jnp.zeros((), jnp.int32), logits_BV, carry, drawn_BN)

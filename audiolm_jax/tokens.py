@@ -226,16 +226,18 @@ def deduplicate(
   return kept_BS, keep_BS.sum(axis=1).astype(xp.int32)
 
 
-def left_pad(ids_BL: Int[Array, 'B L'], times_BL: Float[Array, 'B L']) -> tuple[Array, Array]:
+def left_pad(ids_BL: Int[Array, 'B L *N'], times_BL: Float[Array, 'B L']) -> tuple[Array, Array]:
   """Moves PAD to the left of each row, so that every row ends at the last column.
+
+  With ids [B, L, N], columns of PAD alone move.
 
   Returns:
     Ids, and times in the same order.
   """
-  order_BL = jnp.argsort(ids_BL != PAD, axis=1, stable=True)
-  return jnp.take_along_axis(ids_BL, order_BL, axis=1), jnp.take_along_axis(
-    times_BL, order_BL, axis=1
-  )
+  present = ids_BL != PAD
+  order_BL = jnp.argsort(present if ids_BL.ndim == 2 else present.any(axis=2), axis=1, stable=True)
+  order = order_BL.reshape(*order_BL.shape, *(1,) * (ids_BL.ndim - 2))
+  return jnp.take_along_axis(ids_BL, order, axis=1), jnp.take_along_axis(times_BL, order_BL, axis=1)
 
 
 def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:

@@ -6,8 +6,9 @@
   python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
 
 Needs libtpu: the extra `compile`. The topology is the shape of one slice, in chips. With --decode,
-compiles decoding on one chip: a step of a language model, or SoundStorm's whole window. Meanings
-and assumptions of the numbers are in audiolm_jax/costs/roofline.py.
+compiles decoding on one chip: a step of a language model (with a depth model, a whole frame), or
+SoundStorm's whole window. Meanings and assumptions of the numbers are in
+audiolm_jax/costs/roofline.py.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from audiolm_jax import decoding, files
 from audiolm_jax.costs import flops, hlo, roofline
 from audiolm_jax.errors import UserError, install
-from audiolm_jax.nn import language_model, transformer
+from audiolm_jax.nn import language_model
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
@@ -235,16 +236,22 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
     model = config.language_model
     batch = {name: ints(rows, *feature.shape) for name, feature in config.make().batch.items()}
     prefix, target = jax.eval_shape(config.prefix_and_target, batch)
-    columns = sum(math.prod(codes.shape[1:]) for codes in (*prefix, target))
-    params = jax.eval_shape(
-      lambda params: transformer.decoding_params(model.transformer, params), params
+    ids, times = jax.eval_shape(
+      lambda *codes: language_model.sequence(model, *codes), prefix, target
     )
-    first, time_s = (jax.ShapeDtypeStruct((rows, 1), dtype) for dtype in (jnp.int32, jnp.float32))
+    columns = ids.shape[1] - 1  # START is read in place of the last code
+    params = jax.eval_shape(lambda params: language_model.decoding_params(model, params), params)
+    first, time_s = (jax.ShapeDtypeStruct((rows, 1, *x.shape[2:]), x.dtype) for x in (ids, times))
     with sharding.activations(mesh):
       _, cache = jax.eval_shape(
         lambda *args: language_model.prefill(model, *args, columns), params, first, time_s
       )
-    decode = lambda params, *rest: language_model.step(model, params, *rest)
+
+    def decode(params, cache, code, first, n):  # with a depth model, all codes of a frame
+      for step in language_model.turn(model):
+        logits, cache = step(params, cache, code, first, n)
+      return logits, cache
+
     arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
   else:
     raise UserError(

@@ -1,15 +1,19 @@
-"""SoundStorm in windows; the windows of the language models are tested with the pipelines
-(test_generation.py).
+"""SoundStorm and depth models in windows; the windows of other language models are tested with the
+pipelines (test_generation.py).
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import decoding
+from audiolm_jax import decoding, tokens
+from audiolm_jax.nn import language_model
+from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import soundstorm
+from audiolm_jax.stages import coarse, soundstorm
+from audiolm_jax.stages.base import Condition
 
 CONFIG = soundstorm.Config(
   crop_seconds=0.8,
@@ -129,3 +133,51 @@ def test_no_row_needs_anything(params):
     CONFIG, params, jax.random.key(0), rows_of([2]), prompts, carry=10, how=GREEDY
   )
   np.testing.assert_array_equal(rows[0], prompts[0])
+
+
+def test_language_models_with_a_depth_model_continue_rows_in_windows():
+  """Each greedy code is the most probable one by the logits of its whole window."""
+  sizes = TransformerConfig(
+    num_layers=1, num_heads=2, width=16, mlp_width=16, dtype='float32', remat=False
+  )
+  config = coarse.Config(
+    crop_seconds=0.08,
+    num_clusters=8,
+    codebook_size=8,
+    num_quantizers=2,
+    deduplicate=False,
+    condition=Condition(levels=2, size=8),
+    transformer=sizes,
+    depth=sizes,
+  )
+  model, rng = config.language_model, np.random.default_rng(2)
+  params = meta.unbox(jax.jit(config.make().init)(jax.random.key(0))).params
+  params = jax.tree.map(lambda p: 3 * p, params)
+  semantic, music = rng.integers(0, 8, (2, 4, 1)), rng.integers(0, 8, (2, 2))
+  prompts = [rng.integers(0, 8, (n, 2)).astype(np.int32) for n in (1, 2)]
+  rows = decoding.extend(
+    model,
+    params,
+    jax.random.key(0),
+    prompts,
+    [5, 2],
+    crop=4,
+    carry=2,
+    prefix=lambda b, start, stop: semantic[b, start // 2 : -(-stop // 2)],
+    prefix_crop=2,
+    rule=Rule(0.0),
+    condition=lambda b, frame: music[b],
+    guidance=3.0,
+  )
+  logits = jax.jit(lambda *codes: language_model.target_logits(model, params, *codes, None))
+  # The first row has windows of frames 0 to 3 and 2 to 5, the second one of frames 0 to 3.
+  for b, first, kept in ((0, 0, 1), (0, 2, 2), (1, 0, 2)):
+    codes = rows[b][None, first : first + 4]
+    read = semantic[b : b + 1, first // 2 : first // 2 + 2]
+    with_it, without = (
+      np.asarray(logits((one, read), jnp.asarray(codes)))
+      for one in (music[b][None, None], np.full((1, 1, 2), tokens.PAD))
+    )
+    best = np.argmax(without + 3 * (with_it - without), axis=-1)
+    np.testing.assert_array_equal(codes[0, kept:], best[0, kept:])
+  assert [len(row) for row in rows] == [6, 4]

@@ -50,7 +50,7 @@ def test_the_loop_feeds_tokens_back_and_stops():
   step = lambda carry, token_B, n: (jax.nn.one_hot((token_B + carry) % 7, 7), carry)
   run = jax.jit(
     lambda n: sampling.autoregress(
-      step, jax.nn.one_hot(jnp.array([1, 2]), 7), 2, jax.random.key(0), Rule(0.0), n, 6
+      (step,), jax.nn.one_hot(jnp.array([1, 2]), 7), 2, jax.random.key(0), Rule(0.0), n, 6
     )
   )
   np.testing.assert_array_equal(run(4), [[1, 3, 5, 0, -1, -1], [2, 4, 6, 1, -1, -1]])

@@ -45,8 +45,10 @@ def count(function: Callable[..., Any], *args: Any) -> int:
 def without_remat(config: Any) -> Any:
   """Returns a config that recomputes no activations, because that is no work of the model."""
   if hasattr(config, 'transformer'):
+    parts = {name: getattr(config, name, None) for name in ('transformer', 'depth')}
     return dataclasses.replace(
-      config, transformer=dataclasses.replace(config.transformer, remat=False)
+      config,
+      **{name: dataclasses.replace(part, remat=False) for name, part in parts.items() if part},
     )
   return dataclasses.replace(config, remat=False) if hasattr(config, 'remat') else config
 

@@ -24,6 +24,9 @@ PROJECTIONS = ('query', 'key', 'value')
 # Up to this number of rows, reading a kernel once per row is faster on a CPU than XLA's product of
 # matrices; extrapolated from 2 and 8 rows (docs/results/speed.md).
 MAX_ROWS = 16
+# XLA runs products of a single row on the vector unit of a TPU, which takes longer than this number
+# of rows on the matrix unit.
+TPU_ROWS = 2
 
 # A rematerialized layer saves its matrix products with weights and the attention kernel's output.
 REMAT_POLICY = jax.checkpoint_policies.save_from_both_policies(
@@ -65,20 +68,29 @@ def dense(
 
 
 def dot_of_rows(rows: Array, kernel: Array, dimension_numbers: Any, **options) -> Array:
-  """Returns `jax.lax.dot_general` without batch dimensions, also fast for few rows on a CPU.
+  """Returns `jax.lax.dot_general` without batch dimensions, also fast for few rows.
 
-  XLA's product of matrices rearranges the kernel at each call, which takes longer than reading it
-  once per row.
+  XLA's product of matrices on a CPU rearranges the kernel at each call, which takes longer than
+  reading it once per row. On a TPU, a single row is padded to `TPU_ROWS`.
   """
   ((axes, kernel_axes), _) = dimension_numbers
   free = [axis for axis in range(rows.ndim) if axis not in axes]
   number = math.prod(rows.shape[axis] for axis in free)
+  if placement.platform() == 'tpu' and number == 1:
+    padded = _more(rows, free[-1])
+    products = jax.lax.dot_general(padded, kernel, dimension_numbers, **options)
+    return jax.lax.slice_in_dim(products, 0, 1, axis=len(free) - 1)
   if placement.platform() != 'cpu' or not 1 < number <= MAX_ROWS:
     return jax.lax.dot_general(rows, kernel, dimension_numbers, **options)
   each = rows.transpose(*free, *axes).reshape(number, *(rows.shape[axis] for axis in axes))
   numbers = ((tuple(range(len(axes))), kernel_axes), ((), ()))
   results = jax.lax.map(lambda row: jax.lax.dot_general(row, kernel, numbers, **options), each)
   return results.reshape(*(rows.shape[axis] for axis in free), *results.shape[1:])
+
+
+def _more(x, axis):
+  """Returns an array whose single entry along `axis` is padded with zeros to `TPU_ROWS`."""
+  return jnp.pad(x, [(0, TPU_ROWS - 1) if n == axis else (0, 0) for n in range(x.ndim)])
 
 
 def attend(
@@ -227,11 +239,13 @@ def attend_to_cache(
   """Returns softmax(q k / sqrt(D) + bias) v over the columns of a cache; `bias` masks, too."""
   batch, length, heads, width = query_BLHD.shape
   query_ZLD = _by_head(query_BLHD * width**-0.5)
+  if placement.platform() == 'tpu' and length == 1:
+    query_ZLD = _more(query_ZLD, 1)
   scores_ZLN = jnp.einsum(
     'zld,zdn->zln', query_ZLD, cache.key_ZDN, preferred_element_type=jnp.float32
   )
   weights_ZLN = jax.nn.softmax(scores_ZLN + bias_ZLN, axis=-1).astype(cache.value_ZND.dtype)
-  mixed_ZLD = jnp.einsum('zln,znd->zld', weights_ZLN, cache.value_ZND)
+  mixed_ZLD = jnp.einsum('zln,znd->zld', weights_ZLN, cache.value_ZND)[:, :length]
   return mixed_ZLD.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 

@@ -3,7 +3,12 @@
 A stage converts its batch into arrays of codes: the parts of the prefix (conditioning), and the
 targets. This module builds the sequence, positions, offsets and masks. Parameters are those of
 training, stacked over layers, or those of `transformer.unstack`; those of cached decoding are from
-`transformer.decoding_params`.
+`decoding_params`.
+
+With a depth model (RQ-Transformer, arXiv 2203.01941), the Transformer reads a frame of the target
+as one column, the sum of the embeddings of its codes, and a small Transformer predicts the codes of
+the next frame one after the other, from the vector of that column and the codes before them. The
+probability of a code depends on the same codes as without.
 
 A prefix is a tuple of arrays [B, P, N], one for each part of the vocabulary; the array itself is
 enough if there is one part. PAD has no effect, so a conditioned model whose condition is PAD is an
@@ -12,8 +17,8 @@ unconditional model.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +30,8 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.losses import masked_mean
 from audiolm_jax.nn import attention, placement, transformer
 from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
+
+TPU_LANES = 128  # of the vector unit
 
 # Codes [B, P, N] of each part of the prefix; of the only one, also the array itself.
 Prefix = Array | np.ndarray | tuple[Array | np.ndarray, ...]
@@ -43,6 +50,7 @@ class LanguageModel:
       targets have the time of the token they predict.
     code_dropout: share of target codes that are hidden from the input in training (and still
       predicted), so that the model has to use the prefix.
+    depth: sizes of the depth model; None: the codes of a frame are columns of their own.
   """
 
   transformer: TransformerConfig
@@ -50,21 +58,41 @@ class LanguageModel:
   target_rate: float = 50.0
   time_embedding: bool = False
   code_dropout: float = 0.0
+  depth: TransformerConfig | None = None
+
+  @property
+  def codes_per_column(self) -> int:
+    """Number of target codes in a column of the Transformer."""
+    return 1 if self.depth is None else self.vocabulary.target_levels
 
   def module(self, **options) -> Transformer:
+    options |= {'outputs': self.depth is None}
     return Transformer(self.transformer, self.vocabulary, self.time_embedding, **options)
+
+  def depth_module(self, **options) -> Transformer:
+    """Returns the depth model, which reads START and the codes of a frame."""
+    vocabulary = dataclasses.replace(self.vocabulary, parts=())
+    return Transformer(self.depth, vocabulary, **options)
 
 
 def init(model: LanguageModel, key: jax.Array):
   """Returns initial parameters with logical axis names (boxed)."""
-  ids_BL = jnp.zeros((1, 2), jnp.int32)
-  return model.module().init(key, ids_BL, jnp.zeros((1, 2), jnp.float32))['params']
+  ids_BL, times_BL = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2), jnp.float32)
+  if model.depth is None:
+    return model.module().init(key, ids_BL, times_BL)['params']
+  key, depth_key = jax.random.split(key)
+  given_BLD = jnp.zeros((1, 1, model.transformer.width), model.transformer.dtype)
+  depth = model.depth_module().init(depth_key, ids_BL, given_BLD=given_BLD)['params']
+  return model.module().init(key, ids_BL, times_BL)['params'] | {'depth': depth}
 
 
 def sequence(
   model: LanguageModel, prefix: Prefix, codes_BFQ: Int[Array, 'B F Q']
-) -> tuple[Int[Array, 'B L'], Float[Array, 'B L']]:
+) -> tuple[Int[Array, 'B L *N'], Float[Array, 'B L']]:
   """Returns the ids `prefix, START, target` and their times in seconds.
+
+  With a depth model, ids are [B, L, Q]: a frame of the target is one column, and PAD fills the
+  others.
 
   PAD in the prefix moves to its left: with relative positions, left padding has no effect, and
   START is in the same column in each row.
@@ -92,10 +120,14 @@ def sequence(
     )
     ids, times = [prefix_BL], [prefix_time_BL]
   target_BL = tokens.flatten(codes_BFQ, vocabulary.target_size, vocabulary.target_offset)
-  predicted_time_L = target_time(model, jnp.arange(target_BL.shape[1] + 1))
-  ids += [jnp.full((batch, 1), tokens.START, jnp.int32), target_BL]
-  times.append(jnp.broadcast_to(predicted_time_L, (batch, target_BL.shape[1] + 1)))
-  return jnp.concatenate(ids, axis=1), jnp.concatenate(times, axis=1)
+  position_L = jnp.arange(0, target_BL.shape[1] + 1, model.codes_per_column)
+  ids.append(jnp.full((batch, 1), tokens.START, jnp.int32))
+  times.append(jnp.broadcast_to(target_time(model, position_L), (batch, len(position_L))))
+  if model.depth is not None:
+    alone = ((0, 0), (0, 0), (0, model.codes_per_column - 1))
+    ids = [jnp.pad(one[..., None], alone, constant_values=tokens.PAD) for one in ids]
+    target_BL = target_BL.reshape(codes_BFQ.shape)
+  return jnp.concatenate([*ids, target_BL], axis=1), jnp.concatenate(times, axis=1)
 
 
 def parts_of(model: LanguageModel, prefix: Prefix) -> tuple[Array | np.ndarray, ...]:
@@ -149,22 +181,36 @@ def target_logits(
     key: PRNG key of dropout; None for evaluation.
   """
   batch, frames, levels = codes_BFQ.shape
-  ids_BL, times_BL = sequence(model, prefix, codes_BFQ)
   if key is not None and model.code_dropout:
     key, code_key = jax.random.split(key)
     kept_BN = jax.random.bernoulli(code_key, 1 - model.code_dropout, (batch, frames * levels))
-    ids_BL = ids_BL.at[:, -frames * levels :].set(
-      jnp.where(kept_BN, ids_BL[:, -frames * levels :], tokens.PAD)
-    )
+    codes_BFQ = jnp.where(kept_BN.reshape(codes_BFQ.shape), codes_BFQ, tokens.PAD)
+  ids_BL, times_BL = sequence(model, prefix, codes_BFQ)
   module = model.module(deterministic=key is None, scanned=_is_stacked(params))
   rngs = {} if key is None else {'dropout': key}
   hidden_BLD, output_VD, _ = module.apply(
     {'params': params}, ids_BL[:, :-1], times_BL[:, :-1], rngs=rngs
   )
-  hidden_BFQD = hidden_BLD[:, -frames * levels :].reshape(batch, frames, levels, -1)
+  columns = frames * levels // model.codes_per_column
+  hidden_BFQD = hidden_BLD[:, -columns:].reshape(batch, frames, -1, hidden_BLD.shape[-1])
+  if model.depth is not None:
+    hidden_BFQD, output_VD = _depth(model, params['depth'], hidden_BFQD, codes_BFQ, key)
   table_QKD = output_VD.reshape(levels, model.vocabulary.target_size, -1)
   table_QKD = table_QKD.astype(hidden_BFQD.dtype)
   return jnp.einsum('bfqd,qkd->bfqk', hidden_BFQD, table_QKD, preferred_element_type=jnp.float32)
+
+
+def _depth(model, params, hidden_BF1D, codes_BFQ, key):
+  """Returns the hidden vectors [B, F, Q, D] of the depth model and its output table."""
+  codes_N1Q, hidden_N1D = (x.reshape(-1, 1, x.shape[-1]) for x in (codes_BFQ, hidden_BF1D))
+  ids_NQ = tokens.flatten(codes_N1Q, model.vocabulary.target_size, tokens.START + 1)
+  ids_NQ = jnp.pad(ids_NQ[:, :-1], ((0, 0), (1, 0)), constant_values=tokens.START)
+  rngs = {} if key is None else {'dropout': jax.random.fold_in(key, 1)}
+  module = model.depth_module(deterministic=key is None, scanned=_is_stacked(params))
+  hidden_NQD, output_VD, _ = module.apply(
+    {'params': params}, ids_NQ, given_BLD=hidden_N1D, rngs=rngs
+  )
+  return hidden_NQD.reshape(*codes_BFQ.shape, -1), output_VD
 
 
 def loss(
@@ -335,30 +381,70 @@ def _intermediates(model, params, prefix, codes_BFQ):
   return {'embedded': seen['embedded'], 'layers': layers}
 
 
+class FrameCache(NamedTuple):
+  """Holds the state of decoding with a depth model.
+
+  `columns` is the cache of the Transformer, `given_BD` its vector that predicts the current frame,
+  `ids_BQ` the frame's ids (PAD where not drawn), `codes` the cache of the depth model.
+  """
+
+  columns: KVCache
+  given_BD: Array
+  ids_BQ: Array
+  codes: KVCache
+
+
+# A function (params, cache, code_B, first_B, n) -> (logits of the next code, cache); see `step`.
+Step = Callable[..., tuple[Array, Any]]
+
+
+def decoding_params(model: LanguageModel, params: Any) -> dict[str, Any]:
+  """Converts parameters of training to those of decoding (`transformer.decoding_params`)."""
+  made = transformer.decoding_params(model.transformer, params)
+  if model.depth is not None:
+    made['depth'] = transformer.decoding_params(model.depth, params['depth'])
+  return made
+
+
 def prefill(
   model: LanguageModel,
   params,
-  ids_BL: Int[Array, 'B L'],
+  ids_BL: Int[Array, 'B L *N'],
   times_BL: Float[Array, 'B L'],
   num_columns: int,
-) -> tuple[Float[Array, 'B K'], KVCache]:
+) -> tuple[Float[Array, 'B K'], KVCache | FrameCache]:
   """Reads a left-padded context of whole target frames into a new cache.
 
   Args:
     model: the language model.
-    params: parameters from `transformer.decoding_params`.
+    params: parameters from `decoding_params`.
     ids_BL: token ids.
     times_BL: times in seconds.
-    num_columns: capacity of the cache in tokens.
+    num_columns: least capacity of the cache in columns of `sequence`.
 
   Returns:
     Logits of the next code (level 0), and the cache.
   """
-  num_columns += _step_columns(ids_BL.shape[0]) - 1
+  if placement.platform() == 'tpu':
+    # Of other sizes, the compiler may store caches with rows and heads along the lanes, and
+    # transposes them at each step.
+    num_columns = -(-num_columns // TPU_LANES) * TPU_LANES
   hidden_BLD, output_VD, cache = model.module(num_columns=num_columns).apply(
     {'params': params}, ids_BL, times_BL
   )
-  return _next_logits(model, hidden_BLD[:, -1], output_VD, jnp.zeros((), jnp.int32)), cache
+  if model.depth is not None:
+    return _begin_frame(model, params, cache, hidden_BLD[:, -1])
+  return _next_logits(model, hidden_BLD[:, -1], output_VD, 0), cache
+
+
+def turn(model: LanguageModel) -> tuple[Step, ...]:
+  """Returns the functions that append the codes of one column, in this order, again and again.
+
+  Without a depth model, the only one is `step`, with all its arguments but the model.
+  """
+  if model.depth is None:
+    return (functools.partial(step, model),)
+  return tuple(functools.partial(_depth_step, model, q) for q in range(model.codes_per_column))
 
 
 def step(
@@ -372,8 +458,8 @@ def step(
   """Appends new code n (level n % Q) and returns the logits of the next one and the cache.
 
   Args:
-    model: the language model.
-    params: parameters from `transformer.decoding_params`.
+    model: a language model without a depth model.
+    params: parameters from `decoding_params`.
     cache: keys and values of the previous columns.
     code_B: the new code.
     first_B: number of target tokens in the context of each row.
@@ -383,23 +469,43 @@ def step(
   level = n % vocabulary.target_levels
   id_B = vocabulary.target_offset + level * vocabulary.target_size + code_B
   time_B = target_time(model, first_B + n + 1)
-  padding = ((0, 0), (0, _step_columns(len(code_B)) - 1))
-  ids_BL = jnp.pad(id_B[:, None], padding, constant_values=tokens.PAD)
-  times_BL = jnp.pad(time_B[:, None], padding)
   hidden_BLD, output_VD, cache = model.module(num_columns=cache.valid_BN.shape[1]).apply(
-    {'params': params}, ids_BL, times_BL, cache
+    {'params': params}, id_B[:, None], time_B[:, None], cache
   )
   level = (n + 1) % vocabulary.target_levels
   return _next_logits(model, hidden_BLD[:, 0], output_VD, level), cache
 
 
-def _step_columns(rows: int) -> int:
-  """Returns the number of tokens that a step processes for each row; all but the first are PAD.
+def _depth_step(model, level, params, cache: FrameCache, code_B, first_B, n):
+  """As `step`, of a model with a depth model, for n of the given level."""
+  vocabulary = model.vocabulary
+  code_B = level * vocabulary.target_size + code_B
+  ids_BQ = cache.ids_BQ.at[:, level].set(vocabulary.target_offset + code_B)
+  if level + 1 < vocabulary.target_levels:
+    id_B = tokens.START + 1 + code_B
+    logits_BK, codes = _next_in_frame(model, params, id_B, cache.given_BD, level + 1, cache.codes)
+    return logits_BK, cache._replace(ids_BQ=ids_BQ, codes=codes)
+  time_B = target_time(model, first_B + n + 1)
+  hidden_BLD, _, columns = model.module(num_columns=cache.columns.valid_BN.shape[1]).apply(
+    {'params': params}, ids_BQ[:, None], time_B[:, None], cache.columns
+  )
+  return _begin_frame(model, params, columns, hidden_BLD[:, 0])
 
-  XLA runs products of a single row on the vector unit of a TPU, which takes longer than two rows on
-  the matrix unit. The next step overwrites the column of PAD.
-  """
-  return 2 if rows == 1 and placement.platform() == 'tpu' else 1
+
+def _begin_frame(model, params, columns, given_BD):
+  batch, levels = len(given_BD), model.vocabulary.target_levels
+  start_B = jnp.full(batch, tokens.START, jnp.int32)
+  logits_BK, codes = _next_in_frame(model, params, start_B, given_BD, 0)
+  ids_BQ = jnp.full((batch, levels), tokens.PAD, jnp.int32)
+  return logits_BK, FrameCache(columns, given_BD, ids_BQ, codes)
+
+
+def _next_in_frame(model, params, id_B, given_BD, level, cache=None):
+  """Returns the logits of `level`, and the depth model's cache, to which `id_B` is appended."""
+  hidden_B1D, output_VD, cache = model.depth_module(
+    num_columns=model.vocabulary.target_levels
+  ).apply({'params': params['depth']}, id_B[:, None], None, cache, given_BD[:, None])
+  return _next_logits(model, hidden_B1D[:, 0], output_VD, level), cache
 
 
 def _next_logits(model, hidden_BD, output_VD, level):

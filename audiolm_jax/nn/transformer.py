@@ -173,6 +173,10 @@ def stacked(config: TransformerConfig, deterministic: bool, causal: bool = True)
 class Transformer(nn.Module):
   """Maps token ids [B, L] to hidden vectors [B, L, D] and the output table [V, D] of the logits.
 
+  Ids [B, L, N] stand for columns of several tokens, whose embeddings are added up; those of PAD are
+  0. Without `outputs`, there is no output table. `given_BLD`, of any width and with L or 1 columns,
+  is projected and added to the embeddings.
+
   With `scanned`, layers are one `nn.scan` over stacked parameters (training); `unstack` converts
   them for unrolled layers. With `num_columns`, it decodes: it also returns a cache of so many
   columns, which is made from ids_BL or, with a `cache`, has ids_BL appended. Parameters are then
@@ -187,15 +191,25 @@ class Transformer(nn.Module):
   scanned: bool = True
   deterministic: bool = True
   num_columns: int | None = None
+  outputs: bool = True
 
   @nn.compact
-  def __call__(self, ids_BL, times_BL=None, cache: KVCache | None = None):
+  def __call__(self, ids_BL, times_BL=None, cache: KVCache | None = None, given_BLD=None):
     config, width = self.config, self.config.width
     table = partitioned(nn.initializers.normal(1.0), VOCAB, EMBED)
     embedding_VD = self.param('embedding', table, (self.vocabulary.num_ids, width))
     out_table = partitioned(nn.initializers.normal(width**-0.5), VOCAB, EMBED)
-    output_VD = self.param('output', out_table, (self.vocabulary.num_targets, width))
-    x_BLD = placement.whole(embedding_VD)[jnp.maximum(ids_BL, 0)]
+    output_VD = None
+    if self.outputs:
+      output_VD = self.param('output', out_table, (self.vocabulary.num_targets, width))
+    x_BLD, valid_BL = placement.whole(embedding_VD)[jnp.maximum(ids_BL, 0)], ids_BL != tokens.PAD
+    if ids_BL.ndim == 3:
+      x_BLD = jnp.sum(jnp.where(valid_BL[..., None], x_BLD, 0), axis=2)
+      valid_BL = valid_BL.any(axis=2)
+    if given_BLD is not None:
+      decoding = self.num_columns is not None
+      linear = dense(width, (None, EMBED), dtype=config.dtype, decoding=decoding, name='given')
+      x_BLD += linear(given_BLD)
     if self.time_embedding:
       x_BLD += dense(width, (None, EMBED), name='time')(sinusoids(times_BL, width))
     drop = Dropout(config.dropout_rate, deterministic=self.deterministic)
@@ -206,20 +220,21 @@ class Transformer(nn.Module):
       partitioned(nn.initializers.normal(0.1), None, HEADS),
       (config.num_buckets, config.num_heads),
     )
-    valid_BL, length = ids_BL != tokens.PAD, ids_BL.shape[1]
+    length = ids_BL.shape[1]
     padding = block_attention.padded_length(length) - length
     if self.num_columns is None and placement.on_tpu() and 8 * padding <= length:
       # Pad once here, instead of each array of each layer in the kernel, if the products with the
       # padding cost less.
       x_BLD, valid_BL = block_attention.whole_blocks(x_BLD), block_attention.whole_blocks(valid_BL)
-    x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache)
+    # Weights of attention exist in plain products only. The sequences of a depth model, which have
+    # a given vector, are much shorter than a block.
+    plain = self.is_mutable_collection('intermediates') or given_BLD is not None
+    x_BLD, cache = self._layers(x_BLD, valid_BL, bias_table, cache, plain)
     return norm(config.dtype, 'final_norm')(x_BLD[:, :length]), output_VD, cache
 
-  def _layers(self, x_BLD, valid_BL, bias_table, cache):
+  def _layers(self, x_BLD, valid_BL, bias_table, cache, plain):
     config, length = self.config, x_BLD.shape[1]
     if cache is None:
-      # Weights of attention exist in plain products only.
-      plain = self.is_mutable_collection('intermediates')
       bias, mask = sequence_bias(config, bias_table, valid_BL, plain)
     else:
       valid_BN = jax.lax.dynamic_update_slice(cache.valid_BN, valid_BL, (0, cache.index))
@@ -260,12 +275,14 @@ def unstack(config: TransformerConfig, params: Any) -> dict[str, Any]:
 def decoding_params(config: TransformerConfig, params: Any) -> dict[str, Any]:
   """Converts unboxed parameters, stacked or of `unstack`, to those of a decoding Transformer.
 
-  Query, key and value kernels of a layer become one; matrices get the dtype of activations, in
-  which they are used anyway, so that a step does not convert them.
+  Query, key and value kernels of a layer become one; matrices and tables get the dtype of
+  activations, in which they are used anyway, so that a step does not convert them.
   """
   params = unstack(config, params) if 'layers' in params else params
   cast = lambda tree: jax.tree.map(lambda p: p.astype(config.dtype), tree)
-  made = {name: params[name] for name in params} | {'output': cast(params['output'])}
+  made = params | cast(
+    {name: params[name] for name in ('embedding', 'output', 'given') if name in params}
+  )
   for i in range(config.num_layers):
     layer = params[f'layer_{i}']
     of = layer['attention']

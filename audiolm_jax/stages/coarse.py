@@ -11,6 +11,9 @@ Two options for tiny models are not in the paper and off by default. `time_embed
 deduplicate=False): tiny models do not learn to match semantic tokens to frames by counting.
 `code_dropout`: they learn to continue the previous codes long before they learn to use the semantic
 tokens.
+
+`depth` is another option: a depth model as in RQ-Transformer (arXiv 2203.01941) predicts the codes
+of a frame, and the Transformer reads a frame as one column instead of `num_quantizers`.
 """
 
 import dataclasses
@@ -47,6 +50,7 @@ class Config:
   code_dropout: float = 0.0  # share of the codes hidden from the input in training
   condition: Condition | None = None  # MusicLM; AudioLM has none
   transformer: TransformerConfig = TransformerConfig()
+  depth: TransformerConfig | None = None  # sizes of the depth model; AudioLM has none
 
   def __post_init__(self):
     checks.fields(
@@ -68,6 +72,10 @@ class Config:
       raise UserError(
         f'num_quantizers={self.num_quantizers} is not in '
         f'1..total_quantizers={self.total_quantizers}'
+      )
+    if self.depth is not None and self.num_quantizers == 1:
+      raise UserError(
+        'depth: a depth model needs several codes per frame, and num_quantizers=1: leave it out'
       )
     if self.time_embedding and self.condition_on_semantic and self.deduplicate:
       raise UserError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
@@ -114,6 +122,7 @@ class Config:
       target_rate=self.frame_rate,
       time_embedding=self.time_embedding,
       code_dropout=self.code_dropout,
+      depth=self.depth,
     )
 
   def prefix_and_target(

@@ -1,18 +1,21 @@
-"""Times decoding with a cache: semantic tokens, and coarse tokens after semantic ones, and GPT-2.
+"""Times decoding with a cache: semantic tokens, coarse tokens after semantic ones, and GPT-2.
 
   python -m experiments.benchmark decode
   python -m experiments.benchmark decode --rows=1,8,64 --steps=32
 
 Two Transformers of --width and --layers with random weights, in float32 on CPUs, which emulate
 bfloat16: one draws 250 semantic tokens per row, the other 400 coarse tokens (100 frames of 4
-levels) after 50 semantic ones. --steps of them are timed, after compilation: all take the same
-time, because the cache has its full size from the start. Decoders take turns in one process; times
-are medians of processor time. The peer is GPT-2 of `transformers` with the same sizes, whose cache
-grows; it draws all tokens. Without torch and transformers (tests/requirements-oracle.txt) it is not
-timed.
+levels) after 50 semantic ones, without and with a depth model, which has half of the width and a
+third of the layers. --steps of them, rounded up to whole frames, are timed, after compilation: all
+frames take the same time, because the cache has its full size from the start. Decoders take turns
+in one process; times are medians of processor time. The peer is GPT-2 of `transformers` with the
+same sizes, whose cache grows; it draws all tokens. Without torch and transformers
+(tests/requirements-oracle.txt) it is not timed.
 """
 
 import argparse
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -60,6 +63,14 @@ def run(args: argparse.Namespace) -> str:
     mlp_width=4 * args.width,
     dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16',
   )
+  depth = dataclasses.replace(
+    config,
+    num_layers=-(-args.layers // 3),
+    width=config.width // 2,
+    mlp_width=config.mlp_width // 2,
+  )
+  all_steps = -(-args.steps // LEVELS) * LEVELS
+  with_depth = functools.partial(coarse_decoder, depth=depth)
   lines = [f'decoding, {args.layers} layers of width {args.width}, {jax.devices()[0].device_kind}']
   if not peers.installed():
     lines.append(peers.MISSING)
@@ -69,9 +80,10 @@ def run(args: argparse.Namespace) -> str:
     for name, prefix, new, one in (
       (f'{SEMANTIC_TOKENS} semantic', 0, SEMANTIC_TOKENS, semantic_decoder),
       (f'{FRAMES * LEVELS} coarse after {PREFIX}', PREFIX, FRAMES * LEVELS, coarse_decoder),
+      ('the same, depth model', PREFIX, FRAMES * LEVELS, with_depth),
     ):
-      decoders[name], counts[name] = one(config, rows, min(args.steps, new)), (args.steps, new)
-      if peers.installed():
+      decoders[name], counts[name] = one(config, rows, min(all_steps, new)), (all_steps, new)
+      if peers.installed() and one is not with_depth:
         vocabulary = semantic.Config.num_clusters
         own = f'{name}, GPT-2'
         decoders[own] = peers.decoder(config, vocabulary, max(prefix, 1), new, rows)
@@ -93,13 +105,16 @@ def semantic_decoder(config: TransformerConfig, rows: int, steps: int) -> Callab
   return _decoder(stage, np.zeros((rows, 0, 1), np.int32), SEMANTIC_TOKENS, steps)
 
 
-def coarse_decoder(config: TransformerConfig, rows: int, steps: int) -> Callable[[], np.ndarray]:
+def coarse_decoder(
+  config: TransformerConfig, rows: int, steps: int, depth: TransformerConfig | None = None
+) -> Callable[[], np.ndarray]:
   """Returns a function that draws `steps` of 400 coarse tokens per row, after 50 semantic ones."""
   stage = coarse.Config(
     crop_seconds=FRAMES / coarse.Config.frame_rate,
     num_quantizers=LEVELS,
     deduplicate=False,
     transformer=config,
+    depth=depth,
   )
   return _decoder(stage, np.zeros((rows, PREFIX, 1), np.int32), FRAMES * LEVELS, steps)
 

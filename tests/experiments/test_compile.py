@@ -134,6 +134,14 @@ def test_decoding_programs():
   layer = 4 * 32**2 + 2 * 32 * 64
   # One token a row reads the whole cache of 12 + 48 columns.
   assert step.model_flops == 2 * (2 * (3 * layer + 32 * 32) + 3 * 4 * 60 * 32)
+  depth = dataclasses.replace(TRANSFORMER, num_layers=1, num_heads=2, width=16, mlp_width=32)
+  frame = compile_program.lower_decode(
+    dataclasses.replace(COARSE, depth=depth), devices, 2, ParallelRule()
+  )
+  # One frame a row reads a cache of 12 + 24 columns, and runs the depth model once for each level.
+  inner = 4 * 16**2 + 2 * 16 * 32 + 2 * 32 * 16
+  expected = 2 * (2 * (3 * layer + 2 * inner) + 3 * 4 * 36 * 32 + 3 * 2 * 16)
+  assert frame.model_flops == pytest.approx(expected, rel=0.02)
   storm = compile_program.lower_decode(STORM, devices, 1, ParallelRule(iterations=(4, 1)))
   once = compile_program.lower_decode(STORM, devices, 1, ParallelRule(iterations=(1, 1)))
   assert storm.model_flops * 2 == once.model_flops * 5  # passes

@@ -1,5 +1,7 @@
 """Likelihoods, hidden states and attention weights, by the same model written in numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,23 @@ PREFIX = np.array([[[3], [0], [5]], [[1], [4], [tokens.PAD]]], np.int32)
 CODES = np.random.default_rng(0).integers(0, 5, (2, 3, 2)).astype(np.int32)
 CODES[1, 2] = tokens.PAD
 LENGTH = 3 + 1 + 6
+DEPTH = dataclasses.replace(TINY, width=8, num_layers=1)
+DEEP = dataclasses.replace(MODEL, depth=DEPTH)
+
+
+def far_from_uniform(model):
+  """Returns parameters of probabilities far from uniform."""
+  return jax.tree.map(lambda p: p * 2, meta.unbox(language_model.init(model, jax.random.key(0))))
 
 
 @pytest.fixture(scope='module')
 def params():
-  made = meta.unbox(language_model.init(MODEL, jax.random.key(0)))
-  return jax.tree.map(lambda p: p * 2, made)  # probabilities far from uniform
+  return far_from_uniform(MODEL)
+
+
+@pytest.fixture(scope='module')
+def deep_params():
+  return far_from_uniform(DEEP)
 
 
 def rows_by_hand(prefix_PN, codes_FQ):
@@ -32,20 +45,32 @@ def rows_by_hand(prefix_PN, codes_FQ):
   return np.array([*of_prefix, tokens.START, *of_codes]), np.array(times)
 
 
+def softmax(x):
+  return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+
+
+def norm(x, layer):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer['scale']
+
+
 def by_hand(params, ids_L, times_L):
   """Returns hidden states, attention weights and log-probabilities of every next code."""
   params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-  length = len(ids_L)
+  x_LD = params['embedding'][ids_L]
+  x_LD = x_LD + sinusoids_of(times_L, x_LD.shape[1]) @ params['time']['kernel']
+  states, weights = layers_by_hand(params, x_LD)
+  logits_LQK = (norm(states[-1], params['final_norm']) @ params['output'].T).reshape(-1, 2, 5)
+  return states, weights, np.log(softmax(logits_LQK))
+
+
+def layers_by_hand(params, x_LD):
+  length = len(x_LD)
   distance = np.arange(length)[:, None] - np.arange(length)
   bucket = np.vectorize(lambda d: t5_bucket(d, TINY.num_buckets, TINY.max_distance))(distance)
   bias_HLL = params['relative_bias'][bucket].transpose(2, 0, 1)
-  softmax = lambda x: np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
-  norm = lambda x, layer: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer['scale']
   gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-  x_LD = params['embedding'][ids_L]
-  x_LD = x_LD + sinusoids_of(times_L, x_LD.shape[1]) @ params['time']['kernel']
   states, weights = [x_LD], []
-  for n in range(TINY.num_layers):
+  for n in range(len(params['layers']['mlp_norm']['scale'])):
     layer = jax.tree.map(lambda p, n=n: p[n], params['layers'])
     of = layer['attention']
     into = norm(x_LD, layer['attention_norm'])
@@ -58,8 +83,69 @@ def by_hand(params, ids_L, times_L):
     into = norm(x_LD, layer['mlp_norm'])
     x_LD = x_LD + gelu(into @ layer['mlp_in']['kernel']) @ layer['mlp_out']['kernel']
     states.append(x_LD)
-  logits_LQK = (norm(x_LD, params['final_norm']) @ params['output'].T).reshape(length, 2, 5)
-  return np.stack(states), np.stack(weights), np.log(softmax(logits_LQK))
+  return np.stack(states), np.stack(weights)
+
+
+def deep_log_probs_by_hand(params, prefix_PN, codes_FQ):
+  """Returns the log-probabilities [F, Q, K] of the codes of a row without PAD, by a depth model."""
+  params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+  vocabulary, depth = MODEL.vocabulary, params['depth']
+  prefix = prefix_PN[prefix_PN >= 0]
+  columns = [[vocabulary.offsets[0] + code] for code in prefix] + [[tokens.START]]
+  columns += [[vocabulary.target_offset + a, vocabulary.target_offset + 5 + b] for a, b in codes_FQ]
+  times = [n / 25 for n in range(len(prefix))] + [n / 50 for n in range(len(codes_FQ) + 1)]
+  x_LD = np.stack([params['embedding'][ids].sum(axis=0) for ids in columns])
+  x_LD = x_LD + sinusoids_of(np.array(times), x_LD.shape[1]) @ params['time']['kernel']
+  hidden_LD = norm(layers_by_hand(params, x_LD)[0][-1], params['final_norm'])
+  found = []
+  for hidden_D, (first, _) in zip(hidden_LD[len(prefix) :], codes_FQ):
+    x_QD = depth['embedding'][[0, 1 + first]] + hidden_D @ depth['given']['kernel']
+    x_QD = norm(layers_by_hand(depth, x_QD)[0][-1], depth['final_norm'])
+    logits_QK = np.stack([x_QD[q] @ depth['output'][5 * q : 5 * q + 5].T for q in range(2)])
+    found.append(np.log(softmax(logits_QK)))
+  return np.stack(found)
+
+
+@pytest.mark.parametrize('row', [0, 1])
+def test_likelihoods_of_a_depth_model_are_those_of_numpy(deep_params, row):
+  codes_FQ = CODES[row][CODES[row, :, 0] >= 0]
+  expected_FQK = deep_log_probs_by_hand(deep_params, PREFIX[row], codes_FQ)
+  expected = np.take_along_axis(expected_FQK, codes_FQ[..., None], axis=-1)[..., 0]
+  found = np.asarray(language_model.log_likelihoods(DEEP, deep_params, PREFIX, CODES))
+  np.testing.assert_allclose(found[row, : len(codes_FQ)], expected, atol=1e-4)
+  assert not np.any(found[CODES < 0])
+
+
+def test_cached_steps_of_a_depth_model_equal_its_whole_rows(deep_params):
+  """Rows have read 1 and 2 frames: other columns, same numbers; two more frames each."""
+  rng = np.random.default_rng(1)
+  codes, read = rng.integers(0, 5, (2, 4, 2)), np.array([1, 2])
+  whole = language_model.target_logits(DEEP, deep_params, PREFIX, jnp.asarray(codes), None)
+  whole, flat = (np.reshape(x, (2, 8, *x.shape[3:])) for x in (whole, codes))
+  context = np.where(np.arange(2)[:, None] < read[:, None, None], codes[:, :2], tokens.PAD)
+  ids, times = tokens.left_pad(*language_model.sequence(DEEP, PREFIX, jnp.asarray(context)))
+  assert ids.shape == (2, 6, 2) and (ids[0, 0] == tokens.PAD).all()
+  params, first = language_model.decoding_params(DEEP, deep_params), 2 * read
+  rows = np.arange(2)
+  got, cache = language_model.prefill(DEEP, params, ids, times, ids.shape[1] + 2)
+  for n in range(4):
+    np.testing.assert_allclose(got, whole[rows, first + n], atol=1e-4)
+    step = language_model.turn(DEEP)[n % 2]
+    got, cache = step(params, cache, flat[rows, first + n], jnp.asarray(first), jnp.asarray(n))
+  assert int(cache.columns.index) == cache.columns.valid_BN.shape[1]
+
+
+def test_a_depth_model_leaves_out_codes_in_training_and_drops_out(deep_params):
+  codes, key = jnp.asarray(CODES), jax.random.key(0)
+  logits = lambda codes, **changed: np.asarray(
+    language_model.target_logits(
+      dataclasses.replace(DEEP, **changed), deep_params, PREFIX, codes, key
+    )
+  )
+  other = (codes + 1) % 5
+  np.testing.assert_array_equal(*(logits(c, code_dropout=1 - 1e-6) for c in (codes, other)))
+  quiet = dataclasses.replace(DEPTH, dropout_rate=0.0)
+  assert np.abs(logits(codes) - logits(codes, depth=quiet)).max() > 1e-3
 
 
 @pytest.mark.parametrize('row', [0, 1])

@@ -118,6 +118,18 @@ CASES = {
     {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
     dict(factor=0.7, num_steps=100),
   ),
+  'coarse_with_depth': (
+    coarse.Config(
+      crop_seconds=0.4,
+      num_clusters=20,
+      num_quantizers=2,
+      codebook_size=8,
+      transformer=TRANSFORMER,
+      depth=dataclasses.replace(TRANSFORMER, num_layers=1, width=8),
+    ),
+    {'semantic': SEMANTIC, 'codes': codes(20, 2, 8)},
+    dict(factor=0.7, num_steps=100),
+  ),
   'fine': (
     fine.Config(
       crop_seconds=0.2, total_quantizers=4, num_coarse=2, codebook_size=8, transformer=TRANSFORMER

@@ -117,6 +117,7 @@ def test_paper_sequence_lengths():
     lambda: coarse.Config(num_quantizers=13),
     lambda: coarse.Config(semantic_rate=40.0),  # no whole number of codec frames for each
     lambda: coarse.Config(time_embedding=True),
+    lambda: coarse.Config(num_quantizers=1, depth=TINY),
     lambda: semantic.Config(time_embedding=True),
     lambda: fine.Config(num_coarse=12),
     lambda: fine.Config(crop_seconds=0.01),
