@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from audiolm_jax import codes_file, errors, storage
-from experiments import codec, command_line, compile, detect, generate, pages, train, workspace
+from experiments import codec, compile, detect, generate, train, workspace
 from experiments import recipe as recipe_lib
+from experiments.cli import command_line, pod, recipe_pages
 from tests import programs
 
 PROGRAMS = [
@@ -63,17 +64,17 @@ def test_a_workdir_in_a_bucket():
 
 
 def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket, faults):
-  command_line.prove_folder(bucket, '--workdir')
-  command_line.prove_reachable(bucket, '--workdir')
+  command_line.check_folder(bucket, '--workdir')
+  command_line.check_reachable(bucket, '--workdir')
   faults({'status': 503})
   began = time.monotonic()
   with pytest.raises(errors.UserError, match=f'--workdir={bucket}: .* check the network'):
-    command_line.prove_reachable(bucket, '--workdir')
+    command_line.check_reachable(bucket, '--workdir')
   assert time.monotonic() - began < 20
   faults()
   for name, what in (('forbidden-bucket', 'no access to'), ('missing-bucket', 'there is no')):
     with pytest.raises(errors.UserError, match=f'--workdir=gs://{name}/run: {what} bucket .{name}'):
-      command_line.prove_folder(storage.path(f'gs://{name}/run'), '--workdir')
+      command_line.check_folder(storage.path(f'gs://{name}/run'), '--workdir')
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket, faults):
     ('encode', []),
     ('generate', ['--mode=unconditional', '--output={}/out']),
     ('evaluate', []),
-    ('forge', []),
+    ('detector_clips', []),
     ('detect', ['{}/a.wav']),
     ('export', ['--output={}/out']),
   ],
@@ -94,7 +95,7 @@ def test_a_refused_bucket_is_named_before_any_program_computes(
   module = importlib.import_module(f'experiments.{program}')
   flags = [flag.format(tmp_path) for flag in flags]
   monkeypatch.setattr(sys, 'argv', [program, '--workdir=gs://forbidden-bucket/run', *flags])
-  monkeypatch.setattr(workspace, 'leave_on_sigterm', lambda: None)
+  monkeypatch.setattr(pod, 'leave_on_sigterm', lambda: None)
   began = time.monotonic()
   with pytest.raises(errors.UserError, match='--workdir=gs://forbidden-.*: no access to bucket'):
     module.main()
@@ -139,7 +140,7 @@ def test_packed_audio_may_be_in_a_bucket_and_files_get_a_remedy(tmp_path):
 
 
 def test_every_recipe_passes_the_check_for_urls():
-  for name in pages.names():
+  for name in recipe_pages.names():
     recipe_lib.load(name)
 
 
@@ -228,15 +229,15 @@ def test_a_file_that_exists_is_refused_before_anything_is_computed(monkeypatch, 
   ):
     generate.main()
   with pytest.raises(errors.UserError, match=f'--json: {tmp_path} is a folder'):
-    command_line.prove_files([tmp_path], '--json')
+    command_line.check_files([tmp_path], '--json')
 
 
 def test_proving_leaves_no_trace(tmp_path):
-  command_line.prove_files([tmp_path / 'a/b/c.wav'], '--output')
+  command_line.check_files([tmp_path / 'a/b/c.wav'], '--output')
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('stage, program', [('semantic', 'encode'), ('detector', 'forge')])
+@pytest.mark.parametrize('stage, program', [('semantic', 'encode'), ('detector', 'detector_clips')])
 def test_remedies_are_commands_with_all_flags_of_the_run(stage, program, monkeypatch, tmp_path):
   workdir = tmp_path / 'my run'
   flags = ['--recipe=tiny', f'--workdir={workdir}', '--set=corpus.config.train_minutes=1']

@@ -78,7 +78,7 @@ def test_f5_every_damaged_file_is_found(damage, half_way_there, outcome):
     with pytest.warns(
       UserWarning, match=r'checkpoint 30 .*' + named + r'.* continuing from step 24'
     ):
-      silent += checkpoints._reject_bad(directory) != 24
+      silent += saving._reject_bad(directory) != 24
     _undo_rejection(directory)
     path.write_bytes(whole)
   assert len(found) > 20 and not silent
