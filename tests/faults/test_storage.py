@@ -137,7 +137,7 @@ def test_f6_damaged_clusters_are_refused(place, outcome):
 class SmallDisk:
   """Full from `fill` to `empty`: a tmpfs of 2 MiB for the checkpoints of a run."""
 
-  reason = 'No space left'
+  reason = 'No space left'  # in messages
 
   def __init__(self, run, faults):
     del faults
@@ -166,7 +166,7 @@ class ReadOnlyBucket:
   project is not paid for, or the account lost its role.
   """
 
-  reason = 'no access to bucket'
+  reason = '(no access to bucket|PERMISSION_DENIED)'  # of our client, of Orbax's
 
   def __init__(self, run, faults):
     self._faults = faults
