@@ -137,6 +137,7 @@ def test_f6_damaged_clusters_are_refused(place, outcome):
 class SmallDisk:
   """Full from `fill` to `empty`: a tmpfs of 2 MiB for the checkpoints of a run."""
 
+  name = 'tmpfs of 2 MiB full'
   reason = 'No space left'  # in messages
 
   def __init__(self, run, faults):
@@ -166,6 +167,7 @@ class ReadOnlyBucket:
   project is not paid for, or the account lost its role.
   """
 
+  name = 'writes refused (403)'
   reason = '(no access to bucket|PERMISSION_DENIED)'  # of our client, of Orbax's
 
   def __init__(self, run, faults):
@@ -225,7 +227,7 @@ def test_f7_full_disk(reference, place, limited, monkeypatch, outcome):
   runs.assert_same_run(run, result, reference)
   outcome(
     'F7',
-    f'{limited.reason} from step 16 to 33: {failures} warnings, steps {meanwhile[0]} kept, then saved again; bitwise',
+    f'{limited.name} from step 16 to 33: {failures} warnings, steps {meanwhile[0]} kept, then saved again; bitwise',
   )
 
 
@@ -249,7 +251,7 @@ def test_f7_a_disk_that_stays_full_stops_the_run(place, limited, monkeypatch, ou
   assert checkpoints.steps(run / 'checkpoints') == [6]
   if not storage.in_bucket(place):  # where deletions are refused, too, the next start makes them
     assert runs.num_remains(run) == 0
-  outcome('F7', f'{limited.reason} for good: OSError after 3 retries, step 6 whole')
+  outcome('F7', f'{limited.name} for good: OSError after 3 retries, step 6 whole')
 
 
 def test_f15_a_checkpoint_of_the_committed_format(place, outcome):
