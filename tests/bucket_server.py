@@ -12,8 +12,8 @@ POST /faults takes a list of faults, of which the first that applies is used:
   rate: share of the requests that the fault applies to (1)
   times: number of requests after which the fault ends (no end)
   once_a_second: a second write of an object within a second is refused with 429
-GET /counts returns the numbers of requests by kind and by token. GCS is not here what this cannot show: HTTPS,
-IAM, quotas, soft deletion, hierarchical namespaces.
+GET /counts returns the numbers of requests by kind and by token, and of the most at once.
+GCS is not here what this cannot show: HTTPS, IAM, quotas, soft deletion, hierarchical namespaces.
 """
 
 import collections
@@ -46,6 +46,7 @@ class Store:
     self.generation = 1_000_000
     self.faults: list[dict] = []
     self.counts: collections.Counter = collections.Counter()
+    self.num_open = 0  # requests that wait
     self.written_at: dict[tuple[str, str], float] = {}
     self.random = random.Random(0)
 
@@ -141,7 +142,11 @@ class Handler(BaseHTTPRequestHandler):
       STORE.counts[kind] += 1
       if token := (self.headers.get('Authorization') or '').removeprefix('Bearer '):
         STORE.counts[f'token {token}'] += 1
+      STORE.num_open += 1
+      STORE.counts['most at once'] = max(STORE.counts['most at once'], STORE.num_open)
     time.sleep(fault.get('stall', 0))
+    with STORE.lock:
+      STORE.num_open -= 1
     if 'status' in fault:
       return self.error(fault['status'], 'fault')
     self.lost = bool(fault.get('lost'))
@@ -271,6 +276,10 @@ def _resource(bucket: str, name: str, generation: int, data: bytes) -> dict:
 
 class _Server(ThreadingHTTPServer):
   daemon_threads, request_queue_size = True, 256
+
+  def handle_error(self, request, client_address):
+    if not isinstance(sys.exception(), ConnectionError):  # ArrayRecord ends each connection so
+      super().handle_error(request, client_address)
 
 
 # What makes clients speak to the server instead of GCS.

@@ -10,8 +10,8 @@ reading thread, so that other load has little influence. The chips' demand follo
 arithmetic (6 FLOPs per parameter and token; for the codec, three times the operations of its loss)
 at the share `mfu` of their peak.
 
-With --bucket, token shards are written and read there, by as many threads as in training, and
-seconds are those of the clock: a host that reads less than it consumes keeps its chips waiting.
+With --bucket, token shards are written and read there, by as many threads as in training. A host
+that reads less by the clock than it consumes keeps its chips waiting.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import math
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +60,20 @@ class Row(NamedTuple):
   read: float
   consumed: float
   seconds: float
+
+
+class BucketRow(NamedTuple):
+  """Holds the throughput of one stage that reads from a bucket.
+
+  Fields:
+    read: examples per CPU second.
+    by_clock: examples per second.
+    consumed: examples per second that the chips consume.
+  """
+
+  read: float
+  by_clock: float
+  consumed: float
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -115,22 +129,21 @@ def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namesp
   return '\n'.join(lines)
 
 
-def bucket_table(rows: dict[str, Row], args: argparse.Namespace) -> str:
+def bucket_table(rows: dict[str, BucketRow], args: argparse.Namespace) -> str:
   """Returns the report of reading from a bucket as text."""
   hosts = max(args.chips // CHIPS_PER_HOST, 1)
   lines = [
     f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts, shards in '
     f'{args.bucket}',
-    f'  {"stage":12}{"read by a host":>16}{"consumed by it":>16}{"times as many":>15}',
-    f'  {"":12}{"examples/s":>16}{"examples/s":>16}',
+    f'  {"stage":12}{"read by a core":>16}{"by the clock":>16}{"consumed by a host":>20}',
+    f'  {"":12}{"examples/s":>16}{"examples/s":>16}{"examples/s":>20}',
   ]
   for name, row in rows.items():
-    consumed = row.consumed / hosts
-    lines.append(f'  {name:12}{row.read:16.0f}{consumed:16.0f}{row.read / consumed:15.2f}')
+    lines.append(f'  {name:12}{row.read:16.0f}{row.by_clock:16.0f}{row.consumed / hosts:20.0f}')
   return '\n'.join(lines)
 
 
-def _bucket_rows(recipe, args: argparse.Namespace) -> dict[str, Row]:
+def _bucket_rows(recipe, args: argparse.Namespace) -> dict[str, BucketRow]:
   _write_tokens(args.bucket, recipe)
   source = _Repeated(token_shards.TokenShards(args.bucket, 'train'))
   rows = {}
@@ -140,8 +153,9 @@ def _bucket_rows(recipe, args: argparse.Namespace) -> dict[str, Row]:
     if 'waveform' in stage.batch:
       continue
     batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0)
-    read = _read_per_second(batches, args.examples, time.monotonic)
-    rows[name] = Row(read, args.chips * args.mfu * V5E_FLOPS / _flops(config, stage), 0.0)
+    read, by_clock = _read_per_second(batches, args.examples)
+    consumed = args.chips * args.mfu * V5E_FLOPS / _flops(config, stage)
+    rows[name] = BucketRow(read, by_clock, consumed)
   return rows
 
 
@@ -224,16 +238,17 @@ def _row(config: Any, sources: dict[str, Any], examples: int, flops_per_second: 
   source = sources['waveform' if 'waveform' in stage.batch else 'tokens']
   batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0, num_threads=1)
   seconds = max(feature.shape[0] / feature.rate for feature in stage.batch.values() if feature.rate)
-  read = _read_per_second(batches, examples, time.process_time)
+  read, _ = _read_per_second(batches, examples)
   return Row(read, flops_per_second / _flops(config, stage), seconds)
 
 
-def _read_per_second(batches: Iterator, count: int, seconds: Callable[[], float]) -> float:
+def _read_per_second(batches: Iterator, count: int) -> tuple[float, float]:
+  """Returns the examples read per CPU second and per second, without the first batch."""
   next(batches)
-  started, read = seconds(), 0
+  started, clock, read = time.process_time(), time.monotonic(), 0
   while read < count:
     read += len(next(iter(next(batches).values())))
-  return read / (seconds() - started)
+  return read / (time.process_time() - started), read / (time.monotonic() - clock)
 
 
 def _flops(config: Any, stage: Any) -> float:
