@@ -15,7 +15,7 @@ import pathlib
 import shutil
 from collections.abc import Collection, Mapping
 
-from audiolm_jax import embedding_tokens, files, generation, kmeans, tokenizer
+from audiolm_jax import embedding_tokens, generation, kmeans, storage, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import hub
@@ -29,19 +29,20 @@ _HOME = pathlib.Path(__file__).parent / 'releases'
 _PATTERNS = ['*.json', '*.safetensors', 'README.md', 'examples/*']
 
 
-def fetch(name: str | os.PathLike = PACKAGED, *, revision: str | None = None) -> pathlib.Path:
+def fetch(name: str | os.PathLike = PACKAGED, *, revision: str | None = None) -> storage.Path:
   """Returns the folder of a release, after downloading a repository.
 
   Args:
-    name: 'speech' (part of the package), a folder, or a repository of the Hugging Face hub.
+    name: 'speech' (part of the package), a folder (on a disk, or gs://BUCKET/FOLDER), or a
+      repository of the Hugging Face hub.
     revision: branch, tag or commit of a repository.
 
   Raises:
     UserError: if there is no such folder or repository, it holds no release, or a revision is given
       for a folder.
   """
-  folder = _HOME / PACKAGED if name == PACKAGED else pathlib.Path(name)
-  if folder.is_dir():
+  folder = _HOME / PACKAGED if name == PACKAGED else storage.path(name)
+  if storage.in_bucket(folder) or folder.is_dir():
     if revision is not None:
       raise UserError(f'revision={revision!r} is for repositories; {folder} is a folder')
   else:
@@ -69,7 +70,7 @@ def from_pretrained(
   return _load(fetch(name, revision=revision), stages)
 
 
-def _load(folder: pathlib.Path, stages: Collection[str] | None = None) -> generation.Models:
+def _load(folder: storage.Path, stages: Collection[str] | None = None) -> generation.Models:
   config = exports.read_config(folder)
   sampling = configs.rebuild_any(config.get('sampling'), str(config.get('version')))
   if not isinstance(sampling, generation.SamplingConfig):
@@ -92,7 +93,8 @@ def save_pretrained(
 
   Args:
     models: codec, tokenizer and language models.
-    folder: must not exist.
+    folder: must not exist; may be in a bucket (gs://BUCKET/FOLDER), where digests.json, which every
+      reader asks for, is written last.
     others: further stages, such as 'detector', by name.
     texts: contents of text files, such as README.md, by path.
     copies: files to copy, by path in the release.
@@ -102,14 +104,14 @@ def save_pretrained(
     UserError: if `folder` exists; if `dtype` is another one or cannot hold a weight; for sampling
       rules of one's own, which JSON cannot hold; for a joint embedding other than MuLan.
   """
-  folder = pathlib.Path(folder)
-  if os.path.lexists(folder):
+  folder = storage.path(folder)
+  if storage.is_there(folder):
     raise UserError(f'{folder} exists: choose another folder')
   found, both = _rounded(models, dtype)
   stored = both.semantic
   found |= {name: exports.rounded(model, dtype) for name, model in (others or {}).items()}
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with files.folder_atomically(folder) as partial:
+  storage.make_folder(folder.parent)
+  with storage.folder_atomically(folder, last=exports.DIGESTS) as partial:
     exports.write_stages(partial, found, dtype, {'sampling': configs.describe(models.sampling)})
     kmeans.save(
       tokenizer.clusters_path(partial),

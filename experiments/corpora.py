@@ -7,11 +7,11 @@ list of skipped files.
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from audiolm_jax import checks
+from audiolm_jax import checks, storage
 from audiolm_jax.data import (
   captions,
   debian,
@@ -200,8 +200,10 @@ class Speech:
 class Tfds:
   """A TFDS data set in ArrayRecord format, read without TensorFlow.
 
-  `folder` contains its dataset_info.json.
+  `folder` contains its dataset_info.json, on a disk or in a bucket (gs://).
   """
+
+  IN_BUCKETS: ClassVar[tuple[str, ...]] = ('folder',)  # fields that may be gs://
 
   folder: str
   train_split: str = 'train'
@@ -332,7 +334,7 @@ def _given(path: str) -> str:
       'the recipe does not say where the audio is: '
       'add --set corpus.root=FOLDER (TFDS: corpus.folder)'
     )
-  if not os.path.isdir(path):
+  if not storage.path(path).is_dir():
     raise UserError(
       f'{path!r} is not a folder: --set corpus.root=FOLDER (TFDS: corpus.folder) must name one'
     )

@@ -2,6 +2,7 @@
 
   python -m experiments.detect voice.wav other.flac --workdir=runs/tiny
   python -m experiments.detect voice.wav --workdir=runs/tiny --output=scores.json
+  python -m experiments.detect gs://bucket/voice.wav --workdir=gs://bucket/run
 
 Needs a trained detector and its calibration:
 
@@ -15,11 +16,10 @@ originals in training did; --as_is omits this, for files that the codec has deco
 """
 
 import json
-import pathlib
 
 import numpy as np
 
-from audiolm_jax import audio, files
+from audiolm_jax import audio, files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection as detection_metrics
 
@@ -30,12 +30,12 @@ from .evaluations import detection
 
 def main():
   parser = command_line.parser(__doc__, recipe=False, buckets=True)
-  parser.add_argument('files', nargs='+', type=command_line.path, metavar='FILE')
+  parser.add_argument('files', nargs='+', type=command_line.stored, metavar='FILE')
   parser.add_argument(
     '--as_is', action='store_true', help='do not pass the files through the codec first'
   )
   parser.add_argument(
-    '--output', type=command_line.path, metavar='FILE', help='also write the scores as JSON'
+    '--output', type=command_line.stored, metavar='FILE', help='also write the scores as JSON'
   )
   args = parser.parse_args()
   if args.output is not None:
@@ -65,17 +65,18 @@ def main():
       + ' '.join(f'{p:.2f}' for p in result['seconds'])
     )
   if args.output is not None:
-    files.write_text(args.output, json.dumps({'as_is': args.as_is, 'files': results}, indent=1))
+    storage.write_text(args.output, json.dumps({'as_is': args.as_is, 'files': results}, indent=1))
     print(f'written to {args.output}')
 
 
-def load(path: pathlib.Path, config) -> np.ndarray:
+def load(path: storage.Path, config) -> np.ndarray:
   """Returns the waveform [T] of a file at the detector's rate.
 
   Raises:
     UserError: if it cannot be read, is too short, or is silent.
   """
-  wave_T = audio.load(path, config.sample_rate)
+  with storage.local(path) as local:
+    wave_T = audio.load(local, config.sample_rate)
   if len(wave_T) < config.crop_length:
     raise UserError(
       f'{path} has {len(wave_T)} samples at {config.sample_rate} Hz, '

@@ -2,6 +2,7 @@
 
   python -m experiments.export --recipe=speech --workdir=runs/speech --output=release/
   python -m experiments.export --workdir=runs/tiny --output=release/ --push=me/name
+  python -m experiments.export --workdir=gs://bucket/run --output=gs://bucket/release
 
 Writes configs, weights (half precision), clusters, digests, a model card made from the tables in
 WORKDIR/evaluation, and the files of --examples. The format is in audiolm_jax/training/exports.py.
@@ -11,12 +12,12 @@ import argparse
 import inspect
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 
 import jax
 
 from audiolm_jax import arrays_file, generation, release, storage
+from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Model
 from audiolm_jax.training import exports
 
@@ -80,7 +81,7 @@ _NO_DETECTOR = 'This release contains no\ndetector of generated speech.'
 
 def main():
   parser = command_line.parser(__doc__, buckets=True)
-  parser.add_argument('--output', type=command_line.path, required=True, metavar='FOLDER')
+  parser.add_argument('--output', type=command_line.stored, required=True, metavar='FOLDER')
   parser.add_argument(
     '--dtype', default='float16', help=f'of the weights: {" or ".join(exports.DTYPES)} (float16)'
   )
@@ -92,6 +93,8 @@ def main():
   )
   parser.add_argument('--push', metavar='OWNER/NAME', help='upload to the Hugging Face hub, too')
   args = parser.parse_args()
+  if args.push and storage.in_bucket(args.output):
+    raise UserError('--push uploads files of a disk: give --output=FOLDER on one')
   recipe = workspace.recipe_of(args, writes=False)
   command_line.check_files([args.output], '--output')
   export(args, recipe)
@@ -121,7 +124,7 @@ def export(args: argparse.Namespace, recipe: recipe_lib.Recipe):
   )
 
 
-def _calibrations(workdir: pathlib.Path, detector: Model, dtype: str) -> str:
+def _calibrations(workdir: storage.Path, detector: Model, dtype: str) -> str:
   """Returns the calibrations of the detector as those of its rounded weights."""
   calibrations = detection.load_calibrations(workdir, detector.variables)
   report = storage.read_json(evaluations.path(workdir, 'detection'), 'measure again')

@@ -5,7 +5,7 @@ Many hosts read a few large files faster than millions of recordings.
   python -m experiments.prepare folder --root=recordings/ --output=data/
   python -m experiments.prepare librilight --root=/data/libri-light --output=/data/tfds \
     -- --direct_num_workers=8
-  python -m experiments.prepare maestro --root=/data/maestro-v3.0.0 --output=/data/tfds
+  python -m experiments.prepare maestro --root=/data/maestro-v3.0.0 --output=gs://bucket/data
 
 Flags after -- are those of Beam (--runner=DataflowRunner, ...). Train on the result with a recipe
 whose corpus is `Tfds`. Needs the extra `beam`.
@@ -29,7 +29,10 @@ def main(arguments: list[str] | None = None):
   parser.add_argument('corpus', choices=('folder', 'librilight', 'maestro'))
   parser.add_argument('--root', type=command_line.path, required=True, help='folder of the audio')
   parser.add_argument(
-    '--output', type=command_line.path, required=True, help='folder for the data set'
+    '--output',
+    type=command_line.stored,
+    required=True,
+    help='folder for the data set, or gs://BUCKET/FOLDER',
   )
   parser.add_argument('--num_shards', type=command_line.COUNT, help='shards per split (by size)')
   # Python 3.11's argparse accepts no list after flags, so Beam's flags are split off first.

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from audiolm_jax import checks
+from audiolm_jax import checks, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
@@ -326,10 +326,12 @@ def _setting(recipe: Recipe, override: str) -> tuple[list[str], str, str]:
 
 
 def _texts(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
-  """Yields the path and the value of every text in a config."""
+  """Yields the path and the value of every text in a config, but buckets where they may be."""
   for name in overrides_lib.fields(node):
     value = node[name] if isinstance(node, dict) else getattr(node, name)
     if isinstance(value, str):
+      if name in getattr(node, 'IN_BUCKETS', ()) and storage.in_bucket(value):
+        continue
       yield f'{path}{name}', value
     else:
       yield from _texts(value, f'{path}{name}.')

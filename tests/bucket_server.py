@@ -8,11 +8,12 @@ POST /faults takes a list of faults, of which the first that applies is used:
   status: HTTP status of the answer; nothing is done
   lost: the request is done, but its answer is lost
   stall: seconds to wait
+  hold: seconds to wait within the request, before its second half is read
   rate: share of the requests that the fault applies to (1)
   times: number of requests after which the fault ends (no end)
   once_a_second: a second write of an object within a second is refused with 429
-GET /counts returns the numbers of requests by kind. GCS is not here what this cannot show: HTTPS,
-IAM, quotas, soft deletion, hierarchical namespaces.
+GET /counts returns the numbers of requests by kind and by token, and of the most at once.
+GCS is not here what this cannot show: HTTPS, IAM, quotas, soft deletion, hierarchical namespaces.
 """
 
 import collections
@@ -45,6 +46,7 @@ class Store:
     self.generation = 1_000_000
     self.faults: list[dict] = []
     self.counts: collections.Counter = collections.Counter()
+    self.num_open = 0  # requests that wait
     self.written_at: dict[tuple[str, str], float] = {}
     self.random = random.Random(0)
 
@@ -91,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
   def error(self, code: int, message: str):
     self.answer(code, {'error': {'code': code, 'message': message}})
 
-  def content(self) -> bytes | None:
+  def content(self, hold: float) -> bytes | None:
     """Returns the content of the request; None if it was cut: then nothing may be written."""
     if (self.headers.get('Transfer-Encoding') or '').lower() == 'chunked':
       parts = []
@@ -101,15 +103,25 @@ class Handler(BaseHTTPRequestHandler):
       self.rfile.readline()
       return b''.join(parts)
     size = int(self.headers.get('Content-Length') or 0)
-    data = self.rfile.read(size)
+    try:
+      data = self.rfile.read(size // 2)
+      time.sleep(hold)
+      data += self.rfile.read(size - size // 2)
+    except ConnectionError:
+      return None
     return data if len(data) == size else None
 
   def serve(self):
-    data = self.content()
+    url = urllib.parse.urlsplit(self.path)
+    match, fault = _PATH.fullmatch(url.path), {}
+    if match:
+      fault = STORE.fault(f'{self.command} {urllib.parse.unquote(self.path)}')
+      with STORE.lock:
+        STORE.counts['faults'] += bool(fault)
+    data = self.content(fault.get('hold', 0))
     if data is None:
       self.close_connection = True
       return
-    url = urllib.parse.urlsplit(self.path)
     query = {key: values[0] for key, values in urllib.parse.parse_qs(url.query, True).items()}
     self.lost = False
     if url.path == '/faults':
@@ -117,20 +129,24 @@ class Handler(BaseHTTPRequestHandler):
       self.answer(200)
     elif url.path == '/counts':
       self.answer(200, dict(STORE.counts))
-    elif match := _PATH.fullmatch(url.path):
-      self.serve_objects(match, url.path, query, data)
+    elif match:
+      self.serve_objects(match, url.path, query, data, fault)
     else:
       self.error(404, 'no such address')
 
-  def serve_objects(self, match, path: str, query: dict, data: bytes):
+  def serve_objects(self, match, path: str, query: dict, data: bytes, fault: dict):
     bucket, name = match['bucket'], urllib.parse.unquote(match['name'] or '')
     is_upload = path.startswith('/upload')
     kind = 'upload' if is_upload else ('list' if not name else self.command.lower())
-    fault = STORE.fault(f'{self.command} {urllib.parse.unquote(self.path)}')
     with STORE.lock:
       STORE.counts[kind] += 1
-      STORE.counts['faults'] += bool(fault)
+      if token := (self.headers.get('Authorization') or '').removeprefix('Bearer '):
+        STORE.counts[f'token {token}'] += 1
+      STORE.num_open += 1
+      STORE.counts['most at once'] = max(STORE.counts['most at once'], STORE.num_open)
     time.sleep(fault.get('stall', 0))
+    with STORE.lock:
+      STORE.num_open -= 1
     if 'status' in fault:
       return self.error(fault['status'], 'fault')
     self.lost = bool(fault.get('lost'))
@@ -232,16 +248,13 @@ class Handler(BaseHTTPRequestHandler):
         shown[key] = None if is_folder else _resource(bucket, name, *STORE.objects[bucket, name])
     keys = [key for key in shown if key > query.get('pageToken', '')]
     page = keys[: int(query.get('maxResults', 1000))]
-    more = {'nextPageToken': page[-1]} if len(page) < len(keys) else {}
-    self.answer(
-      200,
-      {
-        'kind': 'storage#objects',
-        'items': [shown[key] for key in page if shown[key]],
-        'prefixes': [key for key in page if not shown[key]],
-        **more,
-      },
-    )
+    found = {
+      'items': [shown[key] for key in page if shown[key]],
+      'prefixes': [key for key in page if not shown[key]],
+      'nextPageToken': page[-1] if len(page) < len(keys) else '',
+    }
+    found = {name: value for name, value in found.items() if value}
+    self.answer(200, {'kind': 'storage#objects', **found})
 
   do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = serve
 
@@ -263,6 +276,10 @@ def _resource(bucket: str, name: str, generation: int, data: bytes) -> dict:
 
 class _Server(ThreadingHTTPServer):
   daemon_threads, request_queue_size = True, 256
+
+  def handle_error(self, request, client_address):
+    if not isinstance(sys.exception(), ConnectionError):  # ArrayRecord ends each connection so
+      super().handle_error(request, client_address)
 
 
 # What makes clients speak to the server instead of GCS.

@@ -66,6 +66,16 @@ def bucket(bucket_address):
   bucket_server.set_faults(bucket_address)
 
 
+@pytest.fixture(params=['disk', 'bucket'])
+def place(request, tmp_path):
+  """Returns an empty folder, once on a disk and once in a bucket."""
+  if request.param == 'bucket':
+    return request.getfixturevalue('bucket')
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  return folder
+
+
 @pytest.fixture
 def faults(bucket_address):
   """Returns a function that sets the faults of the bucket."""

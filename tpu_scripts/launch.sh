@@ -3,7 +3,7 @@
 # commit, which it installs there. After an interruption, run it again to resume training.
 #
 #   tpu_scripts/launch.sh --name=run1 --zone=us-west4-a -- \
-#     python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run1
+#     python -m experiments.train --stage=semantic --recipe=librilight --workdir=gs://bucket/run1
 #
 #   --name=NAME  --zone=ZONE
 #   --project=PROJECT   (gcloud's)

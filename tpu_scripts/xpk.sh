@@ -6,7 +6,7 @@
 #   tpu_scripts/xpk.sh --action=storage --cluster=lab --zone=us-west4-a --storage=shared --folder=/mnt/shared --size=2560
 #   tpu_scripts/xpk.sh --action=launch --cluster=lab --zone=us-west4-a --topology=v5e:16x16 --name=run1 --storage=shared \
 #     --image=us-docker.pkg.dev/lab/images/audiolm_jax -- \
-#     python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run1
+#     python -m experiments.train --stage=semantic --recipe=librilight --workdir=gs://bucket/run1
 #   tpu_scripts/xpk.sh --action=list --cluster=lab --zone=us-west4-a
 #   tpu_scripts/xpk.sh --action=stop --cluster=lab --zone=us-west4-a --name=run1
 #   tpu_scripts/xpk.sh --action=delete --cluster=lab --zone=us-west4-a
@@ -19,7 +19,7 @@
 #   --slices=N          number of slices (1)
 #   --name=NAME         name of the job (launch, stop)
 #   --image=IMAGE       Docker image of the dependencies; each launch adds this checkout to it (image, launch)
-#   --storage=NAME      the file system, which all hosts of the job see (storage, launch)
+#   --storage=NAME      the file system, which all hosts of the job see (storage, launch; none where all is in buckets)
 #   --folder=/PATH      where jobs find it (storage)
 #   --size=GIGABYTES    its size (storage)
 #   --restarts=N        number of automatic restarts of a job, which resumes: after a preemption, a hung or a lost host,
@@ -64,12 +64,13 @@ case $action in
     command+=(--access-mode=ReadWriteMany --auto-mount=false "--mount-point=$folder" --readonly=false)
     ;;
   launch)
-    need name storage image
+    need name image
     ((${#rest[@]})) || die 'the command is missing: write it after -- (see --help)'
     type=$(tpu_type)
     # exec: xpk sends SIGTERM to the shell, which would not pass it on
     start="exec env AUDIOLM_DISTRIBUTED=1 $(quoted "${rest[@]}")"
-    command=(xpk workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" "--storage=$storage")
+    command=(xpk workload create "--workload=$name" "--tpu-type=$type" "--num-slices=$slices")
+    [[ -z $storage ]] || command+=("--storage=$storage")
     command+=("--max-restarts=$restarts" "--restart-on-exit-codes=$restart_status")
     command+=("--base-docker-image=$image" "--script-dir=$root" "--command=$start")
     ;;

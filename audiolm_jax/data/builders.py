@@ -5,6 +5,9 @@ without TensorFlow, and writes ArrayRecord shards for `data.tfds`. An example co
 the file (or of a FLAC with a part of it), its id, speaker (-1 if unknown), number of samples, rate,
 and the SHA-256 of the bytes.
 
+A data set may be written to a bucket (gs://). TFDS renames shards, and their folder at the end,
+which in a bucket copies them through the machine that does it.
+
 This module needs the extra `beam`; import it only to prepare data sets.
 """
 
@@ -20,11 +23,20 @@ import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 
-from audiolm_jax import audio, files
+from audiolm_jax import audio, files, storage
 from audiolm_jax.data import folders, librilight
 from audiolm_jax.errors import UserError
 
 _COUNTERS = 'audiolm_jax'
+storage.client()  # of buckets, through which TFDS sees them, in each of Beam's processes
+
+
+class _Writer(tfds.core.writer.ExampleWriter):
+  """Writes shards to a disk or a bucket; ArrayRecord's own writer knows disks only."""
+
+  def write(self, path, examples):
+    with storage.atomically(path) as partial:
+      return super().write(partial, examples)
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -40,6 +52,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _parts(self) -> Mapping[str, Sequence[folders.Part]]:
     """Returns the parts of each split."""
     raise NotImplementedError
+
+  def _example_writer(self) -> _Writer:
+    return _Writer(self.info.file_format)
 
   def _info(self) -> tfds.core.DatasetInfo:
     # tfds.features.Text and Audio need TensorFlow.

@@ -32,7 +32,8 @@ _SYSTEM_ERROR = re.compile(r'\w+\(\) failed: ')
 # Threads that read batches from a bucket, where each record takes about 30 ms: with 128, a batch of
 # 64 rows takes 15 ms.
 _BUCKET_THREADS = 128
-_DAMAGE = 'Corrupted'  # in ArrayRecord's errors of a record whose checksum differs
+_AGAIN = 'encode or copy this shard again'
+DAMAGE = 'Corrupted'  # in ArrayRecord's errors of a record whose checksum differs
 
 
 def encode(example: Mapping[str, Any]) -> bytes:
@@ -203,8 +204,13 @@ class TokenShards:
     paths = [shard_path(folder, name, i, len(shards)) for i in range(len(shards))]
     if missing := storage.missing(paths):
       raise UserError(f'{missing[0]} is missing: {_AGAIN}')
-    for file, shard in zip(paths, shards):
-      _check(file, shard, verify)
+    sizes = {path: shard['num_bytes'] for path, shard in zip(paths, shards)}
+    for path in storage.of_other_size(sizes):
+      found, _ = storage.digest(storage.path(path), -1)
+      raise UserError(f'{path} has {found} bytes, the manifest says {sizes[path]}: {_AGAIN}')
+    for path, shard in zip(paths if verify else [], shards):
+      if storage.digest(storage.path(path))[1] != shard['sha256']:
+        raise UserError(f'{path} does not have the SHA-256 of the manifest: {_AGAIN}')
     _allow_open_files(len(paths))
     self._source = _opened(paths)
 
@@ -217,7 +223,7 @@ class TokenShards:
       return decode(self._source[i])
     except (ValueError, RuntimeError) as error:  # RuntimeError: ArrayRecord's checksum
       in_bucket = storage.in_bucket(self._path) and isinstance(error, RuntimeError)
-      if _SYSTEM_ERROR.search(str(error)) or (in_bucket and _DAMAGE not in str(error)):
+      if _SYSTEM_ERROR.search(str(error)) or (in_bucket and DAMAGE not in str(error)):
         named = (number for number in errno.errorcode if os.strerror(number) in str(error))
         raise OSError(
           next(named, errno.EIO),
@@ -272,19 +278,6 @@ def _opened(paths: list[str]) -> grain.sources.ArrayRecordDataSource:
   try:
     return grain.sources.ArrayRecordDataSource(paths)
   except RuntimeError as error:
-    if paths and storage.in_bucket(paths[0]) and _DAMAGE not in str(error):
+    if paths and storage.in_bucket(paths[0]) and DAMAGE not in str(error):
       raise OSError(errno.EIO, f'shards cannot be read ({error})', paths[0]) from error
     raise
-
-
-_AGAIN = 'encode or copy this shard again'
-
-
-def _check(path: str, shard: Mapping[str, Any], verify: bool):
-  # An object of a bucket is never cut, and its size is known only by reading it.
-  if not storage.in_bucket(path) and os.path.getsize(path) != shard['num_bytes']:
-    raise UserError(
-      f'{path} has {os.path.getsize(path)} bytes, the manifest says {shard["num_bytes"]}: {_AGAIN}'
-    )
-  if verify and storage.digest(storage.path(path))[1] != shard['sha256']:
-    raise UserError(f'{path} does not have the SHA-256 of the manifest: {_AGAIN}')

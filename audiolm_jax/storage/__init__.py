@@ -16,7 +16,7 @@ import shlex
 import shutil
 import tempfile
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from audiolm_jax import files
@@ -54,6 +54,11 @@ def absolute(text: str | os.PathLike) -> Path:
   return path(text) if in_bucket(text) else pathlib.Path(text).absolute()
 
 
+def is_there(path: Path) -> bool:
+  """Returns whether there is a file or a folder; on disks, also for a link to nothing."""
+  return path.exists() if in_bucket(path) else os.path.lexists(path)
+
+
 def is_file(text: str | os.PathLike) -> bool:
   """Returns whether there is a file; False for names that a disk cannot have."""
   return path(text).is_file() if in_bucket(text) else os.path.isfile(text)
@@ -79,6 +84,13 @@ def missing(paths: Iterable[str]) -> list[str]:
     else:
       found += [each for each in members if not os.path.exists(each)]
   return found
+
+
+def of_other_size(sizes: Mapping[str, int]) -> list[str]:
+  """Returns the paths of existing files that have other sizes than these, in bytes."""
+  if any(map(in_bucket, sizes)):
+    return client().of_other_size(sizes)
+  return [path for path, size in sizes.items() if os.path.getsize(path) != size]
 
 
 def digest(path: Path, expected_bytes: Any = None) -> tuple[int, str]:
@@ -118,6 +130,29 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     partial.touch()
     yield partial
     client().write(path, partial.read_bytes())
+
+
+@contextlib.contextmanager
+def folder_atomically(path: Path, last: str) -> Iterator[pathlib.Path]:
+  """Yields an empty folder on a disk, whose files take the name `path` when the block ends.
+
+  If the block raises, there is none of them. In a bucket they appear one by one.
+
+  Args:
+    path: must not exist.
+    last: name of the file below the folder that is uploaded last: what has it is whole.
+
+  Raises:
+    OSError: if `path` cannot be written.
+  """
+  if not in_bucket(path):
+    with files.folder_atomically(path) as partial:
+      yield partial
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    yield pathlib.Path(folder)
+    for name in sorted(files_below(pathlib.Path(folder)), key=lambda name: (name == last, name)):
+      client().write(path / name, pathlib.Path(folder, name).read_bytes())
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -97,40 +97,40 @@ def write_digests(folder: pathlib.Path) -> None:
   files.write_text(folder / DIGESTS, json.dumps({'files': digests}, indent=1) + '\n')
 
 
-def check_digest(folder: pathlib.Path, name: str) -> None:
+def check_digest(folder: storage.Path, name: str) -> None:
   """Compares one file of a release with its digest.
 
   Raises:
     UserError: if it is missing, not listed, or differs.
   """
-  digests = files.read_json(folder / DIGESTS, _REMEDY).get('files')
+  digests = storage.read_json(folder / DIGESTS, _REMEDY).get('files')
   if not isinstance(digests, dict) or not isinstance(digests.get(name), str):
     raise UserError(f'{folder / DIGESTS} does not list {name}: {_REMEDY}')
   if not (folder / name).is_file():
     raise UserError(f'{folder / name} does not exist: {_REMEDY}')
-  if files.sha256(folder / name) != digests[name]:
+  if storage.digest(folder / name)[1] != digests[name]:
     raise UserError(f'{folder / name} differs from its digest: {_REMEDY}')
 
 
-def check_all(folder: pathlib.Path) -> None:
+def check_all(folder: storage.Path) -> None:
   """Compares every file of a release with its digest.
 
   Raises:
     UserError: as `check_digest`, and for a file without a digest.
   """
-  for path in sorted(path for path in folder.rglob('*') if path.is_file()):
-    if path.name != DIGESTS:
-      check_digest(folder, path.relative_to(folder).as_posix())
+  for name in storage.files_below(folder):
+    if name != DIGESTS:
+      check_digest(folder, name)
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
+def read_config(folder: storage.Path) -> dict[str, Any]:
   """Returns the contents of config.json.
 
   Raises:
     UserError: if it is damaged, no release of this package, or of another format.
   """
   path = folder / CONFIG
-  data = files.read_json(path, _REMEDY)
+  data = storage.read_json(path, _REMEDY)
   if data.get('model_type') != MODEL_TYPE:
     shown = files.printable(data.get('model_type'), 80)
     raise UserError(f'{path} describes a model of type {shown}, not {MODEL_TYPE}')
@@ -160,7 +160,9 @@ def read_stage(directory: str | os.PathLike) -> base.Model:
     UserError: if a file is missing or damaged, the config is of no known stage, or the arrays are
       not those of the config.
   """
-  directory = pathlib.Path(os.path.abspath(directory))
+  if not storage.in_bucket(directory):
+    directory = os.path.abspath(directory)  # 'run/..' has the name of its parent
+  directory = storage.path(directory)
   folder, name = directory.parent, directory.name
   described = read_config(folder)
   if name not in described['stages']:
@@ -177,10 +179,10 @@ def read_stage(directory: str | os.PathLike) -> base.Model:
   return base.Model(config, variables, metadata)
 
 
-def _read_arrays(path: pathlib.Path, template: Mapping[str, Any]) -> list[jax.Array]:
+def _read_arrays(path: storage.Path, template: Mapping[str, Any]) -> list[jax.Array]:
   """Returns the arrays of a file in the order and the dtypes of `template`."""
   try:
-    with safe_open(path, 'numpy') as file:
+    with storage.local(path) as local, safe_open(local, 'numpy') as file:
       found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
       wanted = {name: tuple(leaf.shape) for name, leaf in template.items()}
       if found != wanted:

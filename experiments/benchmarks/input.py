@@ -2,12 +2,16 @@
 
   python -m experiments.benchmark input
   python -m experiments.benchmark input --recipe=librilight --chips=16 --mfu=0.5
+  python -m experiments.benchmark input --bucket=gs://bucket/benchmark --examples=4096
 
 Writes token shards and audio files (FLAC at the codec's rate) to a temporary folder and reads them
 by the training pipeline, which decodes crops only. Seconds are CPU seconds of this process with one
 reading thread, so that other load has little influence. The chips' demand follows from the model's
 arithmetic (6 FLOPs per parameter and token; for the codec, three times the operations of its loss)
 at the share `mfu` of their peak.
+
+With --bucket, token shards are written and read there, by as many threads as in training. A host
+that reads less by the clock than it consumes keeps its chips waiting.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import jax
 import numpy as np
 import soundfile
 
-from audiolm_jax import audio, tokens
+from audiolm_jax import audio, storage, tokens
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
 
@@ -58,6 +62,20 @@ class Row(NamedTuple):
   seconds: float
 
 
+class BucketRow(NamedTuple):
+  """Holds the throughput of one stage that reads from a bucket.
+
+  Fields:
+    read: examples per CPU second.
+    by_clock: examples per second.
+    consumed: examples per second that the chips consume.
+  """
+
+  read: float
+  by_clock: float
+  consumed: float
+
+
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--recipe', default='librilight', help=f'one of: {", ".join(recipe_pages.names())} (librilight)'
@@ -69,10 +87,19 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--examples', type=command_line.COUNT, default=512, help='to read for each timing (512)'
   )
+  parser.add_argument(
+    '--bucket',
+    type=command_line.stored,
+    metavar='FOLDER',
+    help='read token shards from gs://BUCKET/FOLDER instead; more --examples than are read ahead',
+  )
 
 
 def run(args: argparse.Namespace) -> str:
   recipe = recipe_lib.load(args.recipe)
+  if args.bucket is not None:
+    command_line.check_folder(args.bucket, '--bucket')
+    return bucket_table(_bucket_rows(recipe, args), args)
   with tempfile.TemporaryDirectory() as folder:
     decoded = decoding_speeds(pathlib.Path(folder))
     sources = _sources(pathlib.Path(folder), recipe)
@@ -100,6 +127,36 @@ def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namesp
     busy = row.consumed / row.read / hosts
     lines.append(f'  {name:12}{row.read:16.0f}{row.consumed:12.0f}{busy:14.3f}{row.seconds:9.2f}')
   return '\n'.join(lines)
+
+
+def bucket_table(rows: dict[str, BucketRow], args: argparse.Namespace) -> str:
+  """Returns the report of reading from a bucket as text."""
+  hosts = max(args.chips // CHIPS_PER_HOST, 1)
+  lines = [
+    f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts, shards in '
+    f'{args.bucket}',
+    f'  {"stage":12}{"read by a core":>16}{"by the clock":>16}{"consumed by a host":>20}',
+    f'  {"":12}{"examples/s":>16}{"examples/s":>16}{"examples/s":>20}',
+  ]
+  for name, row in rows.items():
+    lines.append(f'  {name:12}{row.read:16.0f}{row.by_clock:16.0f}{row.consumed / hosts:20.0f}')
+  return '\n'.join(lines)
+
+
+def _bucket_rows(recipe, args: argparse.Namespace) -> dict[str, BucketRow]:
+  _write_tokens(args.bucket, recipe)
+  source = _Repeated(token_shards.TokenShards(args.bucket, 'train'))
+  rows = {}
+  for name in (name for name in STAGES if name in recipe.stages):
+    config = recipe.stages[name].model
+    stage = config.make()
+    if 'waveform' in stage.batch:
+      continue
+    batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0)
+    read, by_clock = _read_per_second(batches, args.examples)
+    consumed = args.chips * args.mfu * V5E_FLOPS / _flops(config, stage)
+    rows[name] = BucketRow(read, by_clock, consumed)
+  return rows
 
 
 def decoding_speeds(folder: pathlib.Path) -> dict[str, float]:
@@ -135,20 +192,24 @@ def _sources(folder: pathlib.Path, recipe) -> dict[str, Any]:
 
   'waveform' holds 60 s FLAC files, as Libri-Light's parts; 'tokens' holds their token shards.
   """
-  random = np.random.default_rng(0)
   for index in range(8):
     soundfile.write(folder / f'part{index}.flac', np.roll(_music(16_000, 1), 997 * index), 16_000)
+  _write_tokens(folder, recipe)
+  parts = [folders.Part(str(folder / f'part{index % 8}.flac')) for index in range(EXAMPLES)]
+  return {
+    'waveform': folders.AudioFiles(parts, 16_000),
+    'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
+  }
+
+
+def _write_tokens(folder: storage.Path, recipe):
+  random = np.random.default_rng(0)
   examples = (
     _random_tokens(random, recipe.stages['soundstream'].model, recipe.stages['semantic'].model)
     for _ in range(64)
   )
   token_shards.write_shard(folder, 'train', 0, 1, examples)
   token_shards.write_manifest(folder, 'train', 1, {})
-  parts = [folders.Part(str(folder / f'part{index % 8}.flac')) for index in range(EXAMPLES)]
-  return {
-    'waveform': folders.AudioFiles(parts, 16_000),
-    'tokens': _Repeated(token_shards.TokenShards(folder, 'train')),
-  }
 
 
 def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> dict[str, np.ndarray]:
@@ -163,7 +224,7 @@ def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> di
 
 class _Repeated:
   def __init__(self, source: Any):
-    self._source = source
+    self._source, self.num_threads = source, source.num_threads
 
   def __len__(self) -> int:
     return EXAMPLES
@@ -177,15 +238,17 @@ def _row(config: Any, sources: dict[str, Any], examples: int, flops_per_second: 
   source = sources['waveform' if 'waveform' in stage.batch else 'tokens']
   batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0, num_threads=1)
   seconds = max(feature.shape[0] / feature.rate for feature in stage.batch.values() if feature.rate)
-  return Row(_read_per_second(batches, examples), flops_per_second / _flops(config, stage), seconds)
+  read, _ = _read_per_second(batches, examples)
+  return Row(read, flops_per_second / _flops(config, stage), seconds)
 
 
-def _read_per_second(batches: Iterator, count: int) -> float:
+def _read_per_second(batches: Iterator, count: int) -> tuple[float, float]:
+  """Returns the examples read per CPU second and per second, without the first batch."""
   next(batches)
-  started, read = time.process_time(), 0
+  started, clock, read = time.process_time(), time.monotonic(), 0
   while read < count:
     read += len(next(iter(next(batches).values())))
-  return read / (time.process_time() - started)
+  return read / (time.process_time() - started), read / (time.monotonic() - clock)
 
 
 def _flops(config: Any, stage: Any) -> float:

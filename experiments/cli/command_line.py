@@ -224,7 +224,7 @@ def check_folder(folder: storage.Path, flag: str):
     ) from error
 
 
-def check_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None = None):
+def check_files(paths: list[storage.Path], flag: str, *, overwrite: bool | None = None):
   """Raises UserError where files cannot be made, or exist.
 
   overwrite: whether they may exist; None: they may not, and the program has no --overwrite.
@@ -232,10 +232,11 @@ def check_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None 
   for folder in {file.parent for file in paths}:
     check_folder(folder, flag)
   for file in paths:
-    check_name(file, f'{flag}: ')
+    if not storage.in_bucket(file):
+      check_name(file, f'{flag}: ')
     if file.is_dir():
       raise UserError(f'{flag}: {file} is a folder: choose another {flag}')
-  if not overwrite and (present := [str(file) for file in paths if os.path.lexists(file)]):
+  if not overwrite and (present := [str(file) for file in paths if storage.is_there(file)]):
     or_else = '' if overwrite is None else ', or pass --overwrite'
     raise UserError(f'{", ".join(present)} exists: choose another {flag}{or_else}')
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 import types
 
+from audiolm_jax import storage
 from audiolm_jax.errors import UserError
 
 from .. import recipes
@@ -36,11 +37,18 @@ def refuse_url(text: str, where: str = ''):
     UserError: if the text is a URL.
   """
   if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', text):  # one slash, too: pathlib joins two
-    raise UserError(
-      f'{where}{text} is a URL, not a path: web addresses are not read, and buckets only as '
-      '--workdir=gs://BUCKET/FOLDER of a run; give a path on a disk (for audio, one that all hosts '
-      'of a pod see, as NFS or Filestore)'
+    remedy = (
+      'web addresses are not read, and buckets only as --workdir=gs://BUCKET/FOLDER of a run; give '
+      'a path on a disk (for audio, one that all hosts of a pod see, as NFS or Filestore)'
     )
+    if where.startswith('corpus.') and storage.in_bucket(text):
+      remedy = (
+        'audio is read from a bucket only if it is packed. Copy it to a disk by `gcloud storage cp '
+        f'--recursive {text} FOLDER`; give that folder, or run `python -m experiments.prepare '
+        f'folder --root=FOLDER --output={text.rstrip("/")}_packed` and train on a recipe page '
+        "whose corpus is `corpora.Tfds(folder='gs://...')` with what that prints"
+      )
+    raise UserError(f'{where}{text} is a URL, not a path: {remedy}')
 
 
 def load(name: str) -> types.ModuleType:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiolm_jax import storage
 from audiolm_jax.data import librilight, tfds
 from experiments import corpora, prepare
 
@@ -67,6 +68,24 @@ def test_a_folder(tmp_path, capsys):
       assert speaker == -1
   # left alone
   assert run(capsys, 'folder', f'--root={root}', f'--output={tmp_path / "out"}') == folder
+
+
+def test_a_data_set_in_a_bucket(tmp_path, bucket, capsys):
+  root = tmp_path / 'audio'
+  root.mkdir()
+  for i in range(12):
+    soundfile.write(root / f'{i}.wav', wave(i, 0.2 + 0.01 * i), RATE)
+  flags = 'folder', f'--root={root}', f'--output={bucket}/out', '--num_shards=2'
+  folder = run(capsys, *flags)
+  names = storage.files_below(bucket / 'out')
+  assert not [name for name in names if 'incomplete' in name]
+  assert sum(name.endswith('.array_record') or '.array_record-' in name for name in names) >= 2
+  found = read(folder, 'train')
+  for name, (wave_T, _) in found.items():
+    np.testing.assert_array_equal(wave_T, soundfile.read(root / name, dtype='float32')[0])
+  source = corpora.Tfds(folder=folder, speaker_name='speaker').examples('train', None)
+  assert len(source) == len(found) and len(source[0]['waveform']) > 0
+  assert run(capsys, *flags) == folder and storage.files_below(bucket / 'out') == names
 
 
 def test_libri_light(tmp_path, capsys):

@@ -125,6 +125,10 @@ def test_shards_in_a_bucket(bucket, faults, folder):
   data = bytearray(shard.read_bytes())
   at = next(at for at in range(300, len(data)) if all(data[at : at + 8]))
   data[at] ^= 1
+  for cut in (data[:-1], data + b'0', data[:0]):
+    shard.write_bytes(bytes(cut))
+    with pytest.raises(ValueError, match=f'00001.* has {len(cut)} bytes, the manifest says'):
+      token_shards.TokenShards(bucket, 'train')
   shard.write_bytes(bytes(data))
   damaged = token_shards.TokenShards(bucket, 'train', max_bad_fraction=1.0)
   assert None in [damaged[index] for index in range(7)] and damaged.bad

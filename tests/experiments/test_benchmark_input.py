@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from audiolm_jax.data import pipeline
 from audiolm_jax.stages import semantic
 from experiments.benchmarks import input as benchmark
+from tests import bucket_server
 from tests.stages import test_contract
 
 
@@ -32,6 +34,21 @@ def test_cores_of_a_host():
     and '1234' in text
     and '4 hosts' in text
   )
+
+
+def test_shards_in_a_bucket_are_read_by_many_threads(bucket, bucket_address, faults):
+  config = semantic.Config(crop_seconds=4.0, num_clusters=20, transformer=test_contract.TRANSFORMER)
+  stages = {'soundstream': test_contract.SOUNDSTREAM, 'semantic': config}
+  recipe = types.SimpleNamespace(
+    stages={name: types.SimpleNamespace(model=model) for name, model in stages.items()}
+  )
+  faults({'match': 'GET .*array_record', 'stall': 0.5})
+  args = argparse.Namespace(recipe='toy', chips=16, mfu=0.5, examples=16, bucket=bucket)
+  rows = benchmark._bucket_rows(recipe, args)
+  assert list(rows) == ['semantic'] and 0 < rows['semantic'].by_clock
+  assert rows['semantic'].consumed == 8 * 197e12 / benchmark._flops(config, config.make())
+  assert bucket_server.counts(bucket_address)['most at once'] > 2 * pipeline.NUM_THREADS
+  assert str(bucket) in benchmark.bucket_table(rows, args)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What all command lines share: paths, proofs of outputs, odd names, remedies that work."""
 
 import argparse
+import importlib
 import io
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 from audiolm_jax import codes_file, errors, storage
 from experiments import codec, compile, detect, generate, train, workspace
 from experiments import recipe as recipe_lib
-from experiments.cli import command_line, recipe_pages
+from experiments.cli import command_line, pod, recipe_pages
 from tests import programs
 
 PROGRAMS = [
@@ -77,6 +78,31 @@ def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket, faults):
 
 
 @pytest.mark.parametrize(
+  'program, flags',
+  [
+    ('train', ['--stage=semantic']),
+    ('encode', []),
+    ('generate', ['--mode=unconditional', '--output={}/out']),
+    ('evaluate', []),
+    ('detector_clips', []),
+    ('detect', ['{}/a.wav']),
+    ('export', ['--output={}/out']),
+  ],
+)
+def test_a_refused_bucket_is_named_before_any_program_computes(
+  program, flags, bucket_address, tmp_path, monkeypatch
+):
+  module = importlib.import_module(f'experiments.{program}')
+  flags = [flag.format(tmp_path) for flag in flags]
+  monkeypatch.setattr(sys, 'argv', [program, '--workdir=gs://forbidden-bucket/run', *flags])
+  monkeypatch.setattr(pod, 'leave_on_sigterm', lambda: None)
+  began = time.monotonic()
+  with pytest.raises(errors.UserError, match='--workdir=gs://forbidden-.*: no access to bucket'):
+    module.main()
+  assert time.monotonic() - began < 20 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
   'name, field',
   [
     ('folder', 'corpus.root'),
@@ -93,6 +119,24 @@ def test_fields_that_take_a_path_refuse_urls(name, field):
     )
   with pytest.raises(errors.UserError, match=f'{field}=gs://bucket/x is a URL, not a path'):
     recipe_lib.load(name, [f'{field}=gs://bucket/x'])
+
+
+def test_packed_audio_may_be_in_a_bucket_and_files_get_a_remedy(tmp_path):
+  page = tmp_path / 'packed.py'
+  page.write_text(
+    'from experiments import corpora\nfrom experiments.recipes import tiny\n'
+    "RECIPE = tiny.RECIPE.derived({}, corpus=corpora.Tfds(folder='gs://bucket/a'))\n"
+  )
+  assert recipe_lib.load(str(page)).corpus.folder == 'gs://bucket/a'
+  assert recipe_lib.load(str(page), ['corpus.folder=gs://b/c']).corpus.folder == 'gs://b/c'
+  with pytest.raises(errors.UserError, match='corpus.folder=s3://b/c is a URL, not a path'):
+    recipe_lib.load(str(page), ['corpus.folder=s3://b/c'])
+  with pytest.raises(
+    errors.UserError,
+    match='gcloud storage cp --recursive gs://b/c FOLDER.*experiments.prepare folder --root=FOLDER '
+    '--output=gs://b/c_packed',
+  ):
+    recipe_lib.load('folder', ['corpus.root=gs://b/c'])
 
 
 def test_every_recipe_passes_the_check_for_urls():

@@ -13,8 +13,12 @@ from experiments.cli import command_line, compilation_cache
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize('call', ['keep(sys.argv[1])', 'keep_for_user()'])
-def test_what_was_compiled_is_found_again(call, tmp_path):
+@pytest.mark.parametrize(
+  'call, place',
+  [('keep(sys.argv[1])', 'disk'), ('keep(sys.argv[1])', 'bucket'), ('keep_for_user()', 'disk')],
+  indirect=['place'],
+)
+def test_what_was_compiled_is_found_again(call, place, tmp_path):
   """In processes of their own: the first fills the cache that is cold, the second takes from it."""
   program = (
     'import sys, jax, jax.monitoring; from experiments.cli import compilation_cache; seen = []\n'
@@ -27,7 +31,7 @@ def test_what_was_compiled_is_found_again(call, tmp_path):
   environment['JAX_COMPILATION_CACHE_DIR'] = ''  # not the folder that all tests share
   counts = []
   for _ in range(2):
-    command = [sys.executable, '-c', program, str(tmp_path / 'cache')]
+    command = [sys.executable, '-c', program, str(place / 'cache')]
     done = subprocess.run(
       command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True
     )

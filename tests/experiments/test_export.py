@@ -63,6 +63,29 @@ def test_a_release_holds_models_card_examples_and_digests(exported):
   assert (exported / 'examples/README.md').read_text() == 'Noise, CC0.\n'
 
 
+def test_a_workdir_and_its_release_in_a_bucket(exported, bucket):
+  toys.save_workdir(bucket / 'run')
+  flags = f'--workdir={bucket}/run', f'--output={bucket}/release', '--set=detector=None'
+  run(export, ITERATIONS, *flags)
+  for name in ('soundstream', 'coarse'):
+    path = f'{name}/model.safetensors'
+    assert (bucket / 'release' / path).read_bytes() == (exported / path).read_bytes()
+  exports.check_all(bucket / 'release')
+  there, models = (audiolm_jax.from_pretrained(f) for f in (f'{bucket}/release', exported))
+  for one, other in zip(there.tokenizer.semantic.quantizer, models.tokenizer.semantic.quantizer):
+    assert (one == other).all()
+  assert there.sampling == models.sampling
+  with pytest.raises(UserError, match='release is a folder: choose another --output'):
+    run(export, *flags)
+  with pytest.raises(UserError, match='release exists: choose another folder'):
+    audiolm_jax.save_pretrained(models, bucket / 'release')
+  with pytest.raises(UserError, match='--push uploads files of a disk'):
+    run(export, *flags, '--push=me/name')
+  (bucket / 'release' / exports.DIGESTS).unlink()  # killed before the last upload
+  with pytest.raises(UserError, match='digests.json cannot be read'):
+    audiolm_jax.from_pretrained(f'{bucket}/release')
+
+
 def test_the_detector_keeps_its_calibration(exported):
   variables = checkpoints.load_variables(exported / 'detector').variables
   found = detection.load_calibrations(exported, variables)

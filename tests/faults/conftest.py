@@ -4,11 +4,13 @@ table at the end.
 
 import pathlib
 import shutil
+import time
 import warnings
 
 import jax
 import pytest
 
+from audiolm_jax import storage
 from audiolm_jax.training import metrics_writer
 from tests.faults import runs
 from tests.training import toy_run
@@ -32,14 +34,31 @@ def _compiled_once():
 
 
 @pytest.fixture
-def outcome():
-  """Returns (row of the fault matrix, what was measured) -> None."""
-  return lambda row, text: _outcomes.setdefault(row, []).append(text)
+def outcome(request):
+  """Returns (row of the fault matrix, what was measured) -> None.
+
+  Adds the place, unless it is a disk, and how long the test took.
+  """
+  place = request.node.callspec.params.get('place') if hasattr(request.node, 'callspec') else None
+  where = 'bucket: ' if place == 'bucket' or 'bucket' in request.fixturenames else ''
+  began = time.monotonic()
+
+  def add(row, text):
+    seconds = time.monotonic() - began
+    _outcomes.setdefault(row, []).append(f'{where}{text} ({seconds:.0f} s)')
+
+  return add
 
 
 @pytest.fixture
-def bucket_outcome(outcome):
-  return lambda row, text: outcome(row, f'bucket: {text}')
+def disturbed(request, place):
+  """Lets 6 % of the calls fail, or lose their answers, if the place is in a bucket."""
+  if storage.in_bucket(place):
+    request.getfixturevalue('faults')(
+      {'status': 503, 'rate': 0.02},
+      {'status': 429, 'rate': 0.02},
+      {'match': 'POST', 'lost': True, 'rate': 0.02},
+    )
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from audiolm_jax import storage, testing
+from audiolm_jax.storage import lines
 from audiolm_jax.training import checkpoints, metrics_writer
 from experiments.cli import command_line
 from tests import bucket_server
@@ -86,16 +87,24 @@ def free_port() -> int:
     return free.getsockname()[1]
 
 
-def wait_for_step(process, directory: pathlib.Path, step: int) -> None:
-  """Returns when the process has logged `step` or a later one, besides what was in the metrics file
-  before.
+def wait_for_step(process, directory: storage.Path, step: int) -> None:
+  """Returns when the process has logged `step`, besides what was logged before.
+
+  In a bucket, lines are there with the next save.
   """
   file = directory / metrics_writer.FILE
-  skip = file.stat().st_size if file.exists() else 0
+
+  def logged():
+    try:
+      return [line['step'] for line in lines.read(file)[0]]
+    except FileNotFoundError:
+      return []
+
+  skip = len(logged())
   while process.is_alive():
-    if file.exists() and f'{{"step": {step}, '.encode() in file.read_bytes()[skip:]:
+    if step in logged()[skip:]:
       return
-    time.sleep(0.005)
+    time.sleep(storage.poll_seconds(file) / 40)
   raise AssertionError(f'the process ended with {process.exitcode} before it logged step {step}')
 
 
@@ -115,31 +124,51 @@ def assert_same_run(directory, result, reference) -> int:
   return compared
 
 
+def copy(source: storage.Path, target: storage.Path) -> storage.Path:
+  """Copies a folder, also between disks and buckets, and returns the copy."""
+  for name in storage.files_below(source):
+    with storage.atomically(_made(target / name)) as partial:
+      partial.write_bytes((source / name).read_bytes())
+  return target
+
+
+def _made(path: storage.Path) -> storage.Path:
+  storage.make_folder(path.parent)
+  return path
+
+
+def num_remains(workdir: storage.Path) -> int:
+  """Returns the number of listings and folders of checkpoints that are of no whole step."""
+  directory = workdir / 'checkpoints'
+  in_bucket = storage.in_bucket(directory)
+  names = [name.removeprefix('data/') for name in storage.files_below(directory)]
+  entries = {name.partition('/')[0] for name in names} - {checkpoints.MARKER}
+  return len(entries) - len(checkpoints.steps(directory)) * (2 if in_bucket else 1)
+
+
 def newest(directory) -> int:
   return max(checkpoints.steps(storage.path(directory) / 'checkpoints'), default=0)
 
 
-def files_of(step: pathlib.Path) -> list[pathlib.Path]:
+def files_of(step: storage.Path) -> list[storage.Path]:
   """Returns the files of a checkpoint that its digest covers."""
-  return [
-    path
-    for path in sorted(step.rglob('*'))
-    if path.is_file() and str(path.relative_to(step)) not in checkpoints.UNDIGESTED
-  ]
+  names = storage.files_below(step)
+  return [step / name for name in names if name not in checkpoints.UNDIGESTED]
 
 
-def flip(path: pathlib.Path, random: np.random.Generator) -> None:
+def flip(path: storage.Path, random: np.random.Generator) -> None:
   """Flips one bit of a file."""
   data = bytearray(path.read_bytes())
   data[random.integers(len(data))] ^= 1 << int(random.integers(8))
   path.write_bytes(data)
 
 
-def truncate(path: pathlib.Path, random: np.random.Generator) -> None:
-  path.write_bytes(path.read_bytes()[: random.integers(path.stat().st_size)])
+def truncate(path: storage.Path, random: np.random.Generator) -> None:
+  data = path.read_bytes()
+  path.write_bytes(data[: random.integers(len(data))])
 
 
-def delete(path: pathlib.Path, random: np.random.Generator) -> None:
+def delete(path: storage.Path, random: np.random.Generator) -> None:
   path.unlink()
 
 

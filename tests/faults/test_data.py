@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiolm_jax import storage
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.stages.base import Feature
 from audiolm_jax.training import watchdog
@@ -80,26 +81,26 @@ def test_f8_unreadable_files_are_skipped_and_listed(tmp_path, outcome):
   )
 
 
-def test_f8_damaged_records_are_refused_or_counted_by_choice(tmp_path, outcome):
+def test_f8_damaged_records_are_refused_or_counted_by_choice(place, outcome):
   rows = [
     {'waveform': np.random.default_rng(i).normal(size=2000).astype(np.float32)} for i in range(12)
   ]
-  token_shards.write_shard(tmp_path, 'train', 0, 1, rows)
-  token_shards.write_manifest(tmp_path, 'train', 1, {})
-  path = pathlib.Path(token_shards.shard_path(tmp_path, 'train', 0, 1))
+  token_shards.write_shard(place, 'train', 0, 1, rows)
+  token_shards.write_manifest(place, 'train', 1, {})
+  path = storage.path(token_shards.shard_path(place, 'train', 0, 1))
   whole = path.read_bytes()
   # between the records the file is zeros
   content = [at for at in range(len(whole)) if any(whole[at : at + 4])]
   # up to where a flip hits a record, not the frame of one
   for at in content[len(content) // 2 :: 97]:
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    source = token_shards.TokenShards(tmp_path, 'train', max_bad_fraction=0.1)
+    source = token_shards.TokenShards(place, 'train', max_bad_fraction=0.1)
     read = [source[i] for i in range(12)]
     if source.bad:
       break
   [bad] = source.bad
   assert [i for i in range(12) if read[i] is None] == [bad]
-  strict = token_shards.TokenShards(tmp_path, 'train')
+  strict = token_shards.TokenShards(place, 'train')
   with pytest.raises(ValueError, match=rf'record {bad} of .*train.*1 of 12 .*max_bad_fraction=0'):
     strict[bad]
   batches = [
@@ -135,7 +136,7 @@ def test_f13_worker_processes_change_nothing(tmp_path, outcome):
   outcome('F13', '0, 1 and 2 worker processes, and resuming with another number: the same batches')
 
 
-def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch, outcome):
+def test_f16_a_source_that_hangs_saves_and_ends(reference, place, monkeypatch, outcome):
   """A reader that is slow is named; one that hangs ends the run after a save of all that was
   trained.
   """
@@ -155,15 +156,15 @@ def test_f16_a_source_that_hangs_saves_and_ends(reference, tmp_path, monkeypatch
     UserWarning, match=r'process 0 of 1 on .*: data of step 9 has taken 1 s so far'
   ):
     with pytest.raises(watchdog.StalledError, match='data of step 20 has not ended after 30 s'):
-      toy_run.train(tmp_path, Stalling)
+      toy_run.train(place, Stalling)
   seconds = time.monotonic() - began
-  assert runs.newest(tmp_path) == 20
-  [line] = watchdog.read(tmp_path)
+  assert runs.newest(place) == 20
+  [line] = watchdog.read(place)
   assert line['seconds']['data'] >= 33.0 and 0 < line['goodput'] < 1
   monkeypatch.undo()
-  result = toy_run.train(tmp_path)
-  runs.assert_same_run(tmp_path, result, reference)
-  last = watchdog.read(tmp_path)[-1]
+  result = toy_run.train(place)
+  runs.assert_same_run(place, result, reference)
+  last = watchdog.read(place)[-1]
   outcome(
     'F16',
     f'one process: slow reader named, hanging one ended with step 20 saved after {seconds:.0f} s, of '

@@ -5,7 +5,6 @@ several processes.
 import dataclasses
 import hashlib
 import json
-import pathlib
 import random
 import sys
 import time
@@ -14,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from jax.experimental import multihost_utils
 from safetensors import safe_open
 
-from audiolm_jax import arrays_file
+from audiolm_jax import arrays_file, storage
 from audiolm_jax.data import synthesized, token_shards
 from audiolm_jax.stages import w2v_bert
-from audiolm_jax.training import configs, saving, sharding
+from audiolm_jax.training import configs, lock, saving, sharding
 from experiments import encode
 from tests.faults import runs
 from tests.stages import test_contract
@@ -30,6 +30,7 @@ CODEC = dataclasses.replace(
   network=dataclasses.replace(test_contract.SOUNDSTREAM.network, strides=(8, 40)),
 )  # 50 frames a second
 NUM_CLIPS = 40
+_NUM_FILES = 10 + 2 + 2 + 1 + 1
 
 
 @pytest.fixture(scope='module')
@@ -41,6 +42,11 @@ def made(tmp_path_factory):
     soundfile.write(root / f'{i:02d}.wav', 0.1 * draws.normal(size=16_000 * (1 + i % 3)), 16_000)
   (root / '05.wav').write_bytes(b'RIFF')
   workdir = tmp_path_factory.mktemp('models')
+  save_models(workdir)
+  return root, workdir
+
+
+def save_models(workdir):
   for name, config in (
     ('soundstream', CODEC),
     ('w2v_bert', w2v_bert.Config(**test_contract.W2V_BERT)),
@@ -50,21 +56,34 @@ def made(tmp_path_factory):
     metadata = {'config': configs.describe(config), 'fingerprints': {}}
     checkpointer.save(0, {'params': variables.params, 'state': variables.state}, None, metadata)
     checkpointer.close()
-  return root, workdir
+
+
+@pytest.fixture
+def there(made, place):
+  """The same, but for a bucket models that are in it."""
+  root, models = made
+  if storage.in_bucket(place):
+    save_models(place / 'models')
+    models = place / 'models'
+  return root, models
 
 
 def encode_corpus(models, workdir, root, moment=None):
   """Runs the program in a workdir of its own; `moment` names where the last process kills
   itself.
   """
-  pathlib.Path(workdir).mkdir(exist_ok=True)
+  storage.make_folder(workdir)
   for name in ('soundstream', 'w2v_bert'):
-    target = pathlib.Path(workdir) / name
-    if not target.exists():
-      try:
-        target.symlink_to(pathlib.Path(models) / name)
-      except FileExistsError:  # the other process was faster
-        pass
+    if storage.in_bucket(workdir):
+      if jax.process_index() == 0:
+        runs.copy(models / name, workdir / name)
+      continue
+    try:
+      (workdir / name).symlink_to(models / name)
+    except FileExistsError:  # the other process was faster, or it is a later start
+      pass
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('models are there')
   encode.SHARD_EXAMPLES = 4
   if moment is not None and jax.process_index() == jax.process_count() - 1:
     _arm(moment)
@@ -93,7 +112,8 @@ def _arm(moment):
     'clusters': (arrays_file, 'save_file', 1),
     'shard': (token_shards, 'encode', 10),
     'rename': (token_shards.os, 'replace', 3),
-    'manifest': (token_shards.json, 'dump', 1),
+    'upload': (storage.client(), 'write', 3),
+    'manifest': (token_shards, 'write_manifest', 1),
   }[moment]
   original, calls = getattr(module, name), []
 
@@ -111,12 +131,16 @@ def _hashes(workdir) -> dict[str, str]:
 
   Of the clusters' file, whose header has no order, what it says.
   """
-  folders = [pathlib.Path(workdir) / 'tokens', pathlib.Path(workdir) / 'semantic_tokens']
   hashes = {}
-  for path in (path for folder in folders for path in sorted(folder.iterdir())):
+  for path in (
+    workdir / folder / name
+    for folder in ('tokens', 'semantic_tokens')
+    for name in storage.files_below(workdir / folder)
+    if name != lock.FILE  # a bucket's is deleted
+  ):
     content = path.read_bytes()
     if path.suffix == '.safetensors':
-      with safe_open(path, 'numpy') as file:
+      with storage.local(path) as local, safe_open(local, 'numpy') as file:
         content = repr(sorted(file.metadata().items())).encode()
         content += b''.join(file.get_tensor(name).tobytes() for name in sorted(file.keys()))
     hashes[path.name] = hashlib.sha256(content).hexdigest()
@@ -132,8 +156,8 @@ def undisturbed(made, tmp_path_factory):
     runs.start_pod(encode_corpus, models, workdir, root, count=1, devices=1, logs=logs), logs
   )
   hashes = _hashes(workdir)
-  # Shards, manifests, lists of files, what made them, and the lock.
-  assert len(hashes) == 10 + 2 + 2 + 2 + 1 and 'kmeans.safetensors' in hashes
+  # Shards, manifests, lists of files, what made them, and the clusters.
+  assert len(hashes) == _NUM_FILES and 'kmeans.safetensors' in hashes
   num_examples = sum(
     shard['num_examples']
     for split in ('train', 'test')
@@ -144,9 +168,11 @@ def undisturbed(made, tmp_path_factory):
 
 
 @pytest.mark.parametrize('moment', ['sample', 'clusters', 'shard', 'rename', 'manifest'])
-def test_f22_a_job_killed_anywhere_goes_on(moment, made, undisturbed, tmp_path, outcome):
-  root, models = made
-  workdir, log = tmp_path / 'run', tmp_path / 'log'
+def test_f22_a_job_killed_anywhere_goes_on(moment, there, undisturbed, place, tmp_path, outcome):
+  root, models = there
+  if moment == 'rename' and storage.in_bucket(place):
+    moment = 'upload'
+  workdir, log = place / 'run', tmp_path / 'log'
   process = runs.start(encode_corpus, models, workdir, root, moment, log=log)
   runs.finish(process, log, runs.KILLED)
   runs.finish(runs.start(encode_corpus, models, workdir, root, log=log), log)
@@ -155,21 +181,19 @@ def test_f22_a_job_killed_anywhere_goes_on(moment, made, undisturbed, tmp_path, 
 
 
 @pytest.mark.parametrize('count', [2, 4])
-def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path, outcome):
+def test_f22_several_processes_make_the_same(count, there, undisturbed, place, tmp_path, outcome):
   """Also where all of them are killed on the way, at random, and started again in another
   number.
   """
-  root, models = made
+  root, models = there
   logs = tmp_path / 'logs'
   began = time.monotonic()
   runs.finish_pod(
-    runs.start_pod(
-      encode_corpus, models, tmp_path / 'whole', root, count=count, devices=1, logs=logs
-    ),
+    runs.start_pod(encode_corpus, models, place / 'whole', root, count=count, devices=1, logs=logs),
     logs,
   )
   seconds = time.monotonic() - began
-  whole = _hashes(tmp_path / 'whole')
+  whole = _hashes(place / 'whole')
   same = whole['kmeans.safetensors'] == undisturbed['kmeans.safetensors']
   assert same and whole == undisturbed
   moments, killed = random.Random(count), 0
@@ -177,7 +201,7 @@ def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path,
     pod = runs.start_pod(
       encode_corpus,
       models,
-      tmp_path / 'killed',
+      place / 'killed',
       root,
       count=max(count - attempt, 1),
       devices=1,
@@ -190,11 +214,11 @@ def test_f22_several_processes_make_the_same(count, made, undisturbed, tmp_path,
       killed += process.exitcode == runs.KILLED
   runs.finish_pod(
     runs.start_pod(
-      encode_corpus, models, tmp_path / 'killed', root, count=count, devices=1, logs=logs
+      encode_corpus, models, place / 'killed', root, count=count, devices=1, logs=logs
     ),
     logs,
   )
-  assert _hashes(tmp_path / 'killed') == undisturbed
+  assert _hashes(place / 'killed') == undisturbed
   outcome(
     'F22',
     f'{count} processes: clusters and shards bitwise those of one; {killed} processes killed, then the same',

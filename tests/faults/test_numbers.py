@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,10 @@ def poisoned(*indices, value=np.nan):
   return Poisoned
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
+@pytest.mark.parametrize(
+  'place, value', [('disk', np.nan), ('disk', np.inf), ('bucket', np.nan)], indirect=['place']
+)
+def test_f10_a_bad_batch_is_left_out(value, place, monkeypatch, outcome):
   """As a run over the same batches without the bad ones; too many in a row stop it with the state
   before them.
   """
@@ -45,26 +46,24 @@ def test_f10_a_bad_batch_is_left_out(value, tmp_path, monkeypatch, outcome):
       return super().__next__()
 
   events = []
-  result = toy_run.train(
-    tmp_path / 'skipping', poisoned(5, 18, 19, value=value), report=events.append
-  )
-  without = toy_run.train(tmp_path / 'without', Without)
+  result = toy_run.train(place / 'skipping', poisoned(5, 18, 19, value=value), report=events.append)
+  without = toy_run.train(place / 'without', Without)
   assert result.step == 48
   testing.assert_trees_equal(jax.device_get(result.variables), jax.device_get(without.variables))
   messages = [event['message'] for event in events if 'message' in event]
   assert len(messages) == 3 and "step 5, batch at {'next_index': 5}: " in messages[0]
   assert 'batch skipped, 2 of at most 2 in a row, 3 in all' in messages[2]
-  metrics = metrics_writer.read(tmp_path / 'skipping')
+  metrics = metrics_writer.read(place / 'skipping')
   assert (
     metrics[48]['skipped_batches'] == 3
-    and metrics[48]['loss'] == metrics_writer.read(tmp_path / 'without')[48]['loss']
+    and metrics[48]['loss'] == metrics_writer.read(place / 'without')[48]['loss']
   )
   with pytest.raises(errors.NonFiniteError, match='step 18: .*saved as step 18'):
-    toy_run.train(tmp_path / 'stopped', poisoned(18, 19, 20, value=value))
+    toy_run.train(place / 'stopped', poisoned(18, 19, 20, value=value))
   # Cut and resumed in the middle of a row of bad ones.
   with pytest.raises(runs.Cut):
-    toy_run.train(tmp_path / 'cut', runs.cut_at(19, poisoned(5, 18, 19, value=value)))
-  resumed = toy_run.train(tmp_path / 'cut', poisoned(5, 18, 19, value=value))
+    toy_run.train(place / 'cut', runs.cut_at(19, poisoned(5, 18, 19, value=value)))
+  resumed = toy_run.train(place / 'cut', poisoned(5, 18, 19, value=value))
   testing.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(without.variables))
   outcome(
     'F10',
@@ -88,7 +87,7 @@ def test_f10_the_state_is_untouched(outcome):
   outcome('F10', 'step on a NaN batch: every array of the state bit-identical')
 
 
-def test_f11_a_spike_is_told_of_or_left_behind(tmp_path, monkeypatch, outcome):
+def test_f11_a_spike_is_told_of_or_left_behind(place, monkeypatch, outcome):
   """A loss of a hundred times the others: without rollback it is told of and training goes on."""
 
   class Spiking(toy.Batches):
@@ -103,7 +102,7 @@ def test_f11_a_spike_is_told_of_or_left_behind(tmp_path, monkeypatch, outcome):
   for name, config in (('told', None), ('left behind', limits())):
     monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, rollback=config))
     events = []
-    result = toy_run.train(tmp_path / name, Spiking, report=events.append)
+    result = toy_run.train(place / name, Spiking, report=events.append)
     assert result.step == 48
     [found[name]] = [event['message'] for event in events if 'message' in event]
   assert (
@@ -122,7 +121,7 @@ MESHES = {
 }
 
 
-def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
+def test_f12_other_meshes_and_device_counts(place, monkeypatch, outcome):
   """Saved by eight devices at step 24; restored by each mesh, bitwise, and trained to the end with
   the same losses.
   """
@@ -139,14 +138,14 @@ def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
   first = next(iter(MESHES))
   use(first)
   with pytest.raises(runs.Cut):
-    toy_run.train(tmp_path / 'saved', runs.cut_at(26))
-  toy_run.train(shutil.copytree(tmp_path / 'saved', tmp_path / first))
-  expected = metrics_writer.read(tmp_path / first)
+    toy_run.train(place / 'saved', runs.cut_at(26))
+  toy_run.train(runs.copy(place / 'saved', place / first))
+  expected = metrics_writer.read(place / first)
   worst = {}
   for name in list(MESHES)[1:]:
     use(name)
-    toy_run.train(shutil.copytree(tmp_path / 'saved', tmp_path / name))
-    metrics = metrics_writer.read(tmp_path / name)
+    toy_run.train(runs.copy(place / 'saved', place / name))
+    metrics = metrics_writer.read(place / name)
     pairs = [(metrics[step]['loss'], expected[step]['loss']) for step in range(25, 49)]
     worst[name] = max(abs(one - other) / other for one, other in pairs)
     assert worst[name] <= 1e-5, worst
@@ -159,7 +158,7 @@ def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     parts = checkpoints.load_parts(
-      tmp_path / 'saved', {'params': targets.params, 'opt_state': targets.opt_state}
+      place / 'saved', {'params': targets.params, 'opt_state': targets.opt_state}
     )
     if name == list(MESHES)[1]:
       reference = jax.device_get(parts)
@@ -171,7 +170,7 @@ def test_f12_other_meshes_and_device_counts(tmp_path, monkeypatch, outcome):
   )
 
 
-def test_f20_too_little_memory_is_explained(tmp_path, outcome):
+def test_f20_too_little_memory_is_explained(place, outcome):
   """A step that asks for more memory than there is, after a save."""
 
   @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,11 +197,11 @@ def test_f20_too_little_memory_is_explained(tmp_path, outcome):
     config,
     dataclasses.replace(settings, num_steps=8),
     make_batches=toy.Batches,
-    workdir=tmp_path,
+    workdir=place,
   )
   with pytest.raises(
     errors.OutOfMemoryError, match=r'Each device holds .*params .* MiB.*of batch_size=8 examples'
   ) as caught:
-    loop.train(config.make(), config, settings, make_batches=toy.Batches, workdir=tmp_path)
-  assert checkpoints.fault(tmp_path / 'checkpoints' / '8') is None
+    loop.train(config.make(), config, settings, make_batches=toy.Batches, workdir=place)
+  assert checkpoints.step_fault(place / 'checkpoints', 8) is None
   outcome('F20', f'"{str(caught.value)[:150]}..."; step 8 intact')

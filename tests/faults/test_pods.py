@@ -28,9 +28,9 @@ def _difference(one, other) -> float:
   return max(abs(a - b) / abs(b) for a, b in pairs)
 
 
-def test_f4_a_signal_to_one_of_two_saves_on_both(tmp_path, outcome):
+def test_f4_a_signal_to_one_of_two_saves_on_both(place, tmp_path, outcome):
   """SIGTERM to the second of two; resumed, they train like one process with as many devices."""
-  run, logs = tmp_path / 'pod', tmp_path / 'logs'
+  run, logs = place / 'pod', tmp_path / 'logs'
   pod = _pod_at(6, toy_pod.train, run, 400, logs=logs)
   os.kill(pod[1].pid, signal.SIGTERM)
   outputs = [output.split()[-2:] for output in runs.finish_pod(pod, logs)]
@@ -39,16 +39,16 @@ def test_f4_a_signal_to_one_of_two_saves_on_both(tmp_path, outcome):
   assert runs.newest(run) == step < 400
   num_steps = step + 10
   # One after another: on a machine that is too busy Gloo gives up waiting for the other process.
-  for workdir, count in ((run, 2), (tmp_path / 'unbroken', 2), (tmp_path / 'one', 1)):
+  for workdir, count in ((run, 2), (place / 'unbroken', 2), (place / 'one', 1)):
     logs = tmp_path / f'logs of {workdir.name} {count}'
     started = runs.start_pod(
       toy_pod.train, workdir, num_steps, count=count, devices=4 // count, logs=logs
     )
     outputs = runs.finish_pod(started, logs)
     assert all(output.split()[-2:] == [str(num_steps), 'False'] for output in outputs)
-  broken = _difference(run, tmp_path / 'unbroken')
+  broken = _difference(run, place / 'unbroken')
   assert broken == 0
-  alone = _difference(run, tmp_path / 'one')
+  alone = _difference(run, place / 'one')
   assert alone <= 1e-5
   outcome(
     'F4', f'both saved step {step} and left; resumed to {num_steps}, bitwise the unbroken two'
@@ -96,8 +96,8 @@ def train_bounded(workdir, make_batches):
   toy_pod.train(workdir, 400, make_batches, slow_seconds=5.0, timeout_seconds=30.0)
 
 
-def test_f16_a_hung_data_source_ends_all_processes(tmp_path, outcome):
-  run, logs = tmp_path / 'run', tmp_path / 'logs'
+def test_f16_a_hung_data_source_ends_all_processes(place, tmp_path, outcome):
+  run, logs = place / 'run', tmp_path / 'logs'
   pod = _pod_at(5, train_bounded, run, HangingBatches, logs=logs)
   began = time.monotonic()
   outputs = runs.finish_pod(pod, logs, code=ENDED, seconds=240)
@@ -112,9 +112,9 @@ def test_f16_a_hung_data_source_ends_all_processes(tmp_path, outcome):
   )
 
 
-def test_f16_a_stopped_peer_ends_the_other(tmp_path, outcome):
+def test_f16_a_stopped_peer_ends_the_other(place, tmp_path, outcome):
   """SIGSTOP: the process does not even beat its heart any more."""
-  run, logs = tmp_path / 'run', tmp_path / 'logs'
+  run, logs = place / 'run', tmp_path / 'logs'
   pod = _pod_at(6, train_bounded, run, toy_pod.SlowBatches, logs=logs)
   os.kill(pod[1].pid, signal.SIGSTOP)
   began = time.monotonic()
@@ -129,8 +129,8 @@ def test_f16_a_stopped_peer_ends_the_other(tmp_path, outcome):
   outcome('F16', f'a peer that is stopped (SIGSTOP): the other ended in {seconds:.0f} s')
 
 
-def test_f16_a_killed_peer_ends_the_other(tmp_path, outcome):
-  run, logs = tmp_path / 'run', tmp_path / 'logs'
+def test_f16_a_killed_peer_ends_the_other(place, tmp_path, outcome):
+  run, logs = place / 'run', tmp_path / 'logs'
   pod = _pod_at(6, train_bounded, run, toy_pod.SlowBatches, logs=logs)
   pod[1].kill()
   began = time.monotonic()
@@ -199,7 +199,7 @@ def read_batches(folder, stop, out):
   print('reads', len(reads))
 
 
-def test_f13_the_same_global_batches_for_1_2_and_4_processes(tmp_path, outcome):
+def test_f13_the_same_global_batches_for_1_2_and_4_processes(place, tmp_path, outcome):
   """Also when the number changes on the way: the position is taken over exactly, no example is
   repeated or lost.
   """
@@ -207,14 +207,14 @@ def test_f13_the_same_global_batches_for_1_2_and_4_processes(tmp_path, outcome):
     rows = [
       {'semantic': np.arange(10) + 100 * i, 'label': i} for i in range(shard, NUM_EXAMPLES, 3)
     ]
-    token_shards.write_shard(tmp_path, 'train', shard, 3, rows)
-  token_shards.write_manifest(tmp_path, 'train', 3, {})
+    token_shards.write_shard(place, 'train', shard, 3, rows)
+  token_shards.write_manifest(place, 'train', 3, {})
   reads = {}
   for count in (1, 2, 4):
     logs = tmp_path / f'logs{count}'
     pod = runs.start_pod(
       read_batches,
-      tmp_path,
+      place,
       STEPS,
       tmp_path / f'{count}.jsonl',
       count=count,
@@ -227,7 +227,7 @@ def test_f13_the_same_global_batches_for_1_2_and_4_processes(tmp_path, outcome):
     runs.finish_pod(
       runs.start_pod(
         read_batches,
-        tmp_path,
+        place,
         stop,
         tmp_path / 'elastic.jsonl',
         count=count,

@@ -13,23 +13,27 @@ import warnings
 
 import jax
 import numpy as np
+import pytest
 
+from audiolm_jax import storage
 from audiolm_jax.training import checkpoints, errors, metrics_writer, saving, watchdog
 from tests.faults import runs
 from tests.training import toy, toy_run
 
-NUM_FAULTS = 200
+NUM_FAULTS = {'disk': 200, 'bucket': 40}
 
 
 class Faulty(toy.Batches):
   """At batch `at` the fault `kind` strikes, once."""
 
-  kind = at = None
+  kind = at = strike = None
 
   def __next__(self):
     kind = Faulty.kind if self._index == Faulty.at else None
     if kind is not None:
       Faulty.kind = None
+    if kind in BUCKET_FAULTS:
+      Faulty.strike()
     if kind == 'kill':
       raise runs.Cut
     if kind == 'signal':
@@ -61,14 +65,20 @@ def _strike_save(monkeypatch, kind, after):
 
 def _strike_files(workdir, kind, random) -> bool:
   """Damages a file of the newest of at least two steps."""
-  steps = checkpoints.steps(workdir / 'checkpoints') if workdir.exists() else []
+  steps = checkpoints.steps(workdir / 'checkpoints')
   if len(steps) < 2:
     return False
-  files = runs.files_of(workdir / 'checkpoints' / str(steps[-1]))
+  files = runs.files_of(checkpoints.step_folder(workdir / 'checkpoints', steps[-1]))
   getattr(runs, kind)(files[random.integers(len(files))], random)
   return True
 
 
+BUCKET_FAULTS = {
+  'failing': [{'status': 503, 'rate': 0.05}, {'match': 'POST', 'lost': True, 'rate': 0.05}],
+  'too fast': [{'match': 'POST', 'once_a_second': True}],
+  'stalls': [{'stall': 0.2, 'rate': 0.05}],
+  'refusing': [{'status': 403, 'times': 20}],
+}
 KINDS = (
   'kill',
   'kill in save',
@@ -84,18 +94,27 @@ KINDS = (
 )
 
 
-def test_f23_two_hundred_faults(reference, tmp_path, monkeypatch, outcome):
+@pytest.fixture
+def set_faults(request, place):
+  return request.getfixturevalue('faults') if storage.in_bucket(place) else lambda *faults: None
+
+
+def test_f23_many_faults(reference, place, set_faults, monkeypatch, outcome):
   random = np.random.default_rng(23)
   struck, finished = collections.Counter(), 0
   settings = dataclasses.replace(toy_run.TRAIN, slow_seconds=0.1, timeout_seconds=10.0)
-  workdir = tmp_path / 'run0'
-  while struck.total() < NUM_FAULTS or workdir.exists():
-    kind = KINDS[random.integers(len(KINDS))] if struck.total() < NUM_FAULTS else None
+  in_bucket = storage.in_bucket(place)
+  num_faults = NUM_FAULTS['bucket' if in_bucket else 'disk']
+  kinds = KINDS + tuple(BUCKET_FAULTS) * in_bucket
+  workdir = place / 'run0'
+  while struck.total() < num_faults or workdir.exists():
+    kind = kinds[random.integers(len(kinds))] if struck.total() < num_faults else None
+    set_faults()
     with monkeypatch.context() as patch, warnings.catch_warnings():
       warnings.simplefilter('ignore')
       patch.setattr(saving, 'BACK_OFF_SECONDS', 0.01)
       patch.setattr(toy_run, 'TRAIN', settings if kind in ('slow', 'hang') else toy_run.TRAIN)
-      done = runs.newest(workdir) if workdir.exists() else 0
+      done = runs.newest(workdir)
       Faulty.kind, Faulty.at = kind, int(random.integers(done, min(done + 14, 48)))
       if kind in ('kill in save', 'no space'):
         _strike_save(patch, kind, int(random.integers(1, 3)))
@@ -103,6 +122,10 @@ def test_f23_two_hundred_faults(reference, tmp_path, monkeypatch, outcome):
         continue
       if kind == 'no log':
         patch.setattr(metrics_writer.MetricsWriter, '_write_line', lambda *unused: 1 / 0)
+      if kind in BUCKET_FAULTS:
+        patch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, max_failed_saves=100))
+        # Not from the start, which a bucket that refuses everything ends at once.
+        Faulty.strike = lambda: set_faults(*BUCKET_FAULTS[kind])
       if kind is not None:
         struck[kind] += 1
       try:
@@ -117,7 +140,7 @@ def test_f23_two_hundred_faults(reference, tmp_path, monkeypatch, outcome):
       jax.device_get(reference[0].variables),
     )
     finished += 1
-    workdir = tmp_path / f'run{finished}'
+    workdir = place / f'run{finished}'
   counts = ', '.join(f'{name} {number}' for name, number in sorted(struck.items()))
   outcome(
     'F23', f'{struck.total()} faults ({counts}) over {finished} runs: every final state bitwise'

@@ -5,6 +5,7 @@ one place.
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -19,8 +20,9 @@ import pytest
 import soundfile
 from safetensors import SafetensorError
 
-from audiolm_jax import files, kmeans
+from audiolm_jax import kmeans, storage
 from audiolm_jax.data import token_shards
+from audiolm_jax.storage import folders
 from audiolm_jax.tokenizer import clusters_path
 from audiolm_jax.training import checkpoints, configs, metrics_writer, saving, sharding
 from tests import test_tokenizer
@@ -28,6 +30,7 @@ from tests.faults import runs
 from tests.stages import test_contract
 from tests.training import toy, toy_run
 
+QUANTIZER = test_contract.SOUNDSTREAM.quantizer
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
@@ -41,52 +44,73 @@ def half_way(tmp_path_factory):
   return directory
 
 
+@pytest.fixture
+def half_way_there(request, place):
+  """A copy of `half_way`, or the same in a bucket."""
+  if not storage.in_bucket(place):
+    return shutil.copytree(request.getfixturevalue('half_way'), place / 'run')
+  with pytest.raises(runs.Cut):
+    toy_run.train(place / 'run', runs.cut_at(32))
+  return place / 'run'
+
+
 @pytest.mark.parametrize('damage', [runs.flip, runs.truncate, runs.delete])
-def test_f5_every_damaged_file_is_found(damage, half_way, tmp_path, outcome):
+def test_f5_every_damaged_file_is_found(damage, half_way_there, outcome):
   """Whatever file of the newest step is damaged: it is refused by name, and the step before is
   used.
   """
   random = np.random.default_rng(5)
-  directory = shutil.copytree(half_way / 'checkpoints', tmp_path / 'checkpoints')
-  names = [path.relative_to(directory / '30') for path in runs.files_of(directory / '30')]
+  directory = half_way_there / 'checkpoints'
+  listing = folders.of(directory).listing(30)
+  found = runs.files_of(checkpoints.step_folder(directory, 30))
   silent = 0
-  for name in names:
-    shutil.rmtree(directory / '30', ignore_errors=True)
-    shutil.copytree(half_way / 'checkpoints' / '30', directory / '30')
-    damage(directory / '30' / name, random)
-    named = name.name
-    if named == checkpoints.DIGEST:
-      if checkpoints.fault(directory / '30') is None:
+  for path in dict.fromkeys([*found, listing]):
+    if path == listing and storage.in_bucket(path) and damage is not runs.truncate:
+      continue  # a step is there by what its listing says: without it, or with another name, none is
+    whole = path.read_bytes()
+    damage(path, random)
+    named = path.name
+    if path == listing:
+      if checkpoints.step_fault(directory, 30) is None:
+        path.write_bytes(whole)
         continue  # a flip between its values changes nothing that it says
       named = ''  # a flip in what it says of another file looks like one in that
     with pytest.warns(
       UserWarning, match=r'checkpoint 30 .*' + named + r'.* continuing from step 24'
     ):
       silent += saving._reject_bad(directory) != 24
-    shutil.rmtree(directory / '30.rejected')
-  assert len(names) > 20 and not silent
+    _undo_rejection(directory)
+    path.write_bytes(whole)
+  assert len(found) > 20 and not silent
   outcome(
-    'F5', f'{damage.__name__}: {len(names)} files, each refused by name, 0 restored in silence'
+    'F5', f'{damage.__name__}: {len(found)} files, each refused by name, 0 restored in silence'
   )
 
 
-def test_f5_the_run_goes_on_from_the_step_before(half_way, reference, tmp_path, outcome):
-  directory = shutil.copytree(half_way, tmp_path / 'run')
-  largest = max(
-    runs.files_of(directory / 'checkpoints' / '30'), key=lambda path: path.stat().st_size
-  )
+def _undo_rejection(directory):
+  if storage.in_bucket(directory):
+    rejected = directory / '30.rejected.json'
+    (directory / '30.json').write_bytes(rejected.read_bytes())
+    rejected.unlink()
+  else:
+    (directory / '30.rejected').rename(directory / '30')
+
+
+def test_f5_the_run_goes_on_from_the_step_before(half_way_there, reference, outcome):
+  newest = checkpoints.step_folder(half_way_there / 'checkpoints', 30)
+  largest = max(runs.files_of(newest), key=lambda path: len(path.read_bytes()))
   runs.flip(largest, np.random.default_rng(0))
   with pytest.warns(UserWarning, match='checkpoint 30 .* continuing from step 24'):
-    result = toy_run.train(directory)
-  runs.assert_same_run(directory, result, reference)
+    result = toy_run.train(half_way_there)
+  runs.assert_same_run(half_way_there, result, reference)
   outcome('F5', 'resumed from 24 instead of 30, bitwise')
 
 
-def test_f6_damaged_clusters_are_refused(tmp_path, outcome):
+def test_f6_damaged_clusters_are_refused(place, outcome):
   """Every byte of the safetensors file matters: no flip of it is read as other centroids."""
 
-  quantizer = test_tokenizer.save_clusters(tmp_path)
-  path = clusters_path(tmp_path)
+  quantizer = test_tokenizer.save_clusters(place)
+  path = clusters_path(place)
   whole, refused, same = path.read_bytes(), 0, 0
   random = np.random.default_rng(6)
   for at in random.choice(len(whole), 200, replace=False):
@@ -110,97 +134,132 @@ def test_f6_damaged_clusters_are_refused(tmp_path, outcome):
   )
 
 
-@contextlib.contextmanager
-def small_disk(directory, megabytes):
-  directory.mkdir(parents=True)
-  mounted = subprocess.run(
-    ['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', str(directory)]
-  )
-  if mounted.returncode:
-    pytest.skip('a tmpfs cannot be mounted here')
-  try:
-    yield
-  finally:
-    subprocess.run(['umount', '-l', str(directory)], check=True)
+class SmallDisk:
+  """Full from `fill` to `empty`: a tmpfs of 2 MiB for the checkpoints of a run."""
+
+  name = 'tmpfs of 2 MiB full'
+  reason = 'No space left'  # in messages
+
+  def __init__(self, run, faults):
+    del faults
+    self._directory = run / 'checkpoints'
+    self._filler = self._directory / '..filler'
+
+  def fill(self):
+    self._filler.write_bytes(bytes(shutil.disk_usage(self._directory).free))
+
+  def empty(self):
+    self._filler.unlink()
+
+  def __enter__(self):
+    self._directory.mkdir(parents=True)
+    options = ['-t', 'tmpfs', '-o', 'size=2m', 'tmpfs']
+    if subprocess.run(['mount', *options, str(self._directory)]).returncode:
+      pytest.skip('a tmpfs cannot be mounted here')
+    return self
+
+  def __exit__(self, *unused):
+    subprocess.run(['umount', '-l', str(self._directory)], check=True)
 
 
-def test_f7_full_disk(reference, tmp_path, monkeypatch, outcome):
-  """The disk fills up before the save of step 18 and has room again at batch 33: bitwise, and
+class ReadOnlyBucket:
+  """The same of a bucket, which has no limit, but may refuse writes: GCS does so by 403 where the
+  project is not paid for, or the account lost its role.
+  """
+
+  name = 'writes refused (403)'
+  reason = '(no access to bucket|PERMISSION_DENIED)'  # of our client, of Orbax's
+
+  def __init__(self, run, faults):
+    self._faults = faults
+
+  def fill(self):
+    self._faults({'match': 'POST', 'status': 403})
+
+  def empty(self):
+    self._faults()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self._faults()
+
+
+@pytest.fixture
+def limited(place, request):
+  """Returns a run in a storage that can be full."""
+  in_bucket = storage.in_bucket(place)
+  faults = request.getfixturevalue('faults') if in_bucket else None
+  with (ReadOnlyBucket if in_bucket else SmallDisk)(place / 'run', faults) as found:
+    yield found
+
+
+def _wait_for_step_of(run, step):
+  while step not in checkpoints.steps(run / 'checkpoints'):
+    time.sleep(0.01)
+
+
+def test_f7_full_disk(reference, place, limited, monkeypatch, outcome):
+  """The storage fills up before the save of step 18 and has room again at batch 33: bitwise, and
   nothing half left.
   """
   monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, max_failed_saves=100))
-  run = tmp_path / 'run'
-  filler = run / 'checkpoints' / '..filler'
-  seen = []
+  monkeypatch.setattr(saving, 'BACK_OFF_SECONDS', 0.05)
+  run, meanwhile = place / 'run', []
 
-  class Filling(toy.Batches):
+  class Filling(toy_run.SlowBatches):
     def __next__(self):
       index = self.get_state()['next_index']
-      if index == 16 and not seen:
-        _fill(run / 'checkpoints', filler, 12)
-      if index == 33 and filler.exists():
-        seen.append(
-          [path.name for path in (run / 'checkpoints').iterdir() if path.name[0].isdigit()]
-        )
-        filler.unlink()
+      if index == 16 and not meanwhile:
+        _wait_for_step_of(run, 12)
+        limited.fill()
+      if index == 33 and not meanwhile:
+        meanwhile.append(checkpoints.steps(run / 'checkpoints'))
+        limited.empty()
       return super().__next__()
 
-  with (
-    small_disk(run / 'checkpoints', 2),
-    pytest.warns(UserWarning, match=r'No space left.*training continues') as found,
-  ):
+  with pytest.warns(UserWarning, match=f'{limited.reason}.*training continues') as found:
     result = toy_run.train(run, Filling)
-    whole = checkpoints.steps(run / 'checkpoints')
-    shutil.copytree(run / 'checkpoints', tmp_path / 'kept')
   failures = sum('training continues' in str(warning.message) for warning in found)
-  meanwhile = sorted(int(name) for [names] in [seen] for name in names if name.isdigit())
-  assert meanwhile == [6, 12] and failures > 0
-  assert whole == [42, 48] and sorted(p.name for p in (tmp_path / 'kept').iterdir()) == [
-    '42',
-    '48',
-    checkpoints.MARKER,
-  ]
+  assert meanwhile == [[6, 12]] and failures > 0
+  assert checkpoints.steps(run / 'checkpoints') == [42, 48] and runs.num_remains(run) == 0
   runs.assert_same_run(run, result, reference)
   outcome(
     'F7',
-    f'tmpfs of 2 MiB full from step 16 to 33: {failures} warnings, steps {meanwhile} kept, then saved again; bitwise',
+    f'{limited.name} from step 16 to 33: {failures} warnings, steps {meanwhile[0]} kept, then saved again; bitwise',
   )
 
 
-def _fill(directory, filler, step):
-  """Fills the disk once `step` is whole."""
-  while step not in checkpoints.steps(directory):
-    time.sleep(0.01)
-  filler.write_bytes(bytes(shutil.disk_usage(directory).free))
-
-
-def test_f7_a_disk_that_stays_full_stops_the_run(tmp_path, monkeypatch, outcome):
+def test_f7_a_disk_that_stays_full_stops_the_run(place, limited, monkeypatch, outcome):
   monkeypatch.setattr(saving, 'BACK_OFF_SECONDS', 0.01)
-  run = tmp_path / 'run'
+  run = place / 'run'
 
   class Filling(toy.Batches):
     def __next__(self):
       if self.get_state()['next_index'] == 8:
-        _fill(run / 'checkpoints', run / 'checkpoints' / '..filler', 6)
+        _wait_for_step_of(run, 6)
+        limited.fill()
       return super().__next__()
 
-  with small_disk(run / 'checkpoints', 2), pytest.warns(UserWarning, match='training continues'):
+  with pytest.warns(UserWarning, match='training continues'):
     with pytest.raises(
-      OSError, match=r'could not be written .*No space left.* complete steps: \[6\]'
+      OSError, match=rf'could not be written .*{limited.reason}.* complete steps: \[6\]'
     ):
       toy_run.train(run, Filling)
-    assert sorted(path.name for path in (run / 'checkpoints').iterdir())[1:] == [
-      '6',
-      'audiolm_jax.json',
-    ]
-  outcome('F7', 'for good: OSError after 3 retries, step 6 whole, no temporary files')
+  limited.empty()
+  assert checkpoints.steps(run / 'checkpoints') == [6]
+  if not storage.in_bucket(place):  # where deletions are refused, too, the next start makes them
+    assert runs.num_remains(run) == 0
+  outcome('F7', f'{limited.name} for good: OSError after 3 retries, step 6 whole')
 
 
-def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
+def test_f15_a_checkpoint_of_the_committed_format(place, outcome):
   """Format 1, written once and committed, is read to the bit; another format is refused with the
   versions named.
   """
-  directory = shutil.copytree(GOLDEN / 'format_1', tmp_path / 'checkpoints')
+  directory = place / 'checkpoints'
+  folder, digest = _golden(directory)
   config = toy.Config(width=2, widths=(2, 1))
   values = {'hidden': np.arange(6.0, dtype=np.float32).reshape(2, 3), 'output': np.float32(0.1)}
   checkpointer = saving.Checkpointer(directory)
@@ -212,13 +271,12 @@ def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
   assert restored.data_position == {'next_index': 3} and restored.metadata['version'] == '0.1.0'
   checkpointer.close()
 
-  path = directory / '3' / 'metadata' / 'metadata'
+  path = folder / 'metadata' / 'metadata'
   path.write_text(
     path.read_text().replace('"format": 1', '"format": 2').replace('"0.1.0"', '"7.0.0"')
   )
-  digest = directory / '3' / checkpoints.DIGEST
   listed = json.loads(digest.read_text())
-  listed['files']['metadata/metadata'] = [path.stat().st_size, files.sha256(path)]
+  listed['files']['metadata/metadata'] = list(storage.digest(path))
   digest.write_text(json.dumps(listed))
   checkpointer = saving.Checkpointer(directory)
   with pytest.raises(
@@ -230,6 +288,21 @@ def test_f15_a_checkpoint_of_the_committed_format(tmp_path, outcome):
     'F15',
     'committed checkpoint of format 1 read to the bit; format 2 of "7.0.0" refused with both versions',
   )
+
+
+def _golden(directory):
+  """Copies the checkpoint, and returns its folder and the file of its digests."""
+  if not storage.in_bucket(directory):
+    runs.copy(GOLDEN / 'format_1', directory)
+    return directory / '3', directory / '3' / checkpoints.DIGEST
+  folder = runs.copy(GOLDEN / 'format_1' / '3', directory / 'data' / '3-0abc-1')
+  listed = json.loads((folder / checkpoints.DIGEST).read_text())
+  (folder / checkpoints.DIGEST).unlink()
+  storage.write_text(folder / folders.STAMP, '')
+  storage.write_text(directory / '3.json', json.dumps({'folder': folder.name, **listed}))
+  marker = (GOLDEN / 'format_1' / checkpoints.MARKER).read_text()
+  storage.write_text(directory / checkpoints.MARKER, marker)
+  return folder, directory / '3.json'
 
 
 FAILING_IO = """
@@ -331,7 +404,7 @@ def train_while_sick(workdir, sick):
   print(sum('training continues' in str(warning.message) for warning in found), len(whole))
 
 
-def test_f18_telemetry_never_stops_training(reference, tmp_path, monkeypatch, outcome):
+def test_f18_telemetry_never_stops_training(reference, place, monkeypatch, outcome):
   """The log's disk is full, TensorBoard raises, and the clock jumps back a day."""
   monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, tensorboard=True))
   now = time.time
@@ -355,7 +428,7 @@ def test_f18_telemetry_never_stops_training(reference, tmp_path, monkeypatch, ou
     time, 'time', lambda: now() - (86_400 if calls.append(0) or len(calls) > 3 else 0)
   )
   with pytest.warns(UserWarning, match='metrics are no longer written'):
-    result = toy_run.train(tmp_path)
+    result = toy_run.train(place)
   jax.tree.map(
     np.testing.assert_array_equal,
     jax.device_get(result.variables),
@@ -367,19 +440,19 @@ def test_f18_telemetry_never_stops_training(reference, tmp_path, monkeypatch, ou
   )
 
 
-def test_f19_the_second_run_refuses(tmp_path, outcome):
+def test_f19_the_second_run_refuses(place, tmp_path, outcome):
   log = tmp_path / 'log'
-  first = runs.start(runs.slow_toy, tmp_path / 'run', log=log)
-  runs.wait_for_step(first, tmp_path / 'run', 1)
+  first = runs.start(runs.slow_toy, place / 'run', log=log)
+  runs.wait_for_step(first, place / 'run', 1)
   began = time.monotonic()
   with pytest.raises(
     ValueError, match=rf'in use by process {first.pid} on .*: choose another workdir, or, if that'
   ):
-    toy_run.train(tmp_path / 'run')
+    toy_run.train(place / 'run')
   seconds = time.monotonic() - began
   first.kill()
   first.join()
-  result = toy_run.train(tmp_path / 'run')  # the lock of a dead process is taken over
+  result = toy_run.train(place / 'run')  # the lock of a dead process is taken over
   assert result.step == 48
   outcome(
     'F19',
@@ -387,22 +460,22 @@ def test_f19_the_second_run_refuses(tmp_path, outcome):
   )
 
 
-def test_f9_shards_are_refused_before_the_first_step(tmp_path, outcome):
+def test_f9_shards_are_refused_before_the_first_step(place, outcome):
   for shard in range(2):
     rows = [{'semantic': np.arange(20) + i} for i in range(3)]
-    token_shards.write_shard(tmp_path, 'train', shard, 2, rows)
-  token_shards.write_manifest(tmp_path, 'train', 2, {})
-  path = pathlib.Path(token_shards.shard_path(tmp_path, 'train', 1, 2))
+    token_shards.write_shard(place, 'train', shard, 2, rows)
+  token_shards.write_manifest(place, 'train', 2, {})
+  path = storage.path(token_shards.shard_path(place, 'train', 1, 2))
   whole = path.read_bytes()
   for size in np.random.default_rng(9).integers(0, len(whole), 50):
     path.write_bytes(whole[:size])
     with pytest.raises(
       ValueError, match=f'{path.name} has {size} bytes, the manifest says {len(whole)}'
     ):
-      token_shards.TokenShards(tmp_path, 'train')
+      token_shards.TokenShards(place, 'train')
   path.unlink()
   with pytest.raises(ValueError, match=f'{path.name} is missing'):
-    token_shards.TokenShards(tmp_path, 'train')
+    token_shards.TokenShards(place, 'train')
   outcome('F9', 'a shard cut at 50 places, and a missing one: refused by name when opened')
 
 
@@ -411,17 +484,17 @@ def test_f9_shards_are_refused_before_the_first_step(tmp_path, outcome):
   [
     ('semantic', {'num_clusters': 21}),
     ('semantic', {'transformer': dataclasses.replace(test_contract.TRANSFORMER, num_layers=3)}),
-    ('soundstream', {'codebook_size': 16}),
+    ('soundstream', {'quantizer': dataclasses.replace(QUANTIZER, codebook_size=16)}),
   ],
 )
-def test_f14_another_config_names_what_differs(name, changes, tmp_path, outcome):
+def test_f14_another_config_names_what_differs(name, changes, place, outcome):
   """The config's field where the configs differ; the leaves, where only what they make does."""
   config = test_contract.CASES[name][0]
   other = dataclasses.replace(config, **changes)
   variables = [jax.eval_shape(c.make().init, jax.random.key(0)) for c in (config, other)]
   saved, targets = ({'params': v.params, 'state': v.state} for v in map(sharding.unbox, variables))
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), saved)
-  directory = tmp_path / 'checkpoints'
+  directory = place / 'checkpoints'
   checkpointer = saving.Checkpointer(directory)
   checkpointer.save(1, zeros, None, {'config': configs.describe(config), 'fingerprints': {}})
   checkpointer.close()
@@ -439,41 +512,58 @@ def test_f14_another_config_names_what_differs(name, changes, tmp_path, outcome)
   outcome('F14', f'{name} {field}: field named; {str(caught.value).count(chr(10))} leaves listed')
 
 
-def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
-  """Files over 4 KiB fail below Python (RLIMIT_FSIZE, as a disk that fills up): clusters, codes and
-  audio.
-  """
-  from audiolm_jax import audio, codes_file
-
-  test_tokenizer.save_clusters(tmp_path)
-  clusters = clusters_path(tmp_path).read_bytes()
-  random = np.random.default_rng(21)
-  header = codes_file.Header(16_000, 320, 12, 1024, 320 * 500, '0' * 16)
-  writers = {
-    'codes.alm': lambda path: codes_file.save(path, header, random.integers(0, 1024, (500, 12))),
-    'wave.wav': lambda path: audio.save(
-      path, random.normal(size=16_000).astype(np.float32) / 9, 16_000
-    ),
-    'kmeans.safetensors': lambda path: _save_large_clusters(path),
-    'text.json': lambda path: files.write_text(path, 'x' * 10_000),
-  }
-  (tmp_path / 'out').mkdir()
+@contextlib.contextmanager
+def _no_more_than_4_kib():
+  """Lets longer files fail below Python (RLIMIT_FSIZE), as a disk that fills up."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   previous = runs.signal.signal(runs.signal.SIGXFSZ, runs.signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
   try:
-    for name, write in writers.items():
-      resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-      with pytest.raises((OSError, SafetensorError, soundfile.SoundFileError)):
-        write(tmp_path / 'out' / name)
-      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-      assert not (tmp_path / 'out' / name).exists(), name
-      write(tmp_path / 'out' / name)  # with room again the same call makes it
-      assert (tmp_path / 'out' / name).stat().st_size > 4096
+    yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     runs.signal.signal(runs.signal.SIGXFSZ, previous)
-  assert clusters_path(tmp_path).read_bytes() == clusters
-  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(writers)
+
+
+@contextlib.contextmanager
+def _no_writes(faults):
+  faults({'match': 'POST', 'status': 403})
+  yield
+  faults()
+
+
+def test_f21_an_interrupted_export_leaves_nothing_half(request, place, outcome):
+  """Clusters, JSON, and on disks codes and audio: nothing under the final name, then whole."""
+  from audiolm_jax import audio, codes_file
+
+  test_tokenizer.save_clusters(place)
+  clusters = clusters_path(place).read_bytes()
+  random = np.random.default_rng(21)
+  header = codes_file.Header(16_000, 320, 12, 1024, 320 * 500, '0' * 16)
+  writers = {
+    'kmeans.safetensors': _save_large_clusters,
+    'text.json': lambda path: storage.write_text(path, 'x' * 10_000),
+  }
+  if storage.in_bucket(place):
+    broken = functools.partial(_no_writes, request.getfixturevalue('faults'))
+  else:
+    broken = _no_more_than_4_kib
+    writers |= {
+      'codes.alm': lambda path: codes_file.save(path, header, random.integers(0, 1024, (500, 12))),
+      'wave.wav': lambda path: audio.save(
+        path, random.normal(size=16_000).astype(np.float32) / 9, 16_000
+      ),
+    }
+  storage.make_folder(place / 'out')
+  for name, write in writers.items():
+    path = place / 'out' / name
+    with broken(), pytest.raises((OSError, SafetensorError, soundfile.SoundFileError)):
+      write(path)
+    assert not storage.is_there(path), name
+    write(path)  # with room again the same call makes it
+    assert len(path.read_bytes()) > 4096
+  assert clusters_path(place).read_bytes() == clusters
+  assert storage.files_below(place / 'out') == sorted(writers)
   outcome('F21', f'{", ".join(writers)}: nothing under the final name, then whole')
 
 

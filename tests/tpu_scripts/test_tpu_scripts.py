@@ -89,6 +89,7 @@ def machine(tmp_path):
     ('xpk.sh', [*XPK, '--action=create', '--topology=v4:2x2x4', '--tier=on-demand']),
     ('xpk.sh', [*XPK, *LAUNCH, '--slices=2', '--', *AWKWARD]),
     ('xpk.sh', [*XPK, *LAUNCH, '--topology=tpu7x:2x2x2', '--', 'true']),
+    ('xpk.sh', [*XPK, *LAUNCH, '--storage=', '--', 'true']),  # all in buckets
     ('xpk.sh', [*XPK, '--action=storage', '--storage=shared', '--folder=/mnt/a', '--size=2560']),
     ('xpk.sh', ['--action=image', '--image=us-docker.pkg.dev/lab/images/audiolm_jax']),
     ('xpk.sh', [*XPK, '--action=list']),
@@ -194,6 +195,12 @@ def test_a_job_has_its_storage_and_starts_again_after_what_that_repairs(machine)
     ['bash', '-c', flags['command']], stdout=subprocess.PIPE, text=True, cwd=machine.home
   )
   assert shell.communicate()[0] == f'{shell.pid} 1\n'
+
+
+def test_a_job_of_buckets_needs_no_file_system(machine):
+  done = machine.run('xpk.sh', *XPK, *LAUNCH, '--storage=', '--', 'true')
+  (command,) = machine.recorded()
+  assert done.returncode == 0 and not [word for word in command if word.startswith('--storage')]
 
 
 @pytest.mark.parametrize(
@@ -331,7 +338,6 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('create.sh', ['--name zone=a'], 'there is no flag --name zone'),
     ('xpk.sh', [*XPK, *LAUNCH], 'the command is missing'),
     ('xpk.sh', [*XPK, *LAUNCH, '--topology=', '--', 'a'], '--topology=... is missing'),
-    ('xpk.sh', [*XPK, *LAUNCH, '--storage=', '--', 'a'], '--storage=... is missing'),
     ('xpk.sh', [*XPK, *LAUNCH, '--image=', '--', 'a'], '--image=... is missing'),
     ('xpk.sh', [*XPK, '--action=launch', '--image=-x'], '--image=-x is no name'),
     ('xpk.sh', ['--action=list'], '--cluster=... is missing'),
