@@ -10,8 +10,8 @@ of the crop as the past, and each text of a story has its own segment, both as i
 The paper generates up to five minutes, and chooses among no candidates.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,6 +43,7 @@ def from_texts(
   sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
+  progress: Callable[[int, int], Any] | None = None,
 ) -> Music:
   """Returns music of a length in seconds for each text or story.
 
@@ -57,6 +58,7 @@ def from_texts(
     sampling: see `generation.continue_audio`.
     carry_seconds: see `generation.continue_audio`.
     acoustic: see `generation.continue_audio`.
+    progress: see `generation.continue_audio`.
 
   Raises:
     UserError: if the models cannot be controlled by texts; if a text is blank or too long; if a
@@ -94,6 +96,7 @@ def from_texts(
     acoustic=acoustic,
     condition=condition,
     guidance=guidance,
+    progress=progress,
   )
   vectors_BGD = vectors_ND[chosen_BG].repeat(num_candidates, axis=0)
   similarity_B = similarity(models.tokenizer, made, vectors_BGD, condition.seconds)
