@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from audiolm_jax import files, windows
+from audiolm_jax import decoding, files
 from audiolm_jax.costs import flops, hlo, roofline
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.nn import language_model, transformer
@@ -33,8 +33,8 @@ from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
 
-from . import command_line
 from . import recipe as recipe_lib
+from .cli import command_line
 
 
 def main():
@@ -73,7 +73,7 @@ def main():
     )
   for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
     if path is not None:
-      command_line.prove_files([path], flag)
+      command_line.check_files([path], flag)
   chip, devices = load_topology(args.topology, args.slices)
   names = recipe.trained if args.stage == 'all' else (args.stage,)
   reports = []
@@ -221,7 +221,7 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   params = sharding.unbox(jax.eval_shape(lambda: config.make().init(jax.random.key(0)))).params
   if isinstance(config, soundstorm.Config):
     # Not the jitted function, whose trace does not depend on the mesh.
-    decode = lambda params, key, semantic, codes: windows.fill_window.__wrapped__(
+    decode = lambda params, key, semantic, codes: decoding.fill_window.__wrapped__(
       config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
     )
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -13,7 +13,7 @@ import pathlib
 
 from audiolm_jax.errors import UserError, install
 
-from . import command_line
+from .cli import command_line
 
 PICTURE = 'curves.png'
 LOG = 'metrics.jsonl'
@@ -24,10 +24,10 @@ def main():
   logs = find(args.workdir, args.stages)
   output = args.output or args.workdir / PICTURE
   # A picture of its own name in the workdir is drawn again, as by full_run.
-  command_line.prove_files([output], '--output', overwrite=args.overwrite or args.output is None)
+  command_line.check_files([output], '--output', overwrite=args.overwrite or args.output is None)
   if importlib.util.find_spec('matplotlib') is None:
     raise UserError(f'curves are drawn with matplotlib, which is not installed: {install("plot")}')
-  from . import pictures  # imports jax and matplotlib, for which errors need not wait
+  from .evaluations import pictures  # imports jax and matplotlib, for which errors need not wait
 
   output.parent.mkdir(parents=True, exist_ok=True)
   last = pictures.save_training_curves(output, logs)
