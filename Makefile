@@ -1,12 +1,13 @@
 # Each target is one or two commands that also work by hand.
 PYTHON ?= python3
 VENV := .venv
+COLAB_PYTHON ?= 3.13
 WORKDIR ?= runs/tiny
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .PHONY: demo demo-music train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
-  test-abx test-judges test-music test-tpu benchmark-codec
+  test-abx test-judges test-music test-tpu test-colab benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -73,6 +74,10 @@ benchmark-codec: .venv-oracle/.installed
 test-tpu: .venv-tpu/.installed
 	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -m tpu tests/experiments/test_compile.py
 
+test-colab: .venv-colab/.installed
+	.venv-colab/bin/python -m pytest -s tests/test_tokens.py tests/test_sampling.py \
+	  tests/test_packaging.py::test_a_newcomer_installs_hears_and_uninstalls
+
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -82,6 +87,20 @@ $(INSTALLED): requirements.txt setup.py
 $(TEST_INSTALLED): $(INSTALLED) tests/requirements-eval.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-eval.txt
 	touch $@
+
+# Colab's Python and what its kernel has imported, with the newest other packages that these admit. uv finds or
+# downloads the interpreter; COLAB_PYTHON may be a path.
+.venv-colab/.installed: setup.py tests/constraints-colab.txt | .venv-uv/bin/uv
+	@.venv-uv/bin/uv venv --quiet --clear --python=$(COLAB_PYTHON) .venv-colab || { echo; \
+	  echo "NOT TESTED on Colab's Python: no $(COLAB_PYTHON) here, and uv could not download it. Install it, and run"; \
+	  echo "  make test-colab COLAB_PYTHON=/path/to/python3.13"; exit 1; }
+	.venv-uv/bin/uv pip install --quiet --python=.venv-colab/bin/python --constraint=tests/constraints-colab.txt \
+	  --editable=".[plot,hub]" beartype hypothesis pytest
+	touch $@
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 # One environment per tool, and per original that tests compare with.
 .venv-%/.installed: requirements.txt tests/requirements-%.txt

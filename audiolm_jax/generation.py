@@ -29,7 +29,7 @@ that the papers leave open:
 import dataclasses
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -173,12 +173,28 @@ class _How(NamedTuple):
   acoustic: str
   condition: Segments | None
   guidance: float
+  progress: Callable[[int, int], Any] | None = None
 
   def guided(self, config, condition: decoding.GetCondition) -> dict[str, Any]:
     """Returns the options of decoding.py for a model: a condition if there is one that it reads."""
     if self.condition is None or config.condition is None:
       return {}
     return dict(condition=condition, guidance=self.guidance)
+
+
+class _Count:
+  """Counts the codec frames that the acoustic models make, and reports them."""
+
+  def __init__(self, progress: Callable[[int, int], Any] | None, total: int):
+    self._progress, self._total, self._done = progress, total, 0
+
+  def of(self, parts: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """Yields new codes [F, Q] of each row, after reporting them."""
+    for part in parts:
+      self._done += sum(map(len, part))
+      if self._progress is not None:
+        self._progress(self._done, self._total)
+      yield part
 
 
 class _Work(NamedTuple):
@@ -250,6 +266,7 @@ def continue_audio(
   acoustic: str = 'autoregressive',
   condition: Segments | None = None,
   guidance: float = 1.0,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> Continuation:
   """Returns each prompt, through the codec, followed by new audio.
 
@@ -264,11 +281,13 @@ def continue_audio(
     acoustic: one of ACOUSTIC, see the module's docstring.
     condition: conditions of the new audio; None: no condition.
     guidance: strength of classifier-free guidance, see decoding.py; 1: off.
+    progress: called after each window with the number of codec frames that the acoustic models have
+      made, each one counted by its own, and the number that they will make in all rows.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
   """
-  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance, progress)
   _check(models, how)
   work = _continuation(models, key, prompt_BT, num_samples_B, seconds, how)
   return _acoustics(models, key, work, how)
@@ -339,6 +358,7 @@ def generate_acoustics(
   acoustic: str = 'autoregressive',
   condition: Segments | None = None,
   guidance: float = 1.0,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> Continuation:
   """Returns new audio for given semantic tokens: the same words in another voice.
 
@@ -353,12 +373,13 @@ def generate_acoustics(
     acoustic: one of ACOUSTIC, see the module's docstring.
     condition: conditions of the new audio; None: no condition.
     guidance: strength of classifier-free guidance, see decoding.py; 1: off.
+    progress: see `continue_audio`.
 
   Raises:
     UserError: if the models do not match one another or the rules, an argument is out of range, or
       a prompt is longer than its semantic tokens.
   """
-  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance, progress)
   _check(models, how, semantic_given=True)
   work = _given(models, semantic_BS, prompt_BFQ, how)
   return _acoustics(models, key, work, how)
@@ -440,6 +461,7 @@ def generate_unconditional(
   acoustic: str = 'autoregressive',
   condition: Segments | None = None,
   guidance: float = 1.0,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> Continuation:
   """Returns audio generated without a prompt.
 
@@ -453,11 +475,12 @@ def generate_unconditional(
     acoustic: one of ACOUSTIC, see the module's docstring.
     condition: conditions of the new audio; None: no condition.
     guidance: strength of classifier-free guidance, see decoding.py; 1: off.
+    progress: see `continue_audio`.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
   """
-  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance)
+  how = _How(sampling or models.sampling, carry_seconds, acoustic, condition, guidance, progress)
   _check(models, how)
   checks.values(batch_size=(batch_size, checks.WHOLE))
   _check_condition(models, how, batch_size)
@@ -587,6 +610,11 @@ def _acoustic_model(models, acoustic):
 
 def _acoustic_name(acoustic) -> str:
   return 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
+
+
+def _num_acoustic(models, acoustic) -> int:
+  """Returns the number of models that make the codes of a frame."""
+  return 2 if acoustic == 'autoregressive' and models.fine is not None else 1
 
 
 def _reads_semantic(models, acoustic) -> bool:
@@ -761,9 +789,10 @@ def _codes(models, key, work: _Work, how: _How, *, at_once: bool) -> Iterator[li
     return how.condition.tokens_BGN[b, how.condition.number(new_seconds)]
 
   guided = how.guided(config, tokens_of)
+  count = _Count(how.progress, sum(work.new_frames) * _num_acoustic(models, how.acoustic))
   if how.acoustic == 'soundstorm':
     ratio = config.frames_per_semantic
-    return decoding.fill_by_window(
+    parts = decoding.fill_by_window(
       config,
       models.soundstorm.variables.params,
       coarse_key,
@@ -776,14 +805,16 @@ def _codes(models, key, work: _Work, how: _How, *, at_once: bool) -> Iterator[li
       how=how.rules.soundstorm,
       **guided,
     )
-  parts = _coarse(models, coarse_key, work, how.rules.coarse, carry, guided)
+    return count.of(parts)
+  parts = count.of(_coarse(models, coarse_key, work, how.rules.coarse, carry, guided))
   if models.fine is None:
     return parts
   if at_once:
     parts = [
       decoding.joined([np.zeros((0, config.num_quantizers), np.int32)] * len(work.prompts), parts)
     ]
-  return _fine(models, jax.random.fold_in(key, 2), parts, work.new_frames, how.rules.fine)
+  parts = _fine(models, jax.random.fold_in(key, 2), parts, work.new_frames, how.rules.fine)
+  return count.of(parts)
 
 
 def _coarse(models, key, work: _Work, rule, carry, guided) -> Iterator[list[np.ndarray]]:

@@ -13,8 +13,8 @@ A melody is heard in the first ten seconds of a recording, and asked for in all 
 The paper generates up to five minutes, and chooses among no candidates.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -51,6 +51,7 @@ def from_texts(
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
   melody_T: Float[np.ndarray, 'T'] | None = None,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> Music:
   """Returns music of a length in seconds for each text or story.
 
@@ -66,6 +67,7 @@ def from_texts(
     carry_seconds: see `generation.continue_audio`.
     acoustic: see `generation.continue_audio`.
     melody_T: recording of a melody that all rows should have, at the sample rate of the tokenizer.
+    progress: see `generation.continue_audio`.
 
   Raises:
     UserError: if the models cannot be controlled by texts, or by the melody; if the melody has no
@@ -106,6 +108,7 @@ def from_texts(
     acoustic=acoustic,
     condition=condition,
     guidance=guidance,
+    progress=progress,
   )
   vectors_BGD = vectors_ND[chosen_BG].repeat(num_candidates, axis=0)
   similarity_B = similarity(models.tokenizer, made, vectors_BGD, condition.seconds)

@@ -12,10 +12,10 @@ project = 'audiolm_jax'
 version = release = audiolm_jax.__version__
 copyright = '2026, the authors of audiolm_jax'
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', 'sounds/make.py']
 html_theme = 'sphinx_book_theme'
 html_title = 'audiolm_jax'
-html_extra_path = ['../audiolm_jax/releases/speech/examples']
+html_extra_path = ['../audiolm_jax/releases/speech/examples', 'sounds']
 
 myst_heading_anchors = 3
 # The diary and the results link to files of the repository, which the site does not contain.

@@ -10,6 +10,7 @@ PROGRAMS = {
   'encode': 'turns a corpus into token shards',
   'generate': 'continues prompts, or generates without one',
   'evaluate': 'measures a workdir on held-out voices and texts',
+  'plot': 'draws the losses of a run',
   'codec': 'converts audio to .alm files and back',
   'pretrained': 'imports weights that others trained',
   'detector_clips': 'makes the training data of the detector',

@@ -1,8 +1,6 @@
 # %% [markdown]
 # # AudioLM in JAX: hear it, change it, train it
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/audiolm_jax/blob/main/notebooks/audiolm_colab.ipynb)
-#
 # This notebook continues recorded voices by small trained models (10 M parameters), first examples,
 # then your own voice. It shows the codec at several bit rates, says the same words in other voices,
 # trains one model further on your recordings, and exports the result.
@@ -12,6 +10,9 @@
 
 # %% [markdown]
 # ## Install
+#
+# `REPOSITORY` is the address of the Git repository that this notebook is from. If it is empty, the
+# cell asks for a file: the repository as a ZIP, or a wheel of it.
 #
 # The kernel has already imported numpy, so a constraint file keeps pip from replacing it, and the
 # runtime need not be restarted.
@@ -26,14 +27,20 @@ import sys
 
 import numpy as np
 
-REPOSITORY = 'https://github.com/OWNER/audiolm_jax'  # @param {type: "string"}
+REPOSITORY = ''  # @param {type: "string"}
 
+if REPOSITORY:
+  source = f'git+{REPOSITORY}'
+else:
+  from google.colab import files
+
+  source = pathlib.Path(next(iter(files.upload()))).absolute().as_uri()
 pathlib.Path('constraints.txt').write_text(f'numpy=={np.__version__}\n')
 gpu = shutil.which('nvidia-smi')
 status = subprocess.run([gpu], capture_output=True, text=True).stdout if gpu else ''
-wanted = [f'audiolm_jax[plot] @ git+{REPOSITORY}']
+wanted = [f'audiolm_jax[plot] @ {source}']
 if importlib.util.find_spec('libtpu'):  # part of Colab's TPU runtime, where it is too old
-  wanted = [f'audiolm_jax[plot,tpu] @ git+{REPOSITORY}']
+  wanted = [f'audiolm_jax[plot,tpu] @ {source}']
 elif cuda := re.search(r'CUDA Version: (\d+)', status):
   wanted.append(f'jax[cuda{cuda[1]}]')
 subprocess.run(
@@ -218,6 +225,31 @@ for levels in sorted({1, 2, 4, 8, codec.num_quantizers}, reverse=True):
   if levels <= codec.num_quantizers:
     title = f'{levels} of {codec.num_quantizers} levels, {codec.bit_rate(levels) / 1000:.2f} kbit/s'
     play(title, codec.reconstruct(wave_T[None], levels=levels)[0])
+
+# %% [markdown]
+# ## Can you tell?
+#
+# A blind comparison: one of A and B is the original, the other has passed through the codec with
+# `LEVELS` levels. Listen, set `ORIGINAL` in the cell below to the one that you take for the
+# original, and run that cell. Run both cells several times: by guessing, half of the answers are
+# right.
+
+# %%
+LEVELS = codec.num_quantizers  # @param {type: "raw"}
+
+sounds = [('original', wave_T), ('codec', codec.reconstruct(wave_T[None], levels=LEVELS)[0])]
+pair = dict(zip('AB', np.random.default_rng().permutation(2)))  # letter: number of the sound
+for letter, number in pair.items():
+  play(letter, sounds[number][1])
+
+# %%
+ORIGINAL = 'A'  # @param ["A", "B"]
+
+answers = globals().get('answers', [])
+if pair:  # a pair counts once
+  answers.append(sounds[pair.pop(ORIGINAL)][0] == 'original')
+  pair.clear()
+print(f'{"Right" if answers[-1] else "Wrong"}. {sum(answers)} of {len(answers)} answers are right.')
 
 # %% [markdown]
 # ## The same words in other voices

@@ -2,6 +2,9 @@
 
 Scripts are in jupytext's percent format: `# %%` begins a cell, `[markdown]` after it a text, and
 `tags=["..."]` are the tags of the cell. Notebooks have no outputs. Edit the scripts alone.
+
+Whoever publishes the repository on GitHub sets its address in the script, `REPOSITORY = 'https://...'`:
+the install cell then needs no file, and the notebook begins with a badge that opens it in Colab.
 """
 
 import json
@@ -10,6 +13,16 @@ import re
 
 HERE = pathlib.Path(__file__).parent
 _MARKER = re.compile(r'# %%(?P<text> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?')
+
+
+# Owner and name of the repository that a script gives as its own.
+_REPOSITORY = re.compile(
+  r"^REPOSITORY = 'https://github\.com/([\w.-]+/[\w-]+)(?:\.git)?/?'", re.MULTILINE
+)
+_BADGE = (
+  '[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]'
+  '(https://colab.research.google.com/github/{}/blob/main/notebooks/audiolm_colab.ipynb)'
+)
 
 
 def cells(script: str) -> list[tuple[str, list[str], str]]:
@@ -27,8 +40,10 @@ def cells(script: str) -> list[tuple[str, list[str], str]]:
 
 def notebook(script: str) -> dict:
   """Returns a script as a notebook of nbformat 4.5."""
-  made = []
-  for number, (kind, tags, source) in enumerate(cells(script)):
+  found, made = cells(script), []
+  if repository := _REPOSITORY.search(script):
+    found.insert(0, ('markdown', [], _BADGE.format(repository[1])))
+  for number, (kind, tags, source) in enumerate(found):
     cell = {
       'cell_type': kind,
       'id': f'cell{number:02d}',

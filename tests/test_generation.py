@@ -144,10 +144,20 @@ def test_tokenize_pads_and_aligns(models):
 
 def test_continuation_keeps_the_prompt_and_decodes_all(models):
   wave_BT, lengths_B = prompts()
+  reports = []
   # 0.8 s is two windows of the coarse model and several chunks of the fine one.
   result = generation.continue_audio(
-    models, jax.random.key(0), wave_BT, lengths_B, seconds=0.8, carry_seconds=0.12
+    models,
+    jax.random.key(0),
+    wave_BT,
+    lengths_B,
+    seconds=0.8,
+    carry_seconds=0.12,
+    progress=lambda done, total: reports.append((done, total)),
   )
+  # Two rows of 40 new frames by each of two models; all chunks of the fine model are one batch.
+  assert reports == sorted(reports) and reports[-2:] == [(80, 160), (160, 160)]
+  assert 0 < reports[0][0] < 80
   own = models.tokenizer.encode(wave_BT, lengths_B)[1]
   np.testing.assert_array_equal(result.num_frames_B, [60, 52])
   for b in range(2):

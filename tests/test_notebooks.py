@@ -1,7 +1,10 @@
 """The Colab notebook is its script, and runs on a CPU with toy models."""
 
+import importlib.util
 import json
 import pathlib
+import shutil
+import subprocess
 import sys
 import types
 from unittest import mock
@@ -30,10 +33,38 @@ def test_a_script_becomes_cells():
   ]
 
 
+def test_the_repository_of_the_script_gets_a_badge():
+  script = "# %%\nREPOSITORY = 'https://github.com/me/my-audio'  # @param\n"
+  made = build.notebook(script)['cells']
+  assert [cell['cell_type'] for cell in made] == ['markdown', 'code']
+  opened = 'colab.research.google.com/github/me/my-audio/blob/main/notebooks/audiolm_colab.ipynb)'
+  assert ''.join(made[0]['source']).endswith(opened)
+  assert len(build.notebook(script.replace('https://github.com/me/my-audio', ''))['cells']) == 1
+
+
 def test_the_notebook_is_its_script_without_outputs():
   found = json.loads(SCRIPT.with_suffix('.ipynb').read_text())
   assert found == build.notebook(SCRIPT.read_text())  # else: python notebooks/build.py
   assert not any(cell.get('outputs') for cell in found['cells'])
+
+
+def test_the_install_cell_reads_a_repository_or_a_file(tmp_path, monkeypatch):
+  install = next(source for _, tags, source in build.cells(SCRIPT.read_text()) if 'colab' in tags)
+  commands = []
+  module = types.ModuleType('google.colab')
+  module.files = types.SimpleNamespace(upload=lambda: {'my audiolm.zip': b''})
+  monkeypatch.setitem(sys.modules, 'google', types.ModuleType('google'))
+  monkeypatch.setitem(sys.modules, 'google.colab', module)
+  monkeypatch.setattr(subprocess, 'run', lambda command, **_: commands.append(command))
+  monkeypatch.setattr(shutil, 'which', lambda _: None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name == 'libtpu' or None)
+  monkeypatch.chdir(tmp_path)
+  exec(install, {})
+  exec(sized(install, 'REPOSITORY', "'https://example.org/a.git'"), {})
+  file, repository = (command[-1] for command in commands)
+  assert file == f'audiolm_jax[plot,tpu] @ {(tmp_path / "my audiolm.zip").as_uri()}'
+  assert repository == 'audiolm_jax[plot,tpu] @ git+https://example.org/a.git'
+  assert (tmp_path / 'constraints.txt').read_text() == f'numpy=={np.__version__}\n'
 
 
 class Shown(list):
@@ -101,11 +132,14 @@ def test_the_cells_run_on_a_cpu_with_toy_models(generates, shown, tmp_path, monk
   titles = [thing.strip('*') for thing in shown if isinstance(thing, str)]
   assert all(rate == toys.RATE and np.isfinite(wave_T).all() for wave_T, rate in sounds)
   new, whole = 0.4, 1.2  # a prompt of 0.8 s and its continuation
-  lengths = {
-    title.partition(':')[0]: len(wave_T) / toys.RATE
-    for title, (wave_T, _) in zip([t for t in titles if t != 'Compiling'], sounds, strict=True)
-  }
+  names = [title.partition(':')[0] for title in titles if title != 'Compiling']
+  played = {name: wave_T for name, (wave_T, _) in zip(names, sounds, strict=True)}
+  lengths = {name: len(wave_T) / toys.RATE for name, wave_T in played.items()}
   assert lengths['SoundStorm'] == lengths['Coarse and fine models'] == pytest.approx(whole)
+  # The blind pair has both sounds, and the answer 'A' was counted as what it was.
+  is_a = np.array_equal(played['A'], played['Original'])
+  assert is_a != np.array_equal(played['B'], played['Original'])
+  assert namespace['answers'] == [is_a]
   assert lengths['After'] == pytest.approx(whole) and lengths['Prompt'] == pytest.approx(
     whole - new
   )

@@ -1,16 +1,27 @@
-"""The wheel: metadata, all files of one package, one console command that answers fast."""
+"""The wheel: metadata, all files of one package, one console command that answers fast; installed in
+a fresh environment, it makes sounds and goes without a trace.
+"""
 
 import email
 import os
 import pathlib
+import resource
+import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 
+import numpy as np
 import pytest
+import soundfile
 
 from experiments import __main__ as console
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Versions of a fresh environment: the pins, or on Colab's Python what Colab has.
+IS_COLAB = sys.version_info >= (3, 13)
+CONSTRAINTS = 'tests/constraints-colab.txt' if IS_COLAB else 'requirements.txt'
 
 
 @pytest.fixture(scope='module')
@@ -94,3 +105,78 @@ def test_every_program_has_a_subcommand():
 def test_an_unknown_program_is_named(capsys):
   with pytest.raises(SystemExit, match="audiolm has no program 'trian': choose one of train, "):
     console.main(['trian'])
+
+
+class Newcomer:
+  """Runs commands outside the checkout, and prints how long each took."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder, self.bin = folder, folder / 'env/bin'
+    # The variables of a login, without those of the tests and of this checkout.
+    names = ('PATH', 'LANG', 'TMPDIR', *(name for name in os.environ if name.startswith('PIP_')))
+    self.environment = {name: os.environ[name] for name in names if name in os.environ}
+    self.environment |= {'HOME': str(folder), 'MPLBACKEND': 'Agg'}
+
+  def does(self, title: str, *command: object) -> str:
+    begun, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+      [*map(str, command)], cwd=self.folder, env=self.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f'{title}: {done.stderr[-3000:]}'
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f'{title}: {time.time() - begun:.0f} s, {processor:.0f} s of a processor')
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_newcomer_installs_hears_and_uninstalls(tmp_path):
+  """The times are printed by `pytest -s`, and are in docs/results/newcomer.md."""
+  source = tmp_path / 'source'  # a build leaves folders
+  skipped = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'build', 'runs')
+  shutil.copytree(ROOT, source, ignore=skipped)
+  newcomer = Newcomer(tmp_path)
+  newcomer.does('environment', sys.executable, '-m', 'venv', 'env')
+  newcomer.does('wheel', newcomer.bin / 'pip', 'wheel', '-q', '--no-deps', source)
+  [wheel] = tmp_path.glob('*.whl')
+  requirements = ['-c', ROOT / CONSTRAINTS, f'audiolm_jax[serve,plot] @ {wheel.as_uri()}']
+  newcomer.does('install', newcomer.bin / 'python', '-m', 'pip', 'install', '-q', *requirements)
+  listed = newcomer.does('files', newcomer.bin / 'pip', 'show', '--files', 'audiolm_jax')
+  paths = [line.strip() for line in listed.partition('Files:\n')[2].splitlines()]
+  assert {path.split('/')[0].partition('-')[0] for path in paths} == {'..', 'audiolm_jax'}
+  assert [path for path in paths if path.startswith('..')] == ['../../../bin/audiolm']
+  own = {path.removeprefix('audiolm_jax/') for path in paths if path.startswith('audiolm_jax/')}
+  programs = {'experiments' / path for path in files(ROOT / 'experiments')}
+  assert {path for path in own if '__pycache__' not in path} == {
+    *map(str, files(ROOT / 'audiolm_jax') | programs)
+  }
+
+  rate, seconds = 16_000, 3.0
+  time_T = np.arange(3 * rate) / rate
+  soundfile.write(tmp_path / 'mine.wav', 0.3 * np.sin(2 * np.pi * 220 * time_T), rate)
+  demo = [newcomer.bin / 'audiolm', 'demo', f'--seconds={seconds}', '--prompt=mine.wav']
+  print(newcomer.does('three voices and my own', *demo, '--output=out'))
+  for path in ('soundstorm', 'coarse_fine'):
+    sounds = sorted((tmp_path / 'out').glob(f'*_{path}.wav'))
+    assert len(sounds) == 4 and tmp_path / f'out/mine_{path}.wav' in sounds
+    for sound in sounds:
+      wave_T, found_rate = soundfile.read(sound)
+      assert found_rate == rate and len(wave_T) == (3 + seconds) * rate
+      assert np.isfinite(wave_T).all() and np.abs(wave_T).max() > 0.01
+
+  begun = time.time()
+  command = [newcomer.bin / 'audiolm', 'serve', '--port=0']
+  server = subprocess.Popen(
+    command, cwd=tmp_path, env=newcomer.environment, stdout=subprocess.PIPE, text=True
+  )
+  try:
+    address = server.stdout.readline().removeprefix('open ').strip()
+    assert b'<title>' in urllib.request.urlopen(address, timeout=60).read()
+    print(f'page: {time.time() - begun:.0f} s')
+  finally:
+    server.kill()
+    server.wait()
+
+  newcomer.does('uninstall', newcomer.bin / 'pip', 'uninstall', '-q', '-y', 'audiolm_jax')
+  left = [path for path in (tmp_path / 'env').rglob('*') if 'audiolm' in path.name]
+  assert not [path for path in left if path.is_file()]

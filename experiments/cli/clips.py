@@ -3,7 +3,9 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,11 +34,35 @@ def make(
   codec = models.tokenizer.codec
   prompts = [load_prompt(path, codec) for path in args.prompts]
   melody_T = None if args.melody is None else load_prompt(args.melody, codec)
-  waves = generate(args, recipe, models, prompts, stories, melody_T)
+  begun = time.monotonic()
+  with workspace.progress(0, 'generate', 'frame') as bar:
+
+    def show(done, total):
+      bar.total = total
+      bar.update(done - bar.n)
+
+    waves = generate(args, recipe, models, prompts, stories, melody_T, progress=show)
+  print(speed(time.monotonic() - begun, args, waves, prompts, codec.sample_rate), file=sys.stderr)
   args.output.mkdir(parents=True, exist_ok=True)
   for path, wave_T in zip(targets, waves, strict=True):
     audio.save(path, wave_T, codec.sample_rate, overwrite=args.overwrite)
     print(files.printable(path))
+
+
+def speed(
+  spent: float,
+  args: argparse.Namespace,
+  waves: Sequence[np.ndarray],
+  prompts: Sequence[np.ndarray],
+  sample_rate: int,
+) -> str:
+  """Returns a line with the seconds of new audio, of computing, and the real-time factor."""
+  given = sum(map(len, prompts)) if args.mode == 'continuation' else 0
+  new = (sum(map(len, waves)) - given) / sample_rate
+  return (
+    f'{new:.1f} s of new audio in {spent:.1f} s with compilation: real-time factor '
+    f'{spent / new:.2f}'
+  )
 
 
 def load_prompt(path: pathlib.Path, codec: Codec) -> np.ndarray:
@@ -80,12 +106,19 @@ def generate(
   prompts: list[np.ndarray],
   stories: Sequence[Sequence[str]] = (),
   melody_T: np.ndarray | None = None,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> list[np.ndarray]:
-  """Returns one waveform [T] per story or prompt, or `--count` waveforms without either."""
+  """Returns one waveform [T] per story or prompt, or `--count` waveforms without either.
+
+  `progress` is called as by `generation.continue_audio`.
+  """
   key = jax.random.key(args.seed)
   codec = models.tokenizer.codec
   options = dict(
-    sampling=recipe.sampling, carry_seconds=recipe.evaluation.carry_seconds, acoustic=args.acoustic
+    sampling=recipe.sampling,
+    carry_seconds=recipe.evaluation.carry_seconds,
+    acoustic=args.acoustic,
+    progress=progress,
   )
   if stories:
     made = music_generation.from_texts(

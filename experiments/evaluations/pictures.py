@@ -1,5 +1,6 @@
 """Draws pictures of a run: spectrograms, training curves, and results of evaluations."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ import numpy as np
 from audiolm_jax import audio, storage
 from audiolm_jax.metrics import detection
 from audiolm_jax.training import metrics_writer
+
+CURVES_IN_A_ROW = 4
 
 
 def save_spectrograms(
@@ -76,19 +79,37 @@ def _spectrogram(axis, wave_T: np.ndarray, sample_rate: int):
   )
 
 
-def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
-  """Draws the training and held-out loss of each stage from its metrics.jsonl, over steps."""
+def save_training_curves(
+  path: pathlib.Path, logs: Mapping[str, pathlib.Path]
+) -> dict[str, dict[str, float]]:
+  """Draws the training and held-out loss of each stage from its metrics.jsonl, over steps.
+
+  Returns:
+    {stage: {'training' or 'held out': last loss}}, without what was not measured.
+  """
+  columns = min(len(logs), CURVES_IN_A_ROW)
+  rows = math.ceil(len(logs) / columns)
   figure, axes = plt.subplots(
-    1, len(logs), figsize=(3.2 * len(logs), 3), squeeze=False, layout='constrained'
+    rows, columns, figsize=(3.2 * columns, 3 * rows), squeeze=False, layout='constrained'
   )
-  for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
+  last = {}
+  for axis, (stage, log) in zip(axes.flat, logs.items()):
     steps = metrics_writer.read(log)
-    for name, label in (('loss', 'training'), ('eval/loss', 'held out')):
-      points = {step: values[name] for step, values in steps.items() if name in values}
-      axis.plot(list(points), list(points.values()), label=label)
+    last[stage] = {}
+    for name, label, color in (
+      ('loss', 'training', 'tab:blue'),
+      ('eval/loss', 'held out', 'tab:orange'),
+    ):
+      if points := {step: values[name] for step, values in steps.items() if name in values}:
+        axis.plot(list(points), list(points.values()), label=label, color=color)
+        last[stage][label] = points[max(points)]
     axis.set(title=stage, xlabel='step', ylabel='loss')
-    axis.legend()
+    if last[stage]:
+      axis.legend()
+  for axis in axes.flat[len(logs) :]:
+    axis.set_axis_off()
   _save(figure, path)
+  return last
 
 
 def save_token_comparison(

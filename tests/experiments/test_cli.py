@@ -19,6 +19,7 @@ from experiments.cli import command_line
     ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
     ('evaluate', ['--suite=language', '--data=nowhere'], "'nowhere' is not a folder"),
     ('detect', ['missing.wav'], 'python -m experiments.train --stage=detector'),
+    ('plot', [], 'has no STAGE/metrics.jsonl: give the folder of a run'),
     ('evaluate', ['--listening'], 'python -m experiments.detector_clips'),
     ('evaluate', ['--listening_results=missing.csv'], 'listening_key.json'),
     ('codec', ['encode', 'missing.wav', '--output=out'], 'missing.wav'),

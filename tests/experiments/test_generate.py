@@ -63,6 +63,14 @@ def test_a_missing_fine_stage_is_said(models, capsys, tmp_path):  # noqa: F811
   assert capsys.readouterr().err == ''
 
 
+def test_speed_counts_new_audio_alone():
+  waves = [np.zeros(1000), np.zeros(600)]  # of which 200 samples are the prompts'
+  text = clips.speed(3.0, argparse.Namespace(mode='continuation'), waves, [np.zeros(100)] * 2, 200)
+  assert text.startswith('7.0 s of new audio in 3.0 s') and text.endswith('real-time factor 0.43')
+  text = clips.speed(4.0, argparse.Namespace(mode='acoustic'), waves, [np.zeros(100)] * 2, 200)
+  assert text.startswith('8.0 s of new audio') and text.endswith('factor 0.50')
+
+
 def parsed(tmp_path, *flags):
   return generate._parser().parse_args([f'--output={tmp_path / "out"}', *flags])
 

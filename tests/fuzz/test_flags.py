@@ -37,7 +37,7 @@ PROGRAMS = (
     'detector_clips',
     'generate',
   ),
-  *('prepare', 'pretrained', 'train'),
+  *('plot', 'prepare', 'pretrained', 'train'),
 )
 WORDS = (
   *('', '0', '1', '-1', '3', '0.5', 'nan', 'inf', '1e99', '9' * 30, 'tiny', 'folder', 'maestro', 'nothing'),
