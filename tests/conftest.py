@@ -1,11 +1,14 @@
-"""Eight fake CPU devices, jaxtyping annotations checked at run time, and one compilation cache for
-a test run.
+"""Eight fake CPU devices, jaxtyping annotations checked at run time, and a compilation cache that
+lasts from one test run to the next.
 """
 
 import atexit
+import contextlib
 import os
+import pathlib
 import shutil
 import tempfile
+import time
 import uuid
 
 # In the environment, so that subprocesses agree bitwise. Compiling takes most of the tests' time,
@@ -21,10 +24,23 @@ os.environ.setdefault(
   '--xla_cpu_collective_call_terminate_timeout_seconds=300',
 )
 # Shared through the environment by the workers of pytest-xdist and by the programs that tests
-# start: the same program is compiled once in a test run, and read from the cache after that.
+# start: the same program is compiled once in a test run, and read from the cache after that. A run
+# begins with what those before it have compiled, in a folder of its own: tests kill programs, which
+# may leave an entry half written.
+KEPT = pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'compiled'
+MAX_KEPT_BYTES = 2**30  # a whole run compiles 130 MB
+OWN = None  # this run's folder; None: given by the environment
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='audiolm_jax_tests_')
-  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+  KEPT.mkdir(parents=True, exist_ok=True)
+  for folder in KEPT.parent.glob('compiled_*'):
+    if time.time() - folder.stat().st_mtime > 86_400:  # left by a run that was killed
+      shutil.rmtree(folder, ignore_errors=True)
+  OWN = pathlib.Path(tempfile.mkdtemp(prefix='compiled_', dir=KEPT.parent))
+  atexit.register(shutil.rmtree, OWN, ignore_errors=True)
+  for entry in KEPT.iterdir():
+    with contextlib.suppress(FileNotFoundError):  # deleted by another run, which needed the space
+      os.link(entry, OWN / entry.name)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(OWN)
 # JAX keeps by default only what took a second to compile; almost nothing here does.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 # Programs that a test runs without this folder must not write into the user's cache folder instead.
@@ -32,6 +48,7 @@ os.environ.setdefault('AUDIOLM_COMPILATION_CACHE', '0')
 
 import jax
 import pytest
+from jax._src import compilation_cache as jax_cache  # the one reader of its entries
 from jaxtyping import install_import_hook
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -41,6 +58,26 @@ install_import_hook('audiolm_jax', 'beartype.beartype')
 def pytest_collection_modifyitems(items):
   """The longest test begins first, or at the end one worker waits for the other."""
   items.sort(key=lambda item: 'test_full_run' not in item.nodeid)
+
+
+def pytest_sessionfinish(exitstatus):
+  """Keeps what a run without failures has compiled."""
+  if OWN is None or exitstatus != pytest.ExitCode.OK:
+    return
+  from experiments.cli import compilation_cache
+
+  for entry in OWN.glob('*-cache'):
+    if not (KEPT / entry.name).exists() and _is_whole(entry):
+      with contextlib.suppress(FileExistsError):  # by another run
+        os.link(entry, KEPT / entry.name)
+  compilation_cache.shrink(KEPT, MAX_KEPT_BYTES)
+
+
+def _is_whole(entry: pathlib.Path) -> bool:
+  try:
+    return bool(jax_cache.decompress_executable(entry.read_bytes()))
+  except Exception:  # which one depends on the compressor
+    return False
 
 
 @pytest.fixture(scope='session')
