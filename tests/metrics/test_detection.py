@@ -56,6 +56,8 @@ def test_equal_error_rate_of_two_gaussians():
     ([1, 1, 1, 1], [0, 1, 0, 1], 0.5),
     ([1, 2, 3, 4], [0, 1, 0, 1], 0.5),
     ([1, 2, 3, 4, 5, 6], [0, 0, 1, 0, 1, 1], 1 / 3),
+    # two thirds of the way between the third and the fourth point, (0, 1/2) and (1/2, 3/4)
+    ([9, 8, 7, 7, 7, 1, 2, 3], [1, 1, 1, 0, 0, 1, 0, 0], 1 / 3),
   ],
 )
 def test_equal_error_rate_by_hand(score, label, expected):
