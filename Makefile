@@ -5,11 +5,21 @@ WORKDIR ?= runs/tiny
 INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
-.PHONY: demo train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
+.PHONY: demo demo-music train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
   test-abx test-judges test-music test-tpu benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
+
+# FONT: a second sound font, with which judges of attributes learn; without it they are left out.
+demo-music: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt --editable ".[music,plot]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps musicnn==0.1.0 basic-pitch==0.4.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt onnxruntime
+	$(VENV)/bin/python -m experiments.train --stage=all --recipe=tiny_music --workdir=runs/tiny_music
+	$(VENV)/bin/python -m experiments.evaluate --suite=music --recipe=tiny_music --workdir=runs/tiny_music \
+	  $(if $(FONT),--set evaluation.judge_font="$(FONT)")
+	$(VENV)/bin/python -m experiments.demo_music --recipe=tiny_music --workdir=runs/tiny_music
 
 train-tiny: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.full_run --workdir="$(WORKDIR)" $(if $(PROMPT),--prompt="$(PROMPT)")

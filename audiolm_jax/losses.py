@@ -270,7 +270,10 @@ def unit(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
 
 
 def multi_view_contrastive(
-  to_text_BN: Float[Array, 'B B'], to_audio_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']
+  to_text_BN: Float[Array, 'B B'],
+  to_audio_BN: Float[Array, 'B B'],
+  known_B: Bool[Array, 'B'],
+  other_BN: Bool[Array, 'B B'] | None = None,
 ) -> Float[Array, '']:
   """Returns MuLan's contrastive loss of paired clips and texts, in nats.
 
@@ -283,26 +286,32 @@ def multi_view_contrastive(
     to_text_BN: s_ij, the scaled similarity of clip i and text j.
     to_audio_BN: s_ji, its transpose; two arguments, because devices hold rows of both.
     known_B: False at examples without a text, which are no negatives either.
+    other_BN: which columns may be negatives of a row, symmetric; None: all but its own. Rows
+      without negatives do not count.
   """
-  own_BN, weight_B = _pairs(known_B)
+  own_BN, negative_BN, weight_B = _pairs(known_B, other_BN)
   others_BN = jnp.concatenate(
-    [_masked(x_BN, known_B & ~own_BN) for x_BN in (to_text_BN, to_audio_BN)], axis=1
+    [_masked(x_BN, negative_BN) for x_BN in (to_text_BN, to_audio_BN)], axis=1
   )
   own_B = jnp.sum(jnp.where(own_BN, to_text_BN, 0), axis=1)
   return masked_mean(jax.nn.logsumexp(others_BN, axis=1) - own_B, weight_B)
 
 
 def clip_contrastive(
-  to_text_BN: Float[Array, 'B B'], to_audio_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']
+  to_text_BN: Float[Array, 'B B'],
+  to_audio_BN: Float[Array, 'B B'],
+  known_B: Bool[Array, 'B'],
+  other_BN: Bool[Array, 'B B'] | None = None,
 ) -> Float[Array, '']:
   """Returns the mean cross entropy of finding a clip's text and a text's clip, in nats.
 
   Similarities that are all equal score ln B. Source: CLIP (arXiv 2103.00020). Arguments are those
   of `multi_view_contrastive`.
   """
-  own_BN, weight_B = _pairs(known_B)
+  own_BN, negative_BN, weight_B = _pairs(known_B, other_BN)
   nats = [
-    jax.nn.logsumexp(_masked(x_BN, known_B), axis=1) - jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
+    jax.nn.logsumexp(_masked(x_BN, own_BN | negative_BN), axis=1)
+    - jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
     for x_BN in (to_text_BN, to_audio_BN)
   ]
   return masked_mean((nats[0] + nats[1]) / 2, weight_B)
@@ -310,15 +319,48 @@ def clip_contrastive(
 
 def pair_accuracy(x_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']) -> Float[Array, '']:
   """Returns the share of rows whose own column is strictly the largest; `known_B` is as above."""
-  own_BN, weight_B = _pairs(known_B)
+  own_BN, _, weight_B = _pairs(known_B)
   own_B = jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
-  best_B = jnp.max(_masked(x_BN, known_B & ~own_BN), axis=1)
+  best_B = jnp.max(_masked(x_BN, known_B[None] & ~own_BN), axis=1)
   return masked_mean((own_B > best_B).astype(jnp.float32), weight_B)
 
 
-def _pairs(known_B):
-  """Returns which column is a row's own, and which rows count: a single pair has no negatives."""
-  return jnp.eye(len(known_B), dtype=bool), known_B & (jnp.sum(known_B) > 1)
+def semi_hard_triplet(
+  one_BD: Float[Array, 'B D'], other_BD: Float[Array, 'B D'], margin: float
+) -> Float[Array, '']:
+  """Returns the mean triplet loss of pairs of unit vectors with semi-hard negatives.
+
+    mean max(0, |a - p|^2 - |a - n|^2 + margin)
+
+  Each vector is an anchor a once, with the other of its pair as p. The negative n is, of the
+  vectors of other pairs that are farther away than p, the nearest, or the farthest of all if none
+  is. Source: FaceNet (arXiv 1503.03832); if none is farther, as in TensorFlow Addons.
+
+  Args:
+    one_BD: a unit vector of each pair, two pairs or more.
+    other_BD: the other one.
+    margin: squared distance by which negatives should be farther away.
+  """
+  vectors_ND = jnp.concatenate([one_BD, other_BD])
+  count = len(one_BD)
+  distance_NM = 2 - 2 * vectors_ND @ vectors_ND.T
+  positive_N = jnp.diag(jnp.roll(distance_NM, count, axis=1))
+  pair_N = jnp.arange(2 * count) % count
+  is_negative_NM = pair_N[:, None] != pair_N
+  is_beyond_NM = is_negative_NM & (distance_NM > positive_N[:, None])
+  nearest_N = jnp.min(distance_NM, axis=1, where=is_beyond_NM, initial=jnp.inf)
+  farthest_N = jnp.max(distance_NM, axis=1, where=is_negative_NM, initial=0)
+  negative_N = jnp.where(jnp.any(is_beyond_NM, axis=1), nearest_N, farthest_N)
+  return jnp.mean(jax.nn.relu(positive_N - negative_N + margin))
+
+
+def _pairs(known_B, other_BN=None):
+  """Returns which column is a row's own, which are its negatives, and which rows have some."""
+  own_BN = jnp.eye(len(known_B), dtype=bool)
+  negative_BN = known_B & ~own_BN
+  if other_BN is not None:
+    negative_BN &= other_BN
+  return own_BN, negative_BN, known_B & jnp.any(negative_BN, axis=1)
 
 
 def _masked(x_BN, mask):

@@ -2,10 +2,13 @@
 
   made = from_texts(models, key, ['a slow piece for solo piano', 'a lively tune for flute'], 30.0)
   made = from_texts(models, key, [['time to meditate', 'time to wake up', 'time to run']], 45.0)
+  made = from_texts(models, key, ['a string quartet'], 10.0, melody_T=hummed_T)
 
 The tokens of a text take the place of those of the audio that the models were trained with (see
 `tokenizer.MusicTokenizer`). Music longer than the crop of the semantic model is generated with half
 of the crop as the past, and each text of a story has its own segment, both as in the paper.
+
+A melody is heard in the first ten seconds of a recording, and asked for in all of the music.
 
 The paper generates up to five minutes, and chooses among no candidates.
 """
@@ -15,13 +18,17 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from audiolm_jax import audio, checks, embedding_tokens, generation
 from audiolm_jax import stories as story_checks
 from audiolm_jax.errors import UserError
 from audiolm_jax.generation import Continuation, Models, SamplingConfig, Segments
+from audiolm_jax.metrics import music as metrics
 from audiolm_jax.tokenizer import Tokenizer
+
+_SILENCE = 1e-3  # largest sample of what is no melody
+_NOISE = 0.2  # spectral flatness from which on there is no pitch
 
 
 class Music(NamedTuple):
@@ -43,6 +50,7 @@ def from_texts(
   sampling: SamplingConfig | None = None,
   carry_seconds: float | None = None,
   acoustic: str = 'autoregressive',
+  melody_T: Float[np.ndarray, 'T'] | None = None,
 ) -> Music:
   """Returns music of a length in seconds for each text or story.
 
@@ -57,9 +65,11 @@ def from_texts(
     sampling: see `generation.continue_audio`.
     carry_seconds: see `generation.continue_audio`.
     acoustic: see `generation.continue_audio`.
+    melody_T: recording of a melody that all rows should have, at the sample rate of the tokenizer.
 
   Raises:
-    UserError: if the models cannot be controlled by texts; if a text is blank or too long; if a
+    UserError: if the models cannot be controlled by texts, or by the melody; if the melody has no
+      pitch, as silence and noise have none; if a text is blank or too long; if a
       story has a text whose segment would start after the end; as `generation.continue_audio`.
   """
   checks.values(num_candidates=(num_candidates, checks.WHOLE))
@@ -80,7 +90,9 @@ def from_texts(
   number = {text: n for n, text in enumerate(known)}
   chosen_BG = np.array([[number[text] for text in story] for story in filled])
   vectors_ND = music.embedding.texts(known)
-  tokens_BGN = np.asarray(embedding_tokens.text_tokens(music.quantizer, vectors_ND))[chosen_BG]
+  text_NQ = np.asarray(embedding_tokens.text_tokens(music.quantizer, vectors_ND))
+  melody_NM = None if melody_T is None else _melody_tokens(models.tokenizer, melody_T, len(known))
+  tokens_BGN = music.joined(text_NQ, melody_NM)[chosen_BG]
   condition = Segments(
     tokens_BGN.repeat(num_candidates, axis=0), story_seconds if num_segments > 1 else float('inf')
   )
@@ -100,6 +112,33 @@ def from_texts(
   best_B = similarity_B.reshape(len(stories), num_candidates).argmax(axis=1)
   best_B += num_candidates * np.arange(len(stories))
   return Music(Continuation(*(field[best_B] for field in made)), similarity_B[best_B])
+
+
+def _melody_tokens(
+  tokenizer: Tokenizer, melody_T: Float[np.ndarray, 'T'], count: int
+) -> Int[np.ndarray, 'N M']:
+  """Returns the tokens of a melody, `count` times.
+
+  Raises:
+    UserError: if there is no embedding of melodies, or the melody has no pitch.
+  """
+  checks.shapes(melody_T=melody_T)
+  melodies = tokenizer.music.melody
+  if melodies is None:
+    raise UserError(
+      'the models have no embedding of melodies (stage melody): leave the melody out, or use '
+      'models of a recipe with that stage, such as tiny_melody'
+    )
+  if not len(melody_T) or not np.isfinite(melody_T).all():
+    raise UserError('the melody is empty or has samples that are not finite: check its file')
+  if np.abs(melody_T).max() < _SILENCE:
+    raise UserError('the melody is silent: give a recording of a melody')
+  if (heard := metrics.flatness(melody_T)) > _NOISE:
+    raise UserError(
+      f'the melody has no pitch, its spectrum is as flat ({heard:.2f}) as that of noise: give a '
+      'recording of one voice or instrument'
+    )
+  return melodies.encode(melody_T, tokenizer.sample_rate).repeat(count, axis=0)
 
 
 def similarity(

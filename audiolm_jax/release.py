@@ -150,6 +150,8 @@ def _rounded(models: generation.Models, dtype: str) -> tuple[dict[str, Model], T
       raise UserError(
         f'a release holds no {type(music.embedding.config).__module__}: train a MuLan instead'
       )
+    if music.melody is not None:
+      raise UserError('a release holds no melodies: train the models without music_tokens.melody')
     joint = exports.rounded(Model(music.embedding.config, music.embedding.variables), dtype)
     embedding = dataclasses.replace(music.embedding, variables=joint.variables)
     music, joint = MusicTokenizer(embedding, music.quantizer), {'mulan': joint}

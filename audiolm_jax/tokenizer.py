@@ -36,9 +36,12 @@ from audiolm_jax.codec import Codec
 from audiolm_jax.embedding_tokens import Quantizer
 from audiolm_jax.errors import UserError
 from audiolm_jax.joint_embedding import JointEmbedding
+from audiolm_jax.stages import melody
 from audiolm_jax.stages.base import CONDITION_RATE, FeatureConfig, Variables
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import checkpoints
+
+MELODY_ROWS = 8  # windows in one call of the embedding of melodies
 
 
 @functools.partial(
@@ -141,24 +144,97 @@ class SemanticTokenizer:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class MelodyTokenizer:
+  """Binds an embedding of melodies to the quantizer that was fitted to it (MusicLM, section 3.3).
+
+  Fields:
+    config: sizes of the embedding.
+    variables: its weights.
+    vectors_QKD: code vectors of each level; MusicLM has 24 levels of 512.
+  """
+
+  config: melody.Config
+  variables: Variables
+  vectors_QKD: Float[Array, 'Q K D']
+
+  @property
+  def codebook(self) -> tokens.Codebook:
+    """Levels of all windows, 72 in MusicLM, and size of the tokens."""
+    levels, size = self.vectors_QKD.shape[:2]
+    return tokens.Codebook(levels * len(self.config.starts), size)
+
+  @property
+  def sample_rate(self) -> int:
+    """Samples per second that the embedding reads."""
+    return self.config.sample_rate
+
+  def encode(
+    self, wave_T: Float[np.ndarray, 'T'], sample_rate: int, seconds: Sequence[float] = (0.0,)
+  ) -> Int[np.ndarray, 'S N']:
+    """Returns the tokens of the melodies that start at some seconds of a clip.
+
+    Windows that the clip lacks are replaced by its last one. A shorter clip is zero-padded.
+
+    Args:
+      wave_T: samples in [-1, 1], at least one.
+      sample_rate: Hz.
+      seconds: starts of the melodies.
+    """
+    checks.shapes(wave_T=wave_T)
+    [wave_T] = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, self.sample_rate)
+    length = self.config.crop_length
+    wave_T = np.pad(wave_T, (0, max(0, length - len(wave_T))))
+    first_SW = np.add.outer(np.asarray(seconds), self.config.starts) * self.sample_rate
+    first_SW = np.minimum(np.rint(first_SW).astype(int), len(wave_T) - length)
+    different_M, place_SW = np.unique(first_SW, return_inverse=True)
+    parts = []
+    for start in range(0, len(different_M), MELODY_ROWS):
+      some_M = np.resize(different_M[start : start + MELODY_ROWS], MELODY_ROWS)
+      wave_BT = np.stack([wave_T[first : first + length] for first in some_M])
+      tokens_BQ = _melody_tokens(self.config, self.variables, self.vectors_QKD, wave_BT)
+      parts.append(np.asarray(tokens_BQ))
+    found_MQ = np.concatenate(parts)[: len(different_M)]
+    return found_MQ[place_SW.reshape(first_SW.shape)].reshape(len(first_SW), -1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class MusicTokenizer:
   """Binds a joint embedding of audio and texts to the quantizer that was fitted to it.
 
-  Its tokens are the condition of music models (`stages.base.Condition`).
+  Its tokens are the condition of music models (`stages.base.Condition`). With `melody`, they follow
+  those of the melody, which are PAD where there is none.
   """
 
   embedding: JointEmbedding
   quantizer: Quantizer
+  melody: MelodyTokenizer | None = None
 
   @property
   def codebook(self) -> tokens.Codebook:
     """Levels and size of the tokens."""
-    return tokens.Codebook(*self.quantizer.vectors_QKD.shape[:2])
+    levels, size = self.quantizer.vectors_QKD.shape[:2]
+    if self.melody is None:
+      return tokens.Codebook(levels, size)
+    melodies = self.melody.codebook
+    return tokens.Codebook(levels + melodies.levels, max(size, melodies.size))
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """16 hex digits of the SHA-256 of the quantizer."""
-    return arrays_file.fingerprint(self.quantizer._asdict())
+    """16 hex digits of the SHA-256 of the quantizer, with that of melodies."""
+    arrays = self.quantizer._asdict()
+    if self.melody is not None:
+      arrays |= {'melody': self.melody.vectors_QKD}
+    return arrays_file.fingerprint(arrays)
+
+  def joined(
+    self, found_BN: Int[np.ndarray, 'B N'], melody_BM: Int[np.ndarray, 'B M'] | None = None
+  ) -> Int[np.ndarray, 'B L']:
+    """Returns tokens of clips or texts after those of melodies; None: there are no melodies."""
+    if self.melody is None:
+      return np.asarray(found_BN)
+    if melody_BM is None:
+      melody_BM = np.full((len(found_BN), self.melody.codebook.levels), PAD, np.int32)
+    return np.concatenate([melody_BM, found_BN], axis=1)
 
   def texts(self, captions: Sequence[str]) -> Int[np.ndarray, 'B N']:
     """Returns the tokens of texts.
@@ -166,7 +242,17 @@ class MusicTokenizer:
     Raises:
       UserError: as `JointEmbedding.texts`.
     """
-    return np.asarray(embedding_tokens.text_tokens(self.quantizer, self.embedding.texts(captions)))
+    vectors_BD = self.embedding.texts(captions)
+    return self.joined(np.asarray(embedding_tokens.text_tokens(self.quantizer, vectors_BD)))
+
+  def clips(self, wave_BT: Float[np.ndarray, 'B T'], sample_rate: int) -> Int[np.ndarray, 'B N']:
+    """Returns the tokens of whole clips, a prompt of audio in the place of texts.
+
+    Raises:
+      UserError: as `JointEmbedding.audio`.
+    """
+    wave_BT = audio.resample(np.asarray(wave_BT, np.float32), sample_rate, self.sample_rate)
+    return self.joined(self._assign(self.embedding.audio(wave_BT)))
 
   def seconds(
     self, wave_T: Float[np.ndarray, 'T'], sample_rate: int, windows: Iterable[int]
@@ -174,7 +260,8 @@ class MusicTokenizer:
     """Returns the tokens of each second of a clip, for several numbers of windows to average.
 
     The tokens of second s are those of the mean vector of the windows that start in the seconds
-    s, ..., s + number - 1, as far as the clip has them; after its last window, of that one.
+    s, ..., s + number - 1, as far as the clip has them; after its last window, of that one. The
+    tokens of melodies, if there are any, are those of the windows of the melody from second s.
 
     Args:
       wave_T: samples in [-1, 1].
@@ -189,12 +276,16 @@ class MusicTokenizer:
     vectors_ND = self.embedding.windows(wave_BT)[0]
     first_S = np.minimum(np.arange(seconds), len(vectors_ND) - 1)
     sums_ND = np.cumsum(np.pad(vectors_ND.astype(np.float64), ((1, 0), (0, 0))), axis=0)
-    found = {}
+    found, melody_SM = {}, None
+    if self.melody is not None:
+      melody_SM = self.melody.encode(
+        wave_T, sample_rate, (np.arange(seconds) / CONDITION_RATE).tolist()
+      )
     for number in windows:
       end_S = np.minimum(np.arange(seconds) + number, len(vectors_ND))
       mean_SD = sums_ND[end_S] - sums_ND[first_S]
       mean_SD /= np.linalg.norm(mean_SD, axis=1, keepdims=True)
-      found[number] = self._assign(mean_SD.astype(np.float32))
+      found[number] = self.joined(self._assign(mean_SD.astype(np.float32)), melody_SM)
     return found
 
   def _assign(self, vectors_ND):
@@ -364,6 +455,11 @@ def music_path(workdir: str | os.PathLike) -> storage.Path:
   return storage.path(workdir) / 'music_tokens' / 'quantizer.safetensors'
 
 
+def melody_path(workdir: str | os.PathLike) -> storage.Path:
+  """Returns the path of the quantizer of melodies of a workdir."""
+  return storage.path(workdir) / 'music_tokens' / 'melody.safetensors'
+
+
 def load_semantic_encoder(
   workdir: str | os.PathLike, layer: int, frames_per_token: int = 1
 ) -> SemanticEncoder:
@@ -434,12 +530,31 @@ def load_music_tokenizer(
     UserError: if either is missing or damaged, or the quantizer was fitted to another embedding.
   """
   embedding = embedding or joint_embedding.load(storage.path(workdir) / 'mulan')
-  return MusicTokenizer(
-    embedding, embedding_tokens.load(music_path(workdir), embedding.fingerprint)
-  )
+  quantizer = embedding_tokens.load(music_path(workdir), embedding.fingerprint)
+  melodies = load_melody_tokenizer(workdir) if melody_path(workdir).is_file() else None
+  return MusicTokenizer(embedding, quantizer, melodies)
+
+
+def load_melody_tokenizer(workdir: str | os.PathLike) -> MelodyTokenizer:
+  """Returns the embedding of melodies in the stage `melody` of a workdir, with its quantizer.
+
+  Raises:
+    UserError: if either is missing or damaged, or the quantizer was fitted to another embedding.
+  """
+  directory = storage.path(workdir) / 'melody'
+  config, variables, _ = checkpoints.load_variables(directory)
+  if not isinstance(config, melody.Config):
+    raise UserError(f'{directory} holds {type(config).__module__}, no embedding of melodies')
+  stored = embedding_tokens.load(melody_path(workdir), arrays_file.fingerprint(variables.params))
+  return MelodyTokenizer(config, variables, stored.vectors_QKD)
 
 
 _assign = jax.jit(embedding_tokens.assign)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _melody_tokens(config: melody.Config, variables, vectors_QKD, wave_BT):
+  return embedding_tokens.assign(vectors_QKD, melody.embeddings(config, variables, wave_BT))
 
 
 @jax.jit

@@ -19,6 +19,7 @@ PROGRAMS = {
   'smoke': 'checks a machine of one chip in minutes',
   'benchmark': 'times models and input pipelines',
   'demo': 'continues voices by the released models',
+  'demo_music': 'makes music from texts, and shows what is heard',
   'serve': 'opens a web page that plays voices while they are generated',
   'export': 'makes a release of trained models',
   'full_run': 'trains all stages, continues a voice and evaluates',

@@ -31,11 +31,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import audio, embedding_tokens, kmeans, storage, tokens
+from audiolm_jax import arrays_file, audio, embedding_tokens, kmeans, storage, tokens
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.joint_embedding import JointEmbedding
+from audiolm_jax.stages import melody
 from audiolm_jax.stages.base import CONDITION_RATE, condition_name
 from audiolm_jax.tokenizer import (
   MusicTokenizer,
@@ -43,6 +44,7 @@ from audiolm_jax.tokenizer import (
   Tokenizer,
   clusters_path,
   load_music_tokenizer,
+  melody_path,
   music_path,
   spec_of,
 )
@@ -91,9 +93,11 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
   """Fits the k-means and the quantizer if they are missing, and encodes both splits."""
   codec = workspace.load_codec(workdir)
   embedding = workspace.load_embedding(workdir) if 'mulan' in recipe.stages else None
-  condition = embedding and tokens.Codebook(
-    recipe.music_tokens.num_quantizers, recipe.music_tokens.codebook_size
-  )
+  condition = None
+  if embedding is not None:
+    settings = recipe.music_tokens
+    sizes = [one.codebook_size for one in (settings, settings.melody) if one is not None]
+    condition = tokens.Codebook(settings.num_quantizers + recipe.melody_levels, max(sizes))
   if not clusters_path(workdir).is_file():
     encoder = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
     made = spec_of(codec, encoder, recipe.semantic_tokens.num_clusters, condition)
@@ -101,6 +105,8 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
     fit_semantic_tokens(recipe, workdir, encoder)
   if embedding is not None and not music_path(workdir).is_file():
     fit_music_tokens(recipe, workdir, embedding)
+  if recipe.melody_levels and not melody_path(workdir).is_file():
+    fit_melody_tokens(recipe, workdir)
   music = None
   if embedding is not None:
     music = load_music_tokenizer(workdir, embedding)
@@ -155,13 +161,24 @@ def check_music_settings(
   Raises:
     UserError: if it has other sizes, or a map of texts where the recipe has none, or none.
   """
+  levels, size = music.quantizer.vectors_QKD.shape[:2]
   there = {
-    'num_quantizers': music.codebook.levels,
-    'codebook_size': music.codebook.size,
+    'num_quantizers': levels,
+    'codebook_size': size,
     'text_map': music.quantizer.map_ED is not None,
+    'melody': music.melody is not None,
   }
+  wanted_of = {name: getattr(settings, name) for name in there}
+  wanted_of['melody'] = settings.melody is not None
+  if there['melody'] and wanted_of['melody']:
+    levels, size = music.melody.vectors_QKD.shape[:2]
+    there |= {'melody.num_quantizers': levels, 'melody.codebook_size': size}
+    wanted_of |= {
+      f'melody.{name}': getattr(settings.melody, name)
+      for name in ('num_quantizers', 'codebook_size')
+    }
   for name, value in there.items():
-    if value != (wanted := getattr(settings, name)):
+    if value != (wanted := wanted_of[name]):
       raise UserError(
         f'{workdir}/music_tokens holds a quantizer of {name}={value}, the recipe has {wanted}: '
         f'move it and {workdir}/tokens away, or keep them with --set music_tokens.{name}={value}'
@@ -223,6 +240,37 @@ def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path, embedding
     )
 
   fit_to_sample(path, batches, corpus, wanted, made_of, fit)
+
+
+def fit_melody_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path):
+  """Fits the quantizer of melodies to windows of a sample of the training split."""
+  settings, path = recipe.music_tokens.melody, melody_path(workdir)
+  config, variables, _ = workspace.load_stage(workdir, 'melody')
+  model = arrays_file.fingerprint(variables.params)
+  embed = jax.jit(lambda wave_BT: melody.embeddings(config, variables, wave_BT))
+  length = config.crop_length
+
+  def extract(examples, sample_rate):
+    for example in (example for example in examples if example is not None):
+      wave_T = np.pad(example['waveform'], (0, max(0, length - len(example['waveform']))))
+      firsts = range(0, len(wave_T) - length + 1, sample_rate)
+      vectors = [embed(wave_T[None, first : first + length]) for first in firsts]
+      yield np.concatenate([np.asarray(vector_1D) for vector_1D in vectors])
+
+  corpus = sources.corpus(recipe, 'train', workdir, config.sample_rate)
+  seed = recipe.music_tokens.seed
+  batches = sources.FrameBatches(extract, corpus, config.sample_rate, seed)
+  wanted = round(settings.sample_seconds * CONDITION_RATE)
+
+  def fit(vectors_ND):
+    fitted = embedding_tokens.fit(vectors_ND, settings.num_quantizers, settings.codebook_size, seed)
+    embedding_tokens.save(path, embedding_tokens.Quantizer(fitted), model)
+    print(
+      f'melody tokens: {settings.num_quantizers} levels of {settings.codebook_size} codes of '
+      f'{len(vectors_ND)} windows; {path}'
+    )
+
+  fit_to_sample(path, batches, corpus, wanted, f'melodies, of {model}', fit)
 
 
 def fit_to_sample(

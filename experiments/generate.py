@@ -6,10 +6,12 @@
   python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/
   python -m experiments.generate --text="slow piano" --text="fast flute" --seconds=30 --output=out/
   python -m experiments.generate --text-file=story.txt --seconds=60 --output=out/
+  python -m experiments.generate --text="fast flute" --melody=hum.wav --output=out/
 
 Several --prompt or --text flags make one batch. SoundStorm replaces the coarse and fine stages.
 Texts need the models of a recipe for music. A text file is a story, one text per line: every
---story_seconds the next text begins. Temperatures and filters are fields of the recipe, such as
+--story_seconds the next text begins. A melody is hummed, sung or played alone. Temperatures and
+filters are fields of the recipe, such as
 --set sampling.semantic.temperature=0.6, --set sampling.coarse.top_k=50,
 --set sampling.soundstorm.iterations=(8,1).
 """
@@ -52,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--text-file', type=command_line.path, metavar='FILE', help='texts of a story, one per line'
+  )
+  parser.add_argument(
+    '--melody', type=command_line.path, metavar='FILE', help='recording of a melody, with --text'
   )
   parser.add_argument(
     '--story_seconds',
@@ -126,10 +131,14 @@ def check(args: argparse.Namespace, stories: list[list[str]]) -> list[pathlib.Pa
     story_checks.check(stories, args.seconds, args.story_seconds)
   elif args.guidance != 1 or args.candidates != 1:
     raise UserError('--guidance and --candidates need texts: give --text or --text-file')
+  elif args.melody is not None:
+    raise UserError('--melody needs a text: give --text or --text-file')
   elif (args.mode == 'unconditional') == bool(args.prompts):
     raise UserError(
       'continuation and acoustic need at least one --prompt=FILE; unconditional takes none'
     )
+  if args.melody is not None and not args.melody.is_file():
+    raise UserError(f'--melody: no such file: {args.melody}')
   if missing := [str(path) for path in args.prompts if not path.is_file()]:
     raise UserError(f'--prompt: no such file: {", ".join(missing)}')
   count = len(stories) or args.count

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from audiolm_jax import storage, tokens
+from audiolm_jax.data import music
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
 
-from . import sources, workspace
+from . import corpora, sources, workspace
 from .recipe import Recipe
 from .sources import Sources
 
@@ -36,6 +37,21 @@ class Audio:
     rate = recipe.stages[name].model.sample_rate
     return Sources(
       *(sources.corpus(recipe, split, workdir, rate) for split in ('train', 'test')), {}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Melodies:
+  """Pairs of recordings of one melody, rendered from tunes; they are not those of the corpus."""
+
+  config: music.Config
+  makers = ()
+
+  def sources(self, recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
+    pairs = dataclasses.replace(recipe, corpus=corpora.Music(config=self.config))
+    rate = recipe.stages[name].model.sample_rate
+    return Sources(
+      *(sources.corpus(pairs, split, workdir, rate) for split in ('train', 'test')), {}
     )
 
 

@@ -80,6 +80,26 @@ class SemanticTokens:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MelodyTokens:
+  """Configures the quantizer of the vectors of the stage 'melody' (MusicLM, section 3.3).
+
+  Fields:
+    num_quantizers: levels of the residual quantizer.
+    codebook_size: codes per level.
+    sample_seconds: length of the audio that the quantizer is fitted to, one window per second.
+  """
+
+  num_quantizers: int = 24
+  codebook_size: int = 512
+  sample_seconds: float = 360_000.0
+
+  def __post_init__(self):
+    checks.fields(
+      self, num_quantizers=checks.WHOLE, codebook_size=checks.WHOLE, sample_seconds=checks.POSITIVE
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MusicTokens:
   """Configures the tokens of the joint embedding in the stage 'mulan' (MusicLM).
 
@@ -89,13 +109,15 @@ class MusicTokens:
     sample_seconds: length of the audio that the quantizer is fitted to, one window per second.
     text_map: whether vectors of texts are mapped to those of their audio before they are quantized;
       MusicLM has no map. Needs a corpus with texts.
-    seed: seed of sample and quantizer.
+    melody: quantizer of melodies, whose tokens then come first; needs a stage 'melody'.
+    seed: seed of samples and quantizers.
   """
 
   num_quantizers: int = 12
   codebook_size: int = 1024
   sample_seconds: float = 360_000.0
   text_map: bool = False
+  melody: MelodyTokens | None = None
   seed: int = 0
 
   def __post_init__(self):
@@ -127,6 +149,11 @@ class Evaluation:
   recognizer: str = ''
   lyra: str = ''  # folder of Lyra V2's TFLite models; '': the codec is not compared with Lyra
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
+  # Another sound font (SF2) than the corpus's, with which judges of music learn; '': no judges.
+  judge_font: str = ''
+  num_judge_clips: int = 720  # that they learn from
+  num_long_clips: int = 8  # of music, that drift is measured on
+  long_seconds: float = 120.0  # their length
   seed: int = 0
 
   def __post_init__(self):
@@ -143,6 +170,10 @@ class Evaluation:
       recognizer=checks.TEXT,
       lyra=checks.TEXT,
       decoder_seconds=checks.POSITIVE,
+      judge_font=checks.TEXT,
+      num_judge_clips=checks.WHOLE,
+      num_long_clips=checks.WHOLE,
+      long_seconds=checks.CLIP_SECONDS,
       seed=checks.SEED,
     )
 
@@ -174,7 +205,8 @@ class Recipe:
       Generation uses 'soundstream', 'w2v_bert', 'semantic', 'coarse', 'fine' (absent where coarse
       predicts all levels) and 'soundstorm' (in place of the two before; needs semantic tokens with
       repeats). 'mulan' is a joint embedding of audio and texts, which conditions stages whose model
-      has a `condition`.
+      has a `condition`; 'melody' is an embedding of melodies, which does so, too, with
+      `music_tokens.melody`.
     semantic_tokens: clustering of features.
     music_tokens: quantizer of the vectors of 'mulan'; not used without that stage.
     max_bad_tokens: share of damaged token records that is skipped and counted; one more stops the
@@ -202,6 +234,13 @@ class Recipe:
         'the recipe has stages with a condition, but no stage mulan, which makes its tokens: add '
         'one, or set the condition of these stages to None'
       )
+    for name, stage in self.trained.items():
+      condition = getattr(stage.model, 'condition', None)
+      if condition is not None and condition.melody_levels != self.melody_levels:
+        raise UserError(
+          f'{name}.model.condition.melody_levels={condition.melody_levels}, but the stage melody '
+          f'and music_tokens.melody make {self.melody_levels} tokens: set it to that'
+        )
 
   @property
   def trained(self) -> dict[str, StageRecipe]:
@@ -218,6 +257,22 @@ class Recipe:
     """Numbers of windows in the conditions of the stages, in ascending order."""
     conditions = [getattr(stage.model, 'condition', None) for stage in self.trained.values()]
     return tuple(sorted({one.windows for one in conditions if one is not None}))
+
+  @property
+  def melody_levels(self) -> int:
+    """Number of tokens of a melody; 0 without melodies.
+
+    Raises:
+      UserError: if melodies are quantized, but the recipe has no stage 'melody'.
+    """
+    if self.music_tokens.melody is None:
+      return 0
+    if 'melody' not in self.trained:
+      raise UserError(
+        'music_tokens.melody needs a stage melody, which the recipe lacks: add one, or set it to '
+        'None'
+      )
+    return self.music_tokens.melody.num_quantizers * len(self.trained['melody'].model.starts)
 
   def derived(self, stages: Mapping[str, Any] | None = None, **changes: Any) -> 'Recipe':
     """Returns a copy with other fields, and with stages replaced, added, or removed by None."""

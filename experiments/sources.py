@@ -88,7 +88,7 @@ def corpus(recipe: Recipe, split: str, workdir: storage.Path, sample_rate: int |
 
 
 class Resampled:
-  """A source whose waveforms, noises and word times are resampled when read."""
+  """A source whose waveforms, noises, covers and word times are resampled when read."""
 
   def __init__(self, source, sample_rate: int):
     self._source, self.sample_rate = source, sample_rate
@@ -109,7 +109,7 @@ class Resampled:
     )[0]
     sounds = {
       name: at_rate(np.asarray(example[name], np.float32))
-      for name in ('waveform', 'noise')
+      for name in ('waveform', 'noise', 'cover')
       if name in example
     }
     if not len(sounds['waveform']):
@@ -150,7 +150,9 @@ def held_out_voices(
   return sides
 
 
-def prompts(recipe: Recipe, workdir: storage.Path, sample_rate: int) -> list[dict]:
+def prompts(
+  recipe: Recipe, workdir: storage.Path, sample_rate: int, split: str = 'test'
+) -> list[dict]:
   """Returns `evaluation.num_prompts` held-out utterances to continue, repeated if there are fewer.
 
   A corpus with kinds of utterances gives its counting ones; any other gives those as long as prompt
@@ -165,7 +167,7 @@ def prompts(recipe: Recipe, workdir: storage.Path, sample_rate: int) -> list[dic
   if 'speaker' in recipe.stages:
     _, candidates = held_out_voices(recipe, workdir, sample_rate)
   else:
-    candidates = corpus(recipe, 'test', workdir, sample_rate)
+    candidates = corpus(recipe, split, workdir, sample_rate)
     candidates = corpora.Subset(candidates, len(candidates), seed=settings.seed, shuffle=True)
   found = []
   for example in (example for example in candidates if example is not None):

@@ -147,14 +147,18 @@ def test_a_term_counts_however_short_its_gradient_is():
   np.testing.assert_allclose([weights['a'], weights['b']], want, rtol=1e-3)
 
 
-def brute_force_contrastive(similarity_BN, known):
-  """Both contrastive losses in float64, term by term; returns (multi-view, CLIP's)."""
+def brute_force_contrastive(similarity_BN, known, text_of=lambda i: i):
+  """Both contrastive losses in float64, term by term; returns (multi-view, CLIP's).
+
+  Examples of one text (`text_of`) are no negatives of one another.
+  """
   s, multi_view, clip = np.asarray(similarity_BN, np.float64), [], []
   for i in known:
-    negatives = sum(np.exp(s[i, j]) + np.exp(s[j, i]) for j in known if j != i)
+    others = [j for j in known if text_of(j) != text_of(i)]
+    negatives = sum(np.exp(s[i, j]) + np.exp(s[j, i]) for j in others)
     multi_view.append(-np.log(np.exp(s[i, i]) / negatives))
-    rows = np.exp(s[i, i]) / sum(np.exp(s[i, j]) for j in known)
-    columns = np.exp(s[i, i]) / sum(np.exp(s[j, i]) for j in known)
+    rows = np.exp(s[i, i]) / sum(np.exp(s[i, j]) for j in [i, *others])
+    columns = np.exp(s[i, i]) / sum(np.exp(s[j, i]) for j in [i, *others])
     clip.append(-(np.log(rows) + np.log(columns)) / 2)
   return np.mean(multi_view), np.mean(clip)
 
@@ -168,6 +172,15 @@ def test_contrastive_losses_are_their_formulas():
       for loss in (losses.multi_view_contrastive, losses.clip_contrastive)
     ]
     np.testing.assert_allclose(got, brute_force_contrastive(s_BN, known), rtol=1e-5)
+  text_B = np.array([0, 1, 0, 2, 0])
+  for known in ([0, 1, 2, 3, 4], [0, 1, 2]):
+    known_B = jnp.isin(jnp.arange(5), jnp.array(known))
+    got = [
+      loss(s_BN, s_BN.T, known_B, jnp.asarray(text_B[:, None] != text_B))
+      for loss in (losses.multi_view_contrastive, losses.clip_contrastive)
+    ]
+    wanted = brute_force_contrastive(s_BN, known, text_of=lambda i: text_B[i])
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
   equal_BN, all_B = jnp.full((5, 5), 0.3), jnp.ones(5, bool)
   chance = [np.log(2 * 4), np.log(5)]
   got = [

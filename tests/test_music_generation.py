@@ -3,11 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import generation, music_generation, stories, tokenizer
+from audiolm_jax import generation, music_generation, stories, tokenizer, tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.generation import Continuation
+from audiolm_jax.stages import melody
+from audiolm_jax.stages.base import Variables
 from tests import toy_embedding
 from tests.test_generation import HOP, conditioned, models  # noqa: F401
 
@@ -157,3 +161,88 @@ def test_a_tokenizer_with_music_has_a_third_fingerprint_and_states_its_levels(te
   assert dataclasses.asdict(texted.tokenizer.spec)['condition_levels'] == 3
   assert dataclasses.asdict(texted.tokenizer.spec)['condition_size'] == 8
   assert models.tokenizer.spec.condition_levels is None
+
+
+class Melodies:
+  """An embedding of melodies of which only the cut windows count."""
+
+  config = melody.Config(sample_rate=1000, crop_seconds=0.5, starts=(0.0, 1.0))
+
+
+@pytest.fixture
+def melodies(monkeypatch):
+  """The tokens of a window are a tenth of a second for each of its start, and 7."""
+
+  def tokens_of(config, variables, vectors_QKD, wave_BT):
+    assert wave_BT.shape == (tokenizer.MELODY_ROWS, 500)
+    starts_B = np.rint(100 * wave_BT[:, 0]).astype(int)
+    return np.stack([starts_B, np.full(len(starts_B), 7)], axis=1)
+
+  monkeypatch.setattr(tokenizer, '_melody_tokens', tokens_of)
+  vectors_QKD = jnp.zeros((2, 64, 3))
+  return tokenizer.MelodyTokenizer(Melodies.config, Variables({}, {}), vectors_QKD)
+
+
+def test_windows_of_a_melody_start_where_they_should_as_far_as_there_are_some(melodies):
+  wave_T = np.arange(2200) / 10_000  # a hundredth for a tenth of a second
+  assert melodies.codebook == tokens.Codebook(4, 64)
+  found_SN = melodies.encode(wave_T, 1000, (0.0, 1.0, 2.0))
+  np.testing.assert_array_equal(found_SN, [[0, 7, 10, 7], [10, 7, 17, 7], [17, 7, 17, 7]])
+  np.testing.assert_array_equal(melodies.encode(wave_T[:300], 1000), [[0, 7, 0, 7]])
+  many_SN = melodies.encode(np.arange(12_500) / 10_000, 1000, np.arange(12.0).tolist())
+  assert many_SN[:, 0].tolist() == list(range(0, 120, 10))
+
+
+def test_tokens_of_a_melody_come_before_those_of_clips_and_texts(texted, melodies):
+  music = dataclasses.replace(texted.tokenizer.music, melody=melodies)
+  assert music.codebook == tokens.Codebook(4 + 3, 64)
+  np.testing.assert_array_equal(music.texts(['high']), [[-1, -1, -1, -1, 2, 0, 0]])
+  clip_T = np.full(800, 0.125, np.float32)  # 4 s, of which the melody reads 1000 samples a second
+  found = music.seconds(clip_T, 200, (1,))[1]
+  np.testing.assert_array_equal(found[0], [12, 7, 12, 7, 1, 0, 0])
+  np.testing.assert_array_equal(music.clips(clip_T[None], 200), [[-1] * 4 + [1, 0, 0]])
+  assert music.fingerprint != texted.tokenizer.music.fingerprint
+
+
+@pytest.fixture
+def hummed(texted, melodies):
+  """Returns models that read melodies, and a tone at their rate."""
+  own = texted.tokenizer
+  music = dataclasses.replace(own.music, melody=melodies)
+  tone_T = 0.2 * np.cos(2 * np.pi * 0.05 * np.arange(4 * own.sample_rate))
+  both = tokenizer.Tokenizer(own.codec, own.semantic, music)
+  return texted._replace(tokenizer=both), tone_T
+
+
+def test_all_rows_have_the_melody(hummed, seen):
+  models, tone_T = hummed  # noqa: F811
+  go(models, [['low', 'high'], 'middle'], 4.0, story_seconds=2.0, melody_T=tone_T)
+  [(_, _, condition, _)] = seen
+  assert condition.tokens_BGN.shape == (2, 2, 7)
+  assert (condition.tokens_BGN[..., :4] == condition.tokens_BGN[0, 0, :4]).all()
+  assert (condition.tokens_BGN[..., 1] == 7).all()
+  np.testing.assert_array_equal(condition.tokens_BGN[..., 4], [[0, 2], [1, 1]])
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (lambda tone_T: 0 * tone_T, 'the melody is silent'),
+    (lambda tone_T: tone_T[:0], 'the melody is empty'),
+    (lambda tone_T: tone_T / 0, 'samples that are not finite'),
+    (
+      lambda tone_T: 0.1 * np.random.default_rng(0).normal(size=4096),
+      r'no pitch, its spectrum is as flat \(0.5\d\) as that of noise',
+    ),
+  ],
+)
+def test_melodies_without_a_pitch_are_refused(hummed, seen, change, message):
+  models, tone_T = hummed  # noqa: F811
+  with np.errstate(all='ignore'), pytest.raises(UserError, match=message):
+    go(models, ['low'], 4.0, melody_T=change(tone_T))
+  assert not seen
+
+
+def test_models_without_melodies_say_so(texted, seen):
+  with pytest.raises(UserError, match='no embedding of melodies .* such as tiny_melody'):
+    go(texted, ['low'], 4.0, melody_T=np.ones(400))

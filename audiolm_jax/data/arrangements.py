@@ -39,6 +39,7 @@ _BELOW = 16  # semitones from the melody's centre to the lowest root of a chord
 _VELOCITIES = {'soft': 56, 'loud': 112}
 _VELOCITY_SPREAD, _QUIETER = 6, 16  # accompaniments are quieter by the latter
 _HANDS_TEMPI, _CHORALE_TEMPI = (80.0, 140.0), (60.0, 92.0)
+_COVER_TEMPI, _COVER_SPREAD = (70.0, 150.0), 0.1  # of both recordings, and of each
 _RIGHT_HAND, _LEFT_HAND = 74, 41  # mean pitch of the melody; lowest root of a chord
 _PIANO_VELOCITIES = (52, 92)
 _FARTHEST = 3  # semitones by which chorales are transposed
@@ -102,6 +103,34 @@ def piano(
     ]
     parts = [(voices[0], velocity), (np.array(left), velocity - _QUIETER)]
   return _timed(parts, tune, tempo, seconds, random), (tune.tonic + shift) % 12, mode
+
+
+def covers(
+  tune: Tune, seconds: float, random: np.random.Generator
+) -> list[Float[np.ndarray, 'N 4']]:
+  """Returns the notes of two recordings of `seconds` of a melody, from the same bar.
+
+  They differ in key, register, dynamics and tempo (by up to a fifth); the first has chords.
+  """
+  tempo, bar_seed = random.uniform(*_COVER_TEMPI), int(random.integers(2**32))
+  mode = 'minor' if tune.is_minor else 'major'
+  made = []
+  for has_chords in (True, False):
+    own_tempo = tempo * random.uniform(1 - _COVER_SPREAD, 1 + _COVER_SPREAD)
+    melody_N3 = _stretch(tune, own_tempo, seconds, np.random.default_rng(bar_seed))[0]
+    centre = int(random.choice(list(_CENTRES.values())))
+    shift = _shift(melody_N3, int(random.integers(12)), centre)
+    melody_N3[:, 2] += shift
+    velocity = int(random.integers(*_PIANO_VELOCITIES))
+    parts = [(melody_N3, velocity)]
+    if has_chords:
+      chords = _chords(melody_N3, tune.bar, (tune.tonic + shift) % 12, mode)
+      struck = [
+        note for start, chord in chords for note in _struck(start, tune, _above(chord, _LEFT_HAND))
+      ]
+      parts.append((np.array(struck), velocity - _QUIETER))
+    made.append(_timed(parts, tune, own_tempo, seconds, random))
+  return made
 
 
 def _stretch(

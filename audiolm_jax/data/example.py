@@ -41,6 +41,7 @@ class Example(TypedDict, total=False):
       `arrangements.SETTINGS`. From `data.music`.
     notes: onset and end in seconds, MIDI pitch, and velocity of each note. From `data.music`.
     tune: name of the score. From `data.music`.
+    cover: another recording of the melody, of the same length. From `data.music`, setting 'melody'.
   """
 
   waveform: Float[np.ndarray, 'T']
@@ -66,3 +67,4 @@ class Example(TypedDict, total=False):
   setting: Int[np.ndarray, '']
   notes: Float[np.ndarray, 'N 4']
   tune: str
+  cover: Float[np.ndarray, 'T']

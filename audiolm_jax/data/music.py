@@ -8,6 +8,8 @@ reproducible, independent of one another, and made when they are first read.
 - Setting 'captioned': a tune for one of six instruments, with an even accompaniment that makes the
   tempo audible. Attributes are balanced and independent of the tune (`data.arrangements`).
 - Setting 'piano': Bach's chorales, and tunes for two hands.
+- Setting 'melody': two recordings of each clip of a tune by different instruments, for
+  `stages.melody`.
 
 Tunes of the split 'test' are not in 'train', nor are tunes of equal title or beginning. The split
 'pairs' has the held-out tunes with those pairs of attributes that the others lack
@@ -40,7 +42,7 @@ from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import extras
 
-SETTINGS = ('captioned', 'piano')
+SETTINGS = ('captioned', 'piano', 'melody')
 SPLITS = ('train', 'test', 'pairs')
 _FORMAT = 1  # increment if the clips of a config change, to invalidate caches of older versions
 # Folders of music21's corpus.
@@ -93,9 +95,10 @@ class Config:
 class Examples:
   """Random access source of clips (see `data.example`).
 
-  All examples have 'waveform', 'notes', 'tune', 'tonic' and 'mode'. Captioned ones have the other
-  labels of `arrangements.ATTRIBUTES`, 'texts', and in held-out splits 'unseen_texts'; piano clips
-  have 'setting' (of `arrangements.SETTINGS`). Audio is stored in `folder`, unless it is None.
+  All examples have 'waveform', 'notes' and 'tune', and without the setting 'melody' 'tonic' and
+  'mode'. Captioned ones have the other labels of `arrangements.ATTRIBUTES`, 'texts', and in
+  held-out splits 'unseen_texts'; piano clips have 'setting' (of `arrangements.SETTINGS`), melodies
+  have 'cover', another recording. Audio is stored in `folder`, unless it is None.
   """
 
   def __init__(self, config: Config, clips: list[dict], font: str, folder: str | None):
@@ -114,25 +117,23 @@ class Examples:
     clip = self._clips[i]
     encode = lambda written: texts.encode(written, self._config.text_bytes)
     return {
-      'waveform': self._waveform(i),
+      'waveform': self._sound(i, '', clip['notes'], clip['program']),
+      **({'cover': self._sound(i, '_cover', *clip['cover'])} if 'cover' in clip else {}),
       'notes': np.array(clip['notes'], np.float32),
       'tune': clip['tune'],
       **{name: np.int32(label) for name, label in clip['labels'].items()},
       **{name: encode(clip[name]) for name in ('texts', 'unseen_texts') if name in clip},
     }
 
-  def _waveform(self, i: int) -> np.ndarray:
-    path = None if self._folder is None else os.path.join(self._folder, f'{i:06d}.flac')
+  def _sound(self, i: int, name: str, notes: list, program: int) -> np.ndarray:
+    path = None if self._folder is None else os.path.join(self._folder, f'{i:06d}{name}.flac')
     if path is not None and os.path.exists(path):
       try:
         return audio.load(path, self.sample_rate)
       except UserError as error:
         raise UserError(f'{error}. Delete {path} to render it again') from error
-    clip = self._clips[i]
     seconds = self._config.clip_seconds
-    wave_T = rendering.render(
-      np.array(clip['notes']), clip['program'], seconds, self.sample_rate, self._font
-    )
+    wave_T = rendering.render(np.array(notes), program, seconds, self.sample_rate, self._font)
     if path is not None:
       audio.save(path, wave_T, self.sample_rate, overwrite=True)
     return wave_T
@@ -151,9 +152,10 @@ def examples(config: Config, split: str, *, cache_dir: str | os.PathLike | None 
     UserError: if the split is unknown, a package of the extra `music` or a file is missing, or a
       stored file is damaged.
   """
-  if split not in SPLITS[: 2 if config.setting == 'piano' else 3]:
-    known = 'train and test' if config.setting == 'piano' else ', '.join(SPLITS)
-    raise UserError(f'split is {split!r}; the setting {config.setting!r} has {known}')
+  known = SPLITS if config.setting == 'captioned' else SPLITS[:2]
+  if split not in known:
+    listed = f'{", ".join(known[:-1])} and {known[-1]}'
+    raise UserError(f'split is {split!r}; the setting {config.setting!r} has {listed}')
   font = rendering.font_path(config.font)
   if cache_dir is None:
     return Examples(config, _clips(config, split), font, None)
@@ -173,8 +175,9 @@ def examples(config: Config, split: str, *, cache_dir: str | os.PathLike | None 
 def _clips(config: Config, split: str) -> list[dict[str, Any]]:
   """Returns {'tune', 'notes', 'program', 'labels'} and the texts of each clip of a split."""
   count = getattr(config, f'{split}_clips')
-  if config.setting == 'piano':
-    return [_piano_clip(config, split, i) for i in range(count)]
+  if config.setting != 'captioned':
+    make = _piano_clip if config.setting == 'piano' else _melody_clip
+    return [make(config, split, i) for i in range(count)]
   random = np.random.default_rng([config.seed, 1, SPLITS.index(split)])
   wanted = combinations(held_out=split == 'pairs')
   orders = [random.permutation(len(wanted)) for _ in range(-(-count // len(wanted)))]
@@ -222,6 +225,20 @@ def _piano_clip(config: Config, split: str, i: int) -> dict:
     'notes': np.round(notes_N4, 4).tolist(),
     'program': arrangements.PROGRAMS['piano'],
     'labels': {'setting': number, 'mode': modes.index(mode), 'tonic': tonic},
+  }
+
+
+def _melody_clip(config: Config, split: str, i: int) -> dict:
+  random = np.random.default_rng([config.seed, 4, SPLITS.index(split), i])
+  tune = _drawn(config, 'tunes', split, random)
+  one_N4, other_N4 = arrangements.covers(tune, config.clip_seconds, random)
+  first, second = random.permutation(list(arrangements.PROGRAMS.values()))[:2].tolist()
+  return {
+    'tune': tune.name,
+    'notes': np.round(one_N4, 4).tolist(),
+    'program': first,
+    'cover': [np.round(other_N4, 4).tolist(), second],
+    'labels': {},
   }
 
 

@@ -25,6 +25,8 @@ ONSET_TOLERANCE = 0.05  # seconds; of mir_eval, and below which onsets are one c
 FALSE_POSITIVES = 1e-4  # of the threshold in the MusicLM paper
 # Hz; librosa's defaults for onsets are made for it: at 16 kHz, they hear many twice.
 _ONSET_RATE = 22_050
+_QUIETEST = 0.01  # share of the power of the loudest frame
+_CHROMA_FFT = 8192  # samples; its bins tell semitones apart from 90 Hz on
 _TOLERANCE = (
   1e-4  # of the marginals of a transport plan, and so of the cost relative to the largest
 )
@@ -107,6 +109,36 @@ def heard_onset_rate(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> float:
   count = len(onset_N)
   notes_N4 = np.stack([onset_N, onset_N + ONSET_TOLERANCE, *np.zeros((2, count))], axis=1)
   return onset_rate(notes_N4, len(wave_T) / sample_rate)
+
+
+def heard_pitch_classes(
+  wave_T: Float[np.ndarray, 'T'], sample_rate: int
+) -> Float[np.ndarray, '12']:
+  """Returns the share of each pitch class, C first, in the spectrum of a clip, by librosa.
+
+  wave_T: samples in [-1, 1], at least one. Silence has equal shares.
+  """
+  checks.shapes(wave_T=wave_T)
+  wave_1T = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, _ONSET_RATE)
+  class_12F = librosa.feature.chroma_stft(
+    y=wave_1T[0], sr=_ONSET_RATE, n_fft=_CHROMA_FFT, hop_length=_CHROMA_FFT // 4, tuning=0.0
+  )
+  total_12 = class_12F.astype(np.float64).mean(axis=1)
+  return total_12 / total_12.sum() if total_12.any() else np.full(12, 1 / 12)
+
+
+def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
+  """Returns the spectral flatness: 0 for a tone, about 0.56 for white noise, 1 for silence.
+
+  It is the mean over frames with at least a hundredth of the power of the loudest one.
+  """
+  checks.shapes(wave_T=wave_T)
+  wave_T = np.asarray(wave_T, np.float32)
+  power_F = librosa.feature.rms(y=wave_T)[0] ** 2
+  if not power_F.max() > 0:
+    return 1.0
+  flatness_F = librosa.feature.spectral_flatness(y=wave_T)[0]
+  return float(flatness_F[power_F >= _QUIETEST * power_F.max()].mean())
 
 
 def polyphony(notes_N4: Float[np.ndarray, 'N 4']) -> float:

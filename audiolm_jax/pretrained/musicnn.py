@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,20 +79,33 @@ def load(path: str | os.PathLike | None = None) -> dict[str, np.ndarray]:
   }
 
 
-def tagger(
+class Heard(NamedTuple):
+  """Holds what musicnn hears in a clip, the means over its windows.
+
+  Fields:
+    tag_V: probabilities of TAGS [50].
+    feature_D: features before the last layer [200].
+  """
+
+  tag_V: np.ndarray
+  feature_D: np.ndarray
+
+
+def listener(
   path: str | os.PathLike | None = None,
-) -> Callable[[Float[np.ndarray, 'T'], int], Float[np.ndarray, '50']]:
-  """Returns a function (waveform [T], rate in Hz) -> probabilities of TAGS, the windows' mean.
+) -> Callable[[Float[np.ndarray, 'T'], int], Heard]:
+  """Returns a function (waveform [T], rate in Hz) -> `Heard`.
 
   It raises UserError for a clip shorter than a window, 3 s. `path` is that of `load`.
   """
   apply, params = jax.jit(logits_and_features), load(path)
 
-  def tag(wave_T: np.ndarray, sample_rate: int) -> np.ndarray:
-    logits_BV, _ = apply(params, jnp.asarray(windows(wave_T, sample_rate)))
-    return np.asarray(jax.nn.sigmoid(logits_BV).mean(axis=0))
+  def hear(wave_T: np.ndarray, sample_rate: int) -> Heard:
+    logits_BV, features_BD = apply(params, jnp.asarray(windows(wave_T, sample_rate)))
+    tag_V = jax.nn.sigmoid(logits_BV).mean(axis=0)
+    return Heard(np.asarray(tag_V), np.asarray(features_BD.mean(axis=0)))
 
-  return tag
+  return hear
 
 
 def windows(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> Float[np.ndarray, 'B F M']:

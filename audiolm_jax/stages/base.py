@@ -61,6 +61,9 @@ class Condition:
       window has 10 s, so that a crop of 30 s has 21 and one of 10 s has 1.
     dropout: share of the training examples without a condition, which guidance needs
       (arXiv 2207.12598); MusicLM has no guidance, hence 0.
+    melody_levels: number of the first levels that are tokens of a melody (MusicLM, section 3.3).
+    melody_dropout: share of the other training examples without a melody, so that generation needs
+      none.
 
   Raises:
     UserError: if a field is illegal.
@@ -70,10 +73,18 @@ class Condition:
   size: int = 1024
   windows: int = 1
   dropout: float = 0.0
+  melody_levels: int = 0
+  melody_dropout: float = 0.0
 
   def __post_init__(self):
     checks.fields(
-      self, levels=checks.WHOLE, size=checks.WHOLE, windows=checks.WHOLE, dropout=checks.BELOW_ONE
+      self,
+      levels=checks.WHOLE,
+      size=checks.WHOLE,
+      windows=checks.WHOLE,
+      dropout=checks.BELOW_ONE,
+      melody_levels=checks.whole(0, self.levels),
+      melody_dropout=checks.BELOW_ONE,
     )
 
   @property
@@ -91,13 +102,23 @@ class Condition:
     return tokens.Codebook(self.levels, self.size)
 
   def read(self, batch: 'Batch', key: jax.Array | None) -> Int[Array, 'B 1 N']:
-    """Returns the tokens of a batch; with a key, those of a share `dropout` of the rows are PAD."""
+    """Returns the tokens of a batch; with a key, those of a share `dropout` of the rows are PAD.
+
+    Of the others, a share `melody_dropout` has no melody.
+    """
     tokens_B1N = jnp.asarray(batch[self.name])
-    if key is None or not self.dropout:
+    if key is None:
       return tokens_B1N
-    key = jax.random.fold_in(key, _HIDING)
-    hidden_B11 = jax.random.bernoulli(key, self.dropout, (len(tokens_B1N), 1, 1))
-    return jnp.where(hidden_B11, tokens.PAD, tokens_B1N)
+    key, shape = jax.random.fold_in(key, _HIDING), (len(tokens_B1N), 1, 1)
+    if self.melody_levels and self.melody_dropout:
+      has_none_B11 = jax.random.bernoulli(
+        jax.random.fold_in(key, _HIDING), self.melody_dropout, shape
+      )
+      is_melody_N = jnp.arange(tokens_B1N.shape[-1]) < self.melody_levels
+      tokens_B1N = jnp.where(has_none_B11 & is_melody_N, tokens.PAD, tokens_B1N)
+    if not self.dropout:
+      return tokens_B1N
+    return jnp.where(jax.random.bernoulli(key, self.dropout, shape), tokens.PAD, tokens_B1N)
 
 
 def condition_name(windows: int) -> str:

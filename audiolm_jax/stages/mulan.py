@@ -8,7 +8,7 @@ one random text of each example; SpecAugment hides parts of the log-mel.
 
 The loss of a model that knows nothing is ln(2 (B - 1)), which depends on the batch size: the metric
 `above_chance` is the loss minus that; it is negative if something was learned. Examples with equal
-texts are negatives of one another, as in the paper.
+texts are negatives of one another, as in the paper, unless `equal_texts` is 'ignored'.
 
 Choices that the paper leaves open: 16 kHz, the masks of SpecAugment, and the scale, which is
 learned, starts at 1 / temperature, and has a limit, as in CLIP. `form='clip'` is CLIP's loss.
@@ -46,6 +46,8 @@ class Config:
     embedding_dim: width of the common space.
     num_texts: number of texts per example in a batch, of which some may be missing.
     form: 'multi_view' or 'clip'.
+    equal_texts: whether examples whose drawn texts are equal are 'negatives' of one another, or
+      'ignored'.
     temperature: initial temperature, by which similarities are divided.
     max_scale: limit of the learned scale, which multiplies similarities.
     num_masks: number of SpecAugment's masks along time, and along mel bands.
@@ -61,6 +63,7 @@ class Config:
   embedding_dim: int = 128
   num_texts: int = 1
   form: str = 'multi_view'
+  equal_texts: str = 'negatives'
   temperature: float = 0.07
   max_scale: float = 100.0
   num_masks: int = 2
@@ -78,6 +81,7 @@ class Config:
       embedding_dim=checks.WHOLE,
       num_texts=checks.WHOLE,
       form=checks.one_of('multi_view', 'clip'),
+      equal_texts=checks.one_of('negatives', 'ignored'),
       temperature=checks.POSITIVE,
       max_scale=checks.POSITIVE,
       num_masks=checks.whole(0),
@@ -169,18 +173,26 @@ def loss(
   to_text_BN, to_audio_BN = (scale * x for x in similarities(config, audio_BD, text_BD))
   known_B = placement.whole(known_B)
   num_known = jnp.sum(known_B)
+  other_BN = None
+  num_negatives_B = jnp.broadcast_to(num_known - 1, known_B.shape)
+  if config.equal_texts == 'ignored':
+    other_BN = different_texts(ids_BL)
+    num_negatives_B = jnp.sum(other_BN & known_B, axis=1)
   if config.form == 'multi_view':
-    total = losses.multi_view_contrastive(to_text_BN, to_audio_BN, known_B)
-    num_equal = 2 * (num_known - 1)
+    total = losses.multi_view_contrastive(to_text_BN, to_audio_BN, known_B, other_BN)
+    num_equal_B = 2 * num_negatives_B
   else:
-    total = losses.clip_contrastive(to_text_BN, to_audio_BN, known_B)
-    num_equal = num_known
+    total = losses.clip_contrastive(to_text_BN, to_audio_BN, known_B, other_BN)
+    num_equal_B = num_negatives_B + 1
+  # What equal similarities cost, over the rows that count.
+  chance_B = jnp.log(jnp.maximum(num_equal_B, 1).astype(jnp.float32))
+  chance = losses.masked_mean(chance_B, known_B & (num_negatives_B > 0))
   means = [known_B @ x_BD / jnp.maximum(num_known, 1) for x_BD in (audio_BD, text_BD)]
   return total, Aux(
     state,
     {
       'loss': total,
-      'above_chance': total - jnp.log(jnp.maximum(num_equal, 1)),
+      'above_chance': total - chance,
       'text_accuracy': losses.pair_accuracy(to_text_BN, known_B),
       'audio_accuracy': losses.pair_accuracy(to_audio_BN, known_B),
       'scale': scale,
@@ -203,6 +215,15 @@ def choose_text(
   chosen_B = jnp.argmax(jnp.where(there_BC, order_BC, -1), axis=1)
   ids_BL = jnp.take_along_axis(texts_BCL, chosen_B[:, None, None], axis=1)[:, 0]
   return ids_BL, jnp.any(there_BC, axis=1)
+
+
+def different_texts(ids_BL: Int[Array, 'B L']) -> Bool[Array, 'B B']:
+  """Returns which texts of the global batch differ, by two 32-bit hashes of each."""
+  random = np.random.default_rng(0)
+  # Odd factors are invertible, so that texts that differ in one byte have different hashes.
+  factor_L2 = random.integers(2**32, size=(ids_BL.shape[1], 2), dtype=np.uint32) | 1
+  hash_B2 = placement.whole(jnp.sum(ids_BL.astype(jnp.uint32)[..., None] * factor_L2, axis=1))
+  return jnp.any(hash_B2[:, None] != hash_B2, axis=-1)
 
 
 def similarities(

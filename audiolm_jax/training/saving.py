@@ -213,7 +213,7 @@ class Checkpointer:
     return step
 
   def _write_digest(self) -> None:
-    """Seals the step; called by Orbax on process 0, after the data and before the step is whole."""
+    """Writes the digest; Orbax calls this on process 0, after the data and before the rename."""
     written = self._folders.written(self._saving)
     digests = {
       name: list(storage.digest(written / name))

@@ -31,7 +31,8 @@ def make(
   say_missing_levels(args, recipe, models)
   codec = models.tokenizer.codec
   prompts = [load_prompt(path, codec) for path in args.prompts]
-  waves = generate(args, recipe, models, prompts, stories)
+  melody_T = None if args.melody is None else load_prompt(args.melody, codec)
+  waves = generate(args, recipe, models, prompts, stories, melody_T)
   args.output.mkdir(parents=True, exist_ok=True)
   for path, wave_T in zip(targets, waves, strict=True):
     audio.save(path, wave_T, codec.sample_rate, overwrite=args.overwrite)
@@ -78,6 +79,7 @@ def generate(
   models: generation.Models,
   prompts: list[np.ndarray],
   stories: Sequence[Sequence[str]] = (),
+  melody_T: np.ndarray | None = None,
 ) -> list[np.ndarray]:
   """Returns one waveform [T] per story or prompt, or `--count` waveforms without either."""
   key = jax.random.key(args.seed)
@@ -94,6 +96,7 @@ def generate(
       story_seconds=args.story_seconds,
       num_candidates=args.candidates,
       guidance=args.guidance,
+      melody_T=melody_T,
       **options,
     )
     for story, cosine in zip(stories, made.similarity_B, strict=True):

@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from audiolm_jax import files, storage
 from audiolm_jax.errors import UserError
 
-from . import acoustic, codec, continuation, detection, language, music, paper, soundstorm, tokens
+from . import (
+  acoustic,
+  codec,
+  continuation,
+  detection,
+  language,
+  music,
+  paper,
+  piano,
+  soundstorm,
+  tokens,
+)
 
 SUITES = {
   'codec': codec.measure,
@@ -21,6 +32,7 @@ SUITES = {
   'acoustic': acoustic.measure,
   'continuation': continuation.measure,
   'music': music.measure,
+  'piano': piano.measure,
   'detection': detection.measure,
 }
 

@@ -1,111 +1,100 @@
-"""Music from texts: whether what is heard was asked for. Another clip's text is the control."""
+"""Music from texts: whether what is heard was asked for. Another clip's prompt is the control."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from audiolm_jax import audio, generation, music_generation
-from audiolm_jax.data import texts
-from audiolm_jax.data.arrangements import ATTRIBUTES
-from audiolm_jax.errors import UserError
-from audiolm_jax.generation import Models
+from audiolm_jax import music_generation
+from audiolm_jax.data.arrangements import ATTRIBUTES, HELD_OUT_PAIRS
 from audiolm_jax.joint_embedding import JointEmbedding
-from audiolm_jax.metrics import detection
-from audiolm_jax.metrics import music as music_metrics
-from audiolm_jax.nn import language_model
+from audiolm_jax.metrics import detection, frechet
 from audiolm_jax.pretrained import musicnn
-from audiolm_jax.tokens import PAD
 
-from .. import sources, workspace
+from .. import workspace
 from ..recipe import Recipe
-from .acoustic import SYSTEMS
+from . import music_judges, music_long, music_probes
+from .music_judges import Heard, Judges, share
+from .music_prompts import (
+  CONTROLS,
+  OTHER,
+  REAL,
+  TEXT,
+  Clips,
+  System,
+  clips_of,
+  generated,
+  held_out,
+  lacking,
+  through_codec,
+  usable,
+)
 
-REAL = 'real, through the codec'
-TEXT, OTHER, NONE = 'text prompt', "other clip's text", 'unconditional'
 # Attributes whose labels columns and parts need.
 COLUMNS = {'dynamics': 'dynamics', 'tempi': 'tempo', 'musicnn_auc': 'instrument'}
-MUSICNN_SECONDS = 3.0  # of a window of musicnn, which reads whole ones only
-
-
-class Clips(NamedTuple):
-  """Holds held-out clips with their texts.
-
-  Fields:
-    wave_BT: clips of one length.
-    texts: first text of each clip.
-    labels: by attribute, the place of each clip's value in `arrangements.ATTRIBUTES`; attributes
-      that the corpus does not name are missing.
-    other_B: number of another clip, for each clip.
-  """
-
-  wave_BT: np.ndarray
-  texts: list[str]
-  labels: Mapping[str, np.ndarray]
-  other_B: np.ndarray
-
-
-class Heard(NamedTuple):
-  """Holds what judges hear in the clips of a row.
-
-  Fields:
-    vector_BD: unit vectors of the joint embedding.
-    level_B: root mean square.
-    onset_B: onsets per second.
-    tag_BV: probability of each of `musicnn.TAGS`; None without musicnn.
-  """
-
-  vector_BD: np.ndarray
-  level_B: np.ndarray
-  onset_B: np.ndarray
-  tag_BV: np.ndarray | None
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns how far clips made from the texts of held-out clips have what the texts ask for.
+  """Returns how far clips made from prompts of held-out clips have what the prompts ask for.
 
-  The rows "other clip's text" hold the same clips to the text and the attributes of another clip,
-  the unconditional ones clips made without a text to those of the held-out clips: chance.
+  The rows "other clip's ..." hold the same clips to the text and the attributes of another clip,
+  the unconditional ones clips made without a prompt to those of the held-out clips: chance.
 
   similarity, similarity_other: mean cosine of a clip and its text, and of a clip and another's, by
     the joint embedding. It conditions the models, so that these columns favour them.
   nearer: share of clips that are more similar to their text than to the other; chance is 1/2.
+  recall_1, recall_10: share of texts whose own clip is the most similar one of the row, or among
+    ten. Chance is 1 or 10 clips of all; recall_10 needs more than ten.
   dynamics: share of clips on the right side, soft or loud, of the real ones' median level.
   musicnn_auc: mean over instruments of the part `instruments`: the area under the ROC of musicnn's
     tag, clips that ask for the instrument against the others; chance is 1/2.
+  frechet_mulan, frechet_musicnn: Frechet distance to the held-out clips before the codec, of the
+    embeddings of either model. It is biased upwards by few clips; rows have equally many.
   low, high: Wilson's 95 % interval, in which a clip is one trial.
 
-  The part `tempi` has the mean number of onsets per second by the tempo that is asked for: librosa
-  follows the notes of piano, harp, cello and sitar, but not those of flute and choir, so that the
-  row of real clips is the ceiling. The part `semantic` has nats per semantic token of the real
-  clips under the semantic stage, by its condition.
+  Part `accuracy`: share of clips whose attribute is the one asked for, by judges of another sound
+  font (music_judges.py). Part `tempi`: mean number of onsets per second by the tempo asked for;
+  librosa follows the notes of piano, harp, cello and sitar, but not those of flute and choir, so
+  that the row of real clips is the ceiling. Parts `embedding`, `semantic`, `pairs` and
+  `memorization` are of music_probes.py, `stories` and `drift` of music_long.py.
+
   What the recipe or the corpus does not allow is left out, and named in 'left_out' with the reason.
   """
   if not recipe.condition_windows:
     reason = 'no stage of the recipe has a condition, so that texts control nothing'
     return {'rows': {}, 'left_out': {'music from texts': reason}}
   models = workspace.load_models(workdir)
-  examples = held_out(recipe, workdir, models.tokenizer.sample_rate)
+  rate = models.tokenizer.sample_rate
+  examples = held_out(recipe, workdir, rate)
   if reason := lacking(examples):
     return {'rows': {}, 'left_out': {'music from texts': reason}}
+  if models.tokenizer.music is None:
+    reason = 'the workdir has no music tokens, which the program encode makes'
+    return {'rows': {}, 'left_out': {'music from texts': reason}}
   clips = clips_of(examples, recipe.evaluation.seed)
-  embedding = workspace.load_embedding(workdir)
-  codec_waves = [example['waveform'] for example in sources.reconstructions(examples, workdir)]
-  waves = {REAL: np.stack(codec_waves)}
-  made, left_out = generated(recipe, models, clips)
-  waves |= made
-  seconds = clips.wave_BT.shape[1] / models.tokenizer.sample_rate
-  left_out |= unmeasured(clips.labels, seconds)
-  tag = None if 'musicnn_auc' in left_out else musicnn.tagger()
-  hear = lambda wave_BT: heard(wave_BT, models.tokenizer.sample_rate, embedding, tag)
-  parts = tables({title: hear(wave_BT) for title, wave_BT in waves.items()}, clips, embedding)
-  if models.semantic.config.condition is None:
-    left_out['semantic'] = 'the stage semantic has no condition'
-  else:
-    parts['semantic'] = {'rows': semantic_rows(models, clips)}
+  seconds = clips.wave_BT.shape[1] / rate
+  embedding = models.tokenizer.music.embedding
+  judges, left_out = music_judges.load(recipe, workdir, embedding, rate, seconds)
+  left_out |= unmeasured(clips.labels)
+  systems, reasons = usable(recipe, workdir, models)
+  left_out |= reasons
+  waves = {REAL: through_codec(examples, workdir)}
+  for system in systems:
+    made, reasons = generated(recipe, system, clips)
+    waves, left_out = waves | made, left_out | reasons
+  hear = lambda wave_BT: music_judges.hear(judges, wave_BT, rate)
+  heard = {title: hear(wave_BT) for title, wave_BT in waves.items()}
+  parts = tables(heard, hear(clips.wave_BT), clips, embedding)
+  probes, reasons = music_probes.measure(recipe, workdir, models, clips)
+  parts, left_out = parts | probes, left_out | reasons
+  if systems:
+    found, reasons = pairs(recipe, workdir, systems[0], judges)
+    parts, left_out = parts | found, left_out | reasons
+    found, reasons = music_long.measure(recipe, systems[0], clips, judges)
+    parts, left_out = parts | found, left_out | reasons
   return {
     **parts,
     'clips': len(examples),
@@ -115,134 +104,54 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   }
 
 
-def held_out(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> list[dict]:
-  """Returns `evaluation.num_prompts` different held-out clips, or all if there are fewer.
-
-  They have the length of a prompt and its continuation, see `sources.prompts`.
-  """
-  found = sources.prompts(recipe, workdir, sample_rate)  # repeated if there are fewer
-  return list({id(example): example for example in found}.values())
-
-
-def lacking(examples: Sequence[dict]) -> str:
-  """Returns what these clips lack for all measures of this suite; '' if nothing."""
-  if not all('texts' in example and texts.decode(example['texts']) for example in examples):
-    return 'the corpus does not have a text of every clip'
-  return 'there is no other clip for the control: hold out more' if len(examples) < 2 else ''
-
-
-def clips_of(examples: Sequence[dict], seed: int) -> Clips:
-  names = [name for name in ATTRIBUTES if all(name in example for example in examples)]
-  return Clips(
-    np.stack([example['waveform'] for example in examples]),
-    [texts.decode(example['texts'])[0] for example in examples],
-    {name: np.array([int(example[name]) for example in examples]) for name in names},
-    others(len(examples), seed),
-  )
-
-
-def others(count: int, seed: int) -> Int[np.ndarray, 'B']:
-  """Returns a random permutation of 0, ..., count - 1 that moves each number (one cycle)."""
-  order_B = np.random.default_rng(seed).permutation(count)
-  other_B = np.empty(count, int)
-  other_B[order_B] = np.roll(order_B, 1)
-  return other_B
-
-
-def generated(
-  recipe: Recipe, models: Models, clips: Clips
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Returns clips made from the texts and without, by row, and reasons for rows left out."""
-  settings, num_samples = recipe.evaluation, clips.wave_BT.shape[1]
-  key = jax.random.key(settings.seed)
-  seconds = num_samples / models.tokenizer.sample_rate
-  waves, left_out = {}, {}
-  for label, acoustic in SYSTEMS.items():
-    stage = models.soundstorm if acoustic == 'soundstorm' else models.coarse
-    if stage is None:
-      left_out[label] = 'its stage is not trained'
-      continue
-    readers = [model for model in (models.semantic, stage) if model.config.condition is not None]
-    if not readers:
-      left_out[label] = 'its stages have no condition'
-      continue
-    if acoustic == 'soundstorm' and models.semantic.config.deduplicate:
-      left_out[label] = 'it needs a semantic stage with deduplicate=False'
-      continue
-    options = dict(
-      sampling=recipe.sampling, carry_seconds=settings.carry_seconds, acoustic=acoustic
-    )
-    from_texts = music_generation.from_texts(models, key, clips.texts, seconds, **options)
-    waves[f'{TEXT}, {label}'] = from_texts.audio.wave_BT[:, :num_samples]
-    if all(model.config.condition.dropout for model in readers):
-      free = generation.generate_unconditional(models, key, len(clips.texts), seconds, **options)
-      waves[f'{NONE}, {label}'] = free.wave_BT[:, :num_samples]
-    else:
-      left_out[f'{NONE}, {label}'] = 'a stage was trained without condition.dropout'
-  return waves, left_out
-
-
-def unmeasured(labels: Mapping[str, np.ndarray], seconds: float) -> dict[str, str]:
-  """Returns the reasons for columns that these labels and this length do not allow, by name."""
-  # No stage is a judge of attributes of music.
-  left_out = {'instrument accuracy': 'no stage classifies instruments'}
-  for column, attribute in COLUMNS.items():
-    if attribute not in labels:
-      left_out[column] = f'the corpus does not name the {attribute} of every clip'
-  if 'musicnn_auc' not in left_out and seconds < MUSICNN_SECONDS:
-    left_out['musicnn_auc'] = f'musicnn needs {MUSICNN_SECONDS:g} s, the clips have {seconds:g} s'
-  elif 'musicnn_auc' not in left_out:
-    try:
-      musicnn.folder()
-    except UserError as error:
-      left_out['musicnn_auc'] = str(error)
-  return left_out
-
-
-def heard(
-  wave_BT: Float[np.ndarray, 'B T'],
-  sample_rate: int,
-  embedding: JointEmbedding,
-  tag: Callable[[np.ndarray, int], np.ndarray] | None,
-) -> Heard:
-  wave_BT = np.asarray(wave_BT, np.float32)
-  at_rate_BT = audio.resample(wave_BT, sample_rate, embedding.sample_rate)
-  return Heard(
-    vector_BD=embedding.audio(at_rate_BT),
-    level_B=np.sqrt((wave_BT.astype(np.float64) ** 2).mean(axis=1)),
-    onset_B=np.array([music_metrics.heard_onset_rate(wave_T, sample_rate) for wave_T in wave_BT]),
-    tag_BV=None if tag is None else np.stack([tag(wave_T, sample_rate) for wave_T in wave_BT]),
-  )
+def unmeasured(labels: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """Returns the reasons for columns whose labels are missing, by name."""
+  return {
+    column: f'the corpus does not name the {attribute} of every clip'
+    for column, attribute in COLUMNS.items()
+    if attribute not in labels
+  }
 
 
 def tables(
-  heard_by_row: Mapping[str, Heard], clips: Clips, embedding: JointEmbedding
+  heard_by_row: Mapping[str, Heard], originals: Heard, clips: Clips, embedding: JointEmbedding
 ) -> dict[str, Any]:
-  """Returns the rows, and the parts `instruments` and `tempi` as far as the corpus has them.
+  """Returns the rows, and the parts `accuracy`, `instruments` and `tempi` as far as they are known.
 
-  Clips made from texts have two rows: held to their own texts, and to those of other clips.
+  Clips made from prompts have two rows: held to their own texts, and to those of other clips.
+
+  Args:
+    heard_by_row: what is heard in the clips of each row; needs REAL.
+    originals: what is heard in the held-out clips before the codec.
+    clips: the held-out clips.
+    embedding: joint embedding of audio and texts.
   """
   text_BD = embedding.texts(clips.texts)
   own_B = np.arange(len(clips.texts))
   median = float(np.median(heard_by_row[REAL].level_B))
-  rows, instruments, tempi = {}, {}, {}
+  rows, accuracy, instruments, tempi = {}, {}, {}, {}
   for title, one in heard_by_row.items():
     asked = {title: (own_B, clips.other_B)}
-    if title.startswith(TEXT):
-      asked[title.replace(TEXT, OTHER)] = (clips.other_B, own_B)
+    prompt = title.split(',')[0]
+    if prompt in CONTROLS:
+      asked[title.replace(prompt, CONTROLS[prompt], 1)] = (clips.other_B, own_B)
     for name, (asked_B, other_B) in asked.items():
       row = similarity(one.vector_BD, text_BD[asked_B], text_BD[other_B])
+      row |= music_probes.recalls(one.vector_BD, text_BD, asked_B)
       labels = {attribute: label_B[asked_B] for attribute, label_B in clips.labels.items()}
       if 'dynamics' in labels:
         row |= dynamics(one.level_B, labels['dynamics'], median)
-      if one.tag_BV is not None:
+      if columns := accuracies(one.labels, labels):
+        accuracy[name] = columns
+      if one.tag_BV is not None and 'instrument' in labels:
         instruments[name] = areas(one.tag_BV, labels['instrument'])
         known = [area for area in instruments[name].values() if area is not None]
         row['musicnn_auc'] = float(np.mean(known)) if known else None
       if 'tempo' in labels:
         tempi[name] = onsets(one.onset_B, labels['tempo'])
       rows[name] = row
-  parts = {'instruments': instruments, 'tempi': tempi}
+    rows[title] |= distances(one, originals)
+  parts = {'accuracy': accuracy, 'instruments': instruments, 'tempi': tempi}
   return {'rows': rows, **{name: {'rows': part} for name, part in parts.items() if part}}
 
 
@@ -256,8 +165,32 @@ def similarity(
   return {
     'similarity': float(asked_B.mean()),
     'similarity_other': float(other_B.mean()),
-    **_share('nearer', asked_B > other_B),
+    **share('nearer', asked_B > other_B),
   }
+
+
+def distances(one: Heard, originals: Heard) -> dict[str, float]:
+  """Returns the Frechet distances to the originals, by each model that embeds clips."""
+  pairs = {
+    'frechet_mulan': (one.vector_BD, originals.vector_BD),
+    'frechet_musicnn': (one.feature_BD, originals.feature_BD),
+  }
+  return {
+    name: frechet.distance(frechet.fit(made_BD), frechet.fit(true_BD))
+    for name, (made_BD, true_BD) in pairs.items()
+    if made_BD is not None
+  }
+
+
+def accuracies(
+  heard: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]
+) -> dict[str, float | None]:
+  """Returns the share of clips in which each attribute is heard that is asked for."""
+  columns = {}
+  for name in asked:
+    if name in heard:
+      columns |= share(name, heard[name] == asked[name])
+  return columns
 
 
 def dynamics(
@@ -265,7 +198,7 @@ def dynamics(
 ) -> dict[str, float]:
   """Returns the share of clips that are above a level if 'loud' is asked for, else at or below."""
   is_loud_B = label_B == ATTRIBUTES['dynamics'].index('loud')
-  return _share('dynamics', (level_B > median) == is_loud_B)
+  return share('dynamics', (level_B > median) == is_loud_B)
 
 
 def areas(
@@ -301,46 +234,60 @@ def onsets(
   return columns
 
 
-def semantic_rows(models: Models, clips: Clips) -> dict[str, dict]:
-  """Returns nats per semantic token of the real clips by the condition of the semantic stage.
+def pairs(
+  recipe: Recipe, workdir: pathlib.Path, system: System, judges: Judges
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns the part `pairs`: clips from texts with pairs of attributes that no training clip has.
 
-  Clips are cut to the stage's crop. fewer: share of clips with fewer nats under their own text than
-  under the other, with Wilson's interval.
+  The control holds clips to the pair of another clip, as far as it is another pair.
   """
-  config, variables, _ = models.semantic
-  music, rate, condition = models.tokenizer.music, models.tokenizer.sample_rate, config.condition
-  semantic_BS = models.tokenizer.encode(clips.wave_BT)[0][:, : config.num_semantic]
-  text_BN = music.texts(clips.texts)
-  windows = condition.windows
-  # The tokens of a clip's first second, as in training on a crop that starts there.
-  own_audio = [music.seconds(wave_T, rate, (windows,))[windows][0] for wave_T in clips.wave_BT]
-  conditions = {
-    'own text': text_BN,
-    OTHER: text_BN[clips.other_B],
-    'own audio': np.stack(own_audio),
-  }
-  if condition.dropout:
-    conditions['no condition'] = np.full_like(text_BN, PAD)
-  nats = {}
-  for name, tokens_BN in conditions.items():
-    batch = {'semantic': semantic_BS, condition.name: tokens_BN[:, None, : condition.levels]}
-    prefix, target_BS1 = config.prefix_and_target(batch)
-    found_BS1 = language_model.log_likelihoods(
-      config.language_model, variables.params, prefix, target_BS1
-    )
-    nats[name] = -np.asarray(found_BS1)[..., 0], np.asarray(target_BS1)[..., 0] != PAD
-  rows = {
-    name: {'nats': float(nats_BS[here_BS].mean())} for name, (nats_BS, here_BS) in nats.items()
-  }
-  own_B, other_B = (nats[name][0].sum(axis=1) for name in ('own text', OTHER))
-  rows['own text'] |= _share('fewer', own_B < other_B)
-  return rows
+  if not judges.attributes:
+    return {}, {'pairs': 'it needs judges of attributes'}
+  rate = system.models.tokenizer.sample_rate
+  examples = held_out(recipe, workdir, rate, 'pairs')
+  clips = clips_of(examples, recipe.evaluation.seed)
+  num_samples = clips.wave_BT.shape[1]
+  made = music_generation.from_texts(
+    system.models,
+    jax.random.key(recipe.evaluation.seed),
+    clips.texts,
+    num_samples / rate,
+    **system.options(recipe),
+  )
+  title = f'{TEXT}, {system.label}'
+  waves = {REAL: through_codec(examples, workdir), title: made.audio.wave_BT[:, :num_samples]}
+  own_B, rows = np.arange(len(examples)), {}
+  for name, wave_BT in waves.items():
+    heard = music_judges.hear(judges, wave_BT, rate).labels
+    rows[name] = pair_shares(heard, clips.labels, own_B)
+    if name == title:
+      rows[title.replace(TEXT, OTHER, 1)] = pair_shares(heard, clips.labels, clips.other_B)
+  return {'pairs': {'rows': rows, 'clips': len(examples)}}, {}
 
 
-def _share(name: str, is_right_B: Bool[np.ndarray, 'B']) -> dict[str, float]:
-  interval = detection.proportion_interval(int(is_right_B.sum()), len(is_right_B))
+def pair_shares(
+  heard: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], asked_B: Int[np.ndarray, 'B']
+) -> dict[str, float | int | None]:
+  """Returns how often a held-out pair's attributes are heard, each and both in one clip.
+
+  Args:
+    heard: by attribute, the value heard in each clip.
+    labels: by attribute, the value of each clip; all clips have a held-out pair.
+    asked_B: the clip whose pair is asked for; a clip is left out if it is another clip with the
+      same pair.
+  """
+  pair_B = np.full(len(asked_B), -1)
+  right = np.zeros((len(HELD_OUT_PAIRS), 2, len(asked_B)), bool)
+  for number, pair in enumerate(HELD_OUT_PAIRS):
+    values = [(name, ATTRIBUTES[name].index(value)) for name, value in pair]
+    pair_B[np.all([labels[name] == value for name, value in values], axis=0)] = number
+    right[number] = [heard[name] == value for name, value in values]
+  clip_B = np.arange(len(asked_B))
+  counts_B = (asked_B == clip_B) | (pair_B[asked_B] != pair_B)
+  right_2N = right[pair_B[asked_B], :, clip_B][counts_B].T
   return {
-    name: float(is_right_B.mean()),
-    f'{name}_low': interval.low,
-    f'{name}_high': interval.high,
+    'clips': int(counts_B.sum()),
+    **share('first', right_2N[0]),
+    **share('second', right_2N[1]),
+    **share('both', right_2N.all(axis=0)),
   }

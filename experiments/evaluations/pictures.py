@@ -1,7 +1,7 @@
 """Draws pictures of a run: spectrograms, training curves, and results of evaluations."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -24,21 +24,56 @@ def save_spectrograms(
     len(waves), 1, figsize=(11, 2.6 * len(waves)), squeeze=False, layout='constrained'
   )
   for axis, (title, wave_T) in zip(axes[:, 0], waves.items(), strict=True):
-    log_mel_FM = audio.log_mel_spectrogram(
-      jnp.asarray(wave_T)[None],
-      sample_rate=sample_rate,
-      window_length=1024,
-      hop_length=160,
-      num_mels=80,
-    )[0]
-    extent = (0, len(wave_T) / sample_rate, 0, 80)
-    axis.imshow(
-      log_mel_FM.T, origin='lower', aspect='auto', cmap='magma', extent=extent, vmin=-8, vmax=4
-    )
+    _spectrogram(axis, wave_T, sample_rate)
     if title in marks:
       axis.axvline(marks[title], color='white', linestyle='--')
     axis.set(title=title, xlabel='seconds', ylabel='mel bin')
   _save(figure, path)
+
+
+def save_heard(
+  path: pathlib.Path,
+  titles: Sequence[str],
+  waves: Sequence[np.ndarray],
+  sample_rate: int,
+  notes: Sequence[np.ndarray] | None = None,
+):
+  """Draws the spectrogram of each waveform [T], and beside it its notes [N, 4] as a piano roll."""
+  figure, axes = plt.subplots(
+    len(waves),
+    1 if notes is None else 2,
+    figsize=(13, 2.6 * len(waves)),
+    squeeze=False,
+    layout='constrained',
+  )
+  for row, (title, wave_T) in enumerate(zip(titles, waves, strict=True)):
+    seconds = len(wave_T) / sample_rate
+    _spectrogram(axes[row, 0], wave_T, sample_rate)
+    axes[row, 0].set(title=title, xlabel='seconds', ylabel='mel bin')
+    if notes is not None:
+      onset_N, end_N, pitch_N, velocity_N = np.asarray(notes[row], float).reshape(-1, 4).T
+      loudness = np.clip(velocity_N / 127, 0.2, 1.0)
+      axes[row, 1].barh(
+        pitch_N, end_N - onset_N, left=onset_N, height=0.8, color=[(0, 0, 0, x) for x in loudness]
+      )
+      axes[row, 1].set(
+        title=f'{len(pitch_N)} notes', xlabel='seconds', ylabel='pitch (MIDI)', xlim=(0, seconds)
+      )
+  _save(figure, path)
+
+
+def _spectrogram(axis, wave_T: np.ndarray, sample_rate: int):
+  log_mel_FM = audio.log_mel_spectrogram(
+    jnp.asarray(wave_T)[None],
+    sample_rate=sample_rate,
+    window_length=1024,
+    hop_length=160,
+    num_mels=80,
+  )[0]
+  extent = (0, len(wave_T) / sample_rate, 0, 80)
+  axis.imshow(
+    log_mel_FM.T, origin='lower', aspect='auto', cmap='magma', extent=extent, vmin=-8, vmax=4
+  )
 
 
 def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):

@@ -3,6 +3,10 @@ r"""Trains MusicLM at the paper's sizes (arXiv 2301.11325) on a folder of music 
   python -m experiments.train --stage=all --recipe=musiclm --workdir=/mnt/shared/run \
     --set corpus.root=/data/music --set corpus.captions=/data/music/captions.csv
 
+Memory and time of a stage on TPUs are predicted, without a TPU, by
+
+  python -m experiments.compile --stage=semantic --recipe=musiclm --topology=v5e:16x16
+
 From the paper: 24 kHz; a codec of 50 frames/s with 12 levels of 1024 codes (6 kbit/s); Transformers
 of 24 layers; crops of 30, 10 and 3 s; 12 tokens of MuLan in the semantic and coarse stages, of 21
 windows and of 1; temperatures of 1.0, 0.95 and 0.4.

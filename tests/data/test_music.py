@@ -126,6 +126,54 @@ def test_piano_alternates_between_hands_and_chorales(scores, no_font):
   assert all(clip['program'] == 0 and 'texts' not in clip for clip in made)
 
 
+def same_melody(bare_N4, other_N4, seconds):
+  """Returns whether all notes of a melody are in other notes, in some key and at some tempo."""
+  ratios = other_N4[other_N4[:, 0] > 0, 0] / bare_N4[bare_N4[:, 0] > 0, 0].min()
+  for ratio in ratios[(0.8 < ratios) & (ratios < 1.25)]:
+    inside_N4 = bare_N4[bare_N4[:, 0] * ratio < seconds - 0.01]
+    for shift in range(-48, 49):
+      hits = [
+        (np.abs(other_N4[:, :3] - [note[0] * ratio, 0, note[2] + shift])[:, [0, 2]] < 2e-3)
+        .all(axis=1)
+        .any()
+        for note in inside_N4
+      ]
+      if all(hits):
+        return True
+  return False
+
+
+def test_melodies_have_two_recordings_of_one_tune_by_two_instruments(scores, no_font):
+  made = clips(config(scores, setting='melody', clip_seconds=3.0), 'train')
+  pairs = [(np.array(clip['notes']), np.array(clip['cover'][0])) for clip in made]
+  for clip, (one_N4, other_N4) in zip(made, pairs, strict=True):
+    assert clip['program'] != clip['cover'][1] and clip['labels'] == {} and 'texts' not in clip
+    assert len(one_N4) > len(other_N4) >= 2  # the first has chords
+    assert same_melody(other_N4, one_N4, 3.0)
+  shifts = {float(other_N4[0, 2] - one_N4[-1, 2]) for one_N4, other_N4 in pairs}
+  assert len(shifts) > 2
+  different = [same_melody(pairs[n][1], pairs[n - 1][0], 3.0) for n in range(len(pairs))]
+  assert sum(different) < len(pairs)
+  with pytest.raises(ValueError, match='train and test'):
+    music.examples(config(scores, setting='melody'), 'pairs')
+
+
+def test_both_recordings_are_stored(scores, no_font, monkeypatch, tmp_path):
+  sounds = []
+
+  def render(notes_N4, program, seconds, sample_rate, font):
+    sounds.append(program)
+    return np.full(round(seconds * sample_rate), program / 256, np.float32)
+
+  monkeypatch.setattr('audiolm_jax.data.rendering.render', render)
+  source = music.examples(config(scores, setting='melody'), 'test', cache_dir=tmp_path)
+  clip, example = source._clips[1], source[1]
+  assert sounds == [clip['program'], clip['cover'][1]]
+  assert [float(example[name][0]) for name in ('waveform', 'cover')] == [n / 256 for n in sounds]
+  again = source[1]
+  assert len(sounds) == 2 and (again['cover'] == example['cover']).all()
+
+
 def test_the_corpus_of_recipes_has_three_splits(scores, no_font, tmp_path):
   corpus = corpora.Music(config=config(scores))
   lengths = [len(corpus.examples(split, tmp_path / 'cache')) for split in music.SPLITS]
@@ -187,7 +235,7 @@ def test_damaged_lists_are_named(scores, no_font, tmp_path):
 @pytest.mark.parametrize(
   'fields, split, message',
   [
-    ({}, 'dev', "split is 'dev'.*train, test, pairs"),
+    ({}, 'dev', "split is 'dev'.*train, test and pairs"),
     ({'setting': 'piano'}, 'pairs', "split is 'pairs'.*train and test"),
     ({'held_out': 1e-6}, 'test', 'none of 40 tunes is held out with held_out=1e-06'),
   ],

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 
 from audiolm_jax import generation, joint_embedding, music_generation
-from audiolm_jax.data import texts
+from audiolm_jax.data import music as music_data
+from audiolm_jax.data import rendering, texts
 from audiolm_jax.embedding_tokens import Quantizer
 from audiolm_jax.errors import UserError
+from audiolm_jax.metrics import attributes
+from audiolm_jax.nn.text_encoder import TextEncoderConfig
 from audiolm_jax.pretrained import musicnn
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.tokenizer import MusicTokenizer, Tokenizer
 from experiments import evaluations, sources, workspace
-from experiments.evaluations import music
+from experiments.corpora import Music
+from experiments.evaluations import music, music_judges, music_long, music_probes, music_prompts
 from experiments.recipe import Evaluation
 from experiments.recipes import tiny, tiny_music
 from tests import toys
@@ -31,29 +35,41 @@ class Source(list):
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Clips of 2 s: loud pianos at a slow tempo and soft flutes at a fast one, in turn."""
+  """Clips of 2 s: loud pianos at a slow tempo and soft flutes at a fast one, in turn.
+
+  The split 'pairs' has fast harps and cellos of medium tempo.
+  """
 
   count: int = 4
   without: tuple[str, ...] = ()
 
   def examples(self, split, cache_dir):
-    assert split == 'test'
-    return Source(self._example(n) for n in range(self.count))
+    return Source(self._example(n, split == 'pairs') for n in range(self.count))
 
-  def _example(self, n):
+  def _example(self, n, has_pair):
     is_loud = n % 2 == 0
+    labels = ((1, 2), (4, 1)) if has_pair else ((0, 0), (3, 2))
+    instrument, tempo = labels[n % 2]
     whole = {
       'waveform': (1.0 if is_loud else 0.1) * toys.noise(2.0, seed=n),
       'texts': texts.encode([f'{"piano" if is_loud else "flute"} {n}', 'music'], 16),
-      'instrument': np.int32(0 if is_loud else 3),
+      'unseen_texts': texts.encode([f'{"pianist" if is_loud else "flutist"} {n}'], 16),
+      'instrument': np.int32(instrument),
       'dynamics': np.int32(is_loud),
-      'tempo': np.int32(0 if is_loud else 2),
+      'tempo': np.int32(tempo),
     }
     return {name: value for name, value in whole.items() if name not in self.without}
 
 
 def recipe(corpus=Corpus(), num_prompts=4):
-  settings = Evaluation(num_prompts=num_prompts, prompt_seconds=1.0, seconds=1.0, carry_seconds=0.4)
+  settings = Evaluation(
+    num_prompts=num_prompts,
+    prompt_seconds=1.0,
+    seconds=1.0,
+    carry_seconds=0.4,
+    num_long_clips=2,
+    long_seconds=16.0,
+  )
   return dataclasses.replace(
     tiny_music.RECIPE, corpus=corpus, evaluation=settings, sampling=toys.SAMPLING
   )
@@ -64,7 +80,9 @@ def models(monkeypatch):
   """Toy models of which the semantic stage and SoundStorm have a condition."""
   own = toys.models()
   vectors_QKD = np.random.default_rng(1).normal(size=(2, 4, 4)).astype(np.float32)
-  embedding = joint_embedding.of_mulan(*toys.model('mulan')[:2])
+  reads_long_texts = TextEncoderConfig(num_bytes=96, transformer=toys.TRANSFORMER)
+  config = dataclasses.replace(toys.CONFIGS['mulan'], text=reads_long_texts)
+  embedding = joint_embedding.of_mulan(*toys.with_random_weights(config)[:2])
   conditioned = lambda name: toys.with_random_weights(
     dataclasses.replace(toys.CONFIGS[name], condition=CONDITION)
   )
@@ -80,36 +98,57 @@ def models(monkeypatch):
     fine=None,
   )
   monkeypatch.setattr(workspace, 'load_models', lambda workdir: made)
-  monkeypatch.setattr(workspace, 'load_embedding', lambda workdir: embedding)
   monkeypatch.setattr(sources, 'reconstructions', lambda examples, workdir: examples)
   return made
 
 
-def test_music_of_toy_models_is_held_to_its_own_and_to_other_texts(models, tmp_path, monkeypatch):
-  """The judge of tags hears a piano in loud clips and a flute in soft ones."""
-  column_of = {name: musicnn.TAGS.index(name) for name in ('piano', 'flute')}
+class ByLevel:
+  """A judge that hears one value in loud clips and another one in soft ones."""
 
-  def tag(wave_T, sample_rate):
-    assert sample_rate == toys.RATE
-    loudness = np.sqrt(np.mean(wave_T**2))
-    tag_V = np.full(len(musicnn.TAGS), 0.5)
-    tag_V[[column_of['piano'], column_of['flute']]] = loudness, 1 - loudness
-    return tag_V
+  def __init__(self, loud, soft):
+    self._loud, self._soft = loud, soft
 
-  monkeypatch.setattr(music, 'MUSICNN_SECONDS', 1.0)
-  monkeypatch.setattr(musicnn, 'folder', lambda: None)
-  monkeypatch.setattr(musicnn, 'tagger', lambda: tag)
+  def predict(self, features_ND):
+    return np.where(features_ND[:, -1] > np.log(0.1), self._loud, self._soft)
+
+
+def listen(wave_T, sample_rate):
+  """Hears a piano in loud clips and a flute in soft ones."""
+  assert sample_rate == toys.RATE
+  loudness = np.sqrt(np.mean(wave_T**2))
+  tag_V = np.full(len(musicnn.TAGS), 0.5)
+  tag_V[[musicnn.TAGS.index(name) for name in ('piano', 'flute')]] = loudness, 1 - loudness
+  return musicnn.Heard(tag_V, np.array([loudness, 0.0]))
+
+
+def test_music_of_toy_models_is_held_to_its_own_and_to_other_prompts(models, tmp_path, monkeypatch):
+  """The judges hear a slow piano in loud clips and a fast flute in soft ones."""
+  by_level = {'instrument': ByLevel(0, 3), 'tempo': ByLevel(0, 2)}
+  judges = music_judges.Judges(models.tokenizer.music.embedding, by_level, listen)
+  monkeypatch.setattr(music_judges, 'load', lambda *arguments: (judges, {}))
   found = music.measure(recipe(), tmp_path)
 
-  titles = [f'{name}, {SYSTEM}' for name in (music.TEXT, music.OTHER, music.NONE)]
-  for rows in (found['rows'], found['instruments']['rows'], found['tempi']['rows']):
-    assert list(rows) == [music.REAL, *titles]
-  real, asked, other, _ = found['rows'].values()
+  titles = [
+    f'{name}, {SYSTEM}'
+    for name in ('text prompt', "other clip's text", 'audio prompt', "other clip's audio")
+  ]
+  titles = [music.REAL, *titles, f'unconditional, {SYSTEM}']
+  for part in (found, *(found[name] for name in ('accuracy', 'instruments', 'tempi'))):
+    assert list(part['rows']) == titles
+  real, asked, other = (found['rows'][title] for title in titles[:3])
   assert real['dynamics'] == 1 == real['musicnn_auc']
   assert real['dynamics_low'] == pytest.approx(4 / (4 + 1.96**2), abs=1e-4)  # Wilson's, all right
+  assert real['frechet_mulan'] == pytest.approx(
+    0, abs=1e-9
+  )  # the codec of the test changes nothing
+  assert real['frechet_musicnn'] == pytest.approx(0, abs=1e-9) and asked['frechet_musicnn'] > 0
   assert asked['similarity'] == pytest.approx(other['similarity_other'])
   assert asked['similarity_other'] == pytest.approx(other['similarity'])
-  assert asked['nearer'] + other['nearer'] == 1
+  assert asked['nearer'] + other['nearer'] == 1 and 'frechet_mulan' not in other
+  assert set(found['accuracy']['rows'][music.REAL]) == {
+    f'{name}{end}' for name in ('instrument', 'tempo') for end in ('', '_low', '_high')
+  }
+  assert [found['accuracy']['rows'][music.REAL][name] for name in by_level] == [1, 1]
   assert found['instruments']['rows'][music.REAL] == {
     'piano': 1, 'harp': None, 'choir': None, 'flute': 1, 'cello': None, 'sitar': None
   }  # fmt: skip
@@ -117,8 +156,8 @@ def test_music_of_toy_models_is_held_to_its_own_and_to_other_texts(models, tmp_p
   assert counts == [2, 0] and found['clips'] == 4 and found['seconds'] == 2
 
   # The loss of the stage on the same tokens is another way to the nats.
-  examples = music.held_out(recipe(), tmp_path, toys.RATE)
-  clips = music.clips_of(examples, seed=0)
+  examples = music_prompts.held_out(recipe(), tmp_path, toys.RATE)
+  clips = music_prompts.clips_of(examples, seed=0)
   assert sorted(clips.texts) == ['flute 1', 'flute 3', 'piano 0', 'piano 2']
   stage, (params, state) = models.semantic.config.make(), models.semantic.variables
   batch = {
@@ -130,13 +169,28 @@ def test_music_of_toy_models_is_held_to_its_own_and_to_other_texts(models, tmp_p
   assert rows['own text']['nats'] == pytest.approx(float(loss(batch)), rel=1e-5)
   hidden = batch | {CONDITION.name: np.full_like(batch[CONDITION.name], -1)}
   assert rows['no condition']['nats'] == pytest.approx(float(loss(hidden)), rel=1e-5)
-  assert list(rows) == ['own text', music.OTHER, 'own audio', 'no condition']
+  assert list(rows) == ['own text', "other clip's text", 'own audio', 'no condition']
+
+  assert list(found['embedding']['rows']) == [
+    music_probes.TRAINED_WORDS, music_probes.UNSEEN_WORDS
+  ]  # fmt: skip
+  rows = found['memorization']['rows']
+  assert list(rows) == ['prompt of 0 s', 'prompt of 0.48 s', 'prompt of 1 s']  # 0, 12, 25 tokens
+  assert all(row['tokens'] == 25 and row['clips'] == 4 for row in rows.values())
+  # Harps and cellos, which neither judge ever hears: 0 and the tempo of the loud or the soft clips.
+  rows = found['pairs']['rows']
+  assert list(rows) == titles[:3] and rows[music.REAL]['both'] == 0 == rows[music.REAL]['first']
+  assert rows[music.REAL]['clips'] == 4 == found['pairs']['clips']
+  assert list(found['stories']['rows']) == [music_long.TWO_TEXTS, music_long.SAME_TEXT]
+  rows = found['drift']['rows']
+  assert list(rows)[::7] == ['0 to 2 s', '14 to 16 s'] and len(rows) == 8
+  assert rows['0 to 2 s']['pitch_distance'] == 0 < rows['14 to 16 s']['pitch_distance']
   assert found['left_out'] == {
     'coarse and fine': 'its stage is not trained',
-    'instrument accuracy': 'no stage classifies instruments',
+    'without semantic stage': 'the stage acoustic_only is not trained',
   }
   text = evaluations.table({'music': found})
-  for title in ('music (', 'music, instruments', 'music, tempi', 'music, semantic'):
+  for title in ('music (', 'music, accuracy', 'music, pairs', 'music, semantic', 'music, drift'):
     assert f'\n{title}' in text
 
 
@@ -168,16 +222,16 @@ def test_a_corpus_without_texts_or_with_a_single_clip_is_left_out(
 
 
 def test_clips_are_not_repeated_where_fewer_are_held_out(tmp_path):
-  found = music.held_out(recipe(Corpus(count=3), num_prompts=8), tmp_path, toys.RATE)
+  found = music_prompts.held_out(recipe(Corpus(count=3), num_prompts=8), tmp_path, toys.RATE)
   assert len(found) == 3 and len({example['waveform'].tobytes() for example in found}) == 3
 
 
 @pytest.mark.parametrize('count', [2, 3, 8])
 def test_each_clip_has_another_one(count):
   for seed in range(5):
-    other_B = music.others(count, seed)
+    other_B = music_prompts.others(count, seed)
     assert sorted(other_B) == list(range(count)) and (other_B != np.arange(count)).all()
-  assert any((music.others(8, 0) != music.others(8, seed)).any() for seed in (1, 2))
+  assert any((music_prompts.others(8, 0) != music_prompts.others(8, seed)).any() for seed in (1, 2))
 
 
 def test_similarity_to_the_text_and_to_the_other():
@@ -215,44 +269,161 @@ def test_onsets_by_tempo():
   assert music.onsets(np.array([1.0]), np.array([1]))['fast_above_slow'] is None
 
 
-def test_columns_that_labels_length_or_packages_do_not_allow_are_named(monkeypatch):
+def test_recall_counts_the_clips_that_are_more_similar_to_a_text():
+  text_BD = np.eye(12)
+  audio_BD = np.eye(12)
+  audio_BD[1, 0] = 2.0  # nearer to the text 0 than the clip 0
+  audio_BD[1:, 11] = 3.0  # 10 clips are nearer to the text 11 than the clip 11, which ties
+  audio_BD[11, 11] = 2.5
+  found = music_probes.recalls(audio_BD, text_BD, np.arange(12))
+  assert found == {'recall_1': pytest.approx(10 / 12), 'recall_10': pytest.approx(11 / 12)}
+  assert list(music_probes.recalls(audio_BD[:4], text_BD[:4], np.arange(4))) == ['recall_1']
+  moved = music_probes.recalls(np.eye(4), np.eye(4), np.array([0, 1, 3, 2]))
+  assert moved == {'recall_1': 0.5}  # texts 2 and 3 ask for the other's clip
+
+
+def test_pairs_are_heard_whole_or_in_part():
+  labels = {'instrument': np.array([1, 4, 5, 1]), 'tempo': np.array([2, 1, 0, 2])}  # held-out ones
+  heard = {'instrument': np.array([1, 4, 1, 0]), 'tempo': np.array([2, 2, 0, 0])}
+  found = music.pair_shares(heard, labels, np.arange(4))
+  assert (found['first'], found['second'], found['both'], found['clips']) == (0.5, 0.5, 0.25, 4)
+  # Held to the next clip's pair. The fourth asks for the pair of the first, which is its own.
+  found = music.pair_shares(heard, labels, np.array([1, 2, 3, 0]))
+  assert (found['first'], found['second'], found['both'], found['clips']) == (1 / 3, 0, 0, 3)
+
+
+def test_stories_differ_in_the_instrument_alone():
+  for seed in range(20):
+    (one, two), (first, second) = music_long.story(np.random.default_rng(seed))
+    assert first != second and one != two
+    for text, number in ((one, first), (two, second)):
+      heard = [name for name in music.ATTRIBUTES['instrument'] if name in text]
+      assert heard == [music.ATTRIBUTES['instrument'][number]]
+    tempi = [{'slow', 'unhurried'}, {'moderate', 'walking'}, {'fast', 'quick'}]
+    shared = [any(w in one for w in words) == any(w in two for w in words) for words in tempi]
+    assert all(shared)
+
+
+def test_windows_of_long_clips():
+  found = music_long.cut(np.arange(14).reshape(2, 7), 3)
+  np.testing.assert_array_equal(found, [[[0, 1, 2], [3, 4, 5]], [[7, 8, 9], [10, 11, 12]]])
+
+
+def test_columns_whose_labels_are_missing_are_named():
+  assert set(music.unmeasured({})) == set(music.COLUMNS)
+  assert music.unmeasured(dict.fromkeys(music.COLUMNS.values())) == {}
+
+
+def test_judges_that_length_packages_or_fonts_do_not_allow_are_named(monkeypatch, tmp_path):
   def missing():
     raise UserError('musicnn is not installed: run it')
 
-  monkeypatch.setattr(musicnn, 'folder', missing)
-  labels = dict.fromkeys(('instrument', 'dynamics', 'tempo'))
-  assert music.unmeasured(labels, 5.0)['musicnn_auc'] == 'musicnn is not installed: run it'
-  assert music.unmeasured(labels, 2.0)['musicnn_auc'].endswith('3 s, the clips have 2 s')
-  assert set(music.unmeasured({}, 5.0)) == {*music.COLUMNS, 'instrument accuracy'}
+  monkeypatch.setattr(musicnn, 'listener', missing)
+  load = lambda recipe, seconds: music_judges.load(recipe, tmp_path, None, toys.RATE, seconds)
+  judges, left_out = load(recipe(), 5.0)
+  assert judges.listen is None and judges.attributes == {}
+  assert left_out['musicnn'] == 'musicnn is not installed: run it'
+  assert left_out['attributes'] == 'the corpus is no rendered music with attributes'
+  _, left_out = load(recipe(Music(config=music_data.Config())), 2.0)
+  assert left_out['musicnn'].endswith('3 s, the clips have 2 s')
+  assert '--set evaluation.judge_font=FILE' in left_out['attributes']
+  piano = recipe(Music(config=music_data.Config(setting='piano')))
+  assert not music_judges.is_captioned(piano)
+
+  fonts = {}
+  monkeypatch.setattr(rendering, 'font_path', lambda font='': fonts[font])
+  for name, data in (('', b'one'), ('copy', b'one'), ('other', b'two')):
+    fonts[name] = tmp_path / f'{name}.sf2'
+    fonts[name].write_bytes(data)
+  of_font = lambda font: dataclasses.replace(
+    recipe(Music(config=music_data.Config())), evaluation=Evaluation(judge_font=font)
+  )
+  with pytest.raises(UserError, match='is the font of the corpus'):
+    music_judges.lacking(of_font('copy'))
+  assert music_judges.lacking(of_font('other')) == ''
 
 
-def test_systems_that_texts_cannot_control_are_named(monkeypatch):
+def test_judges_learn_from_other_draws_with_the_other_font(monkeypatch, tmp_path):
+  """The waveform of a clip of the instrument n is n + 1 periods of a sine in every 64 samples."""
+  asked = []
+
+  class Clips(list):
+    sample_rate = toys.RATE
+
+  def examples(config, split, *, cache_dir=None):
+    asked.append((config.font, config.seed, split, config.train_clips, config.pairs_clips))
+    count = config.train_clips if split == 'train' else config.pairs_clips
+    time_T = np.arange(2 * toys.RATE) / 64
+    made = Clips()
+    for n in range(count):
+      labels = {name: np.int32(n % len(values)) for name, values in music.ATTRIBUTES.items()}
+      wave_T = np.sin(2 * np.pi * (labels['instrument'] + 1) * time_T).astype(np.float32)
+      made.append({'waveform': 0.5 * wave_T, **labels})
+    return made
+
+  monkeypatch.setattr(music_data, 'examples', examples)
+  monkeypatch.setattr(sources, 'reconstructions', lambda examples, workdir: examples)
+  made = dataclasses.replace(
+    recipe(Music(config=music_data.Config(seed=3))),
+    evaluation=Evaluation(judge_font='other.sf2', num_judge_clips=14),
+  )
+  judges = music_judges.fitted(made, tmp_path, toys.RATE)
+  assert asked == [('other.sf2', 4, 'train', 12, 2), ('other.sf2', 4, 'pairs', 12, 2)]
+  features_ND = [attributes.features(e['waveform'], toys.RATE) for e in examples(
+    music_data.Config(train_clips=6), 'train')]  # fmt: skip
+  found = attributes.judge(judges, np.stack(features_ND))
+  assert found['instrument'].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_systems_that_prompts_cannot_control_are_named(monkeypatch, tmp_path):
   """Generation is stubbed: it returns a number for what was asked."""
-  wave = lambda sample: np.full((4, 99), sample, np.float32)
-  from_texts = lambda *a, **o: types.SimpleNamespace(audio=types.SimpleNamespace(wave_BT=wave(1)))
-  free = lambda *a, **o: types.SimpleNamespace(wave_BT=wave(2))
+  wave = lambda sample: types.SimpleNamespace(wave_BT=np.full((4, 99), sample, np.float32))
+  from_texts = lambda *a, **o: types.SimpleNamespace(audio=wave(1))
+  free = lambda *a, condition=None, **o: wave(2 if condition is None else 3)
   monkeypatch.setattr(music_generation, 'from_texts', from_texts)
   monkeypatch.setattr(generation, 'generate_unconditional', free)
-  stage = lambda condition, deduplicate=False: types.SimpleNamespace(
-    config=types.SimpleNamespace(condition=condition, deduplicate=deduplicate)
+  stage = lambda condition, deduplicate=False, **options: types.SimpleNamespace(
+    config=types.SimpleNamespace(condition=condition, deduplicate=deduplicate, **options)
   )
-  clips = music.Clips(np.zeros((4, 80)), ['text'] * 4, {}, music.others(4, 0))
-  tokenizer = types.SimpleNamespace(sample_rate=80)
+  clips = music_prompts.Clips(np.zeros((4, 80)), ['text'] * 4, {}, music_prompts.others(4, 0))
+  tokens_of = lambda wave_BT, rate: np.zeros((len(wave_BT), 2), int)
+  tokenizer = types.SimpleNamespace(sample_rate=80, music=types.SimpleNamespace(clips=tokens_of))
 
   def made(semantic, coarse, soundstorm):
     models = generation.Models(tokenizer, semantic, coarse=coarse, soundstorm=soundstorm)
-    waves, left_out = music.generated(recipe(), models, clips)
-    assert all(wave_BT.shape == (4, 80) for wave_BT in waves.values())
-    return {name: int(wave_BT[0, 0]) for name, wave_BT in waves.items()}, left_out
+    systems, left_out = music_prompts.usable(recipe(), tmp_path, models)
+    rows = {}
+    for system in systems:
+      waves, reasons = music_prompts.generated(recipe(), system, clips)
+      assert all(wave_BT.shape == (4, 80) for wave_BT in waves.values())
+      rows |= {name: int(wave_BT[0, 0]) for name, wave_BT in waves.items()}
+      left_out |= reasons
+    return rows, left_out
 
   undropped = Condition(levels=2, size=4)
-  autoregressive = 'coarse and fine'
+  plain, alone = 'coarse and fine', 'without semantic stage'
   waves, left_out = made(stage(CONDITION, deduplicate=True), stage(None), stage(CONDITION))
-  assert waves == {f'{music.TEXT}, {autoregressive}': 1, f'{music.NONE}, {autoregressive}': 2}
-  assert left_out == {SYSTEM: 'it needs a semantic stage with deduplicate=False'}
+  assert waves == {f'text prompt, {plain}': 1, f'audio prompt, {plain}': 3, f'unconditional, {plain}': 2}  # fmt: skip  # noqa: E501
+  not_trained = {alone: 'the stage acoustic_only is not trained'}
+  assert left_out == {SYSTEM: 'it needs a semantic stage with deduplicate=False', **not_trained}
   waves, left_out = made(stage(None), stage(None), stage(undropped))
-  assert waves == {f'{music.TEXT}, {SYSTEM}': 1}
+  assert waves == {f'text prompt, {SYSTEM}': 1, f'audio prompt, {SYSTEM}': 3}
   assert left_out == {
-    autoregressive: 'its stages have no condition',
-    f'{music.NONE}, {SYSTEM}': 'a stage was trained without condition.dropout',
+    plain: 'its stages have no condition',
+    f'unconditional, {SYSTEM}': 'a stage was trained without condition.dropout',
+    **not_trained,
   }
+
+  (tmp_path / 'acoustic_only').mkdir()
+  only = stage(CONDITION, condition_on_semantic=False)
+  loaded = []
+  monkeypatch.setattr(
+    workspace,
+    'load_models',
+    lambda workdir, coarse: (
+      loaded.append(coarse) or generation.Models(tokenizer, stage(None), only)
+    ),
+  )
+  waves, left_out = made(stage(None), None, None)
+  assert waves == {f'text prompt, {alone}': 1, f'audio prompt, {alone}': 3, f'unconditional, {alone}': 2}  # fmt: skip  # noqa: E501
+  assert loaded == ['acoustic_only'] and alone not in left_out

@@ -101,6 +101,8 @@ def test_texts_and_stories_become_rows(tmp_path):
     (['--text=x', '--prompt=x.wav'], 'take no --prompt, --mode and --count'),
     (['--prompt=x.wav', '--guidance=2'], '--guidance and --candidates need texts'),
     (['--mode=unconditional', '--candidates=2'], '--guidance and --candidates need texts'),
+    (['--prompt=x.wav', '--melody=hum.wav'], '--melody needs a text'),
+    (['--text=x', '--melody=hum.wav'], '--melody: no such file: .*hum.wav'),
   ],
 )
 def test_wrong_texts_are_explained(tmp_path, flags, message, monkeypatch):

@@ -1,5 +1,7 @@
 """Recipes load, and `--set` changes typed fields or says what is wrong."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -146,7 +148,7 @@ def test_a_stage_cannot_be_named_as_a_field():
     recipe.derived({'corpus': recipe.stages['fine']})
 
 
-@pytest.mark.parametrize('name', ['musiclm', 'tiny_music'])
+@pytest.mark.parametrize('name', ['musiclm', 'tiny_music', 'tiny_melody'])
 def test_conditions_fit_mulan_the_crops_and_the_texts_of_the_corpus(name):
   recipe = recipe_lib.load(name)
   mulan = recipe.stages['mulan'].model
@@ -154,7 +156,7 @@ def test_conditions_fit_mulan_the_crops_and_the_texts_of_the_corpus(name):
   assert (corpus.num_texts, corpus.text_bytes) == (mulan.num_texts, mulan.text.num_bytes)
   conditions = {
     stage: config.condition
-    for stage in ('semantic', 'coarse', 'soundstorm')
+    for stage in ('semantic', 'coarse', 'soundstorm', 'acoustic_only')
     if stage in recipe.stages and (config := recipe.stages[stage].model).condition
   }
   assert {'semantic', 'coarse'} <= set(conditions)
@@ -162,9 +164,27 @@ def test_conditions_fit_mulan_the_crops_and_the_texts_of_the_corpus(name):
     crop = recipe.stages[stage].model.crop_seconds
     assert condition.windows == 1 + max(0, round(crop - mulan.audio.crop_seconds))
     assert condition.size == recipe.music_tokens.codebook_size
-    assert condition.levels <= recipe.music_tokens.num_quantizers
+    assert condition.levels <= recipe.music_tokens.num_quantizers + recipe.melody_levels
+    assert condition.melody_levels == recipe.melody_levels == (12 if name == 'tiny_melody' else 0)
   names = list(recipe.stages)
   assert names.index('mulan') < names.index('semantic')
+  assert recipe.music_tokens.melody is None or names.index('melody') < names.index('semantic')
+
+
+def test_melodies_of_stages_and_tokens_agree():
+  recipe = recipe_lib.load('tiny_melody')
+  with pytest.raises(ValueError, match='needs a stage melody'):
+    recipe.derived({'melody': None})
+  with pytest.raises(ValueError, match=r'melody_levels=12, but .* make 0 tokens: set it to that'):
+    recipe.derived(music_tokens=dataclasses.replace(recipe.music_tokens, melody=None))
+
+
+def test_tiny_piano_reads_no_texts_and_continues_four_seconds():
+  recipe = recipe_lib.load('tiny_piano')
+  assert 'mulan' not in recipe.stages and recipe.condition_windows == ()
+  settings = recipe.evaluation
+  assert settings.prompt_seconds == 4 and recipe.corpus.config.setting == 'piano'
+  assert settings.prompt_seconds + settings.seconds == recipe.corpus.config.clip_seconds
 
 
 def test_musiclm_has_the_sizes_of_its_paper():

@@ -76,11 +76,12 @@ def test_instruments_are_heard(tmp_path):
     if importlib.util.find_spec(package) is None:
       pytest.skip(f'{package} is not installed: real weights are not tested')
   shutil.copytree(musicnn.folder(), tmp_path / 'copy')
-  tag, font = musicnn.tagger(tmp_path / 'copy'), rendering.font_path()
+  hear, font = musicnn.listener(tmp_path / 'copy'), rendering.font_path()
   scale = [(0.4 * n, 0.4 * n + 0.38, 60 + p, 100) for n, p in enumerate([0, 2, 4, 5, 7, 9, 11, 12])]
   probability = {}
   for name, program in (('piano', 0), ('flute', 73), ('sitar', 104)):
-    probability[name] = tag(rendering.render(np.array(scale), program, 3.2, RATE, font), RATE)
+    clip_T = rendering.render(np.array(scale), program, 3.2, RATE, font)
+    probability[name] = hear(clip_T, RATE).tag_V
   for name, heard_V in probability.items():
     at = musicnn.TAGS.index(name)
     assert all(heard_V[at] > other_V[at] for key, other_V in probability.items() if key != name)

@@ -335,3 +335,19 @@ def test_a_model_without_a_condition_refuses_one():
     language_model.log_likelihoods(
       COARSE.language_model, {}, np.zeros((1, 2, 1), int), np.zeros((1, 2, 2), int)
     )
+
+
+def test_melodies_are_hidden_alone_or_with_all_else():
+  condition = Condition(
+    levels=3, size=K, windows=3, dropout=0.25, melody_levels=2, melody_dropout=0.5
+  )
+  batch = {condition.name: np.ones((4000, 1, 3), np.int32)}
+  np.testing.assert_array_equal(condition.read(batch, None), batch[condition.name])
+  is_hidden_BN = np.asarray(condition.read(batch, jax.random.key(0)))[:, 0] == PAD
+  np.testing.assert_array_equal(is_hidden_BN[:, 0], is_hidden_BN[:, 1])
+  assert (is_hidden_BN[:, 0] >= is_hidden_BN[:, 2]).all()
+  assert is_hidden_BN[:, 2].mean() == pytest.approx(0.25, abs=0.03)
+  kept_B = ~is_hidden_BN[:, 2]
+  assert is_hidden_BN[kept_B, 0].mean() == pytest.approx(0.5, abs=0.03)
+  with pytest.raises(ValueError, match='melody_levels=4'):
+    Condition(levels=3, size=K, melody_levels=4)

@@ -70,10 +70,22 @@ def test_paper_size():
   assert stage.batch['texts'].shape == (1, 2048)
 
 
+def test_texts_differ_in_any_byte():
+  captions = ['low', 'law', 'low', 'lo', 'wol', '']
+  ids_BL = np.concatenate(
+    [texts.encode([one], 8) if one else np.full((1, 8), -1) for one in captions]
+  )
+  wanted_BB = [[one != other for other in captions] for one in captions]
+  np.testing.assert_array_equal(mulan.different_texts(jnp.asarray(ids_BL)), wanted_BB)
+
+
 @pytest.mark.parametrize('form', ['multi_view', 'clip'])
-def test_loss_and_metrics_are_their_formulas(variables, form):
-  config = mulan.Config(**{**vars(CONFIG), 'form': form})
+@pytest.mark.parametrize('equal_texts', ['negatives', 'ignored'])
+def test_loss_and_metrics_are_their_formulas(variables, form, equal_texts):
+  config = mulan.Config(**{**vars(CONFIG), 'form': form, 'equal_texts': equal_texts})
   batch = pairs(0)
+  if equal_texts == 'ignored':
+    batch['texts'][5] = batch['texts'][0]  # two clips of one text
   batch['texts'][2] = -1  # no text at all
   batch['texts'][3, 0] = -1  # the first one is missing
   params = {**variables.params, 'log_scale': jnp.log(5.0)}
@@ -90,8 +102,10 @@ def test_loss_and_metrics_are_their_formulas(variables, form):
   np.testing.assert_allclose(np.linalg.norm(text_BD, axis=1), 1, atol=1e-5)
   known = [0, 1, 3, 4, 5]
   s_BN = 5 * audio_BD @ text_BD.T
-  expected = brute_force_contrastive(s_BN, known)[form == 'clip']
-  chance = np.log({'multi_view': 2 * 4, 'clip': 5}[form])
+  text_of = (lambda i: i % 5) if equal_texts == 'ignored' else (lambda i: i)
+  expected = brute_force_contrastive(s_BN, known, text_of)[form == 'clip']
+  counts = [sum(text_of(i) != text_of(j) for j in known) for i in known]
+  chance = np.mean([np.log(2 * n if form == 'multi_view' else n + 1) for n in counts])
   winners = s_BN[np.ix_(known, known)]
   wanted = {
     'loss': expected,
@@ -102,6 +116,8 @@ def test_loss_and_metrics_are_their_formulas(variables, form):
     'gap': np.linalg.norm(audio_BD[known].mean(axis=0) - text_BD[known].mean(axis=0)),
   }
   assert aux.metrics.keys() == wanted.keys() and total == aux.metrics['loss']
+  if equal_texts == 'ignored':  # a clip is equally similar to equal texts: rounding decides
+    wanted.pop('text_accuracy')
   for name, value in wanted.items():
     np.testing.assert_allclose(aux.metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
