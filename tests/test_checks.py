@@ -171,6 +171,12 @@ def test_sampling_takes_rules_alone(as_users_run_it):
     SamplingConfig(coarse=0.8)
 
 
+def test_a_vocabulary_takes_codebooks_alone(as_users_run_it):
+  parts = (tokens.Codebook(1, 2), (2, 4))
+  with pytest.raises(ValueError, match=r'part=\(2, 4\): must be a tokens.Codebook'):
+    tokens.Vocabulary(target_size=1, parts=parts)
+
+
 @pytest.mark.parametrize(
   'wrong, legal',
   [

@@ -84,15 +84,14 @@ def test_no_frame_here_is_within_rounding_of_another_code(name):
   """So that the tests below may ask for equal codes: rounding moves a distance by about 1e-6."""
   codec, wave_BT, *_ = whole(name)
   config, variables = codec.config, codec.variables
-  z_BFD = soundstream.encoder(config).apply(
-    {'params': variables.params['generator']['encoder']}, wave_BT
-  )
+  params = {'params': variables.params['generator']['encoder']}
+  z_BFD = jax.jit(soundstream.encoder(config).apply)(params, wave_BT)
   if isinstance(config.quantizer, quantizer.FSQ):
     bounded_BFD = np.asarray(quantizer._fsq_bound(config.quantizer.levels, z_BFD))
     assert np.abs(bounded_BFD - np.floor(bounded_BFD) - 0.5).min() > 1e-5
     return
   vectors_QKD = variables.state['codebooks'].vectors_QKD
-  _, residuals_QBFD = quantizer.encode(vectors_QKD, z_BFD)
+  _, residuals_QBFD = jax.jit(quantizer.encode)(vectors_QKD, z_BFD)
   for residual_BFD, vectors_KD in zip(residuals_QBFD, vectors_QKD):
     nearest = np.sort(
       np.linalg.norm(np.asarray(residual_BFD)[:, :, None] - np.asarray(vectors_KD), axis=-1),
@@ -203,7 +202,7 @@ def test_the_denoising_switch_is_that_of_the_stage(place):
   variables = random_variables(config)
   codec = Codec(config, variables)
   wave_BT = whole('rvq')[1][:1, : 4 * HOP]
-  want_BT = soundstream.denoised(config, variables, wave_BT)
+  want_BT = jax.jit(soundstream.denoised, static_argnums=0)(config, variables, wave_BT)
   denoising = dataclasses.replace(codec, denoise=True)
   np.testing.assert_allclose(denoising.reconstruct(wave_BT), want_BT, atol=1e-5)
   assert codec.functions.switch == place and codec.fingerprint == denoising.fingerprint

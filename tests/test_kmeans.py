@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import kmeans
+from audiolm_jax import arrays_file, kmeans
 from audiolm_jax.metrics import tokens
 
 
@@ -38,6 +38,34 @@ def test_fit_finds_planted_clusters_whatever_the_scale_of_a_dimension():
   np.testing.assert_allclose(quantizer.mean_D, features_ND.mean(0), rtol=1e-3)
   np.testing.assert_allclose(quantizer.scale_D[:3], features_ND[:, :3].std(0), rtol=1e-3)
   assert quantizer.scale_D[3] == 1
+
+
+def test_every_frame_counts_in_blocks_of_any_size_from_the_first_on(monkeypatch):
+  """Half of the frames are 8, among them the first, half 0, by hand: mean 4, deviation 4."""
+  features_ND = np.array([[8, 1], [0, 1], [0, 1], [8, 1], [0, 1], [8, 1]], np.float32)
+  for block in (1, 4, 6):
+    monkeypatch.setattr(kmeans, '_BLOCK', block)
+    quantizer = kmeans.fit(features_ND, num_clusters=2, seed=0)
+    np.testing.assert_array_equal(quantizer.mean_D, [4, 1])
+    np.testing.assert_array_equal(quantizer.scale_D, [4, 1])
+    np.testing.assert_allclose(
+      np.sort(quantizer.centroids_KD, axis=0), [[-1, 0], [1, 0]], atol=1e-6
+    )
+  as_many_as_clusters = kmeans.fit(features_ND[:2], num_clusters=2, seed=0)
+  np.testing.assert_array_equal(as_many_as_clusters.mean_D, [4, 1])
+
+
+def test_clusters_of_a_file_that_names_no_frames_to_average_are_of_single_frames(tmp_path):
+  quantizer = kmeans.SemanticQuantizer(jnp.zeros(3), jnp.ones(3), jnp.zeros((2, 3)))
+  metadata = {'layer': '5', 'w2v_bert': 'abc'}
+  for more, frames in (({}, 1), ({'frames_per_token': '3'}, 3)):
+    arrays_file.save(tmp_path / f'{frames}', quantizer._asdict(), metadata | more)
+    found = kmeans.load(tmp_path / f'{frames}')
+    assert (found.layer, found.frames_per_token, found.model) == (5, frames, 'abc')
+  for wrong in ({'layer': 'five'}, {'frames_per_token': '1.5'}):
+    arrays_file.save(tmp_path / 'wrong', quantizer._asdict(), metadata | wrong)
+    with pytest.raises(ValueError, match='wrong is damaged .*delete it and fit the clusters again'):
+      kmeans.load(tmp_path / 'wrong')
 
 
 def test_a_fit_holds_one_copy_of_the_sample():

@@ -57,8 +57,9 @@ def test_the_floor_bounds_the_gradient_of_silence():
   target_BT = 1e-3 * _noise(0, 32_000)
 
   def length(floor):
-    loss = lambda e: losses.spectral_reconstruction(target_BT, e, sample_rate=RATE, floor=floor)
-    return jnp.linalg.norm(jax.grad(loss)(0.7 * target_BT))
+    options = dict(sample_rate=RATE, floor=floor, windows=(64, 512))
+    loss = lambda e: losses.spectral_reconstruction(target_BT, e, **options)
+    return jnp.linalg.norm(jax.jit(jax.grad(loss))(0.7 * target_BT))
 
   assert length(1e-6) > 30 * length(0.01)
 
@@ -66,7 +67,9 @@ def test_the_floor_bounds_the_gradient_of_silence():
 def test_the_floor_is_the_level_of_white_noise():
   noise_BT, floor = 4 * _noise(0, 32_000), 0.01
   options = dict(sample_rate=RATE, floor=floor)
-  loss = lambda level: losses.spectral_reconstruction(level * noise_BT, 0 * noise_BT, **options)
+  loss = jax.jit(
+    lambda level: losses.spectral_reconstruction(level * noise_BT, 0 * noise_BT, **options)
+  )
   # The magnitude of noise is on average sqrt(pi) / 2 of its root mean square: log(1 + 0.886) above
   # silence.
   want = np.mean([np.sqrt(window / 2) for window in losses.SPECTRAL_WINDOWS]) * np.log(1.886)
@@ -133,6 +136,15 @@ def test_lengths_are_averaged_without_bias_and_absent_terms_wait():
   weights = losses.balanced_weights(balance, shares, 1)
   mean_a = (0.9 * 0.1 * 3 + 0.1 * 5) / (0.9 * 0.1 + 0.1)
   np.testing.assert_allclose([weights['a'], weights['b']], [1 / 3 / mean_a, 2 / 3 / 7], rtol=1e-5)
+
+
+def test_a_term_counts_however_short_its_gradient_is():
+  balance = losses.init_balance('ab')
+  gradients = {'a': jnp.full((2, 2), 1e-12), 'b': jnp.full((2, 2), 1e6)}  # lengths 2e-12, 2e6
+  balance = losses.update_balance(balance, gradients, 0.999)
+  weights = losses.balanced_weights(balance, {'a': 3.0, 'b': 1.0}, 4)
+  want = [3 / 4 / 2 / 2e-12, 1 / 4 / 2 / 2e6]
+  np.testing.assert_allclose([weights['a'], weights['b']], want, rtol=1e-3)
 
 
 def brute_force_contrastive(similarity_BN, known, text_of=lambda i: i):

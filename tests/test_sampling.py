@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from audiolm_jax import sampling
 from audiolm_jax.sampling import Rule
@@ -212,6 +213,34 @@ def test_each_pass_keeps_its_share_and_never_touches_what_is_known(noise):
       )
       assert ((after_BF[b] < 0) & valid_BF[b]).sum() == hidden, (i, b)
   assert (seen[-1][3, 20:] == -1).all() and (seen[-1][valid_BF] >= 0).all()
+
+
+def test_noise_falls_with_the_share_of_the_passes_and_the_last_has_none():
+  """Which codes a pass keeps is a race: Gumbel noise of scale n keeps a frame of probability p
+  before others at the rate p ** (1 / n). Of many frames, a share 1 - exp(-rate t) of each kind is
+  kept at the time t at which as many are kept as the schedule says.
+  """
+  F, noise, seen = 20_000, 1.5, []
+  probability_F = np.where(np.arange(F) % 2, 0.9, 0.6)
+
+  def logits(tokens_BFQ, level):
+    jax.debug.callback(lambda x: seen.append(np.array(x[0, :, 0])), tokens_BFQ, ordered=True)
+    return jnp.log(jnp.asarray(np.stack([probability_F, 1 - probability_F], -1), jnp.float32))[None]
+
+  unknown, valid = jnp.full((1, F, 1), -1, jnp.int32), jnp.ones((1, F), bool)
+  got = sampling.decode_masked(
+    logits, unknown, valid, jax.random.key(0), Rule(0.0), noise=noise, iterations=(3,)
+  )
+  jax.effects_barrier()
+  hidden_by_kind = np.ones(2)
+  for number, before_F in enumerate(seen[1:], start=1):
+    rate_K = np.array([0.6, 0.9]) ** (1 / (noise * (1 - number / 3)))
+    left = lambda t: (hidden_by_kind * np.exp(-rate_K * t)).mean() - np.cos(np.pi / 6 * number)
+    hidden_by_kind = hidden_by_kind * np.exp(-rate_K * optimize.brentq(left, 0, 50))
+    found = [(before_F[kind::2] < 0).mean() for kind in (0, 1)]
+    np.testing.assert_allclose(found, hidden_by_kind, atol=0.01)
+  assert len(seen) == 3 and abs(np.subtract(*hidden_by_kind)) > 0.05
+  np.testing.assert_array_equal(np.asarray(got)[0, :, 0], 0)
 
 
 def test_the_last_pass_is_greedy_and_noise_changes_which_tokens_are_kept():

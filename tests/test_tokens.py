@@ -58,6 +58,45 @@ def test_ranges_of_a_vocabulary_are_disjoint_and_fill_it():
   assert sorted(ids) == list(range(vocabulary.num_ids))
 
 
+def test_ids_of_a_vocabulary_by_hand():
+  """0 is START, then 2 x 4 and 1 x 7 ids of the prefix, then 3 x 5 of the target."""
+  parts = (tokens.Codebook(2, 4), tokens.Codebook(1, 7))
+  vocabulary = tokens.Vocabulary(parts=parts, target_levels=3, target_size=5)
+  assert (vocabulary.offsets, vocabulary.target_offset) == ((1, 9), 16)
+  assert (vocabulary.num_targets, vocabulary.num_ids) == (15, 31)
+  alone = tokens.Vocabulary(target_size=5)
+  assert (alone.offsets, alone.target_offset, alone.num_targets, alone.num_ids) == ((), 1, 5, 6)
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda: tokens.Vocabulary(target_size=0), 'target_size=0: must be .* of at least 1'),
+    (lambda: tokens.Vocabulary(target_size=1, target_levels=0), 'target_levels=0: must be'),
+    (
+      lambda: tokens.Vocabulary(target_size=2**31 - 1),
+      'has 2147483648 ids: int32 holds at most 2147483647',
+    ),
+    (
+      lambda: tokens.Vocabulary(target_size=2, parts=(tokens.Codebook(1, 2**31 - 3),)),
+      'has 2147483648 ids',
+    ),
+    (lambda: tokens.Codebook(0, 4), 'levels=0: must be .* of at least 1'),
+    (lambda: tokens.Codebook(1, 0), 'size=0: must be .* of at least 1'),
+    (lambda: tokens.Codebook(1, 1, rate=0.0), 'rate=0.0: must be'),
+  ],
+)
+def test_sizes_that_make_no_vocabulary_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_the_largest_vocabulary_fills_int32():
+  assert tokens.Vocabulary(target_size=2**31 - 2).num_ids == 2**31 - 1
+  part = tokens.Codebook(1, 2**31 - 3)
+  assert tokens.Vocabulary(target_size=1, parts=(part,)).num_ids == 2**31 - 1
+
+
 def test_left_pad_keeps_the_order():
   ids, times = tokens.left_pad(jnp.array([[-1, 5, -1, 0, 7]]), jnp.arange(5.0)[None])
   np.testing.assert_array_equal(ids, [[-1, -1, 5, 0, 7]])

@@ -56,6 +56,8 @@ def test_equal_error_rate_of_two_gaussians():
     ([1, 1, 1, 1], [0, 1, 0, 1], 0.5),
     ([1, 2, 3, 4], [0, 1, 0, 1], 0.5),
     ([1, 2, 3, 4, 5, 6], [0, 0, 1, 0, 1, 1], 1 / 3),
+    # two thirds of the way between the third and the fourth point, (0, 1/2) and (1/2, 3/4)
+    ([9, 8, 7, 7, 7, 1, 2, 3], [1, 1, 1, 0, 0, 1, 0, 0], 1 / 3),
   ],
 )
 def test_equal_error_rate_by_hand(score, label, expected):
@@ -95,6 +97,18 @@ def test_calibration_stays_finite_where_classes_do_not_overlap():
 def test_calibration_error_by_hand():
   probability_N, label_N = np.array([0.05, 0.05, 0.92, 0.98]), np.array([0, 1, 1, 1])
   assert detection.calibration_error(probability_N, label_N) == pytest.approx((0.9 + 0.1) / 4)
+
+
+def test_bins_of_the_calibration_error_have_equal_width_and_hold_their_lower_edge():
+  probability_N = np.array([0.49, 0.5, 0.55, 0.85, 0.95, 1.0])
+  label_N = np.array([1, 0, 1, 1, 1, 0])
+  # 0.5 and 0.55 share a bin, so do 0.95 and 1: 1 is no bin of its own.
+  gaps = [0.51, 0.5 - 0.45, 0.15, -0.05 + 1]
+  assert detection.calibration_error(probability_N, label_N) == pytest.approx(sum(gaps) / 6)
+  # of two bins, 0.49 is alone in the first
+  whole = 0.5 - 0.45 - 0.15 - 0.05 + 1
+  found = detection.calibration_error(probability_N, label_N, num_bins=2)
+  assert found == pytest.approx((0.51 + whole) / 6)
 
 
 def test_interval_covers_as_often_as_it_says():

@@ -30,6 +30,12 @@ def test_scores_of_rotated_vectors_depend_on_distance_alone():
   np.testing.assert_allclose(scores[0, 0], query @ key, rtol=1e-5)
 
 
+def apply(model, params, x_BLD, mask_BL=None, **options):
+  """Applies a model in one compiled program: a program for each operation takes longer to compile."""
+  function = jax.jit(lambda params, *inputs: model.apply({'params': params}, *inputs, **options))
+  return function(params, x_BLD, mask_BL)
+
+
 def test_odd_head_width_is_refused():
   with pytest.raises(ValueError, match='even'):
     conformer.rotate(jnp.zeros((1, 2, 1, 3)))
@@ -37,20 +43,20 @@ def test_odd_head_width_is_refused():
 
 def test_scan_equals_a_loop_over_the_blocks(stack):
   _, params, x_BLD = stack
-  out, hidden_NBLD = conformer.Conformer(num_layers=3, **STACK).apply({'params': params}, x_BLD)
+  out, hidden_NBLD = apply(conformer.Conformer(num_layers=3, **STACK), params, x_BLD)
   assert hidden_NBLD.shape == (3, 2, 12, 16)
   for layer in range(3):
     block = jax.tree.map(lambda p: p[layer], params['layers'])
-    x_BLD, _ = conformer.ConformerBlock(**STACK).apply({'params': block}, x_BLD)
+    x_BLD, _ = apply(conformer.ConformerBlock(**STACK), block, x_BLD)
     np.testing.assert_allclose(hidden_NBLD[layer], x_BLD, atol=1e-5)
   np.testing.assert_array_equal(out, hidden_NBLD[-1])
 
 
 def test_the_leading_slice_of_the_parameters_is_a_shorter_stack(stack):
   _, params, x_BLD = stack
-  _, hidden_NBLD = conformer.Conformer(num_layers=3, **STACK).apply({'params': params}, x_BLD)
+  _, hidden_NBLD = apply(conformer.Conformer(num_layers=3, **STACK), params, x_BLD)
   leading = jax.tree.map(lambda p: p[:2], params)
-  short, _ = conformer.Conformer(num_layers=2, **STACK).apply({'params': leading}, x_BLD)
+  short, _ = apply(conformer.Conformer(num_layers=2, **STACK), leading, x_BLD)
   np.testing.assert_allclose(short, hidden_NBLD[1], atol=1e-5)
 
 
@@ -72,9 +78,9 @@ def test_depthwise_convolution_is_numpys():
 def test_padding_influences_nothing(stack):
   _, params, x_BLD = stack
   model = conformer.Conformer(num_layers=3, **STACK)
-  short, _ = model.apply({'params': params}, x_BLD[:, :8])
+  short, _ = apply(model, params, x_BLD[:, :8])
   mask_BL = jnp.broadcast_to(jnp.arange(12) < 8, (2, 12))
-  padded, _ = model.apply({'params': params}, x_BLD, mask_BL)
+  padded, _ = apply(model, params, x_BLD, mask_BL)
   np.testing.assert_allclose(padded[:, :8], short, atol=1e-5)
 
 
@@ -103,7 +109,7 @@ def test_remat_changes_no_gradient_and_dropout_needs_its_key(stack):
     gradient(True),
   )
   model = conformer.Conformer(num_layers=3, dropout=0.5, **STACK)
-  still = [model.apply({'params': params}, x_BLD)[0] for _ in range(2)]
-  noisy = model.apply({'params': params}, x_BLD, rngs={'dropout': jax.random.key(3)})[0]
+  still = [apply(model, params, x_BLD)[0] for _ in range(2)]
+  noisy = apply(model, params, x_BLD, rngs={'dropout': jax.random.key(3)})[0]
   np.testing.assert_array_equal(*still)
   assert np.abs(noisy - still[0]).mean() > 0.05

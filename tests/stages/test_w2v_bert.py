@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,14 +78,14 @@ def test_features_know_neither_padding_nor_neighbours(variables, features):
 
 def test_layers_are_counted_from_one_among_the_mlm_blocks(variables, features):
   wave_BT = scales(jax.random.key(1), 1, 8_100)
-  first = w2v_bert.features(CONFIG, variables, wave_BT)
-  _, kept = w2v_bert.W2vBert(CONFIG).apply(
-    {'params': variables.params},
-    wave_BT,
+  first = jax.jit(w2v_bert.features, static_argnums=0)(CONFIG, variables, wave_BT)
+  apply = functools.partial(
+    w2v_bert.W2vBert(CONFIG).apply,
     method='features',
     capture_intermediates=True,
     mutable='intermediates',
   )
+  _, kept = jax.jit(apply)({'params': variables.params}, wave_BT)
   _, hidden_NBSD = kept['intermediates']['mlm_blocks']['__call__'][0]
   np.testing.assert_allclose(first, hidden_NBSD[0], atol=1e-5)
   np.testing.assert_allclose(features(variables, wave_BT), hidden_NBSD[1], atol=1e-5)
