@@ -28,6 +28,8 @@ from audiolm_jax.training import errors as training_errors
 from . import command_line
 from . import recipe as recipe_lib
 
+# Pauses grow to this while a process waits for files of others; then it says so, now and again.
+_MOST_POLL_SECONDS, _SAY_SECONDS = 10.0, 60.0
 MADE_BY = 'made_by.json'  # in a folder of tokens: the fingerprints of the models that make them
 
 
@@ -157,15 +159,17 @@ def load_semantic_encoder(
   return tokenizer.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
 
 
-def load_semantic_tokenizer(workdir: storage.Path) -> tokenizer.SemanticTokenizer:
-  """Returns the workdir's feature model with its clusters.
+def load_semantic_tokenizer(
+  workdir: storage.Path, encoder: tokenizer.SemanticEncoder | None = None
+) -> tokenizer.SemanticTokenizer:
+  """Returns the workdir's feature model, `encoder` if it is loaded already, with its clusters.
 
   Raises:
     UserError: naming the command that makes them, if they are missing.
   """
   if tokenizer.clusters_path(workdir).is_file():
     _there(workdir, 'w2v_bert')
-  return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir))
+  return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir), encoder)
 
 
 def load_embedding(workdir: storage.Path) -> joint_embedding.JointEmbedding:
@@ -305,16 +309,29 @@ def wait_for(
 ):
   """Waits until `missing()`, the paths of files that other processes write, is empty.
 
+  Looks less and less often, and says on stderr every minute how many are missing.
+
+  Args:
+    what: name of the files, for messages.
+    missing: returns the paths of files that are not there yet.
+    patience_seconds: limit of the time in which none is written.
+    poll_seconds: first pause between two looks.
+
   Raises:
     UserError: naming some paths, if none was written for `patience_seconds`.
   """
   left, since = missing(), time.monotonic()
+  pause, said = poll_seconds, since
   while left:
-    time.sleep(poll_seconds)
+    time.sleep(pause)
+    pause = min(1.5 * pause, max(poll_seconds, _MOST_POLL_SECONDS), patience_seconds)
     now_left = missing()
     if len(now_left) < len(left):
       since = time.monotonic()
     left = now_left
+    if left and time.monotonic() - said >= _SAY_SECONDS:
+      said = time.monotonic()
+      print(f'waiting for {what}: {len(left)} missing, such as {left[0]}', file=sys.stderr)
     if time.monotonic() - since > patience_seconds:
       raise UserError(
         f'process {jax.process_index()} of {jax.process_count()} has waited '
