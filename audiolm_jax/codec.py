@@ -162,7 +162,7 @@ class Codec:
   ) -> Iterator[np.ndarray]:
     """Yields the codes [F, Q] of the blocks of a clip of any length.
 
-    Codecs with a stream encode block by block. Codecs that look ahead get `context` frames of both
+    Codecs with a stream encode block by block. Codecs with `context` get that many frames of both
     neighbours with each block, and silence after the clip. Causal codecs without a stream get the
     whole clip, padded to a power of two seconds.
 
@@ -175,16 +175,25 @@ class Codec:
     """
     hop = self.hop_length
     if self.stream is not None:
-      state = self.stream.encoder_state(1)
-      for block_T in blocks:
-        # Only the last block can be shorter; its padding has no effect, as the codec is causal.
-        chunk_BT = np.pad(block_T, (0, self.block_frames * hop - len(block_T)))[None]
-        codes_BFQ, state = self.stream.encode(state, chunk_BT, levels)
-        yield np.asarray(codes_BFQ)[0]
+      yield from self._streamed(blocks, levels)
       return
     silence = lambda wave_T, count: np.zeros(count, np.float32)
     for window_T, before in _windows(self, blocks, hop, silence):
       yield _inner(self, np.asarray(self.encode(window_T[None], levels))[0], before)
+
+  def _streamed(self, blocks: Iterable[np.ndarray], levels: int | None) -> Iterator[np.ndarray]:
+    stream, frames, delay = self.stream, self.block_frames, self.stream.delay
+    state, late_FQ = stream.encoder_state(1), None
+    silence = [np.zeros(0, np.float32)] * -(-delay // frames)
+    for block_T in itertools.chain(blocks, silence):
+      # Only the last block can be shorter; silence follows the clip.
+      chunk_BT = np.pad(block_T, (0, frames * self.hop_length - len(block_T)))[None]
+      codes_BFQ, state = stream.encode(state, chunk_BT, levels)
+      codes_FQ = np.asarray(codes_BFQ)[0]
+      late_FQ = codes_FQ if late_FQ is None else np.concatenate([late_FQ, codes_FQ])
+      if len(late_FQ) >= delay + frames:
+        yield late_FQ[delay : delay + frames]
+        late_FQ = late_FQ[frames:]
 
   def decode_blocks(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yields the waveforms [T] of blocks of codes; otherwise as `encode_blocks`.
@@ -218,6 +227,11 @@ class Stream:
 
   codec: Codec
 
+  @property
+  def delay(self) -> int:
+    """Number of frames by which codes are late; see `stages.base.StreamFunctions`."""
+    return self.codec.functions.stream.delay
+
   def encoder_state(self, batch_size: int) -> State:
     """Returns the state before the first chunk of `batch_size` clips: preceding silence."""
     return self._placed(self.codec.functions.stream.encoder_state(batch_size))
@@ -234,7 +248,16 @@ class Stream:
   def encode(
     self, state: State, wave_BT: Float[Array | np.ndarray, 'B T'], levels: int | None = None
   ) -> tuple[Int[Array, 'B F Q'], State]:
-    """Returns the codes of the next chunk, and the state; T is a multiple of hop_length."""
+    """Returns the next codes, and the state.
+
+    Args:
+      state: state after the previous chunk.
+      wave_BT: the next chunk; T is a multiple of hop_length.
+      levels: number of levels Q; None for all.
+
+    Returns:
+      The codes of as many frames as the chunk has, `delay` frames late.
+    """
     return _encode_step(self.codec, state, wave_BT, levels=levels)
 
   def decode(

@@ -18,8 +18,8 @@ that the papers leave open:
   window when the waveform before it is taken, and decode them by the codec's stream. The draws are
   those of the whole clip.
 - Compilation. To limit the number of compiled shapes, waveforms are padded to whole seconds, and
-  sequences and batches as described in windows.py. Autoregressive sequences are padded on the left,
-  where padding has no effect because positions are relative.
+  sequences and batches as described in decoding.py. Autoregressive sequences are padded on the
+  left, where padding has no effect because positions are relative.
 - Conditions (MusicLM, arXiv 2301.11325). New audio may follow tokens of texts, each for a segment
   of it (`Segments`). A window reads the condition of the segment of its first new frame. The
   semantic model starts a new window with each segment. A conditioned model without a condition
@@ -36,7 +36,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from audiolm_jax import checks, storage, tokens, windows
+from audiolm_jax import checks, decoding, storage, tokens
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, as_pytree, check_parallel, draw
@@ -174,8 +174,8 @@ class _How(NamedTuple):
   condition: Segments | None
   guidance: float
 
-  def guided(self, config, condition: windows.GetCondition) -> dict[str, Any]:
-    """Returns the options of windows.py for a model: a condition if there is one that it reads."""
+  def guided(self, config, condition: decoding.GetCondition) -> dict[str, Any]:
+    """Returns the options of decoding.py for a model: a condition if there is one that it reads."""
     if self.condition is None or config.condition is None:
       return {}
     return dict(condition=condition, guidance=self.guidance)
@@ -263,7 +263,7 @@ def continue_audio(
     carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
     condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see windows.py; 1: off.
+    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
@@ -352,7 +352,7 @@ def generate_acoustics(
     carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
     condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see windows.py; 1: off.
+    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
 
   Raises:
     UserError: if the models do not match one another or the rules, an argument is out of range, or
@@ -452,7 +452,7 @@ def generate_unconditional(
     carry_seconds: past in later windows, see the module's docstring.
     acoustic: one of ACOUSTIC, see the module's docstring.
     condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see windows.py; 1: off.
+    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.
@@ -650,7 +650,7 @@ def _extend_segment(
     else UNKNOWN_DURATION
     for row, n in zip(timed, frames_B, strict=True)
   ]
-  parts = windows.extensions(
+  parts = decoding.extend_by_window(
     config.language_model,
     variables.params,
     key,
@@ -665,7 +665,7 @@ def _extend_segment(
   )
   drawn = [row.token_N[:0, None] for row in timed]
   for part in parts:
-    drawn = windows.joined(drawn, [part])
+    drawn = decoding.joined(drawn, [part])
     extended = []
     for before, new_N1, frames, duration in zip(timed, drawn, frames_B, durations, strict=True):
       start_N = frames + duration * np.arange(len(new_N1))
@@ -681,12 +681,12 @@ def _acoustics(models, key, work: _Work, how: _How) -> Continuation:
   levels = num_levels(models, how.acoustic)
   prompts = [prompt_FQ[:, :levels] for prompt_FQ in work.prompts]
   parts = _codes(models, key, work, how, at_once=True)
-  rows = windows.joined(prompts, parts)
-  codes_BFQ = windows.stack(rows, max(len(row) for row in rows), levels)
+  rows = decoding.joined(prompts, parts)
+  codes_BFQ = decoding.stack(rows, max(len(row) for row in rows), levels)
   num_frames_B = np.array([len(row) for row in rows])
   wave_BT = models.tokenizer.decode(codes_BFQ, num_frames_B)
   token_rows = [row.token_N[:, None] for row in work.semantic.whole()]
-  semantic_BS = windows.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
+  semantic_BS = decoding.stack(token_rows, max(map(len, token_rows)), 1)[..., 0]
   return Continuation(
     wave_BT, semantic_BS, codes_BFQ, num_frames_B, np.array([len(p) for p in prompts])
   )
@@ -763,7 +763,7 @@ def _codes(models, key, work: _Work, how: _How, *, at_once: bool) -> Iterator[li
   guided = how.guided(config, tokens_of)
   if how.acoustic == 'soundstorm':
     ratio = config.frames_per_semantic
-    return windows.fillings(
+    return decoding.fill_by_window(
       config,
       models.soundstorm.variables.params,
       coarse_key,
@@ -781,7 +781,7 @@ def _codes(models, key, work: _Work, how: _How, *, at_once: bool) -> Iterator[li
     return parts
   if at_once:
     parts = [
-      windows.joined([np.zeros((0, config.num_quantizers), np.int32)] * len(work.prompts), parts)
+      decoding.joined([np.zeros((0, config.num_quantizers), np.int32)] * len(work.prompts), parts)
     ]
   return _fine(models, jax.random.fold_in(key, 2), parts, work.new_frames, how.rules.fine)
 
@@ -799,7 +799,7 @@ def _coarse(models, key, work: _Work, rule, carry, guided) -> Iterator[list[np.n
       token_N = token_N[tokens.first_of_run(token_N[None])[0]]
     return token_N[:, None]
 
-  return windows.extensions(
+  return decoding.extend_by_window(
     config.language_model,
     variables.params,
     key,
@@ -836,16 +836,16 @@ def _fine(
   waiting = [np.zeros((0, config.num_coarse), np.int32)] * len(new_frames)
   done = [0] * len(new_frames)
   for part in parts:
-    waiting, chunks = windows.joined(waiting, [part]), []  # chunks: (row, first frame, codes)
+    waiting, chunks = decoding.joined(waiting, [part]), []  # chunks: (row, first frame, codes)
     for b, total in enumerate(new_frames):
       while done[b] < total and len(waiting[b]) >= (size := min(crop, total - done[b])):
         chunks.append((b, done[b], waiting[b][:size]))
         waiting[b], done[b] = waiting[b][size:], done[b] + size
     if not chunks:
       continue
-    place_B2 = np.zeros((windows.row_bucket(len(chunks)), 2), np.int32)
+    place_B2 = np.zeros((decoding.row_bucket(len(chunks)), 2), np.int32)
     place_B2[: len(chunks)] = [(b, first) for b, first, _ in chunks]
-    drawn = windows.extend(
+    drawn = decoding.extend(
       config.language_model,
       variables.params,
       key,

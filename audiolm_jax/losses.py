@@ -143,7 +143,7 @@ def feature_matching(
 
 
 def adversarial_terms(
-  judge: Callable, params, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
+  discriminate: Callable, params, wave_BT: Float[Array, 'B T'], estimate_BT: Float[Array, 'B T']
 ) -> dict[str, Float[Array, '']]:
   """Returns the loss terms of generator ('adversarial', 'feature') and 'discriminator'.
 
@@ -152,17 +152,18 @@ def adversarial_terms(
   which XLA computes once.
 
   Args:
-    judge: function (params, wave_BT) -> one nn.discriminators.Judgement per discriminator.
+    discriminate: function (params, wave_BT) -> one
+      nn.discriminators.DiscriminatorOutput per discriminator.
     params: parameters of the discriminators.
     wave_BT: original waveform.
     estimate_BT: generated waveform.
   """
   stop = jax.lax.stop_gradient
-  real = judge(params, wave_BT)
-  fake = judge(params, stop(estimate_BT))
-  fake_to_generator = judge(stop(params), estimate_BT)
-  logits = lambda judgements: [j.logits_BN for j in judgements]
-  features = lambda judgements: [j.features for j in judgements]
+  real = discriminate(params, wave_BT)
+  fake = discriminate(params, stop(estimate_BT))
+  fake_to_generator = discriminate(stop(params), estimate_BT)
+  logits = lambda outputs: [output.logits_BN for output in outputs]
+  features = lambda outputs: [output.features for output in outputs]
   return {
     'adversarial': hinge_generator(logits(fake_to_generator)),
     'feature': feature_matching(stop(features(real)), features(fake_to_generator)),

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from . import command_line
+from .cli import command_line
 
 PROGRAMS = {
   'train': 'trains a stage of a recipe, or all of them',
@@ -12,7 +12,7 @@ PROGRAMS = {
   'evaluate': 'measures a workdir on held-out voices and texts',
   'codec': 'converts audio to .alm files and back',
   'pretrained': 'imports weights that others trained',
-  'forge': 'makes the training data of the detector',
+  'detector_clips': 'makes the training data of the detector',
   'detect': 'says whether audio was generated',
   'prepare': 'packs a corpus by Apache Beam',
   'compile': 'predicts memory and time on TPUs',
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None):
   name, *rest = (sys.argv[1:] if arguments is None else arguments) or ['--help']
   if name in ('--help', '-h'):
     print('usage: audiolm PROGRAM ...\n\nPrograms; each explains itself with --help:')
-    print('\n'.join(f'  {program:12}{text}' for program, text in PROGRAMS.items()))
+    print('\n'.join(f'  {program:16}{text}' for program, text in PROGRAMS.items()))
     return
   if name not in PROGRAMS:
     sys.exit(f'error: audiolm has no program {name!r}: choose one of {", ".join(PROGRAMS)}')

@@ -13,9 +13,9 @@
 
 import argparse
 
-from . import command_line
 from .benchmarks import acoustic, codec, decode, gpu, lm, stream
 from .benchmarks import input as input_benchmark
+from .cli import command_line
 
 BENCHMARKS = {
   'acoustic': acoustic,

@@ -25,7 +25,8 @@ from audiolm_jax.codes_file import Header
 from audiolm_jax.data import folders
 from audiolm_jax.errors import UserError
 
-from . import command_line, compilation_cache, workspace
+from . import workspace
+from .cli import command_line, compilation_cache
 
 COMMANDS = ('encode', 'decode', 'info')
 MAX_SECONDS = 24 * 3600.0  # of one audio file
@@ -70,9 +71,9 @@ def main():
   if args.output is None:
     raise UserError(f'{args.command} needs --output=FOLDER')
   jobs = find_jobs(args.command, args.paths, args.output, args.num_quantizers)
-  command_line.prove_folder(args.output, '--output')
+  command_line.check_folder(args.output, '--output')
   named = [job.target for job in jobs if not job.in_folder]
-  command_line.prove_files(named, '--output', overwrite=args.overwrite)
+  command_line.check_files(named, '--output', overwrite=args.overwrite)
   compilation_cache.keep_for_user()
   codec = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= codec.num_quantizers:
@@ -137,7 +138,7 @@ def run_jobs(command: str, codec: Codec, jobs: list[Job], overwrite: bool):
   for job in jobs:
     try:
       seconds = seconds_of(codec, job)
-      command_line.prove_name(job.target)
+      command_line.check_name(job.target)
       if overwrite or not job.target.exists() or not is_done(codec, job):
         todo.append((job, seconds))
     except (ValueError, OSError) as error:

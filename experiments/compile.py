@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from audiolm_jax import files, kmeans, tokenizer, windows
+from audiolm_jax import decoding, files, kmeans, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.costs import flops, goodput, hlo, roofline
 from audiolm_jax.errors import UserError, install
@@ -37,8 +37,9 @@ from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
 from audiolm_jax.training.loop import TrainConfig
 
-from . import command_line, sources
 from . import recipe as recipe_lib
+from . import sources
+from .cli import command_line
 
 
 def main():
@@ -89,7 +90,7 @@ def main():
     )
   for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
     if path is not None:
-      command_line.prove_files([path], flag)
+      command_line.check_files([path], flag)
   chip, devices = load_topology(args.topology, args.slices)
   names = recipe.trained if args.stage == 'all' else (args.stage,)
   reports = []
@@ -242,7 +243,7 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   params = sharding.unbox(jax.eval_shape(lambda: config.make().init(jax.random.key(0)))).params
   if isinstance(config, soundstorm.Config):
     # Not the jitted function, whose trace does not depend on the mesh.
-    decode = lambda params, key, semantic, codes: windows.fill_window.__wrapped__(
+    decode = lambda params, key, semantic, codes: decoding.fill_window.__wrapped__(
       config, params, key, semantic, codes, how.rule, how.noise, iterations=how.iterations
     )
     key = jax.eval_shape(lambda: jax.random.key(0))

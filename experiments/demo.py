@@ -21,7 +21,7 @@ import numpy as np
 from audiolm_jax import audio, files, generation, release
 from audiolm_jax.errors import UserError, install
 
-from . import command_line, compilation_cache
+from .cli import command_line, compilation_cache
 from .evaluations import external_judges
 
 PROMPT_SECONDS = 3.0
@@ -31,7 +31,7 @@ PATHS = {'soundstorm': 'soundstorm', 'coarse_fine': 'autoregressive'}  # the fas
 def main():
   started = time.time()
   args = _parser().parse_args()
-  command_line.prove_folder(args.output, '--output')
+  command_line.check_folder(args.output, '--output')
   compilation_cache.keep_for_user()
   folder = release.fetch(args.release, revision=args.revision)
   models = release.from_pretrained(folder)
@@ -119,7 +119,7 @@ def finish(output: pathlib.Path, report: dict, prompts: dict, waves: dict, sampl
   if importlib.util.find_spec('matplotlib') is None:
     print(f'spectrograms.png is not drawn, which needs matplotlib: {install("plot")}')
   else:
-    from . import pictures  # matplotlib, an extra
+    from .evaluations import pictures  # matplotlib, an extra
 
     shown = {
       f'{name}, {suffix.replace("_", " and ")}': wave_T

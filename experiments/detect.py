@@ -5,7 +5,7 @@
 
 Needs a trained detector and its calibration:
 
-  python -m experiments.forge --workdir=runs/tiny
+  python -m experiments.detector_clips --workdir=runs/tiny
   python -m experiments.train --stage=detector --workdir=runs/tiny
   python -m experiments.evaluate --suite=detection --workdir=runs/tiny
 
@@ -23,7 +23,8 @@ from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection as detection_metrics
 
-from . import command_line, compilation_cache, sources, workspace
+from . import sources, workspace
+from .cli import command_line, compilation_cache
 from .evaluations import detection
 
 
@@ -38,8 +39,8 @@ def main():
   )
   args = parser.parse_args()
   if args.output is not None:
-    command_line.prove_files([args.output], '--output')
-  command_line.prove_reachable(args.workdir, '--workdir')
+    command_line.check_files([args.output], '--output')
+  command_line.check_reachable(args.workdir, '--workdir')
   compilation_cache.keep_for_user()
   config, variables, _ = workspace.load_stage(args.workdir, 'detector')
   calibrations = detection.load_calibrations(args.workdir, variables)

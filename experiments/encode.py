@@ -49,8 +49,9 @@ from audiolm_jax.tokenizer import (
 from audiolm_jax.tokens import Spec
 from audiolm_jax.training import lock, sharding
 
-from . import command_line, corpora, inputs, sources, workspace
+from . import corpora, inputs, sources, workspace
 from . import recipe as recipe_lib
+from .cli import command_line, pod
 
 SHARD_EXAMPLES = 64  # in a shard, or as many as keep a split to MAX_SHARDS
 MAX_SHARDS = 1000  # readers keep all open: 60,000 hours at 12 codes a frame are shards of 270 MB
@@ -66,10 +67,10 @@ def main():
   command_line.add_compilation_cache(parser)
   args = parser.parse_args()
   command_line.keep_compiled(args)
-  workspace.join_pod()
-  workspace.leave_on_sigterm()
+  pod.join_pod()
+  pod.leave_on_sigterm()
   recipe = workspace.recipe_of(args)
-  workspace.prove_shared(args.workdir)
+  pod.check_shared(args.workdir)
   workspace.require_imports(recipe, args.workdir)
   with only_encoder(args.workdir / 'tokens'):
     encode_corpus(recipe, args.workdir)
@@ -259,7 +260,7 @@ def fit_to_sample(
         sample=sample,
       )
   if jax.process_index() == 0:
-    workspace.wait_for(
+    pod.wait_for(
       'the samples of other hosts',
       functools.partial(_unfinished, shares, sample, set()),
       poll_seconds=storage.poll_seconds(path),
@@ -268,7 +269,7 @@ def fit_to_sample(
     for name in storage.files_below(path.parent):
       if re.fullmatch(r'sample-[^/]*\.npz', name):
         (path.parent / name).unlink()
-  workspace.wait_for(
+  pod.wait_for(
     f'{path.name}, which process 0 makes',
     lambda: storage.missing([str(path)]),
     poll_seconds=storage.poll_seconds(path),
@@ -368,7 +369,7 @@ def encode_split(
   # Not an error of this process when another is late, or has to be started again: it waits, and
   # says for what.
   pause = storage.poll_seconds(folder)
-  workspace.wait_for('shards of other hosts', lambda: storage.missing(paths), poll_seconds=pause)
+  pod.wait_for('shards of other hosts', lambda: storage.missing(paths), poll_seconds=pause)
   if jax.process_index() == 0:
     num_encoded = token_shards.count(paths)
     if not num_encoded:
@@ -379,7 +380,7 @@ def encode_split(
       )
     metadata = {'fingerprints': fingerprints, **dataclasses.asdict(spec)}
     token_shards.write_manifest(folder, split, num_shards, metadata)
-  workspace.wait_for(
+  pod.wait_for(
     'the manifest, which process 0 writes',
     lambda: storage.missing([str(manifest)]),
     poll_seconds=pause,

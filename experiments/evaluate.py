@@ -22,8 +22,9 @@ from audiolm_jax import storage
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import ctc
 
-from . import command_line, evaluations, sources, workspace
+from . import evaluations, sources, workspace
 from . import recipe as recipe_lib
+from .cli import command_line
 from .evaluations import listening, lyra, paper
 
 
@@ -108,9 +109,11 @@ def draw(result: dict, path: pathlib.Path):
   if importlib.util.find_spec('matplotlib') is None:
     print(f'{path} is not drawn, because matplotlib is missing: {install("plot")}')
     return
-  from . import pictures  # matplotlib is an extra
+  from .evaluations import pictures  # matplotlib is an extra
 
-  pictures.save_trade_off(path, result['trade_off']['rows'], paper.TABLES['tokens, trade_off'].rows)
+  pictures.save_token_comparison(
+    path, result['trade_off']['rows'], paper.TABLES['tokens, trade_off'].rows
+  )
 
 
 def listen(recipe: recipe_lib.Recipe, args):
@@ -119,7 +122,7 @@ def listen(recipe: recipe_lib.Recipe, args):
     if storage.in_bucket(args.workdir) and not args.listening:
       raise UserError('give a folder on a disk for the page: --listening=FOLDER')
     folder = args.listening or args.workdir / 'listening'
-    command_line.prove_folder(folder, '--listening')
+    command_line.check_folder(folder, '--listening')
     key = listening.build(args.workdir, folder, seed=recipe.evaluation.seed)
     print(
       f'{folder}/index.html: {len(key["clips"])} clips. '

@@ -27,8 +27,9 @@ import numpy as np
 from audiolm_jax import audio, files
 from audiolm_jax.errors import UserError
 
-from . import command_line, evaluations, inputs, programs, sources, workspace
+from . import evaluations, inputs, sources, workspace
 from . import recipe as recipe_lib
+from .cli import command_line, parallel
 
 
 def main():
@@ -78,7 +79,7 @@ def draw(
   workdir: pathlib.Path, recipe, whole_T, prompt_T, reconstruction_T, continuations, rate: int
 ):
   """Writes spectrograms.png and curves.png."""
-  from . import pictures  # needs matplotlib, of the extra `plot`
+  from .evaluations import pictures  # needs matplotlib, of the extra `plot`
 
   waves = {'original': whole_T, 'codec reconstruction': reconstruction_T}
   waves |= {
@@ -107,13 +108,13 @@ def train_and_evaluate(recipe: recipe_lib.Recipe, workdir: pathlib.Path, common:
     for name in names
     if not evaluations.path(workdir, name).is_file()
   ]
-  programs.run(train(readers(inputs.Audio)))
-  programs.run([('encode', *common)])
+  parallel.run(train(readers(inputs.Audio)))
+  parallel.run([('encode', *common)])
   # Longest first, so that the shorter ones run one by one on the other half of the cores.
   rest = readers(inputs.Tokens, inputs.HeldOutVoices, inputs.SpokenNumbers)
   rest.sort(key=lambda name: -recipe.stages[name].train.num_steps)
-  programs.run(train(rest) + evaluate('codec', 'tokens'))
-  programs.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
+  parallel.run(train(rest) + evaluate('codec', 'tokens'))
+  parallel.run(evaluate('continuation', 'acoustic', 'language', 'soundstorm'))
 
 
 def continue_prompt(
@@ -124,7 +125,7 @@ def continue_prompt(
   if 'soundstorm' in recipe.stages:
     paths['SoundStorm continuation'] = ('soundstorm', workdir / 'continuation_soundstorm.wav')
   for acoustic, path in paths.values():
-    programs.run(
+    parallel.run(
       [
         (
           'generate',

@@ -20,7 +20,7 @@ import pathlib
 from audiolm_jax import stories as story_checks
 from audiolm_jax.errors import UserError
 
-from . import command_line
+from .cli import command_line
 
 MAX_TEXT_FILE_BYTES = 65_536
 MODES = ('continuation', 'acoustic', 'unconditional')
@@ -31,7 +31,7 @@ def main():
   args = _parser().parse_args()
   stories = read_stories(args)
   targets = check(args, stories)
-  from . import clips  # imports jax, which takes seconds: errors and --help need not wait for it
+  from .cli import clips  # imports jax, which takes seconds: errors and --help need not wait for it
 
   clips.make(args, targets, stories)
 
@@ -140,7 +140,7 @@ def check(args: argparse.Namespace, stories: list[list[str]]) -> list[pathlib.Pa
     )
   kind = 'text' if stories else args.mode
   targets = [args.output / f'{stem}_{kind}.wav' for stem in stems]
-  command_line.prove_files(targets, '--output', overwrite=args.overwrite)
+  command_line.check_files(targets, '--output', overwrite=args.overwrite)
   return targets
 
 

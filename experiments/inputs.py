@@ -1,18 +1,29 @@
 """What stages learn from: the kinds of `StageRecipe.data`.
 
 Each kind returns training and held-out examples, and names the programs that make them.
+
+The detector's clips are made by `experiments.detector_clips`. Records 2 n and 2 n + 1 of a split
+are a pair from one utterance: the original, and a continuation of its prompt, both decoded by the
+codec. A record holds 'waveform' (int16, as audio files), 'start' (the sample at which the prompt
+ends), 'label' (stages.detector) and 'speaker'.
 """
 
 import dataclasses
 import pathlib
 from typing import Any
 
-from audiolm_jax import tokens
-from audiolm_jax.errors import UserError
+import numpy as np
 
-from . import forgeries, sources, workspace
+from audiolm_jax import storage, tokens
+from audiolm_jax.errors import UserError
+from audiolm_jax.stages import detector
+
+from . import sources, workspace
 from .recipe import Recipe
 from .sources import Sources
+
+CLIP_SPLITS = ('train', 'validation', 'test')  # of the detector's clips
+FULL_SCALE = 32767
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +94,7 @@ class SpokenNumbers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Forgeries:
+class DetectorClips:
   """Originals and continuations, of training voices and of validation voices.
 
   Fields:
@@ -91,14 +102,75 @@ class Forgeries:
   """
 
   originals_only: bool = False
-  makers = ('encode', 'forge')
+  makers = ('encode', 'detector_clips')
 
   def sources(self, recipe: Recipe, name: str, workdir: pathlib.Path) -> Sources:
     training, held_out = (
-      forgeries.Clips(forgeries.load(workdir, split), by_lot=self.originals_only)
-      for split in forgeries.SPLITS[:2]
+      LabelledClips(load_clips(workdir, split), random_labels=self.originals_only)
+      for split in CLIP_SPLITS[:2]
     )
     return Sources(training, held_out, training.fingerprints)
+
+
+def clip_folder(workdir: storage.Path) -> storage.Path:
+  """Returns the folder of the detector's clips; in older workdirs, its name is `forgeries`."""
+  older = workdir / 'forgeries'
+  return older if older.is_dir() else workdir / 'detector_clips'
+
+
+def load_clips(workdir: storage.Path, split: str):
+  """Returns the records of a split of the detector's clips.
+
+  Raises:
+    UserError: naming the command that makes them, if they are missing.
+  """
+  folder = clip_folder(workdir).name
+  return workspace.token_source(workdir, split, folder=folder, program='detector_clips')
+
+
+def clip_record(wave_T: np.ndarray, start: int, label: int, speaker: int) -> dict[str, Any]:
+  """Returns the record of a clip, whose prompt ends at the sample `start`."""
+  samples_T = np.round(np.clip(wave_T, -1, 1) * FULL_SCALE).astype(np.int16)
+  return {'waveform': samples_T, 'start': start, 'label': label, 'speaker': speaker}
+
+
+def whole_clip(record: dict[str, Any]) -> np.ndarray:
+  """Returns the waveform of a record, including its prompt, as float32."""
+  return record['waveform'].astype(np.float32) / FULL_SCALE
+
+
+class LabelledClips:
+  """Clips without their prompts: float32 waveforms with labels.
+
+  Args:
+    records: records of a split.
+    random_labels: whether to use originals only, and to give a random half of them the label of
+      continuations.
+    seed: of the random labels.
+  """
+
+  def __init__(self, records, *, random_labels: bool = False, seed: int = 0):
+    self._records, self._labels = records, None
+    if random_labels:
+      self._labels = np.random.default_rng(seed).permutation(len(records) // 2) % 2
+
+  @property
+  def fingerprints(self) -> dict[str, str]:
+    return self._records.metadata['fingerprints']
+
+  def __len__(self) -> int:
+    return len(self._records) if self._labels is None else len(self._labels)
+
+  def __getitem__(self, index: int) -> dict[str, Any] | None:
+    found = self._records[index if self._labels is None else 2 * index + detector.ORIGINAL]
+    if found is None:
+      return None
+    label = found['label'] if self._labels is None else np.int32(self._labels[index])
+    return {
+      'waveform': whole_clip(found)[int(found['start']) :],
+      'label': label,
+      'speaker': found['speaker'],
+    }
 
 
 def of_stage(recipe: Recipe, name: str, workdir: pathlib.Path) -> Any:

@@ -17,7 +17,7 @@ import sys
 
 from audiolm_jax.errors import UserError, install
 
-from . import command_line
+from .cli import command_line
 
 
 def main(arguments: list[str] | None = None):
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None):
   args, beam_options = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
   if not args.root.is_dir():
     raise UserError(f'--root={args.root} is not a folder')
-  command_line.prove_folder(args.output, '--output')
+  command_line.check_folder(args.output, '--output')
   try:
     from audiolm_jax.data import builders
   except ImportError as error:

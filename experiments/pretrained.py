@@ -21,7 +21,7 @@ from audiolm_jax.pretrained import byte_pairs, clap, hub
 from audiolm_jax.stages.base import CodecConfig, FeatureConfig
 from audiolm_jax.training import lock, saving
 
-from . import command_line
+from .cli import command_line
 
 
 def main(arguments: list[str] | None = None):
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None):
     print(table())
     return
   hub.refuse_unread(args.source)
-  command_line.prove_folder(args.output or args.workdir, '--output' if args.output else '--workdir')
+  command_line.check_folder(args.output or args.workdir, '--output' if args.output else '--workdir')
   licence = licence_of(args.source, args.licence, args.allow_non_commercial)
   folder = hub.fetch(args.source, revision=args.revision)
   config, variables = hub.from_pretrained(folder)

@@ -14,9 +14,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
 
-from . import overrides as overrides_lib
-from . import pages
-from .pages import refuse_url
+from .cli import overrides as overrides_lib
+from .cli import recipe_pages
+from .cli.recipe_pages import refuse_url
 
 
 class Input(Protocol):
@@ -148,7 +148,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ForgeryConfig:
+class DetectorClipsConfig:
   """Configures the detector's data: utterances, and continuations of their beginnings."""
 
   # utterances of training voices; of each there is one original and one continuation
@@ -179,7 +179,7 @@ class Recipe:
     music_tokens: quantizer of the vectors of 'mulan'; not used without that stage.
     max_bad_tokens: share of damaged token records that is skipped and counted; one more stops the
       run.
-    forgeries: training data of the detector.
+    detector_clips: training data of the detector.
     sampling: sampling rules.
     evaluation: sizes of the evaluation.
   """
@@ -189,7 +189,7 @@ class Recipe:
   semantic_tokens: SemanticTokens
   music_tokens: MusicTokens = MusicTokens()
   max_bad_tokens: float = 0.0
-  forgeries: ForgeryConfig = ForgeryConfig()
+  detector_clips: DetectorClipsConfig = DetectorClipsConfig()
   sampling: SamplingConfig = SamplingConfig()
   evaluation: Evaluation = Evaluation()
 
@@ -238,7 +238,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     UserError: if the recipe or a field is unknown, listing the legal ones; if the page fails or has
       no RECIPE; if a value has the wrong type or is a URL.
   """
-  page = pages.load(name)
+  page = recipe_pages.load(name)
   if not isinstance(getattr(page, 'RECIPE', None), Recipe):
     raise UserError(
       f'--recipe={name} has no RECIPE of the class {Recipe.__module__}.Recipe: end the page with '

@@ -21,7 +21,7 @@ import socket
 
 from audiolm_jax.errors import UserError, install
 
-from . import command_line, compilation_cache
+from .cli import command_line, compilation_cache
 
 MAX_CONNECTIONS = 64
 PORT = 8000

@@ -26,8 +26,8 @@ from audiolm_jax.nn import attention, block_attention
 from audiolm_jax.nn.transformer import relative_buckets
 from audiolm_jax.training import metrics_writer
 
-from . import command_line, programs
 from . import recipe as recipe_lib
+from .cli import command_line, parallel
 
 RATE, PROMPT_SECONDS, SECONDS = 16_000, 2.0, 1.0
 TOLERANCE = 0.02  # relative; one rounding to bfloat16 has 2**-9, and errors of several add up
@@ -41,7 +41,7 @@ def main():
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
   flags = [f'--recipe={args.recipe}', *(f'--set={text}' for text in args.overrides)]
-  command_line.prove_folder(args.workdir, '--workdir')
+  command_line.check_folder(args.workdir, '--workdir')
   started = time.monotonic()
   # Before this process uses the device, which two processes cannot share.
   seconds = run_programs(args.workdir, flags)
@@ -64,7 +64,7 @@ def main():
 def run_programs(workdir: pathlib.Path, flags: list[str]) -> dict[str, float]:
   """Trains, encodes and generates; returns the seconds of generation by each acoustic path."""
   flags = [f'--workdir={workdir}', *flags]
-  programs.run([('train', '--stage=all', *flags)], num_lanes=1)
+  parallel.run([('train', '--stage=all', *flags)], num_slots=1)
   prompt = workdir / 'prompt.wav'
   noise_T = np.random.default_rng(0).uniform(-0.5, 0.5, round(PROMPT_SECONDS * RATE))
   audio.save(prompt, noise_T, RATE, overwrite=True)
@@ -73,7 +73,7 @@ def run_programs(workdir: pathlib.Path, flags: list[str]) -> dict[str, float]:
     started = time.monotonic()
     output = f'--output={workdir / acoustic}'
     to_make = [f'--prompt={prompt}', f'--seconds={SECONDS}', f'--acoustic={acoustic}', output]
-    programs.run([('generate', *to_make, '--overwrite', *flags)], num_lanes=1)
+    parallel.run([('generate', *to_make, '--overwrite', *flags)], num_slots=1)
     seconds[acoustic] = time.monotonic() - started
   return seconds
 
@@ -104,7 +104,7 @@ def predicted_ms(workdir: pathlib.Path, flags: list[str], topology: str) -> dict
   """Returns the milliseconds of a train step of each stage, predicted by experiments.compile."""
   report = workdir / 'compile.json'
   command = ('compile', '--stage=all', f'--topology={topology}', f'--json={report}', *flags)
-  programs.run([command], num_lanes=1)
+  parallel.run([command], num_slots=1)
   reports = files.read_json(report, 'run the check again')
   return {one['stage']: 1e3 * one['step_seconds'] for one in reports}
 

@@ -18,7 +18,8 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
 from audiolm_jax.tokens import Spec
 
-from . import compilation_cache, corpora, workspace
+from . import corpora, workspace
+from .cli import compilation_cache
 from .recipe import Recipe, SemanticTokens
 
 # Utterances are padded to a multiple of this (whole semantic frames), for few compilations.

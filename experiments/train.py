@@ -24,8 +24,10 @@ from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, configs, loop
 
-from . import command_line, inputs, probes, programs, tracker, workspace
+from . import inputs, workspace
 from . import recipe as recipe_lib
+from .cli import command_line, parallel, pod, tracker
+from .evaluations import during_training
 
 
 def main():
@@ -48,7 +50,7 @@ def main():
   parser.add_argument(
     '--tracker',
     metavar='MODULE:FUNCTION',
-    help='also pass metrics to a tracker of yours, see experiments/tracker.py',
+    help='also pass metrics to a tracker of yours, see experiments/cli/tracker.py',
   )
   args = parser.parse_args()
   recipe = workspace.recipe_of(args, writes=False)
@@ -62,7 +64,7 @@ def main():
       '--init_from is the checkpoint of one stage: give that stage by --stage, not all'
     )
   if args.init_from is not None:
-    command_line.prove_reachable(args.init_from, '--init_from')
+    command_line.check_reachable(args.init_from, '--init_from')
   start_tracker = None if args.tracker is None else tracker.load(args.tracker)
   workspace.remember(args)
   command_line.keep_compiled(args)
@@ -79,8 +81,8 @@ def main():
       [] if args.tracker is None else [f'--tracker={args.tracker}'],
     )
   else:
-    workspace.join_pod()
-    workspace.prove_shared(args.workdir)
+    pod.join_pod()
+    pod.check_shared(args.workdir)
     train_stage(
       recipe, args.stage, args.workdir, args.init_from, args.init_optimizer, start_tracker
     )
@@ -110,7 +112,7 @@ def train_all(
     makers = [(maker, *arguments) for maker in stage.data.makers]
     commands += [maker for maker in makers if maker not in commands]
     commands.append(('train', f'--stage={name}', *arguments, *train_arguments))
-  programs.run(commands, num_lanes=1)
+  parallel.run(commands, num_slots=1)
 
 
 def is_finished(
@@ -199,7 +201,7 @@ def train_stage(
       make_eval_batches=make_eval_batches,
       workdir=workdir / name,
       fingerprints=fingerprints,
-      probe=probes.for_stage(config),
+      measurement=during_training.for_stage(config),
       init_from=init_from,
       init_optimizer=init_optimizer,
       report=report,

@@ -35,11 +35,11 @@ from audiolm_jax.stages import (
 from audiolm_jax.stages.base import Condition, Variables
 from audiolm_jax.tokenizer import SemanticEncoder
 from audiolm_jax.training.loop import TrainConfig
-from audiolm_jax.training.monitor import Band, RollbackConfig
+from audiolm_jax.training.monitor import ExpectedMetric, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from audiolm_jax.training.sharding import MeshConfig
 from experiments import corpora
-from experiments.recipe import Evaluation, ForgeryConfig, MusicTokens, SemanticTokens
+from experiments.recipe import DetectorClipsConfig, Evaluation, MusicTokens, SemanticTokens
 
 NAN, INF = float('nan'), float('inf')
 COUNT = 'a whole number of at least 1'
@@ -69,14 +69,22 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (OptimizerConfig(), dict(learning_rate=-1e-3, weight_decay=INF), 'a finite number of at least 0'),
   (RollbackConfig(), dict(max_rollbacks=0, window=0), COUNT),
   (RollbackConfig(), dict(explosion=NAN), 'a finite number above 1'),
-  (Band(metric='loss', step=1, low=0.0, high=1.0), dict(low=NAN, high=INF), 'a finite number'),
-  (Band(metric='loss', step=1, low=0.0, high=1.0), dict(step=-1), 'a whole number of at least 0'),
+  (
+    ExpectedMetric(metric='loss', step=1, low=0.0, high=1.0),
+    dict(low=NAN, high=INF),
+    'a finite number',
+  ),
+  (
+    ExpectedMetric(metric='loss', step=1, low=0.0, high=1.0),
+    dict(step=-1),
+    'a whole number of at least 0',
+  ),
   (MeshConfig(), dict(data=0, fsdp=-2), f'{COUNT}, or -1'),
   (Evaluation(), dict(num_clips=0, num_prompts=-1), COUNT),
   (Evaluation(), dict(decoder_seconds=NAN), 'a finite number above 0'),
   (Evaluation(), dict(seconds=INF, prompt_seconds=0.0), CLIP),
   (Evaluation(), dict(carry_seconds=-1.0), 'a finite number of at least 0'),
-  (ForgeryConfig(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
+  (DetectorClipsConfig(), dict(num_train=0, num_validation=-1, num_test=0, batch_size=0), COUNT),
   (SemanticTokens(), dict(num_clusters=0, frames_per_token=0), COUNT),
   (SemanticTokens(), dict(sample_seconds=NAN), 'a finite number above 0'),
   (MusicTokens(), dict(num_quantizers=0, codebook_size=0), COUNT),

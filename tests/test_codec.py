@@ -39,6 +39,9 @@ CONFIGS = {
     ),
   ),
 }
+CONFIGS['lookahead'] = dataclasses.replace(
+  CONFIG, network=dataclasses.replace(CONFIGS['frame_rate'].network, overlap=8, lookahead=2)
+)
 # frames; one is shorter than what the dilated convolutions remember
 HOP, FRAMES, LARGEST_CHUNK = 8, 24, 5
 
@@ -103,8 +106,11 @@ def test_no_frame_here_is_within_rounding_of_another_code(name):
 def test_any_chunks_give_the_codes_and_the_waveform_of_the_whole(name, sizes):
   codec, wave_BT, codes_BFQ, decoded_BT = whole(name)
   stream = codec.stream
-  got_BFQ = in_chunks(stream.encode, stream.encoder_state(3), wave_BT, sizes, HOP)
-  np.testing.assert_array_equal(got_BFQ, codes_BFQ)
+  silence_BT = jnp.zeros((3, stream.delay * HOP))
+  heard_BT = jnp.concatenate([wave_BT, silence_BT], axis=1)
+  late = [stream.delay] if stream.delay else []
+  got_BFQ = in_chunks(stream.encode, stream.encoder_state(3), heard_BT, sizes + late, HOP)
+  np.testing.assert_array_equal(got_BFQ[:, stream.delay :], codes_BFQ)
   got_BT = in_chunks(stream.decode, stream.decoder_state(3), codes_BFQ, sizes, 1)
   np.testing.assert_allclose(got_BT, decoded_BT, atol=1e-5)
 
@@ -135,6 +141,20 @@ def test_the_first_levels_alone():
   codec, wave_BT, codes_BFQ, _ = whole('rvq')
   got_BFQ, _ = codec.stream.encode(codec.stream.encoder_state(3), wave_BT[:, :HOP], 2)
   np.testing.assert_array_equal(got_BFQ, codes_BFQ[:, :1, :2])
+
+
+@pytest.mark.parametrize('num_samples', [0, 5, 7 * HOP, 8 * HOP - 1, 8 * HOP + 1, FRAMES * HOP])
+def test_blocks_of_a_codec_that_looks_ahead_are_the_whole(num_samples, monkeypatch):
+  codec, wave_BT, *_ = whole('lookahead')
+  assert codec.stream.delay == 2
+  monkeypatch.setattr(Codec, 'block_frames', 4)
+  wave_T = np.asarray(wave_BT)[0, :num_samples]
+  got = list(codec.encode_blocks(parts(wave_T, 4 * HOP)))
+  frames = -(-num_samples // HOP)
+  assert [len(block_FQ) for block_FQ in got] == [4] * -(-frames // 4)
+  if frames:
+    want_FQ = np.asarray(codec.encode(wave_T[None]))[0]
+    np.testing.assert_array_equal(np.concatenate(got)[:frames], want_FQ)
 
 
 @pytest.mark.parametrize('num_samples', [1, HOP - 1, HOP, HOP + 1, 3 * HOP - 5])

@@ -176,8 +176,8 @@ def test_commands_run_as_copied_after_a_full_run(tmp_path):
   """All that need no data or machine of the reader's, one after the other, in tiny sizes."""
   sizes = (
     SIZES
-    | {f'forgeries.num_{split}': 2 for split in ('train', 'validation', 'test')}
-    | {'forgeries.batch_size': 2, 'detector.train.num_steps': 2}
+    | {f'detector_clips.num_{split}': 2 for split in ('train', 'validation', 'test')}
+    | {'detector_clips.batch_size': 2, 'detector.train.num_steps': 2}
   )
   flags = [f'--set={field}={value}' for field, value in sizes.items()]
   commands = [

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 import audiolm_jax
-from audiolm_jax import codec, windows
+from audiolm_jax import codec, decoding
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import base, semantic
 from audiolm_jax.training import evaluation, loop, sharding
-from experiments import command_line, sources, train, workspace
 from experiments import recipe as recipe_lib
+from experiments import sources, train, workspace
+from experiments.cli import command_line
 
 # A page with a corpus (sines of one loudness each), a stage (one gain) and a recipe of its own.
 PAGE = textwrap.dedent(
@@ -203,7 +204,7 @@ CONFIG = semantic.Config(
 )
 
 
-def test_a_metric_is_a_probe(tmp_path):
+def test_a_metric_is_a_measurement(tmp_path):
   """Perplexity of the evaluation batches, which the stage does not log."""
 
   def measure(params, state, batch):
@@ -224,7 +225,7 @@ def test_a_metric_is_a_probe(tmp_path):
       pipeline.evaluation_batches, examples, stage.batch, num_batches=1, **options
     ),
     workdir=tmp_path,
-    probe=evaluation.Probe(measure, summarize),
+    measurement=evaluation.Measurement(measure, summarize),
   )
   expected = np.exp(result.metrics['eval/nats'])
   assert result.metrics['eval/perplexity'] == pytest.approx(expected, rel=1e-4)
@@ -237,7 +238,7 @@ def test_a_sampling_rule_is_a_function():
     """Counts on from the largest token so far: 2, 3, 4, 4, ..."""
     return jnp.minimum(past_BN.max(axis=-1) + 1, logits_BV.shape[-1] - 1)
 
-  [row] = windows.extend(
+  [row] = decoding.extend(
     CONFIG.language_model,
     params,
     jax.random.key(0),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import audio, generation, kmeans, tokenizer, windows
+from audiolm_jax import audio, decoding, generation, kmeans, tokenizer
 from audiolm_jax import codec as codec_lib
 from audiolm_jax.generation import Models, SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
@@ -170,13 +170,13 @@ def test_a_row_alone_is_the_row_in_a_batch(models):
 
 def test_lengths_share_compilations(models):
   wave_BT, _ = prompts()
-  windows.sample_targets.clear_cache()
+  decoding.sample_targets.clear_cache()
   for num_samples in (56, 64, 72, 80):  # 14 to 20 frames: one bucket
     generation.continue_audio(
       models, jax.random.key(0), wave_BT[:1, :num_samples], seconds=0.08, carry_seconds=0.08
     )
   # four lengths, three models: at most two buckets a model
-  assert windows.sample_targets._cache_size() <= 6
+  assert decoding.sample_targets._cache_size() <= 6
 
 
 def test_acoustics_from_semantic_and_unconditional(models):
@@ -494,7 +494,7 @@ def test_windows_read_the_condition_of_the_segment_of_their_first_new_frame(mode
     seen[name].append((np.asarray(prefix[0])[:2, 0].tolist(), prompt_BFQ.shape[1], guidance))
     return np.zeros((len(prompt_BFQ), capacity), np.int32)
 
-  monkeypatch.setattr(windows, 'sample_targets', spy)
+  monkeypatch.setattr(decoding, 'sample_targets', spy)
   both = conditioned(models, semantic=0, coarse=1)
   for name in ('semantic', 'coarse'):
     stage = getattr(both, name)
@@ -578,8 +578,8 @@ def computed(monkeypatch):
   """The programs that ran, in order: 'tokens', 'masked' or 'decode'."""
   names = []
   for home, name, label in (
-    (windows, 'sample_targets', 'tokens'),
-    (windows, 'fill_window', 'masked'),
+    (decoding, 'sample_targets', 'tokens'),
+    (decoding, 'fill_window', 'masked'),
     (codec_lib, '_decode_step', 'decode'),
   ):
     original = getattr(home, name)

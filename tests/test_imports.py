@@ -26,7 +26,7 @@ ROOMS = [
   'nn',
   'stages',
   'middle',
-  'windows',
+  'decoding',
   'codec',
   'tokenizer',
   'generation',
@@ -125,3 +125,9 @@ def test_programs_do_not_import_one_another():
       assert not (module.startswith('experiments.') and module.split('.')[1] in programs), (
         f'{name} imports {module}'
       )
+
+
+def test_helpers_of_programs_have_rooms():
+  guard = "__name__ == '__main__'"
+  helpers = {p.stem for p in (ROOT / 'experiments').glob('*.py') if guard not in p.read_text()}
+  assert helpers == {'__init__', 'recipe', 'corpora', 'inputs', 'sources', 'workspace'}

@@ -14,7 +14,7 @@ class Example(TypedDict, total=False):
   """Holds one utterance: audio at the `sample_rate` of the source, tokens, labels.
 
   Fields:
-    waveform: mono float32 in [-1, 1]; int16 in the detector's clips (`experiments.forgeries`).
+    waveform: mono float32 in [-1, 1]; int16 in the detector's clips (`experiments.inputs`).
     noise: noise to be added to the waveform, of the same length. From `data.noise`.
     semantic: semantic tokens at `semantic_rate`. From token shards (`experiments.encode`).
     codes: codec codes of all levels, F = frames_per_semantic * S. From token shards.

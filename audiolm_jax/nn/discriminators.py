@@ -15,7 +15,7 @@ from audiolm_jax.nn.conv import Conv, GroupedConv
 SPECTRAL_UNITS = ((2, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2), (2, 2, 2))
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
   """Holds logits over time (positive for real audio), and hidden layers for feature matching."""
 
   logits_BN: Float[Array, 'B N']
@@ -41,7 +41,7 @@ class SpectralDiscriminator(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, wave_BT) -> Judgement:
+  def __call__(self, wave_BT) -> DiscriminatorOutput:
     spectrum_BFN = (
       audio.stft(wave_BT, self.window_length, self.hop_length)[..., :-1] / self.window_length**0.5
     )
@@ -61,7 +61,7 @@ class SpectralDiscriminator(nn.Module):
       x = _activate(hidden + shortcut)
       features.append(x)
     logits = Conv(1, (1, x.shape[2]), padding='VALID', dtype=self.dtype, name='logits')(x)
-    return Judgement(logits[:, :, 0, 0].astype(jnp.float32), features)
+    return DiscriminatorOutput(logits[:, :, 0, 0].astype(jnp.float32), features)
 
 
 class WaveformDiscriminator(nn.Module):
@@ -76,7 +76,7 @@ class WaveformDiscriminator(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, wave_BT) -> Judgement:
+  def __call__(self, wave_BT) -> DiscriminatorOutput:
     x = _activate(Conv(self.channels, (15,), dtype=self.dtype, name='stem')(wave_BT[..., None]))
     features = [x]
     for index in range(4):
@@ -86,7 +86,7 @@ class WaveformDiscriminator(nn.Module):
     x = _activate(Conv(x.shape[-1], (5,), dtype=self.dtype, name='mix')(x))
     features.append(x)
     logits = Conv(1, (3,), dtype=self.dtype, name='logits')(x)
-    return Judgement(logits[..., 0].astype(jnp.float32), features)
+    return DiscriminatorOutput(logits[..., 0].astype(jnp.float32), features)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,16 +140,16 @@ class AllDiscriminators(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, wave_BT) -> list[Judgement]:
+  def __call__(self, wave_BT) -> list[DiscriminatorOutput]:
     config, window = self.config, self.config.spectral_window_length
     spectral = SpectralDiscriminator(
       config.spectral_channels, window, window // 4, self.dtype, name='spectral'
     )
-    judgements = [spectral(wave_BT)]
+    outputs = [spectral(wave_BT)]
     for index in range(config.num_waveform):
       discriminator = WaveformDiscriminator(
         config.waveform_channels, config.waveform_max_channels, self.dtype, name=f'waveform{index}'
       )
-      judgements.append(discriminator(wave_BT))
+      outputs.append(discriminator(wave_BT))
       wave_BT = nn.avg_pool(wave_BT[..., None], (4,), (2,), 'SAME', count_include_pad=False)[..., 0]
-    return judgements
+    return outputs

@@ -5,9 +5,11 @@ Encoder: short-time spectrum -> ConvNeXt blocks -> embedding. Decoder: embedding
 fill matrix units and take less CPU time than SEANet's convolutions, which have few channels at up
 to 16,000 steps/s.
 
-Unlike Vocos, the network is causal: frame f sees samples before (f + 1) * hop_length, and sample t
-depends on no frame after t // hop_length. The inverse FFT of a frame therefore covers its own hop
-and only `overlap` samples of the next hop, where the two frames are cross-faded.
+Unlike Vocos, the network is causal: frame f sees samples before (f + 1 + lookahead) * hop_length,
+and sample t depends on no frame after t // hop_length. The inverse FFT of a frame therefore covers
+its own hop and only `overlap` samples of the next hop, where the two frames are cross-faded. An
+encoder without lookahead has to describe samples of the next hop that it has not seen; with one
+frame of lookahead and `overlap=hop_length` it has seen them all (docs/results/speech.md compares).
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from jaxtyping import Float
 from audiolm_jax import audio, checks
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.attention import partitioned
-from audiolm_jax.nn.conv import with_past
+from audiolm_jax.nn.conv import PAST, with_past
 
 MAGNITUDE_FLOOR = 1e-4  # the phase of quieter bins is not worth encoding
 COMPRESSION = 0.3  # exponent of the magnitudes that the encoder reads
@@ -38,6 +40,7 @@ class FrameRate:
   hop_length: int = 320  # samples per frame
   window_length: int = 640  # samples of the encoder's spectrum; a multiple of hop_length
   overlap: int = 160  # samples of the next hop that a decoded frame covers; at most hop_length
+  lookahead: int = 0  # frames after its own that the encoder sees; they add to the latency
   width: int = 512
   num_blocks: int = 8  # of the encoder, and also of the decoder
   kernel_size: int = 7  # frames
@@ -46,7 +49,9 @@ class FrameRate:
   def __post_init__(self):
     sizes = ('hop_length', 'window_length', 'width', 'num_blocks', 'kernel_size', 'expansion')
     overlap = checks.whole(0, self.hop_length)
-    checks.fields(self, **dict.fromkeys(sizes, checks.WHOLE), overlap=overlap)
+    checks.fields(
+      self, **dict.fromkeys(sizes, checks.WHOLE), overlap=overlap, lookahead=checks.whole(0)
+    )
     if self.window_length % self.hop_length:
       raise UserError(
         f'window_length={self.window_length}: must be a multiple of hop_length={self.hop_length}'
@@ -114,7 +119,11 @@ class Trunk(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Encodes waveforms [B, T] as embeddings [B, T / hop_length, embedding_dim]."""
+  """Encodes waveforms [B, T] as embeddings [B, T / hop_length, embedding_dim].
+
+  Whole clips are followed by silence for the lookahead. In a stream, embeddings are `lookahead`
+  frames late: the first ones precede the clip.
+  """
 
   config: FrameRate
   embedding_dim: int
@@ -123,6 +132,8 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, wave_BT):
     c = self.config
+    late = 0 if self.is_mutable_collection(PAST) else c.lookahead
+    wave_BT = jnp.pad(wave_BT, ((0, 0), (0, late * c.hop_length)))
     wave_BT = with_past(self, wave_BT, c.window_length - c.hop_length)
     spectrum_BFN = audio.stft(wave_BT, c.window_length, c.hop_length)
     magnitude_BFN = jnp.sqrt(
@@ -130,7 +141,7 @@ class Encoder(nn.Module):
     )
     compressed_BFN = spectrum_BFN * magnitude_BFN ** (COMPRESSION - 1)
     features = compressed_BFN.real, compressed_BFN.imag, COMPRESSION * jnp.log(magnitude_BFN)
-    x_BFD = Trunk(c, self.dtype, name='trunk')(jnp.concatenate(features, axis=-1))
+    x_BFD = Trunk(c, self.dtype, name='trunk')(jnp.concatenate(features, axis=-1))[:, late:]
     return _dense(self.embedding_dim, self.dtype, 'head')(x_BFD).astype(jnp.float32)
 
 

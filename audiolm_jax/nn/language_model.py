@@ -208,7 +208,7 @@ def log_likelihoods(
   """Returns the log-probability of each target code, in nats, given all before it; 0 at PAD.
 
   The sum over a row is the log-likelihood of its codes. Rows of any length without a prefix:
-  `windows.log_likelihoods`.
+  `decoding.log_likelihoods`.
 
   Args:
     model: the language model.

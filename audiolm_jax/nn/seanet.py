@@ -44,6 +44,11 @@ class SEANet:
     )
 
   @property
+  def lookahead(self) -> int:
+    """Number of frames after its own that the encoder sees for a frame: none."""
+    return 0
+
+  @property
   def hop_length(self) -> int:
     """Number of samples per frame."""
     return self.stem_stride * math.prod(self.strides)

@@ -157,12 +157,15 @@ class StreamFunctions(NamedTuple):
     decoder_state: the same for the decoder.
     encode_step: (variables, state, wave_BT, num_quantizers or None) -> (codes_BFQ, state).
     decode_step: (variables, state, codes_BFQ) -> (wave_BT, state).
+    delay: number of frames by which the codes of `encode_step` are late. That many frames at the
+      start of a stream precede the clip, and that many frames of silence must follow it.
   """
 
   encoder_state: Callable[[int], State]
   decoder_state: Callable[[int], State]
   encode_step: Callable[[Variables, State, jax.Array, int | None], tuple[jax.Array, State]]
   decode_step: Callable[[Variables, State, jax.Array], tuple[jax.Array, State]]
+  delay: int = 0
 
 
 class CodecFunctions(NamedTuple):

@@ -3,8 +3,9 @@
 A causal convolutional encoder makes one embedding per `hop_length` samples, a residual vector
 quantizer turns it into one code per level, and a causal decoder makes the waveform from the sum of
 the code vectors. With the defaults (as in AudioLM): 16 kHz, 50 frames/s, 12 levels of 1024 codes,
-6000 bit/s. Frame f depends on samples before (f + 1) * hop_length, and no sample depends on a later
-frame. Quantizer dropout in training allows decoding from any number of leading levels.
+6000 bit/s. Frame f depends on samples before (f + 1) * hop_length (later ones only with
+`FrameRate.lookahead`), and no sample depends on a later frame. Quantizer dropout in training allows
+decoding from any number of leading levels.
 
 `encode` and `decode` take clips of whole frames, `encode_step` and `decode_step` consecutive
 chunks; `audiolm_jax.codec.Codec` takes clips of any length.
@@ -341,12 +342,12 @@ def _discriminator_terms(config: Config, params, step, wave_BT, estimate_BT):
   """
   if config.discriminators.start is None:
     return {name: jnp.zeros(()) for name in UNDECIDED}
-  judge = lambda params, wave: config.discriminators.module(config.dtype).apply(
+  discriminate = lambda params, wave: config.discriminators.module(config.dtype).apply(
     {'params': params}, wave
   )
   return jax.lax.cond(
     step >= config.discriminators.start,
-    lambda *waves: losses.adversarial_terms(judge, params, *waves),
+    lambda *waves: losses.adversarial_terms(discriminate, params, *waves),
     lambda *_: {name: jnp.full((), value) for name, value in UNDECIDED.items()},
     wave_BT,
     estimate_BT,
@@ -409,12 +410,12 @@ def discriminator_accuracy(
   0.5 means that they cannot distinguish the waveforms, 1 that they always can.
   """
   checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
-  judge = lambda wave: config.discriminators.module(config.dtype).apply(
+  discriminate = lambda wave: config.discriminators.module(config.dtype).apply(
     {'params': variables.params['discriminator']}, wave
   )
   shares = [
     (jnp.mean(real.logits_BN > 0) + jnp.mean(fake.logits_BN < 0)) / 2
-    for real, fake in zip(judge(wave_BT), judge(estimate_BT), strict=True)
+    for real, fake in zip(discriminate(wave_BT), discriminate(estimate_BT), strict=True)
   ]
   return sum(shares) / len(shares)
 
@@ -495,8 +496,9 @@ def encode_step(
 ) -> tuple[Int[Array, 'B F Q'], State]:
   """Returns the codes of the next chunk of each clip, and the state after it; see `encode`.
 
-  Codes do not depend on chunk sizes, except for rounding in float32: convolutions of different
-  lengths may sum in different orders, which can change the code of a frame between two codes.
+  Codes are `network.lookahead` frames late: those of the first frames precede the clip. They do not
+  depend on chunk sizes, except for rounding in float32: convolutions of different lengths may sum
+  in different orders, which can change the code of a frame between two codes.
 
   Raises:
     UserError: as `encode`, and if `state` has another number of clips.
@@ -532,6 +534,7 @@ def _functions(config: Config, denoise: bool) -> CodecFunctions:
     ),
     bind(encode_step, config, **encodes),
     bind(decode_step, config, **decodes),
+    config.network.lookahead,
   )
   return CodecFunctions(
     bind(encode, config, **encodes),

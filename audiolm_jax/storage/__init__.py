@@ -31,7 +31,7 @@ else:
 
 SCHEME = 'gs://'
 Stamp = Any  # identifies a version of a file: it changes with every write
-_PROBE_BYTES = 1 << 16
+_TRIAL_BYTES = 1 << 16
 _MAX_SWAPPED_BYTES = 4096
 
 
@@ -225,12 +225,12 @@ def check_writable(directory: Path) -> None:
     OSError: if that fails; after seconds where a bucket cannot be reached.
   """
   if in_bucket(directory):
-    client().check(directory, _PROBE_BYTES)
+    client().check(directory, _TRIAL_BYTES)
     return
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory) as file:  # nameless, so no link can redirect it
-      file.write(bytes(_PROBE_BYTES))
+      file.write(bytes(_TRIAL_BYTES))
       file.flush()
       os.fsync(file.fileno())
   except OSError as error:

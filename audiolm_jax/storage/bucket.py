@@ -149,11 +149,11 @@ def check(folder, num_bytes: int) -> None:
   """
   name, key = _name_and_key(folder)
   kv = _open(name, _FEW_RETRIES)
-  probe = f'{key}/.probe-{uuid.uuid4().hex}'.lstrip('/')
-  _result(kv.write(probe, bytes(num_bytes)), folder)
-  if not _result(kv.list(_below(probe)), folder):
+  trial = f'{key}/.trial-{uuid.uuid4().hex}'.lstrip('/')
+  _result(kv.write(trial, bytes(num_bytes)), folder)
+  if not _result(kv.list(_below(trial)), folder):
     raise _explained('PERMISSION_DENIED: objects cannot be listed', folder)
-  _result(kv.write(probe, None), folder)
+  _result(kv.write(trial, None), folder)
 
 
 def _below(prefix: str) -> tensorstore.KvStore.KeyRange | None:

@@ -1,4 +1,4 @@
-"""Evaluates a train state: averages the metrics of the stage, and runs a program's probe."""
+"""Evaluates a train state: averages the metrics of the stage, and runs a program's measurement."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from audiolm_jax.training import sharding
 
 
 class Summary(NamedTuple):
-  """Holds the results of a probe, by name; they are logged as 'eval/<name>'.
+  """Holds the results of a measurement, by name; they are logged as 'eval/<name>'.
 
   Fields:
     scalars: numbers.
@@ -27,7 +27,7 @@ class Summary(NamedTuple):
   images: Mapping[str, np.ndarray] = {}
 
 
-class Probe(NamedTuple):
+class Measurement(NamedTuple):
   """Defines additional measurements at each evaluation, which a program makes of a stage.
 
   Fields:
@@ -40,24 +40,24 @@ class Probe(NamedTuple):
   summarize: Callable[[Any, Any], Summary]
 
 
-NO_PROBE = Probe(lambda *_: ((), ()), lambda *_: Summary({}))
+NO_MEASUREMENT = Measurement(lambda *_: ((), ()), lambda *_: Summary({}))
 
 
 def make(
-  eval_step: Callable[..., Mapping[str, jax.Array]], probe: Probe, mesh: Mesh
+  eval_step: Callable[..., Mapping[str, jax.Array]], measurement: Measurement, mesh: Mesh
 ) -> Callable[[base.Params, base.State, Iterator[base.Batch]], tuple[dict[str, Any], Summary]]:
   """Returns a function that evaluates a train state on held-out batches.
 
   Args:
     eval_step: from `step.make_eval_step`.
-    probe: additional measurements; NO_PROBE for none.
+    measurement: additional measurements; NO_MEASUREMENT for none.
     mesh: mesh of the batches.
 
   Returns:
     Function (params, state, global batches) -> (means of the metrics of `eval_step`, Summary). It
     raises UserError if there are no batches.
   """
-  measure = jax.jit(probe.measure, out_shardings=sharding.replicated(mesh))
+  measure = jax.jit(measurement.measure, out_shardings=sharding.replicated(mesh))
 
   def evaluate(params, state, batches):
     sums, samples, count = None, None, 0
@@ -72,6 +72,6 @@ def make(
     metrics, arrays = jax.tree.map(
       lambda x: np.asarray(x, np.float64) / count, jax.device_get(sums)
     )
-    return metrics, probe.summarize(arrays, jax.device_get(samples))
+    return metrics, measurement.summarize(arrays, jax.device_get(samples))
 
   return evaluate

@@ -42,7 +42,7 @@ class TrainResult(NamedTuple):
 
 
 # Added to the timeouts of the first steps: the first one compiles, and those that start before it
-# is judged may wait for hosts that still compile.
+# is checked may wait for hosts that still compile.
 _COMPILE_SECONDS = 3600.0
 
 
@@ -55,7 +55,7 @@ def train(
   make_eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None = None,
   workdir: str | os.PathLike,
   fingerprints: Mapping[str, str] | None = None,
-  probe: evaluation.Probe | None = None,
+  measurement: evaluation.Measurement = evaluation.NO_MEASUREMENT,
   init_from: str | os.PathLike | None = None,
   init_optimizer: bool = False,
   optimizer: optax.GradientTransformation | None = None,
@@ -67,7 +67,7 @@ def train(
 
   - Evaluation comes before the save, so that a resumed run does not repeat it.
   - The save comes before the next batch is fetched, so that state and data position match.
-  - A step is judged after the next `slack_steps` have started, so that the device never waits for
+  - A step is checked after the next `slack_steps` have started, so that the device never waits for
     the host, but before its state is evaluated or saved.
 
   Resuming is exact: on the same mesh, losses are bitwise equal to those of an uninterrupted run. So
@@ -89,7 +89,7 @@ def train(
       on a disk or in a bucket (gs://bucket/folder).
     fingerprints: fingerprints by name of the models that made the training data (codec, k-means);
       stored in each checkpoint and compared when resuming.
-    probe: additional measurements at each evaluation.
+    measurement: additional measurements at each evaluation.
     init_from: workdir or checkpoint directory of a run whose params and state are the initial ones
       (fine-tuning); ignored if `workdir` has a checkpoint. An average of the parameters starts at
       these parameters.
@@ -99,8 +99,8 @@ def train(
       resuming: only the shapes of its state are compared.
     report: called on process 0 with {'step', 'metrics', 'steps_per_second'} at each log, and
       without 'steps_per_second' at each evaluation, whose metrics are named 'eval/...'. At a
-      rollback, explosion, skipped batch or metric outside of its band there is also a 'message' for
-      the user. If it returns a true value, the run finishes the steps in progress, saves and
+      rollback, explosion, skipped batch or metric outside of its range there is also a 'message'
+      for the user. If it returns a true value, the run finishes the steps in progress, saves and
       returns, as after a signal.
 
   Raises:
@@ -119,7 +119,7 @@ def train(
   """
   beginning = resuming.Beginning(train_config.seed, init_from, init_optimizer)
   programs = session_lib.programs(stage, config, train_config, optimizer)
-  evaluate = evaluation.make(programs.eval_step, probe or evaluation.NO_PROBE, programs.mesh)
+  evaluate = evaluation.make(programs.eval_step, measurement, programs.mesh)
   metadata = session_lib.metadata(config, train_config, fingerprints, beginning, optimizer)
   batches = make_batches()
   resuming.check_iterator(batches)
@@ -137,21 +137,23 @@ def train(
     step, taken, batch = start, collections.deque(), None
     while True:
       due = _due(session, step, start, evaluates, signalled)
-      verdict, judged = _judge(session, taken, start, 0 if any(due) else train_config.slack_steps)
+      verdict, checked = _check_steps(
+        session, taken, start, 0 if any(due) else train_config.slack_steps
+      )
       if due.save and verdict.action is Action.GO_ON:
-        verdict, judged = _try_state(session, step, train_state, batch, batches.get_state())
+        verdict, checked = _try_state(session, step, train_state, batch, batches.get_state())
       match verdict.action:
         case Action.STOP:
-          _stop(session, verdict, judged, train_state)
+          _stop(session, verdict, checked, train_state)
         case Action.ROLL_BACK:
           del train_state  # frees its memory before another is restored
-          train_state, start = _roll_back(session, verdict, judged, batches)
+          train_state, start = _roll_back(session, verdict, checked, batches)
           step, batch = start, None
           taken.clear()
           continue
         case Action.SKIP:
-          batches.set_state(judged.after)
-          step, batch = judged.number, None
+          batches.set_state(checked.after)
+          step, batch = checked.number, None
           taken.clear()
           continue
       if due.evaluate:
@@ -183,7 +185,7 @@ class _Taken(NamedTuple):
     metrics: metrics of the step, perhaps not computed yet.
     before: data position before its batch.
     after: data position after its batch.
-    applied: whether the step changed the train state; known once it is judged.
+    applied: whether the step changed the train state; known once it is checked.
   """
 
   number: int
@@ -218,7 +220,7 @@ def _resume(session: Session, batches) -> tuple[step_lib.TrainState, int]:
     train_state, checkpoint = resuming.resume(
       session.checkpointer, session.programs, session.metadata, session.beginning
     )
-  session.judge.set_state(checkpoint and checkpoint.metadata.get('guard'))
+  session.monitor.set_state(checkpoint and checkpoint.metadata.get('guard'))
   step = 0 if checkpoint is None else checkpoint.step
   if checkpoint is not None:
     batches.set_state(checkpoint.data_position)
@@ -228,9 +230,9 @@ def _resume(session: Session, batches) -> tuple[step_lib.TrainState, int]:
 
 
 def _roll_back(
-  session: Session, verdict: Verdict, judged: _Taken, batches
+  session: Session, verdict: Verdict, checked: _Taken, batches
 ) -> tuple[step_lib.TrainState, int]:
-  """Restores the newest checkpoint, or the initial state; the data continue after `judged`.
+  """Restores the newest checkpoint, or the initial state; the data continue after `checked`.
 
   Returns:
     Train state and its step.
@@ -238,9 +240,9 @@ def _roll_back(
   with session.watchdog.phase('checkpoint'):
     session.saver.wait()
   train_state, step = _resume(session, batches)
-  batches.set_state(judged.after)
-  message = f'step {judged.number}: {verdict.reason}, back to step {step}'
-  session.reporter.publish(step, session.judge.metrics(), message)
+  batches.set_state(checked.after)
+  message = f'step {checked.number}: {verdict.reason}, back to step {step}'
+  session.reporter.publish(step, session.monitor.metrics(), message)
   return train_state, step
 
 
@@ -273,10 +275,10 @@ def _late(session: Session, step: int) -> bool:
   return bool(session.watchdog.bounded('checkpoint', step, ask))
 
 
-def _judge(
+def _check_steps(
   session: Session, taken: collections.deque[_Taken], start: int, keep: int
 ) -> tuple[Verdict, _Taken | None]:
-  """Waits for all steps in `taken` except the newest `keep`, judges and publishes them in order.
+  """Waits for all steps in `taken` except the newest `keep`, checks and publishes them in order.
 
   Returns:
     Verdict and step of the first step whose action is not GO_ON; otherwise GO_ON and None.
@@ -291,7 +293,7 @@ def _judge(
     )
     metrics = {name: float(value) for name, value in metrics.items()}
     step = step._replace(applied=bool(metrics.pop('applied')))
-    verdict = session.judge.step(metrics, step.applied)
+    verdict = session.monitor.step(metrics, step.applied)
     _publish(session, step, metrics, verdict)
     if verdict.action is not Action.GO_ON:
       return verdict, step
@@ -299,25 +301,25 @@ def _judge(
 
 
 def _publish(session: Session, step: _Taken, metrics: dict[str, float], verdict: Verdict) -> None:
-  """Publishes the metrics of a judged step if a log is due, and the reason of its verdict."""
-  reporter, judge, c = session.reporter, session.judge, session.config
+  """Publishes the metrics of a checked step if a log is due, and the reason of its verdict."""
+  reporter, monitor, c = session.reporter, session.monitor, session.config
   message = f'step {step.number}, batch at {step.before}: {verdict.reason}'
   if verdict.action is Action.SKIP:
-    reporter.publish(step.number, judge.metrics(), message)
+    reporter.publish(step.number, monitor.metrics(), message)
   if verdict.action is not Action.GO_ON:
     return
   done = step.number + 1
   if verdict.reason:
     reporter.publish(done, metrics, message)
   if done % c.log_every == 0 or done == c.num_steps:
-    reporter.training(done, metrics | judge.metrics())
+    reporter.training(done, metrics | monitor.metrics())
 
 
 def _try_state(
   session: Session, step: int, train_state: step_lib.TrainState, batch, data_position
 ) -> tuple[Verdict, _Taken | None]:
-  """Judges a state before its save, by its loss on the last batch, if rollback is on."""
-  if not session.judge.tries_states or batch is None:
+  """Checks a state before its save, by its loss on the last batch, if rollback is on."""
+  if not session.monitor.tries_states or batch is None:
     return Verdict(Action.GO_ON), None
   metrics = session.watchdog.bounded(
     watchdog_lib.PRODUCTIVE,
@@ -328,23 +330,23 @@ def _try_state(
     _COMPILE_SECONDS,
   )
   tried = _Taken(step, metrics, data_position, data_position)
-  return session.judge.state(float(metrics['loss'])), tried
+  return session.monitor.state(float(metrics['loss'])), tried
 
 
 def _stop(
-  session: Session, verdict: Verdict, judged: _Taken, train_state: step_lib.TrainState
+  session: Session, verdict: Verdict, checked: _Taken, train_state: step_lib.TrainState
 ) -> NoReturn:
   """Stops a diverged run: saves the state before the step if it was not applied, and raises."""
-  fault, directory = f'step {judged.number}: {verdict.reason}', session.directory
+  fault, directory = f'step {checked.number}: {verdict.reason}', session.directory
   advice = 'Lower the learning rate, clip gradients, or look at the batch'
-  if judged.applied:
+  if checked.applied:
     session.saver.wait()
     raise errors.DivergedError(f'{fault}; earlier checkpoints remain in {directory}. {advice}')
   # Neither this step nor any later one changed the state: save it with the data position before
   # this step.
-  _save(session, judged.number, train_state, judged.before, whole=True)
+  _save(session, checked.number, train_state, checked.before, whole=True)
   raise errors.NonFiniteError(
-    f'{fault}; the state before it is saved as step {judged.number} in {directory}. {advice}'
+    f'{fault}; the state before it is saved as step {checked.number} in {directory}. {advice}'
   )
 
 
@@ -371,7 +373,7 @@ def _save(
       step,
       resuming.parts(train_state),
       data_position,
-      {**session.metadata, 'guard': session.judge.get_state()},
+      {**session.metadata, 'guard': session.monitor.get_state()},
       whole=whole,
     )
 
@@ -392,7 +394,7 @@ def _next_batch(session: Session, step: int, stream, position, taken, train_stat
     batch = session.watchdog.bounded('data', step, lambda: next(stream, None))
   except watchdog_lib.StalledError:
     if jax.process_count() == 1:
-      verdict, _ = _judge(session, taken, step, 0)
+      verdict, _ = _check_steps(session, taken, step, 0)
       if verdict.action is Action.GO_ON:
         _save(session, step, train_state, position, whole=True)
     raise
@@ -410,7 +412,7 @@ def _advance(session: Session, step: int, start: int, train_state, batch):
     train_state,
     batch,
     np.int32(step),
-    np.float32(session.judge.rate_scale),
+    np.float32(session.monitor.rate_scale),
   )
   phase = 'compile' if step == start else watchdog_lib.PRODUCTIVE
   return session.watchdog.bounded(phase, step, advance, _allowance(session, step, start))

@@ -1,4 +1,4 @@
-"""Judges steps (go on, skip, roll back or stop), and compares metrics with expected bands."""
+"""Checks steps (go on, skip, roll back or stop), and compares metrics with expectations."""
 
 import collections
 import dataclasses
@@ -57,7 +57,7 @@ class RollbackConfig:
 
 
 class Action(enum.Enum):
-  """Says what the loop does after a step is judged."""
+  """Says what the loop does after a step is checked."""
 
   GO_ON = 'go on'
   SKIP = 'skip'  # the step changed nothing; continue with the next batch
@@ -72,8 +72,8 @@ class Verdict(NamedTuple):
   reason: str | None = None
 
 
-class Judge:
-  """Judges steps by their losses and gradient norms, and counts rollbacks and skipped batches.
+class Monitor:
+  """Checks steps by their losses and gradient norms, and counts rollbacks and skipped batches.
 
   Its state is part of each checkpoint.
 
@@ -99,11 +99,11 @@ class Judge:
 
   @property
   def tries_states(self) -> bool:
-    """Whether `state` must judge a train state before its save."""
+    """Whether `state` must check a train state before its save."""
     return self._config is not None
 
   def step(self, metrics: Mapping[str, float], applied: bool) -> Verdict:
-    """Judges a step, and counts a skipped batch or rollback.
+    """Checks a step, and counts a skipped batch or rollback.
 
     Args:
       metrics: 'loss' and 'grad_norm/...'; others are ignored.
@@ -127,7 +127,7 @@ class Judge:
     )
 
   def state(self, loss: float) -> Verdict:
-    """Judges a train state by its loss on the last batch, and counts a rollback.
+    """Checks a train state by its loss on the last batch, and counts a rollback.
 
     The loss of a step is computed before its update. Without this check, a state that the last
     update made diverge could be saved, and a rollback would return to it.
@@ -196,7 +196,7 @@ class Judge:
 
     Rollbacks after that checkpoint remain counted, and learning rates remain lowered.
     """
-    state = state or Judge(None).get_state()
+    state = state or Monitor(None).get_state()
     self.rollbacks = max(self.rollbacks, state['count'])
     self.rate_scale = min(self.rate_scale, state['rate_scale'])
     self.skipped, self._in_a_row = state.get('skipped', 0), state.get('in_a_row', 0)
@@ -207,7 +207,7 @@ class Judge:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Band:
+class ExpectedMetric:
   """States that a metric is expected between `low` and `high`, at its first log from `step` on.
 
   Raises:
@@ -225,41 +225,42 @@ class Band:
     )
     if not self.low < self.high:
       raise UserError(
-        f'band of {self.metric} at step {self.step}: low={self.low} must be below high={self.high}'
+        f'expected {self.metric} at step {self.step}: low={self.low} must be below high={self.high}'
       )
 
 
-def compare_with_bands(
-  bands: Sequence[Band],
+def compare_with_expected(
+  expected_metrics: Sequence[ExpectedMetric],
   step: int,
   metrics: Mapping[str, float],
   *,
   log_every: int,
   eval_every: int | None,
 ) -> tuple[dict[str, float], list[str]]:
-  """Compares the metrics of a step with the bands that are due at this step.
+  """Compares the metrics of a step with the ranges that are due at this step.
 
-  A band is due at the first multiple of `log_every` at or after its step, or at the end of the run
+  A range is due at the first multiple of `log_every` at or after its step, or at the end of the run
   if that comes first. For 'eval/...' it is a multiple of `eval_every`, or the end if that is None.
   The comparison needs no memory of earlier steps, so it is the same in a resumed run.
 
   Returns:
-    {'outside_band/<metric>': 0.0 or 1.0} of the bands that are due, and a message for each metric
-    outside of its band.
+    {'unexpected/<metric>': 0.0 or 1.0} of the ranges that are due, and a message for each metric
+    outside of its range.
   """
-  outside, lines = {}, []
-  for band in bands:
-    every = eval_every if band.metric.startswith('eval/') else log_every
+  unexpected, lines = {}, []
+  for expected in expected_metrics:
+    metric = expected.metric
+    every = eval_every if metric.startswith('eval/') else log_every
     # step of the previous regular log
     before = -1 if every is None else (step - 1) // every * every
-    if band.metric not in metrics or not before < band.step <= step:
+    if metric not in metrics or not before < expected.step <= step:
       continue
-    value = metrics[band.metric]
-    inside = band.low <= value <= band.high
-    outside[f'outside_band/{band.metric}'] = float(not inside)
+    inside = expected.low <= metrics[metric] <= expected.high
+    unexpected[f'unexpected/{metric}'] = float(not inside)
     if not inside:
       lines.append(
-        f'step {step}: {band.metric} is {value:.4g}, but the recipe expects {band.low:g} to '
-        f'{band.high:g} from step {band.step} on: check the curves and the data before you continue'
+        f'step {step}: {metric} is {metrics[metric]:.4g}, but the recipe expects {expected.low:g} '
+        f'to {expected.high:g} from step {expected.step} on: check the curves and the data before '
+        'you continue'
       )
-  return outside, lines
+  return unexpected, lines

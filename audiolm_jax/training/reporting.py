@@ -13,14 +13,14 @@ from audiolm_jax.training import evaluation, metrics_writer, monitor
 
 
 class Reporter:
-  """Writes metrics, compares them with bands, and calls `report`.
+  """Writes metrics, compares them with expectations, and calls `report`.
 
   Args:
     writer: writer of metrics; None on all processes except 0, where nothing is published.
     report: receives the events described in `loop.train`.
-    bands: expected metrics.
-    log_every: steps between logs, for the bands.
-    eval_every: steps between evaluations, for the bands.
+    expected_metrics: expected metrics.
+    log_every: steps between logs, for expected_metrics.
+    eval_every: steps between evaluations, for expected_metrics.
 
   Attributes:
     last: newest value of each metric.
@@ -31,13 +31,16 @@ class Reporter:
     self,
     writer: metrics_writer.MetricsWriter | None,
     report: Callable[[Mapping[str, Any]], Any],
-    bands: Sequence[monitor.Band],
+    expected_metrics: Sequence[monitor.ExpectedMetric],
     *,
     log_every: int,
     eval_every: int | None,
   ):
     self._writer, self._report = writer, report
-    self._bands, self._rhythm = bands, {'log_every': log_every, 'eval_every': eval_every}
+    self._expected_metrics, self._rhythm = (
+      expected_metrics,
+      {'log_every': log_every, 'eval_every': eval_every},
+    )
     self.last: dict[str, float] = {}
     self.asked_to_stop = False
     self._since, self._since_step = time.monotonic(), 0
@@ -79,8 +82,10 @@ class Reporter:
     *,
     speed: Mapping[str, float] = {},
   ) -> None:
-    """Publishes metrics, their comparison with the bands, and a message for the user."""
-    outside, lines = monitor.compare_with_bands(self._bands, step, metrics, **self._rhythm)
+    """Publishes metrics, their comparison with expectations, and a message for the user."""
+    outside, lines = monitor.compare_with_expected(
+      self._expected_metrics, step, metrics, **self._rhythm
+    )
     metrics = metrics | outside
     self.last = self.last | metrics
     if self._writer is None:

@@ -43,7 +43,7 @@ class TrainConfig:
     ema_decay: decay per update of the average of the parameters, limited to (1 + n) / (10 + n)
       after n updates; None: no average.
     mesh: sizes of the mesh.
-    slack_steps: steps that run while an older one is not judged yet; 1: a step is judged once the
+    slack_steps: steps that run while an older one is not checked yet; 1: a step is checked once the
       next one has started. With more, processes wait less for one another, metrics are logged that
       much later, and that many steps more are in vain when one diverges.
     log_every: steps between logs.
@@ -60,7 +60,8 @@ class TrainConfig:
       before the run rolls back or stops.
     slow_seconds: a step, wait for data, or save that takes longer is reported as a warning.
     timeout_seconds: one that takes this long ends the run, because something hangs.
-    bands: expected metrics; a metric outside of its band is reported, and the run continues.
+    expected_metrics: ranges of metrics; one outside of its range is reported, and the run
+      continues.
     tensorboard: whether to write TensorBoard event files.
 
   Raises:
@@ -87,7 +88,7 @@ class TrainConfig:
   max_skipped_batches: int = 0
   slow_seconds: float | None = 300.0
   timeout_seconds: float | None = 3600.0
-  bands: tuple[monitor.Band, ...] = ()
+  expected_metrics: tuple[monitor.ExpectedMetric, ...] = ()
   tensorboard: bool = True
 
   def __post_init__(self):
@@ -124,7 +125,7 @@ class Session(NamedTuple):
   checkpointer: saving.Checkpointer
   saver: saving.Saver
   reporter: reporting.Reporter
-  judge: monitor.Judge
+  monitor: monitor.Monitor
   watchdog: watchdog_lib.Watchdog
   lease: lock.Lease | None  # held by process 0
 
@@ -209,8 +210,10 @@ def opened(
       beginning,
       checkpointer,
       saving.Saver(checkpointer, c.max_failed_saves),
-      reporting.Reporter(writer, report, c.bands, log_every=c.log_every, eval_every=c.eval_every),
-      monitor.Judge(c.rollback, c.max_skipped_batches),
+      reporting.Reporter(
+        writer, report, c.expected_metrics, log_every=c.log_every, eval_every=c.eval_every
+      ),
+      monitor.Monitor(c.rollback, c.max_skipped_batches),
       watchdog,
       lease,
     )

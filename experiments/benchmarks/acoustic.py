@@ -23,15 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax import windows
+from audiolm_jax import decoding
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm, soundstream
 from audiolm_jax.tokens import PAD
 from audiolm_jax.training import sharding
 
-from .. import command_line, pages
 from .. import recipe as recipe_lib
+from ..cli import command_line, recipe_pages
 
 
 class Seconds(NamedTuple):
@@ -51,7 +51,7 @@ class Timing(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-    '--recipe', default='librilight', help=f'one of: {", ".join(pages.names())} (librilight)'
+    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_pages.names())} (librilight)'
   )
   parser.add_argument('--seconds', type=command_line.SECONDS, default=30.0, help='of audio (30)')
   parser.add_argument(
@@ -142,7 +142,7 @@ def time_coarse(config, semantic_frames: int, carry_seconds: float, steps: int) 
 def time_fine(config, frames: int, steps: int) -> Timing:
   """Times the fine model: chunks of its crop in one batch."""
   new = min(frames, config.num_frames)
-  rows = windows.row_bucket(-(-frames // new))
+  rows = decoding.row_bucket(-(-frames // new))
   return _time_language_model(
     config, np.zeros((rows, new, config.num_coarse), np.int32), new, new, 1, steps
   )
@@ -156,7 +156,7 @@ def _time_language_model(
   params, levels = _random_params(config), model.vocabulary.target_levels
   prompt_BFQ = np.zeros((len(prefix_BPN), 0, levels), np.int32)
   arguments = (params, jax.random.key(0), prefix_BPN, prompt_BFQ)
-  compiled = windows.sample_targets.lower(
+  compiled = decoding.sample_targets.lower(
     model, *arguments, 0, Rule(0.8), capacity=new * levels
   ).compile()
   draw = lambda number: _seconds(lambda: compiled(*arguments, number, Rule(0.8)))
@@ -183,7 +183,7 @@ def time_soundstorm(config, semantic_frames: int, how: ParallelRule, passes: int
   total = sum(how.iterations) + how.iterations[-1] * (config.num_quantizers - len(how.iterations))
   if passes == 0:
     arguments = (params, jax.random.key(0), semantic_BS, codes_BFQ, how.rule, how.noise)
-    compiled = windows.fill_window.lower(config, *arguments, iterations=how.iterations).compile()
+    compiled = decoding.fill_window.lower(config, *arguments, iterations=how.iterations).compile()
     seconds = _seconds(lambda: compiled(*arguments))
   else:
     arguments = (params, semantic_BS, codes_BFQ, 0)

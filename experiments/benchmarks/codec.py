@@ -35,7 +35,7 @@ from audiolm_jax.stages import base, soundstream
 from audiolm_jax.training import optimizers, sharding
 from audiolm_jax.training import step as step_lib
 
-from .. import command_line
+from ..cli import command_line
 
 RATE = 16_000
 BANDWIDTH = 6.0  # kbit/s

@@ -18,14 +18,14 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from audiolm_jax import windows
+from audiolm_jax import decoding
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import Rule
 from audiolm_jax.stages import coarse, semantic
 from audiolm_jax.training import sharding
 
-from .. import command_line
+from ..cli import command_line
 from . import peers
 from .timing import in_turns
 
@@ -111,7 +111,7 @@ def _decoder(stage, prefix_BPN: np.ndarray, capacity: int, steps: int):
 
   def decode():
     return np.asarray(
-      windows.sample_targets(
+      decoding.sample_targets(
         model,
         params,
         jax.random.key(0),

@@ -22,8 +22,8 @@ from audiolm_jax.costs import flops
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import sharding
 
-from .. import command_line
 from .. import recipe as recipe_lib
+from ..cli import command_line
 from . import acoustic
 from .timing import in_turns, train_step
 

@@ -26,8 +26,8 @@ from audiolm_jax import audio, tokens
 from audiolm_jax.data import folders, pipeline, token_shards
 from audiolm_jax.training import sharding
 
-from .. import command_line, pages
 from .. import recipe as recipe_lib
+from ..cli import command_line, recipe_pages
 
 # bfloat16 peak per chip, and chips per host of v5e (in slices of 16 and more).
 V5E_FLOPS, CHIPS_PER_HOST = 197e12, 4
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
-    '--recipe', default='librilight', help=f'one of: {", ".join(pages.names())} (librilight)'
+    '--recipe', default='librilight', help=f'one of: {", ".join(recipe_pages.names())} (librilight)'
   )
   parser.add_argument('--chips', type=command_line.COUNT, default=16, help='of TPU v5e (16)')
   parser.add_argument(

@@ -24,7 +24,7 @@ from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import semantic
 from audiolm_jax.training import optimizers
 
-from .. import command_line
+from ..cli import command_line
 from . import peers
 from .timing import in_turns, train_step
 

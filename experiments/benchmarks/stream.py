@@ -22,7 +22,7 @@ import numpy as np
 
 from audiolm_jax import audio, generation, release
 
-from .. import command_line, compilation_cache
+from ..cli import command_line, compilation_cache
 from ..serving import jobs
 
 CLOCKS = {'wall': time.perf_counter, 'processor': time.process_time}

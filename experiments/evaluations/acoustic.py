@@ -13,9 +13,9 @@ from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import speaker, speech
 from audiolm_jax.pretrained import ctc
 
-from .. import evaluation_models, sources, workspace
+from .. import sources, workspace
 from ..recipe import Recipe
-from . import external_judges
+from . import external_judges, judges
 from .continuation import ORIGINAL
 
 SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
@@ -70,9 +70,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       for row_T, frames in zip(result.wave_BT, result.num_frames_B, strict=True)
     ]
     codes[label] = result.codes_BFQ
-  judged = evaluation_models.load(recipe, workdir)
+  judged = judges.load(recipe, workdir)
   shortest = min(settings.prompt_seconds, settings.seconds)
-  left_out = evaluation_models.left_out(judged, examples, shortest)
+  left_out = judges.left_out(judged, examples, shortest)
   recognize = ctc.recognizer(settings.recognizer) if settings.recognizer else None
   texts = None
   if all('words' in example for example in examples):
@@ -83,8 +83,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     [example['waveform'][start:end] for example in examples], rate, texts
   )
   if 'voices' not in left_out:
-    labels = np.array([evaluation_models.speaker_of(example) for example in examples])
-    hear = lambda clip_T: evaluation_models.hear(judged, clip_T, rate)
+    labels = np.array([judges.speaker_of(example) for example in examples])
+    hear = lambda clip_T: judges.hear(judged, clip_T, rate)
     heard = {label: [hear(clip_T[start:]) for clip_T in clips] for label, clips in waves.items()}
     prompts = [hear(clip_T[:start]) for clip_T in waves[ORIGINAL]]
     prompt_BD = [one.embedding_ND.mean(axis=0) for one in prompts]
@@ -94,14 +94,13 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     if 'voices' not in left_out:
       drift = speaker.drift(prompt_BD, [one.embedding_ND for one in heard[label]])
       if judged.speaker is not None:
-        who = [evaluation_models.voice(judged, clip_T) for clip_T in new]
+        who = [judges.voice(judged, clip_T) for clip_T in new]
         row['speaker_accuracy'] = float(np.mean(who == labels))
       row['similarity'] = float(drift.mean())
       row |= external_judges.voices(prompts, heard[label], heard[ORIGINAL], labels)
     if 'numbers' not in left_out:
       row['word_error_rate'] = speech.word_error_rate(
-        [evaluation_models.numbers(judged, clip_T) for clip_T in new],
-        [_said(e, start, end) for e in examples],
+        [judges.numbers(judged, clip_T) for clip_T in new], [_said(e, start, end) for e in examples]
       )
     row['mel_distance'] = _mel_distance(waves[ORIGINAL], clips, start, rate)
     if texts is not None:

@@ -8,9 +8,9 @@ import numpy as np
 from audiolm_jax import audio, generation
 from audiolm_jax.metrics import speaker, speech
 
-from .. import evaluation_models, sources, workspace
+from .. import sources, workspace
 from ..recipe import Recipe
-from . import external_judges
+from . import external_judges, judges
 
 # Label of a row: the coarse stage that has to be there, and the acoustic path.
 SYSTEMS = {
@@ -37,19 +37,19 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   )
   waves = {ORIGINAL: [e['waveform'][:end] for e in sources.reconstructions(prompts, workdir)]}
   waves |= continuations(recipe, workdir, [example['waveform'][:start] for example in prompts], end)
-  judged = evaluation_models.load(recipe, workdir)
+  judged = judges.load(recipe, workdir)
   shortest = min(settings.prompt_seconds, settings.seconds)
-  left_out = evaluation_models.left_out(judged, prompts, shortest)
+  left_out = judges.left_out(judged, prompts, shortest)
   rows, facts = {label: {'clips': len(clips)} for label, clips in waves.items()}, {}
   if 'voices' not in left_out:
-    labels = np.array([evaluation_models.speaker_of(example) for example in prompts])
-    hear = lambda clip_T: evaluation_models.hear(judged, clip_T, rate)
+    labels = np.array([judges.speaker_of(example) for example in prompts])
+    hear = lambda clip_T: judges.hear(judged, clip_T, rate)
     heard = {label: [hear(clip[start:]) for clip in clips] for label, clips in waves.items()}
     # Prompts are heard through the codec, as the rest.
     prompts_heard = [hear(clip[:start]) for clip in waves[ORIGINAL]]
     for label, clips in waves.items():
       if judged.speaker is not None:
-        who = [evaluation_models.voice(judged, clip[start:]) for clip in clips]
+        who = [judges.voice(judged, clip[start:]) for clip in clips]
         rows[label]['speaker_accuracy'] = float(np.mean(who == labels))
       rows[label] |= external_judges.voices(prompts_heard, heard[label], heard[ORIGINAL], labels)
     facts['similarity_over_time'] = similarity_over_time(prompts_heard, heard, labels)
@@ -59,7 +59,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     steps = [speech.counting_step(example['text'].split()) for example in prompts]
     for label, clips in waves.items():
       rows[label] |= speech.grammar_scores(
-        [evaluation_models.numbers(judged, clip[start:]) for clip in clips], steps
+        [judges.numbers(judged, clip[start:]) for clip in clips], steps
       )
     facts['chance_step'] = 1 / len(speech.NUMBERS)
     facts['recognizer_word_error_rate'] = recognizer_error_rate(recipe, workdir, judged)
@@ -106,9 +106,7 @@ def continuations(
 
 
 def similarity_over_time(
-  prompts: list[evaluation_models.Voice],
-  heard: dict[str, list[evaluation_models.Voice]],
-  labels: np.ndarray,
+  prompts: list[judges.Voice], heard: dict[str, list[judges.Voice]], labels: np.ndarray
 ) -> dict[str, list[float]]:
   """Returns, for each system, how similar each second of its clips is to their prompts
   (metrics.speaker.drift).
@@ -126,9 +124,7 @@ def similarity_over_time(
   return result
 
 
-def recognizer_error_rate(
-  recipe: Recipe, workdir: pathlib.Path, judged: evaluation_models.Judges
-) -> float:
+def recognizer_error_rate(recipe: Recipe, workdir: pathlib.Path, judged: judges.Judges) -> float:
   """Returns the word error rate of the number recognizer on whole held-out utterances, through the
   codec.
   """
@@ -138,5 +134,5 @@ def recognizer_error_rate(
   )
   said = [[speech.NUMBERS.index(word) for word in example['text'].split()] for example in whole]
   return speech.word_error_rate(
-    [evaluation_models.numbers(judged, example['waveform']) for example in whole], said
+    [judges.numbers(judged, example['waveform']) for example in whole], said
   )

@@ -1,7 +1,8 @@
 """Evaluates the detector of generated speech, and its control, on held-out voices.
 
-Clips are those of `experiments.forge`, in which originals have passed through the codec, too. Also
-fits the calibration for `experiments.detect` on validation voices, and tests it on held-out ones.
+Clips are those of `experiments.detector_clips`, in which originals have passed through the codec,
+too. Also fits the calibration for `experiments.detect` on validation voices, and tests it on
+held-out ones.
 """
 
 import functools
@@ -19,8 +20,10 @@ from audiolm_jax.metrics import detection
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Variables
 
-from .. import command_line, evaluation_models, forgeries, workspace
+from .. import inputs, workspace
+from ..cli import command_line
 from ..recipe import Recipe
+from . import judges
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
@@ -36,7 +39,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       continue
     config, variables, metadata = workspace.load_stage(workdir, name)
     validation, test = (
-      forgeries.Clips(forgeries.load(workdir, split), by_lot=name == 'detector_control', seed=seed)
+      inputs.LabelledClips(
+        inputs.load_clips(workdir, split), random_labels=name == 'detector_control', seed=seed
+      )
       for seed, split in enumerate(('validation', 'test'), 1)
     )
     check_same_models(workdir, name, metadata['fingerprints'], test.fingerprints)
@@ -52,7 +57,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   if not curves:
     command = f'python -m experiments.train --stage=detector --workdir={workdir}'
     return {'rows': rows, 'left_out': {'detector': f'it is not trained: {command}'}}
-  from .. import pictures  # needs matplotlib, of the extra `plot`
+  from . import pictures  # needs matplotlib, of the extra `plot`
 
   path = workdir / 'evaluation' / 'detection_roc.png'
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +112,7 @@ def log_odds(
     )
   starts = [[*range(0, len(wave_T) - length, length), len(wave_T) - length] for wave_T in waves]
   crops = [wave_T[start : start + length] for wave_T, own in zip(waves, starts) for start in own]
-  scores_N = evaluation_models.in_buckets(_score, config, variables, np.stack(crops)).astype(
-    np.float64
-  )
+  scores_N = judges.in_buckets(_score, config, variables, np.stack(crops)).astype(np.float64)
   return np.split(scores_N, np.cumsum([len(own) for own in starts])[:-1])
 
 
@@ -148,8 +151,8 @@ def check_same_models(workdir: pathlib.Path, name: str, own: dict[str, Any], cli
   """
   if own != clips:
     raise UserError(
-      f'{workdir}/{name} was trained on clips of {own}, {workdir}/forgeries has those of {clips}: '
-      'train it again'
+      f'{workdir}/{name} was trained on clips of {own}, {inputs.clip_folder(workdir)} has those '
+      f'of {clips}: train it again'
     )
 
 

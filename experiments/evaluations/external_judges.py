@@ -12,7 +12,7 @@ import numpy as np
 
 from audiolm_jax.metrics import d_vector, frechet, naturalness, speaker, speech, whisper
 
-from .. import evaluation_models
+from . import judges
 
 PACKAGES = ('jiwer', 'pocketsphinx', 'speechmos')
 
@@ -24,9 +24,9 @@ def missing() -> list[str]:
 
 
 def voices(
-  prompts: Sequence[evaluation_models.Voice],
-  clips: Sequence[evaluation_models.Voice],
-  originals: Sequence[evaluation_models.Voice],
+  prompts: Sequence[judges.Voice],
+  clips: Sequence[judges.Voice],
+  originals: Sequence[judges.Voice],
   speaker_B: np.ndarray,
 ) -> dict[str, float]:
   """Returns whether clips keep their prompts' voices, and how far they are from the originals as a

@@ -1,9 +1,9 @@
 """Makes and evaluates a listening test as AudioLM's (section IV-G): original or generated?
 
 `build` writes a static page (an HTML file and a folder of WAV files) of test clips from
-`experiments.forge`. A clip is a prompt of a held-out voice, followed by the original or by a
-continuation at random, both decoded by the codec. The page does not contain the answers, which are
-in a key outside of its folder. `analyse` reads the CSV files that the page saves.
+`experiments.detector_clips`. A clip is a prompt of a held-out voice, followed by the original
+or by a continuation at random, both decoded by the codec. The page does not contain the answers,
+which are in a key outside of its folder. `analyse` reads the CSV files that the page saves.
 """
 
 import csv
@@ -18,7 +18,7 @@ from audiolm_jax import audio, files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import detection
 
-from .. import forgeries
+from .. import inputs
 
 MOST_CLIPS = 100  # as in the paper
 ANSWERS = ('original', 'generated')  # by label (stages.detector)
@@ -43,12 +43,13 @@ def build(
   Raises:
     UserError: if there are too few utterances, or `folder` or the key exists.
   """
-  records = forgeries.load(workdir, 'test')
+  records = inputs.load_clips(workdir, 'test')
   num_pairs = len(records) // 2
   num_clips = min(num_pairs, MOST_CLIPS) if num_clips is None else num_clips
   if not 2 <= num_clips <= num_pairs:
     raise UserError(
-      f'a test of {num_clips} clips: {workdir}/forgeries has test utterances for 2 to {num_pairs}'
+      f'a test of {num_clips} clips: {inputs.clip_folder(workdir)} has test utterances for 2 to '
+      f'{num_pairs}'
     )
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f'{folder} is not empty: choose another folder, or move it away')
@@ -68,7 +69,7 @@ def build(
   names = [f'{number:0{len(str(num_clips))}d}.wav' for number in range(1, num_clips + 1)]
   for name, record in zip(names, found, strict=True):
     digest.update(record['waveform'].tobytes())
-    audio.save(folder / 'clips' / name, forgeries.whole(record), rate)
+    audio.save(folder / 'clips' / name, inputs.whole_clip(record), rate)
   kit = digest.hexdigest()[:12]
   page = {
     'kit': kit,

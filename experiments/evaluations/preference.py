@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from audiolm_jax import tokens, windows
+from audiolm_jax import decoding, tokens
 from audiolm_jax.data import zerospeech
 from audiolm_jax.metrics import language
 from audiolm_jax.stages import semantic
@@ -44,7 +44,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict | None:
       config, workdir, pathlib.Path(path).parent, [sample.file for sample in samples]
     )
     with workspace.progress(len(token_rows), f'{title}, likelihoods', 'recording') as bar:
-      scores = windows.log_likelihoods(
+      scores = decoding.log_likelihoods(
         config.language_model,
         variables.params,
         token_rows,
@@ -113,4 +113,4 @@ def _counts(config: semantic.Config, workdir: pathlib.Path) -> language.Counts:
   """Returns the bigram counts of the training tokens."""
   source = workspace.token_source(workdir, 'train')
   rows = [_as_read(config, np.asarray(source[n]['semantic']))[:, None] for n in range(len(source))]
-  return language.fit(windows.stack(rows, max(map(len, rows)), 1), config.num_clusters)
+  return language.fit(decoding.stack(rows, max(map(len, rows)), 1), config.num_clusters)

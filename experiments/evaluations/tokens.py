@@ -12,14 +12,14 @@ from audiolm_jax.metrics import tokens as token_metrics
 
 from .. import corpora, sources, workspace
 from ..recipe import Recipe
-from . import log_mel, trade_off
+from . import log_mel, token_comparison
 
 KEYS = {'phone': 'phones', 'speaker': 'speaker'}  # of an example
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   """Returns the agreement of tokens with phones and speakers, and Table I."""
-  found = {**_purity(recipe, workdir), 'trade_off': trade_off.measure(recipe, workdir)}
+  found = {**_purity(recipe, workdir), 'trade_off': token_comparison.measure(recipe, workdir)}
   if sources.benchmark(recipe, workdir) is None:
     found['left_out']['ABX'] = (
       'no benchmark with phones in context: give --data=FOLDER of ZeroSpeech 2021'

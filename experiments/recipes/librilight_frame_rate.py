@@ -17,6 +17,6 @@ from audiolm_jax.nn.frame_rate import FrameRate
 from . import librilight
 
 CODEC = librilight.RECIPE.stages['soundstream']
-MODEL = dataclasses.replace(CODEC.model, network=FrameRate())
+MODEL = dataclasses.replace(CODEC.model, network=FrameRate(overlap=320, lookahead=1))
 
 RECIPE = librilight.RECIPE.derived({'soundstream': dataclasses.replace(CODEC, model=MODEL)})

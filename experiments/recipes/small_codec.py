@@ -11,7 +11,7 @@ minutes: 8 samples per step, a waveform term, no discriminators.
 
 import dataclasses
 
-from audiolm_jax.training.monitor import Band
+from audiolm_jax.training.monitor import ExpectedMetric
 
 from . import tiny
 
@@ -40,10 +40,10 @@ TRAIN = dataclasses.replace(
   eval_every=250,
   save_every=250,
   # One run (1.155, 0.975, 0.822) with a tolerance of a fifth.
-  bands=(
-    Band(metric='eval/loss', step=1000, low=0.92, high=1.39),
-    Band(metric='eval/loss', step=3000, low=0.78, high=1.17),
-    Band(metric='eval/loss', step=6000, low=0.66, high=0.99),
+  expected_metrics=(
+    ExpectedMetric(metric='eval/loss', step=1000, low=0.92, high=1.39),
+    ExpectedMetric(metric='eval/loss', step=3000, low=0.78, high=1.17),
+    ExpectedMetric(metric='eval/loss', step=6000, low=0.66, high=0.99),
   ),
 )
 

@@ -19,10 +19,10 @@ OPTIMIZER = {
   for group, optimizer in CODEC.train.optimizer.items()
 }
 
-TRAIN = dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, bands=())
+TRAIN = dataclasses.replace(CODEC.train, optimizer=OPTIMIZER, expected_metrics=())
 
 RECIPE = small_codec.RECIPE.derived(
-  # No bands, because expected losses depend on the recordings.
+  # None, because expected losses depend on the recordings.
   {'soundstream': dataclasses.replace(CODEC, train=TRAIN)},
   corpus=Folder(root=''),
 )

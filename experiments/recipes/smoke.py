@@ -51,7 +51,12 @@ class NoiseClips:
 
 def _short(stage):
   train = dataclasses.replace(
-    stage.train, num_steps=NUM_STEPS, log_every=1, eval_every=None, eval_batches=1, bands=()
+    stage.train,
+    num_steps=NUM_STEPS,
+    log_every=1,
+    eval_every=None,
+    eval_batches=1,
+    expected_metrics=(),
   )
   model = stage.model
   if hasattr(model, 'transformer'):

@@ -55,8 +55,8 @@ from audiolm_jax.training.monitor import RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 from ..corpora import Speech
-from ..inputs import Audio, Forgeries, Tokens
-from ..recipe import Evaluation, ForgeryConfig, Recipe, SemanticTokens, StageRecipe
+from ..inputs import Audio, DetectorClips, Tokens
+from ..recipe import DetectorClipsConfig, Evaluation, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 512
 NUM_COARSE = 2
@@ -103,7 +103,7 @@ def codec_of(num_steps: int) -> StageRecipe:
   """Returns the codec: 12 levels of 1024 codes at 50 frames/s, 6 kbit/s, 3.5 M parameters."""
   model = soundstream.Config(
     crop_length=9600,
-    network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=160),
+    network=FrameRate(width=256, num_blocks=5, expansion=2, overlap=320, lookahead=1),
     quantizer=RVQ(codebook_size=1024, embedding_dim=32, decay=0.98, dead_code_threshold=0.02),
     discriminators=UNUSED,
     spectral_windows=(128, 256, 512, 1024, 2048),
@@ -124,7 +124,7 @@ CLASSIFIER = dict(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
 RECIPE = Recipe(
   corpus=Speech(root=''),
   stages={
-    'soundstream': codec_of(12_000),
+    'soundstream': codec_of(9000),
     'w2v_bert': StageRecipe(
       model=w2v_bert.Config(
         num_mels=40,
@@ -200,14 +200,16 @@ RECIPE = Recipe(
       train=train(16, 900, adam(2e-3, 900)),
     ),
     'detector': StageRecipe(
-      model=detector.Config(**CLASSIFIER), data=Forgeries(), train=train(16, 400, adam(3e-3, 400))
+      model=detector.Config(**CLASSIFIER),
+      data=DetectorClips(),
+      train=train(16, 400, adam(3e-3, 400)),
     ),
   },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=10_000.0),
   sampling=SamplingConfig(
     soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
   ),
-  forgeries=ForgeryConfig(num_train=96, num_validation=24, num_test=48, batch_size=24),
+  detector_clips=DetectorClipsConfig(num_train=96, num_validation=24, num_test=48, batch_size=24),
   evaluation=Evaluation(
     num_clips=32,
     num_prompts=32,

@@ -30,12 +30,12 @@ from audiolm_jax.stages import (
   w2v_bert,
 )
 from audiolm_jax.training.loop import TrainConfig
-from audiolm_jax.training.monitor import Band, RollbackConfig
+from audiolm_jax.training.monitor import ExpectedMetric, RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 from ..corpora import Synthesized
-from ..inputs import Audio, Forgeries, HeldOutVoices, SpokenNumbers, Tokens
-from ..recipe import Evaluation, ForgeryConfig, Recipe, SemanticTokens, StageRecipe
+from ..inputs import Audio, DetectorClips, HeldOutVoices, SpokenNumbers, Tokens
+from ..recipe import DetectorClipsConfig, Evaluation, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 64
 CODEBOOK_SIZE = 128
@@ -121,10 +121,10 @@ RECIPE = Recipe(
       {group: adam(2e-3, 1000, b1=0.8, b2=0.99) for group in ('generator', 'discriminator')},
       rollback=RollbackConfig(),
       # One run of one seed (1.036, 0.931, 0.898) with a tolerance of a fifth.
-      bands=(
-        Band(metric='eval/loss', step=333, low=0.83, high=1.24),
-        Band(metric='eval/loss', step=666, low=0.74, high=1.12),
-        Band(metric='eval/loss', step=1000, low=0.72, high=1.08),
+      expected_metrics=(
+        ExpectedMetric(metric='eval/loss', step=333, low=0.83, high=1.24),
+        ExpectedMetric(metric='eval/loss', step=666, low=0.74, high=1.12),
+        ExpectedMetric(metric='eval/loss', step=1000, low=0.72, high=1.08),
       ),
     ),
     'w2v_bert': stage(
@@ -200,9 +200,9 @@ RECIPE = Recipe(
       400,
       adam(3e-3, 400),
     ),
-    'detector': stage(detector.Config(**CLASSIFIER), Forgeries(), 16, 200, adam(3e-3, 200)),
+    'detector': stage(detector.Config(**CLASSIFIER), DetectorClips(), 16, 200, adam(3e-3, 200)),
     'detector_control': stage(
-      detector.Config(**CLASSIFIER), Forgeries(originals_only=True), 16, 200, adam(3e-3, 200)
+      detector.Config(**CLASSIFIER), DetectorClips(originals_only=True), 16, 200, adam(3e-3, 200)
     ),
   },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),
@@ -211,7 +211,7 @@ RECIPE = Recipe(
   sampling=SamplingConfig(
     soundstorm=ParallelRule(rule=Rule(0.8), noise=1.0, iterations=(16, 16, 16, 8))
   ),
-  forgeries=ForgeryConfig(num_train=48, num_validation=16, num_test=48, batch_size=48),
+  detector_clips=DetectorClipsConfig(num_train=48, num_validation=16, num_test=48, batch_size=48),
   evaluation=Evaluation(
     num_clips=32,
     num_prompts=40,

@@ -48,7 +48,7 @@ RECIPE = Recipe(
     'soundstream': stage(
       soundstream.Config(
         crop_length=9600,
-        network=FrameRate(width=128, num_blocks=3, expansion=2, overlap=160),
+        network=FrameRate(width=128, num_blocks=3, expansion=2, overlap=320, lookahead=1),
         quantizer=RVQ(
           codebook_size=CODEBOOK_SIZE, embedding_dim=32, decay=0.95, dead_code_threshold=0.05
         ),

@@ -43,7 +43,7 @@ def test_the_language_models_time_is_windows_and_steps(monkeypatch):
     lower = compile = lambda self, *args, **options: self
     __call__ = lambda self, params, key, prefix, prompt, steps, rule: steps
 
-  monkeypatch.setattr(acoustic.windows, 'sample_targets', Program())
+  monkeypatch.setattr(acoustic.decoding, 'sample_targets', Program())
   monkeypatch.setattr(acoustic, '_random_params', lambda config: {})
   monkeypatch.setattr(
     acoustic, '_seconds', lambda function: acoustic.Seconds(2 + 0.25 * function(), 3 + function())

@@ -5,21 +5,21 @@ import sys
 
 import pytest
 
-from experiments import command_line
+from experiments.cli import command_line
 
 
 @pytest.mark.parametrize(
   'program, arguments, remedy',
   [
     ('train', ['--stage=semantic'], 'python -m experiments.encode'),
-    ('train', ['--stage=detector'], 'python -m experiments.forge'),
+    ('train', ['--stage=detector'], 'python -m experiments.detector_clips'),
     ('train', ['--stage=nonsense'], 'soundstream, w2v_bert, semantic, coarse'),
     ('train', ['--stage=all', '--init_from=x'], 'give that stage by --stage'),
     ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
     ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
     ('evaluate', ['--suite=language', '--data=nowhere'], "'nowhere' is not a folder"),
     ('detect', ['missing.wav'], 'python -m experiments.train --stage=detector'),
-    ('evaluate', ['--listening'], 'python -m experiments.forge'),
+    ('evaluate', ['--listening'], 'python -m experiments.detector_clips'),
     ('evaluate', ['--listening_results=missing.csv'], 'listening_key.json'),
     ('codec', ['encode', 'missing.wav', '--output=out'], 'missing.wav'),
     (

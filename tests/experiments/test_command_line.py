@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from audiolm_jax import codes_file, errors, storage
-from experiments import codec, command_line, compile, detect, generate, pages, train, workspace
+from experiments import codec, compile, detect, generate, train, workspace
 from experiments import recipe as recipe_lib
+from experiments.cli import command_line, recipe_pages
 from tests import programs
 
 PROGRAMS = [
@@ -62,17 +63,17 @@ def test_a_workdir_in_a_bucket():
 
 
 def test_a_bucket_that_cannot_be_used_is_named_with_its_flag(bucket, faults):
-  command_line.prove_folder(bucket, '--workdir')
-  command_line.prove_reachable(bucket, '--workdir')
+  command_line.check_folder(bucket, '--workdir')
+  command_line.check_reachable(bucket, '--workdir')
   faults({'status': 503})
   began = time.monotonic()
   with pytest.raises(errors.UserError, match=f'--workdir={bucket}: .* check the network'):
-    command_line.prove_reachable(bucket, '--workdir')
+    command_line.check_reachable(bucket, '--workdir')
   assert time.monotonic() - began < 20
   faults()
   for name, what in (('forbidden-bucket', 'no access to'), ('missing-bucket', 'there is no')):
     with pytest.raises(errors.UserError, match=f'--workdir=gs://{name}/run: {what} bucket .{name}'):
-      command_line.prove_folder(storage.path(f'gs://{name}/run'), '--workdir')
+      command_line.check_folder(storage.path(f'gs://{name}/run'), '--workdir')
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_fields_that_take_a_path_refuse_urls(name, field):
 
 
 def test_every_recipe_passes_the_check_for_urls():
-  for name in pages.names():
+  for name in recipe_pages.names():
     recipe_lib.load(name)
 
 
@@ -184,15 +185,15 @@ def test_a_file_that_exists_is_refused_before_anything_is_computed(monkeypatch, 
   ):
     generate.main()
   with pytest.raises(errors.UserError, match=f'--json: {tmp_path} is a folder'):
-    command_line.prove_files([tmp_path], '--json')
+    command_line.check_files([tmp_path], '--json')
 
 
 def test_proving_leaves_no_trace(tmp_path):
-  command_line.prove_files([tmp_path / 'a/b/c.wav'], '--output')
+  command_line.check_files([tmp_path / 'a/b/c.wav'], '--output')
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('stage, program', [('semantic', 'encode'), ('detector', 'forge')])
+@pytest.mark.parametrize('stage, program', [('semantic', 'encode'), ('detector', 'detector_clips')])
 def test_remedies_are_commands_with_all_flags_of_the_run(stage, program, monkeypatch, tmp_path):
   workdir = tmp_path / 'my run'
   flags = ['--recipe=tiny', f'--workdir={workdir}', '--set=corpus.config.train_minutes=1']

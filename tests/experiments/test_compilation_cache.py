@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from experiments import command_line, compilation_cache
+from experiments.cli import command_line, compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_what_was_compiled_is_found_again(call, tmp_path):
   """In processes of their own: the first fills the cache that is cold, the second takes from it."""
   program = (
-    'import sys, jax, jax.monitoring; from experiments import compilation_cache; seen = []\n'
+    'import sys, jax, jax.monitoring; from experiments.cli import compilation_cache; seen = []\n'
     'jax.monitoring.register_event_listener(lambda name, **more: seen.append(name))\n'
     f'compilation_cache.{call}; jax.jit(lambda x: x * 3 + 1)(2.0)\n'
     'print(*(sum(name.endswith(kind) for name in seen) for kind in ("/cache_hits", "/cache_misses")))'

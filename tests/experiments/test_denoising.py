@@ -48,7 +48,7 @@ def recipe(tmp_path) -> recipe_lib.Recipe:
     eval_every=2,
     save_every=2,
     rollback=None,
-    bands=(),
+    expected_metrics=(),
   )
   return small_codec_denoise.RECIPE.derived(
     {'soundstream': dataclasses.replace(own, model=model, train=schedule)},

@@ -1,4 +1,4 @@
-"""From forged clips to a table, a picture and scores of files; networks are untrained or made by
+"""From clips to a table, a picture and scores of files; networks are untrained or made by
 hand.
 """
 
@@ -17,9 +17,9 @@ from audiolm_jax import audio, files, generation
 from audiolm_jax.data import folders, token_shards
 from audiolm_jax.stages import detector
 from audiolm_jax.stages.base import Model, Variables
-from experiments import detect, forge, forgeries, inputs, sources, workspace
+from experiments import detect, detector_clips, inputs, sources, workspace
 from experiments.evaluations import detection
-from experiments.recipe import ForgeryConfig
+from experiments.recipe import DetectorClipsConfig
 from experiments.recipes import tiny
 
 RATE = 16_000
@@ -40,43 +40,52 @@ def write(workdir, split, pairs, fingerprints=PRINTS):
     prompt_T, rest_T = 0.01 * random.normal(size=(2, 1600))
     for label, gain in ((detector.ORIGINAL, 1), (detector.GENERATED, 10)):
       wave_T = np.concatenate([prompt_T, gain * rest_T, gain * rest_T])
-      records.append(forgeries.record(wave_T, 1600, label, n))
-  token_shards.write_shard(workdir / 'forgeries', split, 0, 1, records)
+      records.append(inputs.clip_record(wave_T, 1600, label, n))
+  token_shards.write_shard(workdir / 'detector_clips', split, 0, 1, records)
   token_shards.write_manifest(
-    workdir / 'forgeries', split, 1, {'fingerprints': fingerprints, 'sample_rate': RATE}
+    workdir / 'detector_clips', split, 1, {'fingerprints': fingerprints, 'sample_rate': RATE}
   )
 
 
 def test_clips_are_what_follows_the_prompt_and_lots_are_even(tmp_path):
   write(tmp_path, 'test', 20)
-  records = forgeries.load(tmp_path, 'test')
-  clips = forgeries.Clips(records)
+  records = inputs.load_clips(tmp_path, 'test')
+  clips = inputs.LabelledClips(records)
   assert [int(clips[n]['label']) for n in range(len(clips))] == [0, 1] * 20
-  np.testing.assert_allclose(clips[6]['waveform'], forgeries.whole(records[6])[1600:])
+  np.testing.assert_allclose(clips[6]['waveform'], inputs.whole_clip(records[6])[1600:])
   assert np.std(clips[7]['waveform']) > 5 * np.std(clips[6]['waveform'])
-  lots = forgeries.Clips(records, by_lot=True, seed=1)
+  lots = inputs.LabelledClips(records, random_labels=True, seed=1)
   labels = [int(lots[n]['label']) for n in range(len(lots))]
   assert len(labels) == 20 and sum(labels) == 10 and labels != [0, 1] * 10
   for n in range(20):  # originals alone, whatever the lot
     np.testing.assert_array_equal(lots[n]['waveform'], clips[2 * n]['waveform'])
 
 
+def test_clips_of_older_workdirs_are_found(tmp_path):
+  write(tmp_path, 'test', 2)
+  (tmp_path / 'detector_clips').rename(tmp_path / 'forgeries')
+  assert inputs.clip_folder(tmp_path) == tmp_path / 'forgeries'
+  assert len(inputs.load_clips(tmp_path, 'test')) == 4
+
+
 def test_training_names_the_program_that_makes_its_clips(tmp_path):
-  with pytest.raises(ValueError, match='run `python -m experiments.forge --workdir='):
+  with pytest.raises(ValueError, match='run `python -m experiments.detector_clips --workdir='):
     inputs.of_stage(tiny.RECIPE, 'detector', tmp_path)
 
 
 def test_every_voice_belongs_to_one_side():
   corpus = [{'waveform': np.zeros(10 + n % 3), 'speaker': n % 40} for n in range(400)]
   train, validation = (
-    set(forge.choose(corpus, split, 20, 11, 0)) for split in ('train', 'validation')
+    set(detector_clips.choose(corpus, split, 20, 11, 0)) for split in ('train', 'validation')
   )
   assert len(train) == len(validation) == 20
   assert not {n % 40 for n in train} & {n % 40 for n in validation}
   assert all(len(corpus[n]['waveform']) >= 11 for n in train | validation)
-  assert forge.choose(corpus, 'train', 20, 11, 1) != forge.choose(corpus, 'train', 20, 11, 0)
-  with pytest.raises(ValueError, match='there are 133: --set forgeries.num_test=133'):
-    forge.choose(corpus, 'test', 200, 12, 0)
+  assert detector_clips.choose(corpus, 'train', 20, 11, 1) != detector_clips.choose(
+    corpus, 'train', 20, 11, 0
+  )
+  with pytest.raises(ValueError, match='there are 133: --set detector_clips.num_test=133'):
+    detector_clips.choose(corpus, 'test', 200, 12, 0)
 
 
 def test_folders_of_speakers_are_split_by_speaker(tmp_path):
@@ -89,7 +98,7 @@ def test_folders_of_speakers_are_split_by_speaker(tmp_path):
   voices = {
     split: {
       corpus.parts[index].path.split('/')[-2]
-      for index in forge.choose(corpus, split, count, 1600, 0)
+      for index in detector_clips.choose(corpus, split, count, 1600, 0)
     }
     for split, count in (('train', 40), ('validation', 6))
   }
@@ -118,7 +127,7 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     evaluation=dataclasses.replace(
       tiny.RECIPE.evaluation, prompt_seconds=0.4, seconds=0.4, carry_seconds=0.0
     ),
-    forgeries=ForgeryConfig(num_test=6, batch_size=4),
+    detector_clips=DetectorClipsConfig(num_test=6, batch_size=4),
   )
   tokenizer = types.SimpleNamespace(
     sample_rate=RATE,
@@ -126,9 +135,9 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     decode=lambda codes_BFQ, _: np.repeat(codes_BFQ.mean(axis=2) / 1000, 320, axis=1),
   )
   models = types.SimpleNamespace(tokenizer=tokenizer)
-  make = lambda workdir: forge.forge_split(recipe, workdir, 'test', models, PRINTS)
+  make = lambda workdir: detector_clips.write_split(recipe, workdir, 'test', models, PRINTS)
   make(tmp_path)
-  records = forgeries.load(tmp_path, 'test')
+  records = inputs.load_clips(tmp_path, 'test')
   assert len(records) == 12 and asked == [4, 2]
   for n in range(0, 12, 2):
     original, sampled = records[n], records[n + 1]
@@ -136,24 +145,27 @@ def test_both_of_a_pair_take_the_same_way_to_sound(tmp_path, monkeypatch, capsys
     assert (int(original['label']), int(sampled['label']), int(sampled['speaker'])) == (0, 1, voice)
     assert int(original['start']) == int(sampled['start']) == 6400
     np.testing.assert_allclose(
-      forgeries.whole(original), np.full(12_800, 0.1 + voice / 100), atol=1e-3
+      inputs.whole_clip(original), np.full(12_800, 0.1 + voice / 100), atol=1e-3
     )
     # the prompt
-    np.testing.assert_allclose(forgeries.whole(sampled)[:6400], forgeries.whole(original)[:6400])
-    np.testing.assert_allclose(forgeries.whole(sampled)[6400:], -0.1, atol=1e-3)
+    np.testing.assert_allclose(
+      inputs.whole_clip(sampled)[:6400], inputs.whole_clip(original)[:6400]
+    )
+    np.testing.assert_allclose(inputs.whole_clip(sampled)[6400:], -0.1, atol=1e-3)
   assert len({int(records[n]['speaker']) for n in range(12)}) == 6
   make(tmp_path)  # what is there is left alone
   assert len(asked) == 2 and 'already there' in capsys.readouterr().out
-  (tmp_path / 'forgeries' / 'test.json').unlink()  # stopped before the end
-  next((tmp_path / 'forgeries').glob('test-00001*')).unlink()
-  before = next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes()
+  (tmp_path / 'detector_clips' / 'test.json').unlink()  # stopped before the end
+  next((tmp_path / 'detector_clips').glob('test-00001*')).unlink()
+  before = next((tmp_path / 'detector_clips').glob('test-00000*')).read_bytes()
   corpus.append(corpus[0])
   with pytest.raises(ValueError, match='the corpus differs from .*: 1 added'):
     make(tmp_path)
   corpus.pop()
   make(tmp_path)
   assert (
-    asked == [4, 2, 2] and next((tmp_path / 'forgeries').glob('test-00000*')).read_bytes() == before
+    asked == [4, 2, 2]
+    and next((tmp_path / 'detector_clips').glob('test-00000*')).read_bytes() == before
   )
 
 

@@ -1,7 +1,7 @@
 """How results are shown: ours, the papers' below them, and pictures."""
 
-from experiments import evaluations, pictures
-from experiments.evaluations import paper
+from experiments import evaluations
+from experiments.evaluations import paper, pictures
 
 OURS = {
   'log-mel': {'bits_per_second': None, 'abx_within': 9.0, 'abx_across': 12.5, 'mel_distance': None},
@@ -33,5 +33,7 @@ def test_every_table_of_the_papers_says_where_it_is_from():
 
 
 def test_trade_off_is_drawn(tmp_path):
-  pictures.save_trade_off(tmp_path / 'tokens.png', OURS, paper.TABLES['tokens, trade_off'].rows)
+  pictures.save_token_comparison(
+    tmp_path / 'tokens.png', OURS, paper.TABLES['tokens, trade_off'].rows
+  )
   assert (tmp_path / 'tokens.png').stat().st_size > 5000 and len(list(tmp_path.iterdir())) == 1

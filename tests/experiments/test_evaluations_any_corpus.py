@@ -12,8 +12,8 @@ import pytest
 from audiolm_jax import audio, generation, kmeans
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.stages.base import Model
-from experiments import corpora, evaluation_models, evaluations, sources, workspace
-from experiments.evaluations import acoustic, continuation, external_judges, tokens
+from experiments import corpora, evaluations, sources, workspace
+from experiments.evaluations import acoustic, continuation, external_judges, judges, tokens
 from experiments.recipe import Evaluation
 from experiments.recipes import folder
 
@@ -123,11 +123,11 @@ def test_voices_of_people_are_judged_by_d_vectors(recipe, tmp_path, monkeypatch,
 
 
 def test_short_parts_and_unknown_speakers_have_no_d_vectors_or_verification(recipe, d_vectors):
-  judged = evaluation_models.load(recipe, None)
-  assert 'voices' in evaluation_models.left_out(judged, [{'speaker': 3}], 0.4)
-  assert set(evaluation_models.left_out(judged, [{'speaker': 3}])) == {'numbers'}
+  judged = judges.load(recipe, None)
+  assert 'voices' in judges.left_out(judged, [{'speaker': 3}], 0.4)
+  assert set(judges.left_out(judged, [{'speaker': 3}])) == {'numbers'}
   for unknown in ({}, {'speaker': -1}):
-    assert 'verification' in evaluation_models.left_out(judged, [{'speaker': 3}, unknown])
+    assert 'verification' in judges.left_out(judged, [{'speaker': 3}, unknown])
 
 
 class Encoder:
@@ -151,7 +151,7 @@ def measured(recipe, tmp_path, monkeypatch):
   recipe = dataclasses.replace(recipe, semantic_tokens=settings)
   features = lambda config, wave_BT, **options: Encoder().features(wave_BT)
   monkeypatch.setattr(tokens.log_mel, 'features', features)  # compiles long
-  monkeypatch.setattr(tokens.trade_off, 'measure', lambda recipe, workdir: {'rows': {}})
+  monkeypatch.setattr(tokens.token_comparison, 'measure', lambda recipe, workdir: {'rows': {}})
   return tokens.measure(recipe, tmp_path)
 
 
@@ -171,9 +171,9 @@ def test_tokens_of_a_corpus_that_tells_nothing_have_no_rows_and_say_why(
 
 
 def test_judges_that_the_recipe_has_are_asked_for_and_others_left_out(recipe, tmp_path):
-  assert evaluation_models.load(recipe, tmp_path) == (None, None, None)
+  assert judges.load(recipe, tmp_path) == (None, None, None)
   numbers = recipe.derived({'numbers': 'a stage'})
-  judged = evaluation_models.load(numbers, tmp_path)
+  judged = judges.load(numbers, tmp_path)
   assert judged.speaker is None and judged.numbers.config is CODEC
-  assert evaluation_models.left_out(judged, [{'kind': 'counting'}]).keys() == {'voices'}
-  assert evaluation_models.left_out(judged, [{}])['numbers'] == 'the corpus does not say who counts'
+  assert judges.left_out(judged, [{'kind': 'counting'}]).keys() == {'voices'}
+  assert judges.left_out(judged, [{}])['numbers'] == 'the corpus does not say who counts'

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 
 from audiolm_jax.metrics import naturalness, speech
-from experiments import evaluation_models
-from experiments.evaluations import external_judges
+from experiments.evaluations import external_judges, judges
 
 
 def heard(random, speaker_B, noise):
   """Returns three seconds of each speaker's vector, with noise."""
   voice_D = np.random.default_rng(1).normal(size=(6, 4))
   seconds = [voice_D[s] + noise * random.normal(size=(3, 4)) for s in speaker_B]
-  return [evaluation_models.Voice(own_ND, own_ND) for own_ND in seconds]
+  return [judges.Voice(own_ND, own_ND) for own_ND in seconds]
 
 
 def test_voices_that_blur_keep_less_of_their_prompts_and_leave_the_originals():

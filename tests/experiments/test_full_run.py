@@ -73,7 +73,7 @@ def test_a_run_leaves_audio_pictures_and_a_report(tmp_path):
 
 def test_help_needs_no_matplotlib_and_a_run_says_that_it_does(monkeypatch, tmp_path, capsys):
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
-  for name in ('experiments.full_run', 'experiments.pictures'):
+  for name in ('experiments.full_run', 'experiments.evaluations.pictures'):
     monkeypatch.delitem(sys.modules, name, raising=False)
   full_run = importlib.import_module('experiments.full_run')
   monkeypatch.setattr(sys, 'argv', ['full_run', '--help'])

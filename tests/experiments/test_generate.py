@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from audiolm_jax import generation, tokenizer
-from experiments import clips, generate
+from experiments import generate
+from experiments.cli import clips
 from tests import toy_embedding
 from tests.test_generation import GREEDY, HOP, K, conditioned, models, parallel  # noqa: F401
 

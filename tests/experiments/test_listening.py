@@ -12,14 +12,14 @@ import pytest
 
 from audiolm_jax.data import token_shards
 from audiolm_jax.stages import detector
-from experiments import evaluations, forgeries
+from experiments import evaluations, inputs
 from experiments.evaluations import listening
 from tests import browser
 
 RATE = 16_000
 
 
-def forge(workdir, pairs=6, seconds=0.4):
+def write_clips(workdir, pairs=6, seconds=0.4):
   """Tones of a pitch for each utterance; a continuation has twice the pitch after the prompt."""
   time_T = np.arange(round(seconds * RATE)) / RATE
   start = len(time_T) // 2
@@ -30,16 +30,16 @@ def forge(workdir, pairs=6, seconds=0.4):
     sampled_T = np.where(
       np.arange(len(time_T)) < start, original_T, 0.3 * np.sin(4 * np.pi * pitch * time_T)
     )
-    records.append(forgeries.record(original_T, start, detector.ORIGINAL, n))
-    records.append(forgeries.record(sampled_T, start, detector.GENERATED, n))
-  folder = workdir / 'forgeries'
+    records.append(inputs.clip_record(original_T, start, detector.ORIGINAL, n))
+    records.append(inputs.clip_record(sampled_T, start, detector.GENERATED, n))
+  folder = workdir / 'detector_clips'
   token_shards.write_shard(folder, 'test', 0, 1, records)
   token_shards.write_manifest(folder, 'test', 1, {'sample_rate': RATE, 'fingerprints': {}})
 
 
 @pytest.fixture
 def kit(tmp_path):
-  forge(tmp_path)
+  write_clips(tmp_path)
   return tmp_path, listening.build(tmp_path, tmp_path / 'page', num_clips=4, seed=3)
 
 
@@ -92,7 +92,7 @@ def test_same_seed_same_page_and_nothing_is_overwritten(kit, tmp_path_factory):
   with pytest.raises(ValueError, match='a test of 7 clips: .* 2 to 6'):
     listening.build(workdir, workdir / 'other', num_clips=7, seed=3)
   again = tmp_path_factory.mktemp('again')
-  forge(again)
+  write_clips(again)
   assert listening.build(again, again / 'page', num_clips=4, seed=3) == key
   (again / listening.KEY).unlink()
   assert listening.build(again, again / 'next', num_clips=4, seed=4) != key

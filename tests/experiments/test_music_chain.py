@@ -10,7 +10,8 @@ from audiolm_jax import audio, kmeans, tokenizer
 from audiolm_jax.data import pipeline, token_shards
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.training import saving
-from experiments import clips, corpora, encode, workspace
+from experiments import corpora, encode, workspace
+from experiments.cli import clips
 from experiments.inputs import Audio
 from experiments.recipe import Evaluation, MusicTokens, SemanticTokens, StageRecipe
 from experiments.recipes import folder as folder_recipe

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from audiolm_jax.stages.base import Stage
-from experiments import pages
 from experiments import recipe as recipe_lib
+from experiments.cli import recipe_pages
 from experiments.recipes import librilight
 
 
-@pytest.mark.parametrize('name', pages.names())
+@pytest.mark.parametrize('name', recipe_pages.names())
 def test_every_stage_of_every_recipe_can_be_made(name):
   recipe = recipe_lib.load(name)
   assert {'soundstream', 'w2v_bert', 'semantic', 'coarse'} <= set(recipe.stages)
@@ -18,12 +18,14 @@ def test_every_stage_of_every_recipe_can_be_made(name):
     assert isinstance(made, Stage) and made.batch
 
 
-@pytest.mark.parametrize('name', pages.names())
+@pytest.mark.parametrize('name', recipe_pages.names())
 def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
   recipe = recipe_lib.load(name)
   assert 'soundstream' in recipe.imports or recipe.stages['soundstream'].train.rollback is not None
   trains = [stage.train for stage in recipe.trained.values()]
-  assert all(band.step <= train.num_steps for train in trains for band in train.bands)
+  assert all(
+    expected.step <= train.num_steps for train in trains for expected in train.expected_metrics
+  )
 
 
 def test_librilight_says_what_each_number_of_chips_holds():
@@ -118,7 +120,7 @@ def test_a_string_field_takes_the_text_as_it_is():
     ('evaluation.seconds=inf', r"'inf' is not of type float"),
     ('evaluation.seconds=' + '9' * 400, r'is not of type float'),
     ('evaluation.num_clips=0', r'num_clips=0: must be a whole number of at least 1'),
-    ('forgeries.batch_size=-1', r'batch_size=-1: must be a whole number of at least 1'),
+    ('detector_clips.batch_size=-1', r'batch_size=-1: must be a whole number of at least 1'),
     (
       'sampling.coarse.temperature=-1.0',
       r'temperature=-1.0: must be a finite number of at least 0',

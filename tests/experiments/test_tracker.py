@@ -6,7 +6,7 @@ import types
 import pytest
 
 from audiolm_jax.errors import UserError
-from experiments import tracker
+from experiments.cli import tracker
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 
 from audiolm_jax import files
 from audiolm_jax.training import configs, saving, sharding
-from experiments import inputs, programs, train, workspace
+from experiments import inputs, train, workspace
 from experiments import recipe as recipe_lib
+from experiments.cli import parallel
 from tests.training import toy
 
 PRINTS = {'soundstream': 'abc', 'semantic_tokens': 'def'}
@@ -44,7 +45,7 @@ def save(workdir, name, step, fingerprints, config=None):
 @pytest.fixture
 def started(monkeypatch):
   commands = []
-  monkeypatch.setattr(programs, 'run', lambda given, num_lanes: commands.extend(given))
+  monkeypatch.setattr(parallel, 'run', lambda given, num_slots: commands.extend(given))
   return commands
 
 

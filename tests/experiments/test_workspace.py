@@ -19,8 +19,9 @@ from audiolm_jax import files
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import errors as training_errors
 from audiolm_jax.training import watchdog
-from experiments import command_line, evaluations, workspace
+from experiments import evaluations, workspace
 from experiments import recipe as recipe_lib
+from experiments.cli import command_line, pod
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -55,12 +56,12 @@ def test_waiting_for_others_ends(tmp_path):
   missing = lambda: [str(file) for file in files if not file.exists()]
   for delay, file in enumerate(files, 1):
     threading.Timer(0.3 * delay, file.touch).start()
-  workspace.wait_for('files', missing, patience_seconds=5.0)  # of each, not of both
+  pod.wait_for('files', missing, patience_seconds=5.0)  # of each, not of both
   files.append(tmp_path / 'c')
   with pytest.raises(
     ValueError, match=r'process 0 of 1 has waited 0.3 s for files: .*/c \(1 in all\)'
   ):
-    workspace.wait_for('files', missing, patience_seconds=0.3)
+    pod.wait_for('files', missing, patience_seconds=0.3)
 
 
 def test_waiting_looks_less_and_less_often_and_says_for_what(monkeypatch, capsys):
@@ -73,7 +74,7 @@ def test_waiting_looks_less_and_less_often_and_says_for_what(monkeypatch, capsys
   monkeypatch.setattr(time, 'sleep', sleep)
   monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
   missing = lambda: [f'shard {n}' for n in range(int(clock[0] // 100), 10)]
-  workspace.wait_for('shards of other hosts', missing)
+  pod.wait_for('shards of other hosts', missing)
   # 1000 s of shards, one every 100 s.
   assert pauses[:3] == [0.2, pytest.approx(0.3), pytest.approx(0.45)] and max(pauses) == 10.0
   assert len(pauses) < 120
@@ -84,12 +85,12 @@ def test_waiting_looks_less_and_less_often_and_says_for_what(monkeypatch, capsys
 
 def test_the_address_of_a_pod_is_checked(monkeypatch):
   monkeypatch.setenv('AUDIOLM_DISTRIBUTED', '0')
-  workspace.join_pod()  # alone
+  pod.join_pod()  # alone
   monkeypatch.setenv('AUDIOLM_DISTRIBUTED', 'here,2')
   with pytest.raises(
     ValueError, match='AUDIOLM_DISTRIBUTED=here,2: set it to 1, or to ADDRESS:PORT,COUNT,INDEX'
   ):
-    workspace.join_pod()
+    pod.join_pod()
 
 
 class Hosts:
@@ -100,7 +101,7 @@ class Hosts:
     self._said, self._barrier = [None] * count, threading.Barrier(count, timeout=60)
     monkeypatch.setattr(jax, 'process_count', lambda: count)
     monkeypatch.setattr(jax, 'process_index', lambda: self._own.index)
-    utils = workspace.multihost_utils
+    utils = pod.multihost_utils
     monkeypatch.setattr(utils, 'broadcast_one_to_all', lambda value: self._exchange(value)[0])
     monkeypatch.setattr(utils, 'process_allgather', lambda value: np.stack(self._exchange(value)))
 
@@ -132,7 +133,7 @@ class Hosts:
 
 def test_hosts_without_the_shared_storage_are_named_on_all(tmp_path, monkeypatch):
   hosts = Hosts(monkeypatch, 4)
-  prove = lambda name: workspace.prove_shared(tmp_path / name, patience_seconds=0.5)
+  prove = lambda name: pod.check_shared(tmp_path / name, patience_seconds=0.5)
   for name in ('shared', 'own'):
     (tmp_path / name).mkdir()
   assert hosts.run(lambda index: prove('shared')) == [''] * 4
@@ -144,11 +145,11 @@ def test_hosts_without_the_shared_storage_are_named_on_all(tmp_path, monkeypatch
 def test_hosts_that_run_another_command_are_named(tmp_path, monkeypatch):
   hosts = Hosts(monkeypatch, 2)
   commands = [['train', '--stage=coarse'], ['train', '--stage=fine']]
-  checksum = workspace.zlib.crc32
+  checksum = pod.zlib.crc32
   monkeypatch.setattr(
-    workspace.zlib, 'crc32', lambda _: checksum(' '.join(commands[jax.process_index()]).encode())
+    pod.zlib, 'crc32', lambda _: checksum(' '.join(commands[jax.process_index()]).encode())
   )
-  errors = hosts.run(lambda index: workspace.prove_shared(tmp_path))
+  errors = hosts.run(lambda index: pod.check_shared(tmp_path))
   assert all('process 1 (1 of 2 in all) runs another command' in error for error in errors)
 
 
@@ -166,7 +167,7 @@ def test_a_workdir_in_a_bucket_is_remembered_claimed_and_shared(bucket, monkeypa
     workspace.token_source(bucket, 'train')
   with pytest.raises(UserError, match=f'{bucket}/coarse does not exist: run `python -m exp'):
     workspace.load_stage(bucket, 'coarse')
-  assert Hosts(monkeypatch, 2).run(lambda index: workspace.prove_shared(bucket)) == ['', '']
+  assert Hosts(monkeypatch, 2).run(lambda index: pod.check_shared(bucket)) == ['', '']
   assert {path.name for path in bucket.iterdir()} == {command_line.MEMORY, 'tokens'}
 
 
@@ -211,7 +212,7 @@ def test_exit_status_says_whether_to_start_again(monkeypatch, capsys, error, sta
 def test_encoding_on_a_pod_leaves_at_sigterm(tmp_path, work, held, left):
   """JAX, which joined the pod, catches SIGTERM to ask for a save that only training makes."""
   program = (
-    'import ctypes, sys, threading, time; from experiments import command_line, encode\n'
+    'import ctypes, sys, threading, time; from experiments import encode; from experiments.cli import command_line\n'
     'ready = lambda: print("ready", flush=True)\n'
     'mutex = ctypes.create_string_buffer(64)\n'
     'def encode_corpus(recipe, workdir):\n'

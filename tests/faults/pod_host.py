@@ -10,11 +10,12 @@ import time
 import jax
 
 from audiolm_jax.training import lock, monitor
-from experiments import command_line, train
+from experiments import train
+from experiments.cli import command_line
 
 socket.gethostname = lambda: os.environ['POD_HOST']
 lock.LEASE_SECONDS, lock.RENEW_SECONDS = 8.0, 1.0
-_step = monitor.Judge.step
+_step = monitor.Monitor.step
 
 
 def _slow_step(*arguments):
@@ -23,6 +24,6 @@ def _slow_step(*arguments):
 
 
 if __name__ == '__main__':
-  monitor.Judge.step = _slow_step
+  monitor.Monitor.step = _slow_step
   jax.config.update('jax_num_cpu_devices', 1)
   command_line.run(train.main)

@@ -16,7 +16,7 @@ import numpy as np
 
 from audiolm_jax import storage, testing
 from audiolm_jax.training import checkpoints, metrics_writer
-from experiments import command_line
+from experiments.cli import command_line
 from tests import bucket_server
 from tests.training import toy, toy_run
 
@@ -183,14 +183,14 @@ def finish_pod(pod, logs: pathlib.Path, code: int | tuple = 0, seconds: float = 
 
 
 def _join(function, arguments, port, index, count, devices):
-  from experiments import workspace
+  from experiments.cli import pod
 
   jax.config.update('jax_num_cpu_devices', devices)
   if count > 1:
     os.environ['AUDIOLM_DISTRIBUTED'] = f'127.0.0.1:{port},{count},{index}'
 
   def main():
-    workspace.join_pod()
+    pod.join_pod()
     function(*arguments)
 
   command_line.run(main)

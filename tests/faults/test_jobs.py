@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from safetensors import safe_open
 
+from audiolm_jax import arrays_file
 from audiolm_jax.data import synthesized, token_shards
 from audiolm_jax.stages import w2v_bert
 from audiolm_jax.training import configs, saving, sharding
@@ -89,7 +90,7 @@ def encode_corpus(models, workdir, root, moment=None):
 def _arm(moment):
   module, name, call = {
     'sample': (np, 'savez', 1),
-    'clusters': (encode.workspace, 'save_file', 1),
+    'clusters': (arrays_file, 'save_file', 1),
     'shard': (token_shards, 'encode', 10),
     'rename': (token_shards.os, 'replace', 3),
     'manifest': (token_shards.json, 'dump', 1),

@@ -14,7 +14,7 @@ import numpy as np
 from audiolm_jax.data import pipeline, token_shards
 from audiolm_jax.stages.base import Feature
 from audiolm_jax.training import checkpoints, metrics_writer
-from experiments import command_line, workspace
+from experiments.cli import command_line, pod
 from tests.faults import runs
 from tests.training import toy_pod
 
@@ -144,18 +144,18 @@ def test_f16_a_killed_peer_ends_the_other(tmp_path, outcome):
   )
 
 
-def prove_shared(folder, ending):
+def check_shared(folder, ending):
   """`ending`: of the names of the processes' folders, where each has its own."""
   workdir = pathlib.Path(f'{folder}{jax.process_index() if ending else ""}')
   workdir.mkdir(exist_ok=True)
-  workspace.prove_shared(workdir, patience_seconds=1.0)
+  pod.check_shared(workdir, patience_seconds=1.0)
   print('shared', len(list(workdir.iterdir())))
 
 
 def test_processes_without_the_storage_of_the_first_end_before_training(tmp_path):
   for ending, code, said in ((False, 0, 'shared 0'), (True, 1, 'workdir0 of process 1 (1 of 2')):
     logs = tmp_path / f'logs{code}'
-    pod = runs.start_pod(prove_shared, tmp_path / 'workdir', ending, count=2, devices=1, logs=logs)
+    pod = runs.start_pod(check_shared, tmp_path / 'workdir', ending, count=2, devices=1, logs=logs)
     outputs = runs.finish_pod(pod, logs, code=code)
     assert said in outputs[0]
     assert not ending or 'is not that of process 0: mount the same storage' in outputs[1]

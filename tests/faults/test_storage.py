@@ -62,7 +62,7 @@ def test_f5_every_damaged_file_is_found(damage, half_way, tmp_path, outcome):
     with pytest.warns(
       UserWarning, match=r'checkpoint 30 .*' + named + r'.* continuing from step 24'
     ):
-      silent += checkpoints._reject_bad(directory) != 24
+      silent += saving._reject_bad(directory) != 24
     shutil.rmtree(directory / '30.rejected')
   assert len(names) > 20 and not silent
   outcome(
@@ -444,7 +444,6 @@ def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
   audio.
   """
   from audiolm_jax import audio, codes_file
-  from experiments import workspace
 
   test_tokenizer.save_clusters(tmp_path)
   clusters = clusters_path(tmp_path).read_bytes()
@@ -455,7 +454,7 @@ def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
     'wave.wav': lambda path: audio.save(
       path, random.normal(size=16_000).astype(np.float32) / 9, 16_000
     ),
-    'kmeans.safetensors': lambda path: _save_large_clusters(workspace, path),
+    'kmeans.safetensors': lambda path: _save_large_clusters(path),
     'text.json': lambda path: files.write_text(path, 'x' * 10_000),
   }
   (tmp_path / 'out').mkdir()
@@ -478,7 +477,7 @@ def test_f21_an_interrupted_export_leaves_nothing_half(tmp_path, outcome):
   outcome('F21', f'{", ".join(writers)}: nothing under the final name, then whole')
 
 
-def _save_large_clusters(workspace, path):
+def _save_large_clusters(path):
   from audiolm_jax import kmeans
 
   quantizer = kmeans.SemanticQuantizer(

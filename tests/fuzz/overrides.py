@@ -5,8 +5,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from experiments import pages
 from experiments import recipe as recipe_lib
+from experiments.cli import recipe_pages
 
 HUGE = '1' + 30 * '0'
 VALUES = (
@@ -84,5 +84,5 @@ def fields(node: Any, path: str = '') -> Iterator[tuple[str, Any, Any]]:
 @functools.cache
 def all_fields() -> list[tuple[str, str]]:
   """Returns (recipe, path) of every field of every recipe."""
-  names = pages.names()
+  names = recipe_pages.names()
   return [(name, path) for name in names for path, *_ in fields(recipe_lib.load(name))]

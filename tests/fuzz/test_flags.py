@@ -15,17 +15,8 @@ import pytest
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hub
 from audiolm_jax.training import loop
-from experiments import (
-  benchmark,
-  compilation_cache,
-  compile,
-  corpora,
-  encode,
-  evaluations,
-  pages,
-  programs,
-  train,
-)
+from experiments import benchmark, compile, corpora, encode, evaluations, train
+from experiments.cli import compilation_cache, parallel, recipe_pages
 from tests import programs
 from tests.fuzz import battery, overrides
 from tests.fuzz.audio_cases import wav
@@ -43,7 +34,7 @@ PROGRAMS = (
     'full_run',
     'encode',
     'evaluate',
-    'forge',
+    'detector_clips',
     'generate',
   ),
   *('prepare', 'pretrained', 'train'),
@@ -77,7 +68,7 @@ def place(tmp_path, monkeypatch):
     raise Began
 
   for owner, name in (
-    (loop, 'train'), (train, 'train_all'), (encode, 'encode_corpus'), (programs, 'run'), (hub, 'fetch'),
+    (loop, 'train'), (train, 'train_all'), (encode, 'encode_corpus'), (parallel, 'run'), (hub, 'fetch'),
     (compile, 'load_topology'), (compilation_cache, 'keep'),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, began)
@@ -124,7 +115,13 @@ def command_line(rng, monkeypatch, program: str) -> list[str]:
       value = overrides.VALUES[rng.integers(len(overrides.VALUES))]
       values = [f'{fields[rng.integers(len(fields))][1]}={value}'.replace('\0', '')]
     elif action.dest in ('recipe', 'command', 'stage', 'suite', 'corpus') and rng.random() < 0.8:
-      known = action.choices or (*pages.names(), 'all', *evaluations.SUITES, 'encode', 'info')
+      known = action.choices or (
+        *recipe_pages.names(),
+        'all',
+        *evaluations.SUITES,
+        'encode',
+        'info',
+      )
       values = [list(known)[rng.integers(len(known))]]
     if action.option_strings:
       flag = action.option_strings[-1]

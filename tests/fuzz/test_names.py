@@ -13,7 +13,8 @@ import pytest
 from audiolm_jax import codes_file
 from audiolm_jax.data import folders, inventory, skipped
 from audiolm_jax.errors import UserError
-from experiments import codec, command_line, corpora
+from experiments import codec, corpora
+from experiments.cli import command_line
 from tests.fuzz import battery, trees
 
 NUM_CASES, RATE = 300, 16_000
@@ -76,7 +77,7 @@ def check_jobs(tree: trees.Tree, root: pathlib.Path, output: pathlib.Path):
   assert len({job.target for job in got}) == len(got) == len(tree.audio)
   assert all(output in job.target.parents and '..' not in job.target.parts for job in got)
   for job in got:  # a name that is too long once it ends in .alm is said, the others are made
-    made = battery.attempt(codec.command_line.prove_name, job.target)
+    made = battery.attempt(codec.command_line.check_name, job.target)
     assert made is None or 'choose a shorter name' in str(made)
 
 

@@ -16,9 +16,9 @@ def test_logits_and_features_have_the_sizes_of_the_paper():
   assert shapes[0].logits_BN.shape == (2, 8)
   assert [f.shape[-1] for f in shapes[0].features] == [32, 64, 128, 128, 256, 256, 512]
   assert shapes[0].features[-1].shape[2] == 8
-  for scale, judgement in enumerate(shapes[1:]):
-    assert judgement.logits_BN.shape == (2, num_samples // 256 // 2**scale)
-    assert [f.shape[-1] for f in judgement.features] == [16, 64, 256, 1024, 1024, 1024]
+  for scale, output in enumerate(shapes[1:]):
+    assert output.logits_BN.shape == (2, num_samples // 256 // 2**scale)
+    assert [f.shape[-1] for f in output.features] == [16, 64, 256, 1024, 1024, 1024]
 
 
 def test_a_discriminator_separates_what_it_is_trained_on():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,22 @@ def test_a_frame_sees_its_own_hop_and_the_past():
   changed_BFD = module.apply({'params': params}, wave_BT.at[:, 4 * CONFIG.hop_length].add(1.0))
   difference_F = np.abs(np.asarray(changed_BFD - whole_BFD)).max(axis=(0, 2))
   assert difference_F[:4].max() == 0 and difference_F[4:6].min() > 1e-4
+
+
+def test_an_encoder_that_looks_ahead_sees_the_next_hops_and_silence_after_the_clip():
+  config = dataclasses.replace(CONFIG, lookahead=2)
+  module, wave_BT = frame_rate.Encoder(config, 5), _wave()
+  params = _made(module, wave_BT)
+  whole_BFD = module.apply({'params': params}, wave_BT)
+  changed_BFD = module.apply({'params': params}, wave_BT.at[:, 4 * config.hop_length].add(1.0))
+  difference_F = np.abs(np.asarray(changed_BFD - whole_BFD)).max(axis=(0, 2))
+  assert difference_F[:2].max() == 0 and difference_F[2:6].min() > 1e-4
+  # The network is that of the causal encoder, whose frames are two later.
+  silence_BT = jnp.zeros((2, 2 * config.hop_length))
+  later_BFD = frame_rate.Encoder(CONFIG, 5).apply(
+    {'params': params}, jnp.concatenate([wave_BT, silence_BT], axis=1)
+  )
+  np.testing.assert_allclose(whole_BFD, later_BFD[:, 2:], atol=1e-6)
 
 
 def test_a_sample_depends_on_no_later_frame_and_a_hop_on_the_frame_before():
@@ -59,6 +77,7 @@ def test_overlap_add_of_pieces_of_one_signal_is_the_signal(overlap):
     (dict(window_length=12), 'window_length=12'),
     (dict(overlap=9), 'overlap=9'),
     (dict(overlap=3), 'overlap=3'),
+    (dict(lookahead=-1), 'lookahead=-1'),
     (dict(width=0), 'width=0'),
     (dict(num_blocks=-1), 'num_blocks=-1'),
   ],

@@ -13,7 +13,7 @@ from flax.linen import meta
 from safetensors import safe_open
 
 import audiolm_jax
-from audiolm_jax import windows
+from audiolm_jax import decoding
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import Rule, as_pytree
@@ -146,7 +146,7 @@ def test_a_target_equal_to_the_condition_is_learned_and_unknown_without_it(learn
 
 
 def test_sampled_rows_follow_their_own_conditions(learned):
-  rows = windows.extend(
+  rows = decoding.extend(
     SEMANTIC.language_model,
     learned,
     jax.random.key(0),
@@ -191,7 +191,7 @@ def test_guidance_draws_from_the_extrapolated_logits():
   music, read = rng.integers(0, K, (16, 1, 2)), rng.integers(0, K, (16, 2, 1))
   prompt = rng.integers(0, K, (16, 1, 2))
   free = (np.full_like(music, PAD), read)
-  draw = lambda guidance: windows.sample_targets(
+  draw = lambda guidance: decoding.sample_targets(
     model,
     params,
     jax.random.key(0),
@@ -220,7 +220,7 @@ def test_guidance_of_1_draws_the_same_codes_as_no_guidance():
   prefix = (rng.integers(0, K, (4, 1, 2)), rng.integers(0, K, (4, 2, 1)))
   prompt = np.full((4, 0, 2), PAD)
   one, none = (
-    windows.sample_targets(
+    decoding.sample_targets(
       model, params, jax.random.key(0), prefix, prompt, 8, as_pytree(Rule(1.0)), scale, capacity=8
     )
     for scale in (1.0, None)
@@ -265,7 +265,7 @@ def test_soundstorm_is_guided_by_extrapolation():
   semantic_BS, condition_BN = rng.integers(0, K, (8, 4)), rng.integers(0, K, (8, 2))
   unknown_BFQ = np.full((8, 8, 2), PAD)
   draw = lambda guidance: np.asarray(
-    windows.fill_window(
+    decoding.fill_window(
       SOUNDSTORM,
       params,
       jax.random.key(0),
@@ -305,7 +305,7 @@ def test_soundstorm_is_guided_by_extrapolation():
 )
 def test_wrong_conditions_are_named(condition, guidance, message):
   with pytest.raises(ValueError, match=message):
-    windows.extend(
+    decoding.extend(
       SEMANTIC.language_model,
       {},
       jax.random.key(0),
@@ -324,7 +324,7 @@ def test_wrong_conditions_are_named(condition, guidance, message):
 def test_a_model_without_a_condition_refuses_one():
   plain = dataclasses.replace(SEMANTIC, condition=None)
   with pytest.raises(ValueError, match='the model was trained without'):
-    windows.extend(
+    decoding.extend(
       plain.language_model,
       {},
       jax.random.key(0),

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import windows
+from audiolm_jax import decoding
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm
 
@@ -223,7 +223,7 @@ def test_training_finds_voice_and_structure_and_decoding_uses_them():
 
   metrics = jax.jit(stage.loss)(params, {}, data, None)[1].metrics
   prompt = 8
-  rows = windows.fill(
+  rows = decoding.fill(
     config,
     params,
     jax.random.key(0),

@@ -97,13 +97,15 @@ def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batc
       {'params': generator['decoder']}, quantized.z_BFD
     ), quantized.commitment
 
-  judge = lambda params, wave: CONFIG.discriminators.module(CONFIG.dtype).apply(
+  discriminate = lambda params, wave: CONFIG.discriminators.module(CONFIG.dtype).apply(
     {'params': params}, wave
   )
 
   def generator_loss(generator):
     estimate_BT, commitment = estimate(generator)
-    real, fake = (judge(variables.params['discriminator'], wave) for wave in (wave_BT, estimate_BT))
+    real, fake = (
+      discriminate(variables.params['discriminator'], wave) for wave in (wave_BT, estimate_BT)
+    )
     terms = {
       'spectral': spectral(wave_BT, estimate_BT),
       'waveform': losses.relative_squared_error(wave_BT, estimate_BT),
@@ -115,7 +117,7 @@ def test_each_side_of_the_game_gets_the_gradient_of_its_own_loss(variables, batc
 
   def discriminator_loss(discriminator):
     real, fake = (
-      judge(discriminator, w) for w in (wave_BT, estimate(variables.params['generator'])[0])
+      discriminate(discriminator, w) for w in (wave_BT, estimate(variables.params['generator'])[0])
     )
     return losses.hinge_discriminator([j.logits_BN for j in real], [j.logits_BN for j in fake])
 
@@ -186,15 +188,15 @@ def test_balance_gives_every_term_its_share_of_the_gradient_at_the_estimate(vari
     estimate_BT = soundstream.decoder(config).apply(
       {'params': params['generator']['decoder']}, quantized.z_BFD
     )
-    judge = lambda wave: config.discriminators.module(config.dtype).apply(
+    discriminate = lambda wave: config.discriminators.module(config.dtype).apply(
       {'params': discriminators}, wave
     )
     terms = {
       'spectral': lambda e: spectral(wave_BT, e),
       'waveform': lambda e: losses.relative_squared_error(wave_BT, e),
-      'adversarial': lambda e: losses.hinge_generator([j.logits_BN for j in judge(e)]),
+      'adversarial': lambda e: losses.hinge_generator([j.logits_BN for j in discriminate(e)]),
       'feature': lambda e: losses.feature_matching(
-        *([j.features for j in judge(wave)] for wave in (wave_BT, e))
+        *([j.features for j in discriminate(wave)] for wave in (wave_BT, e))
       ),
     }
     return {name: jnp.linalg.norm(jax.grad(term)(estimate_BT)) for name, term in terms.items()}, aux

@@ -185,7 +185,7 @@ def test_a_job_has_its_storage_and_starts_again_after_what_that_repairs(machine)
   assert command[:3] == ['xpk', 'workload', 'create'] and flags['storage'] == 'shared'
   # Without it only 42 and 127 to 255 are started again, of which no program of ours makes use.
   # Read as text: these tests import nothing heavy.
-  program = (SCRIPTS.parent / 'experiments/command_line.py').read_text()
+  program = (SCRIPTS.parent / 'experiments/cli/command_line.py').read_text()
   [status] = re.findall(r'^RESTART = (\d+)$', program, re.MULTILINE)
   assert flags['restart-on-exit-codes'] == status
   assert flags['base-docker-image'] == 'i/a' and 'pip' not in flags['command']

@@ -382,12 +382,12 @@ def test_the_host_of_a_lock_steers_no_terminal(tmp_path):
       pass
 
 
-def test_a_probe_follows_no_link_and_leaves_nothing(tmp_path):
+def test_a_trial_follows_no_link_and_leaves_nothing(tmp_path):
   (tmp_path / 'run').mkdir()
-  (tmp_path / 'run' / f'.probe-{os.getpid()}').symlink_to(tmp_path / 'victim')
+  (tmp_path / 'run' / f'.trial-{os.getpid()}').symlink_to(tmp_path / 'victim')
   storage.check_writable(tmp_path / 'run')
   assert not (tmp_path / 'victim').exists()
-  assert os.listdir(tmp_path / 'run') == [f'.probe-{os.getpid()}']
+  assert os.listdir(tmp_path / 'run') == [f'.trial-{os.getpid()}']
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a probe finds is averaged over the evaluation batches, and reaches the logs."""
+"""What a measurement finds is averaged over the evaluation batches, and reaches the logs."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_arrays_are_averaged_samples_are_of_the_first_batch(tmp_path, monkeypatc
       {'first': means['wave'][0]}, {'sound': (samples[0], 16_000)}, {'picture': picture}
     )
 
-  toy_run.train(tmp_path, probe=evaluation.Probe(measure, summarize))
+  toy_run.train(tmp_path, measurement=evaluation.Measurement(measure, summarize))
   batches = toy.Batches()
   waves = np.stack([next(batches)['waveform'] for _ in range(3)])
   assert [int(count) for _, (_, count) in seen] == [2, 4]

@@ -1,5 +1,5 @@
-"""What the judge calls divergence and what follows; runs that roll back: bounded, past the bad batch,
-exact through kills. Metrics compared with bands.
+"""What the monitor calls divergence and what follows; runs that roll back: bounded, past the bad batch,
+exact through kills. Metrics compared with expectations.
 """
 
 import dataclasses
@@ -38,22 +38,22 @@ def with_rollback(monkeypatch):
 GO_ON = monitor.Verdict(monitor.Action.GO_ON)
 
 
-def _judge(losses=(), **changes):
-  judge = monitor.Judge(dataclasses.replace(CONFIG, **changes))
+def _monitor(losses=(), **changes):
+  watched = monitor.Monitor(dataclasses.replace(CONFIG, **changes))
   for loss in losses:
-    assert judge.step({'loss': loss, 'grad_norm/a': 0.0}, True) == GO_ON
-  return judge
+    assert watched.step({'loss': loss, 'grad_norm/a': 0.0}, True) == GO_ON
+  return watched
 
 
-def _counts(judge):
-  state = judge.get_state()
+def _counts(watched):
+  state = watched.get_state()
   return {name: state[name] for name in ('count', 'rate_scale', 'skipped', 'in_a_row')}
 
 
 def test_an_explosion_is_a_multiple_of_the_median_and_rolls_back():
   # eight; the median, 1.05, ignores the two outliers
   losses = [9.0, 1.0, 1.1, 0.9, 1.0, 29.0, 1.0, 1.2]
-  verdict = lambda loss: _judge(losses).step({'loss': loss, 'grad_norm/a': 1e9}, True)
+  verdict = lambda loss: _monitor(losses).step({'loss': loss, 'grad_norm/a': 1e9}, True)
   assert verdict(31.4) == GO_ON
   assert verdict(31.6) == (
     monitor.Action.ROLL_BACK,
@@ -61,18 +61,18 @@ def test_an_explosion_is_a_multiple_of_the_median_and_rolls_back():
   )
   metrics = {'loss': 33.0, 'grad_norm/a': 0.0}
   # 30 times 1.05
-  assert _judge([1.0, 1.2, 1.1, 0.9]).step(metrics, True).action is monitor.Action.ROLL_BACK
+  assert _monitor([1.0, 1.2, 1.1, 0.9]).step(metrics, True).action is monitor.Action.ROLL_BACK
   # too few to tell
-  assert _judge([1.0, 1.2, 1.1]).step(metrics, True) == GO_ON
-  assert _judge(losses).step({'loss': np.nan, 'grad_norm/a': 0.0}, False) == (
+  assert _monitor([1.0, 1.2, 1.1]).step(metrics, True) == GO_ON
+  assert _monitor(losses).step({'loss': np.nan, 'grad_norm/a': 0.0}, False) == (
     monitor.Action.ROLL_BACK,
     "{'loss': nan} not finite: rollback 1 of 2, learning rates x 0.25",
   )
 
 
 def test_after_the_last_rollback_the_run_stops():
-  judge = _judge([1.0] * 4)
-  actions = [judge.step({'loss': 31.0, 'grad_norm/a': 0.0}, True) for _ in range(3)]
+  watched = _monitor([1.0] * 4)
+  actions = [watched.step({'loss': 31.0, 'grad_norm/a': 0.0}, True) for _ in range(3)]
   assert [verdict.action for verdict in actions] == [
     monitor.Action.ROLL_BACK,
     monitor.Action.ROLL_BACK,
@@ -80,65 +80,65 @@ def test_after_the_last_rollback_the_run_stops():
   ]
   assert actions[2].reason == 'loss 31 is above 30 times its median 1, after 2 rollbacks'
   # what is wrong is not remembered: the median stays
-  assert judge.get_state()['past']['loss'] == [1.0] * 4
-  assert judge.metrics() == {'rollbacks': 2.0, 'rate_scale': 0.0625}
+  assert watched.get_state()['past']['loss'] == [1.0] * 4
+  assert watched.metrics() == {'rollbacks': 2.0, 'rate_scale': 0.0625}
 
 
 def test_without_rollback_an_explosion_is_reported_and_belongs_to_the_past():
-  judge = monitor.Judge(None)
+  watched = monitor.Monitor(None)
   for _ in range(4):
-    assert judge.step({'loss': 1.0}, True) == GO_ON
-  assert judge.step({'loss': 11.0}, True) == (
+    assert watched.step({'loss': 1.0}, True) == GO_ON
+  assert watched.step({'loss': 11.0}, True) == (
     monitor.Action.GO_ON,
     'loss 11 is above 10 times its median 1',
   )
-  assert judge.get_state()['past']['loss'] == [1.0] * 4 + [11.0]
-  assert judge.step({'loss': np.inf}, False) == (monitor.Action.STOP, "{'loss': inf} not finite")
-  assert judge.metrics() == {} and not judge.tries_states
+  assert watched.get_state()['past']['loss'] == [1.0] * 4 + [11.0]
+  assert watched.step({'loss': np.inf}, False) == (monitor.Action.STOP, "{'loss': inf} not finite")
+  assert watched.metrics() == {} and not watched.tries_states
 
 
 def test_skips_are_counted_in_a_row_and_in_all():
-  judge = monitor.Judge(None, max_skipped=2)
-  bad = lambda: judge.step({'loss': np.nan, 'grad_norm/a': 1.0}, False)
+  watched = monitor.Monitor(None, max_skipped=2)
+  bad = lambda: watched.step({'loss': np.nan, 'grad_norm/a': 1.0}, False)
   skipped = "{'loss': nan} not finite: batch skipped, "
   assert bad() == (monitor.Action.SKIP, skipped + '1 of at most 2 in a row, 1 in all')
   assert bad() == (monitor.Action.SKIP, skipped + '2 of at most 2 in a row, 2 in all')
   assert bad() == (monitor.Action.STOP, "{'loss': nan} not finite")
-  assert judge.step({'loss': 1.0, 'grad_norm/a': 1.0}, True) == GO_ON
+  assert watched.step({'loss': 1.0, 'grad_norm/a': 1.0}, True) == GO_ON
   assert bad() == (monitor.Action.SKIP, skipped + '1 of at most 2 in a row, 3 in all')
-  assert judge.metrics() == {'skipped_batches': 3.0}
-  assert _counts(judge) == {'count': 0, 'rate_scale': 1.0, 'skipped': 3, 'in_a_row': 1}
+  assert watched.metrics() == {'skipped_batches': 3.0}
+  assert _counts(watched) == {'count': 0, 'rate_scale': 1.0, 'skipped': 3, 'in_a_row': 1}
   # skipping comes before rolling back
-  both = monitor.Judge(CONFIG, max_skipped=1)
+  both = monitor.Monitor(CONFIG, max_skipped=1)
   metrics = {'loss': np.nan}
   assert both.step(metrics, False).action is monitor.Action.SKIP
   assert both.step(metrics, False).action is monitor.Action.ROLL_BACK
   with pytest.raises(ValueError, match='max_skipped_batches=-1'):
-    monitor.Judge(None, max_skipped=-1)
+    monitor.Monitor(None, max_skipped=-1)
 
 
-def test_a_state_is_judged_by_its_loss_and_not_remembered():
-  judge = _judge([1.0] * 4)
-  assert judge.tries_states and judge.state(29.0) == GO_ON
-  assert judge.get_state()['past']['loss'] == [1.0] * 4
+def test_a_state_is_checked_by_its_loss_and_not_remembered():
+  watched = _monitor([1.0] * 4)
+  assert watched.tries_states and watched.state(29.0) == GO_ON
+  assert watched.get_state()['past']['loss'] == [1.0] * 4
   for loss, fault in (
     (31.0, 'loss 31 is above 30 times its median 1'),
     (np.nan, 'loss nan not finite'),
   ):
-    verdict = _judge([1.0] * 4).state(loss)
+    verdict = _monitor([1.0] * 4).state(loss)
     assert verdict.action is monitor.Action.ROLL_BACK
     assert verdict.reason.startswith(f'before its save {fault}: rollback 1 of 2')
 
 
 def test_gradients_explode_at_their_own_threshold():
-  judge = monitor.Judge(CONFIG)
+  watched = monitor.Monitor(CONFIG)
   for _ in range(8):
-    assert judge.step({'loss': 1.0, 'grad_norm/a': 2.0}, True) == GO_ON
-  assert judge.step({'loss': 1.0, 'grad_norm/a': 1999.0}, True) == GO_ON
-  judge = monitor.Judge(CONFIG)
+    assert watched.step({'loss': 1.0, 'grad_norm/a': 2.0}, True) == GO_ON
+  assert watched.step({'loss': 1.0, 'grad_norm/a': 1999.0}, True) == GO_ON
+  watched = monitor.Monitor(CONFIG)
   for _ in range(8):
-    judge.step({'loss': 1.0, 'grad_norm/a': 2.0}, True)
-  verdict = judge.step({'loss': 1.0, 'grad_norm/a': 2001.0}, True)
+    watched.step({'loss': 1.0, 'grad_norm/a': 2.0}, True)
+  verdict = watched.step({'loss': 1.0, 'grad_norm/a': 2001.0}, True)
   assert verdict.reason.startswith('grad_norm/a 2001 is above 1000 times its largest 2: ')
 
 
@@ -146,26 +146,26 @@ def test_gradients_that_grow_step_by_step_do_not_explode():
   """Discriminators do, when they begin: from 0.2 to 250 within fifty steps was measured, and called an
   explosion.
   """
-  judge = monitor.Judge(CONFIG)
+  watched = monitor.Monitor(CONFIG)
   for norm in (0.0, 0.0, 0.2, 0.2, 0.2, 0.2, 0.2, 0.3, 5.0, 90.0, 400.0):
-    assert judge.step({'loss': 1.0, 'grad_norm/a': norm}, True) == GO_ON
+    assert watched.step({'loss': 1.0, 'grad_norm/a': norm}, True) == GO_ON
 
 
 def test_the_past_goes_back_with_a_checkpoint_but_not_the_count():
-  judge = _judge([1.0] * 8)
-  saved = json.loads(json.dumps(judge.get_state()))
+  watched = _monitor([1.0] * 8)
+  saved = json.loads(json.dumps(watched.get_state()))
   for _ in range(8):
-    judge.step({'loss': 20.0, 'grad_norm/a': 0.0}, True)
-  rolled_back = judge.step({'loss': np.nan, 'grad_norm/a': 0.0}, False)
+    watched.step({'loss': 20.0, 'grad_norm/a': 0.0}, True)
+  rolled_back = watched.step({'loss': np.nan, 'grad_norm/a': 0.0}, False)
   assert rolled_back.action is monitor.Action.ROLL_BACK
-  judge.set_state(saved)
-  assert judge.metrics() == {'rollbacks': 1, 'rate_scale': 0.25}
-  assert judge.get_state() == saved | {'count': 1, 'rate_scale': 0.25}
-  again = monitor.Judge(CONFIG)
-  again.set_state(json.loads(json.dumps(judge.get_state())))
-  assert again.get_state() == judge.get_state()
+  watched.set_state(saved)
+  assert watched.metrics() == {'rollbacks': 1, 'rate_scale': 0.25}
+  assert watched.get_state() == saved | {'count': 1, 'rate_scale': 0.25}
+  again = monitor.Monitor(CONFIG)
+  again.set_state(json.loads(json.dumps(watched.get_state())))
+  assert again.get_state() == watched.get_state()
   # 31 times the median of the checkpoint, no more than 2 times that of the steps since
-  assert judge.step({'loss': 31.0, 'grad_norm/a': 0.0}, True).action is monitor.Action.ROLL_BACK
+  assert watched.step({'loss': 31.0, 'grad_norm/a': 0.0}, True).action is monitor.Action.ROLL_BACK
 
 
 @pytest.mark.parametrize(
@@ -320,25 +320,25 @@ def test_resume_is_exact_around_a_rollback(killed_at, tmp_path):
       assert got[step][name] == values[name], (step, name)
 
 
-LOSS = monitor.Band(metric='loss', step=25, low=0.5, high=1.0)
-HELD_OUT = monitor.Band(metric='eval/loss', step=40, low=0.0, high=1.0)
+LOSS = monitor.ExpectedMetric(metric='loss', step=25, low=0.5, high=1.0)
+HELD_OUT = monitor.ExpectedMetric(metric='eval/loss', step=40, low=0.0, high=1.0)
 
 
 def test_a_band_belongs_to_the_first_value_from_its_step_on():
-  compare = lambda step, value, every=10: monitor.compare_with_bands(
+  compare = lambda step, value, every=10: monitor.compare_with_expected(
     [LOSS], step, {'loss': value}, log_every=every, eval_every=None
   )
   for step in (10, 20, 40):
     assert compare(step, 9.0) == ({}, [])
-  assert compare(30, 0.75) == ({'outside_band/loss': 0.0}, [])
+  assert compare(30, 0.75) == ({'unexpected/loss': 0.0}, [])
   for value in (0.4, 1.1, float('nan')):
     outside, [line] = compare(30, value)
-    assert outside == {'outside_band/loss': 1.0} and 'expects 0.5 to 1 from step 25 on' in line
+    assert outside == {'unexpected/loss': 1.0} and 'expects 0.5 to 1 from step 25 on' in line
   assert compare(25, 9.0, every=5)[0] and not compare(30, 9.0, every=5)[0]
 
 
 def test_held_out_metrics_have_their_own_rhythm():
-  compare = lambda step, every: monitor.compare_with_bands(
+  compare = lambda step, every: monitor.compare_with_expected(
     [HELD_OUT], step, {'eval/loss': 2.0}, log_every=1, eval_every=every
   )[0]
   assert compare(48, 16) and not compare(32, 16) and not compare(64, 16)
@@ -347,18 +347,19 @@ def test_held_out_metrics_have_their_own_rhythm():
 
 def test_an_empty_band_is_refused():
   with pytest.raises(ValueError, match='low=2.0 must be below high=1.0'):
-    monitor.Band(metric='loss', step=0, low=2.0, high=1.0)
+    monitor.ExpectedMetric(metric='loss', step=0, low=2.0, high=1.0)
 
 
 def test_a_run_outside_says_so_and_goes_on(tmp_path, monkeypatch):
   low, high = (
-    monitor.Band(metric=name, step=16, low=1e3, high=1e4) for name in ('loss', 'eval/loss')
+    monitor.ExpectedMetric(metric=name, step=16, low=1e3, high=1e4)
+    for name in ('loss', 'eval/loss')
   )
   train = dataclasses.replace(
     toy_run.TRAIN,
     rollback=None,
     num_steps=20,
-    bands=(low, high, dataclasses.replace(LOSS, step=999)),
+    expected_metrics=(low, high, dataclasses.replace(LOSS, step=999)),
   )
   monkeypatch.setattr(toy_run, 'TRAIN', train)
   events = []
@@ -375,4 +376,4 @@ def test_a_run_outside_says_so_and_goes_on(tmp_path, monkeypatch):
     for name in values
     if 'outside' in name
   }
-  assert logged == {'outside_band/loss', 'outside_band/eval/loss'}
+  assert logged == {'unexpected/loss', 'unexpected/eval/loss'}

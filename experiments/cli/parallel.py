@@ -22,23 +22,23 @@ _KEEP_MEMORY = {
 }
 
 
-def run(commands: Sequence[Command], num_lanes: int = 2):
-  """Runs commands in order, at most `num_lanes` at a time, each on its share of the cores.
+def run(commands: Sequence[Command], num_slots: int = 2):
+  """Runs commands in order, at most `num_slots` at a time, each on its share of the cores.
 
   If one fails, or this process gets SIGTERM, the others get SIGTERM (on which training saves), and
   this process exits.
   """
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   waiting, running = list(commands), {}
-  shares = _shares(min(num_lanes, len(waiting)))
+  shares = _shares(min(num_slots, len(waiting)))
   try:
     while waiting or running:
-      for lane, cores in enumerate(shares):
-        if waiting and lane not in running:
-          running[lane] = _start(waiting.pop(0), lane, cores)
-      for lane, process in list(running.items()):
+      for slot, cores in enumerate(shares):
+        if waiting and slot not in running:
+          running[slot] = _start(waiting.pop(0), slot, cores)
+      for slot, process in list(running.items()):
         if process.poll() is not None:
-          del running[lane]
+          del running[slot]
           if process.returncode:
             sys.exit(process.returncode)
       time.sleep(0.1)
@@ -49,12 +49,13 @@ def run(commands: Sequence[Command], num_lanes: int = 2):
       process.wait()
 
 
-def _start(command: Command, lane: int, cores: set[int] | None) -> subprocess.Popen:
+def _start(command: Command, slot: int, cores: set[int] | None) -> subprocess.Popen:
   program, *arguments = command
-  # Each lane's progress bar has its own line.
-  environment = _KEEP_MEMORY | os.environ | {'AUDIOLM_BAR_POSITION': str(lane)}
+  experiments = __package__.rpartition('.')[0]
+  # Each slot's progress bar has its own line.
+  environment = _KEEP_MEMORY | os.environ | {'AUDIOLM_BAR_POSITION': str(slot)}
   return subprocess.Popen(
-    [sys.executable, '-m', f'{__package__}.{program}', *arguments],
+    [sys.executable, '-m', f'{experiments}.{program}', *arguments],
     env=environment,
     # Signals to the group of this process (Ctrl-C, a scheduler's SIGTERM) would reach a child in
     # addition to the one that `run` sends, and training ends unsaved at its second signal.
@@ -71,11 +72,11 @@ def _prepare(cores: set[int] | None):
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _shares(num_lanes: int) -> list[set[int] | None]:
-  """Returns disjoint sets of cores per lane, or Nones if there are too few or no affinity."""
+def _shares(num_slots: int) -> list[set[int] | None]:
+  """Returns disjoint sets of cores per slot, or Nones if there are too few or no affinity."""
   if (
     not hasattr(os, 'sched_getaffinity')
-    or len(cores := sorted(os.sched_getaffinity(0))) < num_lanes
+    or len(cores := sorted(os.sched_getaffinity(0))) < num_slots
   ):
-    return [None] * num_lanes
-  return [set(cores[lane::num_lanes]) for lane in range(num_lanes)]
+    return [None] * num_slots
+  return [set(cores[slot::num_slots]) for slot in range(num_slots)]

@@ -8,18 +8,18 @@ import textwrap
 
 import pytest
 
-from experiments import programs
+from experiments.cli import parallel
 
 
 def test_shares_are_disjoint_and_whole(monkeypatch):
-  monkeypatch.setattr(programs.os, 'sched_getaffinity', lambda _: {0, 1, 2, 3, 4}, raising=False)
-  assert programs._shares(2) == [{0, 2, 4}, {1, 3}]
-  assert programs._shares(8) == [None] * 8
+  monkeypatch.setattr(parallel.os, 'sched_getaffinity', lambda _: {0, 1, 2, 3, 4}, raising=False)
+  assert parallel._shares(2) == [{0, 2, 4}, {1, 3}]
+  assert parallel._shares(8) == [None] * 8
 
 
 def test_a_program_that_fails_ends_the_run_with_its_status(capfd):
   with pytest.raises(SystemExit) as stopped:
-    programs.run([('evaluate', '--suite=nothing'), ('evaluate', '--help')], num_lanes=1)
+    parallel.run([('evaluate', '--suite=nothing'), ('evaluate', '--help')], num_slots=1)
   assert stopped.value.code == 1
   out, err = capfd.readouterr()
   assert err.startswith('error: --suite=nothing: choose all') and err.count('\n') == 1
@@ -32,9 +32,9 @@ def parent_of(child_code: str, folder) -> subprocess.Popen:
   child = folder / 'experiments' / 'waits.py'
   child.parent.mkdir()
   child.write_text(textwrap.dedent(child_code))
-  programs_file = programs.__file__
+  programs_file = parallel.__file__
   starter = (
-    'import importlib.util as u; s = u.spec_from_file_location("experiments.programs", '
+    'import importlib.util as u; s = u.spec_from_file_location("experiments.cli.parallel", '
     + repr(programs_file)
     + ');'
     'm = u.module_from_spec(s); s.loader.exec_module(m); m.run([("waits",)])'

@@ -12,8 +12,9 @@ from audiolm_jax import audio, files, generation, music_generation
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 
-from . import command_line, compilation_cache, workspace
-from . import recipe as recipe_lib
+from .. import recipe as recipe_lib
+from .. import workspace
+from . import command_line, compilation_cache
 
 
 def make(

@@ -1,4 +1,4 @@
-"""Runs programs: common flags, proofs of outputs, printed errors, commands as remedies.
+"""Runs programs: common flags, checks of outputs, printed errors, commands as remedies.
 
 Imports neither jax nor numpy, so that `--help` and errors in flags need not wait for them.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from audiolm_jax import checks, files, storage
 from audiolm_jax.errors import UnfinishedThreads, UserError
 
-from . import compilation_cache, pages
+from . import compilation_cache, recipe_pages
 
 MEMORY = (
   'recipe.json'  # in a workdir: the recipe that it belongs to, and where that finds its corpus
@@ -62,7 +62,7 @@ def parser(
       type=recipe_name,
       default='tiny',
       metavar='NAME',
-      help=f'one of: {", ".join(pages.names())}; or your own page, such as mine.py '
+      help=f'one of: {", ".join(recipe_pages.names())}; or your own page, such as mine.py '
       'or package.module (tiny)',
     )
     result.add_argument(
@@ -93,7 +93,7 @@ def keep_compiled(args: argparse.Namespace):
     UserError: if that folder cannot be written, or others can write to it.
   """
   if args.compilation_cache is not None:
-    prove_folder(args.compilation_cache, '--compilation_cache')
+    check_folder(args.compilation_cache, '--compilation_cache')
     compilation_cache.keep(str(args.compilation_cache))
 
 
@@ -137,7 +137,9 @@ class Terminated(SystemExit):
 def as_typed(text: str) -> str:
   """Returns a text with `python -m experiments.` replaced by `audiolm ` in an installed package."""
   return (
-    text if __package__ == 'experiments' else text.replace('python -m experiments.', 'audiolm ')
+    text
+    if __package__.startswith('experiments.')
+    else text.replace('python -m experiments.', 'audiolm ')
   )
 
 
@@ -149,7 +151,7 @@ def printable_lines(text: object) -> str:
 def path(text: str) -> pathlib.Path:
   """Returns the path that a flag names; argparse's error for a URL."""
   try:
-    pages.refuse_url(text)
+    recipe_pages.refuse_url(text)
   except UserError as error:
     raise argparse.ArgumentTypeError(str(error)) from error
   return pathlib.Path(text)
@@ -182,7 +184,7 @@ def stored_workdir(text: str) -> storage.Path:
 
 def recipe_name(text: str) -> str:
   """Returns the name of a recipe; that of a file as an absolute path, for other folders, too."""
-  return str(path(text).absolute()) if pages.is_file(text) else text
+  return str(path(text).absolute()) if recipe_pages.is_file(text) else text
 
 
 def _number(
@@ -215,7 +217,7 @@ HOURS = _number(float, checks.POSITIVE)
 GUIDANCE = _number(float, checks.NOT_NEGATIVE)
 
 
-def prove_reachable(folder: storage.Path, flag: str):
+def check_reachable(folder: storage.Path, flag: str):
   """Raises UserError where a bucket cannot be reached or read, before anything waits for it."""
   try:
     storage.check_reachable(folder)
@@ -223,7 +225,7 @@ def prove_reachable(folder: storage.Path, flag: str):
     raise UserError(f'{flag}={folder}: {error.strerror}') from error
 
 
-def prove_folder(folder: storage.Path, flag: str):
+def check_folder(folder: storage.Path, flag: str):
   """Raises UserError where a folder, there or to be made, is not writable; leaves no trace."""
   if storage.in_bucket(folder):
     try:
@@ -244,15 +246,15 @@ def prove_folder(folder: storage.Path, flag: str):
     ) from error
 
 
-def prove_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None = None):
+def check_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None = None):
   """Raises UserError where files cannot be made, or exist.
 
   overwrite: whether they may exist; None: they may not, and the program has no --overwrite.
   """
   for folder in {file.parent for file in paths}:
-    prove_folder(folder, flag)
+    check_folder(folder, flag)
   for file in paths:
-    prove_name(file, f'{flag}: ')
+    check_name(file, f'{flag}: ')
     if file.is_dir():
       raise UserError(f'{flag}: {file} is a folder: choose another {flag}')
   if not overwrite and (present := [str(file) for file in paths if os.path.lexists(file)]):
@@ -260,7 +262,7 @@ def prove_files(paths: list[pathlib.Path], flag: str, *, overwrite: bool | None 
     raise UserError(f'{", ".join(present)} exists: choose another {flag}{or_else}')
 
 
-def prove_name(file: pathlib.Path, where: str = ''):
+def check_name(file: pathlib.Path, where: str = ''):
   """Raises UserError where the system cannot have a file of this name; `where`: its flag."""
   try:
     _look_at(file)
@@ -348,10 +350,10 @@ def import_command(source: str, revision: str | None, workdir: storage.Path) -> 
 def how_to_make(stage: str, workdir: storage.Path) -> str:
   """Returns what makes a missing stage: its training, or the import in its place."""
   name, overrides = flags_of_run(workdir)
-  is_ours = name in pages.names()
+  is_ours = name in recipe_pages.names()
   # A page that only the workdir names is not run: the workdir may come from others.
   if is_ours or _flags().recipe is not None:
-    from . import recipe as recipe_lib  # imports jax
+    from .. import recipe as recipe_lib  # imports jax
 
     recipe = recipe_lib.load(name, overrides)
     if stage in recipe.imports:

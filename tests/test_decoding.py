@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import windows
+from audiolm_jax import decoding
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import soundstorm
 
@@ -45,7 +45,7 @@ def prompts_of(lengths, seed=1):
 
 def test_prompts_stay_and_every_row_gets_its_length(params):
   semantic, prompts = rows_of([20, 7, 1, 12]), prompts_of([0, 6, 2, 24])
-  rows = windows.fill(
+  rows = decoding.fill(
     CONFIG, params, jax.random.key(0), semantic, prompts, carry=10, how=ParallelRule()
   )
   assert [len(row) for row in rows] == [40, 14, 2, 24]
@@ -56,12 +56,12 @@ def test_prompts_stay_and_every_row_gets_its_length(params):
 
 def test_a_row_alone_is_the_row_in_a_batch(params):
   semantic, prompts = rows_of([20, 7, 33]), prompts_of([6, 0, 8])
-  together = windows.fill(
+  together = decoding.fill(
     CONFIG, params, jax.random.key(0), semantic, prompts, carry=10, how=GREEDY
   )
   for b in range(3):
     one = slice(b, b + 1)
-    [alone] = windows.fill(
+    [alone] = decoding.fill(
       CONFIG, params, jax.random.key(0), semantic[one], prompts[one], carry=10, how=GREEDY
     )
     np.testing.assert_array_equal(alone, together[b])
@@ -72,14 +72,14 @@ def test_long_rows_go_in_windows_that_carry_what_came_before(params, monkeypatch
   beginning alone.
   """
   [semantic_S], seen = rows_of([50]), []
-  original = windows.fill_window
+  original = decoding.fill_window
 
   def spy(config, params, key, semantic_BS, codes_BFQ, *rest, **options):
     seen.append((np.array(semantic_BS), np.array(codes_BFQ)))
     return original(config, params, key, semantic_BS, codes_BFQ, *rest, **options)
 
-  monkeypatch.setattr(windows, 'fill_window', spy)
-  [row_FQ] = windows.fill(
+  monkeypatch.setattr(decoding, 'fill_window', spy)
+  [row_FQ] = decoding.fill(
     CONFIG, params, jax.random.key(0), [semantic_S], prompts_of([0]), carry=10, how=GREEDY
   )
   assert row_FQ.shape == (100, 3) and row_FQ.min() >= 0 and len(seen) == 3
@@ -91,27 +91,27 @@ def test_long_rows_go_in_windows_that_carry_what_came_before(params, monkeypatch
 
 
 def test_the_last_window_carries_as_much_as_fits(params, monkeypatch):
-  known, original = [], windows.fill_window
+  known, original = [], decoding.fill_window
 
   def spy(config, params, key, semantic_BS, codes_BFQ, *rest, **options):
     known.append(int((codes_BFQ[0, :, 0] >= 0).sum()))
     return original(config, params, key, semantic_BS, codes_BFQ, *rest, **options)
 
-  monkeypatch.setattr(windows, 'fill_window', spy)
-  windows.fill(
+  monkeypatch.setattr(decoding, 'fill_window', spy)
+  decoding.fill(
     CONFIG, params, jax.random.key(0), rows_of([25]), prompts_of([20]), carry=10, how=GREEDY
   )
-  windows.fill(
+  decoding.fill(
     CONFIG, params, jax.random.key(0), rows_of([20]), prompts_of([20]), carry=10, how=GREEDY
   )
   assert known == [10, 20]  # 10 to 50 is one crop; 0 to 40 too
 
 
 def test_lengths_share_compilations(params):
-  windows.fill_window.clear_cache()
+  decoding.fill_window.clear_cache()
   for length, temperature in ((16, 1.0), (17, 0.5), (19, 0.8), (20, 0.0)):
     how = ParallelRule(Rule(temperature), 2.0 * temperature, (4, 1))
-    windows.fill(
+    decoding.fill(
       CONFIG,
       params,
       jax.random.key(0),
@@ -120,12 +120,12 @@ def test_lengths_share_compilations(params):
       carry=10,
       how=how,
     )
-  assert windows.fill_window._cache_size() == 1
+  assert decoding.fill_window._cache_size() == 1
 
 
 def test_no_row_needs_anything(params):
   prompts = prompts_of([4])
-  rows = windows.fill(
+  rows = decoding.fill(
     CONFIG, params, jax.random.key(0), rows_of([2]), prompts, carry=10, how=GREEDY
   )
   np.testing.assert_array_equal(rows[0], prompts[0])

@@ -19,17 +19,17 @@ VISQOL_SECONDS = 8.0  # of joined clips; computing takes a quarter of that
 _QUIET, _LOUD = -8.0, 4.0  # log-mel magnitudes drawn black and white
 
 
-def for_stage(config: Any) -> evaluation.Probe | None:
-  """Returns the probe of a codec; None for other stages, and for crops too short to measure."""
+def for_stage(config: Any) -> evaluation.Measurement:
+  """Returns the measurement of a codec; none for other stages, or crops too short to measure."""
   if not isinstance(config, soundstream.Config):
-    return None
+    return evaluation.NO_MEASUREMENT
   # analysis windows of the metrics
   longest = max(config.sample_rate * 64 // 1000, codec_metrics.STFT_WINDOWS[0])
-  return codec(config) if config.crop_length >= longest else None
+  return codec(config) if config.crop_length >= longest else evaluation.NO_MEASUREMENT
 
 
-def codec(config: soundstream.Config) -> evaluation.Probe:
-  """Returns the probe of a codec, with all its levels.
+def codec(config: soundstream.Config) -> evaluation.Measurement:
+  """Returns the measurement of a codec, with all its levels.
 
   Scalars, over all evaluation clips:
     si_sdr: dB.
@@ -97,7 +97,7 @@ def codec(config: soundstream.Config) -> evaluation.Probe:
       pictures[f'spectrogram_{index}'] = _stacked(picture_BFM[index], estimated_BFM[index])
     return evaluation.Summary(scalars | use, sounds, pictures)
 
-  return evaluation.Probe(measure, summarize)
+  return evaluation.Measurement(measure, summarize)
 
 
 def _log_mel(config: soundstream.Config, wave_BT):

@@ -1,11 +1,11 @@
 """Makes clips to train the detector of generated speech, with the models of a workdir.
 
-  python -m experiments.forge --recipe=tiny --workdir=runs/tiny
+  python -m experiments.detector_clips --recipe=tiny --workdir=runs/tiny
 
 Each utterance makes two clips: the original, and the models' continuation of its prompt. The codec
 decodes both from codes, so that they differ only in what was sampled. Writes
-WORKDIR/forgeries/SPLIT for train, validation (other training voices) and test (held-out voices).
-Finished shards are kept: the same command resumes a killed run.
+WORKDIR/detector_clips/SPLIT for train, validation (other training voices) and test (held-out
+voices). Finished shards are kept: the same command resumes a killed run.
 """
 
 import zlib
@@ -21,8 +21,9 @@ from audiolm_jax.errors import UserError
 from audiolm_jax.stages import detector
 from audiolm_jax.training import lock
 
-from . import command_line, forgeries, sources, workspace
+from . import inputs, sources, workspace
 from . import recipe as recipe_lib
+from .cli import command_line
 
 VALIDATION_SHARE = 8  # one in this many training voices
 
@@ -31,12 +32,12 @@ def main():
   args = command_line.parser(__doc__, buckets=True).parse_args()
   recipe = workspace.recipe_of(args)
   models = workspace.load_models(args.workdir)
-  folder, fingerprints = args.workdir / 'forgeries', model_fingerprints(models)
+  folder, fingerprints = inputs.clip_folder(args.workdir), model_fingerprints(models)
   storage.make_folder(folder)
   with lock.held(folder):
     workspace.claim(folder, fingerprints)
-    for split in forgeries.SPLITS:
-      forge_split(recipe, args.workdir, split, models, fingerprints)
+    for split in inputs.CLIP_SPLITS:
+      write_split(recipe, args.workdir, split, models, fingerprints)
 
 
 def model_fingerprints(models: generation.Models) -> dict[str, str]:
@@ -46,11 +47,11 @@ def model_fingerprints(models: generation.Models) -> dict[str, str]:
   return {'soundstream': models.tokenizer.codec.fingerprint, **own}
 
 
-def forge_split(
+def write_split(
   recipe: recipe_lib.Recipe, workdir, split: str, models: generation.Models, fingerprints
 ):
   """Writes the missing shards of a split, then its manifest."""
-  folder, settings = workdir / 'forgeries', recipe.forgeries
+  folder, settings = inputs.clip_folder(workdir), recipe.detector_clips
   if (folder / f'{split}.json').is_file():
     print(f'{split}: already there; {folder}')
     return
@@ -62,23 +63,24 @@ def forge_split(
   start, end = (round(s * rate) for s in seconds)
   made = token_shards.written(folder, split)
   corpus = sources.corpus(recipe, 'test' if split == 'test' else 'train', workdir, rate)
+  again = command_line.command('detector_clips', workdir)
   inventory.bind(
     folder / f'{split}.corpus.json',
     inventory.of(corpus),
     made,
-    f'restore the corpus, or move {folder} away and run `{command_line.command("forge", workdir)}`',
+    f'restore the corpus, or move {folder} away and run `{again}`',
   )
   chosen = choose(corpus, split, getattr(settings, f'num_{split}'), end, settings.seed)
   num_shards = -(-len(chosen) // settings.batch_size)
-  split_key = jax.random.fold_in(jax.random.key(settings.seed), forgeries.SPLITS.index(split))
+  split_key = jax.random.fold_in(jax.random.key(settings.seed), inputs.CLIP_SPLITS.index(split))
   paths = [token_shards.shard_path(folder, split, shard, num_shards) for shard in range(num_shards)]
   missing = set(storage.missing(paths))
-  with workspace.progress(len(chosen), f'forge {split}', 'clip') as bar:
+  with workspace.progress(len(chosen), f'clips for {split}', 'clip') as bar:
     for shard in range(num_shards):
       indices = chosen[shard * settings.batch_size : (shard + 1) * settings.batch_size]
       if paths[shard] in missing:
         key, examples = jax.random.fold_in(split_key, shard), [corpus[index] for index in indices]
-        pairs = forged(recipe, models, key, examples, start, end)
+        pairs = make_pairs(recipe, models, key, examples, start, end)
         token_shards.write_shard(folder, split, shard, num_shards, pairs)
       bar.update(len(indices))
   token_shards.write_manifest(
@@ -116,12 +118,12 @@ def choose(corpus, split: str, count: int, num_samples: int, seed: int) -> list[
       return chosen
   raise UserError(
     f'the recipe asks for {count} utterances of at least {num_samples} samples for {split}, '
-    f'there are {len(chosen)}: --set forgeries.num_{split}={len(chosen)}, '
+    f'there are {len(chosen)}: --set detector_clips.num_{split}={len(chosen)}, '
     'or shorten evaluation.prompt_seconds or evaluation.seconds'
   )
 
 
-def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> Iterator[dict]:
+def make_pairs(recipe, models, key, examples: list[dict], start: int, end: int) -> Iterator[dict]:
   """Yields the original and the continuation of each example, up to sample `end`.
 
   Prompts are the samples before `start`.
@@ -144,8 +146,8 @@ def forged(recipe, models, key, examples: list[dict], start: int, end: int) -> I
   ]
   for example, original_T, sampled_T in zip(examples, *both, strict=True):
     speaker = int(example.get('speaker', -1))
-    yield forgeries.record(original_T, start, detector.ORIGINAL, speaker)
-    yield forgeries.record(sampled_T, start, detector.GENERATED, speaker)
+    yield inputs.clip_record(original_T, start, detector.ORIGINAL, speaker)
+    yield inputs.clip_record(sampled_T, start, detector.GENERATED, speaker)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The codec's probe against the same numbers counted by hand."""
+"""The codec's measurement against the same numbers counted by hand."""
 
 import dataclasses
 
@@ -15,7 +15,8 @@ from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import semantic, soundstream
 from audiolm_jax.stages.base import Variables
-from experiments import probes
+from audiolm_jax.training import evaluation
+from experiments.evaluations import during_training
 
 CONFIG = soundstream.Config(
   sample_rate=8000,
@@ -43,15 +44,15 @@ def variables():
   return Variables(params, {'codebooks': codebooks, 'step': jnp.zeros((), jnp.int32)})
 
 
-def test_codec_probe(variables):
-  probe = probes.for_stage(CONFIG)
+def test_codec_measurement(variables):
+  measurement = during_training.for_stage(CONFIG)
   wave_NBT = np.random.default_rng(1).normal(size=(2, 4, 640)).astype(np.float32) / 4
-  measure = jax.jit(probe.measure)
+  measure = jax.jit(measurement.measure)
   found = [measure(*variables, {'waveform': wave_BT}) for wave_BT in wave_NBT]
   means = jax.tree.map(
     lambda a, b: (np.asarray(a, np.float64) + np.asarray(b)) / 2, *(arrays for arrays, _ in found)
   )
-  summary = probe.summarize(means, jax.device_get(found[0][1]))
+  summary = measurement.summarize(means, jax.device_get(found[0][1]))
 
   wave_BT = jnp.asarray(wave_NBT.reshape(8, 640))
   codes_BFQ = jax.jit(soundstream.encode, static_argnums=0)(CONFIG, variables, wave_BT)
@@ -71,7 +72,10 @@ def test_codec_probe(variables):
   )
   assert 0 <= summary.scalars['discriminator_accuracy'] <= 1
   assert {'mel_distance', 'stft_distance'} <= set(summary.scalars)
-  assert len(summary.audio) == 2 * probes.NUM_SAMPLES and len(summary.images) == probes.NUM_SAMPLES
+  assert (
+    len(summary.audio) == 2 * during_training.NUM_SAMPLES
+    and len(summary.images) == during_training.NUM_SAMPLES
+  )
   sound, rate = summary.audio['reconstruction_1']
   np.testing.assert_allclose(sound, estimate_BT[1], rtol=1e-3, atol=1e-4)
   picture = summary.images['spectrogram_0']
@@ -93,11 +97,11 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
   time_BT = np.arange(8 * 1600).reshape(8, 1600) / 8000
   wave_BT = jnp.asarray(0.3 * np.sin(2 * np.pi * 300 * time_BT * (1 + time_BT)), jnp.float32)
   noise_BT = (0.03 * jax.random.normal(jax.random.key(4), wave_BT.shape)).at[5:].set(0)
-  probe = probes.for_stage(config)
-  means, samples = jax.jit(probe.measure)(
+  measurement = during_training.for_stage(config)
+  means, samples = jax.jit(measurement.measure)(
     params, variables.state, {'waveform': wave_BT, 'noise': noise_BT}
   )
-  summary = probe.summarize(jax.device_get(means), jax.device_get(samples))
+  summary = measurement.summarize(jax.device_get(means), jax.device_get(samples))
   variables = Variables(params, variables.state)
   estimate_BT = soundstream.decode(
     config, variables, soundstream.encode(config, variables, wave_BT)
@@ -109,7 +113,7 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
   assert summary.scalars[f'visqol_{perceptual.visqol_mapper()}'] == pytest.approx(
     want.value, abs=0.05
   )
-  assert len(summary.audio) == 2 * probes.NUM_SAMPLES
+  assert len(summary.audio) == 2 * during_training.NUM_SAMPLES
   if film is None:
     assert 'si_sdr_noisy' not in summary.scalars
     return
@@ -119,10 +123,10 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
   for name, estimate_BT in (('denoised', denoised_BT), ('noisy', noisy_BT)):
     want = np.mean(codec_metrics.si_sdr(wave_BT[:5], estimate_BT[:5]))
     np.testing.assert_allclose(summary.scalars[f'si_sdr_{name}'], want, rtol=1e-3, atol=1e-2)
-  clean = jax.jit(probe.measure)(
+  clean = jax.jit(measurement.measure)(
     params, variables.state, {'waveform': wave_BT, 'noise': jnp.zeros_like(noise_BT)}
   )
-  scalars = probe.summarize(*jax.device_get(clean)).scalars
+  scalars = measurement.summarize(*jax.device_get(clean)).scalars
   assert (
     scalars['noisy'] == 0 and 'si_sdr_noisy' not in scalars and 'si_sdr_denoised' not in scalars
   )
@@ -136,5 +140,6 @@ def test_discriminators_cannot_tell_a_waveform_from_itself(variables):
 
 
 def test_other_stages_and_short_crops_have_none():
-  assert probes.for_stage(semantic.Config()) is None
-  assert probes.for_stage(dataclasses.replace(CONFIG, crop_length=496)) is None
+  none = evaluation.NO_MEASUREMENT
+  assert during_training.for_stage(semantic.Config()) is none
+  assert during_training.for_stage(dataclasses.replace(CONFIG, crop_length=496)) is none

@@ -39,11 +39,11 @@ def extend(
   num_new: int | Sequence[int],
   **options: Any,
 ) -> list[np.ndarray]:
-  """Returns rows of codes [F, Q] with sampled frames appended: all windows of `extensions`.
+  """Returns rows of codes [F, Q] with sampled frames appended: all windows of `extend_by_window`.
 
-  Arguments and errors are those of `extensions`.
+  Arguments and errors are those of `extend_by_window`.
   """
-  return joined(rows, extensions(model, params, key, rows, num_new, **options))
+  return joined(rows, extend_by_window(model, params, key, rows, num_new, **options))
 
 
 def joined(rows: Sequence[np.ndarray], parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -55,7 +55,7 @@ def joined(rows: Sequence[np.ndarray], parts: Iterable[Sequence[np.ndarray]]) ->
   return [np.concatenate(row) for row in pieces]
 
 
-def extensions(
+def extend_by_window(
   model: language_model.LanguageModel,
   params: Any,
   key: jax.Array,
@@ -251,7 +251,7 @@ def fill(
     key: PRNG key.
     semantic: frame-aligned semantic tokens [S] of each row.
     rows: known codes [F, Q] of each row.
-    carry: as `fillings`.
+    carry: as `fill_by_window`.
     how: rule of the decoding.
     condition: see `GetCondition`; None: no condition.
     guidance: see the module's docstring.
@@ -264,7 +264,7 @@ def fill(
     ratio * len(semantic_S) - len(row) for row, semantic_S in zip(rows, semantic, strict=True)
   ]
   read = lambda b, first, stop: semantic[b][first // ratio : stop // ratio]
-  parts = fillings(
+  parts = fill_by_window(
     config,
     params,
     key,
@@ -279,7 +279,7 @@ def fill(
   return joined(rows, parts)
 
 
-def fillings(
+def fill_by_window(
   config: soundstorm.Config,
   params: Any,
   key: jax.Array,

@@ -19,7 +19,7 @@ from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
 from audiolm_jax.stages.base import Variables
 from experiments import sources
-from experiments.evaluations import trade_off
+from experiments.evaluations import token_comparison
 from experiments.recipe import Evaluation
 
 CODEC = soundstream.Config(
@@ -63,8 +63,8 @@ def test_one_speakers_phones_are_compared_within_that_speaker_alone(tmp_path):
   models = types.SimpleNamespace(
     segments=lambda source, items, root: [frames[item.phone] for item in items]
   )
-  kinds = {'features': trade_off.Kind('semantic', lambda frames_ND: frames_ND)}
-  assert trade_off._abx(kinds, models, tmp_path / 'one.item', tmp_path) == {
+  kinds = {'features': token_comparison.Kind('semantic', lambda frames_ND: frames_ND)}
+  assert token_comparison._abx(kinds, models, tmp_path / 'one.item', tmp_path) == {
     'features': {'abx_within': 0.0}
   }
 
@@ -74,7 +74,7 @@ def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec
   corpus = Corpus(
     {'waveform': random.normal(size=length).astype(np.float32)} for length in (9000, 16_000, 70_000)
   )
-  models = object.__new__(trade_off._Models)
+  models = object.__new__(token_comparison._Models)
   models.recipe, models.workdir = types.SimpleNamespace(evaluation=Evaluation(num_clips=3)), None
   models.codec = Codec(CODEC, variables())
   arrays = np.zeros(12), np.ones(12), random.normal(size=(8, 12))
@@ -84,7 +84,7 @@ def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec
   )
   codes = lambda examples: [random_codes(len(e['waveform'])) for e in examples]
   random_codes = lambda length: np.random.default_rng(length).integers(0, 8, (-(-length // 320), 4))
-  whole = lambda codes_FQ: trade_off._pairs(models._code_vectors(4, codes_FQ))
+  whole = lambda codes_FQ: token_comparison._pairs(models._code_vectors(4, codes_FQ))
   # Semantic frames that are, two by two, the codec's own vectors: a linear decoder has nothing left
   # to guess.
   made = {
@@ -97,7 +97,7 @@ def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec
   monkeypatch.setattr(sources, 'corpus', lambda *_: corpus)
   monkeypatch.setattr(perceptual, 'available', lambda: ())
   monkeypatch.setattr(
-    trade_off._Models, 'training_frames', lambda self, source: made[source](corpus)
+    token_comparison._Models, 'training_frames', lambda self, source: made[source](corpus)
   )
   kinds = models.kinds()
   assert list(kinds) == [
@@ -113,7 +113,7 @@ def test_tokens_that_hold_the_codecs_vectors_are_decoded_as_well_as_by_the_codec
     kinds['semantic tokens'].bits_per_second == 75
     and kinds['acoustic tokens, 4 levels'].bits_per_second == 600
   )
-  kinds['all there is'] = trade_off.Kind('semantic', lambda frames_ND: frames_ND, 600)
+  kinds['all there is'] = token_comparison.Kind('semantic', lambda frames_ND: frames_ND, 600)
   rows = models.reconstructions(kinds)
   assert set(rows) == {
     name for name, kind in kinds.items() if kind.bits_per_second and kind.distance == 'angular'

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import windows
+from audiolm_jax import decoding
 from audiolm_jax.nn import language_model
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import semantic
@@ -42,13 +42,13 @@ def rows_of(*lengths):
 
 def test_a_model_that_knows_nothing_gives_every_code_the_same_probability(params):
   nothing = jax.tree.map(np.zeros_like, params)
-  for found in windows.log_likelihoods(MODEL, nothing, rows_of(3, 16, 30), crop=CROP):
+  for found in decoding.log_likelihoods(MODEL, nothing, rows_of(3, 16, 30), crop=CROP):
     np.testing.assert_allclose(found, -np.log(7), rtol=1e-6)
 
 
 def test_likelihood_is_what_training_minimizes_whatever_is_in_the_batch(params):
   rows, told = rows_of(5, 16, 1, 9), []
-  together = windows.log_likelihoods(
+  together = decoding.log_likelihoods(
     MODEL, params, rows, crop=CROP, batch_size=3, progress=told.append
   )
   assert sum(told) == len(rows)
@@ -62,15 +62,15 @@ def test_likelihood_is_what_training_minimizes_whatever_is_in_the_batch(params):
 
 def test_probabilities_of_all_sequences_add_up_to_one(params):
   every = [np.array([[a], [b]], np.int32) for a in range(7) for b in range(7)]
-  found = windows.log_likelihoods(MODEL, params, every, crop=CROP)
+  found = decoding.log_likelihoods(MODEL, params, every, crop=CROP)
   assert sum(np.exp(one.sum()) for one in found) == pytest.approx(1, abs=1e-5)
 
 
 def test_long_rows_are_predicted_from_at_least_half_a_crop_of_their_past(params):
   [row] = rows_of(29)
-  [found] = windows.log_likelihoods(MODEL, params, [row], crop=CROP)
+  [found] = decoding.log_likelihoods(MODEL, params, [row], crop=CROP)
   for first, scored, end in ((0, 0, 16), (8, 16, 24), (13, 24, 29)):
-    [alone] = windows.log_likelihoods(MODEL, params, [row[first:end]], crop=CROP)
+    [alone] = decoding.log_likelihoods(MODEL, params, [row[first:end]], crop=CROP)
     np.testing.assert_allclose(found[scored:end], alone[scored - first :], atol=1e-5)
 
 
@@ -86,4 +86,4 @@ def test_long_rows_are_predicted_from_at_least_half_a_crop_of_their_past(params)
 )
 def test_a_row_with_a_code_out_of_range_has_no_likelihood(params, row, message):
   with pytest.raises(ValueError, match=message):
-    windows.log_likelihoods(MODEL, params, [rows_of(3)[0], row], crop=CROP)
+    decoding.log_likelihoods(MODEL, params, [rows_of(3)[0], row], crop=CROP)

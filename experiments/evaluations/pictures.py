@@ -56,7 +56,9 @@ def save_training_curves(path: pathlib.Path, logs: Mapping[str, pathlib.Path]):
   _save(figure, path)
 
 
-def save_trade_off(path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapping[str, Mapping]):
+def save_token_comparison(
+  path: pathlib.Path, ours: Mapping[str, Mapping], papers: Mapping[str, Mapping]
+):
   """Draws AudioLM's Table I: phones (ABX across speakers, percent) against sound (ViSQOL).
 
   Up and to the left is better. Without ViSQOL, ours shows the log-mel distance on an inverted axis.

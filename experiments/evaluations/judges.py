@@ -17,8 +17,8 @@ from audiolm_jax.metrics import d_vector, speech
 from audiolm_jax.stages import classifier
 from audiolm_jax.stages.base import Model, Variables
 
-from . import workspace
-from .recipe import Recipe
+from .. import workspace
+from ..recipe import Recipe
 
 
 class Judges(NamedTuple):

@@ -11,7 +11,8 @@ import types
 
 from audiolm_jax.errors import UserError
 
-from . import overrides, recipes
+from .. import recipes
+from . import overrides
 
 
 def names() -> list[str]:
@@ -49,7 +50,7 @@ def load(name: str) -> types.ModuleType:
     UserError: if there is no such page, or it fails.
   """
   if name in names():
-    return importlib.import_module(f'{__package__}.recipes.{name}')
+    return importlib.import_module(f'{recipes.__name__}.{name}')
   if is_file(name):
     refuse_url(name, '--recipe=')
     page = _run_page(os.path.abspath(name))

@@ -1,0 +1,1 @@
+"""Flags, recipe pages, overrides, caches and parallel starts, shared by the programs."""
