@@ -408,11 +408,11 @@ def load_semantic_tokenizer(
       features of another model.
   """
   stored = kmeans.load(clusters_path(workdir), remedy)
-  wanted = stored.layer, stored.frames_per_token
+  wanted = {'layer': stored.layer, 'frames_per_token': stored.frames_per_token}
   if encoder is None:
-    encoder = load_semantic_encoder(workdir, *wanted)
-  elif wanted != (encoder.layer, encoder.frames_per_token):
-    encoder = SemanticEncoder(encoder.config, encoder.variables, *wanted)
+    encoder = load_semantic_encoder(workdir, **wanted)
+  elif any(getattr(encoder, name) != value for name, value in wanted.items()):
+    encoder = dataclasses.replace(encoder, **wanted)
   if stored.model != encoder.fingerprint:
     raise UserError(
       f'the clusters in {workdir} were fitted to features of another w2v_bert: move '

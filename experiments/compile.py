@@ -318,7 +318,10 @@ def lower_encode(recipe: recipe_lib.Recipe, devices: list[jax.Device]) -> tuple[
   codec = Codec(models['soundstream'], shapes['soundstream'])
   settings = recipe.semantic_tokens
   encoder = tokenizer.SemanticEncoder(
-    models['w2v_bert'], shapes['w2v_bert'], settings.layer, settings.frames_per_token
+    config=models['w2v_bert'],
+    variables=shapes['w2v_bert'],
+    layer=settings.layer,
+    frames_per_token=settings.frames_per_token,
   )
   spec = tokenizer.spec_of(codec, encoder, settings.num_clusters)
   cut = sources.row_cut(codec, spec)
