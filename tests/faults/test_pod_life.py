@@ -112,7 +112,13 @@ def _wait(condition, seconds: float):
 
 def _write_tokens(workdir: pathlib.Path):
   rng = np.random.default_rng(0)
-  spec = Spec(25.0, toys.CLUSTERS, 50.0, toys.LEVELS, toys.CODES)
+  spec = Spec(
+    semantic_rate=25.0,
+    num_clusters=toys.CLUSTERS,
+    frame_rate=50.0,
+    num_quantizers=toys.LEVELS,
+    codebook_size=toys.CODES,
+  )
   metadata = {'fingerprints': {'soundstream': 'a'}, **dataclasses.asdict(spec)}
   for split in ('train', 'test'):
     rows = [
