@@ -410,7 +410,9 @@ def stft(
   """Returns the short-time Fourier transform with a periodic Hann window, without padding."""
   frames_BFN = frame(wave_BT, window_length, hop_length)
   window_N = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)
-  return jnp.fft.rfft(frames_BFN * window_N.astype(np.float32), n=fft_length or window_length)
+  return jnp.fft.rfft(
+    frames_BFN * window_N.astype(np.float32)[None, None], n=fft_length or window_length
+  )
 
 
 @functools.cache

@@ -56,7 +56,7 @@ class Codec:
     if not self.denoise:
       return functions
     if functions.denoised is None:
-      raise UserError('denoise=True: this codec was trained without a denoising switch (film)')
+      raise UserError('denoise=True: this codec was trained without a denoising switch')
     return functions.denoised
 
   @property

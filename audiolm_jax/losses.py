@@ -286,7 +286,7 @@ def multi_view_contrastive(
   """
   own_BN, weight_B = _pairs(known_B)
   others_BN = jnp.concatenate(
-    [_masked(x_BN, known_B & ~own_BN) for x_BN in (to_text_BN, to_audio_BN)], axis=1
+    [_masked(x_BN, known_B[None] & ~own_BN) for x_BN in (to_text_BN, to_audio_BN)], axis=1
   )
   own_B = jnp.sum(jnp.where(own_BN, to_text_BN, 0), axis=1)
   return masked_mean(jax.nn.logsumexp(others_BN, axis=1) - own_B, weight_B)
@@ -302,7 +302,8 @@ def clip_contrastive(
   """
   own_BN, weight_B = _pairs(known_B)
   nats = [
-    jax.nn.logsumexp(_masked(x_BN, known_B), axis=1) - jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
+    jax.nn.logsumexp(_masked(x_BN, known_B[None]), axis=1)
+    - jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
     for x_BN in (to_text_BN, to_audio_BN)
   ]
   return masked_mean((nats[0] + nats[1]) / 2, weight_B)
@@ -312,7 +313,7 @@ def pair_accuracy(x_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']) -> Float
   """Returns the share of rows whose own column is strictly the largest; `known_B` is as above."""
   own_BN, weight_B = _pairs(known_B)
   own_B = jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
-  best_B = jnp.max(_masked(x_BN, known_B & ~own_BN), axis=1)
+  best_B = jnp.max(_masked(x_BN, known_B[None] & ~own_BN), axis=1)
   return masked_mean((own_B > best_B).astype(jnp.float32), weight_B)
 
 

@@ -166,7 +166,9 @@ def flatten(
     checks.ids('codes_BFQ', codes_BFQ, codebook_size)
   batch, frames, levels = codes_BFQ.shape
   offsets_Q = offset + jnp.arange(levels, dtype=jnp.int32) * codebook_size
-  ids_BFQ = jnp.where(codes_BFQ == PAD, PAD, jnp.asarray(codes_BFQ, jnp.int32) + offsets_Q)
+  ids_BFQ = jnp.where(
+    codes_BFQ == PAD, PAD, jnp.asarray(codes_BFQ, jnp.int32) + offsets_Q[None, None]
+  )
   return ids_BFQ.reshape(batch, frames * levels)
 
 

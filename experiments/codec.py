@@ -82,8 +82,10 @@ def main():
     )
   place, own = 'encoder' if args.command == 'encode' else 'decoder', codec.functions.switch
   if args.denoise and own != place:
+    has = 'none' if own is None else f'that of the {own}'
     raise UserError(
-      f'{args.command} --denoise needs a codec with film={place!r}: this one has {own!r}'
+      f'{args.command} --denoise needs a codec with the denoising switch of the {place}, but this '
+      f'one has {has}'
     )
   run_jobs(args.command, dataclasses.replace(codec, denoise=args.denoise), jobs, args.overwrite)
 

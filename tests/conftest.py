@@ -35,6 +35,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Two guards of JAX are set where they prove something, not for all tests. The transfer guard is on in
+# tests/training/test_step.py; public functions take numpy arrays, which JAX moves implicitly.
+# `numpy_rank_promotion` raises in tests/stages/test_contract.py, for the losses of all stages; tests
+# themselves, and metrics, write numpy's short forms.
 install_import_hook('audiolm_jax', 'beartype.beartype')
 
 

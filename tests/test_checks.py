@@ -16,6 +16,7 @@ from audiolm_jax.codec import Codec
 from audiolm_jax.data import synthesized, synthesized_benchmark
 from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.seanet import SEANet
@@ -116,7 +117,7 @@ FAULTS = [  # a config that is legal, fields that are not, what is legal instead
   (RVQ(), dict(num_quantizers=-1, codebook_size=0, embedding_dim=0), COUNT),
   (RVQ(), dict(dead_code_threshold=-1.0), 'a finite number of at least 0'),
   (soundstream.Config(), dict(spectral_floor=0.0), 'a finite number above 0'),
-  (soundstream.Config(), dict(film='middle'), "one of None, 'encoder', 'decoder'"),
+  (DenoisingSwitch(), dict(place='middle'), "one of 'encoder', 'decoder'"),
   (w2v_bert.Config(), dict(num_mels=0, feature_layer=0, num_negatives=0), COUNT),
   (w2v_bert.Config(), dict(mask_probability=1.5), 'from 0 to 1'),
   (w2v_bert.Config(), dict(contrastive_temperature=0.0), 'a finite number above 0'),

@@ -18,6 +18,7 @@ from audiolm_jax import codec as codec_lib
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.pretrained import dac, encodec
 from audiolm_jax.stages import soundstream
@@ -198,7 +199,7 @@ def test_mistakes_are_explained():
 
 @pytest.mark.parametrize('place', ['encoder', 'decoder'])
 def test_the_denoising_switch_is_that_of_the_stage(place):
-  config = dataclasses.replace(CONFIG, film=place)
+  config = dataclasses.replace(CONFIG, denoising=DenoisingSwitch(place=place))
   variables = random_variables(config)
   codec = Codec(config, variables)
   wave_BT = whole('rvq')[1][:1, : 4 * HOP]

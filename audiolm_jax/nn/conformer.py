@@ -49,10 +49,10 @@ def rotate(x_BLHD: Float[Array, 'B L H D'], *, base: float = 10_000.0) -> Float[
     )
   frequency_N = base ** (-np.arange(0, width, 2) / width)
   angle_LN = (np.arange(length)[:, None] * frequency_N).astype(np.float32)
-  cosine_LHN, sine_LHN = np.cos(angle_LN)[:, None], np.sin(angle_LN)[:, None]
+  cosine_1L1N, sine_1L1N = (f(angle_LN)[None, :, None] for f in (np.cos, np.sin))
   first, second = jnp.split(x_BLHD.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(
-    [first * cosine_LHN - second * sine_LHN, second * cosine_LHN + first * sine_LHN], axis=-1
+    [first * cosine_1L1N - second * sine_1L1N, second * cosine_1L1N + first * sine_1L1N], axis=-1
   )
   return turned.astype(x_BLHD.dtype)
 
@@ -74,7 +74,7 @@ def convolve_depthwise(
   if size % 2 == 0:
     raise UserError(f'a kernel of {size} frames has no centre: make kernel_size odd')
   padded = jnp.pad(x_BLD, ((0, 0), (size // 2, size // 2), (0, 0)))
-  return sum(padded[:, n : n + length] * kernel_ND[n] for n in range(size))
+  return sum(padded[:, n : n + length] * kernel_ND[n][None, None] for n in range(size))
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
@@ -103,7 +103,7 @@ class GatedDense(nn.Module):
     bias = self.param('bias', partitioned(nn.initializers.zeros, MLP), shape[1:])
     x_BLD = x_BLD.astype(self.dtype)
     value, gate = (
-      x_BLD @ half_DE.astype(self.dtype) + half_E.astype(self.dtype)
+      x_BLD @ half_DE.astype(self.dtype) + half_E.astype(self.dtype)[None, None]
       for half_DE, half_E in zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2))
     )
     return value * jax.nn.sigmoid(gate)

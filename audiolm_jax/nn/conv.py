@@ -117,7 +117,7 @@ class Conv(nn.Module):
     y = convolve(
       x.astype(self.dtype), kernel.astype(self.dtype), strides, padding, (1,) * len(strides)
     )
-    return y + bias_D.astype(self.dtype)
+    return y + bias_D.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class CausalConv(nn.Module):
@@ -146,9 +146,8 @@ class CausalConv(nn.Module):
     x_BND, kernel = x_BND.astype(self.dtype), kernel.astype(self.dtype)
     y_BND = convolve(x_BND, kernel, (self.stride,), ((zeros, 0),), (self.dilation,))
     if self.use_bias:
-      y_BND += self.param(
-        'bias', partitioned(nn.initializers.zeros, None), (self.features,)
-      ).astype(self.dtype)
+      bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
+      y_BND += bias_D.astype(self.dtype)[None, None]
     return y_BND
 
 
@@ -171,9 +170,8 @@ class CausalConvTranspose(nn.Module):
       self.stride * self.features, 2, use_bias=False, dtype=self.dtype, name='kernel'
     )(x_BND)
     bias_D = self.param('bias', partitioned(nn.initializers.zeros, None), (self.features,))
-    return groups_BND.reshape(batch, length * self.stride, self.features) + bias_D.astype(
-      self.dtype
-    )
+    y_BND = groups_BND.reshape(batch, length * self.stride, self.features)
+    return y_BND + bias_D.astype(self.dtype)[None, None]
 
 
 class GroupedConv(nn.Module):
@@ -206,7 +204,7 @@ class GroupedConv(nn.Module):
       jnp.split(self._padded(x_BND), num_blocks, axis=-1), jnp.split(kernel, num_blocks, axis=-1)
     )
     y_BND = jnp.concatenate([self._block(x, block) for x, block in blocks], axis=-1)
-    return y_BND + bias_D.astype(self.dtype)
+    return y_BND + bias_D.astype(self.dtype)[None, None]
 
   def _padded(self, x_BND):
     """Returns the input, zero-padded such that the kernel reads whole strides."""

@@ -91,14 +91,16 @@ class Block(nn.Module):
     width, num_frames = x_BFD.shape[-1], x_BFD.shape[1]
     init = partitioned(nn.initializers.normal(self.kernel_size**-0.5), None, None)
     kernel_KD = self.param('depthwise', init, (self.kernel_size, width)).astype(self.dtype)
+    kernel_K11D = kernel_KD[:, None, None]
     past_BFD = with_past(self, x_BFD, self.kernel_size - 1)
     # A sum of shifted products, because XLA:CPU has no fast depthwise convolution.
-    h_BFD = sum(past_BFD[:, k : k + num_frames] * kernel_KD[k] for k in range(self.kernel_size))
+    h_BFD = sum(past_BFD[:, k : k + num_frames] * kernel_K11D[k] for k in range(self.kernel_size))
     h_BFD = nn.gelu(
       _dense(self.expansion * width, self.dtype, 'expand')(_norm(self.dtype, 'norm')(h_BFD))
     )
     gamma_D = self.param('gamma', partitioned(nn.initializers.constant(self.scale), None), (width,))
-    return x_BFD + gamma_D.astype(self.dtype) * _dense(width, self.dtype, 'project')(h_BFD)
+    gamma_11D = gamma_D.astype(self.dtype)[None, None]
+    return x_BFD + gamma_11D * _dense(width, self.dtype, 'project')(h_BFD)
 
 
 class Trunk(nn.Module):
@@ -164,7 +166,7 @@ class Decoder(nn.Module):
     length_BFN = jnp.sqrt(jnp.square(real_BFN) + jnp.square(imaginary_BFN) + 1e-6)
     unit_BFN = jnp.asarray(real_BFN, jnp.complex64) + 1j * imaginary_BFN
     frames_BFN = jnp.fft.irfft(magnitude_BFN * unit_BFN / length_BFN, n=fft_length)
-    return self._overlap_add(frames_BFN * jnp.asarray(_crossfade(c.hop_length, c.overlap)))
+    return self._overlap_add(frames_BFN * _crossfade(c.hop_length, c.overlap)[None, None])
 
   def _overlap_add(self, frames_BFN):
     """Returns the waveform: each hop is the sum of its frame and the previous frame's overlap."""

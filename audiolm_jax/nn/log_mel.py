@@ -111,5 +111,5 @@ def _spans(key, shape, length, max_width):
   width_key, start_key = jax.random.split(key)
   width_BN = jax.random.randint(width_key, shape, 0, min(max_width, length) + 1)
   start_BN = jax.random.randint(start_key, shape, 0, length - width_BN + 1)
-  after_BNL = jnp.arange(length) - start_BN[..., None]
+  after_BNL = jnp.arange(length)[None, None] - start_BN[..., None]
   return jnp.any((after_BNL >= 0) & (after_BNL < width_BN[..., None]), axis=1)

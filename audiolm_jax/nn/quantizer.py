@@ -1,9 +1,9 @@
-"""Residual vector quantization with codebooks learned by exponential moving averages (SoundStream,
-section III-C).
+"""Residual vector quantization (SoundStream, section III-C), and finite scalar quantization.
 
-Pure functions over `Codebooks`, which live in a stage's `state`: no gradient ever reaches them.
-Everything is float32: distances and running sums lose codes in bfloat16. Arrays are global, so
-k-means and the averages see the whole batch.
+Codebooks are learned by exponential moving averages, not by gradients: pure functions compute the
+next `Codebooks`, which are part of a stage's `state`. All arrays are float32, because distances and
+moving averages in bfloat16 would lose codes. Arrays are global, so that k-means and averages use
+the whole batch.
 
 The order within a training step is `fitted`, `quantize`, `update`:
 
@@ -11,12 +11,11 @@ The order within a training step is `fitted`, `quantize`, `update`:
   quantized = quantize(books.vectors_QKD, x_BFD, levels_B)
   books = update(books, quantized, key, decay=0.99, dead_code_threshold=2.0)  # the next state
 
-`fitted` comes first, or the first batch is quantized by random vectors; `update` last, because it
-takes the codes and residuals for those of the vectors that it moves. In evaluation `quantize` runs
-alone, and the state stays as it is.
+`fitted` comes first, because otherwise the first batch would be quantized by random vectors.
+`update` comes last, because it needs the codes and residuals of the vectors before their update. In
+evaluation, `quantize` runs alone, and the state does not change.
 
-At the end, the alternative that learns no codebook: finite scalar quantization (Mentzer et al.,
-2023, arXiv 2309.15505).
+Finite scalar quantization (arXiv 2309.15505) has a fixed grid instead of learned codebooks.
 """
 
 import dataclasses
@@ -33,25 +32,35 @@ from audiolm_jax import checks
 from audiolm_jax.errors import UserError
 
 KMEANS_ITERATIONS = 10
-# the scope of what runs at the first step alone: `training` counts none of it
+# Scope of operations of the first step only, which `costs` does not count.
 FIT = 'fit_codebooks'
-# TPUs would otherwise round the float32 operands of a product to bfloat16
+# Otherwise, TPUs would round the float32 operands of a product to bfloat16.
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RVQ:
-  """Sizes of a residual vector quantizer, and how it learns. Raises ValueError for a value that is
-  not legal.
+  """Configures a residual vector quantizer; the defaults are AudioLM's codec.
+
+  Fields:
+    num_quantizers: number of levels.
+    codebook_size: number of codes per level.
+    embedding_dim: width of the vectors.
+    dropout: whether a training example uses a random number of levels; otherwise, it uses all.
+    decay: decay per step of the moving averages.
+    dead_code_threshold: average number of frames per batch below which a code is replaced; small
+      batches need a lower one.
+
+  Raises:
+    UserError: if a field is illegal.
   """
 
   num_quantizers: int = 12
   codebook_size: int = 1024
   embedding_dim: int = 256
-  # each training example uses a random number of levels; without, always all
   dropout: bool = True
-  decay: float = 0.99  # of the moving averages, a step
-  dead_code_threshold: float = 2.0  # frames a batch, on average; lower it for batches of few frames
+  decay: float = 0.99
+  dead_code_threshold: float = 2.0
 
   def __post_init__(self):
     checks.fields(
@@ -67,9 +76,13 @@ class RVQ:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FSQ:
-  """The number of levels of each dimension in finite scalar quantization: one code a frame.
+  """Configures finite scalar quantization, which has one code per frame.
 
-  Raises ValueError for a dimension of fewer than two levels, and for 2^31 codes or more.
+  Fields:
+    levels: number of values of each dimension; the number of codes is their product.
+
+  Raises:
+    UserError: if a dimension has fewer than two levels, or there are 2^31 codes or more.
   """
 
   levels: tuple[int, ...]
@@ -94,13 +107,13 @@ class FSQ:
 
 
 class Codebooks(NamedTuple):
-  """Codebooks of Q levels, and the moving averages that they are made of.
+  """Holds the codebooks of Q levels, and their moving averages.
 
-  vectors_QKD: the code vectors.
-  counts_QK: moving average of how many frames of a batch choose each code (the paper's assignment
-  statistic).
-  sums_QKD: moving average of the sum of those frames; vectors = sums / counts.
-  fitted: whether k-means has placed the vectors; before, they are small random vectors.
+  Fields:
+    vectors_QKD: code vectors.
+    counts_QK: moving average of the number of frames per batch that choose each code.
+    sums_QKD: moving average of the sum of those frames; vectors = sums / counts.
+    fitted: whether k-means has initialized the vectors; before, they are random and small.
   """
 
   vectors_QKD: Float[Array, 'Q K D']
@@ -110,13 +123,14 @@ class Codebooks(NamedTuple):
 
 
 class Quantized(NamedTuple):
-  """What a frame becomes.
+  """Holds the result of a quantization.
 
-  z_BFD: sum of the chosen vectors, gradients passed straight through to the input.
-  codes_BFQ: the chosen codes of all levels.
-  residuals_QBFD: what each level was given (level 0: the input), without gradient.
-  commitment: mean squared distance per dimension from each level's input to its vector, mean over
-  levels in use.
+  Fields:
+    z_BFD: sum of the chosen vectors; its gradient is passed to the input unchanged.
+    codes_BFQ: codes of all levels.
+    residuals_QBFD: input of each level, without gradients; that of level 0 is the whole input.
+    commitment: mean squared difference per dimension between the input of a level and its vector,
+      averaged over the levels in use.
   """
 
   z_BFD: Float[Array, 'B F D']
@@ -126,31 +140,35 @@ class Quantized(NamedTuple):
 
 
 def init(key: jax.Array, num_quantizers: int, codebook_size: int, dim: int) -> Codebooks:
-  """Returns codebooks of small random vectors, to be placed by `fit` on the first training
-  batch.
-  """
+  """Returns codebooks of small random vectors, which `fit` replaces at the first training batch."""
   vectors_QKD = 0.1 * jax.random.normal(key, (num_quantizers, codebook_size, dim))
   counts_QK = jnp.ones((num_quantizers, codebook_size))
-  # A copy: a train step that donates its state must not be given one buffer twice.
+  # A copy, because a train step that donates its state must not get a buffer twice.
   return Codebooks(vectors_QKD, counts_QK, jnp.copy(vectors_QKD), jnp.asarray(False))
 
 
 def nearest(vectors_KD: Float[Array, 'K D'], x: Float[Array, '*dims D']) -> Int[Array, '*dims']:
-  """Returns the index of the vector nearest to each x; the first one among equals."""
+  """Returns the index of the vector nearest to each x; of equal ones, the first."""
   products = jnp.einsum('...d,kd->...k', x, vectors_KD, precision=HIGHEST)
   # |x|^2 is the same for every k.
-  return jnp.argmin(jnp.sum(jnp.square(vectors_KD), axis=-1) - 2 * products, axis=-1).astype(
-    jnp.int32
-  )
+  norms = _last_axis(jnp.sum(jnp.square(vectors_KD), axis=-1), products.ndim)
+  return jnp.argmin(norms - 2 * products, axis=-1).astype(jnp.int32)
+
+
+def _last_axis(values_N, ndim: int):
+  """Returns values [N] as the last axis of an array with `ndim` axes."""
+  return values_N.reshape((1,) * (ndim - 1) + (-1,))
 
 
 def encode(
   vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D']
 ) -> tuple[Int[Array, 'B F Q'], Float[Array, 'Q B F D']]:
-  """Returns the codes of all levels, each chosen for what the levels before it left, and what each
-  level was given.
+  """Returns the codes of all levels, and the input of each level.
 
-  Raises ValueError for another rank, and for widths that differ.
+  The input of a level is the residual: the input minus the vectors of the previous levels.
+
+  Raises:
+    UserError: if ranks or widths are wrong.
   """
   checks.shapes(vectors_QKD=vectors_QKD, x_BFD=x_BFD)
 
@@ -165,7 +183,7 @@ def encode(
 def lookup(
   vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']
 ) -> Float[Array, 'Qu B F D']:
-  """Returns the vectors behind the codes of the first levels, as many as are given."""
+  """Returns the vectors of the codes of any number of leading levels."""
   return jax.vmap(lambda vectors_KD, codes_BF: vectors_KD[codes_BF])(
     vectors_QKD[: codes_BFQ.shape[-1]], jnp.moveaxis(codes_BFQ, -1, 0)
   )
@@ -174,10 +192,12 @@ def lookup(
 def decode(
   vectors_QKD: Float[Array, 'Q K D'], codes_BFQ: Int[Array, 'B F Qu']
 ) -> Float[Array, 'B F D']:
-  """Returns the sum of the vectors of the first levels, as many as are given.
+  """Returns the sum of the vectors of the codes of any number of leading levels.
 
-  Raises ValueError for another rank, more levels than there are, and a code beyond the codebook;
-  in compiled code, which cannot raise, the vector of such a frame is NaN.
+  Compiled code cannot check codes; the result of a frame with an illegal code is NaN.
+
+  Raises:
+    UserError: if the rank is wrong, there are too many levels, or a code is illegal.
   """
   checks.shapes(vectors_QKD=vectors_QKD)
   checks.shapes(codes_BFQ=codes_BFQ)
@@ -196,19 +216,18 @@ def decode(
 def quantize(
   vectors_QKD: Float[Array, 'Q K D'], x_BFD: Float[Array, 'B F D'], levels_B: Int[Array, 'B']
 ) -> Quantized:
-  """Quantizes each example with its first `levels_B` levels (quantizer dropout chooses them at
-  random).
+  """Quantizes each example with its first `levels_B` levels, a random number in training.
 
-  Raises ValueError for another rank, and for sizes that differ.
+  Raises:
+    UserError: if ranks or sizes are wrong.
   """
   checks.shapes(vectors_QKD=vectors_QKD, x_BFD=x_BFD, levels_B=levels_B)
   codes_BFQ, residuals_QBFD = encode(vectors_QKD, jax.lax.stop_gradient(x_BFD))
   vectors_QBFD = lookup(vectors_QKD, codes_BFQ)
-  used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B
+  used_QB = jnp.arange(len(vectors_QBFD))[:, None] < levels_B[None]
   z_BFD = jnp.einsum('qb,qbfd->bfd', used_QB.astype(jnp.float32), vectors_QBFD, precision=HIGHEST)
-  # The input of level q is x minus the vectors of the levels before: in x, the gradient of the
-  # commitment is that of x.
-  inputs_QBFD = x_BFD + jax.lax.stop_gradient(residuals_QBFD - x_BFD)
+  # The input of a level is x minus constant vectors, so its gradient is that of x.
+  inputs_QBFD = x_BFD[None] + jax.lax.stop_gradient(residuals_QBFD - x_BFD[None])
   distance_QB = jnp.mean(jnp.square(inputs_QBFD - vectors_QBFD), axis=(-2, -1))
   commitment = jnp.sum(jnp.where(used_QB, distance_QB, 0)) / jnp.sum(used_QB)
   return Quantized(
@@ -217,17 +236,17 @@ def quantize(
 
 
 def _totals(codes_N, x_ND, codebook_size):
-  """Returns how many frames chose each code, [K], and their sum, [K, D]."""
+  """Returns the number of frames [K] that chose each code, and their sum [K, D]."""
   choices_NK = jax.nn.one_hot(codes_N, codebook_size, dtype=jnp.float32)
   return jnp.sum(choices_NK, axis=0), jnp.einsum('nk,nd->kd', choices_NK, x_ND, precision=HIGHEST)
 
 
 def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> Codebooks:
-  """Places the vectors by k-means on the frames of one batch, level by level on what the levels
-  before left.
+  """Returns codebooks whose vectors are k-means centroids of the frames of one batch.
 
-  With fewer frames than codes some vectors start equal; only the first of them is ever chosen, and
-  `update` replaces the others by frames of later batches.
+  Each level is fitted to the residuals of the previous levels. If there are fewer frames than
+  codes, some vectors are equal; only the first of them is chosen, and `update` replaces the others
+  by frames of later batches.
   """
   checks.shapes(vectors_QKD=codebooks.vectors_QKD, x_BFD=x_BFD)
   codebook_size = codebooks.vectors_QKD.shape[1]
@@ -255,7 +274,7 @@ def fit(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> C
 
 
 def fitted(codebooks: Codebooks, x_BFD: Float[Array, 'B F D'], key: jax.Array) -> Codebooks:
-  """Returns the codebooks, `fit` to this batch unless they are fitted already."""
+  """Returns the codebooks, after `fit` on this batch if that was not done before."""
   with jax.named_scope(FIT):
     return jax.lax.cond(
       codebooks.fitted, lambda books: books, lambda books: fit(books, x_BFD, key), codebooks
@@ -270,13 +289,12 @@ def update(
   decay: float,
   dead_code_threshold: float,
 ) -> Codebooks:
-  """Moves the codebooks towards the frames that chose them, and replaces codes that are hardly
-  chosen.
+  """Returns codebooks with updated moving averages, in which rarely chosen codes are replaced.
 
-  All levels learn from all frames, whatever quantizer dropout used of them. A code whose moving
-  count falls below `dead_code_threshold` frames a batch becomes a random input of its level from
-  this batch, and starts with a fair share of the frames as its count, so that it has time to find
-  its own.
+  All levels are updated by all frames, including levels that quantizer dropout did not use. The
+  vector of a code that is chosen by fewer than `dead_code_threshold` frames per batch, on average,
+  becomes a random input of its level from this batch. The count of such a code restarts at an equal
+  share of the frames, so that it is not replaced again at once.
   """
   codebook_size = codebooks.vectors_QKD.shape[1]
 
@@ -285,7 +303,7 @@ def update(
     batch_counts_K, batch_sums_KD = _totals(codes_BF.reshape(-1), residual_ND, codebook_size)
     counts_K = decay * counts_K + (1 - decay) * batch_counts_K
     sums_KD = decay * sums_KD + (1 - decay) * batch_sums_KD
-    # A code that was never chosen has no mean: it stays.
+    # A code that was never chosen has no mean, and keeps its vector.
     vectors_KD = jnp.where(
       counts_K[:, None] > 0, sums_KD / jnp.maximum(counts_K, 1e-9)[:, None], vectors_KD
     )
@@ -308,58 +326,59 @@ def update(
 
 
 def perplexity(codes_BFQ: Int[Array, 'B F Q'], codebook_size: int) -> Float[Array, 'Q']:
-  """Returns exp(entropy) of the codes in use at each level: between 1 and `codebook_size`."""
+  """Returns exp(entropy) of the codes of each level, from 1 to `codebook_size`."""
   share_QK = jnp.mean(jax.nn.one_hot(codes_BFQ, codebook_size), axis=(0, 1))
   return jnp.exp(jnp.sum(jax.scipy.special.entr(share_QK), axis=-1))
 
 
-FSQ_EPSILON = 1e-3  # keeps what saturates off the border between two integers
+FSQ_EPSILON = 1e-3  # keeps saturated values away from the border between two integers
 
 
 def _fsq_bound(levels: Sequence[int], x: Float[Array, '*dims D']) -> Float[Array, '*dims D']:
-  """Returns x bounded so that rounding leaves L integers in each dimension, the lowest of them -(L
-  // 2).
+  """Returns x bounded such that rounding gives L integers per dimension, from -(L // 2).
 
-  Even L lie asymmetrically about 0, so x is shifted first. The tangent is what the paper's listing
-  has; 0 would stay at 0 by the inverse of tanh, which is infinite for L = 2.
+  For even L, these are not symmetric about 0, so x is shifted first. The shift is a tangent, as in
+  the paper's listing. The inverse of tanh would map 0 to 0, but is infinite for L = 2.
   """
   levels_D = np.asarray(levels)
-  half_D = (levels_D - 1) * (1 - FSQ_EPSILON) / 2
-  offset_D = np.where(levels_D % 2, 0.0, 0.5)
-  return (jnp.tanh(x + np.tan(offset_D / half_D)) * half_D - offset_D).astype(jnp.float32)
+  half = _last_axis((levels_D - 1) * (1 - FSQ_EPSILON) / 2, x.ndim)
+  offset = _last_axis(np.where(levels_D % 2, 0.0, 0.5), x.ndim)
+  return (jnp.tanh(x + np.tan(offset / half)) * half - offset).astype(jnp.float32)
 
 
 def fsq_encode(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Int[Array, 'B F 1']:
-  """Returns one code a frame: its rounded dimensions are the digits of a number, the first one the
-  lowest.
-  """
+  """Returns one code per frame, a number whose digits are the rounded dimensions, lowest first."""
   checks.shapes(x_BFD=x_BFD, levels_D=levels)
-  levels_D = np.asarray(levels)
-  digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + levels_D // 2
-  place_D = np.cumprod([1, *levels[:-1]])
-  return jnp.sum(digits_BFD * place_D, axis=-1, keepdims=True, dtype=jnp.int32)
+  half_11D = _last_axis(np.asarray(levels), 3) // 2
+  digits_BFD = jnp.round(_fsq_bound(levels, x_BFD)).astype(jnp.int32) + half_11D
+  place_11D = _last_axis(np.cumprod([1, *levels[:-1]]), 3)
+  return jnp.sum(digits_BFD * place_11D, axis=-1, keepdims=True, dtype=jnp.int32)
 
 
 def fsq_decode(levels: Sequence[int], codes_BFQ: Int[Array, 'B F 1']) -> Float[Array, 'B F D']:
-  """Returns the point of each code, in [-1, 1]; the codes of all points are 0 to prod(levels) - 1.
+  """Returns the grid point in [-1, 1] of each code; codes are 0 to prod(levels) - 1.
 
-  Raises ValueError for another rank and a code beyond; in compiled code, which cannot raise, the
-  point of such a code is NaN.
+  Compiled code cannot check codes; the point of an illegal code is NaN.
+
+  Raises:
+    UserError: if the rank is wrong or a code is illegal.
   """
   checks.shapes(codes_BF1=codes_BFQ)
-  levels_D, size = np.asarray(levels), int(np.prod(levels))
+  levels_11D, size = _last_axis(np.asarray(levels), 3), int(np.prod(levels))
   checks.ids('codes_BFQ', codes_BFQ, size, padding=False)
   codes_BFQ = jnp.asarray(codes_BFQ)
-  digits_BFD = codes_BFQ // np.cumprod([1, *levels[:-1]]) % levels_D
-  points_BFD = ((digits_BFD - levels_D // 2) / (levels_D // 2)).astype(jnp.float32)
+  place_11D = _last_axis(np.cumprod([1, *levels[:-1]]), 3)
+  digits_BFD = codes_BFQ // place_11D % levels_11D
+  points_BFD = ((digits_BFD - levels_11D // 2) / (levels_11D // 2)).astype(jnp.float32)
   return jnp.where((codes_BFQ >= 0) & (codes_BFQ < size), points_BFD, jnp.nan)
 
 
 def fsq_quantize(levels: Sequence[int], x_BFD: Float[Array, 'B F D']) -> Quantized:
-  """Quantizes each frame; gradients pass straight through the rounding, not through the bound. No
-  commitment loss.
+  """Quantizes each frame, without a commitment loss.
+
+  The gradient of the rounding is 1; the bound has its own gradient.
   """
   codes_BFQ = fsq_encode(levels, x_BFD)
-  bounded_BFD = _fsq_bound(levels, x_BFD) / (np.asarray(levels) // 2)
+  bounded_BFD = _fsq_bound(levels, x_BFD) / (_last_axis(np.asarray(levels), 3) // 2)
   z_BFD = bounded_BFD + jax.lax.stop_gradient(fsq_decode(levels, codes_BFQ) - bounded_BFD)
   return Quantized(z_BFD, codes_BFQ, jax.lax.stop_gradient(x_BFD)[None], jnp.zeros(()))

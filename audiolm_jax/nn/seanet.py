@@ -1,7 +1,7 @@
 """SEANet, SoundStream's encoder and decoder: causal, ELU, no normalization.
 
 Unlike the original SEANet, it has no skip connections from encoder to decoder. `MelEncoder` may
-replace the encoder; `FiLM` is the denoising switch between encoder and decoder.
+replace the encoder.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from audiolm_jax import audio, checks
-from audiolm_jax.nn.attention import partitioned
 from audiolm_jax.nn.conv import CausalConv, CausalConvTranspose, with_past
 
 DILATIONS = (1, 3, 9)
@@ -164,21 +163,6 @@ class MelEncoder(nn.Module):
       num_mels=self.num_mels,
       fft_length=max(window, 1024),
     )
-
-
-class FiLM(nn.Module):
-  """Computes (1 + scale) * x_BFD + shift, with scale and shift [B, D] linear in condition_BC.
-
-  The layer is the identity at first. It has no bias, because conditions are one-hot. Source: arXiv
-  1709.07871.
-  """
-
-  @nn.compact
-  def __call__(self, x_BFD, condition_BC):
-    kernel_init = partitioned(nn.initializers.zeros, None, None)
-    linear = nn.Dense(2 * x_BFD.shape[-1], use_bias=False, kernel_init=kernel_init, name='linear')
-    scale_BD, shift_BD = jnp.split(linear(condition_BC), 2, axis=-1)
-    return (1 + scale_BD[:, None]) * x_BFD + shift_BD[:, None]
 
 
 class Decoder(nn.Module):

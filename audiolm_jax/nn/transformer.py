@@ -277,7 +277,7 @@ def decoding_params(config: TransformerConfig, params: Any) -> dict[str, Any]:
 
 def causal_mask(valid_BL):
   length = valid_BL.shape[1]
-  return jnp.tril(jnp.ones((length, length), bool)) & valid_BL[:, None, None, :]
+  return jnp.tril(jnp.ones((1, 1, length, length), bool)) & valid_BL[:, None, None, :]
 
 
 def distance_bias(config, bias_table, num_columns):

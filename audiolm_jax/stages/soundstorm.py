@@ -247,9 +247,9 @@ def draw_masking(
   batch, frames = valid_BF.shape
   prompt_B = jax.random.randint(prompt_key, (batch,), 0, jnp.maximum(valid_BF.sum(axis=1), 1))
   ratio_B = jnp.cos(jax.random.uniform(ratio_key, (batch,), maxval=jnp.pi / 2))
-  after_BF = valid_BF & (jnp.arange(frames) >= prompt_B[:, None])
+  after_BF = valid_BF & (jnp.arange(frames)[None] >= prompt_B[:, None])
   target_BF = after_BF & jax.random.bernoulli(mask_key, ratio_B[:, None], (batch, frames))
-  ahead_B1Q = jnp.arange(num_levels) - level_B[:, None, None]
+  ahead_B1Q = jnp.arange(num_levels)[None, None] - level_B[:, None, None]
   hidden_BFQ = (target_BF[..., None] & (ahead_B1Q == 0)) | (after_BF[..., None] & (ahead_B1Q > 0))
   return Masking(hidden_BFQ, target_BF)
 

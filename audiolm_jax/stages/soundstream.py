@@ -38,9 +38,9 @@ Options that are not in the paper and off by default:
   costs a second pass through the discriminators, once forward and twice backward. The total loss is
   then not informative; look at its terms.
 
-`film` adds the denoising switch of the paper's section III-F at the end of the encoder or the start
-of the decoder. Training then needs noise in addition to the waveform; a random half of the examples
-is denoised.
+`denoising=DenoisingSwitch(...)` adds the denoising switch of the paper's section III-F after the
+encoder or before the decoder. Training then needs noise in addition to the waveform; a random half
+of the examples is denoised.
 """
 
 import dataclasses
@@ -58,10 +58,11 @@ from audiolm_jax import checks, losses
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.conv import next_chunk, silent_past
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
-from audiolm_jax.nn.seanet import FiLM, SEANet
+from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages.base import (
   Aux,
   CodecFunctions,
@@ -95,7 +96,7 @@ class Config:
   crop_length: int = 16_000  # samples of a training example; not stated in the paper
   network: SEANet | FrameRate = SEANet()
   quantizer: RVQ | FSQ = RVQ()
-  film: str | None = None  # place of the denoising switch, 'encoder' or 'decoder'; None has none
+  denoising: DenoisingSwitch | None = None
   discriminators: Discriminators = Discriminators()
   spectral_floor: float = 1e-5  # see `losses.spectral_reconstruction`
   spectral_windows: tuple[int, ...] = losses.SPECTRAL_WINDOWS  # samples
@@ -114,7 +115,7 @@ class Config:
       crop_length=checks.WHOLE,
       network=_of(SEANet, FrameRate),
       quantizer=_of(RVQ, FSQ),
-      film=checks.one_of(None, 'encoder', 'decoder'),
+      denoising=checks.optional(_of(DenoisingSwitch)),
       discriminators=_of(Discriminators),
       spectral_floor=checks.POSITIVE,
       spectral_windows=checks.each(checks.WHOLE),
@@ -156,14 +157,19 @@ class Config:
   def embedding_dim(self) -> int:
     return self.quantizer.embedding_dim
 
+  @property
+  def switch(self) -> str | None:
+    """Place of the denoising switch, 'encoder' or 'decoder'; None without a switch."""
+    return None if self.denoising is None else self.denoising.place
+
   def make(self) -> Stage:
     return make(self)
 
   def codec(self) -> CodecFunctions:
     plain = _functions(self, denoise=False)
-    if self.film is None:
+    if self.denoising is None:
       return plain
-    return plain._replace(switch=self.film, denoised=_functions(self, denoise=True))
+    return plain._replace(switch=self.switch, denoised=_functions(self, denoise=True))
 
 
 # Terms that depend on the estimated waveform.
@@ -218,7 +224,7 @@ UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}
 
 def make(config: Config) -> Stage:
   """Returns the stage, with the optimizer groups 'generator' and 'discriminator'."""
-  names = ('waveform',) if config.film is None else ('waveform', 'noise')
+  names = ('waveform',) if config.denoising is None else ('waveform', 'noise')
   return Stage(
     batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
     init=lambda key: _init(config, key),
@@ -258,8 +264,8 @@ def _init(config: Config, key: jax.Array) -> Variables:
     },
     'discriminator': config.discriminators.module(config.dtype).init(keys[2], wave_BT)['params'],
   }
-  if config.film is not None:
-    params['generator']['film'] = FiLM().init(keys[0], z_BFD, jnp.zeros((1, 2)))['params']
+  if config.denoising is not None:
+    params['generator']['film'] = config.denoising.init(keys[0], z_BFD)
   state = {'step': jnp.zeros((), jnp.int32)}
   if isinstance(config.quantizer, RVQ):
     state['codebooks'] = quantizer.init(
@@ -271,22 +277,18 @@ def _init(config: Config, key: jax.Array) -> Variables:
 
 
 def _loss(config: Config, params, state, batch, key):
-  generator, wave_BT, input_BT, denoise_B = (
-    params['generator'],
-    batch['waveform'],
-    batch['waveform'],
-    False,
-  )
-  if config.film is not None:
+  generator, wave_BT = params['generator'], batch['waveform']
+  input_BT, denoise_B = wave_BT, False
+  if config.denoising is not None:
     denoise_key, key = (None, None) if key is None else jax.random.split(key)
     denoise_B = _denoised(denoise_key, len(wave_BT))
     input_BT = wave_BT + batch['noise']
     wave_BT = jnp.where(denoise_B[:, None], wave_BT, input_BT)
+  on = _by_place(config, denoise_B)
   z_BFD = encoder(config).apply({'params': generator['encoder']}, input_BT)
-  quantized, next_state = _quantize(
-    config, state, _switched(config, generator, 'encoder', z_BFD, denoise_B), key
-  )
-  z_BFD = _switched(config, generator, 'decoder', quantized.z_BFD, denoise_B)
+  z_BFD = _switched(config, generator, 'encoder', z_BFD, on['encoder'])
+  quantized, next_state = _quantize(config, state, z_BFD, key)
+  z_BFD = _switched(config, generator, 'decoder', quantized.z_BFD, on['decoder'])
   estimate_BT = decoder(config).apply({'params': generator['decoder']}, z_BFD)
   waves = wave_BT, estimate_BT
   terms = _reconstruction_terms(config, *waves) | _discriminator_terms(
@@ -316,12 +318,25 @@ def _denoised(key, batch_size: int):
   return jax.random.bernoulli(key, shape=(batch_size,))
 
 
-def _switched(config: Config, generator, place: str, z_BFD, denoise):
-  """Applies the denoising switch if it is at `place`."""
-  if config.film != place:
-    return z_BFD
-  condition_B2 = jax.nn.one_hot(jnp.broadcast_to(denoise, len(z_BFD)).astype(jnp.int32), 2)
-  return FiLM().apply({'params': generator['film']}, z_BFD, condition_B2)
+def _by_place(config: Config, denoise: Denoise) -> dict[str, Denoise]:
+  """Returns `denoise` at the place of the switch and False at the other, by place."""
+  return {p: denoise if config.switch == p else False for p in ('encoder', 'decoder')}
+
+
+def _switched(config: Config, generator, place: str, z_BFD, denoise: Denoise):
+  """Applies the denoising switch if it is at `place`.
+
+  Raises:
+    UserError: if noise is to be removed at `place`, but the codec has no switch there.
+  """
+  if config.switch == place:
+    return config.denoising.apply(generator['film'], z_BFD, denoise)
+  if denoise is not False:
+    raise UserError(
+      f'denoise needs denoising=DenoisingSwitch(place={place!r}), but this codec has '
+      f'denoising={config.denoising}: train one with a switch there'
+    )
+  return z_BFD
 
 
 def _reconstruction_terms(config: Config, wave_BT, estimate_BT):
@@ -435,7 +450,8 @@ def encode(
     variables: parameters and state of the codec.
     wave_BT: waveforms.
     num_quantizers: number of leading levels; None for all.
-    denoise: whether to remove noise, for all examples or for each; needs film='encoder'.
+    denoise: whether to remove noise, for all examples or for each; needs a switch after
+      the encoder.
 
   Raises:
     UserError: if T is not a positive multiple of hop_length, or the codec lacks the levels or the
@@ -458,7 +474,8 @@ def decode(
     config: sizes of the codec.
     variables: parameters and state of the codec.
     codes_BFQ: codes.
-    denoise: whether to remove noise, for all examples or for each; needs film='decoder'.
+    denoise: whether to remove noise, for all examples or for each; needs a switch before
+      the decoder.
 
   Raises:
     UserError: if the codec lacks the levels or the switch, or a code is outside of the codebook.
@@ -472,10 +489,13 @@ def denoised(
   """Returns the waveform encoded and decoded with all levels, with denoising.
 
   Raises:
-    UserError: as `encode` and `decode`.
+    UserError: as `encode` and `decode`, or if the codec has no denoising switch.
   """
-  codes_BFQ = encode(config, variables, wave_BT, denoise=config.film == 'encoder')
-  return decode(config, variables, codes_BFQ, denoise=config.film != 'encoder')
+  if config.denoising is None:
+    raise UserError('the codec has no denoising switch: train one with denoising=DenoisingSwitch()')
+  on = _by_place(config, True)
+  codes_BFQ = encode(config, variables, wave_BT, denoise=on['encoder'])
+  return decode(config, variables, codes_BFQ, denoise=on['decoder'])
 
 
 def decode_vectors(
@@ -525,8 +545,8 @@ def decode_step(
 
 def _functions(config: Config, denoise: bool) -> CodecFunctions:
   """Returns the functions of the codec, with or without denoising."""
-  bind = functools.partial
-  encodes, decodes = (dict(denoise=denoise and config.film == p) for p in ('encoder', 'decoder'))
+  bind, on = functools.partial, _by_place(config, denoise)
+  encodes, decodes = dict(denoise=on['encoder']), dict(denoise=on['decoder'])
   stream = StreamFunctions(
     lambda batch_size: silent_past(encoder(config), jnp.zeros((batch_size, config.hop_length))),
     lambda batch_size: silent_past(
@@ -555,7 +575,6 @@ def codes(
 ) -> Int[Array, 'B F Q']:
   """Returns the codes of the encoder's output, as the second half of `encode`."""
   _check_num_quantizers(config, num_quantizers)
-  _check_switch(config, 'encoder', denoise)
   z_BFD = _switched(config, variables.params['generator'], 'encoder', z_BFD, denoise)
   if isinstance(config.quantizer, FSQ):
     return quantizer.fsq_encode(config.quantizer.levels, z_BFD)
@@ -578,7 +597,6 @@ def vectors(
       f'num_quantizers={config.num_quantizers}: '
       'were they made by another codec?'
     )
-  _check_switch(config, 'decoder', denoise)
   if isinstance(config.quantizer, FSQ):
     z_BFD = quantizer.fsq_decode(config.quantizer.levels, codes_BFQ)
   else:
@@ -590,12 +608,4 @@ def _check_num_quantizers(config: Config, num_quantizers: int | None):
   if num_quantizers is not None and not 1 <= num_quantizers <= config.num_quantizers:
     raise UserError(
       f'num_quantizers={num_quantizers}: must be from 1 to {config.num_quantizers}, or None for all'
-    )
-
-
-def _check_switch(config: Config, place: str, denoise: Denoise):
-  if denoise is not False and config.film != place:
-    raise UserError(
-      f'denoise needs film={place!r}, but this codec has film={config.film!r}: train one with '
-      f'film={place!r}'
     )

@@ -334,7 +334,7 @@ def normalized_log_mel(
   wave_BT = audio.pad_to_multiple(wave_BT, config.hop_length)
   num_samples = wave_BT.shape[-1]
   length_B = jnp.max(jnp.where(wave_BT != 0, np.arange(1, num_samples + 1), 0), axis=-1)
-  valid_BF = np.arange(0, num_samples, config.mel_hop_length) < length_B[:, None]
+  valid_BF = np.arange(0, num_samples, config.mel_hop_length)[None] < length_B[:, None]
   log_mel_BFM = audio.log_mel_spectrogram(
     jnp.pad(wave_BT, ((0, 0), (0, config.window_length - config.mel_hop_length))),
     sample_rate=config.sample_rate,

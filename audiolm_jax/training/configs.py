@@ -73,23 +73,27 @@ def upgraded(data: Any) -> Any:
   """Returns a described config in the form of this version, whichever version described it.
 
   Up to version 0.1, SoundStream configs had flat fields instead of nested configs of network,
-  quantizer and discriminators, and a mapping of loss weights.
+  quantizer, discriminators and denoising switch, and a mapping of loss weights.
 
   Raises:
     UserError: if this version has no equivalent of the config.
   """
   is_codec = isinstance(data, Mapping) and data.get('class') == _SOUNDSTREAM
   fields = data.get('fields') if is_codec else None
-  if not isinstance(fields, Mapping) or {'quantizer', 'discriminators'} <= set(fields):
+  if not isinstance(fields, Mapping) or {'quantizer', 'discriminators', 'denoising'} <= set(fields):
     return data
   fields = dict(fields)
+  if 'denoising' not in fields:
+    place = fields.pop('film', None)
+    switch = {'class': 'audiolm_jax.nn.denoising.DenoisingSwitch', 'fields': {'place': place}}
+    fields['denoising'] = None if place is None else switch
   take = lambda names: {new: fields.pop(old) for old, new in names.items() if old in fields}
   if 'discriminators' not in fields:
     fields['discriminators'] = {
       'class': 'audiolm_jax.nn.discriminators.Discriminators',
       'fields': take(_DISCRIMINATOR_FIELDS),
     }
-  if 'quantizer' in fields:  # nested before the discriminators were
+  if 'quantizer' in fields:  # nested before the discriminators and the switch were
     return {**data, 'fields': fields}
   seanet, rvq, weights = take(_SEANET_FIELDS), take(_RVQ_FIELDS), take(_WEIGHT_FIELDS)
   levels = fields.pop('fsq_levels', None)

@@ -217,7 +217,7 @@ class Checkpointer:
       storage.write_text(draft / _DIGESTS_OF.format(index), json.dumps({'files': self._digests}))
 
   def _write_digest(self) -> None:
-    """Seals the step; called by Orbax on process 0, after the data and before the step is whole.
+    """Writes the digest; Orbax calls this on process 0, after the data and before the rename.
 
     Only what no other process has digested is read here: its own files, and what Orbax merges.
     """

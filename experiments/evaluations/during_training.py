@@ -61,7 +61,7 @@ def codec(config: soundstream.Config) -> evaluation.Measurement:
       scalars['discriminator_accuracy'] = soundstream.discriminator_accuracy(
         config, variables, wave_BT, estimate_BT
       )
-    if config.film is not None:
+    if config.denoising is not None:
       noisy_BT = wave_BT + batch['noise']
       # Clean examples, at 100 dB, count as 0; `summarize` averages over the others.
       scalars['noisy'] = noisy_B = jnp.any(batch['noise'] != 0, axis=1).astype(jnp.float32)

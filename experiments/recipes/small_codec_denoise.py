@@ -11,12 +11,14 @@ corpus=Noisy(speech=Folder(root='...'), noise=Folder(root='...')).
 
 import dataclasses
 
+from audiolm_jax.nn.denoising import DenoisingSwitch
+
 from ..corpora import Noisy
 from . import small_codec
 
 CODEC = small_codec.RECIPE.stages['soundstream']
 
-MODEL = dataclasses.replace(CODEC.model, film='decoder')
+MODEL = dataclasses.replace(CODEC.model, denoising=DenoisingSwitch(place='decoder'))
 
 RECIPE = small_codec.RECIPE.derived(
   {'soundstream': dataclasses.replace(CODEC, model=MODEL)},

@@ -32,7 +32,7 @@ from experiments.cli import command_line
 def test_mistakes_are_explained_in_one_line(
   program, arguments, remedy, monkeypatch, tmp_path, capsys
 ):
-  """In this process, for a start takes seconds; test_programs.py starts one that fails."""
+  """In this process, for a start takes seconds; test_parallel.py starts one that fails."""
   monkeypatch.setattr(sys, 'argv', [program, f'--workdir={tmp_path}', *arguments])
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as ended:

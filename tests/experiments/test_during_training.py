@@ -11,6 +11,7 @@ from flax.core import meta
 from audiolm_jax.metrics import codec as codec_metrics
 from audiolm_jax.metrics import perceptual
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import semantic, soundstream
@@ -87,11 +88,12 @@ def test_codec_measurement(variables):
 @pytest.mark.skipif(
   'visqol' not in perceptual.available(), reason='the eval extra is not installed'
 )
-@pytest.mark.parametrize('film', [None, 'encoder', 'decoder'])
-def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film):
-  config = dataclasses.replace(CONFIG, crop_length=1600, discriminators=UNUSED, film=film)
+@pytest.mark.parametrize('place', [None, 'encoder', 'decoder'])
+def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, place):
+  switch = None if place is None else DenoisingSwitch(place=place)
+  config = dataclasses.replace(CONFIG, crop_length=1600, discriminators=UNUSED, denoising=switch)
   params = variables.params
-  if film is not None:
+  if place is not None:
     kernel = jax.random.normal(jax.random.key(3), (2, 2 * CONFIG.embedding_dim))
     params = params | {'generator': params['generator'] | {'film': {'linear': {'kernel': kernel}}}}
   time_BT = np.arange(8 * 1600).reshape(8, 1600) / 8000
@@ -114,12 +116,12 @@ def test_visqol_is_of_the_joined_clips_and_denoising_is_measured(variables, film
     want.value, abs=0.05
   )
   assert len(summary.audio) == 2 * during_training.NUM_SAMPLES
-  if film is None:
+  if place is None:
     assert 'si_sdr_noisy' not in summary.scalars
     return
   noisy_BT = wave_BT + noise_BT
-  codes_BFQ = soundstream.encode(config, variables, noisy_BT, denoise=film == 'encoder')
-  denoised_BT = soundstream.decode(config, variables, codes_BFQ, denoise=film == 'decoder')
+  codes_BFQ = soundstream.encode(config, variables, noisy_BT, denoise=place == 'encoder')
+  denoised_BT = soundstream.decode(config, variables, codes_BFQ, denoise=place == 'decoder')
   for name, estimate_BT in (('denoised', denoised_BT), ('noisy', noisy_BT)):
     want = np.mean(codec_metrics.si_sdr(wave_BT[:5], estimate_BT[:5]))
     np.testing.assert_allclose(summary.scalars[f'si_sdr_{name}'], want, rtol=1e-3, atol=1e-2)

@@ -5,7 +5,7 @@ import pytest
 from flax.linen import meta
 
 from audiolm_jax import audio
-from audiolm_jax.nn.seanet import Decoder, Encoder, FiLM, MelEncoder
+from audiolm_jax.nn.seanet import Decoder, Encoder, MelEncoder
 
 HOP = 8
 STRIDES = {1: (2, 4), 4: (2,)}  # by stem_stride
@@ -69,13 +69,3 @@ def test_mel_frames_are_of_the_last_four_hops():
       np.maximum(magnitude_BN @ audio.mel_filterbank(8000, 1280, 20), audio.LOG_FLOOR)
     )
     np.testing.assert_allclose(got_BFM[:, frame], want_BM, rtol=1e-3, atol=1e-3)
-
-
-def test_film_scales_and_shifts_each_channel_by_its_condition():
-  kernel = np.arange(2 * 6, dtype=np.float32).reshape(2, 6)
-  x_BFD = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
-  got_BFD = FiLM().apply(
-    {'params': {'linear': {'kernel': kernel}}}, x_BFD, np.eye(2, dtype=np.float32)
-  )
-  want_BFD = x_BFD * (1 + kernel[:, None, :3]) + kernel[:, None, 3:]
-  np.testing.assert_allclose(got_BFD, want_BFD, rtol=1e-5)

@@ -4,11 +4,13 @@ restore.
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from audiolm_jax import testing
 from audiolm_jax.data import texts
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import UNUSED, Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
@@ -27,6 +29,7 @@ from audiolm_jax.stages import (
   soundstream,
   w2v_bert,
 )
+from audiolm_jax.training import sharding
 from audiolm_jax.training.optimizers import OptimizerConfig
 
 TRANSFORMER = TransformerConfig(
@@ -211,12 +214,24 @@ def test_stage_keeps_the_contract(name, tmp_path):
   testing.check_stage(config, batch, tmp_path, **options)
 
 
+@pytest.mark.parametrize('name', CASES)
+def test_arrays_of_different_ranks_are_not_combined(name):
+  """The axes that a loss adds are written out; it is traced here, not compiled."""
+  config, batch, _ = CASES[name]
+  stage = config.make()
+  with jax.numpy_rank_promotion('raise'):
+    variables = sharding.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    for key in (None, jax.random.key(1)):
+      loss, _ = jax.eval_shape(lambda v, b, key=key: stage.loss(*v, b, key), variables, batch)
+      assert loss.shape == ()
+
+
 @pytest.mark.slow
 def test_the_balance_of_the_loss_and_the_denoising_switch_are_the_same_on_eight_devices():
   """All but the training of `check_stage`, which would compile a second pass through the discriminators
   once more.
   """
-  config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, film='decoder')
+  config = dataclasses.replace(SOUNDSTREAM, balance_decay=0.9, denoising=DenoisingSwitch())
   case = testing.prepare(config, {'waveform': voiced(1600), 'noise': 0.1 * voiced(1600)[::-1]})
   testing.check_gradients(case, CODEC_OPTIONS['without_gradient'])
   testing.check_evaluation(case)

@@ -10,6 +10,7 @@ from flax.linen import meta
 
 from audiolm_jax import losses
 from audiolm_jax.nn import quantizer
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.seanet import SEANet
 from audiolm_jax.stages import soundstream
@@ -289,7 +290,7 @@ def test_a_fresh_denoising_switch_changes_nothing(variables, batch, place):
   """The other parameters are those of a codec without it, drawn from the same keys, and it begins
   as the identity.
   """
-  config = dataclasses.replace(CONFIG, film=place)
+  config = dataclasses.replace(CONFIG, denoising=DenoisingSwitch(place=place))
   shapes, without = (
     jax.eval_shape(c.make().init, jax.random.key(0)).params for c in (config, CONFIG)
   )
@@ -316,7 +317,9 @@ def test_the_switch_takes_noise_out_and_leaves_it_in(variables, batch):
   """Tones and a hum: on, the estimate is nearer to the tones than off, and off nearer to the tones
   with the hum.
   """
-  config = dataclasses.replace(CONFIG, discriminators=UNUSED, quantizer=SLOW_BOOKS, film='decoder')
+  config = dataclasses.replace(
+    CONFIG, discriminators=UNUSED, quantizer=SLOW_BOOKS, denoising=DenoisingSwitch()
+  )
   film = {'linear': {'kernel': jnp.zeros((2, 2 * config.embedding_dim))}}
   before = Variables(
     {**variables.params, 'generator': variables.params['generator'] | {'film': film}},
@@ -361,13 +364,15 @@ def test_errors_name_the_remedy(variables):
     soundstream.Config(crop_length=1001).make()
   with pytest.raises(ValueError, match='4 levels.*num_quantizers=3'):
     soundstream.decode(CONFIG, variables, jnp.zeros((1, 2, 4), jnp.int32))
-  with pytest.raises(ValueError, match="film='bottleneck'"):
-    dataclasses.replace(CONFIG, film='bottleneck').make()
-  encoder_switch = dataclasses.replace(CONFIG, film='encoder')
-  with pytest.raises(ValueError, match="denoise needs film='decoder'.*has film='encoder'"):
+  with pytest.raises(ValueError, match="place='bottleneck'"):
+    DenoisingSwitch(place='bottleneck')
+  encoder_switch = dataclasses.replace(CONFIG, denoising=DenoisingSwitch(place='encoder'))
+  with pytest.raises(ValueError, match="needs .*place='decoder'.*has .*place='encoder'"):
     soundstream.decode(encoder_switch, variables, jnp.zeros((1, 2, 3), jnp.int32), denoise=True)
-  with pytest.raises(ValueError, match="denoise needs film='encoder'.*has film=None"):
+  with pytest.raises(ValueError, match="needs .*place='encoder'.*has denoising=None"):
     soundstream.encode(CONFIG, variables, jnp.zeros((1, 512)), denoise=True)
+  with pytest.raises(ValueError, match='no denoising switch'):
+    soundstream.denoised(CONFIG, variables, jnp.zeros((1, 512)))
   for levels in ((), (1, 60), (2**16, 2**16)):
     with pytest.raises(ValueError, match='2 or more levels for each dimension'):
       quantizer.FSQ(levels=levels)

@@ -1,6 +1,7 @@
 """Configs that earlier versions described, read as those of this version."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 
@@ -10,6 +11,7 @@ import pytest
 
 from audiolm_jax import testing
 from audiolm_jax.errors import UserError
+from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
@@ -60,6 +62,17 @@ def test_discriminators_become_an_object_where_the_rest_is_nested():
   assert _rebuilt(described) == SPEECH
 
 
+@pytest.mark.parametrize('place', [None, 'encoder', 'decoder'])
+def test_the_place_of_the_denoising_switch_becomes_an_object(place):
+  switch = None if place is None else DenoisingSwitch(place=place)
+  config = dataclasses.replace(SPEECH, denoising=switch)
+  described = configs.describe(config)
+  del described['fields']['denoising']
+  described['fields']['film'] = place  # as versions between described it
+  assert _rebuilt(described) == config
+  assert configs.differences(configs.upgraded(described), configs.describe(config)) == []
+
+
 def test_without_a_network_of_its_own_the_codec_is_seanet(flat):
   flat['fields'] |= {'network': None, 'mel_encoder': True, 'quantizer_dropout': False}
   config = _rebuilt(flat)
@@ -84,7 +97,8 @@ def test_levels_of_fsq_come_over_and_their_sizes_follow(flat):
     'film': 'decoder',
   }
   config = _rebuilt(flat)
-  assert config.quantizer == FSQ(levels=(3, 4, 5)) and config.film == 'decoder'
+  assert config.quantizer == FSQ(levels=(3, 4, 5))
+  assert config.denoising == DenoisingSwitch(place='decoder')
   assert (config.num_quantizers, config.codebook_size, config.embedding_dim) == (1, 60, 3)
 
 

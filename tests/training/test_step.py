@@ -29,9 +29,9 @@ def states():
   train_state, batches = init(jax.random.key(0)), toy.Batches(poison=4)
   seen = [(jax.tree.map(np.array, train_state), None)]
   for number in range(6):
-    train_state, metrics = train_step(
-      train_state, sharding.global_batch(next(batches), mesh), np.int32(number)
-    )
+    batch, number = next(batches), jax.device_put(np.int32(number))
+    with jax.transfer_guard('disallow'):  # nothing goes to or from the device unasked
+      train_state, metrics = train_step(train_state, sharding.global_batch(batch, mesh), number)
     seen.append((jax.tree.map(np.array, train_state), jax.device_get(metrics)))
   return seen
 
