@@ -89,6 +89,11 @@ class Codec:
     """Number of frames before and after a frame that it depends on; 0 for a causal codec."""
     return self.functions.context
 
+  @property
+  def past(self) -> int | None:
+    """Number of frames before a frame that its codes depend on; None if it has no bound."""
+    return self.context or self.functions.past
+
   def bit_rate(self, levels: int | None = None) -> float:
     """Returns the bits per second of the first `levels` levels; None for all."""
     return math.log2(self.codebook_size) * self.frame_rate * (levels or self.num_quantizers)

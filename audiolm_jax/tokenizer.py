@@ -488,16 +488,27 @@ def load_semantic_encoder(
 
 
 def load_semantic_tokenizer(
-  workdir: str | os.PathLike, remedy: str = 'fit the clusters again'
+  workdir: str | os.PathLike,
+  remedy: str = 'fit the clusters again',
+  encoder: SemanticEncoder | None = None,
 ) -> SemanticTokenizer:
   """Returns the model of features of a workdir with its clusters.
+
+  Args:
+    workdir: folder of the stages.
+    remedy: what the user is told to do if clusters are missing or damaged.
+    encoder: the model of features, if it is loaded already; of any layer.
 
   Raises:
     UserError: with `remedy`, if either is missing or damaged, or the clusters were fitted to
       features of another model.
   """
   stored = kmeans.load(clusters_path(workdir), remedy)
-  encoder = load_semantic_encoder(workdir, stored.layer, stored.frames_per_token)
+  wanted = {'layer': stored.layer, 'frames_per_token': stored.frames_per_token}
+  if encoder is None:
+    encoder = load_semantic_encoder(workdir, **wanted)
+  elif any(getattr(encoder, name) != value for name, value in wanted.items()):
+    encoder = dataclasses.replace(encoder, **wanted)
   if stored.model != encoder.fingerprint:
     raise UserError(
       f'the clusters in {workdir} were fitted to features of another w2v_bert: move '
@@ -547,6 +558,20 @@ def load_melody_tokenizer(workdir: str | os.PathLike) -> MelodyTokenizer:
     raise UserError(f'{directory} holds {type(config).__module__}, no embedding of melodies')
   stored = embedding_tokens.load(melody_path(workdir), arrays_file.fingerprint(variables.params))
   return MelodyTokenizer(config, variables, stored.vectors_QKD)
+
+
+@jax.jit
+def encode_rows(
+  tokenizer: Tokenizer,
+  wave_BT: Float[Array | np.ndarray, 'B T'],
+  semantic_wave_BT: Float[Array | np.ndarray, 'B U'],
+) -> tuple[Int[Array, 'B F Q'], Int[Array, 'B S']]:
+  """Returns codes and semantic tokens of whole rows, computed as one program.
+
+  wave_BT: waveforms at the codec's rate.
+  semantic_wave_BT: the same at the rate of the semantic encoder.
+  """
+  return tokenizer.codec.encode(wave_BT), tokenizer.semantic.encode(semantic_wave_BT)
 
 
 _assign = jax.jit(embedding_tokens.assign)

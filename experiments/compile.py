@@ -4,11 +4,13 @@
   python -m experiments.compile --stage=all --recipe=librilight --topology=v5e:4x4 --json=out.json
   python -m experiments.compile --stage=soundstorm --recipe=librilight --topology=v5e:4x4 --decode
   python -m experiments.compile --stage=semantic --recipe=librilight --topology=v4:2x2x4 --slices=2
+  python -m experiments.compile --stage=encode --recipe=librilight --topology=v5e:4x4
 
 Needs libtpu: the extra `compile`. The topology is the shape of one slice, in chips. With --decode,
 compiles decoding on one chip: a step of a language model (with a depth model, a whole frame), or
-SoundStorm's whole window. Meanings and assumptions of the numbers are in
-audiolm_jax/costs/roofline.py.
+SoundStorm's whole window. --stage=encode compiles a batch of `experiments.encode`, which each chip
+runs alone. Meanings and assumptions of the numbers are in audiolm_jax/costs/roofline.py and
+goodput.py.
 """
 
 import dataclasses
@@ -26,21 +28,36 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from audiolm_jax import decoding, files
-from audiolm_jax.costs import flops, hlo, roofline
+from audiolm_jax import decoding, files, kmeans, tokenizer
+from audiolm_jax.codec import Codec
+from audiolm_jax.costs import flops, goodput, hlo, roofline
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.nn import language_model
 from audiolm_jax.stages import soundstorm
 from audiolm_jax.training import sharding
 from audiolm_jax.training import step as step_lib
+from audiolm_jax.training.loop import TrainConfig
 
 from . import recipe as recipe_lib
+from . import sources
 from .cli import command_line
 
 
 def main():
   parser = command_line.parser(__doc__)
-  parser.add_argument('--stage', required=True, help='a stage of the recipe, or all')
+  parser.add_argument('--stage', required=True, help='a stage of the recipe, all, or encode')
+  parser.add_argument(
+    '--hours_between_preemptions',
+    type=command_line.HOURS,
+    default=6.0,
+    help='mean hours for which spot capacity stays, an assumption (6)',
+  )
+  parser.add_argument(
+    '--audio_hours',
+    type=command_line.HOURS,
+    default=60_000.0,
+    help='with --stage=encode: hours of audio of the corpus (60000)',
+  )
   parser.add_argument(
     '--topology',
     required=True,
@@ -67,10 +84,10 @@ def main():
   )
   args = parser.parse_args()
   recipe = recipe_lib.load(args.recipe, args.overrides)
-  if args.stage not in (*recipe.trained, 'all'):
+  if args.stage not in (*recipe.trained, 'all', 'encode'):
     raise UserError(
       f'--stage={args.stage}: recipe {args.recipe!r} has the stages {", ".join(recipe.trained)}; '
-      'choose one, or all'
+      'choose one, all, or encode'
     )
   for flag, path in (('--json', args.json), ('--hlo', args.hlo)):
     if path is not None:
@@ -84,9 +101,11 @@ def main():
       file=sys.stderr,
       flush=True,
     )
-    stage_recipe = recipe.stages[name]
+    stage_recipe = recipe.stages.get(name)
     started = time.monotonic()
-    if args.decode:
+    if name == 'encode':
+      program, row_seconds = lower_encode(recipe, devices)
+    elif args.decode:
       program = lower_decode(stage_recipe.model, devices, args.rows, recipe.sampling.soundstorm)
     else:
       program = lower_train_step(stage_recipe, devices)
@@ -94,15 +113,18 @@ def main():
     report = {
       'stage': name,
       'recipe': args.recipe,
-      'program': 'decode' if args.decode else 'train step',
+      'program': 'batch' if name == 'encode' else 'decode' if args.decode else 'train step',
     }
     report |= {
       'topology': args.topology,
       'slices': args.slices,
       **describe(program, compiled, chip, args.slices),
     }
-    if not args.decode:
-      report |= whole_training(report, stage_recipe.train.num_steps)
+    if name == 'encode':
+      report |= whole_encoding(report, row_seconds, len(devices), args.audio_hours)
+    elif not args.decode:
+      spot = goodput.Spot(hours_between=args.hours_between_preemptions)
+      report |= whole_training(report, stage_recipe.train, spot)
     report['compile_seconds'] = time.monotonic() - started
     reports.append(report)
     print(table(report), flush=True)
@@ -277,6 +299,78 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
   )
 
 
+def lower_encode(recipe: recipe_lib.Recipe, devices: list[jax.Device]) -> tuple[Lowered, float]:
+  """Traces a batch of the longest rows of `experiments.encode`, on one chip.
+
+  Returns:
+    The program, and the seconds of audio that a row adds to a long clip.
+
+  Raises:
+    UserError: if the recipe imports codec or semantic encoder, whose sizes are then not known.
+  """
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1), devices[:1])
+  where = sharding.replicated(mesh)
+  place = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree
+  )
+  if missing := [name for name in ('soundstream', 'w2v_bert') if name not in recipe.trained]:
+    raise UserError(
+      f'--stage=encode: the recipe trains no {missing[0]}: use one that does, such as librilight'
+    )
+  models = {name: recipe.stages[name].model for name in ('soundstream', 'w2v_bert')}
+  shapes = {
+    name: place(sharding.unbox(jax.eval_shape(model.make().init, jax.random.key(0))))
+    for name, model in models.items()
+  }
+  codec = Codec(models['soundstream'], shapes['soundstream'])
+  settings = recipe.semantic_tokens
+  encoder = tokenizer.SemanticEncoder(
+    config=models['w2v_bert'],
+    variables=shapes['w2v_bert'],
+    layer=settings.layer,
+    frames_per_token=settings.frames_per_token,
+  )
+  spec = tokenizer.spec_of(codec, encoder, settings.num_clusters)
+  cut = sources.row_cut(codec, spec)
+  seconds = cut.lengths[-1] / spec.semantic_rate
+  waves = [
+    jax.ShapeDtypeStruct(
+      (sources.BATCH_SIZE, round(seconds * rate)),
+      jnp.float32,
+      sharding=sharding.batch_sharding(mesh),
+    )
+    for rate in (codec.sample_rate, encoder.sample_rate)
+  ]
+
+  # Without the jitted functions, whose traces do not depend on the mesh.
+  def plain(codec, encoder, wave_BT, semantic_wave_BT):
+    features_BSD = encoder.config.semantic_features(
+      encoder.variables, semantic_wave_BT, encoder.layer
+    )
+    return codec.functions.encode(codec.variables, wave_BT, None), features_BSD
+
+  width = jax.eval_shape(plain, codec, encoder, *waves)[1].shape[-1]
+  numbers = lambda *shape: place(jax.ShapeDtypeStruct(shape, jnp.float32))
+  clusters = kmeans.SemanticQuantizer(
+    numbers(width), numbers(width), numbers(settings.num_clusters, width)
+  )
+  both = tokenizer.Tokenizer(codec, tokenizer.SemanticTokenizer(encoder, clusters))
+  with sharding.activations(mesh):
+    traced = tokenizer.encode_rows.trace(both, *waves)
+  program = Lowered(
+    lowered=traced.lower(),
+    largest_array=flops.largest_array(traced.jaxpr),
+    num_devices=1,
+    num_parameters=sum(
+      math.prod(leaf.shape) for name in models for leaf in jax.tree.leaves(shapes[name].params)
+    ),
+    model_flops=flops.count(plain, codec, encoder, *waves),
+    batch_size=sources.BATCH_SIZE,
+    mesh=dict(mesh.shape),
+  )
+  return program, (cut.lengths[-1] - 2 * cut.context) / spec.semantic_rate
+
+
 def compile_for(program: Lowered, chip: roofline.Chip) -> Any:
   """Returns the compiled program.
 
@@ -363,13 +457,38 @@ def describe(
   }
 
 
-def whole_training(report: dict[str, Any], num_steps: int) -> dict[str, float]:
-  """Returns the hours and chip-hours of all steps, without saves, evaluations and input."""
-  hours = num_steps * report['step_seconds'] / 3600
+def whole_training(
+  report: dict[str, Any], train: TrainConfig, spot: goodput.Spot
+) -> dict[str, float]:
+  """Returns the hours and chip-hours of all steps, without saves, evaluations and input, and the
+  hours on spot capacity, with saves and restarts.
+  """
+  hours = train.num_steps * report['step_seconds'] / 3600
+  clock = math.inf if train.save_every_seconds is None else train.save_every_seconds
+  interval = min(train.save_every * report['step_seconds'], clock)
+  share = goodput.share(spot, interval)
   return {
-    'num_steps': num_steps,
+    'num_steps': train.num_steps,
     'training_hours': hours,
     'training_chip_hours': hours * report['devices'],
+    'save_interval_seconds': interval,
+    'hours_between_preemptions': spot.hours_between,
+    'spot_goodput': share,
+    'spot_hours': hours / share,
+  }
+
+
+def whole_encoding(
+  report: dict[str, Any], row_seconds: float, num_chips: int, audio_hours: float
+) -> dict[str, float]:
+  """Returns the hours in which all chips encode a corpus of long clips, if reading keeps up."""
+  faster = report['batch_size'] * row_seconds / report['step_seconds']  # than real time, on a chip
+  hours = audio_hours / faster / num_chips
+  return {
+    'audio_hours': audio_hours,
+    'times_real_time': faster,
+    'encoding_hours': hours,
+    'encoding_chip_hours': hours * num_chips,
   }
 
 
@@ -411,6 +530,17 @@ def table(report: dict[str, Any]) -> str:
     rows['whole training'] = (
       f'{report["num_steps"]:,} steps, {report["training_hours"]:,.1f} h, '
       f'{report["training_chip_hours"]:,.0f} chip-hours'
+    )
+    rows['on spot capacity'] = (
+      f'{report["spot_hours"]:,.1f} h held, {report["spot_goodput"]:.1%} of them in steps that are '
+      f'kept: a preemption every {report["hours_between_preemptions"]:g} h, a save every '
+      f'{report["save_interval_seconds"]:,.0f} s'
+    )
+  if 'audio_hours' in report:
+    rows['whole encoding'] = (
+      f'{report["audio_hours"]:,.0f} h of audio, a chip {report["times_real_time"]:,.0f} times '
+      f'faster than real time: {report["encoding_hours"]:,.2f} h, '
+      f'{report["encoding_chip_hours"]:,.0f} chip-hours'
     )
   if report['unknown_loops']:
     rows['note'] = f'{report["unknown_loops"]} loops of unknown length count as one round'

@@ -29,11 +29,10 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from audiolm_jax import arrays_file, audio, embedding_tokens, kmeans, storage, tokens
+from audiolm_jax import arrays_file, audio, embedding_tokens, kmeans, parts, storage, tokens
 from audiolm_jax.codec import Codec
-from audiolm_jax.data import inventory, token_shards
+from audiolm_jax.data import inventory, pipeline, token_shards
 from audiolm_jax.errors import UserError
 from audiolm_jax.joint_embedding import JointEmbedding
 from audiolm_jax.stages import melody
@@ -43,13 +42,14 @@ from audiolm_jax.tokenizer import (
   SemanticEncoder,
   Tokenizer,
   clusters_path,
+  encode_rows,
   load_music_tokenizer,
   melody_path,
   music_path,
   spec_of,
 )
 from audiolm_jax.tokens import Spec
-from audiolm_jax.training import lock
+from audiolm_jax.training import lock, sharding
 
 from . import corpora, inputs, sources, workspace
 from . import recipe as recipe_lib
@@ -65,7 +65,10 @@ LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows 
 
 
 def main():
-  args = command_line.parser(__doc__, buckets=True).parse_args()
+  parser = command_line.parser(__doc__, buckets=True)
+  command_line.add_compilation_cache(parser)
+  args = parser.parse_args()
+  command_line.keep_compiled(args)
   pod.join_pod()
   pod.leave_on_sigterm()
   recipe = workspace.recipe_of(args)
@@ -98,8 +101,8 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
     settings = recipe.music_tokens
     sizes = [one.codebook_size for one in (settings, settings.melody) if one is not None]
     condition = tokens.Codebook(settings.num_quantizers + recipe.melody_levels, max(sizes))
+  encoder = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
   if not clusters_path(workdir).is_file():
-    encoder = workspace.load_semantic_encoder(workdir, recipe.semantic_tokens)
     made = spec_of(codec, encoder, recipe.semantic_tokens.num_clusters, condition)
     check_stages(recipe, made)  # before the clusters are fitted in vain
     fit_semantic_tokens(recipe, workdir, encoder)
@@ -111,18 +114,20 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
   if embedding is not None:
     music = load_music_tokenizer(workdir, embedding)
     check_music_settings(workdir, music, recipe.music_tokens)
-  tokenizer = Tokenizer(codec, workspace.load_semantic_tokenizer(workdir), music)
+  tokenizer = Tokenizer(codec, workspace.load_semantic_tokenizer(workdir, encoder), music)
   check_settings(workdir, tokenizer.semantic.encoder, recipe.semantic_tokens)
   check_stages(recipe, tokenizer.spec)
   fingerprints = tokenizer.fingerprints
-  mesh = Mesh(np.array(jax.local_devices()), ('rows',))
-  rows = NamedSharding(mesh, PartitionSpec('rows'))
-  placed = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
+  mesh = sharding.make_mesh(sharding.MeshConfig(), jax.local_devices())
+  rows = sharding.batch_sharding(mesh)
+  both = Tokenizer(tokenizer.codec, tokenizer.semantic)
+  placed = jax.device_put(both, sharding.replicated(mesh))
 
   def encode_batch(wave_BT):
-    semantic_wave_BT = audio.resample(wave_BT, placed.sample_rate, placed.semantic.sample_rate)
-    wave_BT, semantic_wave_BT = jax.device_put((wave_BT, semantic_wave_BT), rows)
-    return placed.codec.encode(wave_BT), placed.semantic.encode(semantic_wave_BT)
+    semantic_wave_BT = audio.resample(wave_BT, both.sample_rate, both.semantic.sample_rate)
+    waves = jax.device_put((wave_BT, semantic_wave_BT), rows)
+    with sharding.activations(mesh):
+      return encode_rows(placed, *waves)
 
   def more_tokens(wave_T):
     if music is None:
@@ -196,7 +201,7 @@ def check_stages(recipe: recipe_lib.Recipe, made: Spec):
 def fit_semantic_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path, encoder: SemanticEncoder):
   """Fits the k-means to features of a sample of the training split."""
   settings, path = recipe.semantic_tokens, clusters_path(workdir)
-  extract = functools.partial(sources.map_frames, encoder.features, hop_length=encoder.hop_length)
+  extract = functools.partial(sources.map_parts, encoder)
   corpus = sources.corpus(recipe, 'train', workdir, encoder.sample_rate)
   batches = sources.FrameBatches(extract, corpus, encoder.sample_rate, settings.seed)
   wanted = sources.num_sample_frames(encoder, settings)
@@ -289,8 +294,8 @@ def fit_to_sample(
   """
   count, listed = jax.process_count(), inventory.digest(inventory.of(corpus))
   sample = f'{wanted} frames of {made_of}, of {listed}'
-  parts = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
-  mine = parts[jax.process_index()]
+  shares = [path.with_name(f'sample-{index:05d}-of-{count:05d}.npz') for index in range(count)]
+  mine = shares[jax.process_index()]
   if not _is_sample(mine, sample):
     share = sources.sample_frames(batches, wanted, jax.process_index(), count)
     held = [frames_SD for batch in share for frames_SD in batch]
@@ -305,10 +310,10 @@ def fit_to_sample(
   if jax.process_index() == 0:
     pod.wait_for(
       'the samples of other hosts',
-      lambda: _unfinished(parts, sample),
+      functools.partial(_unfinished, shares, sample, set()),
       poll_seconds=storage.poll_seconds(path),
     )
-    fit(sources.joined([_read_sample(part) for part in parts], wanted, batches))
+    fit(sources.joined([_read_sample(share) for share in shares], wanted, batches))
     for name in storage.files_below(path.parent):
       if re.fullmatch(r'sample-[^/]*\.npz', name):
         (path.parent / name).unlink()
@@ -319,11 +324,12 @@ def fit_to_sample(
   )
 
 
-def _unfinished(parts: list[storage.Path], sample: str) -> list[str]:
-  """Returns the paths of the shares that are not finished, only one of which is read if several."""
-  if absent := storage.missing(map(str, parts)):
-    return absent
-  return [str(part) for part in parts if not _is_sample(part, sample)]
+def _unfinished(shares: list[storage.Path], sample: str, finished: set[storage.Path]) -> list[str]:
+  """Returns the paths of the shares that are not finished; adds the others to `finished`."""
+  left = [share for share in shares if share not in finished]
+  absent = set(storage.missing(map(str, left)))
+  finished.update(share for share in left if str(share) not in absent and _is_sample(share, sample))
+  return [str(share) for share in left if share not in finished]
 
 
 def _is_sample(path: storage.Path, sample: str) -> bool:
@@ -346,8 +352,8 @@ def _read_sample(path: storage.Path) -> list[list[np.ndarray]]:
     raise UserError(
       f'{path} is damaged ({error}): run `{storage.removal(path)}`, and start all again'
     ) from error
-  parts = np.split(frames_ND, ends_I)[: len(ends_I)]
-  return [[part_ND] if len(part_ND) else [] for part_ND in parts]
+  pieces = np.split(frames_ND, ends_I)[: len(ends_I)]
+  return [[part_ND] if len(part_ND) else [] for part_ND in pieces]
 
 
 def encode_split(
@@ -406,22 +412,20 @@ def encode_split(
           split,
           shard,
           num_shards,
-          encoded(
-            corpus, indices, encode_batch, codec, spec.frames_per_semantic, bar.update, more_tokens
-          ),
+          encoded(corpus, indices, encode_batch, codec, spec, bar.update, more_tokens),
         )
   # Not an error of this process when another is late, or has to be started again: it waits, and
   # says for what.
   pause = storage.poll_seconds(folder)
   pod.wait_for('shards of other hosts', lambda: storage.missing(paths), poll_seconds=pause)
-  num_encoded = token_shards.count(paths)
-  if not num_encoded:
-    raise UserError(
-      f'{split}: none of {len(corpus)} clips could be read; why is in '
-      f'{corpora.listing(workdir / "corpus")}: mend '
-      f'them, or give others, and begin again: {again(workdir)}'
-    )
   if jax.process_index() == 0:
+    num_encoded = token_shards.count(paths)
+    if not num_encoded:
+      raise UserError(
+        f'{split}: none of {len(corpus)} clips could be read; why is in '
+        f'{corpora.listing(workdir / "corpus")}: mend '
+        f'them, or give others, and begin again: {again(workdir)}'
+      )
     metadata = {'fingerprints': fingerprints, **dataclasses.asdict(spec)}
     token_shards.write_manifest(folder, split, num_shards, metadata)
   pod.wait_for(
@@ -429,8 +433,8 @@ def encode_split(
     lambda: storage.missing([str(manifest)]),
     poll_seconds=pause,
   )
-  print(f'{split}: {num_encoded} clips in {num_shards} shards; {folder}')
   if jax.process_index() == 0:
+    print(f'{split}: {num_encoded} clips in {num_shards} shards; {folder}')
     print(
       left_out(corpus, len(corpus) - num_encoded, corpora.listing(sources.corpus_folder(workdir))),
       end='',
@@ -491,42 +495,43 @@ def encoded(
   indices,
   encode_batch,
   codec: Codec,
-  ratio: int,
+  spec: Spec,
   done: Callable[[int], object],
   more_tokens: MoreTokens = lambda wave_T: {},
 ):
   """Yields the encoded examples; clips that cannot be read are omitted (the corpus lists them).
 
-  A codec that looks ahead sees silence after a clip. Only one batch is held.
+  A codec that looks ahead sees silence after a clip. Clips that are longer than a row are encoded
+  in parts (`sources.cut`). Reading, computing and writing overlap.
 
   Args:
     corpus: source of examples.
     indices: numbers of the examples.
     encode_batch: function wave_BT -> (codes_BFQ, semantic_BS).
     codec: codec of the codes.
-    ratio: codec frames per semantic frame.
-    done: called with the number of clips of each batch.
+    spec: rates of the tokens.
+    done: called with the number of clips that were read.
     more_tokens: see `MoreTokens`.
   """
-  silence = codec.context * codec.hop_length
-  batch_size = sources.BATCH_SIZE * jax.local_device_count()
-  for start in range(0, len(indices), batch_size):
-    examples = [corpus[index] for index in indices[start : start + batch_size]]
-    for batch, wave_BT in sources.padded_batches(
-      examples, codec.sample_rate, batch_size, silence=silence
-    ):
-      codes_BFQ, semantic_BS = (np.asarray(array) for array in encode_batch(wave_BT))
-      for example, codes_FQ, semantic_S in zip(batch, codes_BFQ, semantic_BS):
-        num_samples = len(example['waveform'])
+  ratio = spec.frames_per_semantic
+
+  def clips():
+    for example in pipeline.read_ahead(corpus, indices):
+      done(1)
+      if example is not None:
+        wave_T = np.asarray(example['waveform'], np.float32)
         labels = {name: example[name] for name in LABELS if name in example}
-        num_semantic = -(-num_samples // (ratio * codec.hop_length))
-        yield {
-          'codes': codes_FQ[: ratio * num_semantic],
-          'semantic': semantic_S[:num_semantic],
-          **more_tokens(example['waveform']),
-          **labels,
-        }
-    done(len(examples))
+        yield {**more_tokens(wave_T), **labels}, wave_T
+
+  found = parts.mapped(
+    encode_batch,
+    clips(),
+    sources.row_cut(codec, spec),
+    sources.BATCH_SIZE * jax.local_device_count(),
+    rates=(ratio, 1),
+  )
+  for others, (codes_FQ, semantic_S) in found:
+    yield {'codes': codes_FQ, 'semantic': semantic_S, **others}
 
 
 if __name__ == '__main__':

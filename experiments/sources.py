@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from audiolm_jax import audio, kmeans, storage
+from audiolm_jax import audio, kmeans, parts, storage
+from audiolm_jax.codec import Codec
 from audiolm_jax.data import inventory, skipped, synthesized_benchmark, texts
 from audiolm_jax.errors import UserError
 from audiolm_jax.metrics import speech
@@ -24,6 +25,12 @@ from .recipe import Recipe, SemanticTokens
 # Utterances are padded to a multiple of this (whole semantic frames), for few compilations.
 BUCKET_SECONDS = 3.2
 BATCH_SIZE = 8  # examples
+# Clips become rows of these lengths to be encoded, BATCH_SIZE at once on each device: their memory
+# is bounded (docs/results/tpu.md).
+ROW_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)
+# That two parts of a long clip share at each side of a cut. All that our codecs read for a frame;
+# the semantic encoder, which reads the whole row, gives nearly the same tokens.
+CONTEXT_SECONDS = 2.0
 # Process 0 clusters them, holding them twice: 32 GiB of 1024 features in float32.
 MAX_SAMPLE_FRAMES = 2**22
 
@@ -278,6 +285,47 @@ def map_frames(
     yield from (
       row[: -(-len(example['waveform']) // hop_length)] for example, row in zip(batch, result_BS)
     )
+
+
+def cut(frame_rate: float, frame_length: int, *, context: int = 0, silence: int = 0) -> parts.Cut:
+  """Returns how clips of a corpus become rows for encoding.
+
+  Args:
+    frame_rate: frames per second, of the function with the fewest.
+    frame_length: samples per frame.
+    context: frames that a function reads on each side of a frame, if it has such a bound.
+    silence: samples of silence after each clip.
+  """
+  whole = lambda seconds: max(1, round(seconds * frame_rate))
+  return parts.Cut(
+    frame_length=frame_length,
+    lengths=tuple(map(whole, ROW_SECONDS)),
+    context=max(whole(CONTEXT_SECONDS), context),
+    silence=silence,
+  )
+
+
+def row_cut(codec: Codec, spec: Spec) -> parts.Cut:
+  """Returns how clips become rows for codec and semantic encoder; a frame is a semantic one."""
+  ratio = spec.frames_per_semantic
+  return cut(
+    spec.semantic_rate,
+    ratio * codec.hop_length,
+    context=-(-(codec.past or 0) // ratio),
+    silence=codec.context * codec.hop_length,
+  )
+
+
+def map_parts(encoder, examples, sample_rate: int) -> Iterator[np.ndarray]:
+  """Yields the features [S, D] of each readable example, of any length.
+
+  encoder: a `tokenizer.SemanticEncoder`.
+  """
+  clips = ((None, example['waveform']) for example in examples if example is not None)
+  rows = cut(encoder.frame_rate, encoder.hop_length)
+  function = lambda wave_BT: (encoder.features(wave_BT),)
+  for _, [features_SD] in parts.mapped(function, clips, rows, BATCH_SIZE):
+    yield features_SD
 
 
 def map_windows(

@@ -26,7 +26,7 @@ from audiolm_jax.training import checkpoints, configs, loop
 
 from . import inputs, workspace
 from . import recipe as recipe_lib
-from .cli import command_line, compilation_cache, parallel, pod, tracker
+from .cli import command_line, parallel, pod, tracker
 from .evaluations import during_training
 
 
@@ -46,12 +46,7 @@ def main():
     action='store_true',
     help='with --init_from: take the optimizer state and position in the schedule, too',
   )
-  parser.add_argument(
-    '--compilation_cache',
-    type=command_line.stored,
-    metavar='DIRECTORY',
-    help='keep compiled programs there for later starts',
-  )
+  command_line.add_compilation_cache(parser)
   parser.add_argument(
     '--tracker',
     metavar='MODULE:FUNCTION',
@@ -72,9 +67,7 @@ def main():
     command_line.check_reachable(args.init_from, '--init_from')
   start_tracker = None if args.tracker is None else tracker.load(args.tracker)
   workspace.remember(args)
-  if args.compilation_cache is not None:
-    command_line.check_folder(args.compilation_cache, '--compilation_cache')
-    compilation_cache.keep(str(args.compilation_cache))
+  command_line.keep_compiled(args)
   if args.stage == 'all':
     workspace.require_imports(recipe, args.workdir)
     train_all(

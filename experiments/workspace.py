@@ -57,15 +57,17 @@ def load_semantic_encoder(
   return tokenizer.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
 
 
-def load_semantic_tokenizer(workdir: storage.Path) -> tokenizer.SemanticTokenizer:
-  """Returns the workdir's feature model with its clusters.
+def load_semantic_tokenizer(
+  workdir: storage.Path, encoder: tokenizer.SemanticEncoder | None = None
+) -> tokenizer.SemanticTokenizer:
+  """Returns the workdir's feature model, `encoder` if it is loaded already, with its clusters.
 
   Raises:
     UserError: naming the command that makes them, if they are missing.
   """
   if tokenizer.clusters_path(workdir).is_file():
     _there(workdir, 'w2v_bert')
-  return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir))
+  return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir), encoder)
 
 
 def load_embedding(workdir: storage.Path) -> joint_embedding.JointEmbedding:

@@ -17,6 +17,7 @@ LEAVES = {
   'tokens',
   'kmeans',
   'losses',
+  'parts',
   'stories',
   'storage',
 }

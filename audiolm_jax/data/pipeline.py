@@ -17,9 +17,11 @@ is the only time series of a batch; else the whole example is read.
 - Bad examples: replaced by the next readable example, so that processes stay aligned.
 """
 
+import collections
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 from fractions import Fraction
 from typing import Any
 
@@ -34,6 +36,7 @@ from audiolm_jax.stages.base import Feature
 PAD = -1  # as tokens.PAD
 _MOST_BAD_IN_A_ROW = 100
 NUM_THREADS = 4  # that read ahead
+_MOST_AHEAD = 16  # examples that `read_ahead` holds
 
 
 class Batches:
@@ -240,6 +243,22 @@ def grid_rate(rates: Iterable[float | int]) -> Fraction:
   return Fraction(
     math.gcd(*(int(fraction * denominator) for fraction in fractions)) or 1, denominator
   )
+
+
+def read_ahead(source: Any, indices: Iterable[int]) -> Iterator[Mapping[str, Any] | None]:
+  """Yields source[index] for each index, in order, while threads read the next examples."""
+  with futures.ThreadPoolExecutor(NUM_THREADS, 'audiolm read') as pool:
+    ahead: collections.deque[futures.Future] = collections.deque()
+    try:
+      for index in indices:
+        ahead.append(pool.submit(source.__getitem__, index))
+        if len(ahead) == _MOST_AHEAD:
+          yield ahead.popleft().result()
+      while ahead:
+        yield ahead.popleft().result()
+    finally:
+      for each in ahead:
+        each.cancel()
 
 
 def _check_shape(name: str, shape: tuple[int, ...], feature: Feature):

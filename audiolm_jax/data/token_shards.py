@@ -5,15 +5,17 @@ bytes), the header {name: [type, shape]} and the arrays, little-endian, in the o
 it contains nothing executable. Integers are stored in 16 bits where they fit, and read as int32.
 
 Each shard is one file, written by one process, in any order: call `write_shard` for all shards,
-then `write_manifest` once. Shards without a manifest are incomplete. A folder may be in a bucket
-(gs://), where each shard is written to a temporary file of the disk and uploaded; records are read
-one by one from there.
+then `write_manifest` once. Shards without a manifest are incomplete. The process that writes a
+shard also writes its entry of the manifest, next to it, so that no process has to read all shards.
+A folder may be in a bucket (gs://), where each shard is written to a temporary file of the disk and
+uploaded; records are read one by one from there.
 """
 
 import errno
 import json
 import math
 import os
+import pathlib
 import re
 import resource
 from collections.abc import Iterable, Mapping
@@ -103,7 +105,7 @@ def write_shard(
   num_shards: int,
   examples: Iterable[Mapping[str, Any]],
 ) -> str:
-  """Writes one shard atomically and returns its path; replaces an existing one."""
+  """Writes one shard and its entry atomically, and returns its path; replaces an existing one."""
   from array_record.python import array_record_module
 
   path = shard_path(folder, name, shard, num_shards)
@@ -116,22 +118,64 @@ def write_shard(
     finally:
       if writer.is_open():
         writer.close()
+    # Before the shard has its name: a shard without an entry would be read once more.
+    storage.write_text(_entry_path(path), json.dumps(_entry(path, partial)))
   return path
 
 
+def _entry_path(shard: str) -> str:
+  """Returns the path of a shard's entry, which exists until the manifest is written."""
+  return f'{shard}.json'
+
+
+def _entry(path: str, file: pathlib.Path) -> dict[str, Any]:
+  """Returns the manifest's entry of the shard `path`, given its content."""
+  return {
+    'file': os.path.basename(path),
+    'num_examples': len(grain.sources.ArrayRecordDataSource([str(file)])),
+    'num_bytes': os.path.getsize(file),
+    'sha256': files.sha256(file),
+  }
+
+
+def _entries(paths: list[str]) -> list[dict[str, Any]]:
+  """Returns the manifest's entries of existing shards; reads shards only whose entry is missing."""
+  absent = set(storage.missing(map(_entry_path, paths)))
+  found = []
+  for path in paths:
+    entry = None if _entry_path(path) in absent else _stored_entry(path)
+    if entry is None:
+      with storage.local(path) as file:
+        entry = _entry(path, file)
+    found.append(entry)
+  return found
+
+
+def _stored_entry(path: str) -> dict[str, Any] | None:
+  """Returns the entry that was written with a shard; None if it is damaged, or of another file."""
+  try:
+    entry = storage.read_json(_entry_path(path), 'it is written again')
+  except UserError:
+    return None
+  size = entry.get('num_bytes')
+  same_size = storage.in_bucket(path) or size == os.path.getsize(path)
+  whole = _is_entry(entry) and entry.get('file') == os.path.basename(path)
+  return entry if whole and same_size else None
+
+
 def count(paths: Iterable[str]) -> int:
-  """Returns the number of examples in existing shards.
+  """Returns the number of examples in existing shards, before their manifest is written.
 
   Raises:
     OSError: if a bucket cannot be read.
   """
-  return sum(len(_opened([path])) for path in paths)
+  return sum(entry['num_examples'] for entry in _entries(list(paths)))
 
 
 def write_manifest(
   folder: str | os.PathLike, name: str, num_shards: int, metadata: Mapping[str, Any]
 ):
-  """Writes `name.json`: `metadata`, and the contents of each shard.
+  """Writes `name.json`: `metadata`, and the entry of each shard; then deletes single entries.
 
   Args:
     folder: folder of the shards.
@@ -142,20 +186,13 @@ def write_manifest(
   Raises:
     UserError: if a shard is missing.
   """
-  shards = []
   paths = [shard_path(folder, name, shard, num_shards) for shard in range(num_shards)]
   if missing := storage.missing(paths):
     raise UserError(f'{missing[0]} is missing: write every shard before the manifest')
-  for path in paths:
-    with storage.local(path) as file:  # of a bucket, read once more, as others will
-      entry = {
-        'file': os.path.basename(path),
-        'num_examples': len(grain.sources.ArrayRecordDataSource([str(file)])),
-        'num_bytes': os.path.getsize(file),
-      }
-      shards.append({**entry, 'sha256': files.sha256(file)})
-  text = json.dumps({'metadata': dict(metadata), 'shards': shards}, indent=2)
+  text = json.dumps({'metadata': dict(metadata), 'shards': _entries(paths)}, indent=2)
   storage.write_text(os.path.join(folder, f'{name}.json'), text)
+  for path in paths:
+    storage.path(_entry_path(path)).unlink(missing_ok=True)
 
 
 class TokenShards:
@@ -248,14 +285,16 @@ def _manifest(path: str) -> dict[str, Any]:
   """
   manifest = storage.read_json(path, 'encode the data again')
   metadata, shards = manifest.get('metadata'), manifest.get('shards')
-  kinds = {'num_bytes': int, 'sha256': str}
-  is_shard = lambda shard: (
-    isinstance(shard, dict)
-    and all(isinstance(shard.get(name), kind) for name, kind in kinds.items())
-  )
-  if not (isinstance(metadata, dict) and isinstance(shards, list) and all(map(is_shard, shards))):
+  if not (isinstance(metadata, dict) and isinstance(shards, list) and all(map(_is_entry, shards))):
     raise UserError(f'{path} does not list metadata and shards: encode the data again')
   return manifest
+
+
+def _is_entry(shard: Any) -> bool:
+  kinds = {'num_examples': int, 'num_bytes': int, 'sha256': str}
+  return isinstance(shard, dict) and all(
+    isinstance(shard.get(name), kind) for name, kind in kinds.items()
+  )
 
 
 def _allow_open_files(number: int):

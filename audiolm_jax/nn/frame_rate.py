@@ -61,6 +61,11 @@ class FrameRate:
         f'overlap={self.overlap} + hop_length={self.hop_length} must be even: change one of them'
       )
 
+  @property
+  def encoder_past(self) -> int:
+    """Number of frames before a frame that the encoder reads for it."""
+    return self.window_length // self.hop_length - 1 + self.num_blocks * (self.kernel_size - 1)
+
   def encoder(self, embedding_dim: int, sample_rate: int, dtype: Any) -> nn.Module:
     """Returns the network wave_BT -> z_BFD, the same at every sample rate."""
     return Encoder(self, embedding_dim, dtype)

@@ -52,6 +52,18 @@ class SEANet:
     """Number of samples per frame."""
     return self.stem_stride * math.prod(self.strides)
 
+  @property
+  def encoder_past(self) -> int:
+    """Number of frames before a frame that the encoder reads for it, rounded up."""
+    if self.mel_encoder:
+      return MelEncoder.WINDOW - 1
+    # In samples; `step` is one step at the current rate.
+    reach, step = max(7, 2 * self.stem_stride) - self.stem_stride, self.stem_stride
+    for stride in self.strides:
+      reach += step * (2 * sum(DILATIONS) + stride)
+      step *= stride
+    return -(-(reach + 2 * step) // self.hop_length)
+
   def encoder(self, embedding_dim: int, sample_rate: int, dtype: Any) -> nn.Module:
     """Returns the network wave_BT -> z_BFD."""
     if self.mel_encoder:

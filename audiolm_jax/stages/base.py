@@ -197,6 +197,8 @@ class CodecFunctions(NamedTuple):
     decode: (variables, codes_BFQ of the first levels) -> wave_BT.
     context: number of frames before and after a frame that influence its codes and audio; 0 for
       causal codecs.
+    past: number of frames before a frame that influence its codes, for causal codecs; None if it
+      has no bound, or is not known.
     stream: functions for chunks; None if the codec needs whole clips.
     vectors: (variables, codes_BFQ) -> embeddings z_BFD of the codes; None if there are none.
     decode_vectors: (variables, z_BFD) -> wave_BT; None if `vectors` is None.
@@ -207,6 +209,7 @@ class CodecFunctions(NamedTuple):
   encode: Callable[[Variables, jax.Array, int | None], jax.Array]
   decode: Callable[[Variables, jax.Array], jax.Array]
   context: int = 0
+  past: int | None = None
   stream: StreamFunctions | None = None
   vectors: Callable[[Variables, jax.Array], jax.Array] | None = None
   decode_vectors: Callable[[Variables, jax.Array], jax.Array] | None = None

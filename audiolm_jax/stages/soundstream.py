@@ -559,6 +559,7 @@ def _functions(config: Config, denoise: bool) -> CodecFunctions:
   return CodecFunctions(
     bind(encode, config, **encodes),
     bind(decode, config, **decodes),
+    past=config.network.encoder_past,
     stream=stream,
     vectors=bind(vectors, config, **decodes),
     decode_vectors=bind(decode_vectors, config),

@@ -72,17 +72,17 @@ def files_below(folder: Path) -> list[str]:
 
 
 def missing(paths: Iterable[str]) -> list[str]:
-  """Returns those of some paths that do not exist, by one listing of each folder of a bucket."""
+  """Returns those of some paths that do not exist, by one listing of each folder."""
   by_folder: dict[str, list[str]] = {}
   for each in paths:
     by_folder.setdefault(os.path.dirname(each), []).append(each)
   found = []
   for folder, members in by_folder.items():
-    if in_bucket(folder):
-      names = set(client().keys(folder))
-      found += [each for each in members if os.path.basename(each) not in names]
-    else:
+    if len(members) == 1 and not in_bucket(folder):  # asks for less than a listing
       found += [each for each in members if not os.path.exists(each)]
+      continue
+    names = set(client().keys(folder) if in_bucket(folder) else _listed(folder))
+    found += [each for each in members if os.path.basename(each) not in names]
   return found
 
 
@@ -91,6 +91,13 @@ def of_other_size(sizes: Mapping[str, int]) -> list[str]:
   if any(map(in_bucket, sizes)):
     return client().of_other_size(sizes)
   return [path for path, size in sizes.items() if os.path.getsize(path) != size]
+
+
+def _listed(folder: str) -> list[str]:
+  try:
+    return os.listdir(folder or os.curdir)
+  except (FileNotFoundError, NotADirectoryError):
+    return []
 
 
 def digest(path: Path, expected_bytes: Any = None) -> tuple[int, str]:

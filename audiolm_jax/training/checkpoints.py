@@ -14,9 +14,10 @@ Parts are stored as flat {dotted path: array}, so that optax's empty containers 
 no special treatment, and errors can list the paths that differ.
 """
 
+import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from audiolm_jax import arrays_file, files, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.storage import folders
-from audiolm_jax.training import configs, exports, sharding
+from audiolm_jax.training import configs, exports, processes, sharding
 
 FORMAT = 1
 DIGEST, METADATA, MARKER = folders.LISTING, 'metadata', 'audiolm_jax.json'
@@ -57,18 +58,26 @@ def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
   }
 
 
-def step_fault(directory: storage.Path, step: int) -> str | None:
-  """Returns why the files of a step are damaged; None if all digests match."""
+def step_fault(
+  directory: storage.Path, step: int, items: Collection[str] | None = None
+) -> str | None:
+  """Returns why the files of a step are damaged; None if all digests match.
+
+  items: Orbax items to check; None: all.
+  """
   there = folders.of(directory)
-  return fault(there.folder(step), there.listing(step))
+  return fault(there.folder(step), there.listing(step), items)
 
 
-def fault(directory: storage.Path, listing: storage.Path | None = None) -> str | None:
+def fault(
+  directory: storage.Path, listing: storage.Path | None = None, items: Collection[str] | None = None
+) -> str | None:
   """Returns why the files in the folder of a step are damaged; None if all digests match.
 
   Args:
     directory: folder of the step.
     listing: file of the digests; None: DIGEST in that folder.
+    items: Orbax items to check, which are the folders in that folder; None: all files.
   """
   listing = directory / DIGEST if listing is None else listing
   try:
@@ -79,6 +88,8 @@ def fault(directory: storage.Path, listing: storage.Path | None = None) -> str |
   if not (isinstance(digests, dict) and all(map(is_entry, digests.values()))):
     return f'{listing.name} does not list files'
   for name, (size, digest) in digests.items():
+    if items is not None and name.split('/')[0] not in items:
+      continue
     path, name = directory / name, files.printable(name, 200)
     if '..' in path.parts or not path.is_relative_to(directory):
       return f'{listing.name} lists {name}, which is outside of the checkpoint'
@@ -98,6 +109,9 @@ def load_variables(
 ) -> base.Model:
   """Loads a trained stage for inference, onto the default device.
 
+  Digests are compared of the files that are read only; among several processes, which must all make
+  the same call, by process 0 for all.
+
   Args:
     directory: checkpoint directory or workdir of a run, or folder of a stage in a release.
     step: step to load; None takes the newest undamaged one.
@@ -115,10 +129,11 @@ def load_variables(
   if exports.holds(directory):
     return _exported(directory, config)
   directory = _checkpoints(directory)
+  fault_of = lambda step: step_fault(directory, step, _inference_items(directory, step, use_ema))
   if step is None:
-    step = _newest_readable(directory)
-  elif reason := step_fault(directory, step):
-    raise UserError(f'checkpoint {directory / str(step)}: {reason}')
+    step = _newest_readable(directory, fault_of)
+  else:
+    processes.decided(functools.partial(_check_step, directory, step, fault_of))
   folder = step_folder(directory, step)
   metadata = read_metadata(folder)
   if config is None:
@@ -173,7 +188,9 @@ def load_parts(directory: str | os.PathLike, targets: Mapping[str, Any]) -> dict
       shape, with one line for each.
   """
   directory = _checkpoints(directory)
-  folder = step_folder(directory, _newest_readable(directory))
+  items = {METADATA, *targets}
+  step = _newest_readable(directory, lambda step: step_fault(directory, step, items))
+  folder = step_folder(directory, step)
   return restore_parts(folder, targets, read_metadata(folder))
 
 
@@ -185,11 +202,34 @@ def _checkpoints(directory: str | os.PathLike) -> storage.Path:
   return directory
 
 
-def _newest_readable(directory: storage.Path) -> int:
-  """Returns the newest undamaged step; renames nothing, because a trainer may use the directory."""
+def _inference_items(directory: storage.Path, step: int, use_ema: bool) -> set[str]:
+  """Returns the Orbax items that `load_variables` reads: no state of an optimizer."""
+  try:
+    names = storage.read_json(folders.of(directory).listing(step), _REMEDY).get('files')
+    averaged = any(name.startswith('ema_params/') for name in names)
+  except (ValueError, TypeError, AttributeError):  # which `fault` names
+    averaged = False
+  return {METADATA, 'state', 'ema_params' if use_ema and averaged else 'params'}
+
+
+def _check_step(directory: storage.Path, step: int, fault_of: Callable[[int], str | None]) -> int:
+  if reason := fault_of(step):
+    raise UserError(f'checkpoint {directory / str(step)}: {reason}')
+  return step
+
+
+def _newest_readable(directory: storage.Path, fault_of: Callable[[int], str | None]) -> int:
+  """Returns the newest step without a fault, on all processes, of which process 0 looks for it.
+
+  Renames nothing, because a trainer may use the directory.
+  """
+  return processes.decided(functools.partial(_find_readable, directory, fault_of))
+
+
+def _find_readable(directory: storage.Path, fault_of: Callable[[int], str | None]) -> int:
   newer = {}
   for step in reversed(steps(directory)):
-    reason = step_fault(directory, step)
+    reason = fault_of(step)
     if reason is None:
       for bad, why in newer.items():
         warnings.warn(f'checkpoint {bad} in {directory} is bad ({why}): using step {step}')

@@ -14,7 +14,7 @@ import optax
 from audiolm_jax import storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
-from audiolm_jax.training import errors, evaluation, preemption, resuming, sharding
+from audiolm_jax.training import errors, evaluation, preemption, processes, resuming, sharding
 from audiolm_jax.training import session as session_lib
 from audiolm_jax.training import step as step_lib
 from audiolm_jax.training import watchdog as watchdog_lib
@@ -41,8 +41,8 @@ class TrainResult(NamedTuple):
   goodput: float
 
 
-# Added to the timeouts of the first two steps: the first one compiles, and the second one may wait
-# for hosts that still compile.
+# Added to the timeouts of the first steps: the first one compiles, and those that start before it
+# is checked may wait for hosts that still compile.
 _COMPILE_SECONDS = 3600.0
 
 
@@ -67,8 +67,8 @@ def train(
 
   - Evaluation comes before the save, so that a resumed run does not repeat it.
   - The save comes before the next batch is fetched, so that state and data position match.
-  - A step is checked after the next one has started, so that the device never waits for the host,
-    but before its state is evaluated or saved.
+  - A step is checked after the next `slack_steps` have started, so that the device never waits for
+    the host, but before its state is evaluated or saved.
 
   Resuming is exact: on the same mesh, losses are bitwise equal to those of an uninterrupted run. So
   are rollbacks: a run killed between a rollback and the next save repeats it. The only exceptions
@@ -137,7 +137,9 @@ def train(
     step, taken, batch = start, collections.deque(), None
     while True:
       due = _due(session, step, start, evaluates, signalled)
-      verdict, checked = _check_steps(session, taken, start, 0 if any(due) else 1)
+      verdict, checked = _check_steps(
+        session, taken, start, 0 if any(due) else train_config.slack_steps
+      )
       if due.save and verdict.action is Action.GO_ON:
         verdict, checked = _try_state(session, step, train_state, batch, batches.get_state())
       match verdict.action:
@@ -253,12 +255,24 @@ def _due(
   leave = last or signalled(step) or session.reporter.asked_to_stop
   if step == start:
     return _Due(False, False, leave)
-  late = (
-    c.save_every_seconds is not None and session.saver.seconds_since_save >= c.save_every_seconds
-  )
   evaluate = evaluates and (last or (c.eval_every is not None and step % c.eval_every == 0))
-  save = leave or late or session.saver.due() or step % c.save_every == 0
+  save = _late(session, step) or leave or session.saver.due() or step % c.save_every == 0
   return _Due(evaluate, save, leave)
+
+
+def _late(session: Session, step: int) -> bool:
+  """Returns whether `save_every_seconds` have passed since the last save, by process 0's clock.
+
+  Several processes ask only at steps that are logged, because all have to wait for the answer.
+  """
+  c, alone = session.config, jax.process_count() == 1
+  if c.save_every_seconds is None or not (alone or step % c.log_every == 0):
+    return False
+  late = lambda: session.saver.seconds_since_save >= c.save_every_seconds
+  if alone:
+    return late()
+  ask = functools.partial(processes.decided, late)
+  return bool(session.watchdog.bounded('checkpoint', step, ask))
 
 
 def _check_steps(
@@ -275,7 +289,7 @@ def _check_steps(
       watchdog_lib.PRODUCTIVE,
       step.number,
       functools.partial(jax.device_get, step.metrics),
-      _allowance(step.number, start),
+      _allowance(session, step.number, start),
     )
     metrics = {name: float(value) for name, value in metrics.items()}
     step = step._replace(applied=bool(metrics.pop('applied')))
@@ -401,11 +415,11 @@ def _advance(session: Session, step: int, start: int, train_state, batch):
     np.float32(session.monitor.rate_scale),
   )
   phase = 'compile' if step == start else watchdog_lib.PRODUCTIVE
-  return session.watchdog.bounded(phase, step, advance, _allowance(step, start))
+  return session.watchdog.bounded(phase, step, advance, _allowance(session, step, start))
 
 
-def _allowance(step: int, start: int) -> float:
-  return _COMPILE_SECONDS if step - start < 2 else 0.0
+def _allowance(session: Session, step: int, start: int) -> float:
+  return _COMPILE_SECONDS if step - start <= session.config.slack_steps else 0.0
 
 
 def _result(session: Session, train_state: step_lib.TrainState, step: int) -> TrainResult:

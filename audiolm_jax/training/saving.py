@@ -23,9 +23,12 @@ from audiolm_jax import arrays_file, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.storage import folders
-from audiolm_jax.training import checkpoints, configs, sharding
+from audiolm_jax.training import checkpoints, configs, processes, sharding
 
 BACK_OFF_SECONDS, MOST_SECONDS = 1.0, 60.0
+_TEMPORARY = '.orbax-checkpoint-tmp'
+_OF_PROCESS = 'ocdbt.process_'  # Orbax's name, before the index, of the folders of each process
+_DIGESTS_OF = 'digest-{:05d}.json'  # in a draft: the digests of the files of one process
 
 
 class Restored(NamedTuple):
@@ -67,8 +70,9 @@ class Checkpointer:
     if jax.process_index() == 0:
       _claim(self._directory)
     _sync('checkpoints claimed')
+    self._digests: dict[str, list] = {}  # of the files that this process wrote, by their names
     self._orbax = ocp.AsyncCheckpointer(
-      ocp.CompositeCheckpointHandler(),
+      _Handler(self._digest_own),
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digest),
     )
 
@@ -88,7 +92,8 @@ class Checkpointer:
       UserError: if metadata or data position are not JSON-compatible.
     """
     self.wait()
-    if step in checkpoints.steps(self._directory):
+    # Listings of a shared file system may differ between processes for a while.
+    if processes.decided(lambda: step in checkpoints.steps(self._directory)):
       return
     flat = {name: arrays_file.flatten(tree) for name, tree in parts.items()}
     described = dict(
@@ -112,7 +117,7 @@ class Checkpointer:
     with self._in_save():
       self._orbax.save(
         self._folders.draft(step),
-        args=ocp.args.Composite(**items, **{checkpoints.METADATA: ocp.args.JsonSave(described)}),
+        args=_Items(**items, **{checkpoints.METADATA: ocp.args.JsonSave(described)}),
       )
 
   def check(self) -> None:
@@ -195,32 +200,69 @@ class Checkpointer:
       ) from error
 
   def _newest_good(self) -> int | None:
-    step, error = None, ''
-    if jax.process_index() == 0:
-      try:
-        step = _reject_bad(self._directory)
-      except ValueError as caught:
-        error = str(caught)
-    if jax.process_count() > 1:
-      code = {None: -1}.get(step, step) if not error else -2
-      code = int(multihost_utils.broadcast_one_to_all(np.int64(code)))
-      step, error = (
-        (None if code < 0 else code),
-        error or ('no good checkpoint' if code == -2 else ''),
-      )
-    if error:
-      raise UserError(error)
-    return step
+    return processes.decided(lambda: _reject_bad(self._directory))
+
+  def _digest_own(self, draft: storage.Path) -> None:
+    """Digests the files of a draft that this process has written, which its host still caches.
+
+    Called by Orbax in the thread that saves, after this process has written its part.
+    """
+    index, self._digests = jax.process_index(), {}
+    for item in draft.iterdir():  # their names have an end of Orbax until the draft is whole
+      own = f'{_OF_PROCESS}{index}'
+      for name in storage.files_below(item / own):
+        digest = storage.digest(item / own / name)
+        self._digests[f'{item.name.partition(_TEMPORARY)[0]}/{own}/{name}'] = list(digest)
+    if index:
+      storage.write_text(draft / _DIGESTS_OF.format(index), json.dumps({'files': self._digests}))
 
   def _write_digest(self) -> None:
-    """Writes the digest; Orbax calls this on process 0, after the data and before the rename."""
+    """Writes the digest; Orbax calls this on process 0, after the data and before the rename.
+
+    Only what no other process has digested is read here: its own files, and what Orbax merges.
+    """
     written = self._folders.written(self._saving)
-    digests = {
-      name: list(storage.digest(written / name))
+    digests = dict(self._digests)
+    for index in range(1, jax.process_count()):
+      path = written / _DIGESTS_OF.format(index)
+      digests |= storage.read_json(path, 'save again')['files']
+      path.unlink()
+    files = {
+      name: digests[name] if name in digests else list(storage.digest(written / name))
       for name in storage.files_below(written)
       if name not in checkpoints.UNDIGESTED
     }
-    self._folders.seal(self._saving, {'format': checkpoints.FORMAT, 'files': digests})
+    self._folders.seal(self._saving, {'format': checkpoints.FORMAT, 'files': files})
+
+
+class _Handler(ocp.CompositeCheckpointHandler):
+  """Calls `digest(draft)` on each process, once it has written its part of a draft."""
+
+  def __init__(self, digest: Callable[[storage.Path], None]):
+    super().__init__()
+    self._digest = digest
+
+  async def async_save(self, directory, args):
+    commits = await super().async_save(directory, args)
+    return [*(commits or ()), _Last(functools.partial(self._digest, storage.path(directory)))]
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+  """The arguments of `_Handler`, by item."""
+
+
+class _Last:
+  """A future of Orbax, which asks for the results of all futures in order, in its own thread."""
+
+  def __init__(self, function: Callable[[], None]):
+    self._function = function
+
+  def result(self, timeout: float | None = None) -> None:
+    self._function()
+
+  def cancel(self) -> None:
+    pass
 
 
 class Saver:

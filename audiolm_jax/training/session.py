@@ -11,7 +11,6 @@ import jax
 import optax
 
 from audiolm_jax import checks, storage
-from audiolm_jax.errors import UserError
 from audiolm_jax.stages import base
 from audiolm_jax.training import (
   configs,
@@ -44,12 +43,15 @@ class TrainConfig:
     ema_decay: decay per update of the average of the parameters, limited to (1 + n) / (10 + n)
       after n updates; None: no average.
     mesh: sizes of the mesh.
+    slack_steps: steps that run while an older one is not checked yet; 1: a step is checked once the
+      next one has started. With more, processes wait less for one another, metrics are logged that
+      much later, and that many steps more are in vain when one diverges.
     log_every: steps between logs.
     eval_every: steps between evaluations; None: only at the end.
     eval_batches: batches of an evaluation.
     save_every: steps between saves; the last step is always saved.
-    save_every_seconds: additional saves, this long after the previous one; for a single process
-      only, because clocks differ.
+    save_every_seconds: additional saves, this long after the previous one. With several processes,
+      the clock of process 0 decides, at steps that are logged.
     max_to_keep: newest checkpoints to keep.
     keep_every: checkpoints at multiples of this step are never deleted.
     max_failed_saves: failed saves in a row (such as on a full disk) that do not stop the run.
@@ -73,6 +75,7 @@ class TrainConfig:
   accumulate_steps: int = 1
   ema_decay: float | None = None
   mesh: sharding.MeshConfig = sharding.MeshConfig()
+  slack_steps: int = 1
   log_every: int = 10
   eval_every: int | None = None
   eval_batches: int = 8
@@ -92,6 +95,7 @@ class TrainConfig:
     counts = (
       'batch_size',
       'accumulate_steps',
+      'slack_steps',
       'log_every',
       'eval_batches',
       'save_every',
@@ -134,8 +138,6 @@ def programs(
   Raises:
     UserError: if settings contradict one another or the mesh, or `config` did not make `stage`.
   """
-  if c.save_every_seconds is not None and jax.process_count() > 1:
-    raise UserError('save_every_seconds needs a single process (clocks differ): use save_every')
   mesh = sharding.make_mesh(c.mesh)
   sharding.check_batch_size(c.batch_size, mesh)
   made = step_lib.make_programs(

@@ -76,6 +76,27 @@ def parser(
   return result
 
 
+def add_compilation_cache(parser: argparse.ArgumentParser):
+  """Adds the flag --compilation_cache, for `keep_compiled`."""
+  parser.add_argument(
+    '--compilation_cache',
+    type=stored,
+    metavar='DIRECTORY',
+    help='keep compiled programs there for later starts',
+  )
+
+
+def keep_compiled(args: argparse.Namespace):
+  """Keeps compiled programs where --compilation_cache says.
+
+  Raises:
+    UserError: if that folder cannot be written, or others can write to it.
+  """
+  if args.compilation_cache is not None:
+    check_folder(args.compilation_cache, '--compilation_cache')
+    compilation_cache.keep(str(args.compilation_cache))
+
+
 def run(main: Callable[[], None]):
   """Runs a program, and exits with status 1 after an error, or RESTART if a restart may repair it.
 
@@ -192,6 +213,7 @@ SEED = _number(int, checks.SEED)
 PORT = _number(int, checks.whole(0, 65_535))  # 0: any
 SHARE = _number(float, checks.POSITIVE_SHARE)
 SECONDS = _number(float, checks.CLIP_SECONDS)
+HOURS = _number(float, checks.POSITIVE)
 GUIDANCE = _number(float, checks.NOT_NEGATIVE)
 
 

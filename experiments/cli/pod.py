@@ -20,6 +20,9 @@ from audiolm_jax.training import errors as training_errors
 
 from . import command_line
 
+# Pauses grow to this while a process waits for files of others; then it says so, now and again.
+_MOST_POLL_SECONDS, _SAY_SECONDS = 10.0, 60.0
+
 
 def join_pod():
   """Connects the processes of a pod; must run before anything touches a device.
@@ -120,16 +123,29 @@ def wait_for(
 ):
   """Waits until `missing()`, the paths of files that other processes write, is empty.
 
+  Looks less and less often, and says on stderr every minute how many are missing.
+
+  Args:
+    what: name of the files, for messages.
+    missing: returns the paths of files that are not there yet.
+    patience_seconds: limit of the time in which none is written.
+    poll_seconds: first pause between two looks.
+
   Raises:
     UserError: naming some paths, if none was written for `patience_seconds`.
   """
   left, since = missing(), time.monotonic()
+  pause, said = poll_seconds, since
   while left:
-    time.sleep(poll_seconds)
+    time.sleep(pause)
+    pause = min(1.5 * pause, max(poll_seconds, _MOST_POLL_SECONDS), patience_seconds)
     now_left = missing()
     if len(now_left) < len(left):
       since = time.monotonic()
     left = now_left
+    if left and time.monotonic() - said >= _SAY_SECONDS:
+      said = time.monotonic()
+      print(f'waiting for {what}: {len(left)} missing, such as {left[0]}', file=sys.stderr)
     if time.monotonic() - since > patience_seconds:
       raise UserError(
         f'process {jax.process_index()} of {jax.process_count()} has waited '

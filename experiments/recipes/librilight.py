@@ -3,12 +3,22 @@ r"""Trains AudioLM on Libri-Light at the paper's sizes (arXiv 2209.03143, sectio
   python -m experiments.train --stage=semantic --recipe=librilight --workdir=/mnt/shared/run \
     --set corpus.root=/data/libri-light
 
-w2v-BERT needs 400,000 updates of 2048 examples; a step is an eighth of an update, the most that 16
-chips of v5e hold. With more chips, set w2v_bert.train.batch_size=2048, accumulate_steps=1 and
-num_steps=400_000.
+w2v-BERT needs 400,000 updates of 2048 examples, the codec 25.6 M crops of a second. Set, by the
+number of chips of v5e:
 
-The codec's batch of 64 can be divided among 64 chips at most: with more, set
-soundstream.train.batch_size=256 and num_steps=100_000, as many examples.
+  chips                               16         32         64         128        256
+  w2v_bert.train.batch_size           256        512        1024       2048       2048
+  w2v_bert.train.accumulate_steps     8          4          2          1          1
+  w2v_bert.train.num_steps            3_200_000  1_600_000  800_000    400_000    400_000
+  soundstream.train.batch_size        64         64         64         256        256
+  soundstream.train.num_steps         400_000    400_000    400_000    100_000    100_000
+
+Updates of w2v-BERT stay those of 2048 examples, so its rate stays 2e-3. The codec's rate of 3e-4 is
+for 64 crops. For 256, 6e-4 is the rule of the square root for Adam (arXiv 2205.10287): set
+soundstream.train.optimizer.generator.learning_rate and that of discriminator. Neither was tried.
+
+Saves also come every ten minutes, because machines may be taken away; metrics lag three steps, so
+that a slow host does not stop the others at once.
 
 Language models train with batch 256 for 1 M steps as in the paper (16 TPUv4). Optimizers and
 schedules are choices of this recipe, because the paper states none, and so are all settings of the
@@ -49,6 +59,8 @@ LANGUAGE_MODEL = TrainConfig(
   log_every=100,
   eval_every=10_000,
   save_every=5_000,
+  save_every_seconds=600.0,
+  slack_steps=3,
 )
 # As in the paper: 12 layers, 16 heads, widths 1024 / 4096, dropout 0.1, bfloat16.
 TRANSFORMER = TransformerConfig()
@@ -71,6 +83,8 @@ RECIPE = Recipe(
         log_every=100,
         eval_every=5_000,
         save_every=5_000,
+        save_every_seconds=600.0,
+        slack_steps=3,
       ),
     ),
     'w2v_bert': StageRecipe(

@@ -8,6 +8,7 @@ import pytest
 from audiolm_jax.stages.base import Stage
 from experiments import recipe as recipe_lib
 from experiments.cli import recipe_pages
+from experiments.recipes import librilight
 
 
 @pytest.mark.parametrize('name', recipe_pages.names())
@@ -28,6 +29,23 @@ def test_codecs_go_back_when_they_diverge_and_bands_are_within_the_run(name):
   assert all(
     expected.step <= train.num_steps for train in trains for expected in train.expected_metrics
   )
+
+
+def test_librilight_says_what_each_number_of_chips_holds():
+  """The table of its page: whole examples a chip, equal updates and equal numbers of examples."""
+  lines = [line.split() for line in librilight.__doc__.splitlines()]
+  table = {words[0]: words[1:] for words in lines if len(words) == 6}
+  chips = [int(text) for text in table.pop('chips')]
+  assert chips == [16, 32, 64, 128, 256] and len(table) == 5
+  for column, number in enumerate(chips):
+    recipe = recipe_lib.load(
+      'librilight', [f'{field}={values[column]}' for field, values in table.items()]
+    )
+    features, codec = (recipe.stages[name].train for name in ('w2v_bert', 'soundstream'))
+    assert features.batch_size % number == 0 and features.batch_size // number <= 16
+    assert features.batch_size * features.accumulate_steps == 2048
+    assert features.num_steps == 400_000 * features.accumulate_steps
+    assert codec.batch_size % number == 0 and codec.batch_size * codec.num_steps == 25_600_000
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -61,6 +62,25 @@ def test_waiting_for_others_ends(tmp_path):
     ValueError, match=r'process 0 of 1 has waited 0.3 s for files: .*/c \(1 in all\)'
   ):
     pod.wait_for('files', missing, patience_seconds=0.3)
+
+
+def test_waiting_looks_less_and_less_often_and_says_for_what(monkeypatch, capsys):
+  pauses, clock = [], [0.0]
+
+  def sleep(seconds):
+    pauses.append(seconds)
+    clock[0] += seconds
+
+  monkeypatch.setattr(time, 'sleep', sleep)
+  monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
+  missing = lambda: [f'shard {n}' for n in range(int(clock[0] // 100), 10)]
+  pod.wait_for('shards of other hosts', missing)
+  # 1000 s of shards, one every 100 s.
+  assert pauses[:3] == [0.2, pytest.approx(0.3), pytest.approx(0.45)] and max(pauses) == 10.0
+  assert len(pauses) < 120
+  said = capsys.readouterr().err.splitlines()
+  assert 14 <= len(said) <= 17
+  assert said[0] == 'waiting for shards of other hosts: 10 missing, such as shard 0'
 
 
 def test_the_address_of_a_pod_is_checked(monkeypatch):

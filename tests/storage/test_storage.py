@@ -1,6 +1,7 @@
 """The same calls on a disk and in a bucket; and what the client of buckets must be for us."""
 
 import errno
+import os
 import pathlib
 import time
 
@@ -104,6 +105,18 @@ def test_a_write_whose_answer_was_lost_is_recognized(bucket, faults):
   faults({'match': 'POST', 'lost': True, 'times': 1})
   second = storage.swap(bucket / 'lock', b'mine', first)
   assert second is not None and storage.look(bucket / 'lock') == (second, b'mine')
+
+
+def test_missing_files_of_a_disk_take_one_listing(tmp_path, monkeypatch):
+  (tmp_path / 'a').touch()
+  paths = [str(tmp_path / name) for name in 'abc']
+  elsewhere = [str(tmp_path / 'none' / name) for name in 'ab']
+  listed = []
+  listdir = os.listdir
+  monkeypatch.setattr(os, 'listdir', lambda folder: listed.append(folder) or listdir(folder))
+  monkeypatch.delattr(os.path, 'exists')
+  assert storage.missing(paths + elsewhere) == paths[1:] + elsewhere
+  assert listed == [str(tmp_path), str(tmp_path / 'none')]
 
 
 def test_an_error_is_no_missing_file(bucket, faults):

@@ -229,7 +229,13 @@ def test_load_variables_rebuilds_config_and_weights(toy_is_a_stage, tmp_path):
   testing.assert_trees_equal(variables.state, parts['state'])
   _, raw, _ = checkpoints.load_variables(tmp_path / 'run', 5, use_ema=False)
   testing.assert_trees_equal(raw.params, parts['params'])
-  _flip(tmp_path / 'run' / 'checkpoints' / '5' / 'params' / 'manifest.ocdbt')
+  folder = tmp_path / 'run' / 'checkpoints' / '5'
+  for unread in ('params', 'opt_state'):
+    _flip(folder / unread / 'manifest.ocdbt')
+  testing.assert_trees_equal(
+    checkpoints.load_variables(tmp_path / 'run').variables.params, parts['ema_params']
+  )
+  _flip(folder / 'ema_params' / 'manifest.ocdbt')
   for step in (5, None):
     with pytest.raises(ValueError, match='manifest.ocdbt'):
       checkpoints.load_variables(tmp_path / 'run', step)

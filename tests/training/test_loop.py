@@ -19,7 +19,15 @@ from audiolm_jax import testing
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages import semantic
-from audiolm_jax.training import checkpoints, errors, loop, metrics_writer, optimizers, preemption
+from audiolm_jax.training import (
+  checkpoints,
+  errors,
+  loop,
+  metrics_writer,
+  monitor,
+  optimizers,
+  preemption,
+)
 from tests.training import toy, toy_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -140,6 +148,41 @@ def test_non_finite_step_just_before_a_save(tmp_path):
   with pytest.raises(errors.NonFiniteError, match='step 11: '):
     toy_run.train(tmp_path, lambda: toy.Batches(poison=11))
   assert checkpoints.steps(tmp_path / 'checkpoints') == [6, 11]
+
+
+class Spoiled(toy.Batches):
+  """Batch 14 is not finite, batch 27 makes the loss explode."""
+
+  def __init__(self):
+    super().__init__(poison=14)
+
+  def __next__(self):
+    index = self.get_state()['next_index']
+    batch = super().__next__()
+    return batch | {'target': batch['target'] * (1e4 if index == 27 else 1)}
+
+
+def test_more_slack_keeps_what_skips_and_rollbacks_promise(reference, tmp_path, monkeypatch):
+  changed = dataclasses.replace(
+    toy_run.TRAIN, max_skipped_batches=1, rollback=monitor.RollbackConfig()
+  )
+  found = []
+  for slack in (1, 4):
+    monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(changed, slack_steps=slack))
+    result = toy_run.train(tmp_path / str(slack), Spoiled)
+    metrics = metrics_writer.read(tmp_path / str(slack))
+    found.append((jax.device_get(result.variables), [metrics[s]['loss'] for s in sorted(metrics)]))
+    assert metrics[48]['rollbacks'] == metrics[48]['skipped_batches'] == 1
+  testing.assert_trees_equal(*(variables for variables, _ in found))
+  assert found[0][1] == found[1][1]
+
+
+def test_more_slack_stops_with_the_state_before_the_step(reference, tmp_path, monkeypatch):
+  monkeypatch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, slack_steps=3))
+  with pytest.raises(errors.NonFiniteError, match='step 19: .*saved as step 19'):
+    toy_run.train(tmp_path, lambda: toy.Batches(poison=19))
+  assert checkpoints.steps(tmp_path / 'checkpoints')[-1] == 19
+  _assert_same_run(tmp_path, toy_run.train(tmp_path), reference)
 
 
 def test_other_fingerprints_are_refused_and_the_clock_saves_too(tmp_path, monkeypatch):
