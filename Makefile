@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .PHONY: demo demo-music train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
-  test-abx test-judges test-music test-tpu benchmark-codec
+  test-abx test-judges test-music test-tpu test-mutation benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -72,6 +72,9 @@ benchmark-codec: .venv-oracle/.installed
 
 test-tpu: .venv-tpu/.installed
 	TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -m tpu tests/experiments/test_compile.py
+
+test-mutation: .venv-mutation/.installed
+	.venv-mutation/bin/python -m tests.mutation
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)
