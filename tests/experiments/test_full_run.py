@@ -20,7 +20,7 @@ from audiolm_jax import errors
 from audiolm_jax.data import synthesized_benchmark
 from audiolm_jax.training import sharding
 from experiments.cli import parallel, pod
-from experiments.evaluations import codec, trade_off
+from experiments.evaluations import codec, token_comparison
 from tests.experiments import toy_recipe
 
 RECIPE = 'tests.experiments.toy_recipe'
@@ -51,7 +51,7 @@ def in_this_process(monkeypatch):
   monkeypatch.setattr(sharding, 'make_mesh', one_device)
   monkeypatch.setattr(synthesized_benchmark, 'folder', small)
   monkeypatch.setattr(codec, 'PERCEPTUAL_CLIPS', 1)
-  monkeypatch.setattr(trade_off, 'VISQOL_CLIPS', 1)
+  monkeypatch.setattr(token_comparison, 'VISQOL_CLIPS', 1)
   return lambda workdir: run([('full_run', f'--recipe={RECIPE}', f'--workdir={workdir}')])
 
 
