@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .PHONY: demo demo-music train-tiny docs lint test test-slow test-faults test-fuzz test-beam test-browser test-oracle test-oracle-slow \
-  test-abx test-judges test-music test-tpu test-colab benchmark-codec
+  test-abx test-judges test-music test-tpu test-colab test-mutation benchmark-codec
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.demo $(if $(PROMPT),--prompt="$(PROMPT)")
@@ -77,6 +77,9 @@ test-tpu: .venv-tpu/.installed
 test-colab: .venv-colab/.installed
 	.venv-colab/bin/python -m pytest -s tests/test_tokens.py tests/test_sampling.py \
 	  tests/test_packaging.py::test_a_newcomer_installs_hears_and_uninstalls
+
+test-mutation: .venv-mutation/.installed
+	.venv-mutation/bin/python -m tests.mutation
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,6 @@ from experiments import codec, evaluations, pretrained
 from experiments import recipe as recipe_lib
 from tests import programs
 from tests.experiments.test_codec import RATE, save_codec
-from tests.experiments.test_full_run import SIZES
 from tests.toy_codec import CONFIG, random_variables
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -174,11 +173,19 @@ def test_the_catalogue_is_listed(capsys):
 @pytest.mark.slow
 def test_commands_run_as_copied_after_a_full_run(tmp_path):
   """All that need no data or machine of the reader's, one after the other, in tiny sizes."""
-  sizes = (
-    SIZES
-    | {f'detector_clips.num_{split}': 2 for split in ('train', 'validation', 'test')}
-    | {'detector_clips.batch_size': 2, 'detector.train.num_steps': 2}
-  )
+  sizes = {
+    'corpus.config.train_minutes': 1,
+    'corpus.config.test_minutes': 2.7,
+    'semantic_tokens.sample_seconds': 60,
+    'evaluation.num_clips': 8,
+    'evaluation.num_prompts': 2,
+    'evaluation.seconds': 1,
+    'evaluation.decoder_seconds': 30,
+    'sampling.soundstorm.iterations': '(2, 1)',
+    'detector_clips.batch_size': 2,
+  }
+  sizes |= {f'detector_clips.num_{split}': 2 for split in ('train', 'validation', 'test')}
+  sizes |= {f'{stage}.train.num_steps': 2 for stage in recipe_lib.load('tiny').trained}
   flags = [f'--set={field}={value}' for field, value in sizes.items()]
   commands = [
     ['python', '-m', 'experiments.full_run'],

@@ -298,7 +298,11 @@ class Examples:
 
 
 def examples(
-  config: Config, split: str, *, cache_dir: str | None = None, num_workers: int | None = None
+  config: Config,
+  split: str,
+  *,
+  cache_dir: str | os.PathLike | None = None,
+  num_workers: int | None = None,
 ) -> Examples:
   """Returns the utterances of a split, from `cache_dir` if an earlier call has written them.
 
