@@ -42,7 +42,8 @@ def in_this_process(monkeypatch):
         patch.setattr(sys, 'argv', [program, *arguments])
         importlib.import_module(f'experiments.{program}').main()
 
-  one_device = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+  make_mesh = sharding.make_mesh
+  one_device = lambda config, devices=None: make_mesh(config, jax.devices()[:1])
   sizes = synthesized_benchmark.Sizes(num_voices=2, num_words=3, num_phrases=2)
   small = functools.partial(synthesized_benchmark.folder, sizes=sizes)
   monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)
