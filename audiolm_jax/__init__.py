@@ -36,7 +36,7 @@ _HOMES = {
   'load_codec': 'codec.load',
   'load_tokenizer': 'tokenizer.load_tokenizer',
   'load_semantic_tokenizer': 'tokenizer.load_semantic_tokenizer',
-  'load_models': 'generation.load_models',
+  'load_models': 'chain.load_models',
   'load_variables': 'training.checkpoints.load_variables',
   'save_variables': 'training.saving.save_variables',
   'continue_audio': 'generation.continue_audio',
@@ -44,7 +44,7 @@ _HOMES = {
   'generate_acoustics': 'generation.generate_acoustics',
   'acoustics_stream': 'generation.acoustics_stream',
   'generate_unconditional': 'generation.generate_unconditional',
-  'SamplingConfig': 'generation.SamplingConfig',
+  'SamplingConfig': 'chain.SamplingConfig',
   'Rule': 'sampling.Rule',
 }
 __all__ = list(_HOMES)

@@ -22,9 +22,11 @@ from jaxtyping import Float, Int
 
 from audiolm_jax import audio, checks, embedding_tokens, generation
 from audiolm_jax import stories as story_checks
+from audiolm_jax.chain import Models, SamplingConfig
 from audiolm_jax.errors import UserError
-from audiolm_jax.generation import Continuation, Models, SamplingConfig, Segments
+from audiolm_jax.generation import Continuation
 from audiolm_jax.metrics import music as metrics
+from audiolm_jax.token_generation import Segments
 from audiolm_jax.tokenizer import Tokenizer
 
 _SILENCE = 1e-3  # largest sample of what is no melody

@@ -15,7 +15,7 @@ import pathlib
 import shutil
 from collections.abc import Collection, Mapping
 
-from audiolm_jax import embedding_tokens, generation, kmeans, storage, tokenizer
+from audiolm_jax import chain, embedding_tokens, kmeans, storage, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError, install
 from audiolm_jax.pretrained import hub
@@ -56,7 +56,7 @@ def from_pretrained(
   *,
   revision: str | None = None,
   stages: Collection[str] | None = None,
-) -> generation.Models:
+) -> chain.Models:
   """Returns the models of a release, ready for `continue_audio`.
 
   Args:
@@ -70,23 +70,23 @@ def from_pretrained(
   return _load(fetch(name, revision=revision), stages)
 
 
-def _load(folder: storage.Path, stages: Collection[str] | None = None) -> generation.Models:
+def _load(folder: storage.Path, stages: Collection[str] | None = None) -> chain.Models:
   config = exports.read_config(folder)
   sampling = configs.rebuild_any(config.get('sampling'), str(config.get('version')))
-  if not isinstance(sampling, generation.SamplingConfig):
+  if not isinstance(sampling, chain.SamplingConfig):
     raise UserError(f'{folder / exports.CONFIG} has no sampling rules: fetch or export it again')
-  return generation.load_models(folder, stages=stages)._replace(sampling=sampling)
+  return chain.load_models(folder, stages=stages)._replace(sampling=sampling)
 
 
 def save_pretrained(
-  models: generation.Models,
+  models: chain.Models,
   folder: str | os.PathLike,
   *,
   others: Mapping[str, Model] | None = None,
   texts: Mapping[str, str] | None = None,
   copies: Mapping[str, pathlib.Path] | None = None,
   dtype: str = 'float16',
-) -> generation.Models:
+) -> chain.Models:
   """Writes a release, whole or not at all, and returns its models as they are read back.
 
   Fingerprints are those of the rounded models.
@@ -134,7 +134,7 @@ def save_pretrained(
   return _load(folder)
 
 
-def _rounded(models: generation.Models, dtype: str) -> tuple[dict[str, Model], Tokenizer]:
+def _rounded(models: chain.Models, dtype: str) -> tuple[dict[str, Model], Tokenizer]:
   """Returns the rounded stages by name, bound to one another's fingerprints, and the tokenizer."""
   codec, semantic = models.tokenizer.codec, models.tokenizer.semantic
   audio_codec = exports.rounded(Model(codec.config, codec.variables), dtype)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from audiolm_jax import generation, storage
+from audiolm_jax import chain, generation, storage
 from audiolm_jax.arrays_file import fingerprint
 from audiolm_jax.data import inventory, token_shards
 from audiolm_jax.errors import UserError
@@ -40,16 +40,14 @@ def main():
       write_split(recipe, args.workdir, split, models, fingerprints)
 
 
-def model_fingerprints(models: generation.Models) -> dict[str, str]:
+def model_fingerprints(models: chain.Models) -> dict[str, str]:
   """Returns the fingerprints of the models that clips depend on."""
   used = {name: getattr(models, name) for name in ('semantic', 'coarse', 'fine')}
   own = {n: fingerprint(model.variables.params) for n, model in used.items() if model is not None}
   return {'soundstream': models.tokenizer.codec.fingerprint, **own}
 
 
-def write_split(
-  recipe: recipe_lib.Recipe, workdir, split: str, models: generation.Models, fingerprints
-):
+def write_split(recipe: recipe_lib.Recipe, workdir, split: str, models: chain.Models, fingerprints):
   """Writes the missing shards of a split, then its manifest."""
   folder, settings = inputs.clip_folder(workdir), recipe.detector_clips
   if (folder / f'{split}.json').is_file():

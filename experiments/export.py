@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import jax
 
-from audiolm_jax import arrays_file, generation, release, storage
+from audiolm_jax import arrays_file, chain, release, storage
 from audiolm_jax.errors import UserError
 from audiolm_jax.stages.base import Model
 from audiolm_jax.training import exports
@@ -134,7 +134,7 @@ def _calibrations(workdir: storage.Path, detector: Model, dtype: str) -> str:
 
 
 def model_card(
-  recipe: str, models: generation.Models, report: Mapping[str, dict], *, detector: bool
+  recipe: str, models: chain.Models, report: Mapping[str, dict], *, detector: bool
 ) -> str:
   """Returns the model card of a release.
 
@@ -155,7 +155,7 @@ def model_card(
   )
 
 
-def _sizes(models: generation.Models) -> str:
+def _sizes(models: chain.Models) -> str:
   """Returns a table of the models and their numbers of parameters."""
   bound = models.tokenizer
   trees = {

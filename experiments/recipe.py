@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from audiolm_jax import checks, storage
+from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.errors import UserError
-from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.training.loop import TrainConfig
 
 from .cli import overrides as overrides_lib

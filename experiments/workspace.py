@@ -8,7 +8,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from audiolm_jax import codec, generation, joint_embedding, storage, tokenizer
+from audiolm_jax import chain, codec, joint_embedding, storage, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
@@ -79,8 +79,8 @@ def load_embedding(workdir: storage.Path) -> joint_embedding.JointEmbedding:
   return joint_embedding.load(_there(workdir, 'mulan'))
 
 
-def load_models(workdir: storage.Path, *, coarse: str = 'coarse') -> generation.Models:
-  """Returns the models for generation (`generation.load_models`).
+def load_models(workdir: storage.Path, *, coarse: str = 'coarse') -> chain.Models:
+  """Returns the models for generation (`chain.load_models`).
 
   Raises:
     UserError: naming the command that makes a model, if one is missing.
@@ -91,7 +91,7 @@ def load_models(workdir: storage.Path, *, coarse: str = 'coarse') -> generation.
     _there(workdir, 'w2v_bert')
   if tokenizer.music_path(workdir).is_file():
     _there(workdir, 'mulan')
-  return generation.load_models(workdir, coarse=coarse, remedy=_run_encode(workdir))
+  return chain.load_models(workdir, coarse=coarse, remedy=_run_encode(workdir))
 
 
 def _run_encode(workdir: storage.Path) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from audiolm_jax import checks, kmeans, tokens
+from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import synthesized, synthesized_benchmark
-from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn import quantizer
 from audiolm_jax.nn.denoising import DenoisingSwitch
 from audiolm_jax.nn.discriminators import Discriminators

@@ -69,7 +69,8 @@ def check(args):
   """Checks the values that a program would check behind its parser."""
   if hasattr(args, 'recipe') and hasattr(args, 'overrides'):  # not smoke, which has its own recipe
     recipe = recipe_lib.load(args.recipe, args.overrides)
-    assert getattr(args, 'stage', 'all') in (*recipe.trained, 'all')
+    programs_of_compile = ('encode',) if hasattr(args, 'audio_hours') else ()
+    assert getattr(args, 'stage', 'all') in (*recipe.trained, 'all', *programs_of_compile)
     assert getattr(args, 'suite', 'all') in (*evaluations.SUITES, 'all')
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax.linen import meta
 
-from audiolm_jax import audio, decoding, generation, kmeans, tokenizer
+from audiolm_jax import audio, decoding, generation, kmeans, token_generation, tokenizer
 from audiolm_jax import codec as codec_lib
-from audiolm_jax.generation import Models, SamplingConfig
+from audiolm_jax.chain import ACOUSTIC, Models, SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
 from audiolm_jax.stages import base, coarse, fine, semantic, soundstorm
@@ -289,13 +289,13 @@ def test_both_paths_share_the_semantic_tokens(models, parallel):
     generation.continue_audio(
       both, jax.random.key(0), wave_BT, lengths_B, acoustic=acoustic, **options
     )
-    for acoustic in generation.ACOUSTIC
+    for acoustic in ACOUSTIC
   ]
   np.testing.assert_array_equal(results[0].semantic_BS, results[1].semantic_BS)
   assert (results[0].codes_BFQ != results[1].codes_BFQ).any()
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', ACOUSTIC)
 def test_a_continuation_is_acoustics_of_its_semantic_tokens_after_its_prompt(
   models, parallel, acoustic
 ):
@@ -364,7 +364,7 @@ def test_what_soundstorm_cannot_use_is_refused(models, parallel):
     go(parallel._replace(tokenizer=tokenizer_of(Codec(num_quantizers=2))))
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', ACOUSTIC)
 def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
   """A codec of 75 frames/s that looks ahead: the alignment, the silence it sees, and a decoder that
   is held.
@@ -421,9 +421,10 @@ def test_three_codec_frames_for_each_semantic_frame(models, parallel, acoustic):
 
 def test_the_past_that_is_carried_follows_from_the_crop(models):
   config = soundstorm.Config(crop_seconds=30.0)
-  assert generation._carry(config, None) == 150 == generation._carry(config, 3.0)  # frames: 3 s
-  assert generation._carry(dataclasses.replace(config, crop_seconds=4.0), None) == 100
-  assert generation._carry(dataclasses.replace(config, crop_seconds=0.04), None) == 0
+  frames = token_generation.carry_frames
+  assert frames(config, None) == 150 == frames(config, 3.0)  # 3 s
+  assert frames(dataclasses.replace(config, crop_seconds=4.0), None) == 100
+  assert frames(dataclasses.replace(config, crop_seconds=0.04), None) == 0
   wave_BT, _ = prompts()
   options = dict(seconds=0.8, sampling=GREEDY)  # two windows of 0.4 s
   found = generation.continue_audio(models, jax.random.key(0), wave_BT, **options)
@@ -492,7 +493,7 @@ def story(num_rows=1):
   tokens_BGN = np.stack(
     [np.full((3, 12), b) + np.arange(3)[:, None] for b in range(num_rows)]
   ).astype(np.int32)
-  return generation.Segments(tokens_BGN, 0.4)
+  return token_generation.Segments(tokens_BGN, 0.4)
 
 
 def test_windows_read_the_condition_of_the_segment_of_their_first_new_frame(models, monkeypatch):
@@ -525,7 +526,7 @@ def test_windows_read_the_condition_of_the_segment_of_their_first_new_frame(mode
 def test_segments_start_after_the_prompt_and_the_last_has_no_end():
   segments = story()
   assert [segments.number(t) for t in (0.0, 0.39, 0.4, 0.81, 7.0)] == [0, 0, 1, 2, 2]
-  assert generation.Segments(segments.tokens_BGN[:, :1]).number(300.0) == 0
+  assert token_generation.Segments(segments.tokens_BGN[:, :1]).number(300.0) == 0
 
 
 def test_both_paths_run_with_a_condition_and_differ_by_it(models, parallel):
@@ -548,7 +549,7 @@ def test_both_paths_run_with_a_condition_and_differ_by_it(models, parallel):
         guidance=guidance,
       ).codes_BFQ
     )
-    first, second = go(generation.Segments(tokens_BGN), 4.0)
+    first, second = go(token_generation.Segments(tokens_BGN), 4.0)
     assert (first != second).any()
     free = go(None)
     np.testing.assert_array_equal(free[0], free[1])
@@ -564,7 +565,7 @@ def test_conditions_that_cannot_be_are_refused(models):
   with pytest.raises(ValueError, match=r'shape \(1, 3, 12\): it needs 2 rows'):
     go(one, story(1))
   with pytest.raises(ValueError, match='at least 2 tokens each'):
-    go(one, generation.Segments(np.zeros((2, 1, 1), np.int32)))
+    go(one, token_generation.Segments(np.zeros((2, 1, 1), np.int32)))
   with pytest.raises(ValueError, match='condition.seconds=0.0'):
     go(one, story(2)._replace(seconds=0.0))
   with pytest.raises(ValueError, match='guidance=2.0 needs a condition'):
@@ -602,7 +603,7 @@ def computed(monkeypatch):
   return names
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', ACOUSTIC)
 def test_pieces_of_a_stream_are_the_continuation(chain, acoustic):
   """1.1 s and 1.5 s: several windows of both kinds, chunks of 0.4 s that end within windows, and a
   last piece that is shorter than the others.
@@ -614,7 +615,7 @@ def test_pieces_of_a_stream_are_the_continuation(chain, acoustic):
   np.testing.assert_allclose(np.concatenate(pieces), whole.wave_BT[0], atol=1e-5)
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', ACOUSTIC)
 def test_pieces_of_given_words_are_the_acoustic_generation(chain, acoustic):
   semantic_BS, codes_BFQ = chain.tokenizer.encode(toys.noise(1.6)[None])
   arguments = chain, jax.random.key(3)
@@ -625,7 +626,7 @@ def test_pieces_of_given_words_are_the_acoustic_generation(chain, acoustic):
     np.testing.assert_allclose(np.concatenate(list(pieces)), whole.wave_BT[0], atol=1e-5)
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', ACOUSTIC)
 def test_pieces_of_a_stream_with_a_story_are_the_conditioned_continuation(
   chain, computed, acoustic
 ):
@@ -690,9 +691,9 @@ def test_what_cannot_be_streamed_is_refused(models, chain):
 def test_draws_of_the_fine_model_do_not_depend_on_the_batch(chain):
   """A chunk alone is the chunk in a batch, also where tokens are drawn by chance."""
   coarse_FQ = np.random.default_rng(0).integers(0, toys.CODES, (60, 2)).astype(np.int32)
-  rule = generation.SamplingConfig().fine
+  rule = SamplingConfig().fine
   go = lambda parts: np.concatenate(
-    [part for [part] in generation._fine(chain, jax.random.key(0), parts, [60], rule)]
+    [part for [part] in token_generation._fine(chain, jax.random.key(0), parts, [60], rule)]
   )
   np.testing.assert_array_equal(go([[coarse_FQ]]), go([[coarse_FQ[:25]], [coarse_FQ[25:]]]))
 
@@ -700,7 +701,7 @@ def test_draws_of_the_fine_model_do_not_depend_on_the_batch(chain):
 def test_a_part_of_the_semantic_tokens_tells_what_overlaps_a_window_as_all_of_them_do():
   """Tokens of 1.5 semantic frames, in windows of 4 tokens, of which those needed are drawn."""
   token_N, start_N = np.arange(12), 1.5 * np.arange(12)
-  parts = [generation.Timed(token_N[:n], start_N[:n]) for n in (4, 8, 12)]
+  parts = [token_generation.Timed(token_N[:n], start_N[:n]) for n in (4, 8, 12)]
 
   def overlapping(row, start, stop):
     ends_N = np.append(row.start_N[1:], np.inf)
@@ -709,6 +710,6 @@ def test_a_part_of_the_semantic_tokens_tells_what_overlaps_a_window_as_all_of_th
   for start in range(18):
     for stop in range(start + 1, 19):
       drawn = iter([[part] for part in parts])
-      found = generation._Semantic([generation.Timed(token_N[:0], start_N[:0])], drawn)
+      found = token_generation.Semantic([token_generation.Timed(token_N[:0], start_N[:0])], drawn)
       assert overlapping(found.until(0, stop), start, stop) == overlapping(parts[-1], start, stop)
       assert len(list(drawn)) == (2 if stop <= 4 else 1 if stop <= 10 else 0)

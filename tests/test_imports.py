@@ -29,6 +29,8 @@ ROOMS = [
   'decoding',
   'codec',
   'tokenizer',
+  'chain',
+  'token_generation',
   'generation',
   'music_generation',
   'release',

@@ -11,6 +11,7 @@ import audiolm_jax
 from audiolm_jax import (
   arrays_file,
   audio,
+  chain,
   embedding_tokens,
   generation,
   joint_embedding,
@@ -54,7 +55,7 @@ def test_float32_gives_back_the_same_continuation(models, tmp_path):
   loaded = audiolm_jax.from_pretrained(tmp_path / 'toy')
   assert loaded.sampling == toys.SAMPLING
   prompt_BT = toys.noise(0.5)[None]
-  for acoustic in generation.ACOUSTIC:
+  for acoustic in chain.ACOUSTIC:
     expected, found = (
       generation.continue_audio(one, jax.random.key(3), prompt_BT, seconds=0.4, acoustic=acoustic)
       for one in (models, loaded)

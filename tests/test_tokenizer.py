@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import generation, kmeans, tokenizer, tokens
+from audiolm_jax import chain, kmeans, tokenizer, tokens
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hubert
@@ -41,7 +41,7 @@ def test_clusters_and_models_come_back_from_a_bucket(bucket):
   with pytest.raises(UserError, match=f'{bucket}/w2v_bert does not exist: train or import'):
     tokenizer.load_semantic_encoder(bucket, 7)
   with pytest.raises(UserError, match=f'{bucket} has no stage semantic: train it first'):
-    generation.load_models(bucket)
+    chain.load_models(bucket)
 
 
 def test_clusters_come_back(tmp_path):
@@ -90,23 +90,23 @@ def test_models_hold_the_acoustic_stages_that_are_there(tmp_path, monkeypatch):
     return Model(folder.name, None, {'fingerprints': bound.fingerprints | others})
 
   monkeypatch.setattr(checkpoints, 'load_variables', load_variables)
-  monkeypatch.setattr(generation, 'load_tokenizer', lambda workdir, remedy: bound)
+  monkeypatch.setattr(chain, 'load_tokenizer', lambda workdir, remedy: bound)
   for missing, name in (('semantic', 'semantic'), ('coarse', 'soundstorm')):
     with pytest.raises(UserError, match=f'has no stage {missing}: train it first'):
-      generation.load_models(str(tmp_path))
+      chain.load_models(str(tmp_path))
     (tmp_path / name).mkdir()
-  models = generation.load_models(str(tmp_path))
+  models = chain.load_models(str(tmp_path))
   assert (models.coarse, models.fine, models.soundstorm.config) == (None, None, 'soundstorm')
   assert models.tokenizer is bound
   others['soundstream'] = 'another'
   with pytest.raises(
     UserError, match='stage semantic was trained on tokens of soundstream another'
   ):
-    generation.load_models(tmp_path)
+    chain.load_models(tmp_path)
   others.clear()
   for name in ('coarse', 'fine'):
     (tmp_path / name).mkdir()
-  models = generation.load_models(tmp_path)
+  models = chain.load_models(tmp_path)
   acoustic = models.coarse, models.fine, models.soundstorm
   assert [stage.config for stage in acoustic] == ['coarse', 'fine', 'soundstorm']
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiolm_jax import generation, kmeans, tokenizer
+from audiolm_jax import chain, kmeans, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
@@ -80,7 +80,7 @@ CONFIGS = {
   ),
   'detector': detector.Config(channels=(4, 4), num_mels=8, hop_length=320),
 }
-SAMPLING = generation.SamplingConfig(soundstorm=ParallelRule(iterations=(2, 1, 1, 1)))
+SAMPLING = chain.SamplingConfig(soundstorm=ParallelRule(iterations=(2, 1, 1, 1)))
 
 
 def model(name: str, seed: int = 0) -> Model:
@@ -101,7 +101,7 @@ def with_random_weights(config, seed: int = 0) -> Model:
   return Model(config, jax.tree.map(random, shapes), {'step': 7, 'fingerprints': {}})
 
 
-def models() -> generation.Models:
+def models() -> chain.Models:
   """Returns models of all stages, bound to one another."""
   codec, features = model('soundstream'), model('w2v_bert')
   encoder = SemanticEncoder(config=features.config, variables=features.variables, layer=1)
@@ -112,7 +112,7 @@ def models() -> generation.Models:
     name: model(name)._replace(metadata={'step': 7, 'fingerprints': both.fingerprints})
     for name in ('semantic', 'coarse', 'fine', 'soundstorm')
   }
-  return generation.Models(both, sampling=SAMPLING, **bound)
+  return chain.Models(both, sampling=SAMPLING, **bound)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -120,7 +120,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE)).astype(np.float32)
 
 
-def save_workdir(folder: pathlib.Path) -> generation.Models:
+def save_workdir(folder: pathlib.Path) -> chain.Models:
   """Writes `models` as a trained workdir, and returns them."""
   made = models()
   semantic = made.tokenizer.semantic

@@ -12,7 +12,9 @@ import audiolm_jax
 from audiolm_jax.errors import UserError
 
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
+_MOVED = {'audiolm_jax.generation.SamplingConfig': 'audiolm_jax.chain.SamplingConfig'}
 _SOUNDSTREAM = 'audiolm_jax.stages.soundstream.Config'
+_FRAME_RATE = 'audiolm_jax.nn.frame_rate.FrameRate'
 # Flat fields of SoundStream configs up to version 0.1, and their names in today's nested configs.
 _SEANET_FIELDS = {
   name: name
@@ -73,14 +75,22 @@ def upgraded(data: Any) -> Any:
   """Returns a described config in the form of this version, whichever version described it.
 
   Up to version 0.1, SoundStream configs had flat fields instead of nested configs of network,
-  quantizer, discriminators and denoising switch, and a mapping of loss weights.
+  quantizer, discriminators and denoising switch, and a mapping of loss weights. Encoders at the
+  frame rate could not look ahead.
 
   Raises:
     UserError: if this version has no equivalent of the config.
   """
   is_codec = isinstance(data, Mapping) and data.get('class') == _SOUNDSTREAM
   fields = data.get('fields') if is_codec else None
-  if not isinstance(fields, Mapping) or {'quantizer', 'discriminators', 'denoising'} <= set(fields):
+  if not isinstance(fields, Mapping):
+    return data
+  network = fields.get('network')
+  if isinstance(network, Mapping) and network.get('class') == _FRAME_RATE:
+    if 'lookahead' not in network['fields']:
+      fields = {**fields, 'network': {**network, 'fields': {**network['fields'], 'lookahead': 0}}}
+      data = {**data, 'fields': fields}
+  if {'quantizer', 'discriminators', 'denoising'} <= set(fields):
     return data
   fields = dict(fields)
   if 'denoising' not in fields:
@@ -187,6 +197,7 @@ def _dtype(name: Any) -> Any:
 
 
 def _import_class(path: str, version: str) -> type:
+  path = _MOVED.get(path, path)
   module_name, _, name = path.rpartition('.')
   if not module_name.startswith(_PACKAGE):
     raise UserError(

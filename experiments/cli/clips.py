@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import audio, files, generation, music_generation
+from audiolm_jax import audio, chain, files, generation, music_generation
 from audiolm_jax.codec import Codec
 from audiolm_jax.errors import UserError
 
@@ -80,9 +80,7 @@ def load_prompt(path: pathlib.Path, codec: Codec) -> np.ndarray:
   return prompt_T
 
 
-def say_missing_levels(
-  args: argparse.Namespace, recipe: recipe_lib.Recipe, models: generation.Models
-):
+def say_missing_levels(args: argparse.Namespace, recipe: recipe_lib.Recipe, models: chain.Models):
   """Warns on stderr if only coarse levels are made, because the fine stage is not trained."""
   if (
     args.acoustic == 'autoregressive'
@@ -90,7 +88,7 @@ def say_missing_levels(
     and models.fine is None
     and 'fine' in recipe.stages
   ):
-    made, total = generation.num_levels(models), models.tokenizer.codec.num_quantizers
+    made, total = chain.num_levels(models), models.tokenizer.codec.num_quantizers
     remedy = command_line.how_to_make('fine', args.workdir)
     print(
       f'the fine stage is missing: {made} of {total} levels are made, which sounds coarse; '
@@ -102,7 +100,7 @@ def say_missing_levels(
 def generate(
   args,
   recipe: recipe_lib.Recipe,
-  models: generation.Models,
+  models: chain.Models,
   prompts: list[np.ndarray],
   stories: Sequence[Sequence[str]] = (),
   melody_T: np.ndarray | None = None,

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from audiolm_jax import audio, decoding, tokens
+from audiolm_jax.chain import Models
 from audiolm_jax.data import descriptions
 from audiolm_jax.data.arrangements import ATTRIBUTES
-from audiolm_jax.generation import Models
 from audiolm_jax.joint_embedding import JointEmbedding
 from audiolm_jax.metrics import music as music_metrics
 from audiolm_jax.nn import language_model

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from audiolm_jax import generation, music_generation
+from audiolm_jax.chain import Models
 from audiolm_jax.data import texts
 from audiolm_jax.data.arrangements import ATTRIBUTES
-from audiolm_jax.generation import Models, Segments
+from audiolm_jax.token_generation import Segments
 
 from .. import sources, workspace
 from ..recipe import Recipe
@@ -45,7 +46,7 @@ class Clips(NamedTuple):
 
 
 class System(NamedTuple):
-  """Names models and the way in which they make audio (`generation.ACOUSTIC`)."""
+  """Names models and the way in which they make audio (`chain.ACOUSTIC`)."""
 
   label: str
   models: Models

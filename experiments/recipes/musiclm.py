@@ -22,7 +22,7 @@ Not trained yet: no results.
 
 import dataclasses
 
-from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import Rule
 from audiolm_jax.stages import coarse, fine, mulan, semantic, soundstream

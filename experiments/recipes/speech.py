@@ -43,7 +43,7 @@ frame rate (nn/frame_rate.py), so that a step takes 0.3 s of one core. Differenc
 are those of `tiny`, for the same reason. Results are in docs/results/speech.md.
 """
 
-from audiolm_jax.generation import SamplingConfig
+from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import RVQ

@@ -12,8 +12,8 @@ log-mel frames. The codec reads 8 samples per step, has a waveform term, and no 
 which would take most of its time.
 """
 
+from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.data import synthesized
-from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.seanet import SEANet

@@ -18,8 +18,8 @@ Debian package fluid-soundfont-gm. Not trained yet: no results.
 
 import dataclasses
 
+from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.data import music
-from audiolm_jax.generation import SamplingConfig
 from audiolm_jax.nn.discriminators import UNUSED
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.log_mel_cnn import LogMelCNNConfig

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiolm_jax import checks, codes_file, generation
+from audiolm_jax import chain, checks, codes_file, generation
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import Rule
 
@@ -55,7 +55,7 @@ class Request:
       the other voice ('voice').
     seed: of the draws.
     temperature: factor of the models' own temperatures.
-    acoustic: one of `generation.ACOUSTIC`.
+    acoustic: one of `chain.ACOUSTIC`.
     levels: of the codec ('codec'); None is all.
 
   Raises:
@@ -78,7 +78,7 @@ class Request:
       prompt_seconds=_between(LEAST_SECONDS, MAX_PROMPT_SECONDS),
       seed=checks.SEED,
       temperature=_between(0, 2),
-      acoustic=checks.one_of(*generation.ACOUSTIC),
+      acoustic=checks.one_of(*chain.ACOUSTIC),
       levels=checks.optional(checks.WHOLE),
     )
 
@@ -154,7 +154,7 @@ class Worker:
   """
 
   def __init__(
-    self, models: generation.Models, make: Callable[..., Generator[Wave, None, None]] | None = None
+    self, models: chain.Models, make: Callable[..., Generator[Wave, None, None]] | None = None
   ):
     self.models, self._make = models, make or pieces_of
     self._waiting: collections.deque[Job] = collections.deque()
@@ -252,13 +252,13 @@ def report(job: Job, worker: Worker) -> dict:
     }
 
 
-def paths(models: generation.Models) -> list[str]:
+def paths(models: chain.Models) -> list[str]:
   """Returns the acoustic paths that the models have, first the one that sounds first on a CPU."""
   stages = {'autoregressive': models.coarse, 'soundstorm': models.soundstorm}
   return [name for name, stage in stages.items() if stage is not None]
 
 
-def pieces_of(models: generation.Models, job: Job) -> Generator[Wave, None, None]:
+def pieces_of(models: chain.Models, job: Job) -> Generator[Wave, None, None]:
   """Returns a generator of the waveform that a job asks for.
 
   Raises:
@@ -271,7 +271,7 @@ def _options(models, request: Request) -> dict:
   return {'acoustic': request.acoustic, 'sampling': heated(models.sampling, request.temperature)}
 
 
-def heated(sampling: generation.SamplingConfig, factor: float) -> generation.SamplingConfig:
+def heated(sampling: chain.SamplingConfig, factor: float) -> chain.SamplingConfig:
   """Returns rules with their temperatures, and SoundStorm's noise, multiplied by `factor`."""
   scale = lambda rule: (
     dataclasses.replace(rule, temperature=rule.temperature * factor)
@@ -279,7 +279,7 @@ def heated(sampling: generation.SamplingConfig, factor: float) -> generation.Sam
     else rule
   )
   parallel = sampling.soundstorm
-  return generation.SamplingConfig(
+  return chain.SamplingConfig(
     semantic=scale(sampling.semantic),
     coarse=scale(sampling.coarse),
     fine=scale(sampling.fine),
@@ -296,7 +296,7 @@ def _continue(models, job) -> Generator[Wave, None, None]:
   job.prompt_samples = len(prompt_T) // hop * hop
   new = round(request.seconds * models.semantic.config.semantic_rate)
   job.total_samples = job.prompt_samples + new * hop
-  job.levels = generation.num_levels(models, request.acoustic)
+  job.levels = chain.num_levels(models, request.acoustic)
   key, options = jax.random.key(request.seed), _options(models, request)
   yield from generation.continue_stream(
     models, key, prompt_T, seconds=float(request.seconds), **options
@@ -309,7 +309,7 @@ def _voice(models, job) -> Generator[Wave, None, None]:
   voice_T = _beginning(job.voice_T, request.prompt_seconds, tokenizer)
   hop = tokenizer.frames_per_semantic * tokenizer.codec.hop_length
   job.total_samples = len(words_T) // hop * hop
-  job.levels = generation.num_levels(models, request.acoustic)
+  job.levels = chain.num_levels(models, request.acoustic)
   [words_S], _ = tokenizer.encode(words_T[None])
   [voice_S], [voice_FQ] = tokenizer.encode(voice_T[None])
   pieces = generation.acoustics_stream(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import generation, joint_embedding, music_generation
+from audiolm_jax import chain, generation, joint_embedding, music_generation
 from audiolm_jax.data import music as music_data
 from audiolm_jax.data import rendering, texts
 from audiolm_jax.embedding_tokens import Quantizer
@@ -390,7 +390,7 @@ def test_systems_that_prompts_cannot_control_are_named(monkeypatch, tmp_path):
   tokenizer = types.SimpleNamespace(sample_rate=80, music=types.SimpleNamespace(clips=tokens_of))
 
   def made(semantic, coarse, soundstorm):
-    models = generation.Models(tokenizer, semantic, coarse=coarse, soundstorm=soundstorm)
+    models = chain.Models(tokenizer, semantic, coarse=coarse, soundstorm=soundstorm)
     systems, left_out = music_prompts.usable(recipe(), tmp_path, models)
     rows = {}
     for system in systems:
@@ -420,9 +420,7 @@ def test_systems_that_prompts_cannot_control_are_named(monkeypatch, tmp_path):
   monkeypatch.setattr(
     workspace,
     'load_models',
-    lambda workdir, coarse: (
-      loaded.append(coarse) or generation.Models(tokenizer, stage(None), only)
-    ),
+    lambda workdir, coarse: loaded.append(coarse) or chain.Models(tokenizer, stage(None), only),
   )
   waves, left_out = made(stage(None), None, None)
   assert waves == {f'text prompt, {alone}': 1, f'audio prompt, {alone}': 3, f'unconditional, {alone}': 2}  # fmt: skip  # noqa: E501

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from audiolm_jax import generation, tokenizer
+from audiolm_jax import chain, tokenizer
 from experiments import generate
 from experiments.cli import clips
 from tests import toy_embedding
@@ -25,7 +25,7 @@ def rows(prompts, models, mode, acoustic):
   return clips.generate(args, RECIPE, models, prompts)
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', chain.ACOUSTIC)
 @pytest.mark.parametrize('mode', ['continuation', 'acoustic'])
 def test_a_batch_equals_single_runs_in_every_mode_path_and_length(mode, acoustic, models, parallel):  # noqa: F811
   own = parallel if acoustic == 'soundstorm' else models
@@ -41,7 +41,7 @@ def test_a_batch_equals_single_runs_in_every_mode_path_and_length(mode, acoustic
     np.testing.assert_array_equal(row_T, alone_T)
 
 
-@pytest.mark.parametrize('acoustic', generation.ACOUSTIC)
+@pytest.mark.parametrize('acoustic', chain.ACOUSTIC)
 def test_unconditional_rows_have_the_length_that_was_asked_for(acoustic, models, parallel):  # noqa: F811
   first_T, second_T = rows(
     [], parallel if acoustic == 'soundstorm' else models, 'unconditional', acoustic

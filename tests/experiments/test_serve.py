@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiolm_jax import codes_file, generation
+from audiolm_jax import chain, codes_file, generation
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import Rule
 from experiments import serve
@@ -152,7 +152,7 @@ def test_words_in_another_voice_leave_the_voice_itself_out(models):
 
 
 def test_a_factor_heats_all_rules():
-  rules = generation.SamplingConfig(semantic=Rule(0.6, top_k=5), coarse=lambda *_: 0)
+  rules = chain.SamplingConfig(semantic=Rule(0.6, top_k=5), coarse=lambda *_: 0)
   hot = jobs.heated(rules, 2.0)
   assert hot.semantic == Rule(1.2, top_k=5) and hot.coarse is rules.coarse
   assert hot.soundstorm.noise == 2 * rules.soundstorm.noise
