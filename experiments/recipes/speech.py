@@ -39,8 +39,9 @@ Tux Paint 2.4 to 3.2, KLettres 2.3 to 3.2, fillets-ng 2.2 to 2.5 (its Dutch has 
 kHz).
 
 The models have 10 M parameters together, 20 MB in half precision. The codec's layers all run at the
-frame rate (nn/frame_rate.py), so that a step takes 0.3 s of one core. Differences from the paper
-are those of `tiny`, for the same reason. Results are in docs/results/speech.md.
+frame rate (nn/frame_rate.py), so that a step takes 0.3 s of one core; its encoder sees one frame
+ahead, so that its latency is 40 ms. Differences from the paper are those of `tiny`, for the same
+reason. Results are in docs/results/speech.md.
 """
 
 from audiolm_jax.chain import SamplingConfig

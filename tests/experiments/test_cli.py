@@ -15,7 +15,7 @@ from experiments.cli import command_line
     ('train', ['--stage=detector'], 'python -m experiments.detector_clips'),
     ('train', ['--stage=nonsense'], 'soundstream, w2v_bert, semantic, coarse'),
     ('train', ['--stage=all', '--init_from=x'], 'give that stage by --stage'),
-    ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of folder'),
+    ('train', ['--stage=semantic', '--recipe=nonsense'], 'choose one of colab, folder'),
     ('generate', ['--prompt=missing.wav', '--output=out'], 'missing.wav'),
     ('evaluate', ['--suite=language', '--data=nowhere'], "'nowhere' is not a folder"),
     ('detect', ['missing.wav'], 'python -m experiments.train --stage=detector'),
