@@ -106,6 +106,7 @@ def silent_words(models, key, semantic_BS, prompt_BFQ=None, **options):
   return types.SimpleNamespace(wave_BT=np.zeros((1, num_samples)), prompt_frames_B=[frames])
 
 
+@pytest.mark.filterwarnings('ignore:divide by zero:RuntimeWarning')  # spectrograms of silence
 @pytest.mark.parametrize(
   'generates', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['silence', 'generated']
 )

@@ -25,6 +25,7 @@ ONSET_TOLERANCE = 0.05  # seconds; of mir_eval, and below which onsets are one c
 FALSE_POSITIVES = 1e-4  # of the threshold in the MusicLM paper
 # Hz; librosa's defaults for onsets are made for it: at 16 kHz, they hear many twice.
 _ONSET_RATE = 22_050
+_WINDOW = 2048  # samples of a frame whose spectral flatness is measured
 _QUIETEST = 0.01  # share of the power of the loudest frame
 _CHROMA_FFT = 8192  # samples; its bins tell semitones apart from 90 Hz on
 _TOLERANCE = (
@@ -134,10 +135,11 @@ def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
   """
   checks.shapes(wave_T=wave_T)
   wave_T = np.asarray(wave_T, np.float32)
-  power_F = librosa.feature.rms(y=wave_T)[0] ** 2
+  wave_T = np.pad(wave_T, (0, max(0, _WINDOW - len(wave_T))))
+  power_F = librosa.feature.rms(y=wave_T, frame_length=_WINDOW)[0] ** 2
   if not power_F.max() > 0:
     return 1.0
-  flatness_F = librosa.feature.spectral_flatness(y=wave_T)[0]
+  flatness_F = librosa.feature.spectral_flatness(y=wave_T, n_fft=_WINDOW)[0]
   return float(flatness_F[power_F >= _QUIETEST * power_F.max()].mean())
 
 
