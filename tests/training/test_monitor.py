@@ -374,6 +374,6 @@ def test_a_run_outside_says_so_and_goes_on(tmp_path, monkeypatch):
     name
     for values in metrics_writer.read(tmp_path).values()
     for name in values
-    if 'outside' in name
+    if 'unexpected' in name
   }
   assert logged == {'unexpected/loss', 'unexpected/eval/loss'}
