@@ -346,7 +346,7 @@ def semi_hard_triplet(
   distance_NM = 2 - 2 * vectors_ND @ vectors_ND.T
   positive_N = jnp.diag(jnp.roll(distance_NM, count, axis=1))
   pair_N = jnp.arange(2 * count) % count
-  is_negative_NM = pair_N[:, None] != pair_N
+  is_negative_NM = pair_N[:, None] != pair_N[None]
   is_beyond_NM = is_negative_NM & (distance_NM > positive_N[:, None])
   nearest_N = jnp.min(distance_NM, axis=1, where=is_beyond_NM, initial=jnp.inf)
   farthest_N = jnp.max(distance_NM, axis=1, where=is_negative_NM, initial=0)
