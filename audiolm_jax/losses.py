@@ -330,11 +330,12 @@ def semi_hard_triplet(
 ) -> Float[Array, '']:
   """Returns the mean triplet loss of pairs of unit vectors with semi-hard negatives.
 
-    mean max(0, |a - p|^2 - |a - n|^2 + margin)
+    mean max(0, d(a, p) - d(a, n) + margin)
 
-  Each vector is an anchor a once, with the other of its pair as p. The negative n is, of the
-  vectors of other pairs that are farther away than p, the nearest, or the farthest of all if none
-  is. Source: FaceNet (arXiv 1503.03832); if none is farther, as in TensorFlow Addons.
+  d is the squared distance. Each vector is an anchor a once, with the other of its pair as p. The
+  negative n is, of the vectors of other pairs that are farther away than p, the nearest, or the
+  farthest of all if none is. Source: FaceNet (arXiv 1503.03832); if none is farther, as in
+  TensorFlow Addons.
 
   Args:
     one_BD: a unit vector of each pair, two pairs or more.
