@@ -3,8 +3,8 @@
   make demo-music
   python -m experiments.demo_music --recipe=tiny_music --workdir=runs/tiny_music
 
-Writes into OUTPUT: 00.wav, 01.wav, ... (a clip for each text), heard.png (with matplotlib; beside
-each spectrogram the piano roll of the notes that Basic Pitch hears, if it is installed) and
+Writes into OUTPUT: 00.wav, 01.wav, ... (a clip for each text), heard.png (with matplotlib: a
+spectrogram of each clip, and the piano roll of its notes by Basic Pitch, if it is installed) and
 report.txt: texts, their similarity by MuLan, which conditions the models, and the tables of the
 suite `music`, if the workdir was evaluated. The page hear.html plays all.
 """

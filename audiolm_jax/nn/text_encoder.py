@@ -15,9 +15,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from audiolm_jax import checks
-from audiolm_jax.errors import UserError
 from audiolm_jax.nn import placement, transformer
-from audiolm_jax.nn.attention import EMBED, HEADS, VOCAB, dense, partitioned
+from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.tokens import PAD
 
@@ -47,19 +46,9 @@ class TextEncoderConfig:
 
   def __post_init__(self):
     checks.fields(
-      self,
-      num_bytes=checks.WHOLE,
-      stride=checks.WHOLE,
-      kernel_size=checks.whole(self.stride),
-      transformer=checks.Legal(
-        'a TransformerConfig', lambda value: isinstance(value, TransformerConfig)
-      ),
+      self, num_bytes=checks.WHOLE, stride=checks.WHOLE, kernel_size=checks.whole(self.stride)
     )
-    if self.transformer.num_buckets < 4:
-      raise UserError(
-        f'num_buckets={self.transformer.num_buckets}: must be at least 4, for positions before and '
-        'after'
-      )
+    transformer.check_bidirectional(self.transformer)
 
 
 class TextEncoder(nn.Module):
@@ -96,16 +85,6 @@ class TextEncoder(nn.Module):
     summary_D = self.param('summary', summary, (width,)).astype(sizes.dtype)
     x_BSD = jnp.concatenate([jnp.broadcast_to(summary_D, (len(ids_BL), 1, width)), x_BSD], axis=1)
     valid_BS = jnp.pad(valid_BL[:, :: c.stride], ((0, 0), (1, 0)), constant_values=True)
-    bias_table = self.param(
-      'relative_bias',
-      partitioned(nn.initializers.normal(0.1), None, HEADS),
-      (sizes.num_buckets, sizes.num_heads),
-    )
-    bias = placement.each_part(
-      transformer.whole_bias(sizes, bias_table, x_BSD.shape[1], causal=False)
-    )
-    deterministic = not self.has_rng('dropout')
-    layers = transformer.stacked(sizes, deterministic, causal=False)
-    x_BSD, _ = layers(x_BSD, bias, valid_BS[:, None, None, :])
+    x_BSD = transformer.bidirectional(self, sizes, x_BSD, valid_BS)
     x_BD = transformer.norm(sizes.dtype, 'final_norm')(x_BSD[:, 0]).astype(jnp.float32)
     return dense(self.num_outputs, (EMBED, VOCAB), use_bias=True, name='logits')(x_BD)

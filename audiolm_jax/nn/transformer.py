@@ -330,6 +330,34 @@ def sequence_bias(config, bias_table, valid_BL, plain) -> tuple[Array | Tiles, A
   return placement.each_part(whole_bias(config, bias_table, length)), causal_mask(valid_BL)
 
 
+def check_bidirectional(transformer: Any):
+  """Checks sizes for `bidirectional`.
+
+  Raises:
+    UserError: if they are no TransformerConfig, or have too few buckets for both directions.
+  """
+  is_config = lambda value: isinstance(value, TransformerConfig)
+  checks.values(transformer=(transformer, checks.Legal('a TransformerConfig', is_config)))
+  if transformer.num_buckets < 4:
+    raise UserError(
+      f'num_buckets={transformer.num_buckets}: must be at least 4, for positions before and after'
+    )
+
+
+def bidirectional(module: nn.Module, config: TransformerConfig, x_BSD, valid_BS):
+  """Returns the output of all layers, in which positions attend to all valid ones.
+
+  The parameters 'relative_bias' and 'layers' are those of the calling module. Dropout is active if
+  and only if it has a 'dropout' key.
+  """
+  shape = (config.num_buckets, config.num_heads)
+  init = partitioned(nn.initializers.normal(0.1), None, HEADS)
+  bias_table = module.param('relative_bias', init, shape)
+  bias = placement.each_part(whole_bias(config, bias_table, x_BSD.shape[1], causal=False))
+  layers = stacked(config, not module.has_rng('dropout'), causal=False)
+  return layers(x_BSD, bias, valid_BS[:, None, None, :])[0]
+
+
 def whole_bias(config, bias_table, length, causal=True):
   """Returns the bias [H, L, L] of a whole sequence as a Toeplitz matrix, built by tiling.
 

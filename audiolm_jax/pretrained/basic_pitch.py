@@ -137,7 +137,7 @@ def notes(
 
 
 def _end(left_F: Float[np.ndarray, '_'], at: int, step: int) -> int:
-  """Returns the first frame after a note that goes on from a frame in a direction."""
+  """Returns the frame at which a note ends, followed from a frame in a direction."""
   below = 0
   limit = len(left_F) - 1 if step > 0 else 0
   while (at < limit if step > 0 else at > limit) and below < _PATIENCE:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from audiolm_jax import checks, losses
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import log_mel, placement, transformer
-from audiolm_jax.nn.attention import EMBED, HEADS, VOCAB, dense, partitioned
+from audiolm_jax.nn.attention import EMBED, VOCAB, dense, partitioned
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages.base import Aux, Batch, Feature, Key, Params, Stage, State, Variables
 
@@ -58,19 +58,12 @@ class Config(log_mel.LogMelConfig):
       stride=checks.WHOLE,
       embedding_dim=checks.WHOLE,
       margin=checks.POSITIVE,
-      transformer=checks.Legal(
-        'a TransformerConfig', lambda value: isinstance(value, TransformerConfig)
-      ),
     )
+    transformer.check_bidirectional(self.transformer)
     if not self.starts:
       raise UserError('starts=(): a melody has at least one window')
     if self.margin > 4:
       raise UserError(f'margin={self.margin}: unit vectors have squared distances of at most 4')
-    if self.transformer.num_buckets < 4:
-      raise UserError(
-        f'num_buckets={self.transformer.num_buckets}: must be at least 4, for positions before and '
-        'after'
-      )
 
   def make(self) -> Stage:
     wave = Feature((self.crop_length,), np.float32, self.sample_rate)
@@ -108,17 +101,7 @@ class Melody(nn.Module):
       bias_init=partitioned(nn.initializers.zeros, EMBED),
       name='conv',
     )(x_BFM)
-    bias_table = self.param(
-      'relative_bias',
-      partitioned(nn.initializers.normal(0.1), None, HEADS),
-      (sizes.num_buckets, sizes.num_heads),
-    )
-    bias = placement.each_part(
-      transformer.whole_bias(sizes, bias_table, x_BSD.shape[1], causal=False)
-    )
-    layers = transformer.stacked(sizes, not self.has_rng('dropout'), causal=False)
-    valid_BS = jnp.ones(x_BSD.shape[:2], bool)
-    x_BSD, _ = layers(x_BSD, bias, valid_BS[:, None, None, :])
+    x_BSD = transformer.bidirectional(self, sizes, x_BSD, jnp.ones(x_BSD.shape[:2], bool))
     x_BSD = transformer.norm(sizes.dtype, 'final_norm')(x_BSD).astype(jnp.float32)
     logits_BD = dense(c.embedding_dim, (EMBED, VOCAB), use_bias=True, name='logits')(
       x_BSD.mean(axis=1)

@@ -168,11 +168,12 @@ def hear(judges: Judges, wave_BT: Float[np.ndarray, 'B T'], sample_rate: int) ->
 
 def share(name: str, is_right_B: Bool[np.ndarray, 'B']) -> dict[str, float | None]:
   """Returns the share of right clips, with Wilson's 95 % interval; None without clips."""
-  if not len(is_right_B):
+  return share_of(name, int(np.sum(is_right_B)), len(is_right_B))
+
+
+def share_of(name: str, right: int, count: int) -> dict[str, float | None]:
+  """Returns right / count with Wilson's 95 % interval, as `share`."""
+  if not count:
     return {name: None, f'{name}_low': None, f'{name}_high': None}
-  interval = detection.proportion_interval(int(is_right_B.sum()), len(is_right_B))
-  return {
-    name: float(is_right_B.mean()),
-    f'{name}_low': interval.low,
-    f'{name}_high': interval.high,
-  }
+  interval = detection.proportion_interval(right, count)
+  return {name: right / count, f'{name}_low': interval.low, f'{name}_high': interval.high}

@@ -41,21 +41,21 @@ def measure(
 def story_rows(
   recipe: Recipe, system: System, judges: Judges, count: int, seconds: float
 ) -> dict[str, dict]:
-  """Returns whether the second text of a story is heard, and whether the music goes on.
+  """Returns whether the second text of a story is heard, and the rhythm kept.
 
   The texts of a story differ in the instrument only. In the control, both segments have the first
   text; it is judged as if the second had been asked for.
 
   first, second: share of segments with the asked instrument; switch: share of stories with both.
   onset_change: mean difference of the onsets per second of both segments; onset_change_other: the
-    same for segments of different stories, which is what music that does not go on would have.
+    same for segments of different stories, the level of unrelated music.
   """
   random = np.random.default_rng(recipe.evaluation.seed)
-  told = [story(random) for _ in range(count)]
-  asked_B2 = np.array([instruments for _, instruments in told])
+  drawn = [story(random) for _ in range(count)]
+  asked_B2 = np.array([instruments for _, instruments in drawn])
   stories = {
-    TWO_TEXTS: [captions for captions, _ in told],
-    SAME_TEXT: [captions[:1] * 2 for captions, _ in told],
+    TWO_TEXTS: [captions for captions, _ in drawn],
+    SAME_TEXT: [captions[:1] * 2 for captions, _ in drawn],
   }
   rate, rows = system.models.tokenizer.sample_rate, {}
   length = round(seconds * rate)

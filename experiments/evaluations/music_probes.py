@@ -19,7 +19,7 @@ from audiolm_jax.tokens import PAD
 
 from .. import corpora, sources
 from ..recipe import Recipe
-from .music_judges import share
+from .music_judges import share, share_of
 from .music_prompts import OTHER, Clips
 
 TRAINED_WORDS, UNSEEN_WORDS = 'words of the training texts', 'words that no training text has'
@@ -143,7 +143,7 @@ def memorization_rows(
   As in MusicLM's appendix, the prompt has the clip's own tokens of MuLan and the first semantic
   tokens of the clip. exact: share of continuations equal to the clip's. approximate: share whose
   transport cost is below `threshold`, see `metrics.music.memorization`; of permuted pairs,
-  `metrics.music.FALSE_POSITIVES` are, as far as there are enough of them. tokens: length of the
+  `metrics.music.FALSE_POSITIVES` are, if there are enough of them. tokens: length of the
   continuations.
   """
   config, variables, _ = models.semantic
@@ -191,8 +191,8 @@ def memorization_rows(
     title = f'prompt of {given} tokens' if config.deduplicate else f'prompt of {seconds:g} s'
     count = len(true_BS)
     rows[title] = {
-      **share('exact', np.arange(count) < round(found.exact * count)),
-      **share('approximate', np.arange(count) < round(found.approximate * count)),
+      **share_of('exact', round(found.exact * count), count),
+      **share_of('approximate', round(found.approximate * count), count),
       'threshold': found.threshold,
       'tokens': new,
       'clips': count,

@@ -18,7 +18,7 @@ from audiolm_jax.pretrained import basic_pitch
 from .. import corpora, sources, workspace
 from ..recipe import Recipe
 from .continuation import ORIGINAL, continuations
-from .music_prompts import others
+from .music_prompts import held_out, others
 
 TRITONE = 'original, a tritone away'
 OTHER_PROMPT = ", held to another clip's prompt"
@@ -48,7 +48,7 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     return {'rows': {}, 'left_out': {'piano continuations': reason}}
   settings = recipe.evaluation
   rate = workspace.load_stage(workdir, 'soundstream').config.sample_rate
-  examples = list({id(one): one for one in sources.prompts(recipe, workdir, rate)}.values())
+  examples = held_out(recipe, workdir, rate)
   if len(examples) < 2:
     reason = 'there is no other clip for the control: hold out more'
     return {'rows': {}, 'left_out': {'piano continuations': reason}}

@@ -41,7 +41,7 @@ def save_heard(
   sample_rate: int,
   notes: Sequence[np.ndarray] | None = None,
 ):
-  """Draws the spectrogram of each waveform [T], and beside it its notes [N, 4] as a piano roll."""
+  """Draws the spectrogram of each waveform [T], and its notes [N, 4] as a piano roll."""
   figure, axes = plt.subplots(
     len(waves),
     1 if notes is None else 2,

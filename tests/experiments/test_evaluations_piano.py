@@ -39,7 +39,7 @@ def made(monkeypatch):
   examples = [example(C_MAJOR, 0), example(FIS_MAJOR, 6)]
   stage = type('Stage', (), {'config': type('Config', (), {'sample_rate': RATE})})
   monkeypatch.setattr(workspace, 'load_stage', lambda workdir, name: stage)
-  monkeypatch.setattr(sources, 'prompts', lambda recipe, workdir, rate: examples)
+  monkeypatch.setattr(sources, 'prompts', lambda recipe, workdir, rate, split: examples)
   monkeypatch.setattr(sources, 'reconstructions', lambda examples, workdir: examples)
 
   def continuations(recipe, workdir, prompts, end):
