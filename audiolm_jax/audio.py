@@ -68,6 +68,9 @@ class Info(NamedTuple):
 def info(path: str | os.PathLike) -> Info:
   """Returns the header of an audio file.
 
+  Args:
+    path: path of the file.
+
   Raises:
     UserError: as `load`.
   """
@@ -173,7 +176,19 @@ def decode(
   num_seconds: float | None = None,
   max_seconds: float = 3600.0,
 ) -> Float[np.ndarray, 'T']:
-  """Returns the waveform of an open binary file, as `load`; error messages use `name`."""
+  """Returns the waveform of an open binary file, as `load`; error messages use `name`.
+
+  Args:
+    file: WAV, FLAC, OGG or MP3, opened for reading.
+    sample_rate: rate of the result, in Hz.
+    name: what error messages call the file.
+    start_seconds: start of the part.
+    num_seconds: length of the part; None reads to the end.
+    max_seconds: longest accepted length.
+
+  Raises:
+    UserError: as `load`.
+  """
   return _whole(_decoded(file, sample_rate, name, start_seconds, num_seconds, max_seconds), name)
 
 
@@ -183,6 +198,12 @@ def blocks(
   """Yields the waveform of `load` in blocks of `block_length` samples, in bounded memory.
 
   The last block may be shorter.
+
+  Args:
+    path: path of the file.
+    sample_rate: rate of the result, in Hz.
+    block_length: number of samples of each block.
+    max_seconds: longest accepted length.
 
   Raises:
     UserError: as `load`, possibly after some blocks.
@@ -344,6 +365,12 @@ def save(
 
   Values beyond [-1, 1] are clipped.
 
+  Args:
+    path: ends with .wav, .flac or .ogg.
+    wave_T: samples in [-1, 1].
+    sample_rate: in Hz.
+    overwrite: whether to replace an existing file.
+
   Raises:
     UserError: if the file exists (unless `overwrite`), the extension is unknown, or a sample is not
       finite.
@@ -359,6 +386,12 @@ def save_blocks(
   overwrite: bool = False,
 ):
   """Writes a waveform given in blocks, as `save`, holding one block at a time.
+
+  Args:
+    path: ends with .wav, .flac or .ogg.
+    blocks: waveforms [T] in [-1, 1], of any lengths.
+    sample_rate: in Hz.
+    overwrite: whether to replace an existing file.
 
   Raises:
     UserError: as `save`.
@@ -389,6 +422,11 @@ def frame(
 ) -> Float[Array, 'B F N']:
   """Returns overlapping frames of a waveform, without the samples after the last whole frame.
 
+  Args:
+    wave_BT: waveforms.
+    frame_length: samples per frame N.
+    hop_length: samples from the start of one frame to that of the next.
+
   Raises:
     UserError: if the waveform is shorter than one frame.
   """
@@ -407,7 +445,18 @@ def frame(
 def stft(
   wave_BT: Float[Array, 'B T'], window_length: int, hop_length: int, fft_length: int | None = None
 ) -> Complex[Array, 'B F N']:
-  """Returns the short-time Fourier transform with a periodic Hann window, without padding."""
+  """Returns the short-time Fourier transform with a periodic Hann window, without padding.
+
+  Args:
+    wave_BT: waveforms.
+    window_length: samples per window.
+    hop_length: samples from one window to the next.
+    fft_length: samples of the transform, zeros after the window; None is `window_length`. N =
+      fft_length // 2 + 1.
+
+  Raises:
+    UserError: as `frame`.
+  """
   frames_BFN = frame(wave_BT, window_length, hop_length)
   window_N = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)
   return jnp.fft.rfft(
@@ -449,7 +498,19 @@ def mel_spectrogram(
   num_mels: int,
   fft_length: int | None = None,
 ) -> Float[Array, 'B F M']:
-  """Returns the magnitudes of mel bands, neither squared nor logarithmic."""
+  """Returns the magnitudes of mel bands, neither squared nor logarithmic.
+
+  Args:
+    wave_BT: waveforms.
+    sample_rate: in Hz.
+    window_length: samples per window.
+    hop_length: samples from one window to the next.
+    num_mels: number of bands M, from 0 Hz to half the sample rate.
+    fft_length: samples of the transform; None is `window_length`.
+
+  Raises:
+    UserError: as `frame`.
+  """
   fft_length = fft_length or window_length
   spectrum_BFN = stft(wave_BT, window_length, hop_length, fft_length)
   # The gradient of |z| is infinite at 0, in digital silence.
@@ -458,7 +519,15 @@ def mel_spectrogram(
 
 
 def log_mel_spectrogram(wave_BT: Float[Array, 'B T'], **options) -> Float[Array, 'B F M']:
-  """Returns the natural logarithm of `mel_spectrogram`, with magnitudes floored at LOG_FLOOR."""
+  """Returns the natural logarithm of `mel_spectrogram`, with magnitudes floored at LOG_FLOOR.
+
+  Args:
+    wave_BT: waveforms.
+    **options: further arguments of `mel_spectrogram`.
+
+  Raises:
+    UserError: as `frame`.
+  """
   return jnp.log(jnp.maximum(mel_spectrogram(wave_BT, **options), LOG_FLOOR))
 
 
@@ -468,6 +537,11 @@ def resample(
   """Returns waveforms resampled to round(T * wanted_rate / sample_rate) samples.
 
   Waveforms that have the wanted rate are returned unchanged.
+
+  Args:
+    wave_BT: waveforms.
+    sample_rate: their rate, in Hz.
+    wanted_rate: rate of the result, in Hz.
   """
   if sample_rate == wanted_rate:
     return wave_BT
@@ -475,12 +549,21 @@ def resample(
 
 
 def pad_to_multiple(wave_BT: Float[Array, 'B T'], multiple: int) -> Float[Array, 'B T2']:
-  """Returns the waveform, zero-padded at the end to a multiple of `multiple` samples."""
+  """Returns the waveform, zero-padded at the end to a multiple of `multiple` samples.
+
+  Args:
+    wave_BT: waveforms.
+    multiple: number of samples.
+  """
   return jnp.pad(wave_BT, ((0, 0), (0, -wave_BT.shape[-1] % multiple)))
 
 
 def stacked(waves: Sequence[np.ndarray]) -> tuple[Float[np.ndarray, 'B T'], Int[np.ndarray, 'B']]:
-  """Returns waveforms of any lengths as one zero-padded array, and their lengths in samples."""
+  """Returns waveforms of any lengths as one zero-padded array, and their lengths in samples.
+
+  Args:
+    waves: at least one waveform [T].
+  """
   num_samples_B = np.array([len(wave_T) for wave_T in waves], np.int32)
   wave_BT = np.zeros((len(waves), num_samples_B.max()), np.float32)
   for row_T, wave_T in zip(wave_BT, waves, strict=True):

@@ -76,7 +76,7 @@ def load_models(
 
   Raises:
     UserError: if the tokenizer, the semantic stage or one of `stages` is missing; if there is
-      neither `coarse` nor soundstorm; if fingerprints differ.
+      neither `coarse` nor soundstorm; if a stage was trained on tokens of other models.
   """
   folder, names = storage.path(workdir), (coarse, 'fine', 'soundstorm')
   if unknown := sorted(set(stages or ()) - set(names)):
@@ -92,7 +92,7 @@ def load_models(
   tokenizer = load_tokenizer(folder, remedy)
   found = {name: checkpoints.load_variables(folder / name) for name in ('semantic', *acoustic)}
   for name, model in found.items():
-    for part, expected in tokenizer.fingerprints.items():
+    for part, expected in model.config.spec.relevant(tokenizer.fingerprints).items():
       trained_on = model.metadata['fingerprints'].get(part)
       if trained_on != expected:
         raise UserError(
@@ -111,6 +111,10 @@ def load_models(
 def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
   """Returns the number of levels that the models generate, which is lower without a fine model.
 
+  Args:
+    models: models that belong together.
+    acoustic: one of ACOUSTIC.
+
   Raises:
     UserError: if the models do not match one another.
   """
@@ -121,6 +125,12 @@ def num_levels(models: Models, acoustic: str = 'autoregressive') -> int:
 
 def check(models: Models, acoustic: str, rules: SamplingConfig, semantic_given: bool = False):
   """Checks that the models needed for `acoustic` match one another, and the rules match them.
+
+  Args:
+    models: models that belong together.
+    acoustic: one of ACOUSTIC.
+    rules: sampling rules.
+    semantic_given: whether semantic tokens are given, so that no semantic model is needed.
 
   Raises:
     UserError: if not.
@@ -176,20 +186,39 @@ def _check_autoregressive(models) -> int:
 
 
 def acoustic_model(models: Models, acoustic: str) -> Model | None:
-  """Returns the model that reads the semantic tokens; None if it is missing."""
+  """Returns the model that reads the semantic tokens; None if it is missing.
+
+  Args:
+    models: models that belong together.
+    acoustic: one of ACOUSTIC.
+  """
   return getattr(models, acoustic_name(acoustic))
 
 
 def acoustic_name(acoustic: str) -> str:
-  """Returns the name of the stage that reads the semantic tokens."""
+  """Returns the name of the stage that reads the semantic tokens.
+
+  Args:
+    acoustic: one of ACOUSTIC.
+  """
   return 'soundstorm' if acoustic == 'soundstorm' else 'coarse'
 
 
 def num_acoustic(models: Models, acoustic: str) -> int:
-  """Returns the number of models that make the codes of a frame."""
+  """Returns the number of models that make the codes of a frame.
+
+  Args:
+    models: models that belong together.
+    acoustic: one of ACOUSTIC.
+  """
   return 2 if acoustic == 'autoregressive' and models.fine is not None else 1
 
 
 def reads_semantic(models: Models, acoustic: str) -> bool:
-  """Returns whether the acoustic models read semantic tokens at all."""
+  """Returns whether the acoustic models read semantic tokens at all.
+
+  Args:
+    models: models that belong together.
+    acoustic: one of ACOUSTIC.
+  """
   return acoustic == 'soundstorm' or models.coarse.config.condition_on_semantic

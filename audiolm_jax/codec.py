@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -94,8 +95,33 @@ class Codec:
     """Number of frames before a frame that its codes depend on; None if it has no bound."""
     return self.context or self.functions.past
 
+  def code_vectors(self) -> np.ndarray:
+    """Returns the vector [Q, K, D] that each code adds to the embedding of its frame.
+
+    Vectors of one level share an unknown constant.
+
+    Raises:
+      UserError: if the codec's codes have no vectors.
+    """
+    if self.functions.vectors is None:
+      raise UserError(
+        f'the codes of {type(self.config).__name__} have no vectors: use another codec'
+      )
+    levels, size = self.num_quantizers, self.codebook_size
+    made = []
+    for level in range(levels):
+      codes_K1Q = np.zeros((size, 1, levels), np.int32)
+      codes_K1Q[:, 0, level] = np.arange(size)
+      z_K1D = self.functions.vectors(self.variables, jnp.asarray(codes_K1Q))
+      made.append(np.asarray(z_K1D)[:, 0])
+    return np.stack(made)
+
   def bit_rate(self, levels: int | None = None) -> float:
-    """Returns the bits per second of the first `levels` levels; None for all."""
+    """Returns the bits per second of the first `levels` levels; None for all.
+
+    Args:
+      levels: number of levels; None: all.
+    """
     return math.log2(self.codebook_size) * self.frame_rate * (levels or self.num_quantizers)
 
   @functools.cached_property
@@ -143,7 +169,12 @@ class Codec:
   def reconstruct(
     self, wave_BT: Float[Array | np.ndarray, 'B T'], levels: int | None = None
   ) -> Float[Array, 'B T']:
-    """Returns waveforms encoded and decoded, of the same length."""
+    """Returns waveforms encoded and decoded, of the same length.
+
+    Args:
+      wave_BT: waveforms in [-1, 1] at `sample_rate`.
+      levels: number of levels; None: all.
+    """
     checks.shapes(wave_BT=wave_BT)
     return _reconstruct(self, wave_BT, levels=levels)
 
@@ -233,11 +264,19 @@ class Stream:
     return self.codec.functions.stream.delay
 
   def encoder_state(self, batch_size: int) -> State:
-    """Returns the state before the first chunk of `batch_size` clips: preceding silence."""
+    """Returns the state before the first chunk of `batch_size` clips: preceding silence.
+
+    Args:
+      batch_size: number of clips.
+    """
     return self._placed(self.codec.functions.stream.encoder_state(batch_size))
 
   def decoder_state(self, batch_size: int) -> State:
-    """Returns the state before the first codes of `batch_size` clips."""
+    """Returns the state before the first codes of `batch_size` clips.
+
+    Args:
+      batch_size: number of clips.
+    """
     return self._placed(self.codec.functions.stream.decoder_state(batch_size))
 
   def _placed(self, state: State) -> State:
@@ -263,13 +302,21 @@ class Stream:
   def decode(
     self, state: State, codes_BFQ: Int[Array | np.ndarray, 'B F Q']
   ) -> tuple[Float[Array, 'B T'], State]:
-    """Returns the waveforms of the next frames, T = F * hop_length, and the state; F >= 1."""
+    """Returns the waveforms of the next frames, T = F * hop_length, and the state; F >= 1.
+
+    Args:
+      state: from `decoder_state` or the previous call.
+      codes_BFQ: codes of the next frames, of any number of leading levels.
+    """
     checks.ids('codes_BFQ', codes_BFQ, self.codec.codebook_size, padding=False)
     return _decode_step(self.codec, state, codes_BFQ)
 
 
 def load(directory: str | os.PathLike) -> Codec:
   """Returns the codec in a workdir or in a stage's folder.
+
+  Args:
+    directory: workdir or folder of a stage, on a disk or in a bucket.
 
   Raises:
     UserError: if there is no codec, or its checkpoints are damaged.

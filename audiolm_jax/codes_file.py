@@ -59,6 +59,7 @@ class Header(NamedTuple):
 
   @property
   def seconds(self) -> float:
+    """Duration of the clip in seconds."""
     return self.num_samples / self.sample_rate
 
   @property
@@ -76,6 +77,10 @@ class Header(NamedTuple):
 
 def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
   """Returns the content of a file.
+
+  Args:
+    header: sizes of the clip and its codes.
+    codes_FQ: codes in [0, codebook_size).
 
   Raises:
     UserError: if the header exceeds the limits of the format, or does not match the codes.
@@ -100,6 +105,10 @@ def encode(header: Header, codes_FQ: Int[np.ndarray, 'F Q']) -> bytes:
 def decode(content: bytes, name: str) -> tuple[Header, Int[np.ndarray, 'F Q']]:
   """Returns header and codes (int32) of a file's content; errors call it `name`.
 
+  Args:
+    content: all bytes of the file.
+    name: what error messages call it.
+
   Raises:
     UserError: as `load`.
   """
@@ -115,6 +124,12 @@ def save(
 ):
   """Writes a file atomically.
 
+  Args:
+    path: path of the new file.
+    header: sizes of the clip and its codes.
+    codes_FQ: codes in [0, codebook_size).
+    overwrite: whether to replace an existing file.
+
   Raises:
     UserError: as `encode`, and if the file exists (unless `overwrite`).
   """
@@ -129,6 +144,9 @@ def save(
 def load(path: str | os.PathLike) -> tuple[Header, Int[np.ndarray, 'F Q']]:
   """Returns header and codes (int32) of a file.
 
+  Args:
+    path: path of the file.
+
   Raises:
     UserError: naming path and reason, if the file has another format or version, exceeds the limits
       of the format, or is truncated or damaged.
@@ -139,6 +157,9 @@ def load(path: str | os.PathLike) -> tuple[Header, Int[np.ndarray, 'F Q']]:
 
 def info(path: str | os.PathLike) -> Header:
   """Returns the header of a file after checking its size; the digest is not checked.
+
+  Args:
+    path: path of the file.
 
   Raises:
     UserError: as `load`.

@@ -41,13 +41,27 @@ def extend(
 ) -> list[np.ndarray]:
   """Returns rows of codes [F, Q] with sampled frames appended: all windows of `extend_by_window`.
 
-  Arguments and errors are those of `extend_by_window`.
+  Args:
+    model: language model of the codes.
+    params: its parameters.
+    key: PRNG key.
+    rows: codes [F, Q] of each row.
+    num_new: number of frames to add, in all rows or in each.
+    **options: further arguments of `extend_by_window`.
+
+  Raises:
+    UserError: as `extend_by_window`.
   """
   return joined(rows, extend_by_window(model, params, key, rows, num_new, **options))
 
 
 def joined(rows: Sequence[np.ndarray], parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
-  """Returns rows [F, Q] with the frames of all parts appended; a part has frames for each row."""
+  """Returns rows [F, Q] with the frames of all parts appended; a part has frames for each row.
+
+  Args:
+    rows: codes of each row.
+    parts: parts, each with codes [F, Q] of each row.
+  """
   pieces = [[row] for row in rows]
   for part in parts:
     for row, frames_FQ in zip(pieces, part, strict=True):
@@ -171,6 +185,9 @@ def sample_targets(
     rule: sampling rule.
     guidance: see the module's docstring; None: off.
     capacity: number of columns C; those from `num_steps` on are -1.
+
+  Returns:
+    The sampled codes.
   """
   prompt_BFQ = jnp.asarray(prompt_BFQ)
   prompt_BN = jnp.reshape(prompt_BFQ, (len(prompt_BFQ), -1))
@@ -192,7 +209,7 @@ def sample_targets(
     logits_BK, cache = step(params, cache, code_B, first_B, n)
     return _guided(logits_BK, guidance), cache
 
-  turn = [functools.partial(guided, step) for step in language_model.turn(model)]
+  turn = [functools.partial(guided, step) for step in language_model.turn(model, prefix)]
   logits_BK = _guided(logits_BK, guidance)
   return autoregress(turn, logits_BK, cache, key, rule, jnp.asarray(num_steps), capacity, prompt_BN)
 
@@ -382,6 +399,18 @@ def fill_window(
   """Returns the codes, with PAD replaced by decoded codes in frames that have a semantic token.
 
   The condition is optional, guidance is off if it is None; see the module's docstring.
+
+  Args:
+    config: config of the SoundStorm model.
+    params: its parameters.
+    key: PRNG key.
+    semantic_BS: semantic tokens; PAD is padding.
+    codes_BFQ: known codes; PAD where unknown.
+    rule: sampling rule.
+    noise: see `ParallelRule`.
+    condition_BN: condition of each row; None: there is none.
+    guidance: see the module's docstring; None: off.
+    iterations: see `ParallelRule`.
   """
   semantic_BS = jnp.asarray(semantic_BS)
   valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
@@ -402,13 +431,22 @@ def fill_window(
 
 
 def bucket(length: int, crop: int) -> int:
-  """Returns `length` rounded up to a multiple of a quarter of the crop."""
+  """Returns `length` rounded up to a multiple of a quarter of the crop.
+
+  Args:
+    length: number of columns.
+    crop: largest number of columns in a window.
+  """
   quarter = max(1, -(-crop // 4))
   return -(-length // quarter) * quarter
 
 
 def row_bucket(rows: int) -> int:
-  """Returns the number of rows rounded up to a power of two, or above 8 to a multiple of 8."""
+  """Returns the number of rows rounded up to a power of two, or above 8 to a multiple of 8.
+
+  Args:
+    rows: number of rows.
+  """
   return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
 
 
@@ -418,6 +456,12 @@ def stack(
   """Returns rows [N, width] as an array [size, length, width], default size `len(rows)`.
 
   PAD fills the ends of rows, and rows beyond the last.
+
+  Args:
+    rows: codes of each row.
+    length: number of columns.
+    width: codes per column.
+    size: number of rows of the result; None: `len(rows)`.
   """
   stacked = np.full((size or len(rows), length, width), PAD, np.int32)
   for b, row in enumerate(rows):

@@ -44,6 +44,9 @@ def fit(
     codebook_size: number of codes K per level.
     seed: seed of the initialization.
 
+  Returns:
+    Code vectors of each level.
+
   Raises:
     UserError: if there are fewer embeddings than codes, an embedding is not finite, or a size is
       not positive.
@@ -138,6 +141,10 @@ def apply_map(
 ) -> Float[Array, 'B D']:
   """Returns embeddings of texts moved into audio space, of unit length.
 
+  Args:
+    map_ED: from `fit_map`.
+    text_BN: unit vectors of texts.
+
   Raises:
     UserError: if the map is for embeddings of another width.
   """
@@ -166,7 +173,13 @@ class Quantizer(NamedTuple):
 def text_tokens(
   fitted: Quantizer, text_BD: Float[Array | np.ndarray, 'B D'], levels: int | None = None
 ) -> Int[Array, 'B Q']:
-  """Returns the tokens of embeddings of texts, through the map if there is one; see `assign`."""
+  """Returns the tokens of embeddings of texts, through the map if there is one; see `assign`.
+
+  Args:
+    fitted: quantizer, possibly with a map.
+    text_BD: unit vectors of texts.
+    levels: number of levels Q; None: all.
+  """
   if fitted.map_ED is not None:
     text_BD = apply_map(fitted.map_ED, text_BD)
   return assign(fitted.vectors_QKD, text_BD, levels)

@@ -135,8 +135,18 @@ def continue_stream(
   """Returns an iterator over the waveform of `continue_audio`, computed window by window.
 
   The prompt through the codec comes first, before anything is generated. A later piece is computed
-  when it is taken; closing the iterator ends the computation. Arguments are those of
-  `continue_audio`, for one prompt.
+  when it is taken; closing the iterator ends the computation.
+
+  Args:
+    models: from `load_models` or `from_pretrained`.
+    key: PRNG key.
+    prompt_T: prompt in [-1, 1] at the sample rate of the tokenizer.
+    seconds: length of the new audio; rounded to whole semantic frames (of 40 ms).
+    sampling: sampling rules; None takes those of `models`.
+    carry_seconds: past in later windows, see the module's docstring.
+    acoustic: one of ACOUSTIC, see the module's docstring.
+    condition: conditions of the new audio; None: no condition.
+    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
 
   Returns:
     Waveforms [T] whose concatenation equals the row of `continue_audio` for the same key, except
@@ -226,7 +236,18 @@ def acoustics_stream(
 ) -> Iterator[np.ndarray]:
   """Returns an iterator over the waveform of `generate_acoustics`, computed window by window.
 
-  Pieces are those of `continue_stream`. Arguments are those of `generate_acoustics`, for one row.
+  Pieces are those of `continue_stream`.
+
+  Args:
+    models: from `load_models` or `from_pretrained`.
+    key: PRNG key.
+    semantic_S: frame-aligned semantic tokens.
+    prompt_FQ: codes of the prompt; None: no prompt, the voice is sampled.
+    sampling: sampling rules; None takes those of `models`.
+    carry_seconds: past in later windows, see the module's docstring.
+    acoustic: one of ACOUSTIC, see the module's docstring.
+    condition: conditions of the new audio; None: no condition.
+    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
 
   Raises:
     UserError: as `generate_acoustics`; if the codec has no stream.

@@ -92,7 +92,11 @@ class JointEmbedding:
     return arrays_file.fingerprint(self.variables.params)
 
   def num_windows(self, num_samples: int) -> int:
-    """Returns the number of windows of a clip: one per second that begins a whole window, or 1."""
+    """Returns the number of windows of a clip: one per second that begins a whole window, or 1.
+
+    Args:
+      num_samples: length of the clip at `sample_rate`.
+    """
     return 1 + max(0, num_samples - self.window_length) // self.sample_rate
 
   def windows(
@@ -130,12 +134,23 @@ class JointEmbedding:
   def audio(
     self, wave_BT: Float[Any, 'B T'], num_samples_B: Int[Any, 'B'] | None = None
   ) -> Float[np.ndarray, 'B D']:
-    """Returns a unit vector of each clip; arguments and errors are those of `windows`."""
+    """Returns a unit vector of each clip, the direction of the mean of its windows.
+
+    Args:
+      wave_BT: waveforms in [-1, 1] at `sample_rate`, padded on the right.
+      num_samples_B: number of samples of each clip; None for all.
+
+    Raises:
+      UserError: as `windows`.
+    """
     sum_BD = self.windows(wave_BT, num_samples_B).sum(axis=1)
     return sum_BD / np.linalg.norm(sum_BD, axis=1, keepdims=True)
 
   def texts(self, captions: Sequence[Any]) -> Float[np.ndarray, 'B D']:
     """Returns a unit vector of each text.
+
+    Args:
+      captions: at least one text.
 
     Raises:
       UserError: if there are no texts, or one is no string, blank, no Unicode, or too long.
@@ -148,7 +163,12 @@ class JointEmbedding:
 
 
 def of_mulan(config: mulan.Config, variables: Variables) -> JointEmbedding:
-  """Returns a trained MuLan as a `JointEmbedding`."""
+  """Returns a trained MuLan as a `JointEmbedding`.
+
+  Args:
+    config: of the stage.
+    variables: its parameters and state.
+  """
   return JointEmbedding(
     config=config,
     variables=variables,
@@ -183,6 +203,12 @@ def of_clap(config: clap.Config, variables: Variables, folder: str | os.PathLike
 
 def load(directory: str | os.PathLike) -> JointEmbedding:
   """Loads a trained MuLan, or CLAP as `experiments.pretrained import --output` writes it.
+
+  Args:
+    directory: workdir or folder of the stage, or of CLAP.
+
+  Returns:
+    The embedding.
 
   Raises:
     UserError: if the model is missing, damaged, or of another kind.

@@ -33,6 +33,11 @@ def fit(
   A dimension that does not vary keeps scale 1. Memory: the sample and one normalized copy of it, in
   float32.
 
+  Args:
+    features_ND: frames of the corpus, a sample.
+    num_clusters: number of clusters K.
+    seed: seed of the initial centroids.
+
   Raises:
     UserError: if there are fewer frames than clusters, or a feature is not finite.
   """
@@ -80,6 +85,10 @@ def assign(quantizer: SemanticQuantizer, features_BSD: Float[Array, 'B S D']) ->
   """Returns the index of the nearest centroid of every frame, int32.
 
   Distances are in float32, because those of near centroids differ little.
+
+  Args:
+    quantizer: from `fit` or `load`.
+    features_BSD: features from the layer to which the clusters were fitted.
 
   Raises:
     UserError: if features and centroids have different widths.
@@ -132,6 +141,10 @@ def save(
 
 def load(path: str | os.PathLike, remedy: str = 'fit the clusters again') -> Stored:
   """Returns the clusters in a file written by `save`.
+
+  Args:
+    path: path of the file.
+    remedy: what error messages advise to do.
 
   Raises:
     UserError: with `remedy`, if the file is missing or damaged.

@@ -11,7 +11,12 @@ from audiolm_jax import audio
 
 
 def masked_mean(values: Float[Array, '*dims'], mask: Bool[Array, '*dims']) -> Float[Array, '']:
-  """Returns the mean of `values` where `mask` is True; 0 if it is True nowhere."""
+  """Returns the mean of `values` where `mask` is True; 0 if it is True nowhere.
+
+  Args:
+    values: values.
+    mask: which ones count.
+  """
   weights = mask.astype(values.dtype)
   return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
 
@@ -23,6 +28,11 @@ def cross_entropy(
 
   Targets outside of the mask are ignored and may be negative. Computed in float32, because bfloat16
   loses small differences of a large softmax.
+
+  Args:
+    logits_BLV: unnormalized log-probabilities.
+    targets_BL: ids in [0, V).
+    mask_BL: which targets count.
   """
   logits_BLV = logits_BLV.astype(jnp.float32)
   safe_BL = jnp.where(mask_BL, targets_BL, 0)
@@ -97,6 +107,10 @@ def relative_squared_error(
 
   Silence scores 1. The L1 distance would fail: its minimum for unknown phases is silence, where
   training would stay.
+
+  Args:
+    target_BT: waveforms.
+    estimate_BT: waveforms that approximate them.
   """
   return jnp.mean(jnp.square(target_BT - estimate_BT)) / (jnp.mean(jnp.square(target_BT)) + 1e-8)
 
@@ -134,6 +148,10 @@ def feature_matching(
   """Returns the mean absolute difference of hidden layers.
 
   The mean is over each layer, then over layers, then over discriminators.
+
+  Args:
+    real: hidden layers of each discriminator on real audio.
+    fake: those on generated audio.
   """
   terms = [
     sum(jnp.mean(jnp.abs(r - f)) for r, f in zip(*layers, strict=True)) / len(layers[0])
@@ -182,14 +200,24 @@ class Balance(NamedTuple):
 
 
 def init_balance(names: Sequence[str]) -> Balance:
-  """Returns the averages before the first step, zeros."""
+  """Returns the averages before the first step, zeros.
+
+  Args:
+    names: of the loss terms.
+  """
   return Balance(*({name: jnp.zeros(()) for name in names} for _ in Balance._fields))
 
 
 def update_balance(
   balance: Balance, gradients: Mapping[str, Float[Array, 'B T']], decay: float
 ) -> Balance:
-  """Returns the averages after one step; a term without gradient (not yet active) keeps its own."""
+  """Returns the averages after one step; a term without gradient (not yet active) keeps its own.
+
+  Args:
+    balance: the averages so far.
+    gradients: gradient of each term with respect to the waveform.
+    decay: of the moving averages, in [0, 1).
+  """
 
   def moved(averages, values):
     return {
@@ -265,7 +293,14 @@ def contrastive(
 
 
 def unit(x: Float[Array, '*dims']) -> Float[Array, '*dims']:
-  """Scales the last axis to unit length; a small constant keeps the gradient finite at 0."""
+  """Scales the last axis to unit length; a small constant keeps the gradient finite at 0.
+
+  Args:
+    x: vectors.
+
+  Returns:
+    Vectors of unit length.
+  """
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
@@ -305,8 +340,13 @@ def clip_contrastive(
 ) -> Float[Array, '']:
   """Returns the mean cross entropy of finding a clip's text and a text's clip, in nats.
 
-  Similarities that are all equal score ln B. Source: CLIP (arXiv 2103.00020). Arguments are those
-  of `multi_view_contrastive`.
+  Similarities that are all equal score ln B. Source: CLIP (arXiv 2103.00020).
+
+  Args:
+    to_text_BN: similarities [clip, text], scaled.
+    to_audio_BN: similarities [text, clip], scaled.
+    known_B: which pairs count.
+    other_BN: which columns may be negatives of a row; None: all but its own.
   """
   own_BN, negative_BN, weight_B = _pairs(known_B, other_BN)
   nats = [
@@ -318,7 +358,12 @@ def clip_contrastive(
 
 
 def pair_accuracy(x_BN: Float[Array, 'B B'], known_B: Bool[Array, 'B']) -> Float[Array, '']:
-  """Returns the share of rows whose own column is strictly the largest; `known_B` is as above."""
+  """Returns the share of rows whose own column is strictly the largest.
+
+  Args:
+    x_BN: similarities.
+    known_B: which rows and columns count.
+  """
   own_BN, _, weight_B = _pairs(known_B)
   own_B = jnp.sum(jnp.where(own_BN, x_BN, 0), axis=1)
   best_B = jnp.max(_masked(x_BN, known_B[None] & ~own_BN), axis=1)
@@ -371,7 +416,12 @@ def _masked(x_BN, mask):
 def codebook_perplexity(
   probabilities_BSK: Float[Array, 'B S K'], mask_BS: Bool[Array, 'B S']
 ) -> Float[Array, '']:
-  """Returns exp(entropy) of the mean distribution over codes: 1 for a single code, K at most."""
+  """Returns exp(entropy) of the mean distribution over codes: 1 for a single code, K at most.
+
+  Args:
+    probabilities_BSK: probability of each code.
+    mask_BS: which frames count.
+  """
   weights_BS = mask_BS / jnp.maximum(jnp.sum(mask_BS), 1)
   mean_K = jnp.einsum('bsk,bs->k', probabilities_BSK, weights_BS)
   return jnp.exp(-jnp.sum(mean_K * jnp.log(mean_K + 1e-9)))
@@ -384,5 +434,9 @@ def diversity(
 
   It is 0 if all codes are used equally, 1 - 1 / K if one is used. Source: wav2vec 2.0, equation 4,
   as in its published code.
+
+  Args:
+    probabilities_BSK: probability of each code.
+    mask_BS: which frames count.
   """
   return 1 - codebook_perplexity(probabilities_BSK, mask_BS) / probabilities_BSK.shape[-1]

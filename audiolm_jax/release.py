@@ -100,6 +100,9 @@ def save_pretrained(
     copies: files to copy, by path in the release.
     dtype: 'float16' or 'float32', of the weights.
 
+  Returns:
+    The models, with rounded weights.
+
   Raises:
     UserError: if `folder` exists; if `dtype` is another one or cannot hold a weight; for sampling
       rules of one's own, which JSON cannot hold; for a joint embedding other than MuLan.
@@ -188,6 +191,9 @@ def push_to_hub(
     token: access token; None takes the one that `hf auth login` stored.
     revision: branch; None takes main.
     commit_message: message of the commit.
+
+  Returns:
+    Address of the repository.
 
   Raises:
     UserError: if huggingface_hub is not installed, the folder holds no whole release, or the hub

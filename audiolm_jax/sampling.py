@@ -85,13 +85,21 @@ class ParallelRule:
 
 
 def as_pytree(rule: Rule | OwnRule) -> Any:
-  """Returns a rule as an argument of compiled functions: a function becomes a `Partial`."""
+  """Returns a rule as an argument of compiled functions: a function becomes a `Partial`.
+
+  Args:
+    rule: sampling rule.
+  """
   is_tree = isinstance(rule, (Rule, jax.tree_util.Partial))
   return rule if is_tree else jax.tree_util.Partial(rule)
 
 
 def check_parallel(how: ParallelRule, num_levels: int) -> None:
   """Checks that a rule can decode tokens of `num_levels` levels.
+
+  Args:
+    how: rule of parallel decoding.
+    num_levels: number of levels that it shall decode.
 
   Raises:
     UserError: if the rule has more entries of iterations than levels.
@@ -104,7 +112,12 @@ def check_parallel(how: ParallelRule, num_levels: int) -> None:
 
 
 def filtered_logits(logits_BV: Float[Array, 'B V'], rule: Rule) -> Float[Array, 'B V']:
-  """Returns logits / temperature, with -inf at tokens excluded by top_k or top_p."""
+  """Returns logits / temperature, with -inf at tokens excluded by top_k or top_p.
+
+  Args:
+    logits_BV: unnormalized log-probabilities.
+    rule: temperature, top_k and top_p.
+  """
   logits_BV = logits_BV / jnp.maximum(rule.temperature, 1e-6)
   if rule.top_k is None and rule.top_p is None:
     return logits_BV
@@ -128,7 +141,14 @@ def draw(
 ) -> Int[Array, 'B']:
   """Draws one token per row by the rule.
 
-  past_BN: earlier tokens, read by an `OwnRule` only; None for none.
+  Args:
+    key: PRNG key.
+    logits_BV: unnormalized log-probabilities.
+    rule: sampling rule.
+    past_BN: earlier tokens, read by an `OwnRule` only; None for none.
+
+  Returns:
+    Tokens in [0, V).
   """
   if not isinstance(rule, Rule):
     empty_B0 = jnp.zeros((len(logits_BV), 0), jnp.int32)
@@ -211,6 +231,9 @@ def decode_masked(
     rule: see `ParallelRule`.
     noise: see `ParallelRule`.
     iterations: see `ParallelRule`.
+
+  Returns:
+    The tokens, without UNKNOWN in valid frames.
   """
   levels = tokens_BFQ.shape[-1]
   passes_Q = np.array([*iterations, *[iterations[-1]] * (levels - len(iterations))])

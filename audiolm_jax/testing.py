@@ -79,7 +79,15 @@ def check_stage(
 
 
 def prepare(config: Any, batch: Mapping[str, np.ndarray]) -> Case:
-  """Makes the stage and its variables, and checks that the batch is what the stage asks for."""
+  """Makes the stage and its variables, and checks the batch against `stage.batch`.
+
+  Args:
+    config: config of the stage.
+    batch: one batch by name.
+
+  Returns:
+    What the other checks take.
+  """
   stage = config.make()
   _require(
     set(batch) == set(stage.batch), f'batch {sorted(batch)}, stage asks for {sorted(stage.batch)}'
@@ -94,7 +102,12 @@ def prepare(config: Any, batch: Mapping[str, np.ndarray]) -> Case:
 
 
 def check_gradients(case: Case, without_gradient: Mapping[str, str]) -> None:
-  """Checks that loss and gradients are finite, and that every parameter has a gradient."""
+  """Checks that loss and gradients are finite, and that every parameter has a gradient.
+
+  Args:
+    case: from `prepare`.
+    without_gradient: reason by dotted path of each parameter that has none.
+  """
   (loss, aux), grads = case.one_device
   _require(loss.shape == () and np.isfinite(loss), f'the loss is {loss}, not a finite scalar')
   _require(
@@ -111,7 +124,11 @@ def check_gradients(case: Case, without_gradient: Mapping[str, str]) -> None:
 
 
 def check_evaluation(case: Case) -> None:
-  """Checks that without a key the loss is deterministic and the state does not change."""
+  """Checks that without a key the loss is deterministic and the state does not change.
+
+  Args:
+    case: from `prepare`.
+  """
   evaluate = jax.jit(lambda variables, batch: case.stage.loss(*variables, batch, None))
   first, aux = evaluate(case.variables, case.batch)
   second, _ = evaluate(case.variables, case.batch)
@@ -120,7 +137,16 @@ def check_evaluation(case: Case) -> None:
 
 
 def check_devices(case: Case, rtol: float = 1e-5) -> None:
-  """Checks that eight devices (data, fsdp, tensor) give loss and gradients of one, in float32."""
+  """Checks that eight devices (data, fsdp, tensor) give loss and gradients of one, in float32.
+
+  Args:
+    case: from `prepare`.
+    rtol: largest accepted relative difference.
+
+  Raises:
+    AssertionError: if they differ.
+    UserError: if there are fewer than eight devices.
+  """
   if len(jax.devices()) < 8:
     raise UserError(
       f'{len(jax.devices())} devices of 8: for fake ones, begin with '
@@ -156,6 +182,14 @@ def check_overfits_and_restores(
   """Checks that the train step overfits one batch, and that its state is read back bitwise.
 
   Both as a run resumes it, and as `checkpoints.load_variables` loads it for inference.
+
+  Args:
+    case: from `prepare`.
+    tmp_path: empty folder.
+    optimizer: optimizer of the steps.
+    num_steps: number of steps.
+    factor: by which the loss must fall at least.
+    loss_name: name of the metric.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   _, _, shardings = step_lib.make_init(case.stage, optimizer, mesh)
@@ -194,7 +228,12 @@ def check_overfits_and_restores(
 
 
 def assert_trees_equal(got: Any, expected: Any) -> None:
-  """Raises AssertionError unless structure, dtypes and bits of two trees of arrays are equal."""
+  """Raises AssertionError unless structure, dtypes and bits of two trees of arrays are equal.
+
+  Args:
+    got: tree of arrays.
+    expected: tree of arrays.
+  """
   _require(_same_structure(got, expected), 'the trees have different structures')
   for (path, one), other in zip(jax.tree.flatten_with_path(got)[0], jax.tree.leaves(expected)):
     one, other = np.asarray(one), np.asarray(other)

@@ -32,7 +32,11 @@ class Segments(NamedTuple):
   seconds: float = float('inf')
 
   def number(self, seconds: float) -> int:
-    """Returns the segment of a time in seconds since the start of the new audio."""
+    """Returns the segment of a time in seconds since the start of the new audio.
+
+    Args:
+      seconds: time since the start of the new audio.
+    """
     return min(int(seconds // self.seconds), self.tokens_BGN.shape[1] - 1)
 
 
@@ -53,7 +57,12 @@ class Semantic:
     self._timed, self._more = timed, iter(()) if more is None else more
 
   def until(self, row: int, frame: int | float) -> Timed:
-    """Returns the tokens of a row, complete for the semantic frames before `frame`."""
+    """Returns the tokens of a row, complete for the semantic frames before `frame`.
+
+    Args:
+      row: number of the row.
+      frame: semantic frame; infinity asks for all tokens.
+    """
     # A token ends where the next one starts, so one more is needed.
     while not (self._timed[row].start_N >= frame).any() and self._grow():
       pass
@@ -82,7 +91,12 @@ class How(NamedTuple):
   progress: Callable[[int, int], Any] | None = None
 
   def guided(self, config, condition: decoding.GetCondition) -> dict[str, Any]:
-    """Returns the options of decoding.py for a model: a condition if there is one that it reads."""
+    """Returns the options of decoding.py for a model: a condition if there is one that it reads.
+
+    Args:
+      config: config of the model.
+      condition: function that returns the condition of each row in a window.
+    """
     if self.condition is None or config.condition is None:
       return {}
     return dict(condition=condition, guidance=self.guidance)
@@ -95,7 +109,11 @@ class Count:
     self._progress, self._total, self._done = progress, total, 0
 
   def of(self, parts: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """Yields new codes [F, Q] of each row, after reporting them."""
+    """Yields new codes [F, Q] of each row, after reporting them.
+
+    Args:
+      parts: new codes [F, Q] of each row, window by window.
+    """
     for part in parts:
       self._done += sum(map(len, part))
       if self._progress is not None:
@@ -112,7 +130,12 @@ class Work(NamedTuple):
 
 
 def timed_tokens(semantic_S, deduplicate):
-  """Returns the tokens of a row, without repeats if `deduplicate`, and their first frames."""
+  """Returns the tokens of a row, without repeats if `deduplicate`, and their first frames.
+
+  Args:
+    semantic_S: frame-aligned semantic tokens of a row.
+    deduplicate: whether to remove repeats.
+  """
   semantic_S = semantic_S[semantic_S != PAD]
   keep_S = tokens.first_of_run(semantic_S[None])[0] if deduplicate else semantic_S != PAD
   return Timed(semantic_S[keep_S], np.flatnonzero(keep_S).astype(float))
@@ -124,6 +147,14 @@ def extend_semantic(
   """Yields the rows after each window, in all extended by `num_new` semantic frames.
 
   A conditioned model starts a new window with each segment.
+
+  Args:
+    models: models that belong together.
+    key: PRNG key.
+    timed: tokens of each row, with their first frames.
+    frames_B: number of semantic frames of each row.
+    num_new: number of semantic frames to add to each row.
+    how: settings of the generation.
   """
   config, condition = models.semantic.config, how.condition
   num_segments = 1
@@ -185,6 +216,10 @@ def _extend_segment(
 def carry_frames(config, carry_seconds: float | None) -> int:
   """Returns the number of past codec frames in later windows, a whole number of semantic frames.
 
+  Args:
+    config: of the acoustic model.
+    carry_seconds: past in later windows; None is CARRY_SECONDS, at most half of the crop.
+
   Raises:
     UserError: if it is not less than the crop.
   """
@@ -203,8 +238,13 @@ def carry_frames(config, carry_seconds: float | None) -> int:
 def new_codes(models, key, work: Work, how: How, *, at_once: bool) -> Iterator[list[np.ndarray]]:
   """Returns an iterator over the new codes [F, Q] of each row.
 
-  at_once: whether all chunks of the fine model are one batch, which takes fewer steps; otherwise
-    codes come as soon as the coarse model has made enough.
+  Args:
+    models: models that belong together.
+    key: PRNG key.
+    work: what to generate.
+    how: settings of the generation.
+    at_once: whether all chunks of the fine model are one batch, which takes fewer steps; otherwise
+      codes come as soon as the coarse model has made enough.
   """
   config = acoustic_model(models, how.acoustic).config
   carry, coarse_key = carry_frames(config, how.carry_seconds), jax.random.fold_in(key, 1)

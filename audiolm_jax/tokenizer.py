@@ -94,7 +94,8 @@ class SemanticEncoder:
   def features(self, wave_BT: Float[Array | np.ndarray, 'B T']) -> Float[Array, 'B S D']:
     """Returns the features to cluster, S = ceil(T / hop_length).
 
-    wave_BT: waveforms in [-1, 1] at `sample_rate`.
+    Args:
+      wave_BT: waveforms in [-1, 1] at `sample_rate`.
     """
     checks.shapes(wave_BT=wave_BT)
     return _features(self, wave_BT)
@@ -127,6 +128,7 @@ class SemanticTokenizer:
 
   @property
   def num_clusters(self) -> int:
+    """Number of semantic tokens."""
     return len(self.quantizer.centroids_KD)
 
   @functools.cached_property
@@ -137,7 +139,8 @@ class SemanticTokenizer:
   def encode(self, wave_BT: Float[Array | np.ndarray, 'B T']) -> Int[Array, 'B S']:
     """Returns frame-aligned semantic tokens, S = ceil(T / hop_length).
 
-    wave_BT: waveforms in [-1, 1] at `sample_rate`.
+    Args:
+      wave_BT: waveforms in [-1, 1] at `sample_rate`.
     """
     checks.shapes(wave_BT=wave_BT)
     return _semantic_tokens(self, wave_BT)
@@ -229,7 +232,12 @@ class MusicTokenizer:
   def joined(
     self, found_BN: Int[np.ndarray, 'B N'], melody_BM: Int[np.ndarray, 'B M'] | None = None
   ) -> Int[np.ndarray, 'B L']:
-    """Returns tokens of clips or texts after those of melodies; None: there are no melodies."""
+    """Returns tokens of clips or texts after those of melodies; None: there are no melodies.
+
+    Args:
+      found_BN: tokens of clips or of texts.
+      melody_BM: tokens of melodies.
+    """
     if self.melody is None:
       return np.asarray(found_BN)
     if melody_BM is None:
@@ -239,6 +247,9 @@ class MusicTokenizer:
   def texts(self, captions: Sequence[str]) -> Int[np.ndarray, 'B N']:
     """Returns the tokens of texts.
 
+    Args:
+      captions: at least one text.
+
     Raises:
       UserError: as `JointEmbedding.texts`.
     """
@@ -247,6 +258,10 @@ class MusicTokenizer:
 
   def clips(self, wave_BT: Float[np.ndarray, 'B T'], sample_rate: int) -> Int[np.ndarray, 'B N']:
     """Returns the tokens of whole clips, a prompt of audio in the place of texts.
+
+    Args:
+      wave_BT: waveforms in [-1, 1] of equal lengths.
+      sample_rate: their rate, in Hz.
 
     Raises:
       UserError: as `JointEmbedding.audio`.
@@ -416,7 +431,14 @@ def spec_of(
   num_clusters: int,
   condition: tokens.Codebook | None = None,
 ) -> tokens.Spec:
-  """Returns rates and sizes of tokens, before clusters and quantizer are fitted."""
+  """Returns rates and sizes of tokens, before clusters and quantizer are fitted.
+
+  Args:
+    codec: codec of the tokens.
+    encoder: semantic encoder.
+    num_clusters: number of semantic tokens.
+    condition: tokens of conditions; None: there are none.
+  """
   return tokens.Spec(
     semantic_rate=encoder.frame_rate,
     num_clusters=num_clusters,
@@ -433,6 +455,10 @@ def files(
 ) -> Iterator[tuple[str | os.PathLike, Int[np.ndarray, 'S'], Int[np.ndarray, 'F Q']]]:
   """Yields (path, semantic_S, codes_FQ) of each audio file, in the order of `paths`.
 
+  Args:
+    tokenizer: from `load_tokenizer`.
+    paths: audio files.
+
   Raises:
     UserError: with the path, if a file cannot be read or is shorter than one semantic frame.
   """
@@ -446,17 +472,29 @@ def files(
 
 
 def clusters_path(workdir: str | os.PathLike) -> storage.Path:
-  """Returns the path of the clusters of a workdir."""
+  """Returns the path of the clusters of a workdir.
+
+  Args:
+    workdir: folder of a run.
+  """
   return storage.path(workdir) / 'semantic_tokens' / 'kmeans.safetensors'
 
 
 def music_path(workdir: str | os.PathLike) -> storage.Path:
-  """Returns the path of the quantizer of music tokens of a workdir."""
+  """Returns the path of the quantizer of music tokens of a workdir.
+
+  Args:
+    workdir: folder of a run.
+  """
   return storage.path(workdir) / 'music_tokens' / 'quantizer.safetensors'
 
 
 def melody_path(workdir: str | os.PathLike) -> storage.Path:
-  """Returns the path of the quantizer of melodies of a workdir."""
+  """Returns the path of the quantizer of melodies of a workdir.
+
+  Args:
+    workdir: folder of a run.
+  """
   return storage.path(workdir) / 'music_tokens' / 'melody.safetensors'
 
 
@@ -521,6 +559,10 @@ def load_semantic_tokenizer(
 def load_tokenizer(workdir: str | os.PathLike, remedy: str = 'fit the clusters again') -> Tokenizer:
   """Returns the codec and the semantic tokenizer of a workdir, and its music tokenizer if fitted.
 
+  Args:
+    workdir: folder of a run or a release, on a disk or in a bucket.
+    remedy: what error messages advise to do where clusters are missing.
+
   Raises:
     UserError: as `codec.load`, `load_semantic_tokenizer` and `load_music_tokenizer`.
   """
@@ -549,6 +591,9 @@ def load_music_tokenizer(
 def load_melody_tokenizer(workdir: str | os.PathLike) -> MelodyTokenizer:
   """Returns the embedding of melodies in the stage `melody` of a workdir, with its quantizer.
 
+  Args:
+    workdir: folder of a run, on a disk or in a bucket.
+
   Raises:
     UserError: if either is missing or damaged, or the quantizer was fitted to another embedding.
   """
@@ -568,8 +613,10 @@ def encode_rows(
 ) -> tuple[Int[Array, 'B F Q'], Int[Array, 'B S']]:
   """Returns codes and semantic tokens of whole rows, computed as one program.
 
-  wave_BT: waveforms at the codec's rate.
-  semantic_wave_BT: the same at the rate of the semantic encoder.
+  Args:
+    tokenizer: from `load_tokenizer`.
+    wave_BT: waveforms at the codec's rate.
+    semantic_wave_BT: the same at the rate of the semantic encoder.
   """
   return tokenizer.codec.encode(wave_BT), tokenizer.semantic.encode(semantic_wave_BT)
 

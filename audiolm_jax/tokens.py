@@ -45,6 +45,7 @@ class Codebook:
 
   @property
   def num_ids(self) -> int:
+    """Number of ids of all levels."""
     return self.levels * self.size
 
 
@@ -85,10 +86,12 @@ class Vocabulary:
 
   @property
   def num_targets(self) -> int:
+    """Number of ids of the target codes."""
     return self.target_levels * self.target_size
 
   @property
   def num_ids(self) -> int:
+    """Number of ids of prefix and target codes."""
     return self.target_offset + self.num_targets
 
 
@@ -119,7 +122,11 @@ class Spec:
 
   @classmethod
   def of(cls, metadata: Mapping[str, Any]) -> 'Spec':
-    """Returns the spec in the metadata of token shards; other entries are ignored."""
+    """Returns the spec in the metadata of token shards; other entries are ignored.
+
+    Args:
+      metadata: fields of the spec by name.
+    """
     return cls(**{name: metadata.get(name) for name in cls.__dataclass_fields__})
 
   def differences(self, made: 'Spec') -> list[str]:
@@ -127,6 +134,9 @@ class Spec:
 
     A model may read fewer levels than there are. All other fields that both state must be equal.
     A model that reads a condition also needs tokens that have one.
+
+    Args:
+      made: spec of the tokens.
     """
     found = []
     for name in self.__dataclass_fields__:
@@ -139,6 +149,19 @@ class Spec:
       elif wanted > there if is_levels else wanted != there:
         found.append(f'{name}={wanted}, the tokens have {there}')
     return found
+
+  def relevant(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Returns the fingerprints, by name, of the models that make the tokens of this spec.
+
+    Args:
+      fingerprints: of models, by name.
+    """
+    read = {
+      'soundstream': self.frame_rate,
+      'semantic_tokens': self.semantic_rate,
+      'music_tokens': self.condition_levels,
+    }
+    return {name: value for name, value in fingerprints.items() if read[name] is not None}
 
   @property
   def frames_per_semantic(self) -> int:
@@ -156,6 +179,11 @@ def flatten(
   """Returns the ids of codes, frame by frame: code + offset + level * codebook_size; L = F * Q.
 
   PAD stays PAD. Source: AudioLM (arXiv 2209.03143), section III-B.
+
+  Args:
+    codes_BFQ: codes in [0, codebook_size), or PAD.
+    codebook_size: codes per level.
+    offset: id of code 0 of level 0.
 
   Raises:
     UserError: for another rank; for numpy input, if a code is neither PAD nor in
@@ -176,6 +204,15 @@ def unflatten(
   ids_BL: Int[Array | np.ndarray, 'B L'], num_levels: int, codebook_size: int, offset: int = 0
 ) -> Int[Array, 'B F Q']:
   """Inverts `flatten`: returns the codes of ids.
+
+  Args:
+    ids_BL: ids, frame by frame.
+    num_levels: number of levels Q.
+    codebook_size: codes per level.
+    offset: id of code 0 of level 0.
+
+  Returns:
+    Codes in [0, codebook_size), or PAD.
 
   Raises:
     UserError: if L is not a multiple of `num_levels`; for numpy input, if an id is outside its
@@ -198,7 +235,11 @@ def unflatten(
 
 
 def first_of_run(semantic_BS: Int[Array | np.ndarray, 'B S']) -> Bool[Array | np.ndarray, 'B S']:
-  """Returns where a token differs from the previous one and is not PAD."""
+  """Returns where a token differs from the previous one and is not PAD.
+
+  Args:
+    semantic_BS: semantic tokens; PAD is padding.
+  """
   xp = np if isinstance(semantic_BS, np.ndarray) else jnp
   before_BS = xp.concatenate([xp.full_like(semantic_BS[:, :1], PAD), semantic_BS[:, :-1]], axis=1)
   return (semantic_BS != PAD) & (semantic_BS != before_BS)
@@ -210,6 +251,9 @@ def deduplicate(
   """Removes consecutive repeats; the kept tokens move to the left, PAD fills the rest.
 
   Shapes do not change. Numpy arrays give numpy arrays. Source: AudioLM, section IV-B.
+
+  Args:
+    semantic_BS: semantic tokens; PAD is padding.
 
   Returns:
     Tokens, and the number of tokens in each row.
@@ -231,6 +275,10 @@ def left_pad(ids_BL: Int[Array, 'B L *N'], times_BL: Float[Array, 'B L']) -> tup
 
   With ids [B, L, N], columns of PAD alone move.
 
+  Args:
+    ids_BL: ids; PAD is padding.
+    times_BL: time of each id, in seconds.
+
   Returns:
     Ids, and times in the same order.
   """
@@ -243,6 +291,10 @@ def left_pad(ids_BL: Int[Array, 'B L *N'], times_BL: Float[Array, 'B L']) -> tup
 def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
   """Returns the number of codec frames per semantic frame.
 
+  Args:
+    frame_rate: codec frames per second.
+    semantic_rate: semantic frames per second.
+
   Raises:
     UserError: if it is not a whole number.
   """
@@ -250,7 +302,7 @@ def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
     frame_rate=(frame_rate, checks.POSITIVE), semantic_rate=(semantic_rate, checks.POSITIVE)
   )
   frames = round(frame_rate / semantic_rate)
-  if frames < 1 or frames * semantic_rate != frame_rate:
+  if frames * semantic_rate != frame_rate:
     raise UserError(
       f'frame_rate={frame_rate} of the codec must be a multiple of semantic_rate={semantic_rate}: '
       'codec frames and semantic frames cannot be aligned otherwise; take another codec or another '
@@ -261,6 +313,11 @@ def frames_per_semantic(frame_rate: float, semantic_rate: float) -> int:
 
 def semantic_frames(crop_seconds: float, semantic_rate: float, frame_rate: float) -> int:
   """Returns the number of semantic frames of a crop.
+
+  Args:
+    crop_seconds: length of the crop.
+    semantic_rate: semantic frames per second.
+    frame_rate: codec frames per second.
 
   Raises:
     UserError: if the crop is not a whole number of semantic frames, or a semantic frame not a whole

@@ -196,6 +196,25 @@ def test_whole_numbers_are_no_floats_and_no_booleans_and_fit_int32():
   assert not any(checks.NUMBER.holds(value) for value in (NAN, INF, -INF, 10**400, True, '1', None))
 
 
+@pytest.mark.parametrize(
+  'rule, inside, outside',
+  [
+    (checks.NUMBER, (-1e300, 0, 2.5), ()),
+    (checks.POSITIVE, (1e-300, 7), (0, -1)),
+    (checks.NOT_NEGATIVE, (0, 1e-300), (-1e-300,)),
+    (checks.ABOVE_ONE, (1.001, 7), (1, 0.5)),
+    (checks.SHARE, (0, 0.5, 1), (-1e-9, 1.001)),
+    (checks.POSITIVE_SHARE, (1e-9, 1), (0, -0.5, 1.001)),
+    (checks.BELOW_ONE, (0, 0.999), (-1e-9, 1)),
+    (checks.BETWEEN, (1e-9, 0.999), (0, 1)),
+    (checks.SEED, (0, 2**32 - 1), (-1, 2**32)),
+  ],
+)
+def test_ranges_end_where_their_texts_say(rule, inside, outside):
+  assert all(map(rule.holds, inside))
+  assert not any(map(rule.holds, (*outside, NAN, INF, -INF, 10**400, True, '1', None)))
+
+
 def test_a_scalar_for_levels_is_refused(as_users_run_it):
   vectors_QKD, x_BFD = jnp.zeros((2, 3, 4)), jnp.zeros((5, 6, 4))
   with pytest.raises(ValueError, match=r'levels_B has shape \(\): add the batch axis'):

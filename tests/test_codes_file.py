@@ -184,6 +184,28 @@ def test_declared_sizes_are_checked_before_anything_is_allocated(changes, reason
     tracemalloc.stop()
 
 
+def test_fields_end_at_the_limits_of_the_format():
+  """A legal header is refused for the codes that it is given: there are none."""
+  smallest = Header(1, 1, 1, 2, 1, '0123456789abcdef')
+  one_frame = smallest._replace(hop_length=2**20)
+  for header, field, largest in (
+    (smallest, 'sample_rate', 2**20),
+    (smallest, 'hop_length', 2**20),
+    (smallest, 'num_quantizers', 2**10),
+    (smallest, 'codebook_size', 2**24),
+    (one_frame, 'num_samples', 2**40),
+  ):
+    for value, reason in ((largest, 'codes have shape'), (largest + 1, f'{field}=.* is outside')):
+      with pytest.raises(ValueError, match=reason):
+        codes_file.encode(header._replace(**{field: value}), np.zeros((0, 1), np.int32))
+  for count, reason in ((2**27, 'codes have shape'), (2**27 + 1, 'codes are more than')):
+    with pytest.raises(ValueError, match=reason):
+      codes_file.encode(smallest._replace(num_samples=count), np.zeros((0, 1), np.int32))
+  for shape in ((2, 1), (1, 2)):
+    with pytest.raises(ValueError, match=r'codes have shape .* has \(1, 1\)'):
+      codes_file.encode(smallest, np.zeros(shape, np.int32))
+
+
 def test_other_kinds_of_files_and_later_versions_are_named():
   with pytest.raises(ValueError, match=r"a.wav: begins with b'RIFF.*', so it is not an .alm file"):
     codes_file.decode(b'RIFF1234WAVE' * 10, 'a.wav')

@@ -125,8 +125,14 @@ def test_what_cannot_be_fitted_or_assigned_is_refused():
     embedding_tokens.fit(embeddings_ND, codebook_size=4)
   with pytest.raises(ValueError, match='width 16, but code vectors 8'):
     embedding_tokens.assign(jnp.zeros((2, 3, 8)), jnp.zeros((1, 16)))
-  with pytest.raises(ValueError, match='16 pairs are too few for a map of width 16: .* least 17'):
-    embedding_tokens.fit_map(unit_vectors(16), unit_vectors(16))
+  for few in (9, 15):
+    vectors_ND = unit_vectors(few, dim=15)
+    with pytest.raises(
+      ValueError, match=f'{few} pairs are too few for a map of width 15: .* least 16'
+    ):
+      embedding_tokens.fit_map(vectors_ND, vectors_ND)
+  vectors_ND = unit_vectors(16, dim=15)
+  assert embedding_tokens.fit_map(vectors_ND, vectors_ND).shape == (16, 15)
   with pytest.raises(ValueError, match='1 of 20 embeddings contain NaN'):
     embedding_tokens.fit_map(unit_vectors(20), embeddings_ND)
   with pytest.raises(ValueError, match='width 8, the map 16: fit it to embeddings'):

@@ -232,7 +232,7 @@ def test_a_metric_is_a_measurement(tmp_path):
 
 
 def test_a_sampling_rule_is_a_function():
-  params = sharding.unbox(CONFIG.make().init(jax.random.key(0))).params
+  params = sharding.unbox(jax.jit(CONFIG.make().init)(jax.random.key(0))).params
 
   def next_of_the_past(key, logits_BV, past_BN):
     """Counts on from the largest token so far: 2, 3, 4, 4, ..."""

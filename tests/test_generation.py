@@ -3,6 +3,7 @@ can be checked.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,12 @@ def with_variables(config, seed):
 
 @pytest.fixture(scope='module')
 def models():
+  return made_models()
+
+
+@functools.cache
+def made_models():
+  """For the files that import the fixture, too."""
   shared = dict(num_clusters=K, transformer=TINY)
   return Models(
     tokenizer_of(Codec()),

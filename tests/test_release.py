@@ -230,7 +230,8 @@ def test_the_packaged_release_is_whole_and_small():
   assert sum(path.stat().st_size for path in stored) < 20e6
   assert len(list((folder / 'examples').glob('*.flac'))) == 3
   models = release.from_pretrained()
-  assert models.coarse is not None and models.fine is not None and models.soundstorm is not None
+  # One acoustic path: the package holds 20 MB, and the coarse model has all of its levels.
+  assert models.coarse is not None and models.fine is None and models.soundstorm is None
   assert models.tokenizer.codec.bit_rate() == 6000
 
 

@@ -115,5 +115,13 @@ def test_errors_name_the_value():
   with pytest.raises(ValueError, match='must be a multiple'):
     tokens.frames_per_semantic(44_100 / 512, 25.0)
   assert [tokens.frames_per_semantic(rate, 25.0) for rate in (25.0, 50.0, 75.0)] == [1, 2, 3]
-  with pytest.raises(ValueError, match='no whole number'):
-    tokens.semantic_frames(1.01, 25.0, 50.0)
+  assert tokens.semantic_frames(1.04, 25.0, 50.0) == 26
+  for seconds in (1.01, 1e-8):
+    with pytest.raises(ValueError, match='is no whole number of frames at 25.0 Hz'):
+      tokens.semantic_frames(seconds, 25.0, 50.0)
+
+
+def test_equal_vocabularies_are_one_static_argument():
+  """jit compiles once for both only if they are equal and their hashes are."""
+  one, other = (tokens.Vocabulary(parts=(tokens.Codebook(2, 3),), target_size=5) for _ in range(2))
+  assert one == other and hash(one) == hash(other)

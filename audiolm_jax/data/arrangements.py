@@ -49,6 +49,11 @@ _TO_MODE = {'minor': {4: 3, 9: 8, 11: 10}, 'major': {3: 4, 8: 9, 10: 11}}
 _DEGREES = (0, 4, 3, 5)  # chords I, V, IV and vi, or i, v, iv and VI; ties prefer the first
 
 
+def random_attributes(random: np.random.Generator) -> dict[str, str]:
+  """Draws one value of each attribute, independently and uniformly."""
+  return {name: values[random.integers(len(values))] for name, values in ATTRIBUTES.items()}
+
+
 def captioned(
   tune: Tune, attributes: Mapping[str, str], seconds: float, random: np.random.Generator
 ) -> tuple[Float[np.ndarray, 'N 4'], int]:

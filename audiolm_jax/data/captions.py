@@ -72,17 +72,31 @@ class CaptionedFiles:
     return self._described(i, self._files[i])
 
   def crop(self, i: int, choose: Callable[[int], tuple[int, int]]) -> dict | None:
-    """Returns the example with `waveform[first:stop]` only; see `folders.AudioFiles.crop`."""
+    """Returns the example with `waveform[first:stop]` only; see `folders.AudioFiles.crop`.
+
+    Args:
+      i: index of the example.
+      choose: function from the length in samples to `first` and `stop`.
+    """
     return self._described(i, self._files.crop(i, choose))
 
   def keep(self, parts: Sequence[folders.Part]) -> 'CaptionedFiles':
-    """Returns a source of these parts, with the same settings."""
+    """Returns a source of these parts, with the same settings.
+
+    Args:
+      parts: some of the source's parts.
+    """
     sizes = dict(num_texts=self._num_texts, text_bytes=self._text_bytes)
     kept = {part: self._captions[part] for part in parts}
     return type(self)(kept, self.sample_rate, **sizes, **self._options)
 
   def refuse(self, i: int, reason: str):
-    """Records example i as unreadable."""
+    """Records example i as unreadable.
+
+    Args:
+      i: index of the example.
+      reason: why it cannot be read.
+    """
     self._files.refuse(i, reason)
 
   def inventory(self) -> list[str]:
@@ -147,6 +161,9 @@ def parts(
 
 def read(path: str | os.PathLike) -> list[Entry]:
   """Returns the entries of a file of captions; those without captions are left out.
+
+  Args:
+    path: CSV, JSON lines, or a list of MusicCaps or MTG-Jamendo.
 
   Raises:
     UserError: naming file and line, if the format is unknown or a line is wrong, or no caption is

@@ -103,15 +103,28 @@ class AudioFiles:
 
     If possible (see `audio.load_slice`), only this slice is decoded; damage elsewhere in the file
     may go unnoticed.
+
+    Args:
+      i: index of the example.
+      choose: function from the length in samples to `first` and `stop`.
     """
     return self._example(i, functools.partial(audio.load_slice, choose=choose))
 
   def keep(self, parts: Sequence[Part]) -> 'AudioFiles':
-    """Returns a source of these parts, with the same settings."""
+    """Returns a source of these parts, with the same settings.
+
+    Args:
+      parts: some of `files.parts`.
+    """
     return type(self)(parts, self.sample_rate, **self._options)
 
   def refuse(self, i: int, reason: str):
-    """Records example i as unreadable."""
+    """Records example i as unreadable.
+
+    Args:
+      i: index of the example.
+      reason: why it cannot be read.
+    """
     self.bad.add(range(len(self))[i], self.parts[i].path, reason)
 
   def inventory(self) -> list[str]:
@@ -172,6 +185,10 @@ def scan(root: str | os.PathLike, extensions: tuple[str, ...] = EXTENSIONS) -> F
   Links are followed, also out of `root`. A file or folder with several paths counts once, by its
   own name instead of a link if possible. Excluded paths are of audio files that are not regular,
   macOS's `._` files, audio of other formats, cycles of links, and folders that cannot be listed.
+
+  Args:
+    root: folder.
+    extensions: in lower case, with the dot.
   """
   paths, left_out, counted = [], [], set()
   for path, status in _walk(os.fspath(root), left_out):
@@ -254,17 +271,32 @@ def find(
 
 
 def same_files(paths: Sequence[str]) -> set:
-  """Returns the identities (device, inode) of files, independent of names and links."""
+  """Returns the identities (device, inode) of files, independent of names and links.
+
+  Args:
+    paths: of existing files.
+  """
   return {_identity(path, os.stat(path)) for path in paths if os.path.exists(path)}
 
 
 def is_held_out(name: str, share: float) -> bool:
-  """Returns whether a file or speaker belongs to the test split, by the checksum of its name."""
+  """Returns whether a file or speaker belongs to the test split, by the checksum of its name.
+
+  Args:
+    name: path of the file, or name of the speaker.
+    share: of the names that are held out, in [0, 1].
+  """
   return zlib.crc32(os.fsencode(name)) % 10_000 < share * 10_000
 
 
 def split_name(part: Part, root: str | os.PathLike, speaker_folders: bool) -> str:
-  """Returns the name that decides the split of a part: its path or its speaker's folder."""
+  """Returns the name that decides the split of a part: its path or its speaker's folder.
+
+  Args:
+    part: a part of a file.
+    root: folder of the corpus.
+    speaker_folders: whether the folder of a file is its speaker.
+  """
   if speaker_folders:
     return os.path.basename(os.path.dirname(part.path))
   return os.path.relpath(part.path, root)

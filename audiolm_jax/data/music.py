@@ -186,7 +186,11 @@ def _clips(config: Config, split: str) -> list[dict[str, Any]]:
 
 
 def combinations(held_out: bool) -> list[dict[str, str]]:
-  """Returns all combinations of attributes with a held-out pair, or all without one."""
+  """Returns all combinations of attributes with a held-out pair, or all without one.
+
+  Args:
+    held_out: whether to return those with a held-out pair.
+  """
   all_of_them = [
     dict(zip(arrangements.ATTRIBUTES, values))
     for values in itertools.product(*arrangements.ATTRIBUTES.values())
@@ -265,6 +269,11 @@ def split_tunes(
 
   Collections share tunes under several titles. Tunes that begin as a held-out one are therefore in
   neither part.
+
+  Args:
+    tunes: all tunes.
+    is_held_out: whether to return the held-out ones.
+    share: of the titles that are held out, in [0, 1].
 
   Raises:
     UserError: if no tune is left.

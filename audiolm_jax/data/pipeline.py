@@ -83,6 +83,9 @@ class Batches:
   def set_state(self, state: Mapping[str, int]):
     """Resumes after `state['step']` batches.
 
+    Args:
+      state: from `get_state`.
+
     Raises:
       UserError: if the state has another seed, global batch size or number of examples.
     """
@@ -180,6 +183,15 @@ def evaluation_batches(
 ) -> list[dict[str, np.ndarray]]:
   """Returns `num_batches` batches, which are the same on each call; short sources are repeated.
 
+  Args:
+    source: examples by index.
+    features: what the stage reads, `stage.batch`.
+    batch_size: global number of examples per batch.
+    num_batches: number of batches.
+    seed: seed of the order and of the crops.
+    process_index: number of this process.
+    process_count: number of processes, each of which gets its rows of every batch.
+
   Raises:
     UserError: as `batches`.
   """
@@ -205,6 +217,11 @@ def crop(
   An example shorter than the crop starts at 0 s and is padded: floats with 0, integers with -1.
   Lengths of features may differ by a frame; no feature is padded if all are long enough. Trailing
   axes are truncated.
+
+  Args:
+    example: arrays by name; a superset of `features`.
+    features: what to return.
+    random: draws the start time; None starts at 0 s.
 
   Raises:
     UserError: if a feature is missing, has the wrong shape, or contains illegal ids.
@@ -237,6 +254,9 @@ def grid_rate(rates: Iterable[float | int]) -> Fraction:
   """Returns the rate in Hz of the finest grid of times that are whole frames at all rates.
 
   It is their greatest common divisor, as rational numbers.
+
+  Args:
+    rates: rates in Hz.
   """
   fractions = [Fraction(rate) for rate in rates]
   denominator = math.lcm(*(fraction.denominator for fraction in fractions))
@@ -246,7 +266,12 @@ def grid_rate(rates: Iterable[float | int]) -> Fraction:
 
 
 def read_ahead(source: Any, indices: Iterable[int]) -> Iterator[Mapping[str, Any] | None]:
-  """Yields source[index] for each index, in order, while threads read the next examples."""
+  """Yields source[index] for each index, in order, while threads read the next examples.
+
+  Args:
+    source: examples by index.
+    indices: which ones, in which order.
+  """
   with futures.ThreadPoolExecutor(NUM_THREADS, 'audiolm read') as pool:
     ahead: collections.deque[futures.Future] = collections.deque()
     try:

@@ -41,6 +41,9 @@ DAMAGE = 'Corrupted'  # in ArrayRecord's errors of a record whose checksum diffe
 def encode(example: Mapping[str, Any]) -> bytes:
   """Returns one example {name: array or number} as a record.
 
+  Args:
+    example: arrays or numbers by name.
+
   Raises:
     UserError: if a value is not an integer below 2**31 in magnitude, a float or a boolean.
   """
@@ -65,6 +68,9 @@ def encode(example: Mapping[str, Any]) -> bytes:
 def decode(record: bytes) -> dict[str, np.ndarray]:
   """Returns the example of a record; integers as int32, booleans as uint8.
 
+  Args:
+    record: from `encode`.
+
   Raises:
     UserError: if the record is damaged.
   """
@@ -88,11 +94,24 @@ def decode(record: bytes) -> dict[str, np.ndarray]:
 
 
 def shard_path(folder: str | os.PathLike, name: str, shard: int, num_shards: int) -> str:
+  """Returns the path of a shard.
+
+  Args:
+    folder: folder of the shards.
+    name: of the data set, such as 'train'.
+    shard: number of the shard, from 0.
+    num_shards: number of shards.
+  """
   return os.path.join(folder, f'{name}-{shard:05d}-of-{num_shards:05d}.array_record')
 
 
 def written(folder: str | os.PathLike, name: str) -> list[str]:
-  """Returns the paths of the shards of a data set that exist, sorted."""
+  """Returns the paths of the shards of a data set that exist, sorted.
+
+  Args:
+    folder: folder of the shards.
+    name: of the data set.
+  """
   shard = re.compile(re.escape(name) + r'-[^/]*\.array_record')
   there = storage.files_below(storage.path(folder))
   return sorted(os.path.join(folder, file) for file in there if shard.fullmatch(file))
@@ -105,7 +124,18 @@ def write_shard(
   num_shards: int,
   examples: Iterable[Mapping[str, Any]],
 ) -> str:
-  """Writes one shard and its entry atomically, and returns its path; replaces an existing one."""
+  """Writes one shard and its entry atomically, and returns its path; replaces an existing one.
+
+  Args:
+    folder: folder of the shards.
+    name: of the data set.
+    shard: number of the shard, from 0.
+    num_shards: number of shards.
+    examples: examples of this shard, see `encode`.
+
+  Returns:
+    Path of the shard.
+  """
   from array_record.python import array_record_module
 
   path = shard_path(folder, name, shard, num_shards)
@@ -165,6 +195,9 @@ def _stored_entry(path: str) -> dict[str, Any] | None:
 
 def count(paths: Iterable[str]) -> int:
   """Returns the number of examples in existing shards, before their manifest is written.
+
+  Args:
+    paths: paths of shards.
 
   Raises:
     OSError: if a bucket cannot be read.

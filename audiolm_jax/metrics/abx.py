@@ -339,6 +339,11 @@ def frame_distances(
   """Returns the distance of each frame of one segment to each frame of the other.
 
   For 'angular' and 'cosine' the frames have unit length, or are zero except for a last column of 1.
+
+  Args:
+    one_PND: features, or tokens, of the first segment of each pair.
+    other_PMD: those of the other segment.
+    distance: name of the distance, as in `measure`.
   """
   if distance == 'identity':
     return jnp.mean(one_PND[:, :, None, :] != other_PMD[:, None, :, :], axis=-1, dtype=jnp.float32)
@@ -357,6 +362,11 @@ def alignment_cost(
   The first `rows_P[p]` rows and `columns_P[p]` columns of matrix p count. A step moves down, right
   or both. Among equal costs, a path ending with a diagonal step wins, then one ending with a step
   right.
+
+  Args:
+    distance_PNM: distances of frames.
+    rows_P: number of frames of the first segment of each pair.
+    columns_P: number of frames of the other segment.
   """
   _, num_rows, num_columns = distance_PNM.shape
   width = num_rows + num_columns - 1

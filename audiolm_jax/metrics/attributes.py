@@ -32,6 +32,10 @@ Judges = Mapping[str, Any]  # classifiers by attribute, from `fit`
 def features(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> Float[np.ndarray, 'D']:
   """Returns the features of a clip, which are read at 16 kHz.
 
+  Args:
+    wave_T: waveform in [-1, 1].
+    sample_rate: in Hz.
+
   Raises:
     UserError: if the clip is shorter than the largest lag of the rhythm, 1.92 s.
   """
@@ -107,6 +111,11 @@ def fit(
 
 
 def judge(judges: Judges, features_ND: Float[np.ndarray, 'N D']) -> dict[str, Int[np.ndarray, 'N']]:
-  """Returns the likeliest value of each attribute of each clip."""
+  """Returns the likeliest value of each attribute of each clip.
+
+  Args:
+    judges: from `fit`.
+    features_ND: features of each clip.
+  """
   checks.shapes(features_ND=features_ND)
   return {name: one.predict(features_ND) for name, one in judges.items()}

@@ -19,6 +19,10 @@ def si_sdr(
 
   Means are removed first. A silent estimate scores -100 dB, an exact one +100 dB. Source: Le Roux
   et al., 2019.
+
+  Args:
+    reference_BT: original waveforms.
+    estimate_BT: waveforms to judge.
   """
   reference_BT = reference_BT - jnp.mean(reference_BT, axis=-1, keepdims=True)
   estimate_BT = estimate_BT - jnp.mean(estimate_BT, axis=-1, keepdims=True)
@@ -37,6 +41,11 @@ def log_mel_distance(
   """Returns the mean absolute difference of log-mel magnitudes of each example, in nats.
 
   Uses windows of 64 ms with a hop of a quarter and 80 mel bins. `sample_rate` is in Hz.
+
+  Args:
+    reference_BT: original waveforms.
+    estimate_BT: waveforms to judge.
+    sample_rate: in Hz.
   """
   window = int(0.064 * sample_rate)
   options = dict(sample_rate=sample_rate, window_length=window, hop_length=window // 4, num_mels=80)
@@ -55,6 +64,10 @@ def multi_scale_stft_distance(
   convergence is the norm of the magnitude difference divided by the norm of the reference
   magnitudes. Source: Yamamoto et al., 2020 (Parallel WaveGAN), equations 3 to 6, with power-of-two
   windows and a hop of a quarter.
+
+  Args:
+    reference_BT: original waveforms.
+    estimate_BT: waveforms to judge.
 
   Raises:
     UserError: if the waveform is shorter than every window.

@@ -41,13 +41,29 @@ def accuracy(
   """Returns the share of clips on the right side of the threshold, in [0, 1].
 
   Clips with a score above `threshold` are called generated.
+
+  Args:
+    score_N: score of each clip; higher is more likely generated.
+    label_N: 0 for originals, 1 for generated clips.
+    threshold: least score of clips called generated, exclusive.
+
+  Raises:
+    UserError: if scores are missing or not finite, or labels are other numbers.
   """
   score_N, label_N = _checked(score_N, label_N)
   return float(np.mean((score_N > threshold) == (label_N == 1)))
 
 
 def roc(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_']) -> Roc:
-  """Returns the receiver operating characteristic; equal scores share a threshold."""
+  """Returns the receiver operating characteristic; equal scores share a threshold.
+
+  Args:
+    score_N: score of each clip; higher is more likely generated.
+    label_N: 0 for originals, 1 for generated clips.
+
+  Raises:
+    UserError: as `accuracy`; if one of the classes is missing.
+  """
   score_N, label_N = _checked(score_N, label_N, both=True)
   order = np.argsort(-score_N, kind='stable')
   score_N, label_N = score_N[order], label_N[order]
@@ -66,6 +82,13 @@ def area_under_curve(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '
   """Returns the area under the ROC, in [0, 1].
 
   It equals the probability that a generated clip scores above an original one; ties count half.
+
+  Args:
+    score_N: score of each clip; higher is more likely generated.
+    label_N: 0 for originals, 1 for generated clips.
+
+  Raises:
+    UserError: as `roc`.
   """
   curve = roc(score_N, label_N)
   return float(np.trapezoid(curve.true_positive_N, curve.false_positive_N))
@@ -75,6 +98,13 @@ def equal_error_rate(score_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '
   """Returns the rate, in [0, 1], at which false positives and misses are equally frequent.
 
   The ROC is interpolated linearly between thresholds.
+
+  Args:
+    score_N: score of each clip; higher is more likely generated.
+    label_N: 0 for originals, 1 for generated clips.
+
+  Raises:
+    UserError: as `roc`.
   """
   curve = roc(score_N, label_N)
   gap_N = curve.false_positive_N - (1 - curve.true_positive_N)  # rises from -1 to 1
@@ -91,6 +121,16 @@ def fit_calibration(
 
   The targets are 1 / (n + 2) and (n + 1) / (n + 2) for n clips of the class, as in Platt (1999),
   instead of 0 and 1: separable classes would otherwise have no finite scale.
+
+  Args:
+    log_odds_N: log odds of each clip, in nats.
+    label_N: 0 for originals, 1 for generated clips.
+
+  Returns:
+    Scale and offset.
+
+  Raises:
+    UserError: as `roc`.
   """
   from scipy.optimize import minimize  # slow to import
 
@@ -116,7 +156,12 @@ def fit_calibration(
 def probability(
   calibration: Calibration, log_odds_N: Float[np.ndarray, '*dims']
 ) -> Float[np.ndarray, '*dims']:
-  """Returns p(generated), assuming that original and generated clips are equally frequent."""
+  """Returns p(generated), assuming that original and generated clips are equally frequent.
+
+  Args:
+    calibration: from `fit_calibration`.
+    log_odds_N: log odds of clips, in nats.
+  """
   from scipy.special import expit  # no overflow
 
   return expit(calibration.scale * np.asarray(log_odds_N, np.float64) + calibration.offset)
@@ -125,7 +170,16 @@ def probability(
 def calibration_error(
   probability_N: Float[np.ndarray, '_'], label_N: Int[np.ndarray, '_'], num_bins: int = 10
 ) -> float:
-  """Returns the expected calibration error (ECE), in [0, 1], over bins of equal width."""
+  """Returns the expected calibration error (ECE), in [0, 1], over bins of equal width.
+
+  Args:
+    probability_N: p(generated) of each clip.
+    label_N: 0 for originals, 1 for generated clips.
+    num_bins: number of bins.
+
+  Raises:
+    UserError: as `accuracy`.
+  """
   probability_N, label_N = _checked(probability_N, label_N)
   bin_N = np.minimum((probability_N * num_bins).astype(int), num_bins - 1)
   gaps = np.bincount(bin_N, weights=probability_N - label_N, minlength=num_bins)
@@ -133,7 +187,13 @@ def calibration_error(
 
 
 def proportion_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
-  """Returns Wilson's confidence interval of a share found in `total` independent trials."""
+  """Returns Wilson's confidence interval of a share found in `total` independent trials.
+
+  Args:
+    successes: number of successes.
+    total: number of trials.
+    confidence: probability that the interval contains the true share.
+  """
   from scipy.stats import binomtest  # slow to import
 
   found = binomtest(successes, total).proportion_ci(confidence, method='wilson')

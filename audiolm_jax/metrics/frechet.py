@@ -29,6 +29,9 @@ class Gaussian(NamedTuple):
 def fit(embedding_ND: Float[np.ndarray, 'N D']) -> Gaussian:
   """Returns mean and unbiased covariance of the embeddings.
 
+  Args:
+    embedding_ND: embedding of each clip.
+
   Raises:
     UserError: for fewer than two embeddings, or values that are not finite.
   """
@@ -48,6 +51,10 @@ def fit(embedding_ND: Float[np.ndarray, 'N D']) -> Gaussian:
 
 def distance(one: Gaussian, other: Gaussian) -> float:
   """Returns the squared Frechet distance, at least 0.
+
+  Args:
+    one: from `fit`.
+    other: from `fit`, of embeddings by the same model.
 
   Raises:
     UserError: if the embeddings have different widths.

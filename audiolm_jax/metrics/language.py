@@ -26,7 +26,15 @@ class Counts(NamedTuple):
 
 
 def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
-  """Counts codes and pairs of neighbours in the flattened sequence, level by level, except PAD."""
+  """Counts codes and pairs of neighbours in the flattened sequence, level by level, except PAD.
+
+  Args:
+    codes_BFQ: codes of the training set; PAD is padding.
+    codebook_size: codes per level.
+
+  Returns:
+    Counts of both.
+  """
   levels = codes_BFQ.shape[-1]
   before_BFQ = _before(codes_BFQ, codebook_size)
   unigram_QV = np.zeros((levels, codebook_size), np.float32)
@@ -41,7 +49,13 @@ def fit(codes_BFQ: Int[np.ndarray, 'B F Q'], codebook_size: int) -> Counts:
 def unigram_nats(
   counts: Counts, codes_BFQ: Int[np.ndarray, 'B F Q'], smoothing: float = 1.0
 ) -> float:
-  """Returns nats per held-out token under the unigram of each level with add-`smoothing` counts."""
+  """Returns nats per held-out token under the unigram of each level with add-`smoothing` counts.
+
+  Args:
+    counts: from `fit`.
+    codes_BFQ: held-out codes; PAD is padding.
+    smoothing: added to each count.
+  """
   probability_QV = _unigram(counts, smoothing)
   here = codes_BFQ != PAD
   level_BFQ = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)
@@ -54,7 +68,14 @@ def bigram_nats(
   concentration: float = 10.0,
   smoothing: float = 1.0,
 ) -> float:
-  """Returns nats per token of held-out codes under `bigram_log_probabilities`."""
+  """Returns nats per token of held-out codes under `bigram_log_probabilities`.
+
+  Args:
+    counts: from `fit`.
+    codes_BFQ: held-out codes; PAD is padding.
+    concentration: weight of the unigram, in counts.
+    smoothing: added to each count of the unigram.
+  """
   return -float(
     bigram_log_probabilities(counts, codes_BFQ, concentration, smoothing)[codes_BFQ != PAD].mean()
   )
@@ -71,6 +92,12 @@ def bigram_log_probabilities(
     p(v | u) = (count(u, v) + concentration * unigram(v)) / (count(u) + concentration)
 
   The unigram (Dirichlet prior) has add-`smoothing` counts.
+
+  Args:
+    counts: from `fit`.
+    codes_BFQ: codes; PAD is padding.
+    concentration: weight of the unigram, in counts.
+    smoothing: added to each count of the unigram.
   """
   level_BFQ = np.broadcast_to(np.arange(codes_BFQ.shape[-1]), codes_BFQ.shape)
   before_BFQ, code_BFQ = _before(codes_BFQ, counts.unigram_QV.shape[1]), np.maximum(codes_BFQ, 0)
@@ -108,6 +135,10 @@ def preference(recordings: Sequence[Recording], scores: Sequence[float]) -> Pref
 
   Averages over the voices of a pair, then over pairs, as the lexical and syntactic tasks of
   ZeroSpeech 2021.
+
+  Args:
+    recordings: correct and wrong recordings of each pair and voice.
+    scores: score of each recording, such as its log-likelihood.
 
   Raises:
     UserError: if a recording lacks its counterpart or occurs twice, or a score is not finite.

@@ -39,6 +39,9 @@ _MAX_ITERATIONS = 10_000
 def pitch_classes(notes_N4: Float[np.ndarray, 'N 4']) -> Float[np.ndarray, '12']:
   """Returns the share of each pitch class, C first, in the time that all notes last.
 
+  Args:
+    notes_N4: notes, see the module's docstring.
+
   Raises:
     UserError: if there are no notes.
   """
@@ -54,6 +57,9 @@ def key(pitch_class_12: Float[np.ndarray, '12']) -> tuple[int, str]:
   """Returns the pitch class of the tonic, and 'major' or 'minor': the key of highest correlation.
 
   Correlates shares of pitch classes with the profiles of all 24 keys (Krumhansl and Schmuckler).
+
+  Args:
+    pitch_class_12: share of each pitch class, C first.
 
   Raises:
     UserError: if all shares are equal, or one is not finite.
@@ -73,6 +79,11 @@ def share_in_key(notes_N4: Float[np.ndarray, 'N 4'], tonic: int, mode: str) -> f
 
   Notes drawn evenly from all pitch classes have 7/12.
 
+  Args:
+    notes_N4: notes, see the module's docstring.
+    tonic: pitch class, 0 is C.
+    mode: 'major' or 'minor'.
+
   Raises:
     UserError: if there are no notes or the key is unknown.
   """
@@ -84,12 +95,22 @@ def share_in_key(notes_N4: Float[np.ndarray, 'N 4'], tonic: int, mode: str) -> f
 
 
 def histogram_distance(one_12: Float[np.ndarray, '12'], other_12: Float[np.ndarray, '12']) -> float:
-  """Returns the total variation of two pitch-class distributions: 0 if equal, 1 if disjoint."""
+  """Returns the total variation of two pitch-class distributions: 0 if equal, 1 if disjoint.
+
+  Args:
+    one_12: share of each pitch class.
+    other_12: the shares to compare with.
+  """
   return 0.5 * float(np.abs(np.asarray(one_12) - other_12).sum())
 
 
 def onset_rate(notes_N4: Float[np.ndarray, 'N 4'], seconds: float) -> float:
-  """Returns onsets per second of a clip of `seconds`; notes of a chord have one onset."""
+  """Returns onsets per second of a clip of `seconds`; notes of a chord have one onset.
+
+  Args:
+    notes_N4: notes, see the module's docstring.
+    seconds: length of the clip.
+  """
   checks.values(seconds=(seconds, checks.POSITIVE))
   onset_N = np.sort(_notes(notes_N4)[:, 0])
   count, last = 0, -np.inf
@@ -102,7 +123,10 @@ def onset_rate(notes_N4: Float[np.ndarray, 'N 4'], seconds: float) -> float:
 def heard_onset_rate(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> float:
   """Returns onsets per second of a clip, detected by librosa; those of a chord are one.
 
-  wave_T: samples in [-1, 1], at least one. Where the spectrum does not change, there are no onsets.
+  Args:
+    wave_T: samples in [-1, 1], at least one. Where the spectrum does not change, there are no
+      onsets.
+    sample_rate: in Hz.
   """
   checks.shapes(wave_T=wave_T)
   wave_1T = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, _ONSET_RATE)
@@ -117,7 +141,9 @@ def heard_pitch_classes(
 ) -> Float[np.ndarray, '12']:
   """Returns the share of each pitch class, C first, in the spectrum of a clip, by librosa.
 
-  wave_T: samples in [-1, 1], at least one. Silence has equal shares.
+  Args:
+    wave_T: samples in [-1, 1], at least one. Silence has equal shares.
+    sample_rate: in Hz.
   """
   checks.shapes(wave_T=wave_T)
   wave_1T = audio.resample(np.asarray(wave_T, np.float32)[None], sample_rate, _ONSET_RATE)
@@ -132,6 +158,9 @@ def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
   """Returns the spectral flatness: 0 for a tone, about 0.56 for white noise, 1 for silence.
 
   It is the mean over frames with at least a hundredth of the power of the loudest one.
+
+  Args:
+    wave_T: waveform in [-1, 1].
   """
   checks.shapes(wave_T=wave_T)
   wave_T = np.asarray(wave_T, np.float32)
@@ -144,7 +173,11 @@ def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
 
 
 def polyphony(notes_N4: Float[np.ndarray, 'N 4']) -> float:
-  """Returns the mean number of notes that sound at once, while any sounds; 0 without notes."""
+  """Returns the mean number of notes that sound at once, while any sounds; 0 without notes.
+
+  Args:
+    notes_N4: notes, see the module's docstring.
+  """
   notes_N4 = _notes(notes_N4)
   time_M = np.unique(notes_N4[:, :2])
   if len(time_M) < 2:
@@ -158,6 +191,10 @@ def note_f1(true_N4: Float[np.ndarray, 'N 4'], heard_M4: Float[np.ndarray, 'M 4'
   """Returns the F1 of notes with the right pitch and an onset within 50 ms, by mir_eval.
 
   Ends of notes do not count. Two clips without notes agree.
+
+  Args:
+    true_N4: notes of the score.
+    heard_M4: transcribed notes.
 
   Raises:
     UserError: if mir_eval is not installed.
@@ -221,6 +258,9 @@ def memorization(
       pairs, the threshold is their least cost.
     num_negatives: number of pairs of one clip's continuation and another's tokens; None is N.
     seed: seed of these pairs.
+
+  Returns:
+    Shares of exact and approximate matches.
 
   Raises:
     UserError: if there are fewer than two examples, or tokens have no centre.

@@ -30,6 +30,10 @@ def dnsmos(wave_T: Float[np.ndarray, 'T'], sample_rate: int) -> Dnsmos:
 
   `status` is 'ok', 'not finite', 'too short' or 'silent'.
 
+  Args:
+    wave_T: waveform in [-1, 1].
+    sample_rate: in Hz.
+
   Raises:
     UserError: if speechmos is not installed.
   """

@@ -50,7 +50,11 @@ def available() -> tuple[str, ...]:
 
 
 def mean(scores: Iterable[Score]) -> Mean:
-  """Returns the mean and the number of the scores whose status is 'ok'."""
+  """Returns the mean and the number of the scores whose status is 'ok'.
+
+  Args:
+    scores: scores of clips.
+  """
   values = [score.value for score in scores if score.status == 'ok']
   return Mean(float(np.mean(values)) if values else None, len(values))
 
@@ -87,6 +91,11 @@ def stoi(
   """Returns STOI (Taal et al., 2011), a correlation of at most 1.
 
   The status is 'too short' where fewer than 30 frames remain after removing pauses.
+
+  Args:
+    reference_T: original waveform.
+    estimate_T: waveform to judge, of the same length.
+    sample_rate: in Hz.
   """
   module = extras.load(MODULES['stoi'], 'stoi')
 
@@ -104,7 +113,13 @@ def stoi(
 def visqol(
   reference_T: Float[np.ndarray, 'T'], estimate_T: Float[np.ndarray, 'T'], sample_rate: int
 ) -> Score:
-  """Returns ViSQOL v3 in speech mode, 1 to 5, with the mapping named by `visqol_mapper`."""
+  """Returns ViSQOL v3 in speech mode, 1 to 5, with the mapping named by `visqol_mapper`.
+
+  Args:
+    reference_T: original waveform.
+    estimate_T: waveform to judge, of the same length.
+    sample_rate: in Hz.
+  """
   api = _visqol()
 
   def measure(reference_T, estimate_T):

@@ -24,7 +24,12 @@ class Verification(NamedTuple):
 def similarity(
   one_ND: Float[np.ndarray, 'N D'], other_ND: Float[np.ndarray, 'N D']
 ) -> Float[np.ndarray, 'N']:
-  """Returns the cosine of each pair of embeddings, in [-1, 1]."""
+  """Returns the cosine of each pair of embeddings, in [-1, 1].
+
+  Args:
+    one_ND: embeddings, of any length above 0.
+    other_ND: embeddings to compare with these, row by row.
+  """
   norm = lambda x_ND: np.maximum(np.linalg.norm(x_ND, axis=-1), 1e-12)
   return np.sum(one_ND * other_ND, axis=-1) / (norm(one_ND) * norm(other_ND))
 
@@ -41,6 +46,9 @@ def verification(
     prompt_BD: embeddings of the prompts.
     clip_BD: embeddings of the clips; clip b continues prompt b.
     speaker_B: speaker of each prompt.
+
+  Returns:
+    Rates and similarities.
 
   Raises:
     UserError: if all prompts have the same speaker.

@@ -24,6 +24,9 @@ NO_NUMBER = len(NUMBERS)
 def counting_step(words: Sequence[str]) -> int:
   """Returns the step, modulo 10, between neighbouring number words.
 
+  Args:
+    words: at least two number words.
+
   Raises:
     UserError: if the steps differ.
   """
@@ -37,6 +40,11 @@ def windows(wave_T: Float[np.ndarray, 'T'], length: int, hop: int) -> Float[np.n
   """Returns windows of `length` samples every `hop` samples, zero-padded outside the waveform.
 
   The first window is centred on the first sample.
+
+  Args:
+    wave_T: waveform.
+    length: samples per window W.
+    hop: samples from one window to the next.
   """
   padded_T = np.pad(wave_T, (length // 2, length))
   return np.stack([padded_T[start : start + length] for start in range(0, len(wave_T), hop)])
@@ -71,6 +79,10 @@ def decode_numbers(
 
   Each change of class costs `switch_penalty` nats. Repeated classes are merged and NO_NUMBER is
   removed.
+
+  Args:
+    log_probs_NC: log-probabilities of the classes in each window, in nats.
+    switch_penalty: cost of a change of class, in nats.
   """
   num_windows, num_classes = log_probs_NC.shape
   if not num_windows:
@@ -91,6 +103,10 @@ def decode_numbers(
 def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict[str, float]:
   """Returns how well the numbers recognized in each clip count by the step of its prompt.
 
+  Args:
+    heard: recognized numbers of each clip.
+    steps: counting step of each clip's prompt.
+
   Returns:
     obeys: share of clips with at least two numbers whose neighbours all differ by the step.
     right_steps: share of all neighbouring pairs that differ by the step (chance: 0.1).
@@ -108,7 +124,12 @@ def grammar_scores(heard: Sequence[Sequence[int]], steps: Sequence[int]) -> dict
 
 
 def word_error_rate(heard: Sequence[Sequence[int]], said: Sequence[Sequence[int]]) -> float:
-  """Returns insertions, deletions and substitutions per spoken number, over all clips."""
+  """Returns insertions, deletions and substitutions per spoken number, over all clips.
+
+  Args:
+    heard: recognized numbers of each clip.
+    said: spoken numbers of each clip.
+  """
   return sum(map(_edits, heard, said)) / max(1, sum(map(len, said)))
 
 

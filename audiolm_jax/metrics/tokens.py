@@ -14,13 +14,23 @@ from audiolm_jax.errors import UserError
 
 
 def phone_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's phone from its token."""
+  """Returns the accuracy, in [0, 1], of guessing each frame's phone from its token.
+
+  Args:
+    tokens_N: token of each frame.
+    phones_N: phone of each frame.
+  """
   counts = _contingency(tokens_N, phones_N)
   return float(counts.max(axis=1).sum() / counts.sum())
 
 
 def cluster_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's token from its phone."""
+  """Returns the accuracy, in [0, 1], of guessing each frame's token from its phone.
+
+  Args:
+    tokens_N: token of each frame.
+    phones_N: phone of each frame.
+  """
   counts = _contingency(tokens_N, phones_N)
   return float(counts.max(axis=0).sum() / counts.sum())
 
@@ -28,7 +38,12 @@ def cluster_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_'
 def normalized_mutual_information(
   tokens_N: Int[np.ndarray, '_'], labels_N: Int[np.ndarray, '_']
 ) -> float:
-  """Returns the mutual information divided by the mean of the two entropies, in [0, 1]."""
+  """Returns the mutual information divided by the mean of the two entropies, in [0, 1].
+
+  Args:
+    tokens_N: token of each frame.
+    labels_N: label of each frame.
+  """
   from sklearn.metrics import normalized_mutual_info_score  # slow to import
 
   return float(normalized_mutual_info_score(*_labelled(tokens_N, labels_N)))
@@ -59,6 +74,9 @@ def fit_linear_decoder(
     context: number of neighbours on each side.
     ridge: constant added to the diagonal of the input's Gram matrix.
 
+  Returns:
+    The decoder.
+
   Raises:
     UserError: if clips differ in number or length.
   """
@@ -81,7 +99,12 @@ def fit_linear_decoder(
 def decode_linearly(
   decoder: LinearDecoder, input_SE: Float[np.ndarray, 'S E']
 ) -> Float[np.ndarray, 'S D']:
-  """Returns the decoded frames [S, D] of a clip."""
+  """Returns the decoded frames [S, D] of a clip.
+
+  Args:
+    decoder: from `fit_linear_decoder`.
+    input_SE: frames of the clip.
+  """
   return (_in_context(input_SE, decoder.context) @ decoder.weight_ID).astype(np.float32)
 
 

@@ -236,8 +236,15 @@ def silent_past(module: nn.Module, example: Array) -> Any:
     module: the module.
     example: an input of any length, with the batch size and width of the chunks.
   """
-  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example))[PAST]
+  shapes = _past_shapes(module, example.shape, example.dtype)
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _past_shapes(module, shape, dtype):
+  """Traces the module once for all streams of one kind, or each new stream would wait for it."""
+  example = jax.ShapeDtypeStruct(shape, dtype)
+  return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), example)[PAST]
 
 
 def next_chunk(module: nn.Module, params: Any, past: Any, inputs: Array) -> tuple[Array, Any]:

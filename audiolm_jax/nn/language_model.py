@@ -10,6 +10,9 @@ as one column, the sum of the embeddings of its codes, and a small Transformer p
 the next frame one after the other, from the vector of that column and the codes before them. The
 probability of a code depends on the same codes as without.
 
+With `aligned`, the column that predicts a code of a frame also has the embedding of the last part's
+token of that frame's time. Otherwise attention has to find it, which takes long to learn.
+
 A prefix is a tuple of arrays [B, P, N], one for each part of the vocabulary; the array itself is
 enough if there is one part. PAD has no effect, so a conditioned model whose condition is PAD is an
 unconditional model.
@@ -23,12 +26,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.losses import masked_mean
-from audiolm_jax.nn import attention, placement, transformer
+from audiolm_jax.nn import attention, code_tables, placement, transformer
 from audiolm_jax.nn.transformer import KVCache, Transformer, TransformerConfig
 
 TPU_LANES = 128  # of the vector unit
@@ -51,6 +54,11 @@ class LanguageModel:
     code_dropout: share of target codes that are hidden from the input in training (and still
       predicted), so that the model has to use the prefix.
     depth: sizes of the depth model; None: the codes of a frame are columns of their own.
+    aligned: whether columns also read the token of their time, of the last part of the prefix; it
+      has a rate and one level, and no repeats are removed.
+
+  Raises:
+    UserError: if `aligned` has no such part.
   """
 
   transformer: TransformerConfig
@@ -59,6 +67,12 @@ class LanguageModel:
   time_embedding: bool = False
   code_dropout: float = 0.0
   depth: TransformerConfig | None = None
+  aligned: bool = False
+
+  def __post_init__(self):
+    parts = self.vocabulary.parts
+    if self.aligned and not (parts and parts[-1].rate and parts[-1].levels == 1):
+      raise UserError('aligned=True needs a prefix whose last part has a rate and one level')
 
   @property
   def codes_per_column(self) -> int:
@@ -66,33 +80,94 @@ class LanguageModel:
     return 1 if self.depth is None else self.vocabulary.target_levels
 
   def module(self, **options) -> Transformer:
+    """Returns the Transformer of all tokens, or with a depth model of all frames.
+
+    Args:
+      **options: fields of `Transformer`.
+    """
     options |= {'outputs': self.depth is None}
     return Transformer(self.transformer, self.vocabulary, self.time_embedding, **options)
 
   def depth_module(self, **options) -> Transformer:
-    """Returns the depth model, which reads START and the codes of a frame."""
+    """Returns the depth model, which reads START and the codes of a frame.
+
+    Args:
+      **options: fields of `Transformer`.
+    """
     vocabulary = dataclasses.replace(self.vocabulary, parts=())
     return Transformer(self.depth, vocabulary, **options)
 
 
-def init(model: LanguageModel, key: jax.Array):
-  """Returns initial parameters with logical axis names (boxed)."""
+def init(
+  model: LanguageModel,
+  key: jax.Array,
+  code_vectors: Sequence[code_tables.CodeVectors | None] | None = None,
+):
+  """Returns initial parameters with logical axis names (boxed).
+
+  Args:
+    model: the language model.
+    key: PRNG key.
+    code_vectors: vectors of the codes of each part of the prefix and of the target, from which
+      their tables start (nn/code_tables.py); None for a part, or for all: random tables.
+
+  Raises:
+    UserError: if vectors do not have the levels and codes of their part.
+  """
   ids_BL, times_BL = jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2), jnp.float32)
   if model.depth is None:
-    return model.module().init(key, ids_BL, times_BL)['params']
-  key, depth_key = jax.random.split(key)
-  given_BLD = jnp.zeros((1, 1, model.transformer.width), model.transformer.dtype)
-  depth = model.depth_module().init(depth_key, ids_BL, given_BLD=given_BLD)['params']
-  return model.module().init(key, ids_BL, times_BL)['params'] | {'depth': depth}
+    params = model.module().init(key, ids_BL, times_BL)['params']
+  else:
+    key, depth_key = jax.random.split(key)
+    given_BLD = jnp.zeros((1, 1, model.transformer.width), model.transformer.dtype)
+    depth = model.depth_module().init(depth_key, ids_BL, given_BLD=given_BLD)['params']
+    params = model.module().init(key, ids_BL, times_BL)['params'] | {'depth': depth}
+  if code_vectors is None:
+    return params
+  return _with_code_vectors(model, params, jax.random.fold_in(key, 1), code_vectors)
+
+
+def _with_code_vectors(model, params, key, code_vectors):
+  vocabulary = model.vocabulary
+  target = tokens.Codebook(vocabulary.target_levels, vocabulary.target_size)
+  vectors = [
+    None if one is None else code_tables.check(one, part.levels, part.size)
+    for one, part in zip(code_vectors, (*vocabulary.parts, target), strict=True)
+  ]
+
+  def started(params, key, vectors, offsets):
+    """Returns the parameters of one Transformer, whose output table is that of the target."""
+    keys, made = jax.random.split(key, len(vectors) + 1), {}
+    width = params['embedding'].value.shape[1]
+    tables = [
+      None if one is None else code_tables.projected(keys[n], one, width)
+      for n, one in enumerate(vectors)
+    ]
+    embedding_VD = code_tables.fill(params['embedding'].value, tables, offsets)
+    made['embedding'] = params['embedding'].replace_boxed(embedding_VD)
+    if 'output' in params and vectors[-1] is not None:
+      table_QKD = code_tables.projected(keys[-1], vectors[-1], width) * width**-0.5
+      output_VD = code_tables.fill(params['output'].value, [table_QKD], [0])
+      made['output'] = params['output'].replace_boxed(output_VD)
+    return params | made
+
+  own_key, depth_key = jax.random.split(key)
+  made = started(params, own_key, vectors, (*vocabulary.offsets, vocabulary.target_offset))
+  if model.depth is not None:
+    made['depth'] = started(params['depth'], depth_key, vectors[-1:], [tokens.START + 1])
+  return made
 
 
 def sequence(
-  model: LanguageModel, prefix: Prefix, codes_BFQ: Int[Array, 'B F Q']
+  model: LanguageModel,
+  prefix: Prefix,
+  codes_BFQ: Int[Array, 'B F Q'],
+  exists_BF: Bool[Array, 'B F'] | None = None,
 ) -> tuple[Int[Array, 'B L *N'], Float[Array, 'B L']]:
   """Returns the ids `prefix, START, target` and their times in seconds.
 
   With a depth model, ids are [B, L, Q]: a frame of the target is one column, and PAD fills the
-  others.
+  others. Aligned tokens are one more id of a column.
 
   PAD in the prefix moves to its left: with relative positions, left padding has no effect, and
   START is in the same column in each row.
@@ -101,6 +176,8 @@ def sequence(
     model: the language model.
     prefix: codes of each part of the prefix; PAD (-1) marks missing frames.
     codes_BFQ: target codes.
+    exists_BF: frames that have an aligned token, even if all their codes are PAD; None: frames that
+      have a code.
 
   Raises:
     UserError: if the number of arrays is not that of the parts.
@@ -123,17 +200,54 @@ def sequence(
   position_L = jnp.arange(0, target_BL.shape[1] + 1, model.codes_per_column)
   ids.append(jnp.full((batch, 1), tokens.START, jnp.int32))
   times.append(jnp.broadcast_to(target_time(model, position_L), (batch, len(position_L))))
-  if model.depth is not None:
-    alone = ((0, 0), (0, 0), (0, model.codes_per_column - 1))
-    ids = [jnp.pad(one[..., None], alone, constant_values=tokens.PAD) for one in ids]
-    target_BL = target_BL.reshape(codes_BFQ.shape)
-  return jnp.concatenate([*ids, target_BL], axis=1), jnp.concatenate(times, axis=1)
+  times_BL = jnp.concatenate(times, axis=1)
+  if model.depth is None and not model.aligned:
+    return jnp.concatenate([*ids, target_BL], axis=1), times_BL
+  alone = ((0, 0), (0, 0), (0, model.codes_per_column - 1))
+  ids = [jnp.pad(one[..., None], alone, constant_values=tokens.PAD) for one in ids]
+  ids.append(target_BL.reshape(batch, -1, model.codes_per_column))
+  ids_BLN = jnp.concatenate(ids, axis=1)
+  if model.aligned:
+    if exists_BF is None:
+      exists_BF = jnp.any(codes_BFQ != tokens.PAD, axis=2)
+    exists_BL = jnp.repeat(exists_BF, vocabulary.target_levels // model.codes_per_column, axis=1)
+    exists_BL = jnp.pad(exists_BL, ((0, 0), (1, 0)), constant_values=True)  # START exists
+    position_BL = jnp.broadcast_to(position_L, (batch, len(position_L)))
+    aligned_BL = jnp.where(exists_BL, aligned_ids(model, prefix, position_BL), tokens.PAD)
+    before = ids_BLN.shape[1] - aligned_BL.shape[1]
+    aligned_BL = jnp.pad(aligned_BL, ((0, 0), (before, 0)), constant_values=tokens.PAD)
+    ids_BLN = jnp.concatenate([ids_BLN, aligned_BL[..., None]], axis=2)
+  return ids_BLN, times_BL
+
+
+def aligned_ids(
+  model: LanguageModel, prefix: Prefix, position_BL: Int[Array, 'B L']
+) -> Int[Array, 'B L']:
+  """Returns the id of the last part's token at the time of each target token; PAD where none is.
+
+  Args:
+    model: an aligned language model.
+    prefix: codes of each part of the prefix, PAD on the right.
+    position_BL: numbers of the target tokens.
+  """
+  part, codes_BPN = model.vocabulary.parts[-1], jnp.asarray(parts_of(model, prefix)[-1])
+  # One more token, PAD, for all times after the last.
+  codes_BP = jnp.pad(codes_BPN[..., 0], ((0, 0), (0, 1)), constant_values=tokens.PAD)
+  frame_BL = position_BL // model.vocabulary.target_levels
+  index_BL = frame_BL // tokens.frames_per_semantic(model.target_rate, part.rate)
+  index_BL = jnp.minimum(index_BL, codes_BP.shape[1] - 1)
+  found_BL = jnp.take_along_axis(codes_BP, index_BL, axis=1)
+  return jnp.where(found_BL == tokens.PAD, tokens.PAD, found_BL + model.vocabulary.offsets[-1])
 
 
 def parts_of(model: LanguageModel, prefix: Prefix) -> tuple[Array | np.ndarray, ...]:
   """Returns the prefix as a tuple with an array for each part of the vocabulary.
 
   An array without frames may be given to a model without a prefix.
+
+  Args:
+    model: the language model.
+    prefix: codes of each part, or those of the only one.
 
   Raises:
     UserError: if the number of arrays is not that of the parts.
@@ -150,7 +264,12 @@ def parts_of(model: LanguageModel, prefix: Prefix) -> tuple[Array | np.ndarray, 
 
 
 def without_condition(model: LanguageModel, prefix: Prefix) -> tuple[Array, ...]:
-  """Returns the prefix with PAD in the parts without a rate, for the unconditional model."""
+  """Returns the prefix with PAD in the parts without a rate, for the unconditional model.
+
+  Args:
+    model: the language model.
+    prefix: codes of each part, or those of the only one.
+  """
   return tuple(
     jnp.full_like(array, tokens.PAD) if part.rate is None else jnp.asarray(array)
     for array, part in zip(parts_of(model, prefix), model.vocabulary.parts, strict=True)
@@ -158,7 +277,12 @@ def without_condition(model: LanguageModel, prefix: Prefix) -> tuple[Array, ...]
 
 
 def target_time(model: LanguageModel, position: Int[Array, '*dims']) -> Float[Array, '*dims']:
-  """Returns the time in seconds of the target token at `position`."""
+  """Returns the time in seconds of the target token at `position`.
+
+  Args:
+    model: the language model.
+    position: number of the token in the flattened target, from 0.
+  """
   return (position // model.vocabulary.target_levels) / model.target_rate
 
 
@@ -181,11 +305,12 @@ def target_logits(
     key: PRNG key of dropout; None for evaluation.
   """
   batch, frames, levels = codes_BFQ.shape
+  exists_BF = jnp.any(codes_BFQ != tokens.PAD, axis=2)
   if key is not None and model.code_dropout:
     key, code_key = jax.random.split(key)
     kept_BN = jax.random.bernoulli(code_key, 1 - model.code_dropout, (batch, frames * levels))
     codes_BFQ = jnp.where(kept_BN.reshape(codes_BFQ.shape), codes_BFQ, tokens.PAD)
-  ids_BL, times_BL = sequence(model, prefix, codes_BFQ)
+  ids_BL, times_BL = sequence(model, prefix, codes_BFQ, exists_BF)
   module = model.module(deterministic=key is None, scanned=_is_stacked(params))
   rngs = {} if key is None else {'dropout': key}
   hidden_BLD, output_VD, _ = module.apply(
@@ -305,8 +430,17 @@ def attention_weights(
 ) -> Float[Array, 'N B H L L']:
   """Returns the attention of each token (second last axis) to each token up to it (last axis).
 
-  Columns, arguments and errors are those of `hidden_states`; layers count from 1. A layer takes
-  B H L^2 floats.
+  Columns are those of `hidden_states`. A layer takes B H L^2 floats.
+
+  Args:
+    model: the language model.
+    params: its parameters.
+    prefix: codes of each part; None: no prefix.
+    codes_BFQ: target codes.
+    layers: numbers of N layers, from 1; None: all.
+
+  Raises:
+    UserError: as `hidden_states`.
   """
   layers = _checked_layers(model, layers, 1)
   prefix, codes_BFQ = _checked(model, prefix, codes_BFQ)
@@ -399,7 +533,15 @@ Step = Callable[..., tuple[Array, Any]]
 
 
 def decoding_params(model: LanguageModel, params: Any) -> dict[str, Any]:
-  """Converts parameters of training to those of decoding (`transformer.decoding_params`)."""
+  """Converts parameters of training to those of decoding (`transformer.decoding_params`).
+
+  Args:
+    model: the language model.
+    params: its parameters, as trained.
+
+  Returns:
+    Parameters for `prefill` and `step`.
+  """
   made = transformer.decoding_params(model.transformer, params)
   if model.depth is not None:
     made['depth'] = transformer.decoding_params(model.depth, params['depth'])
@@ -437,14 +579,19 @@ def prefill(
   return _next_logits(model, hidden_BLD[:, -1], output_VD, 0), cache
 
 
-def turn(model: LanguageModel) -> tuple[Step, ...]:
+def turn(model: LanguageModel, prefix: Prefix | None = None) -> tuple[Step, ...]:
   """Returns the functions that append the codes of one column, in this order, again and again.
 
   Without a depth model, the only one is `step`, with all its arguments but the model.
+
+  Args:
+    model: the language model.
+    prefix: the prefix, which an aligned model reads again; others do not need it.
   """
   if model.depth is None:
-    return (functools.partial(step, model),)
-  return tuple(functools.partial(_depth_step, model, q) for q in range(model.codes_per_column))
+    return (functools.partial(step, model, prefix=prefix),)
+  levels = range(model.codes_per_column)
+  return tuple(functools.partial(_depth_step, model, q, prefix=prefix) for q in levels)
 
 
 def step(
@@ -454,6 +601,7 @@ def step(
   code_B: Int[Array, 'B'],
   first_B: Int[Array, 'B'],
   n: Int[Array, ''],
+  prefix: Prefix | None = None,
 ) -> tuple[Float[Array, 'B K'], KVCache]:
   """Appends new code n (level n % Q) and returns the logits of the next one and the cache.
 
@@ -464,19 +612,35 @@ def step(
     code_B: the new code.
     first_B: number of target tokens in the context of each row.
     n: number of codes appended before.
+    prefix: the prefix, for an aligned model.
+
+  Returns:
+    The logits, and the cache.
   """
   vocabulary = model.vocabulary
   level = n % vocabulary.target_levels
   id_B = vocabulary.target_offset + level * vocabulary.target_size + code_B
   time_B = target_time(model, first_B + n + 1)
+  column = _column(model, prefix, id_B, first_B + n + 1)
   hidden_BLD, output_VD, cache = model.module(num_columns=cache.valid_BN.shape[1]).apply(
-    {'params': params}, id_B[:, None], time_B[:, None], cache
+    {'params': params}, column, time_B[:, None], cache
   )
   level = (n + 1) % vocabulary.target_levels
   return _next_logits(model, hidden_BLD[:, 0], output_VD, level), cache
 
 
-def _depth_step(model, level, params, cache: FrameCache, code_B, first_B, n):
+def _column(model, prefix, ids, position_B):
+  """Returns ids [B] or [B, N] as the column, [B, 1] or [B, 1, N], that predicts `position_B`.
+
+  With `aligned`, the ids have one more: [B, 1, N + 1].
+  """
+  if not model.aligned:
+    return ids[:, None]
+  aligned_B1 = aligned_ids(model, prefix, position_B[:, None])
+  return jnp.concatenate([ids.reshape(len(ids), -1), aligned_B1], axis=1)[:, None]
+
+
+def _depth_step(model, level, params, cache: FrameCache, code_B, first_B, n, prefix=None):
   """As `step`, of a model with a depth model, for n of the given level."""
   vocabulary = model.vocabulary
   code_B = level * vocabulary.target_size + code_B
@@ -486,8 +650,9 @@ def _depth_step(model, level, params, cache: FrameCache, code_B, first_B, n):
     logits_BK, codes = _next_in_frame(model, params, id_B, cache.given_BD, level + 1, cache.codes)
     return logits_BK, cache._replace(ids_BQ=ids_BQ, codes=codes)
   time_B = target_time(model, first_B + n + 1)
+  column = _column(model, prefix, ids_BQ, first_B + n + 1)
   hidden_BLD, _, columns = model.module(num_columns=cache.columns.valid_BN.shape[1]).apply(
-    {'params': params}, ids_BQ[:, None], time_B[:, None], cache.columns
+    {'params': params}, column, time_B[:, None], cache.columns
   )
   return _begin_frame(model, params, columns, hidden_BLD[:, 0])
 

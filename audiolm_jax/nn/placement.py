@@ -21,6 +21,7 @@ BATCH, HEADS = 'batch', 'heads'  # logical axis names of activations
 class _Placement(NamedTuple):
   mesh: Mesh
   rules: Mapping[str, tuple[str, ...]]
+  trains: bool
 
 
 _PLACEMENT: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
@@ -29,14 +30,15 @@ _PLACEMENT: contextvars.ContextVar[_Placement | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def on(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+def on(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], *, trains: bool = True) -> Iterator[None]:
   """Constrains everything that is traced within the context to `mesh`.
 
   Args:
     mesh: device mesh.
     rules: mesh axes for each of the logical axes BATCH and HEADS.
+    trains: whether there may be a backward pass; see `unrolls_layers`.
   """
-  token = _PLACEMENT.set(_Placement(mesh, rules))
+  token = _PLACEMENT.set(_Placement(mesh, rules, trains))
   try:
     yield
   finally:
@@ -61,11 +63,14 @@ def unrolls_layers() -> bool:
   """Returns whether to unroll layers instead of looping over them.
 
   On TPUs, a loop copies the residuals of the backward pass in and out of arrays of all layers,
-  which takes a fifth of a step. On several CPU devices, collectives inside and outside of a loop
-  run in any order and can deadlock (docs/log.md).
+  which takes a fifth of a step; without a backward pass, a loop is the smaller program, sooner
+  compiled. On several CPU devices, collectives inside and outside of a loop run in any order and
+  can deadlock (docs/log.md).
   """
   placement = _PLACEMENT.get()
-  return on_tpu() or (placement is not None and placement.mesh.size > 1)
+  if on_tpu():
+    return placement is None or placement.trains
+  return placement is not None and placement.mesh.size > 1
 
 
 def batch_parts() -> int:

@@ -94,6 +94,7 @@ class Condition:
 
   @property
   def feature(self) -> Feature:
+    """What a batch holds of a condition."""
     return Feature((1, self.levels), jnp.int32, CONDITION_RATE, self.size)
 
   @property
@@ -105,6 +106,10 @@ class Condition:
     """Returns the tokens of a batch; with a key, those of a share `dropout` of the rows are PAD.
 
     Of the others, a share `melody_dropout` has no melody.
+
+    Args:
+      batch: batch of the stage.
+      key: PRNG key that hides conditions; None hides none.
     """
     tokens_B1N = jnp.asarray(batch[self.name])
     if key is None:
@@ -122,7 +127,11 @@ class Condition:
 
 
 def condition_name(windows: int) -> str:
-  """Returns the name of tokens of the mean embedding of a number of windows."""
+  """Returns the name of tokens of the mean embedding of a number of windows.
+
+  Args:
+    windows: number of windows.
+  """
   return f'music_{windows}'
 
 
@@ -227,7 +236,8 @@ class CodecConfig(Protocol):
   num_quantizers: int
   codebook_size: int
 
-  def codec(self) -> CodecFunctions: ...
+  def codec(self) -> CodecFunctions:
+    """Returns the functions of the codec that this config describes."""
 
 
 @runtime_checkable
@@ -242,9 +252,14 @@ class FeatureConfig(Protocol):
   hop_length: int
   frame_rate: float
 
-  def semantic_features(
-    self, variables: Variables, wave_BT: jax.Array, layer: int
-  ) -> jax.Array: ...
+  def semantic_features(self, variables: Variables, wave_BT: jax.Array, layer: int) -> jax.Array:
+    """Returns the features [B, S, D] to cluster.
+
+    Args:
+      variables: parameters and state.
+      wave_BT: waveforms in [-1, 1] at `sample_rate`.
+      layer: number of the layer.
+    """
 
 
 def check_batch(features: Mapping[str, Feature], batch: Mapping[str, Any], batch_size: int) -> None:

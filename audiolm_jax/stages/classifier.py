@@ -27,6 +27,7 @@ class Config(LogMelCNNConfig):
     checks.fields(self, num_classes=checks.WHOLE)
 
   def make(self) -> Stage:
+    """Returns the stage; batches hold waveforms and labels."""
     return Stage(
       batch={
         'waveform': Feature((self.crop_length,), np.float32, self.sample_rate),
@@ -46,7 +47,15 @@ def _network(config: Config) -> LogMelCNN:
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """Returns the cross entropy in nats; `key` is ignored, because training uses no noise."""
+  """Returns the cross entropy in nats; `key` is ignored, because training uses no noise.
+
+  Args:
+    config: of the stage.
+    params: parameters.
+    state: running state of the stage.
+    batch: what `config.make().batch` describes.
+    key: PRNG key; None in evaluation.
+  """
   del key
   logits_BN, label_B = logits(config, Variables(params, state), batch['waveform']), batch['label']
   # A label is a sequence of length 1; a negative label is padding.
@@ -78,6 +87,15 @@ def logits(
 def embedding(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B D']:
-  """Returns the input of the last linear layer; arguments and errors are those of `logits`."""
+  """Returns the input of the last linear layer of the network.
+
+  Args:
+    config: of the stage.
+    variables: parameters and state.
+    wave_BT: waveforms of at least one window.
+
+  Raises:
+    UserError: as `logits`.
+  """
   checks.shapes(wave_BT=wave_BT)
   return _network(config).apply({'params': variables.params}, wave_BT).embedding_BD

@@ -12,8 +12,11 @@ deduplicate=False): tiny models do not learn to match semantic tokens to frames 
 `code_dropout`: they learn to continue the previous codes long before they learn to use the semantic
 tokens.
 
-`depth` is another option: a depth model as in RQ-Transformer (arXiv 2203.01941) predicts the codes
-of a frame, and the Transformer reads a frame as one column instead of `num_quantizers`.
+`aligned` is another option, which needs deduplicate=False: the column that predicts a frame also
+reads the semantic token of its time.
+
+`depth` is one, too: a depth model as in RQ-Transformer (arXiv 2203.01941) predicts the codes of a
+frame, and the Transformer reads a frame as one column instead of `num_quantizers`.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from jaxtyping import Array, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
+from audiolm_jax.nn.code_tables import CodeVectors
 from audiolm_jax.nn.language_model import LanguageModel, Prefix
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages.base import Aux, Batch, Condition, Feature, Key, Stage, Variables
@@ -48,6 +52,7 @@ class Config:
   deduplicate: bool = True
   time_embedding: bool = False
   code_dropout: float = 0.0  # share of the codes hidden from the input in training
+  aligned: bool = False  # add the semantic token of a frame to the column that predicts it
   condition: Condition | None = None  # MusicLM; AudioLM has none
   transformer: TransformerConfig = TransformerConfig()
   depth: TransformerConfig | None = None  # sizes of the depth model; AudioLM has none
@@ -66,6 +71,7 @@ class Config:
       deduplicate=checks.FLAG,
       time_embedding=checks.FLAG,
       code_dropout=checks.BELOW_ONE,
+      aligned=checks.FLAG,
     )
     tokens.semantic_frames(self.crop_seconds, self.semantic_rate, self.frame_rate)
     if self.num_quantizers > self.total_quantizers:
@@ -76,6 +82,11 @@ class Config:
     if self.depth is not None and self.num_quantizers == 1:
       raise UserError(
         'depth: a depth model needs several codes per frame, and num_quantizers=1: leave it out'
+      )
+    if self.aligned and (self.deduplicate or not self.condition_on_semantic):
+      raise UserError(
+        'aligned needs frame-aligned semantic tokens: set deduplicate=False and '
+        'condition_on_semantic=True'
       )
     if self.time_embedding and self.condition_on_semantic and self.deduplicate:
       raise UserError('time_embedding needs frame-aligned semantic tokens: set deduplicate=False')
@@ -110,6 +121,7 @@ class Config:
 
   @property
   def language_model(self) -> LanguageModel:
+    """Language model of the coarse codes."""
     parts = () if self.condition is None else (self.condition.codebook,)
     if self.condition_on_semantic:
       parts += (tokens.Codebook(1, self.num_clusters, self.semantic_rate),)
@@ -123,6 +135,7 @@ class Config:
       time_embedding=self.time_embedding,
       code_dropout=self.code_dropout,
       depth=self.depth,
+      aligned=self.aligned,
     )
 
   def prefix_and_target(
@@ -130,7 +143,9 @@ class Config:
   ) -> tuple[Prefix, Int[Array, 'B F Q']]:
     """Returns the prefix (condition and semantic tokens, if there are) and the target codes.
 
-    key: PRNG key that hides conditions in training; None hides none.
+    Args:
+      batch: batch of the stage.
+      key: PRNG key that hides conditions in training; None hides none.
     """
     prefix = () if self.condition is None else (self.condition.read(batch, key),)
     if self.condition_on_semantic:
@@ -140,11 +155,23 @@ class Config:
       prefix += (semantic_BS[..., None],)
     return prefix, jnp.asarray(batch['codes'])
 
-  def make(self) -> Stage:
-    return make(self)
+  def make(self, code_vectors: CodeVectors | None = None) -> Stage:
+    """Returns the stage.
+
+    Args:
+      code_vectors: see `make`.
+    """
+    return make(self, code_vectors)
 
 
-def make(config: Config) -> Stage:
+def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
+  """Returns the stage.
+
+  Args:
+    config: sizes of the model.
+    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
+      codes start; None: random tables, as in the paper.
+  """
   codes = Feature(
     (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
   )
@@ -156,13 +183,16 @@ def make(config: Config) -> Stage:
   if config.condition is not None:
     features[config.condition.name] = config.condition.feature
 
+  def init(key):
+    model = config.language_model
+    vectors = None
+    if code_vectors is not None:
+      vectors = [None] * len(model.vocabulary.parts) + [code_vectors]
+    return Variables(language_model.init(model, key, vectors), {})
+
   def loss(params, state, batch, key):
     prefix, target = config.prefix_and_target(batch, key)
     nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
     return nats, Aux(state, metrics)
 
-  return Stage(
-    batch=features,
-    init=lambda key: Variables(language_model.init(config.language_model, key), {}),
-    loss=loss,
-  )
+  return Stage(batch=features, init=init, loss=loss)

@@ -28,6 +28,7 @@ class Config(LogMelCNNConfig):
   """Configures the detector by the fields of the network; the type selects this stage."""
 
   def make(self) -> Stage:
+    """Returns the stage; batches hold waveforms and labels, ORIGINAL or GENERATED."""
     return Stage(
       batch={
         'waveform': Feature((self.crop_length,), np.float32, self.sample_rate),
@@ -43,7 +44,15 @@ class Config(LogMelCNNConfig):
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """Returns the logistic loss in nats; `key` is ignored, because training uses no noise."""
+  """Returns the logistic loss in nats; `key` is ignored, because training uses no noise.
+
+  Args:
+    config: of the stage.
+    params: parameters.
+    state: running state of the stage.
+    batch: what `config.make().batch` describes.
+    key: PRNG key; None in evaluation.
+  """
   del key
   log_odds_B, label_B = (
     log_odds(config, Variables(params, state), batch['waveform']),

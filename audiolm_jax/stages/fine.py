@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model
+from audiolm_jax.nn.code_tables import CodeVectors
 from audiolm_jax.nn.language_model import LanguageModel, Prefix
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.stages.base import Aux, Batch, Feature, Stage, Variables
@@ -72,6 +73,7 @@ class Config:
 
   @property
   def language_model(self) -> LanguageModel:
+    """Language model of the fine codes."""
     vocabulary = tokens.Vocabulary(
       parts=(tokens.Codebook(self.num_coarse, self.codebook_size, self.frame_rate),),
       target_levels=self.total_quantizers - self.num_coarse,
@@ -85,15 +87,38 @@ class Config:
     )
 
   def prefix_and_target(self, batch: Batch) -> tuple[Prefix, Int[Array, 'B F Q2']]:
-    """Returns the prefix (the coarse codes) and the target fine codes of a batch."""
+    """Returns the prefix (the coarse codes) and the target fine codes of a batch.
+
+    Args:
+      batch: batch of the stage.
+    """
     codes_BFQ = jnp.asarray(batch['codes'])
     return (codes_BFQ[..., : self.num_coarse],), codes_BFQ[..., self.num_coarse :]
 
-  def make(self) -> Stage:
-    return make(self)
+  def make(self, code_vectors: CodeVectors | None = None) -> Stage:
+    """Returns the stage.
+
+    Args:
+      code_vectors: see `make`.
+    """
+    return make(self, code_vectors)
 
 
-def make(config: Config) -> Stage:
+def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
+  """Returns the stage.
+
+  Args:
+    config: sizes of the model.
+    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
+      codes start; None: random tables, as in the paper.
+  """
+
+  def init(key):
+    vectors = None
+    if code_vectors is not None:
+      vectors = (code_vectors, code_vectors[config.num_coarse :])
+    return Variables(language_model.init(config.language_model, key, vectors), {})
+
   def loss(params, state, batch, key):
     prefix, target = config.prefix_and_target(batch)
     nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
@@ -102,6 +127,6 @@ def make(config: Config) -> Stage:
   shape = (config.num_frames, config.total_quantizers)
   return Stage(
     batch={'codes': Feature(shape, jnp.int32, config.frame_rate, config.codebook_size)},
-    init=lambda key: Variables(language_model.init(config.language_model, key), {}),
+    init=init,
     loss=loss,
   )

@@ -66,6 +66,7 @@ class Config(log_mel.LogMelConfig):
       raise UserError(f'margin={self.margin}: unit vectors have squared distances of at most 4')
 
   def make(self) -> Stage:
+    """Returns the stage; batches hold waveforms and covers of the same melodies."""
     wave = Feature((self.crop_length,), np.float32, self.sample_rate)
 
     def init(key: Key) -> Variables:
@@ -117,6 +118,13 @@ def loss(
   Metrics: the loss, the share of covers whose own melody is the nearest of the batch, and the mean
   squared distances in pairs ('own') and between pairs ('other').
 
+  Args:
+    config: of the stage.
+    params: parameters.
+    state: running state of the stage.
+    batch: what `config.make().batch` describes.
+    key: PRNG key; None in evaluation.
+
   Raises:
     UserError: if the batch has a single pair, which has nothing to be compared with.
   """
@@ -147,6 +155,11 @@ def embeddings(
   config: Config, variables: Variables, wave_BT: Float[Array, 'B T']
 ) -> Float[Array, 'B D']:
   """Returns a unit vector of each waveform, which should have the length of a training crop.
+
+  Args:
+    config: of the stage.
+    variables: parameters and state.
+    wave_BT: waveforms in [-1, 1].
 
   Raises:
     UserError: if a waveform is shorter than `config.window_length` samples.

@@ -100,6 +100,7 @@ class Config:
     return self.audio.sample_rate
 
   def make(self) -> Stage:
+    """Returns the stage; batches hold waveforms and bytes of texts."""
     num_samples, num_bytes = self.audio.crop_length, self.text.num_bytes
 
     def init(key: Key) -> Variables:
@@ -133,9 +134,20 @@ class MuLan(nn.Module):
     return self.embed_audio(wave_BT, augment), self.embed_text(ids_BL)
 
   def embed_audio(self, wave_BT, augment=None):
+    """Returns the unit vectors [B, D] of waveforms.
+
+    Args:
+      wave_BT: waveforms in [-1, 1].
+      augment: changes the log-mel spectrum in training; None: nothing.
+    """
     return losses.unit(self.audio(wave_BT, augment).logits_BN)
 
   def embed_text(self, ids_BL):
+    """Returns the unit vectors [B, D] of texts.
+
+    Args:
+      ids_BL: byte ids of the texts.
+    """
     return losses.unit(self.text(ids_BL))
 
 
@@ -148,6 +160,13 @@ def loss(
   text are ignored. Metrics: the loss, the loss minus that of equal similarities, the share of clips
   whose own text is the most similar and of texts whose own clip is, the scale, and the distance
   between the mean vectors of clips and of texts ('gap').
+
+  Args:
+    config: of the stage.
+    params: parameters.
+    state: running state of the stage.
+    batch: what `config.make().batch` describes.
+    key: PRNG key; None in evaluation.
 
   Raises:
     UserError: if the batch has a single example, which has nothing to be compared with.
@@ -218,7 +237,11 @@ def choose_text(
 
 
 def different_texts(ids_BL: Int[Array, 'B L']) -> Bool[Array, 'B B']:
-  """Returns which texts of the global batch differ, by two 32-bit hashes of each."""
+  """Returns which texts of the global batch differ, by two 32-bit hashes of each.
+
+  Args:
+    ids_BL: byte ids of the texts.
+  """
   random = np.random.default_rng(0)
   # Odd factors are invertible, so that texts that differ in one byte have different hashes.
   factor_L2 = random.integers(2**32, size=(ids_BL.shape[1], 2), dtype=np.uint32) | 1
@@ -233,6 +256,11 @@ def similarities(
 
   Each device computes the rows of its own examples. To this end, the vectors of all devices are
   gathered, in bfloat16 if both towers compute in it.
+
+  Args:
+    config: of the stage.
+    audio_BD: unit vectors of clips.
+    text_BD: unit vectors of texts.
   """
   dtype = jnp.promote_types(config.audio.dtype, config.text.transformer.dtype)
   audio_BD, text_BD = (placement.by_batch(x.astype(dtype)) for x in (audio_BD, text_BD))
@@ -255,6 +283,11 @@ def audio_embeddings(
 
   `joint_embedding.JointEmbedding` takes clips of any length.
 
+  Args:
+    config: of the stage.
+    variables: parameters and state.
+    wave_BT: waveforms in [-1, 1].
+
   Raises:
     UserError: if a waveform is shorter than `config.audio.window_length` samples.
   """
@@ -265,6 +298,12 @@ def audio_embeddings(
 def text_embeddings(
   config: Config, variables: Variables, ids_BL: Int[Array, 'B L']
 ) -> Float[Array, 'B D']:
-  """Returns a unit vector of each text, given as byte ids (see `data.texts.encode`)."""
+  """Returns a unit vector of each text, given as byte ids (see `data.texts.encode`).
+
+  Args:
+    config: of the stage.
+    variables: parameters and state.
+    ids_BL: byte ids of the texts.
+  """
   checks.shapes(ids_BL=ids_BL)
   return MuLan(config).apply({'params': variables.params}, ids_BL, method='embed_text')

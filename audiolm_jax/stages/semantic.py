@@ -71,6 +71,7 @@ class Config:
 
   @property
   def language_model(self) -> LanguageModel:
+    """Language model of the tokens."""
     return LanguageModel(
       transformer=self.transformer,
       vocabulary=tokens.Vocabulary(
@@ -86,7 +87,9 @@ class Config:
   ) -> tuple[Prefix, Int[Array, 'B S 1']]:
     """Returns the prefix (the condition, if there is one) and the target tokens of a batch.
 
-    key: PRNG key that hides conditions in training; None hides none.
+    Args:
+      batch: batch of the stage.
+      key: PRNG key that hides conditions in training; None hides none.
     """
     semantic_BS = jnp.asarray(batch['semantic'])
     if self.deduplicate:
@@ -95,10 +98,16 @@ class Config:
     return prefix, semantic_BS[..., None]
 
   def make(self) -> Stage:
+    """Returns the stage, see `make`."""
     return make(self)
 
 
 def make(config: Config) -> Stage:
+  """Returns the stage; batches hold semantic tokens, and the condition if there is one.
+
+  Args:
+    config: of the stage.
+  """
   features = {
     'semantic': Feature(
       (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters

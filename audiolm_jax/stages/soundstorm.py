@@ -36,7 +36,9 @@ from jaxtyping import Array, Bool, Float, Int
 from audiolm_jax import checks, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.losses import masked_mean
+from audiolm_jax.nn import code_tables
 from audiolm_jax.nn.attention import EMBED, VOCAB, partitioned
+from audiolm_jax.nn.code_tables import CodeVectors
 from audiolm_jax.nn.conformer import Conformer
 from audiolm_jax.stages.base import (
   Aux,
@@ -141,17 +143,32 @@ class Config:
     """Number of codec frames of a crop."""
     return self.frames_per_semantic * self.num_semantic
 
-  def make(self) -> Stage:
-    return make(self)
+  def make(self, code_vectors: CodeVectors | None = None) -> Stage:
+    """Returns the stage.
+
+    Args:
+      code_vectors: see `make`.
+    """
+    return make(self, code_vectors)
 
 
-def make(config: Config) -> Stage:
+def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
+  """Returns the stage.
+
+  Args:
+    config: sizes of the model.
+    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
+      codes start; None: random tables, as in the paper.
+  """
+
   def init(key: Key) -> Variables:
     semantic_BS = jnp.zeros((1, 1), jnp.int32)
     codes_BFQ = jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
-    return Variables(
-      SoundStorm(config).init(key, semantic_BS, codes_BFQ, jnp.zeros(1, jnp.int32))['params'], {}
-    )
+    level_B = jnp.zeros(1, jnp.int32)
+    params = SoundStorm(config).init(key, semantic_BS, codes_BFQ, level_B)['params']
+    if code_vectors is not None:
+      params = _with_code_vectors(config, params, jax.random.fold_in(key, 1), code_vectors)
+    return Variables(params, {})
 
   features = {
     'semantic': Feature(
@@ -168,6 +185,18 @@ def make(config: Config) -> Stage:
     init=init,
     loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
   )
+
+
+def _with_code_vectors(config: Config, params: Params, key: Key, code_vectors) -> Params:
+  vectors_QKD = code_tables.check(code_vectors, config.num_quantizers, config.codebook_size)
+  input_key, output_key = jax.random.split(key)
+  codes_QKD = code_tables.projected(input_key, vectors_QKD, config.width)
+  heads_QKD = code_tables.projected(output_key, vectors_QKD, config.width)
+  scale = (config.num_quantizers + 1) ** -0.5
+  return params | {
+    'codes': params['codes'].replace_boxed(codes_QKD * scale),
+    'heads': params['heads'].replace_boxed(heads_QKD.swapaxes(1, 2) * config.width**-0.5),
+  }
 
 
 class SoundStorm(nn.Module):
@@ -242,6 +271,9 @@ def draw_masking(
     valid_BF: False at padding, on the right.
     level_B: predicted level of each row, from 0.
     num_levels: number of levels Q.
+
+  Returns:
+    Masking of each row.
   """
   prompt_key, ratio_key, mask_key = jax.random.split(key, 3)
   batch, frames = valid_BF.shape
@@ -255,13 +287,28 @@ def draw_masking(
 
 
 def draw_levels(key: Key, batch_size: int, num_levels: int, skew: float) -> Int[Array, 'B']:
-  """Draws the level of each row, from 0: P(q) ~ (q + 1) ** -skew."""
+  """Draws the level of each row, from 0: P(q) ~ (q + 1) ** -skew.
+
+  Args:
+    key: PRNG key.
+    batch_size: number of rows B.
+    num_levels: number of levels Q.
+    skew: exponent; 0 draws all levels equally often.
+
+  Returns:
+    Levels in [0, num_levels).
+  """
   weight_Q = -skew * np.log(np.arange(1, num_levels + 1, dtype=np.float32))
   return jax.random.categorical(key, jnp.asarray(weight_Q), shape=(batch_size,))
 
 
 def shorten(key: Key, semantic_BS: Int[Array, 'B S']) -> Int[Array, 'B S']:
-  """Returns the start of each row, of uniform random length from 1 to S, followed by PAD."""
+  """Returns the start of each row, of uniform random length from 1 to S, followed by PAD.
+
+  Args:
+    key: PRNG key.
+    semantic_BS: semantic tokens.
+  """
   length_B = (semantic_BS != PAD).sum(axis=1)
   kept_B = 1 + jax.random.randint(key, length_B.shape, 0, jnp.maximum(length_B, 1))
   return jnp.where(jnp.arange(semantic_BS.shape[1]) < kept_B[:, None], semantic_BS, PAD)
@@ -273,6 +320,13 @@ def loss(
   """Returns the loss in nats per masked code, and metrics: nats and accuracy.
 
   In evaluation (`key` is None), the metrics also contain both for each level.
+
+  Args:
+    config: of the stage.
+    params: parameters.
+    state: running state of the stage.
+    batch: what `config.make().batch` describes.
+    key: PRNG key; None in evaluation.
   """
   semantic_BS, codes_BFQ = jnp.asarray(batch['semantic']), jnp.asarray(batch['codes'])
   length_key, level_key, mask_key, dropout_key = jax.random.split(

@@ -147,14 +147,17 @@ class Config:
 
   @property
   def num_quantizers(self) -> int:
+    """Number of levels Q."""
     return self.quantizer.num_quantizers
 
   @property
   def codebook_size(self) -> int:
+    """Number of codes per level."""
     return self.quantizer.codebook_size
 
   @property
   def embedding_dim(self) -> int:
+    """Width D of embeddings."""
     return self.quantizer.embedding_dim
 
   @property
@@ -163,9 +166,11 @@ class Config:
     return None if self.denoising is None else self.denoising.place
 
   def make(self) -> Stage:
+    """Returns the stage, see `make`."""
     return make(self)
 
   def codec(self) -> CodecFunctions:
+    """Returns the functions of the codec, with a denoising switch if it has one."""
     plain = _functions(self, denoise=False)
     if self.denoising is None:
       return plain
@@ -201,6 +206,15 @@ def _all_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_length(config: Config, num_samples: int):
+  """Checks that a waveform is a positive number of whole frames.
+
+  Args:
+    config: config of the codec.
+    num_samples: length of the waveform.
+
+  Raises:
+    UserError: if not.
+  """
   if num_samples == 0 or num_samples % config.hop_length:
     raise UserError(
       f'waveform has {num_samples:,} samples; SoundStream needs a positive multiple of '
@@ -223,7 +237,11 @@ UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}
 
 
 def make(config: Config) -> Stage:
-  """Returns the stage, with the optimizer groups 'generator' and 'discriminator'."""
+  """Returns the stage, with the optimizer groups 'generator' and 'discriminator'.
+
+  Args:
+    config: config of the codec.
+  """
   names = ('waveform',) if config.denoising is None else ('waveform', 'noise')
   return Stage(
     batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
@@ -244,12 +262,20 @@ def _inference(variables: Variables) -> Variables:
 
 
 def encoder(config: Config) -> nn.Module:
-  """Returns the network wave_BT -> z_BFD."""
+  """Returns the network wave_BT -> z_BFD.
+
+  Args:
+    config: config of the codec.
+  """
   return config.network.encoder(config.embedding_dim, config.sample_rate, config.dtype)
 
 
 def decoder(config: Config) -> nn.Module:
-  """Returns the network z_BFD -> wave_BT."""
+  """Returns the network z_BFD -> wave_BT.
+
+  Args:
+    config: config of the codec.
+  """
   return config.network.decoder(config.dtype)
 
 
@@ -423,6 +449,12 @@ def discriminator_accuracy(
   """Returns the share of logits with the right sign, averaged over discriminators.
 
   0.5 means that they cannot distinguish the waveforms, 1 that they always can.
+
+  Args:
+    config: config of the codec.
+    variables: parameters and state, with discriminators.
+    wave_BT: original waveforms.
+    estimate_BT: decoded waveforms.
   """
   checks.shapes(wave_BT=wave_BT, estimate_BT=estimate_BT)
   discriminate = lambda wave: config.discriminators.module(config.dtype).apply(
@@ -488,6 +520,11 @@ def denoised(
 ) -> Float[Array, 'B T']:
   """Returns the waveform encoded and decoded with all levels, with denoising.
 
+  Args:
+    config: config of the codec.
+    variables: parameters and state.
+    wave_BT: waveforms in [-1, 1], of whole frames.
+
   Raises:
     UserError: as `encode` and `decode`, or if the codec has no denoising switch.
   """
@@ -501,7 +538,13 @@ def denoised(
 def decode_vectors(
   config: Config, variables: Variables, z_BFD: Float[Array, 'B F D']
 ) -> Float[Array, 'B T']:
-  """Returns the waveform of embeddings (see `vectors`), T = F * hop_length."""
+  """Returns the waveform of embeddings (see `vectors`), T = F * hop_length.
+
+  Args:
+    config: config of the codec.
+    variables: parameters and state.
+    z_BFD: embeddings.
+  """
   return decoder(config).apply({'params': variables.params['generator']['decoder']}, z_BFD)
 
 
@@ -519,6 +562,14 @@ def encode_step(
   Codes are `network.lookahead` frames late: those of the first frames precede the clip. They do not
   depend on chunk sizes, except for rounding in float32: convolutions of different lengths may sum
   in different orders, which can change the code of a frame between two codes.
+
+  Args:
+    config: config of the codec.
+    variables: parameters and state.
+    state: from `encoder_state` or the previous call.
+    wave_BT: next samples in [-1, 1], of whole frames.
+    num_quantizers: number of levels; None: all.
+    denoise: whether to denoise.
 
   Raises:
     UserError: as `encode`, and if `state` has another number of clips.
@@ -538,7 +589,15 @@ def decode_step(
   *,
   denoise: Denoise = False,
 ) -> tuple[Float[Array, 'B T'], State]:
-  """Returns the waveform of the next F >= 1 frames of each clip, and the state; see `decode`."""
+  """Returns the waveform of the next F >= 1 frames of each clip, and the state; see `decode`.
+
+  Args:
+    config: config of the codec.
+    variables: parameters and state.
+    state: from `decoder_state` or the previous call.
+    codes_BFQ: codes of any number of leading levels.
+    denoise: whether to denoise.
+  """
   z_BFD = vectors(config, variables, codes_BFQ, denoise)
   return next_chunk(decoder(config), variables.params['generator']['decoder'], state, z_BFD)
 
@@ -573,7 +632,15 @@ def codes(
   num_quantizers: int | None,
   denoise: Denoise,
 ) -> Int[Array, 'B F Q']:
-  """Returns the codes of the encoder's output, as the second half of `encode`."""
+  """Returns the codes of the encoder's output, as the second half of `encode`.
+
+  Args:
+    config: config of the codec.
+    variables: parameters and state.
+    z_BFD: output of the encoder.
+    num_quantizers: number of levels; None: all.
+    denoise: whether to denoise.
+  """
   _check_num_quantizers(config, num_quantizers)
   z_BFD = _switched(config, variables.params['generator'], 'encoder', z_BFD, denoise)
   if isinstance(config.quantizer, FSQ):
@@ -585,6 +652,12 @@ def vectors(
   config: Config, variables: Variables, codes_BFQ: Int[Array, 'B F Q'], denoise: Denoise = False
 ) -> Float[Array, 'B F D']:
   """Returns the embeddings of the codes of any number of leading levels, the decoder's input.
+
+  Args:
+    config: config of the codec.
+    variables: parameters and state.
+    codes_BFQ: codes.
+    denoise: whether to denoise.
 
   Raises:
     UserError: as `decode`.

@@ -143,9 +143,17 @@ class Config:
     return self.sample_rate / self.hop_length
 
   def semantic_features(self, variables: Variables, wave_BT: Array, layer: int) -> Array:
+    """Returns the output of one block, see `features`.
+
+    Args:
+      variables: parameters and state.
+      wave_BT: waveforms in [-1, 1] at `sample_rate`.
+      layer: number of the block of the masked-prediction part, from 1.
+    """
     return features(self, variables, wave_BT, layer)
 
   def make(self) -> Stage:
+    """Returns the stage; batches hold waveforms."""
     num_samples = round(self.crop_seconds * self.sample_rate)
 
     def init(key: Key) -> Variables:
@@ -229,7 +237,11 @@ class W2vBert(nn.Module):
     )
 
   def features(self, wave_BT):
-    """Returns the output [B, S, D] of the last MLM block, without masking."""
+    """Returns the output [B, S, D] of the last MLM block, without masking.
+
+    Args:
+      wave_BT: waveforms in [-1, 1].
+    """
     frames_BSN, valid_BS = self.encoder(*normalized_log_mel(self.config, wave_BT))
     context_BSD, _ = self._context(frames_BSN, valid_BS)
     return self.mlm_blocks(context_BSD, valid_BS)[0]
@@ -308,7 +320,14 @@ class ClusterCodes(nn.Module):
 
 
 def cluster(config: Config, state: State, wave_BT: Float[Array, 'B T'], key: Key | None):
-  """Returns the cluster ids [B, S] of stacked log-mel frames, and the updated state."""
+  """Returns the cluster ids [B, S] of stacked log-mel frames, and the updated state.
+
+  Args:
+    config: of the stage.
+    state: running state of the clusters.
+    wave_BT: waveforms in [-1, 1].
+    key: PRNG key; None leaves the state unchanged.
+  """
   log_mel_BFM, _ = normalized_log_mel(config, wave_BT)
   stacked_BSN = log_mel_BFM.reshape(log_mel_BFM.shape[0], -1, SUBSAMPLING * config.num_mels)
   codebooks, all_levels_B = state['codebooks'], jnp.ones(stacked_BSN.shape[0], jnp.int32)
@@ -330,6 +349,10 @@ def normalized_log_mel(
 
   Bands have zero mean and unit variance over the valid frames of an utterance. A frame is valid if
   it starts before the trailing zeros of the waveform; invalid frames are 0.
+
+  Args:
+    config: of the stage.
+    wave_BT: waveforms in [-1, 1], padded with zeros on the right.
   """
   wave_BT = audio.pad_to_multiple(wave_BT, config.hop_length)
   num_samples = wave_BT.shape[-1]
@@ -357,6 +380,12 @@ def span_mask(
   """Returns a random mask: each frame starts a span of `span` frames with `probability`.
 
   Spans may overlap. Frame s is masked with probability 1 - (1 - probability) ** min(s + 1, span).
+
+  Args:
+    key: PRNG key.
+    shape: B and S.
+    probability: that a frame starts a span.
+    span: frames per span.
   """
   starts_BS = jax.random.bernoulli(key, probability, shape)
   padded = jnp.pad(starts_BS, ((0, 0), (span - 1, 0)))
@@ -369,6 +398,11 @@ def sample_negatives(
   """Returns indices of random other masked frames of the same utterance, for each masked frame.
 
   Indices are meaningless for unmasked frames, and in utterances with fewer than two masked frames.
+
+  Args:
+    key: PRNG key.
+    masked_BS: which frames are masked.
+    num_negatives: number N of indices for each frame.
   """
   num_masked_B11 = masked_BS.sum(axis=-1)[:, None, None]
   masked_first_BS = jnp.argsort(~masked_BS, axis=-1, stable=True)
@@ -384,7 +418,15 @@ def sample_negatives(
 def loss(
   config: Config, params: Params, state: State, batch: Batch, key: Key | None
 ) -> tuple[Array, Aux]:
-  """Returns the loss (defined at the top of this file) and metrics; `key` None uses fixed masks."""
+  """Returns the loss (defined at the top of this file) and metrics; `key` None uses fixed masks.
+
+  Args:
+    config: of the stage.
+    params: parameters.
+    state: running state of the stage.
+    batch: what `config.make().batch` describes.
+    key: PRNG key; None in evaluation.
+  """
   training = key is not None
   keys = jax.random.split(key if training else jax.random.key(0), 5)
   mask_key, negative_key, gumbel_key, dropout_key, cluster_key = keys

@@ -36,7 +36,11 @@ _MAX_SWAPPED_BYTES = 4096
 
 
 def path(text: str | os.PathLike) -> Path:
-  """Returns a path on a disk, or in a bucket if `text` begins with gs://."""
+  """Returns a path on a disk, or in a bucket if `text` begins with gs://.
+
+  Args:
+    text: path, or gs://BUCKET/NAME.
+  """
   if not in_bucket(text):
     return pathlib.Path(text)
   client()  # registers the client, through which paths read
@@ -46,33 +50,58 @@ def path(text: str | os.PathLike) -> Path:
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
+  """Returns whether a path is in a bucket.
+
+  Args:
+    path: path.
+  """
   return os.fspath(path).startswith(SCHEME)
 
 
 def absolute(text: str | os.PathLike) -> Path:
-  """Returns the absolute path; those in buckets are."""
+  """Returns the absolute path; those in buckets are.
+
+  Args:
+    text: path.
+  """
   return path(text) if in_bucket(text) else pathlib.Path(text).absolute()
 
 
 def is_there(path: Path) -> bool:
-  """Returns whether there is a file or a folder; on disks, also for a link to nothing."""
+  """Returns whether there is a file or a folder; on disks, also for a link to nothing.
+
+  Args:
+    path: path.
+  """
   return path.exists() if in_bucket(path) else os.path.lexists(path)
 
 
 def is_file(text: str | os.PathLike) -> bool:
-  """Returns whether there is a file; False for names that a disk cannot have."""
+  """Returns whether there is a file; False for names that a disk cannot have.
+
+  Args:
+    text: path.
+  """
   return path(text).is_file() if in_bucket(text) else os.path.isfile(text)
 
 
 def files_below(folder: Path) -> list[str]:
-  """Returns the names of all files below a folder, relative to it, sorted."""
+  """Returns the names of all files below a folder, relative to it, sorted.
+
+  Args:
+    folder: path of the folder.
+  """
   if in_bucket(folder):
     return client().keys(folder)
   return [str(each.relative_to(folder)) for each in sorted(folder.rglob('*')) if each.is_file()]
 
 
 def missing(paths: Iterable[str]) -> list[str]:
-  """Returns those of some paths that do not exist, by one listing of each folder."""
+  """Returns those of some paths that do not exist, by one listing of each folder.
+
+  Args:
+    paths: paths, on disks or in buckets.
+  """
   by_folder: dict[str, list[str]] = {}
   for each in paths:
     by_folder.setdefault(os.path.dirname(each), []).append(each)
@@ -87,7 +116,11 @@ def missing(paths: Iterable[str]) -> list[str]:
 
 
 def of_other_size(sizes: Mapping[str, int]) -> list[str]:
-  """Returns the paths of existing files that have other sizes than these, in bytes."""
+  """Returns the paths of existing files that have other sizes than these, in bytes.
+
+  Args:
+    sizes: expected size of each path, in bytes.
+  """
   if any(map(in_bucket, sizes)):
     return client().of_other_size(sizes)
   return [path for path, size in sizes.items() if os.path.getsize(path) != size]
@@ -124,6 +157,9 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields an empty file on a disk, whose content takes the name `path` when the block ends.
 
   Before that, and if the block raises, `path` is unchanged.
+
+  Args:
+    path: path of the new file.
 
   Raises:
     OSError: if `path` cannot be written.
@@ -163,7 +199,12 @@ def folder_atomically(path: Path, last: str) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a UTF-8 text file atomically, and creates its folder if missing."""
+  """Writes a UTF-8 text file atomically, and creates its folder if missing.
+
+  Args:
+    path: path of the file; an existing one is replaced.
+    text: content.
+  """
   if in_bucket(path):
     client().write(path, text.encode())
   else:
@@ -174,6 +215,10 @@ def write_agreed(path: Path, text: str) -> None:
   """Writes a text file that all processes of a pod write with the same content, at the same time.
 
   Buckets allow one write of an object a second, so there only the first of them writes.
+
+  Args:
+    path: path of the file.
+    text: content.
   """
   if not in_bucket(path):
     files.write_text(path, text)
@@ -186,6 +231,9 @@ def write_agreed(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def local(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields a file on a disk with the content of `path`: itself, or a temporary copy.
+
+  Args:
+    path: path of the file.
 
   Raises:
     FileNotFoundError: if it is missing in a bucket.
@@ -204,6 +252,11 @@ def read_json(
 ) -> dict[str, Any]:
   """Returns the object in a JSON file.
 
+  Args:
+    path: path of the file.
+    remedy: what error messages advise to do.
+    max_bytes: largest accepted size.
+
   Raises:
     UserError: as `files.read_json`.
     OSError: if a bucket cannot be read.
@@ -218,13 +271,21 @@ def read_json(
 
 
 def make_folder(folder: Path) -> None:
-  """Creates a folder and its parents, if missing; buckets have none."""
+  """Creates a folder and its parents, if missing; buckets have none.
+
+  Args:
+    folder: path of the folder.
+  """
   if not in_bucket(folder):
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove(folder: Path) -> None:
-  """Deletes a folder and all files below it."""
+  """Deletes a folder and all files below it.
+
+  Args:
+    folder: path of the folder.
+  """
   if in_bucket(folder):
     client().remove(folder)
   else:
@@ -232,29 +293,49 @@ def remove(folder: Path) -> None:
 
 
 def removal(path: Path) -> str:
-  """Returns the shell command that deletes a file."""
+  """Returns the shell command that deletes a file.
+
+  Args:
+    path: path of the file.
+  """
   return f'{"gcloud storage rm" if in_bucket(path) else "rm"} {shlex.quote(str(path))}'
 
 
 def renaming(path: Path, name: str) -> str:
-  """Returns the shell command that gives a folder another name."""
+  """Returns the shell command that gives a folder another name.
+
+  Args:
+    path: path of the folder.
+    name: its new name.
+  """
   program = 'gcloud storage mv' if in_bucket(path) else 'mv'
   return f'{program} {shlex.quote(str(path))} {shlex.quote(str(path.with_name(name)))}'
 
 
 def poll_seconds(path: Path) -> float:
-  """Returns the pause between two looks for files that other processes write."""
+  """Returns the pause between two looks for files that other processes write.
+
+  Args:
+    path: path of one of the files.
+  """
   return 2.0 if in_bucket(path) else 0.2
 
 
 def check_reachable(folder: Path) -> None:
-  """Raises OSError, after seconds, if a bucket cannot be reached or read; disks are not asked."""
+  """Raises OSError, after seconds, if a bucket cannot be reached or read; disks are not asked.
+
+  Args:
+    folder: path, on a disk or in a bucket.
+  """
   if in_bucket(folder):
     client().check_reachable(folder)
 
 
 def check_writable(directory: Path) -> None:
   """Creates `directory` if missing, and writes a temporary file to it.
+
+  Args:
+    directory: path of the folder.
 
   Raises:
     OSError: if that fails; after seconds where a bucket cannot be reached.
@@ -278,6 +359,9 @@ def check_writable(directory: Path) -> None:
 
 def look(path: Path) -> tuple[Stamp, bytes | None]:
   """Returns stamp and content of a small file that `swap` writes; None if missing or empty.
+
+  Args:
+    path: path of the file.
 
   Raises:
     UserError: if the path of a disk is a link or no regular file.

@@ -38,17 +38,30 @@ UNDIGESTED = ('_CHECKPOINT_METADATA', folders.STAMP)
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-  """Returns the complete steps in `directory`, ascending; digests are not checked."""
+  """Returns the complete steps in `directory`, ascending; digests are not checked.
+
+  Args:
+    directory: checkpoint directory or workdir.
+  """
   return folders.of(storage.path(directory)).numbers()
 
 
 def step_folder(directory: str | os.PathLike, step: int) -> storage.Path:
-  """Returns the folder of a step."""
+  """Returns the folder of a step.
+
+  Args:
+    directory: checkpoint directory.
+    step: number of the step.
+  """
   return folders.of(storage.path(directory)).folder(step)
 
 
 def structure(parts: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-  """Returns {part: {dotted path: [shape, dtype]}} of trees of arrays or shapes."""
+  """Returns {part: {dotted path: [shape, dtype]}} of trees of arrays or shapes.
+
+  Args:
+    parts: trees by name.
+  """
   return {
     name: {
       path: [list(x.shape), str(x.dtype)]
@@ -63,7 +76,10 @@ def step_fault(
 ) -> str | None:
   """Returns why the files of a step are damaged; None if all digests match.
 
-  items: Orbax items to check; None: all.
+  Args:
+    directory: checkpoint directory.
+    step: number of the step.
+    items: Orbax items to check; None: all.
   """
   there = folders.of(directory)
   return fault(there.folder(step), there.listing(step), items)
@@ -183,6 +199,9 @@ def load_parts(directory: str | os.PathLike, targets: Mapping[str, Any]) -> dict
     directory: checkpoint directory or workdir of the run; its newest undamaged step is read.
     targets: trees of shapes with dtypes and shardings, by part.
 
+  Returns:
+    The parts, by name.
+
   Raises:
     UserError: if there is no undamaged checkpoint; if arrays are missing, superfluous or of another
       shape, with one line for each.
@@ -245,6 +264,14 @@ def restore_parts(
 ) -> dict[str, Any]:
   """Restores the parts named in `targets` from the directory of one step.
 
+  Args:
+    directory: folder of the step.
+    targets: trees of shapes with dtypes and shardings, by part.
+    metadata: of the step, from `read_metadata`.
+
+  Returns:
+    The parts, by name.
+
   Raises:
     UserError: if paths, shapes or dtypes differ from those of the checkpoint, with one line for
       each.
@@ -281,6 +308,9 @@ def restore_parts(
 
 def read_metadata(directory: storage.Path) -> dict[str, Any]:
   """Returns the metadata of a step, with its config in the form of this version.
+
+  Args:
+    directory: folder of the step.
 
   Raises:
     UserError: if the metadata are damaged, or have a format that this version cannot read.

@@ -14,7 +14,13 @@ from audiolm_jax.errors import UserError
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
 _MOVED = {'audiolm_jax.generation.SamplingConfig': 'audiolm_jax.chain.SamplingConfig'}
 _SOUNDSTREAM = 'audiolm_jax.stages.soundstream.Config'
-_FRAME_RATE = 'audiolm_jax.nn.frame_rate.FrameRate'
+# Fields that classes got later, with the values that mean what earlier versions did.
+_ADDED = {
+  'audiolm_jax.nn.frame_rate.FrameRate': {'lookahead': 0},
+  'audiolm_jax.stages.base.Condition': {'melody_levels': 0, 'melody_dropout': 0.0},
+  'audiolm_jax.stages.coarse.Config': {'aligned': False},
+  'audiolm_jax.stages.mulan.Config': {'equal_texts': 'negatives'},
+}
 # Flat fields of SoundStream configs up to version 0.1, and their names in today's nested configs.
 _SEANET_FIELDS = {
   name: name
@@ -75,21 +81,17 @@ def upgraded(data: Any) -> Any:
   """Returns a described config in the form of this version, whichever version described it.
 
   Up to version 0.1, SoundStream configs had flat fields instead of nested configs of network,
-  quantizer, discriminators and denoising switch, and a mapping of loss weights. Encoders at the
-  frame rate could not look ahead.
+  quantizer, discriminators and denoising switch, and a mapping of loss weights. Some classes lacked
+  fields (`_ADDED`).
 
   Raises:
     UserError: if this version has no equivalent of the config.
   """
+  data = _with_added_fields(data)
   is_codec = isinstance(data, Mapping) and data.get('class') == _SOUNDSTREAM
   fields = data.get('fields') if is_codec else None
   if not isinstance(fields, Mapping):
     return data
-  network = fields.get('network')
-  if isinstance(network, Mapping) and network.get('class') == _FRAME_RATE:
-    if 'lookahead' not in network['fields']:
-      fields = {**fields, 'network': {**network, 'fields': {**network['fields'], 'lookahead': 0}}}
-      data = {**data, 'fields': fields}
   if {'quantizer', 'discriminators', 'denoising'} <= set(fields):
     return data
   fields = dict(fields)
@@ -118,6 +120,14 @@ def upgraded(data: Any) -> Any:
   fields['quantizer'] = {'class': f'audiolm_jax.nn.quantizer.{kind}', 'fields': own}
   fields['loss_weights'] = weights | {'discriminator': 1.0}
   return {**data, 'fields': fields}
+
+
+def _with_added_fields(data: Any, depth: int = 0) -> Any:
+  is_class = isinstance(data, Mapping) and isinstance(data.get('fields'), Mapping)
+  if not is_class or depth > _MAX_DEPTH:
+    return data
+  fields = {name: _with_added_fields(value, depth + 1) for name, value in data['fields'].items()}
+  return {**data, 'fields': _ADDED.get(data.get('class'), {}) | fields}
 
 
 def rebuild(data: Mapping[str, Any], version: str) -> Any:

@@ -33,12 +33,20 @@ _REMEDY = 'fetch or export it again'
 
 
 def holds(directory: str | os.PathLike) -> bool:
-  """Returns whether `directory` is the folder of a stage in a release."""
+  """Returns whether `directory` is the folder of a stage in a release.
+
+  Args:
+    directory: path of a folder.
+  """
   return (storage.path(directory) / WEIGHTS).is_file()
 
 
 def rounded(model: base.Model, dtype: str) -> base.Model:
   """Returns the model as an export in `dtype` holds it: rounded, as float32, for inference only.
+
+  Args:
+    model: trained model.
+    dtype: one of DTYPES.
 
   Raises:
     UserError: for a dtype other than DTYPES, or a value that is not finite in it.
@@ -64,7 +72,11 @@ def write_stages(
 ) -> None:
   """Writes config.json and the weights of models, which `rounded` made, into an existing folder.
 
-  settings: further entries of config.json.
+  Args:
+    folder: existing folder.
+    models: from `rounded`, by stage.
+    dtype: one of DTYPES.
+    settings: further entries of config.json.
   """
   entries = {}
   for name, model in models.items():
@@ -91,7 +103,11 @@ def write_stages(
 
 
 def write_digests(folder: pathlib.Path) -> None:
-  """Writes digests.json for all files in the folder."""
+  """Writes digests.json for all files in the folder.
+
+  Args:
+    folder: folder of the release.
+  """
   found = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != DIGESTS)
   digests = {path.relative_to(folder).as_posix(): files.sha256(path) for path in found}
   files.write_text(folder / DIGESTS, json.dumps({'files': digests}, indent=1) + '\n')
@@ -99,6 +115,10 @@ def write_digests(folder: pathlib.Path) -> None:
 
 def check_digest(folder: storage.Path, name: str) -> None:
   """Compares one file of a release with its digest.
+
+  Args:
+    folder: folder of the release.
+    name: path of the file in it.
 
   Raises:
     UserError: if it is missing, not listed, or differs.
@@ -112,12 +132,16 @@ def check_digest(folder: storage.Path, name: str) -> None:
     raise UserError(f'{folder / name} differs from its digest: {_REMEDY}')
 
 
-def check_all(folder: storage.Path) -> None:
+def check_all(folder: str | os.PathLike) -> None:
   """Compares every file of a release with its digest.
+
+  Args:
+    folder: folder of the release.
 
   Raises:
     UserError: as `check_digest`, and for a file without a digest.
   """
+  folder = storage.path(folder)
   for name in storage.files_below(folder):
     if name != DIGESTS:
       check_digest(folder, name)
@@ -125,6 +149,9 @@ def check_all(folder: storage.Path) -> None:
 
 def read_config(folder: storage.Path) -> dict[str, Any]:
   """Returns the contents of config.json.
+
+  Args:
+    folder: folder of the release.
 
   Raises:
     UserError: if it is damaged, no release of this package, or of another format.
@@ -155,6 +182,9 @@ def _is_entry(entry: Any) -> bool:
 
 def read_stage(directory: str | os.PathLike) -> base.Model:
   """Returns the model in the folder of a stage, its arrays in float32.
+
+  Args:
+    directory: folder of the stage in a release.
 
   Raises:
     UserError: if a file is missing or damaged, the config is of no known stage, or the arrays are

@@ -103,6 +103,9 @@ def train(
       for the user. If it returns a true value, the run finishes the steps in progress, saves and
       returns, as after a signal.
 
+  Returns:
+    Step, metrics and variables at the end.
+
   Raises:
     errors.NonFiniteError: if a loss or gradient is not finite; the state before it is saved.
     errors.DivergedError: if a loss or gradient explodes after the last rollback that

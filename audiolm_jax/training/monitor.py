@@ -108,6 +108,9 @@ class Monitor:
     Args:
       metrics: 'loss' and 'grad_norm/...'; others are ignored.
       applied: whether the step changed the train state; False if something was not finite.
+
+    Returns:
+      What to do next.
     """
     if applied:
       explosion = self._explosion(metrics)
@@ -131,6 +134,12 @@ class Monitor:
 
     The loss of a step is computed before its update. Without this check, a state that the last
     update made diverge could be saved, and a rollback would return to it.
+
+    Args:
+      loss: loss of the state on the last batch.
+
+    Returns:
+      What to do next.
     """
     finite = np.isfinite(loss)
     fault = self._explosion({'loss': loss}) if finite else f'loss {loss} not finite'
@@ -195,6 +204,9 @@ class Monitor:
     """Restores the state of a checkpoint, None for the start of the run.
 
     Rollbacks after that checkpoint remain counted, and learning rates remain lowered.
+
+    Args:
+      state: from `get_state`.
     """
     state = state or Monitor(None).get_state()
     self.rollbacks = max(self.rollbacks, state['count'])
@@ -242,6 +254,13 @@ def compare_with_expected(
   A range is due at the first multiple of `log_every` at or after its step, or at the end of the run
   if that comes first. For 'eval/...' it is a multiple of `eval_every`, or the end if that is None.
   The comparison needs no memory of earlier steps, so it is the same in a resumed run.
+
+  Args:
+    expected_metrics: ranges of metrics.
+    step: number of steps done.
+    metrics: metrics by name.
+    log_every: steps between two logs.
+    eval_every: steps between two evaluations; None: only at the end.
 
   Returns:
     {'unexpected/<metric>': 0.0 or 1.0} of the ranges that are due, and a message for each metric

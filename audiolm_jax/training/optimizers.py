@@ -73,7 +73,11 @@ Optimizer = OptimizerConfig | Mapping[str, OptimizerConfig] | optax.GradientTran
 
 
 def learning_rate(config: OptimizerConfig) -> Callable[[ArrayLike], ArrayLike]:
-  """Returns the learning rate as a function of the number of updates done."""
+  """Returns the learning rate as a function of the number of updates done.
+
+  Args:
+    config: schedule and peak.
+  """
   warmup, peak = config.warmup_steps, config.learning_rate
   if config.schedule == 'constant':
     body = optax.constant_schedule(peak)
@@ -120,6 +124,10 @@ def learning_rates(config: Optimizer, num_updates: ArrayLike) -> dict[str, Array
 
   The name is 'learning_rate', or 'learning_rate/<group>' with a mapping. A transformation does not
   state its rate, so the result is {}.
+
+  Args:
+    config: config, mapping of groups to configs, or optax transformation.
+    num_updates: number of updates done.
   """
   if isinstance(config, optax.GradientTransformation):
     return {}
@@ -157,5 +165,9 @@ def _chain(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def group_norms(tree) -> dict[str, jax.Array]:
-  """Returns the global norm of each top-level group of a tree of parameters or gradients."""
+  """Returns the global norm of each top-level group of a tree of parameters or gradients.
+
+  Args:
+    tree: mapping of groups to trees of arrays.
+  """
   return {group: optax.tree.norm(subtree) for group, subtree in tree.items()}

@@ -152,6 +152,7 @@ class Checkpointer:
     return True
 
   def close(self) -> None:
+    """Waits for the save in progress, and ends the threads that write."""
     self.wait()
     self._orbax.close()
 
@@ -161,6 +162,9 @@ class Checkpointer:
     Args:
       targets: trees of shapes with dtypes and shardings, by part.
       config: stage config, converted by `configs.describe`.
+
+    Returns:
+      Parts, data position and metadata of the step.
 
     Raises:
       UserError: if the config or the arrays differ from those of the checkpoint, or all steps are
@@ -305,6 +309,13 @@ class Saver:
     """Starts a save, as `Checkpointer.save`.
 
     If `whole`, retries and waits until this state is saved.
+
+    Args:
+      step: number of the step.
+      parts: trees of arrays by name.
+      data_position: of the batches, as JSON.
+      metadata: further facts about the run, as JSON.
+      whole: whether to wait until this state is saved.
     """
     start = functools.partial(self._checkpointer.save, step, parts, data_position, metadata)
     self._start(start)

@@ -68,6 +68,10 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns the mesh over `devices`, default all; slices of a TPU are along the axis `data`.
 
+  Args:
+    config: sizes of the axes.
+    devices: None: all devices of all processes.
+
   Raises:
     UserError: if the product of the sizes is not the number of devices, or `data` is not a multiple
       of the number of slices.
@@ -103,6 +107,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what each device of a mesh holds whole.
+
+  Args:
+    mesh: devices.
+  """
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -131,7 +140,11 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULE
 
 
 def unbox(tree: Any) -> Any:
-  """Returns a tree without its boxes: plain arrays or shapes."""
+  """Returns a tree without its boxes: plain arrays or shapes.
+
+  Args:
+    tree: tree with boxes of logical axis names.
+  """
   return meta.unbox(tree)
 
 
@@ -152,17 +165,31 @@ def _spec(node: Any, mesh: Mesh, rules: Mapping[str, str | None]) -> PartitionSp
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: its first axis over the mesh axes data and fsdp."""
+  """Returns the sharding of a batch: its first axis over the mesh axes data and fsdp.
+
+  Args:
+    mesh: devices.
+  """
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def activations(mesh: Mesh) -> contextlib.AbstractContextManager[None]:
-  """Returns a context in which layers constrain activations to `mesh`; trace the loss within it."""
-  return placement.on(mesh, {placement.BATCH: (DATA, FSDP), placement.HEADS: (TENSOR,)})
+def activations(mesh: Mesh, *, trains: bool = True) -> contextlib.AbstractContextManager[None]:
+  """Returns a context in which layers constrain activations to `mesh`; trace the loss within it.
+
+  Args:
+    mesh: device mesh.
+    trains: False where there is no backward pass: layers are then loops on TPUs, too.
+  """
+  rules = {placement.BATCH: (DATA, FSDP), placement.HEADS: (TENSOR,)}
+  return placement.on(mesh, rules, trains=trains)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Checks that a global batch can be sharded over a mesh, with equal parts from its processes.
+
+  Args:
+    batch_size: global number of examples.
+    mesh: devices.
 
   Raises:
     UserError: if not.
@@ -188,7 +215,12 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Returns the global batch, given the rows of this process: batch size / number of processes."""
+  """Returns the global batch, given the rows of this process: batch size / number of processes.
+
+  Args:
+    batch: arrays by name.
+    mesh: devices.
+  """
   sharding = batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, np.asarray(array))

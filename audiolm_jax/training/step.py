@@ -76,7 +76,15 @@ def make_init(
   accumulate_steps: int = 1,
   keep_ema: bool = False,
 ) -> tuple[Callable[[base.Key], TrainState], TrainState, TrainState]:
-  """Returns the function key -> TrainState on `mesh`, and its shapes and shardings; all unboxed."""
+  """Returns the function key -> TrainState on `mesh`, and its shapes and shardings; all unboxed.
+
+  Args:
+    stage: what to train.
+    optimizer: config, mapping of groups to configs, or optax transformation.
+    mesh: devices.
+    accumulate_steps: number of batches per update.
+    keep_ema: whether to keep an average of the parameters.
+  """
   transformation = optimizers.make(optimizer, accumulate_steps)
 
   def init(key):
@@ -98,6 +106,11 @@ def make_init(
 
 def check_made_by(config: Any, stage: base.Stage, shapes: TrainState) -> None:
   """Checks that checkpoints of `stage`, whose arrays have `shapes`, can be loaded with `config`.
+
+  Args:
+    config: config of the stage.
+    stage: what `config.make()` should have returned.
+    shapes: shapes of its train state.
 
   Raises:
     UserError: if `config` makes another stage.
@@ -193,6 +206,10 @@ def make_eval_step(
   """Returns the jitted evaluation step: (params, state, batch) -> metrics including 'loss'.
 
   The loss gets no key, which turns dropout off.
+
+  Args:
+    stage: what to evaluate.
+    mesh: devices of the batches.
   """
 
   def eval_step(params, state, batch):

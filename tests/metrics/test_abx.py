@@ -179,8 +179,11 @@ def test_draws_are_repeatable_and_bounded():
 
 def test_what_cannot_be_compared_is_said():
   segments, phones, contexts, speakers = corpus(seed=5, phones=1)
-  with pytest.raises(ValueError, match='no within-speaker comparison'):
-    abx.score(segments, phones, contexts, speakers, speaker='within')
+  for speaker, other in (('within', 'the same'), ('across', 'another')):
+    with pytest.raises(
+      ValueError, match=f'no {speaker}-speaker comparison .* one of them again by {other} speaker'
+    ):
+      abx.score(segments, phones, contexts, speakers, speaker=speaker)
   with pytest.raises(ValueError, match="'both'"):
     abx.score(segments, phones, contexts, speakers, speaker='both')
   with pytest.raises(ValueError, match='have lengths'):

@@ -24,6 +24,14 @@ def test_bigram_equals_counting_by_hand_and_skips_pad():
   )
 
 
+def test_the_code_after_a_missing_one_has_no_past():
+  counts = language.fit(np.array([[[0], [-1], [1], [0]]]), 2)
+  start = 2
+  expected_UV = np.zeros((3, 2))
+  expected_UV[start, 0] = expected_UV[start, 1] = expected_UV[1, 0] = 1
+  np.testing.assert_array_equal(counts.bigram_QUV[0], expected_UV)
+
+
 def test_bigram_gives_each_code_the_probability_that_the_mean_is_made_of():
   random = np.random.default_rng(0)
   codes = random.integers(0, 5, (3, 6, 2))

@@ -73,5 +73,10 @@ def test_ridge_regression_by_its_closed_form():
   decoder = tokens.fit_linear_decoder([one_SE], [target_SD], context=0, ridge=1.0)
   # (X'X + I) w = X'y with X = [[1, 1], [2, 1]]: [[6, 3], [3, 3]] w = [3, 2].
   np.testing.assert_allclose(decoder.weight_ID, [[1 / 3], [1 / 3]], rtol=1e-6)
-  with pytest.raises(ValueError, match='targets of'):
+  with pytest.raises(ValueError, match=r'inputs of \[2\] frames, targets of \[1\]: cut both'):
     tokens.fit_linear_decoder([one_SE], [target_SD[:1]], context=0)
+  eight = ', '.join('2' * 8)
+  with pytest.raises(
+    ValueError, match=rf'inputs of \[{eight}\] frames, targets of \[{eight}\]: cut'
+  ):
+    tokens.fit_linear_decoder([one_SE] * 9, [target_SD] * 10, context=0)

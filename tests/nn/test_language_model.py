@@ -1,14 +1,17 @@
 """Likelihoods, hidden states and attention weights, by the same model written in numpy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.linen import meta
 
 from audiolm_jax import tokens
+from audiolm_jax.errors import UserError
 from audiolm_jax.nn import language_model, transformer
 from tests.nn.test_transformer import MODEL, TINY, sinusoids_of, t5_bucket
 
@@ -18,11 +21,14 @@ CODES[1, 2] = tokens.PAD
 LENGTH = 3 + 1 + 6
 DEPTH = dataclasses.replace(TINY, width=8, num_layers=1)
 DEEP = dataclasses.replace(MODEL, depth=DEPTH)
+ALIGNED = dataclasses.replace(MODEL, aligned=True)
+DEEP_ALIGNED = dataclasses.replace(DEEP, aligned=True)
 
 
 def far_from_uniform(model):
   """Returns parameters of probabilities far from uniform."""
-  return jax.tree.map(lambda p: p * 2, meta.unbox(language_model.init(model, jax.random.key(0))))
+  init = jax.jit(functools.partial(language_model.init, model))
+  return jax.tree.map(lambda p: p * 2, meta.unbox(init(jax.random.key(0))))
 
 
 @pytest.fixture(scope='module')
@@ -116,36 +122,94 @@ def test_likelihoods_of_a_depth_model_are_those_of_numpy(deep_params, row):
   assert not np.any(found[CODES < 0])
 
 
-def test_cached_steps_of_a_depth_model_equal_its_whole_rows(deep_params):
+@pytest.mark.parametrize(
+  'model', [DEEP, ALIGNED, DEEP_ALIGNED], ids=['deep', 'aligned', 'deep_aligned']
+)
+def test_cached_steps_equal_whole_rows(model):
   """Rows have read 1 and 2 frames: other columns, same numbers; two more frames each."""
+  all_params, parts = far_from_uniform(model), model.codes_per_column
   rng = np.random.default_rng(1)
   codes, read = rng.integers(0, 5, (2, 4, 2)), np.array([1, 2])
-  whole = language_model.target_logits(DEEP, deep_params, PREFIX, jnp.asarray(codes), None)
+  prefix = jnp.asarray(PREFIX)
+  target_logits = jax.jit(functools.partial(language_model.target_logits, model, key=None))
+  whole = target_logits(all_params, prefix, jnp.asarray(codes))
   whole, flat = (np.reshape(x, (2, 8, *x.shape[3:])) for x in (whole, codes))
   context = np.where(np.arange(2)[:, None] < read[:, None, None], codes[:, :2], tokens.PAD)
-  ids, times = tokens.left_pad(*language_model.sequence(DEEP, PREFIX, jnp.asarray(context)))
-  assert ids.shape == (2, 6, 2) and (ids[0, 0] == tokens.PAD).all()
-  params, first = language_model.decoding_params(DEEP, deep_params), 2 * read
-  rows = np.arange(2)
-  got, cache = language_model.prefill(DEEP, params, ids, times, ids.shape[1] + 2)
+
+  @jax.jit
+  def start(params, context):
+    ids, times = tokens.left_pad(*language_model.sequence(model, prefix, context))
+    params = language_model.decoding_params(model, params)
+    columns = ids.shape[1] + 4 // parts
+    return ids, params, language_model.prefill(model, params, ids, times, columns)
+
+  ids, params, (got, cache) = start(all_params, jnp.asarray(context))
+  assert ids.shape[1] == 4 + 4 // parts and np.all(ids[0, 0] == tokens.PAD)
+  rows, first = np.arange(2), 2 * read
+  steps = [jax.jit(step) for step in language_model.turn(model, prefix)]
   for n in range(4):
-    np.testing.assert_allclose(got, whole[rows, first + n], atol=1e-4)
-    step = language_model.turn(DEEP)[n % 2]
-    got, cache = step(params, cache, flat[rows, first + n], jnp.asarray(first), jnp.asarray(n))
-  assert int(cache.columns.index) == cache.columns.valid_BN.shape[1]
+    np.testing.assert_allclose(got, np.asarray(whole)[rows, first + n], atol=1e-4)
+    code_B, first_B = jnp.asarray(flat[rows, first + n]), jnp.asarray(first)
+    got, cache = steps[n % parts](params, cache, code_B, first_B, jnp.asarray(n))
+  columns = cache if model.depth is None else cache.columns
+  assert int(columns.index) == columns.valid_BN.shape[1]
+
+
+def test_a_column_has_the_token_of_the_time_it_predicts():
+  """A token lasts two frames; a column predicts the frame after its own."""
+  ids, _ = language_model.sequence(DEEP_ALIGNED, jnp.asarray(PREFIX), jnp.asarray(CODES))
+  offset = MODEL.vocabulary.offsets[0]
+  np.testing.assert_array_equal(ids[0, 3:, 2], np.array([3, 3, 0, 0]) + offset)
+  expected = [1 + offset, 1 + offset, 4 + offset, tokens.PAD]  # the last frame does not exist
+  np.testing.assert_array_equal(ids[1, 3:, 2], expected)
+  assert np.all(np.asarray(ids)[:, :3, 1:] == tokens.PAD)
+  plain, _ = language_model.sequence(DEEP, jnp.asarray(PREFIX), jnp.asarray(CODES))
+  np.testing.assert_array_equal(ids[..., :2], plain)
+  flat, _ = language_model.sequence(ALIGNED, jnp.asarray(PREFIX), jnp.asarray(CODES))
+  np.testing.assert_array_equal(flat[0, 3:, 1], np.array([3, 3, 3, 3, 0, 0, 0]) + offset)
+
+
+def test_codes_that_repeat_the_token_of_their_time_are_learned_at_once():
+  rng = np.random.default_rng(0)
+  prefix = rng.integers(0, 5, (256, 12, 1))
+  codes = np.repeat(prefix, 2, axis=1).repeat(2, axis=2)
+  last = {}
+  for model in (DEEP, DEEP_ALIGNED):
+    optimizer = optax.adam(1e-2)
+    params = meta.unbox(language_model.init(model, jax.random.key(0)))
+
+    @jax.jit
+    def step(params, state, prefix, codes, model=model, optimizer=optimizer):
+      loss = lambda params: language_model.loss(model, params, prefix, codes, None)[0]
+      nats, gradient = jax.value_and_grad(loss)(params)
+      updates, state = optimizer.update(gradient, state)
+      return optax.apply_updates(params, updates), state, nats
+
+    state = optimizer.init(params)
+    for n in range(60):
+      rows = np.arange(16 * n, 16 * n + 16) % 256
+      params, state, nats = step(params, state, prefix[rows], codes[rows])
+    last[model.aligned] = float(nats)
+  assert last[True] < 0.1 < 0.3 < last[False]
+
+
+def test_alignment_needs_a_part_with_a_rate():
+  with pytest.raises(UserError, match='aligned=True needs a prefix'):
+    dataclasses.replace(ALIGNED, vocabulary=dataclasses.replace(MODEL.vocabulary, parts=()))
 
 
 def test_a_depth_model_leaves_out_codes_in_training_and_drops_out(deep_params):
-  codes, key = jnp.asarray(CODES), jax.random.key(0)
-  logits = lambda codes, **changed: np.asarray(
-    language_model.target_logits(
-      dataclasses.replace(DEEP, **changed), deep_params, PREFIX, codes, key
-    )
-  )
-  other = (codes + 1) % 5
-  np.testing.assert_array_equal(*(logits(c, code_dropout=1 - 1e-6) for c in (codes, other)))
+  target_logits = jax.jit(language_model.target_logits, static_argnums=0)
+
+  def logits(codes, **changed):
+    model = dataclasses.replace(DEEP, **changed)
+    prefix, codes = jnp.asarray(PREFIX), jnp.asarray(codes)
+    return np.asarray(target_logits(model, deep_params, prefix, codes, jax.random.key(0)))
+
+  other = (CODES + 1) % 5
+  np.testing.assert_array_equal(*(logits(c, code_dropout=1 - 1e-6) for c in (CODES, other)))
   quiet = dataclasses.replace(DEPTH, dropout_rate=0.0)
-  assert np.abs(logits(codes) - logits(codes, depth=quiet)).max() > 1e-3
+  assert np.abs(logits(CODES) - logits(CODES, depth=quiet)).max() > 1e-3
 
 
 @pytest.mark.parametrize('row', [0, 1])

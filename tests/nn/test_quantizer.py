@@ -8,6 +8,15 @@ import pytest
 from audiolm_jax.nn import quantizer
 
 Q, K, D = 3, 5, 4
+# As one program each: compiling one for each operation takes most of the time of these tests.
+encode, decode, quantize, fit = map(
+  jax.jit, (quantizer.encode, quantizer.decode, quantizer.quantize, quantizer.fit)
+)
+update = jax.jit(quantizer.update, static_argnames=('decay', 'dead_code_threshold'))
+fsq_encode, fsq_decode, fsq_quantize = (
+  jax.jit(function, static_argnums=0)
+  for function in (quantizer.fsq_encode, quantizer.fsq_decode, quantizer.fsq_quantize)
+)
 
 
 @pytest.fixture
@@ -41,17 +50,17 @@ def _brute_force(vectors_QKD, x_BFD):
 
 def test_encode_and_decode_match_brute_force(books, x_BFD):
   codes, inputs, sums = _brute_force(books.vectors_QKD, x_BFD)
-  codes_BFQ, residuals_QBFD = quantizer.encode(books.vectors_QKD, x_BFD)
+  codes_BFQ, residuals_QBFD = encode(books.vectors_QKD, x_BFD)
   np.testing.assert_array_equal(codes_BFQ, codes)
   np.testing.assert_allclose(residuals_QBFD, inputs, atol=1e-5)
   for levels in (1, 2, 3):
-    got_BFD = quantizer.decode(books.vectors_QKD, codes_BFQ[..., :levels])
+    got_BFD = decode(books.vectors_QKD, codes_BFQ[..., :levels])
     np.testing.assert_allclose(got_BFD, sums[levels], atol=1e-5)
 
 
 def test_quantize_uses_the_first_levels_of_each_example(books, x_BFD):
   _, inputs, sums = _brute_force(books.vectors_QKD, x_BFD)
-  quantized = quantizer.quantize(books.vectors_QKD, x_BFD, jnp.asarray([1, 3]))
+  quantized = quantize(books.vectors_QKD, x_BFD, jnp.asarray([1, 3]))
   np.testing.assert_allclose(quantized.z_BFD, [sums[1][0], sums[3][1]], atol=1e-5)
   distance = [np.square(inputs[q] - (sums[q + 1] - sums[q])).mean((1, 2)) for q in range(Q)]
   np.testing.assert_allclose(
@@ -63,20 +72,18 @@ def test_quantize_uses_the_first_levels_of_each_example(books, x_BFD):
 
 def test_gradients_pass_straight_through_and_commitment_pulls_to_the_codes(books, x_BFD):
   levels_B = jnp.asarray([1, 1])
-  through_BFD = jax.grad(
-    lambda x: jnp.sum(3 * quantizer.quantize(books.vectors_QKD, x, levels_B).z_BFD)
-  )(x_BFD)
-  np.testing.assert_allclose(through_BFD, 3 * np.ones_like(x_BFD))
-  pull_BFD = jax.grad(lambda x: quantizer.quantize(books.vectors_QKD, x, levels_B).commitment)(
+  through_BFD = jax.grad(lambda x: jnp.sum(3 * quantize(books.vectors_QKD, x, levels_B).z_BFD))(
     x_BFD
   )
+  np.testing.assert_allclose(through_BFD, 3 * np.ones_like(x_BFD))
+  pull_BFD = jax.grad(lambda x: quantize(books.vectors_QKD, x, levels_B).commitment)(x_BFD)
   _, _, sums = _brute_force(books.vectors_QKD, x_BFD)
   np.testing.assert_allclose(pull_BFD, 2 * (np.asarray(x_BFD) - sums[1]) / x_BFD.size, atol=1e-6)
 
 
 def test_update_is_a_moving_average_of_the_frames_of_each_code(books, x_BFD):
-  quantized = quantizer.quantize(books.vectors_QKD, x_BFD, jnp.asarray([1, 2]))
-  new = quantizer.update(books, quantized, jax.random.key(0), decay=0.9, dead_code_threshold=0.0)
+  quantized = quantize(books.vectors_QKD, x_BFD, jnp.asarray([1, 2]))
+  new = update(books, quantized, jax.random.key(0), decay=0.9, dead_code_threshold=0.0)
   codes, inputs, _ = _brute_force(books.vectors_QKD, x_BFD)
   for q in range(Q):
     for k in range(K):
@@ -94,8 +101,8 @@ def test_dead_codes_become_frames_of_their_level(books, x_BFD):
     counts_QK=jnp.full((Q, K), 50.0).at[:, 2].set(0.1),
     sums_QKD=(books.vectors_QKD * 50.0).at[:, 2].set(10.0),
   )
-  quantized = quantizer.quantize(books.vectors_QKD, x_BFD, jnp.asarray([3, 3]))
-  new = quantizer.update(books, quantized, jax.random.key(0), decay=0.99, dead_code_threshold=2.0)
+  quantized = quantize(books.vectors_QKD, x_BFD, jnp.asarray([3, 3]))
+  new = update(books, quantized, jax.random.key(0), decay=0.99, dead_code_threshold=2.0)
   for q in range(Q):
     frames_ND = np.asarray(quantized.residuals_QBFD[q]).reshape(-1, D)
     assert np.abs(frames_ND - new.vectors_QKD[q, 2]).max(-1).min() < 1e-6
@@ -114,21 +121,21 @@ def test_fit_finds_separated_clusters_level_by_level():
   offsets_KD -= offsets_KD.mean(0)
   frames_ND = (points_KD[:, None] + offsets_KD).reshape(1, 25, D).astype(np.float32)
   empty = quantizer.init(jax.random.key(0), 2, 25, D)
-  books = jax.jit(quantizer.fit)(empty, jnp.asarray(frames_ND), jax.random.key(0))
+  books = fit(empty, jnp.asarray(frames_ND), jax.random.key(0))
   assert books.fitted and not empty.fitted
-  codes_BFQ, _ = quantizer.encode(books.vectors_QKD, jnp.asarray(frames_ND))
-  np.testing.assert_allclose(quantizer.decode(books.vectors_QKD, codes_BFQ), frames_ND, atol=1e-3)
+  codes_BFQ, _ = encode(books.vectors_QKD, jnp.asarray(frames_ND))
+  np.testing.assert_allclose(decode(books.vectors_QKD, codes_BFQ), frames_ND, atol=1e-3)
   np.testing.assert_allclose(np.sum(books.counts_QK, axis=-1), 25)
 
 
 def test_fit_with_fewer_frames_than_codes_still_reproduces_them():
   frames_BFD = jax.random.normal(jax.random.key(3), (1, 3, D))
-  books = quantizer.fit(quantizer.init(jax.random.key(0), Q, 8, D), frames_BFD, jax.random.key(0))
+  books = fit(quantizer.init(jax.random.key(0), Q, 8, D), frames_BFD, jax.random.key(0))
   assert all(np.isfinite(leaf).all() for leaf in books)
-  codes_BFQ, _ = quantizer.encode(books.vectors_QKD, frames_BFD)
-  np.testing.assert_allclose(quantizer.decode(books.vectors_QKD, codes_BFQ), frames_BFD, atol=1e-5)
-  quantized = quantizer.quantize(books.vectors_QKD, frames_BFD, jnp.asarray([Q]))
-  books = quantizer.update(books, quantized, jax.random.key(1), decay=0.99, dead_code_threshold=0.1)
+  codes_BFQ, _ = encode(books.vectors_QKD, frames_BFD)
+  np.testing.assert_allclose(decode(books.vectors_QKD, codes_BFQ), frames_BFD, atol=1e-5)
+  quantized = quantize(books.vectors_QKD, frames_BFD, jnp.asarray([Q]))
+  books = update(books, quantized, jax.random.key(1), decay=0.99, dead_code_threshold=0.1)
   assert all(np.isfinite(leaf).all() for leaf in books)
 
 
@@ -159,12 +166,12 @@ def _fsq_closed_form(levels, x):
 def test_fsq_matches_the_closed_form():
   x_BFD = 2 * jax.random.normal(jax.random.key(4), (3, 40, len(LEVELS)))
   want = [[_fsq_closed_form(LEVELS, map(float, x_D)) for x_D in x_FD] for x_FD in x_BFD]
-  codes_BFQ = quantizer.fsq_encode(LEVELS, x_BFD)
+  codes_BFQ = fsq_encode(LEVELS, x_BFD)
   assert codes_BFQ.shape == (3, 40, 1)
   np.testing.assert_array_equal(codes_BFQ[..., 0], [[code for code, _ in row] for row in want])
   points = [[point for _, point in row] for row in want]
-  np.testing.assert_allclose(quantizer.fsq_decode(LEVELS, codes_BFQ), points, atol=1e-6)
-  quantized = quantizer.fsq_quantize(LEVELS, x_BFD)
+  np.testing.assert_allclose(fsq_decode(LEVELS, codes_BFQ), points, atol=1e-6)
+  quantized = fsq_quantize(LEVELS, x_BFD)
   np.testing.assert_array_equal(quantized.codes_BFQ, codes_BFQ)
   np.testing.assert_allclose(quantized.z_BFD, points, atol=1e-6)
   assert quantized.commitment == 0
@@ -173,12 +180,12 @@ def test_fsq_matches_the_closed_form():
 @pytest.mark.parametrize('size', [2, 3, 4, 5, 16, 255])
 def test_fsq_reaches_every_level_in_order_and_none_beyond(size):
   x_BFD = jnp.linspace(-20, 20, 40_001)[None, :, None]
-  codes_F = np.asarray(quantizer.fsq_encode((size,), x_BFD))[0, :, 0]
+  codes_F = np.asarray(fsq_encode((size,), x_BFD))[0, :, 0]
   assert (np.diff(codes_F) >= 0).all() and set(codes_F.tolist()) == set(range(size))
 
 
 def test_fsq_codes_number_the_points_of_the_grid():
-  points_FD = np.asarray(quantizer.fsq_decode(LEVELS, jnp.arange(240)[None, :, None]))[0]
+  points_FD = np.asarray(fsq_decode(LEVELS, jnp.arange(240)[None, :, None]))[0]
   axes = [np.arange(-(size // 2), size - size // 2) / (size // 2) for size in LEVELS]
   # first axis fastest
   grid_FD = np.stack(np.meshgrid(*reversed(axes), indexing='ij')[::-1], axis=-1).reshape(-1, 4)
@@ -187,7 +194,7 @@ def test_fsq_codes_number_the_points_of_the_grid():
 
 def test_fsq_gradients_are_those_of_the_bound():
   x_BFD = jax.random.normal(jax.random.key(5), (1, 6, len(LEVELS)))
-  got_BFD = jax.grad(lambda x: jnp.sum(quantizer.fsq_quantize(LEVELS, x).z_BFD))(x_BFD)
+  got_BFD = jax.grad(lambda x: jnp.sum(fsq_quantize(LEVELS, x).z_BFD))(x_BFD)
   sizes = np.array(LEVELS)
   half = (sizes - 1) * 0.999 / 2
   inner = np.asarray(x_BFD, np.float64) + np.where(sizes % 2, 0, np.tan(0.5 / half))

@@ -34,7 +34,7 @@ MODEL = LanguageModel(
 
 @pytest.fixture(scope='module')
 def params():
-  return meta.unbox(language_model.init(MODEL, jax.random.key(0)))
+  return meta.unbox(jax.jit(language_model.init, static_argnums=0)(MODEL, jax.random.key(0)))
 
 
 @pytest.fixture(scope='module')

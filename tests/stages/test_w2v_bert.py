@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from audiolm_jax import losses
 from audiolm_jax.stages import base, w2v_bert
 
 CONFIG = w2v_bert.Config(
@@ -115,39 +114,6 @@ def test_negatives_are_the_other_masked_frames_of_the_utterance():
       drawn, counts = np.unique(negatives_SN[frame], return_counts=True)
       assert set(drawn) == others
       assert counts.min() > 400 / len(others) / 3  # uniform
-
-
-def test_contrastive_loss_by_brute_force():
-  rng = np.random.default_rng(0)
-  context, target = rng.normal(size=(2, 2, 6, 4)).astype(np.float32)
-  negatives = rng.integers(0, 6, (2, 6, 3))
-  mask = rng.random((2, 6)) < 0.6
-  terms, hits = [], []
-  for b, s in zip(*np.nonzero(mask)):
-
-    def cosine(n):
-      return (
-        context[b, s] @ target[b, n] / np.linalg.norm(context[b, s]) / np.linalg.norm(target[b, n])
-      )
-
-    own, others = np.exp(cosine(s) / 0.1), [np.exp(cosine(n) / 0.1) for n in negatives[b, s]]
-    terms.append(-np.log(own / (own + sum(others))))
-    hits.append(own > max(others))
-  got, accuracy = losses.contrastive(
-    *map(jnp.asarray, (context, target, negatives, mask)), temperature=0.1
-  )
-  np.testing.assert_allclose(got, np.mean(terms), rtol=1e-4)
-  np.testing.assert_allclose(accuracy, np.mean(hits), rtol=1e-6)
-
-
-def test_diversity_is_0_for_uniform_use_and_1_minus_1_over_k_for_one_code():
-  everywhere = jnp.ones((2, 8), bool)
-  one_hot = jax.nn.one_hot(jnp.arange(16).reshape(2, 8) % 4, 4)
-  np.testing.assert_allclose(losses.diversity(one_hot, everywhere), 0, atol=1e-5)
-  np.testing.assert_allclose(losses.diversity(one_hot[:, ::4], everywhere[:, ::4]), 0.75, atol=1e-5)
-  np.testing.assert_allclose(
-    losses.diversity(one_hot, jnp.arange(16).reshape(2, 8) % 4 < 2), 0.5, atol=1e-5
-  )
 
 
 @pytest.fixture(scope='module')

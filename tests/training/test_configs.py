@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -16,7 +17,7 @@ from audiolm_jax.nn.discriminators import Discriminators
 from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import FSQ, RVQ
 from audiolm_jax.nn.seanet import SEANet
-from audiolm_jax.stages import semantic, soundstream
+from audiolm_jax.stages import mulan, semantic, soundstream
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.training import checkpoints, configs, saving
 from tests.toy_codec import CONFIG, random_variables
@@ -102,10 +103,31 @@ def test_levels_of_fsq_come_over_and_their_sizes_follow(flat):
   assert (config.num_quantizers, config.codebook_size, config.embedding_dim) == (1, 60, 3)
 
 
+@pytest.mark.parametrize(
+  'config, added',
+  [
+    (mulan.Config(), ['equal_texts']),
+    (
+      semantic.Config(condition=Condition()),
+      ['condition.melody_levels', 'condition.melody_dropout'],
+    ),
+  ],
+  ids=['mulan', 'semantic'],
+)
+def test_fields_that_were_added_have_the_value_of_earlier_versions(config, added):
+  older = copy.deepcopy(configs.describe(config))
+  for path in added:
+    *parents, name = path.split('.')
+    fields = functools.reduce(lambda node, parent: node['fields'][parent], parents, older)['fields']
+    del fields[name]
+  assert _rebuilt(older) == config
+  assert configs.differences(configs.upgraded(older), configs.describe(config)) == []
+
+
 def test_what_is_new_or_no_codec_stays_as_it_is():
   for config in (SPEECH, CONFIG, toy.Config(), soundstream.Config(quantizer=FSQ(levels=(8, 5)))):
     described = configs.describe(config)
-    assert configs.upgraded(described) is described
+    assert configs.upgraded(described) == described
   for damaged in (None, [], {}, {'class': 7}, {'class': configs.describe(SPEECH)['class']}):
     assert configs.upgraded(damaged) is damaged
 

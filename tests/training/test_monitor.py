@@ -293,12 +293,21 @@ def test_rollbacks_are_bounded(tmp_path):
   assert checkpoints.steps(tmp_path / 'checkpoints')[-1] > before[-1]
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that rolls back twice and is never cut off: (its result, its metrics by step)."""
+  directory = tmp_path_factory.mktemp('whole')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(toy_run, 'TRAIN', dataclasses.replace(toy_run.TRAIN, rollback=CONFIG))
+    result = toy_run.train(directory, wild(20, 33))
+  return result, metrics_writer.read(directory)
+
+
 @pytest.mark.parametrize('killed_at', [19, 20, 21, 26])
-def test_resume_is_exact_around_a_rollback(killed_at, tmp_path):
+def test_resume_is_exact_around_a_rollback(killed_at, whole, tmp_path):
   """Cut off before, at and after the step that leads back, and after the next save: bitwise the
   whole run.
   """
-  whole = toy_run.train(tmp_path / 'whole', wild(20, 33))
 
   class Cut(wild(20, 33)):
     calls = 0
@@ -312,9 +321,10 @@ def test_resume_is_exact_around_a_rollback(killed_at, tmp_path):
   with pytest.raises(KeyboardInterrupt):
     toy_run.train(tmp_path / 'cut', Cut)
   resumed = toy_run.train(tmp_path / 'cut', wild(20, 33))
-  assert resumed.metrics['rollbacks'] == whole.metrics['rollbacks'] == 2
-  testing.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(whole.variables))
-  expected, got = (metrics_writer.read(tmp_path / name) for name in ('whole', 'cut'))
+  result, expected = whole
+  assert resumed.metrics['rollbacks'] == result.metrics['rollbacks'] == 2
+  testing.assert_trees_equal(jax.device_get(resumed.variables), jax.device_get(result.variables))
+  got = metrics_writer.read(tmp_path / 'cut')
   for step, values in expected.items():
     for name in set(values) - {'time', 'steps_per_second'}:
       assert got[step][name] == values[name], (step, name)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.core import meta
 from jax.sharding import PartitionSpec as P
 
+from audiolm_jax.nn import placement
 from audiolm_jax.training import optimizers, sharding
 from tests.training import toy
 
@@ -113,3 +114,15 @@ def test_batch_size_that_cannot_be_cut_is_explained(mesh):
   sharding.check_batch_size(8, mesh)
   with pytest.raises(ValueError, match='batch_size=6 is not a multiple of data . fsdp = 4'):
     sharding.check_batch_size(6, mesh)
+
+
+def test_layers_are_a_loop_on_a_tpu_only_without_a_backward_pass(monkeypatch):
+  def unrolls(count, **options):
+    one = sharding.make_mesh(MeshConfig(), jax.devices()[:count])
+    with sharding.activations(one, **options):
+      return placement.unrolls_layers()
+
+  # On several CPU devices, collectives inside and outside of a loop could wait for each other.
+  assert not unrolls(1) and unrolls(2) and unrolls(2, trains=False)
+  monkeypatch.setattr(placement, 'platform', lambda: 'tpu')
+  assert unrolls(2) and not unrolls(2, trains=False) and not unrolls(1, trains=False)
