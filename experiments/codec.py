@@ -3,6 +3,7 @@
   python -m experiments.codec encode voice.wav --output=codes/    writes codes/voice.alm
   python -m experiments.codec encode recordings/ --output=codes/  writes codes/x/y.alm for x/y.flac
   python -m experiments.codec encode voice.wav --output=codes/ --num-quantizers=4  fewer bits
+  python -m experiments.codec encode voice.wav --output=codes/ --release=speech  by released models
   python -m experiments.codec decode codes/ --output=decoded/     writes decoded/x/y.wav
   python -m experiments.codec info codes/                         lists and checks the files
 
@@ -44,6 +45,7 @@ class Job(NamedTuple):
 
 def main():
   parser = command_line.parser(__doc__, recipe=False)
+  command_line.add_release(parser)
   parser.add_argument('command', metavar='COMMAND', help=f'one of: {", ".join(COMMANDS)}')
   parser.add_argument(
     'paths', nargs='+', type=command_line.path, metavar='PATH', help='files or folders'
@@ -74,7 +76,9 @@ def main():
   command_line.check_folder(args.output, '--output')
   named = [job.target for job in jobs if not job.in_folder]
   command_line.check_files(named, '--output', overwrite=args.overwrite)
+  command_line.check_models(args)
   compilation_cache.keep_for_user()
+  workspace.use_release(args)
   codec = workspace.load_codec(args.workdir)
   if args.num_quantizers is not None and not 1 <= args.num_quantizers <= codec.num_quantizers:
     raise UserError(

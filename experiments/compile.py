@@ -95,20 +95,18 @@ def main():
   chip, devices = load_topology(args.topology, args.slices)
   names = recipe.trained if args.stage == 'all' else (args.stage,)
   reports = []
+  say = lambda text: print(text, file=sys.stderr, flush=True)
   for name in names:
-    print(
-      f'{name}: compiling for {args.slices} x {args.topology}; takes minutes',
-      file=sys.stderr,
-      flush=True,
-    )
     stage_recipe = recipe.stages.get(name)
     started = time.monotonic()
+    say(f'{name}: tracing for {args.slices} x {args.topology}')
     if name == 'encode':
       program, row_seconds = lower_encode(recipe, devices)
     elif args.decode:
       program = lower_decode(stage_recipe.model, devices, args.rows, recipe.sampling.soundstorm)
     else:
       program = lower_train_step(stage_recipe, devices)
+    say(f'{name}: traced in {time.monotonic() - started:.0f} s; compiling, which takes minutes')
     compiled = compile_for(program, chip)
     report = {
       'stage': name,
@@ -355,7 +353,7 @@ def lower_encode(recipe: recipe_lib.Recipe, devices: list[jax.Device]) -> tuple[
     numbers(width), numbers(width), numbers(settings.num_clusters, width)
   )
   both = tokenizer.Tokenizer(codec, tokenizer.SemanticTokenizer(encoder, clusters))
-  with sharding.activations(mesh):
+  with sharding.activations(mesh, trains=False):
     traced = tokenizer.encode_rows.trace(both, *waves)
   program = Lowered(
     lowered=traced.lower(),

@@ -6,6 +6,7 @@ list of skipped files.
 """
 
 import dataclasses
+import functools
 import os
 from typing import Any, ClassVar
 
@@ -121,15 +122,20 @@ class LibriLight:
     )
 
   def examples(self, split: str, cache_dir):
-    found = librilight.examples(
-      _given(self.root),
-      splits=self.splits,
-      part_seconds=self.part_seconds,
-      max_seconds=self.max_seconds,
-      max_bad_fraction=self.max_bad_fraction,
-      quarantine=listing(cache_dir),
-    )
+    found = _librilight(self, _given(self.root), listing(cache_dir))
     return _split(found, split, self.held_out, lambda part: str(part.speaker))
+
+
+@functools.lru_cache(maxsize=1)  # both splits: a listing reads a JSON file per chapter
+def _librilight(corpus: LibriLight, root: str, quarantine: str | None) -> folders.AudioFiles:
+  return librilight.examples(
+    root,
+    splits=corpus.splits,
+    part_seconds=corpus.part_seconds,
+    max_seconds=corpus.max_seconds,
+    max_bad_fraction=corpus.max_bad_fraction,
+    quarantine=quarantine,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +170,8 @@ class Speech:
   A third split is 'labelled' (data.speech). LibriSpeech's speakers with a number divisible by 5 are
   in 'test', all others in 'train'.
   """
+
+  PHONES: ClassVar[str] = 'labelled'  # the split whose examples have phones
 
   root: str  # folder with usr/share/... of the packages; '/' for installed ones
   librispeech: str = ''  # a folder of LibriSpeech's files; '': none

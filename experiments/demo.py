@@ -5,9 +5,9 @@
 
 Continues the release's example prompts, by speakers that no model was trained on, and your own
 recordings. Writes into OUTPUT, for each prompt: NAME_prompt.wav (its first PROMPT_SECONDS, through
-the codec), NAME_soundstorm.wav and NAME_coarse_fine.wav (the prompt and its continuation, by each
-acoustic path). Also spectrograms.png (with matplotlib) and report.json: seconds of computing and of
-audio, and estimates of quality (with the extra `eval`).
+the codec), NAME_soundstorm.wav and NAME_autoregressive.wav (the prompt and its continuation, by
+each acoustic path). Also spectrograms.png (with matplotlib) and report.json: seconds of computing
+and of audio, and estimates of quality (with the extra `eval`).
 """
 
 import importlib.util
@@ -18,14 +18,13 @@ import time
 import jax
 import numpy as np
 
-from audiolm_jax import audio, files, generation, release
+from audiolm_jax import audio, chain, files, generation, release
 from audiolm_jax.errors import UserError, install
 
 from .cli import command_line, compilation_cache
 from .evaluations import external_judges
 
 PROMPT_SECONDS = 3.0
-PATHS = {'soundstorm': 'soundstorm', 'coarse_fine': 'autoregressive'}  # the faster one first
 
 
 def main():
@@ -49,8 +48,8 @@ def main():
   for name, wave_T, length in zip(prompts, heard, num_samples_B):
     audio.save(args.output / f'{name}_prompt.wav', wave_T[:length], rate, overwrite=True)
   waves = {}
-  for suffix, acoustic in PATHS.items():
-    if getattr(models, 'soundstorm' if acoustic == 'soundstorm' else 'coarse') is None:
+  for acoustic in reversed(chain.ACOUSTIC):  # the faster one first
+    if chain.acoustic_model(models, acoustic) is None:
       continue
     begun = time.time()
     result = generation.continue_audio(
@@ -62,18 +61,18 @@ def main():
       acoustic=acoustic,
     )
     ends_B = result.num_frames_B * models.tokenizer.codec.hop_length
-    waves[suffix] = [row_T[:end] for row_T, end in zip(result.wave_BT, ends_B)]
-    for name, wave_T in zip(prompts, waves[suffix]):
-      path = args.output / f'{name}_{suffix}.wav'
+    waves[acoustic] = [row_T[:end] for row_T, end in zip(result.wave_BT, ends_B)]
+    for name, wave_T in zip(prompts, waves[acoustic]):
+      path = args.output / f'{name}_{acoustic}.wav'
       audio.save(path, wave_T, rate, overwrite=True)
       print(f'{time.time() - started:5.0f} s  {files.printable(path)}', flush=True)
-    report['paths'][suffix] = {
+    report['paths'][acoustic] = {
       'seconds_of_computing': time.time() - begun,
       'seconds_of_new_audio': args.seconds * len(prompts),
     }
-  for suffix, clips in waves.items():  # after all sounds are written, because it takes seconds
+  for acoustic, clips in waves.items():  # after all sounds are written, because it takes seconds
     new = [wave_T[length:] for wave_T, length in zip(clips, num_samples_B, strict=True)]
-    report['paths'][suffix] |= external_judges.naturalnesses(new, rate)
+    report['paths'][acoustic] |= external_judges.naturalnesses(new, rate)
   finish(args.output, report | {'seconds': time.time() - started}, prompts, waves, rate)
 
 
@@ -122,16 +121,16 @@ def finish(output: pathlib.Path, report: dict, prompts: dict, waves: dict, sampl
     from .evaluations import pictures  # matplotlib, an extra
 
     shown = {
-      f'{name}, {suffix.replace("_", " and ")}': wave_T
-      for suffix, clips in waves.items()
+      f'{name}, {acoustic}': wave_T
+      for acoustic, clips in waves.items()
       for name, wave_T in zip(prompts, clips)
     }
     ends = {title: len(prompts[title.split(', ')[0]]) / sample_rate for title in shown}
     pictures.save_spectrograms(output / 'spectrograms.png', shown, sample_rate, marks=ends)
   files.write_text(output / 'report.json', json.dumps(report, indent=1))
-  for suffix, row in report['paths'].items():
+  for acoustic, row in report['paths'].items():
     numbers = ', '.join(f'{name} {value:.4g}' for name, value in row.items())
-    print(f'{suffix}: {numbers}')
+    print(f'{acoustic}: {numbers}')
   print(f'{report["seconds"]:.0f} s. Written to {output}')
 
 

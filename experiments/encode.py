@@ -126,7 +126,7 @@ def encode_corpus(recipe: recipe_lib.Recipe, workdir: storage.Path):
   def encode_batch(wave_BT):
     semantic_wave_BT = audio.resample(wave_BT, both.sample_rate, both.semantic.sample_rate)
     waves = jax.device_put((wave_BT, semantic_wave_BT), rows)
-    with sharding.activations(mesh):
+    with sharding.activations(mesh, trains=False):
       return encode_rows(placed, *waves)
 
   def more_tokens(wave_T):

@@ -43,7 +43,7 @@ import audiolm_jax, jax
 
 models = audiolm_jax.from_pretrained('{recipe}')
 result = audiolm_jax.continue_audio(
-  models, jax.random.key(0), prompt_BT, seconds=5.0, acoustic='soundstorm'
+  models, jax.random.key(0), prompt_BT, seconds=5.0{acoustic}
 )
 ```
 
@@ -148,6 +148,7 @@ def model_card(
   tables = evaluations.table(report).strip() if report else 'Not measured.'
   return _HEAD.format(
     recipe=recipe,
+    acoustic='' if models.coarse is not None else ", acoustic='soundstorm'",
     sizes=_sizes(models),
     detector=_DETECTOR if detector else _NO_DETECTOR,
     data=inspect.getdoc(page),

@@ -1,6 +1,7 @@
 """Generates audio with the models of a workdir.
 
   python -m experiments.generate --prompt=voice.wav --seconds=7 --output=out/      continues it
+  python -m experiments.generate --release=speech --prompt=voice.wav --output=out/  as released
   python -m experiments.generate --mode=acoustic --prompt=voice.wav --output=out/  repeats its words
   python -m experiments.generate --mode=unconditional --seconds=10 --output=out/
   python -m experiments.generate --acoustic=soundstorm --prompt=voice.wav --output=out/
@@ -33,6 +34,7 @@ def main():
   args = _parser().parse_args()
   stories = read_stories(args)
   targets = check(args, stories)
+  command_line.check_models(args)
   from .cli import clips  # imports jax, which takes seconds: errors and --help need not wait for it
 
   clips.make(args, targets, stories)
@@ -40,6 +42,7 @@ def main():
 
 def _parser() -> argparse.ArgumentParser:
   parser = command_line.parser(__doc__, buckets=True)
+  command_line.add_release(parser)
   parser.add_argument(
     '--mode', default='continuation', help=f'one of: {", ".join(MODES)} (continuation)'
   )

@@ -66,9 +66,9 @@ class Tokens:
       workspace.token_source(workdir, split, max_bad_fraction=recipe.max_bad_tokens)
       for split in ('train', 'test')
     )
-    made = tokens.Spec.of(training.metadata)
-    sources.check_tokens(name, recipe.stages[name].model, made)
-    return Sources(training, held_out, training.metadata['fingerprints'])
+    model = recipe.stages[name].model
+    sources.check_tokens(name, model, tokens.Spec.of(training.metadata))
+    return Sources(training, held_out, model.spec.relevant(training.metadata['fingerprints']))
 
 
 @dataclasses.dataclass(frozen=True)

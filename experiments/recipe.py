@@ -39,11 +39,17 @@ class StageRecipe:
     model: the `Config` of a stage, whose type selects the stage.
     data: training data.
     train: settings of training.
+    from_code_vectors: whether the tables of codes start from the vectors of the codec's codes
+      (audiolm_jax/nn/code_tables.py), not from random ones; for models of codes.
   """
 
   model: Any
   data: Input
   train: TrainConfig
+  from_code_vectors: bool = False
+
+  def __post_init__(self):
+    checks.fields(self, from_code_vectors=checks.FLAG)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

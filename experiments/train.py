@@ -22,7 +22,7 @@ import jax
 from audiolm_jax import storage
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import checkpoints, configs, loop
+from audiolm_jax.training import checkpoints, configs, loop, resuming
 
 from . import inputs, workspace
 from . import recipe as recipe_lib
@@ -132,10 +132,12 @@ def is_finished(
       checkpoints.step_folder(directory / 'checkpoints', steps[-1])
     )
     learned_from = metadata['fingerprints']
-    if learned_from and not made_by.is_file():
-      return False
-    if learned_from and learned_from != storage.read_json(made_by, 'encode again'):
-      return False
+    if learned_from:
+      made = storage.read_json(made_by, 'encode again')
+      if hasattr(stage.model, 'spec'):  # others are compared with all makers
+        made = stage.model.spec.relevant(made)
+      if resuming.changed(learned_from, made):
+        return False
     return not configs.differences(metadata['config'], configs.describe(stage.model))
   except (UserError, OSError):
     return False
@@ -156,6 +158,13 @@ def train_stage(
   stage_recipe = recipe.stages[name]
   config, train = stage_recipe.model, stage_recipe.train
   stage = config.make()
+  if stage_recipe.from_code_vectors:
+    if 'codes' not in stage.batch:
+      raise UserError(
+        f'{name}.from_code_vectors=True: the stage {name} reads no codes, but '
+        f'{", ".join(stage.batch)}: set it to False'
+      )
+    stage = config.make(workspace.load_codec(workdir).code_vectors())
   training, held_out, fingerprints = inputs.of_stage(recipe, name, workdir)
   make_batches = functools.partial(
     pipeline.batches,

@@ -8,7 +8,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from audiolm_jax import chain, codec, joint_embedding, storage, tokenizer
+from audiolm_jax import chain, codec, joint_embedding, release, storage, tokenizer
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
@@ -16,7 +16,7 @@ from audiolm_jax.stages.base import Model
 from audiolm_jax.training import checkpoints
 
 from . import recipe as recipe_lib
-from .cli import command_line
+from .cli import command_line, recipe_pages
 
 MADE_BY = 'made_by.json'  # in a folder of tokens: the fingerprints of the models that make them
 
@@ -134,6 +134,26 @@ def token_source(
       f'run `{command_line.command(program, workdir)}` first'
     )
   return token_shards.TokenShards(workdir / folder, split, max_bad_fraction=max_bad_fraction)
+
+
+def use_release(args: argparse.Namespace):
+  """Sets --workdir, and --recipe where the program has it, to those of --release, if it is given.
+
+  Raises:
+    UserError: if there is no such release, or its recipe is not one of ours.
+  """
+  if args.release is None:
+    return
+  args.workdir = release.fetch(args.release)
+  if not hasattr(args, 'recipe'):
+    return
+  name, _ = command_line.remembered(args.workdir)
+  if name not in recipe_pages.names():
+    raise UserError(
+      f'--release={args.release}: its recipe, {name}, is not part of this package: give '
+      f'--workdir={args.workdir} and the page of the recipe, --recipe=FILE'
+    )
+  args.recipe = name
 
 
 def recipe_of(args: argparse.Namespace, *, writes: bool = True) -> recipe_lib.Recipe:

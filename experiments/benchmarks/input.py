@@ -2,7 +2,7 @@
 
   python -m experiments.benchmark input
   python -m experiments.benchmark input --recipe=librilight --chips=16 --mfu=0.5
-  python -m experiments.benchmark input --bucket=gs://bucket/benchmark --examples=4096
+  python -m experiments.benchmark input --bucket=gs://bucket/benchmark --steps=200
 
 Writes token shards and audio files (FLAC at the codec's rate) to a temporary folder and reads them
 by the training pipeline, which decodes crops only. Seconds are CPU seconds of this process with one
@@ -10,11 +10,17 @@ reading thread, so that other load has little influence. The chips' demand follo
 arithmetic (6 FLOPs per parameter and token; for the codec, three times the operations of its loss)
 at the share `mfu` of their peak.
 
-With --bucket, token shards are written and read there, by as many threads as in training. A host
-that reads less by the clock than it consumes keeps its chips waiting.
+With --bucket, token shards are written and read there as one host of the slice does in training:
+by as many threads, in its rows of the recipe's batches, one batch after each step. A step is a
+sleep of the time that the chips take; what counts is how long it then waits for the next batch.
+
+Few or busy cores lack the processor that a host has. With --stretch=50 the chips take fifty times
+as long, as if the processor were fifty times as fast; an emulator of the bucket has to answer fifty
+times as late.
 """
 
 import argparse
+import itertools
 import math
 import pathlib
 import tempfile
@@ -63,17 +69,23 @@ class Row(NamedTuple):
 
 
 class BucketRow(NamedTuple):
-  """Holds the throughput of one stage that reads from a bucket.
+  """Holds how a host reads the batches of one stage from a bucket while its chips train.
 
   Fields:
+    consumed: examples per second that the chips of the host consume.
     read: examples per CPU second.
-    by_clock: examples per second.
-    consumed: examples per second that the chips consume.
+    by_clock: examples per second, read ahead or consumed.
+    first: seconds until the first batch.
+    steps: number of steps after it.
+    waiting: share of the time after the first batch that steps waited for a batch.
   """
 
+  consumed: float
   read: float
   by_clock: float
-  consumed: float
+  first: float
+  steps: int
+  waiting: float
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -87,11 +99,21 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--examples', type=command_line.COUNT, default=512, help='to read for each timing (512)'
   )
+  parser.add_argument('--stage', choices=STAGES, help='the only one to read for (all)')
   parser.add_argument(
     '--bucket',
     type=command_line.stored,
     metavar='FOLDER',
-    help='read token shards from gs://BUCKET/FOLDER instead; more --examples than are read ahead',
+    help='read token shards from gs://BUCKET/FOLDER instead',
+  )
+  parser.add_argument(
+    '--steps', type=command_line.COUNT, default=100, help='of the chips, with --bucket (100)'
+  )
+  parser.add_argument(
+    '--stretch',
+    type=command_line.COUNT,
+    default=1,
+    help='with --bucket: how many times as long a step takes (1)',
   )
 
 
@@ -107,8 +129,7 @@ def run(args: argparse.Namespace) -> str:
       name: _row(
         recipe.stages[name].model, sources, args.examples, args.chips * args.mfu * V5E_FLOPS
       )
-      for name in STAGES
-      if name in recipe.stages
+      for name in _names(recipe, args)
     }
   return table(decoded, rows, args)
 
@@ -117,7 +138,7 @@ def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namesp
   """Returns the report as text."""
   lines = ['decoding to 16 kHz mono: audio seconds for each second of one core']
   lines += [f'  {name:22}{speed:8.0f}' for name, speed in decoded.items()]
-  hosts = max(args.chips // CHIPS_PER_HOST, 1)
+  hosts = _hosts(args)
   lines += [
     f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts',
     f'  {"stage":12}{"read by a core":>16}{"consumed":>12}{"cores a host":>14}{"audio s":>9}',
@@ -131,32 +152,70 @@ def table(decoded: dict[str, float], rows: dict[str, Row], args: argparse.Namesp
 
 def bucket_table(rows: dict[str, BucketRow], args: argparse.Namespace) -> str:
   """Returns the report of reading from a bucket as text."""
-  hosts = max(args.chips // CHIPS_PER_HOST, 1)
   lines = [
-    f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {hosts} hosts, shards in '
-    f'{args.bucket}',
-    f'  {"stage":12}{"read by a core":>16}{"by the clock":>16}{"consumed by a host":>20}',
-    f'  {"":12}{"examples/s":>16}{"examples/s":>16}{"examples/s":>20}',
+    f'{args.recipe}, {args.chips} chips at {args.mfu:.0%} of their peak, {_hosts(args)} hosts, '
+    f'shards in {args.bucket}; seconds are those of a clock {args.stretch:g} times as slow',
+    f'  {"stage":12}{"consumed by a host":>20}{"read":>12}{"cores a host":>14}{"first batch":>13}'
+    f'{"steps":>7}{"waiting":>9}',
+    f'  {"":12}{"examples/s":>20}{"examples/s":>12}{"busy reading":>14}{"s":>13}',
   ]
   for name, row in rows.items():
-    lines.append(f'  {name:12}{row.read:16.0f}{row.by_clock:16.0f}{row.consumed / hosts:20.0f}')
+    lines.append(
+      f'  {name:12}{row.consumed:20.0f}{row.by_clock:12.0f}{row.consumed / row.read:14.2f}'
+      f'{row.first:13.2f}{row.steps:7}{row.waiting:9.2%}'
+    )
   return '\n'.join(lines)
+
+
+def _names(recipe, args: argparse.Namespace) -> list[str]:
+  return [name for name in STAGES if name in recipe.stages and args.stage in (None, name)]
+
+
+def _hosts(args: argparse.Namespace) -> int:
+  return max(args.chips // CHIPS_PER_HOST, 1)
 
 
 def _bucket_rows(recipe, args: argparse.Namespace) -> dict[str, BucketRow]:
   _write_tokens(args.bucket, recipe)
-  source = _Repeated(token_shards.TokenShards(args.bucket, 'train'))
-  rows = {}
-  for name in (name for name in STAGES if name in recipe.stages):
-    config = recipe.stages[name].model
+  shards = token_shards.TokenShards(args.bucket, 'train')
+  rows, hosts = {}, _hosts(args)
+  for name in _names(recipe, args):
+    config, train = recipe.stages[name].model, recipe.stages[name].train
     stage = config.make()
     if 'waveform' in stage.batch:
       continue
-    batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0)
-    read, by_clock = _read_per_second(batches, args.examples)
-    consumed = args.chips * args.mfu * V5E_FLOPS / _flops(config, stage)
-    rows[name] = BucketRow(read, by_clock, consumed)
+    source = _Repeated(shards)
+    batches = pipeline.batches(
+      source, stage.batch, batch_size=train.batch_size, seed=0, process_count=hosts
+    )
+    consumed = args.chips * args.mfu * V5E_FLOPS / _flops(config, stage) / hosts
+    rows[name] = _read_while_training(batches, source, consumed, args)
   return rows
+
+
+def _read_while_training(
+  batches: pipeline.Batches, source: '_Repeated', consumed: float, args: argparse.Namespace
+) -> BucketRow:
+  """Takes a batch after each of some steps, which sleep."""
+  busy, began = time.process_time(), time.monotonic()
+  num_rows = len(next(iter(next(batches).values())))
+  first, waiting = time.monotonic() - began, 0.0
+  for _ in range(args.steps):
+    time.sleep(args.stretch * num_rows / consumed)
+    asked = time.monotonic()
+    next(batches)
+    waiting += time.monotonic() - asked
+  seconds, num_read = time.monotonic() - began, source.num_read
+  busy = time.process_time() - busy
+  batches.set_state(batches.get_state())  # ends what reads ahead
+  return BucketRow(
+    consumed=consumed,
+    read=num_read / busy,
+    by_clock=args.stretch * num_read / seconds,
+    first=first / args.stretch,
+    steps=args.steps,
+    waiting=waiting / (seconds - first),
+  )
 
 
 def decoding_speeds(folder: pathlib.Path) -> dict[str, float]:
@@ -225,12 +284,15 @@ def _random_tokens(random: np.random.Generator, codec: Any, semantic: Any) -> di
 class _Repeated:
   def __init__(self, source: Any):
     self._source, self.num_threads = source, source.num_threads
+    self._count, self.num_read = itertools.count(1), 0
 
   def __len__(self) -> int:
     return EXAMPLES
 
   def __getitem__(self, i: int) -> Any:
-    return self._source[i % len(self._source)]
+    example = self._source[i % len(self._source)]
+    self.num_read = next(self._count)  # a single call, which threads do not interrupt
+    return example
 
 
 def _row(config: Any, sources: dict[str, Any], examples: int, flops_per_second: float) -> Row:
@@ -238,17 +300,17 @@ def _row(config: Any, sources: dict[str, Any], examples: int, flops_per_second: 
   source = sources['waveform' if 'waveform' in stage.batch else 'tokens']
   batches = pipeline.batches(source, stage.batch, batch_size=8, seed=0, num_threads=1)
   seconds = max(feature.shape[0] / feature.rate for feature in stage.batch.values() if feature.rate)
-  read, _ = _read_per_second(batches, examples)
+  read = _read_per_second(batches, examples)
   return Row(read, flops_per_second / _flops(config, stage), seconds)
 
 
-def _read_per_second(batches: Iterator, count: int) -> tuple[float, float]:
-  """Returns the examples read per CPU second and per second, without the first batch."""
+def _read_per_second(batches: Iterator, count: int) -> float:
+  """Returns the examples read per CPU second, without the first batch."""
   next(batches)
-  started, clock, read = time.process_time(), time.monotonic(), 0
+  started, read = time.process_time(), 0
   while read < count:
     read += len(next(iter(next(batches).values())))
-  return read / (time.process_time() - started), read / (time.monotonic() - clock)
+  return read / (time.process_time() - started)
 
 
 def _flops(config: Any, stage: Any) -> float:

@@ -27,6 +27,7 @@ def make(
   Raises:
     UserError: for a wrong recipe, missing models, or a prompt that cannot be read.
   """
+  workspace.use_release(args)
   recipe = workspace.recipe_of(args, writes=False)
   compilation_cache.keep_for_user()
   models = workspace.load_models(args.workdir)

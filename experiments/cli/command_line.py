@@ -76,6 +76,28 @@ def parser(
   return result
 
 
+def add_release(parser: argparse.ArgumentParser):
+  """Adds the flag --release, for `check_models` and `workspace.use_release`."""
+  parser.add_argument(
+    '--release',
+    metavar='NAME',
+    help='instead of --workdir: speech (part of the package), a folder or a repository of the '
+    'Hugging Face hub',
+  )
+
+
+def check_models(args: argparse.Namespace):
+  """Raises UserError unless --workdir or --release names models, or the default workdir exists."""
+  is_default = args.workdir == DEFAULT_WORKDIR
+  if args.release is not None and not is_default:
+    raise UserError(f'--workdir={args.workdir} and --release={args.release}: give one of them')
+  if args.release is None and is_default and not args.workdir.is_dir():
+    raise UserError(
+      f'{args.workdir}, the default --workdir, does not exist: give another, or --release=speech '
+      'for the models that are part of the package'
+    )
+
+
 def add_compilation_cache(parser: argparse.ArgumentParser):
   """Adds the flag --compilation_cache, for `keep_compiled`."""
   parser.add_argument(

@@ -2,12 +2,17 @@
 
 import functools
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from audiolm_jax.data import pipeline
 from audiolm_jax.metrics import language
+from audiolm_jax.nn import language_model
+from audiolm_jax.stages.base import Batch
 
 from .. import workspace
 from ..recipe import Recipe
@@ -17,7 +22,11 @@ MODELS = ('semantic', 'coarse', 'fine', 'acoustic_only')
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns held-out nats per token of language models, and of unigrams and bigrams."""
+  """Returns held-out nats per token of language models, and of unigrams and bigrams.
+
+  other_prefix: nats with the prefix of another example (semantic tokens of coarse, coarse codes of
+    fine); its excess over `nats` is the gain of the model from its own prefix.
+  """
   rows = {}
   for name in MODELS:
     if not (workdir / name).is_dir():
@@ -34,10 +43,9 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
       [np.asarray(config.prefix_and_target(batch)[1]) for batch in batches]
     )
     counts = language.fit(targets(training), config.language_model.vocabulary.target_size)
-    evaluate = jax.jit(lambda params, batch: stage.loss(params, variables.state, batch, None)[0])
     test = targets(held_out)
     rows[name] = {
-      'nats': float(np.mean([evaluate(variables.params, batch) for batch in held_out])),
+      **nats(config, variables.params, held_out),
       'unigram': language.unigram_nats(counts, test),
       'bigram': language.bigram_nats(counts, test),
       'tokens': int((test >= 0).sum()),
@@ -45,3 +53,19 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   found = preference.measure(recipe, workdir)
   reason = 'no benchmark, or no stage semantic: give --data=FOLDER of ZeroSpeech 2021'
   return {'rows': rows, 'preference': found, 'left_out': {} if found else {'preference': reason}}
+
+
+def nats(config: Any, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+  """Returns the mean nats per token of a language model, and, if it has a prefix, `other_prefix`.
+
+  For the latter, each row has the prefix of the row before it.
+  """
+  model = config.language_model
+  loss = jax.jit(lambda *sequence: language_model.loss(model, params, *sequence, None)[0])
+  sequences = [config.prefix_and_target(batch) for batch in batches]
+  found = {'nats': float(np.mean([loss(*sequence) for sequence in sequences]))}
+  if model.vocabulary.parts:
+    other = lambda prefix: tuple(jnp.roll(jnp.asarray(part), 1, axis=0) for part in prefix)
+    losses = [loss(other(prefix), target) for prefix, target in sequences]
+    found['other_prefix'] = float(np.mean(losses))
+  return found

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from audiolm_jax import music_generation
-from audiolm_jax.data import descriptions
-from audiolm_jax.data.arrangements import ATTRIBUTES
+from audiolm_jax.data import arrangements, descriptions
 from audiolm_jax.metrics import music as music_metrics
 
 from ..recipe import Recipe
@@ -84,8 +83,8 @@ def story_rows(
 
 def story(random: np.random.Generator) -> tuple[list[str], list[int]]:
   """Returns two texts that differ in the instrument, and the numbers of both instruments."""
-  drawn = {name: values[random.integers(len(values))] for name, values in ATTRIBUTES.items()}
-  names = ATTRIBUTES['instrument']
+  drawn = arrangements.random_attributes(random)
+  names = arrangements.ATTRIBUTES['instrument']
   both = random.permutation(len(names))[:2].tolist()
   captions = []
   for number in both:

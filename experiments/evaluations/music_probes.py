@@ -9,8 +9,7 @@ from jaxtyping import Float
 
 from audiolm_jax import audio, decoding, tokens
 from audiolm_jax.chain import Models
-from audiolm_jax.data import descriptions
-from audiolm_jax.data.arrangements import ATTRIBUTES
+from audiolm_jax.data import arrangements, descriptions
 from audiolm_jax.joint_embedding import JointEmbedding
 from audiolm_jax.metrics import music as music_metrics
 from audiolm_jax.nn import language_model
@@ -87,12 +86,11 @@ def value_vectors(
   All values have the same other attributes.
   """
   vectors = []
-  for value in ATTRIBUTES[attribute]:
+  for value in arrangements.ATTRIBUTES[attribute]:
     random = np.random.default_rng(seed)
     captions = []
     for _ in range(_DESCRIPTIONS):
-      drawn = {name: values[random.integers(len(values))] for name, values in ATTRIBUTES.items()}
-      described = drawn | {attribute: value}
+      described = arrangements.random_attributes(random) | {attribute: value}
       captions += descriptions.describe(described, 1, random, unseen=unseen)
     mean_D = embedding.texts(captions).mean(axis=0)
     vectors.append(mean_D / np.linalg.norm(mean_D))

@@ -38,10 +38,11 @@ noise or disguised voices. DNSMOS OVRL of two to four clips per voice: festvox-r
 Tux Paint 2.4 to 3.2, KLettres 2.3 to 3.2, fillets-ng 2.2 to 2.5 (its Dutch has nothing above 4
 kHz).
 
-The models have 10 M parameters together, 20 MB in half precision. The codec's layers all run at the
-frame rate (nn/frame_rate.py), so that a step takes 0.3 s of one core; its encoder sees one frame
-ahead, so that its latency is 40 ms. Differences from the paper are those of `tiny`, for the same
-reason. Results are in docs/results/speech.md.
+The released models are these without SoundStorm: 10 M parameters together, 19 MB in half precision;
+with it they would exceed the 20 MB of the package. The codec's layers all run at the frame rate
+(nn/frame_rate.py), so that a step takes 0.3 s of one core; its encoder sees one frame ahead, so
+that its latency is 40 ms. Differences from the paper are those of `tiny`, for the same reason.
+Results are in docs/results/speech.md.
 """
 
 from audiolm_jax.chain import SamplingConfig
@@ -50,7 +51,7 @@ from audiolm_jax.nn.frame_rate import FrameRate
 from audiolm_jax.nn.quantizer import RVQ
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule, Rule
-from audiolm_jax.stages import coarse, detector, fine, semantic, soundstorm, soundstream, w2v_bert
+from audiolm_jax.stages import coarse, detector, semantic, soundstorm, soundstream, w2v_bert
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.monitor import RollbackConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
@@ -60,7 +61,7 @@ from ..inputs import Audio, DetectorClips, Tokens
 from ..recipe import DetectorClipsConfig, Evaluation, Recipe, SemanticTokens, StageRecipe
 
 NUM_CLUSTERS = 512
-NUM_COARSE = 2
+NUM_COARSE = 4  # 2 kbit/s; there is no fine stage
 
 
 def adam(learning_rate: float, num_steps: int, **options) -> OptimizerConfig:
@@ -88,13 +89,13 @@ def train(batch_size: int, num_steps: int, optimizer, **options) -> TrainConfig:
   )
 
 
-def transformer(width: int, num_layers: int) -> TransformerConfig:
+def transformer(width: int, num_layers: int, dropout_rate: float = 0.1) -> TransformerConfig:
   return TransformerConfig(
     num_layers=num_layers,
     num_heads=4,
     width=width,
     mlp_width=4 * width,
-    dropout_rate=0.1,
+    dropout_rate=dropout_rate,
     dtype='float32',
     remat=False,
   )
@@ -161,27 +162,20 @@ RECIPE = Recipe(
     ),
     'coarse': StageRecipe(
       model=coarse.Config(
-        crop_seconds=2.0,
+        crop_seconds=5.0,
         num_quantizers=NUM_COARSE,
         num_clusters=NUM_CLUSTERS,
         deduplicate=False,
         time_embedding=True,
         # Otherwise the model continues the previous codes, and hardly uses semantic tokens.
-        code_dropout=0.3,
-        transformer=transformer(width=128, num_layers=3),
+        aligned=True,
+        code_dropout=0.2,
+        transformer=transformer(width=192, num_layers=4, dropout_rate=0.0),
+        depth=transformer(width=128, num_layers=1, dropout_rate=0.0),
       ),
       data=Tokens(),
-      train=train(8, 1200, adam(2e-3, 1200)),
-    ),
-    'fine': StageRecipe(
-      model=fine.Config(
-        crop_seconds=0.64,
-        num_coarse=NUM_COARSE,
-        time_embedding=True,
-        transformer=transformer(width=48, num_layers=3),
-      ),
-      data=Tokens(),
-      train=train(8, 600, adam(2e-3, 600)),
+      train=train(8, 2600, adam(2e-3, 2600, b2=0.98)),
+      from_code_vectors=True,
     ),
     'soundstorm': StageRecipe(
       model=soundstorm.Config(
@@ -198,7 +192,8 @@ RECIPE = Recipe(
         level_skew=1.0,
       ),
       data=Tokens(),
-      train=train(16, 900, adam(2e-3, 900)),
+      train=train(16, 1600, adam(2e-3, 1600)),
+      from_code_vectors=True,
     ),
     'detector': StageRecipe(
       model=detector.Config(**CLASSIFIER),

@@ -67,7 +67,9 @@ def adam(
   )
 
 
-def stage(model, data, batch_size: int, num_steps: int, optimizer, **options) -> StageRecipe:
+def stage(
+  model, data, batch_size: int, num_steps: int, optimizer, from_code_vectors=False, **options
+) -> StageRecipe:
   train = TrainConfig(
     batch_size=batch_size,
     num_steps=num_steps,
@@ -79,11 +81,11 @@ def stage(model, data, batch_size: int, num_steps: int, optimizer, **options) ->
     max_to_keep=1,
     **options,
   )
-  return StageRecipe(model=model, data=data, train=train)
+  return StageRecipe(model=model, data=data, train=train, from_code_vectors=from_code_vectors)
 
 
-def language_model(model, batch_size: int, num_steps: int) -> StageRecipe:
-  return stage(model, Tokens(), batch_size, num_steps, adam(3e-3, num_steps))
+def language_model(model, batch_size: int, num_steps: int, **options) -> StageRecipe:
+  return stage(model, Tokens(), batch_size, num_steps, adam(3e-3, num_steps), **options)
 
 
 CODES = dict(

@@ -11,9 +11,10 @@ The corpus has captioned clips of 5 s (data/music.py). A window of MuLan is a wh
 addition to the differences of `tiny` from the paper, stages read 3 of 12 levels of MuLan's tokens,
 because texts and their audio share the first ones only; texts are mapped to audio space before they
 are quantized (`text_map`); one condition in ten is hidden in training, so that guidance is
-possible. SoundStorm also has a condition. The stage `acoustic_only` reads texts without semantic
-tokens, for a row of the evaluation. Judges of attributes need a second sound font, here that of the
-Debian package fluid-soundfont-gm. Not trained yet: no results.
+possible. SoundStorm also has a condition. Models of codes start from the codec's code vectors. The
+stage `acoustic_only` reads texts without semantic tokens, for a row of the evaluation. Judges of
+attributes need a second sound font, here that of the Debian package fluid-soundfont-gm. Results are
+in docs/results/music.md.
 """
 
 import dataclasses
@@ -108,9 +109,12 @@ RECIPE = Recipe(
         **CODES,
       ),
       8,
-      1000,
+      500,
+      from_code_vectors=True,
     ),
-    'fine': language_model(fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250),
+    'fine': language_model(
+      fine.Config(crop_seconds=0.64, num_coarse=NUM_COARSE, **CODES), 8, 250, from_code_vectors=True
+    ),
     'soundstorm': stage(
       dataclasses.replace(
         TINY['soundstorm'].model,
@@ -120,8 +124,9 @@ RECIPE = Recipe(
       ),
       Tokens(),
       16,
-      1500,
-      adam(3e-3, 1500, warmup_steps=100),
+      800,
+      adam(3e-3, 800, warmup_steps=100),
+      from_code_vectors=True,
     ),
     'acoustic_only': language_model(
       coarse.Config(
@@ -134,7 +139,8 @@ RECIPE = Recipe(
         **CODES,
       ),
       8,
-      800,
+      400,
+      from_code_vectors=True,
     ),
   },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=1200.0),

@@ -78,7 +78,10 @@ def make(
         'levels': codec.num_quantizers,
         'kbit_per_second_and_level': codec.bit_rate(1) / 1000,
         'acoustic': jobs.paths(worker.models),
-        'examples': [{'id': f'example{n}', 'name': name} for n, name in enumerate(examples)],
+        'examples': [
+          {'id': f'example{n}', 'name': name, 'seconds': len(wave_T) / codec.sample_rate}
+          for n, (name, wave_T) in enumerate(examples.items())
+        ],
         'max_seconds': jobs.MAX_SECONDS,
         'max_prompt_seconds': jobs.MAX_PROMPT_SECONDS,
         'max_recording_seconds': uploads.MAX_SECONDS,

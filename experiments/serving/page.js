@@ -1,9 +1,11 @@
 'use strict';
 const element = id => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get('token');
-const NAMES = {soundstorm: 'SoundStorm', autoregressive: 'Coarse and fine language models'};
+const NAMES = {soundstorm: 'SoundStorm', autoregressive: 'Language models',
+  both: 'Both, one after the other'};
 const LEAD_SECONDS = 0.15;  // of audio that is scheduled ahead when playback starts
 const REDRAW_MS = 500;
+const POLL_MS = 300;  // between two reports of a job
 let about, context;
 
 // Requests
@@ -61,8 +63,8 @@ function makeSource(field) {
   let recorder = null;
   field.clip = null;
 
-  async function use(id, text) {
-    field.clip = id;
+  async function use(id, text, seconds = 0) {
+    Object.assign(field, {clip: id, seconds});
     status.textContent = text;
     player.hidden = !id;
     if (id) player.src = await objectUrl(`/api/clips/${id}/wav`);
@@ -73,11 +75,15 @@ function makeSource(field) {
     try {
       const found = await json('/api/clips', {method: 'POST', body: blob});
       select.value = '';
-      await use(found.id, `${text}, ${found.seconds.toFixed(1)} s`);
+      await use(found.id, `${text}, ${found.seconds.toFixed(1)} s`, found.seconds);
     } catch (error) { use(null, ''); fail(error); }
   }
   for (const example of about.examples) select.append(new Option(example.name, example.id));
-  select.addEventListener('change', () => use(select.value || null, select.value ? 'Example' : ''));
+  const choose = () => {
+    const example = about.examples.find(({id}) => id === select.value);
+    return example ? use(example.id, 'Example', example.seconds) : use(null, '');
+  };
+  select.addEventListener('change', choose);
   file.addEventListener('change', () => { if (file.files.length) send(file.files[0], 'Your file'); });
 
   const level = document.createElement('span');
@@ -111,14 +117,14 @@ function makeSource(field) {
     if (!navigator.mediaDevices) return fail(new Error('Browsers record only on localhost or over HTTPS: choose a file'));
     try { await begin(); } catch (error) { fail(new Error(`The microphone cannot be used: ${error.message}`)); }
   });
-  if (about.examples.length) { select.value = about.examples[0].id; use(select.value, 'Example'); }
+  if (about.examples.length) { select.value = about.examples[0].id; choose(); }
 }
 
 // Playback of samples while they arrive
 
 class Player {
-  constructor(rate) {
-    this.rate = rate; this.next = 0; this.gaps = 0; this.gapSeconds = 0; this.sources = new Set();
+  constructor(rate, after = 0) {  // `after`: when the sound before this one ends
+    this.rate = rate; this.after = after; this.next = 0; this.gaps = 0; this.gapSeconds = 0; this.sources = new Set();
     context = context || new AudioContext({sampleRate: rate});
     context.resume();
   }
@@ -131,7 +137,7 @@ class Player {
     source.connect(context.destination);
     const now = context.currentTime;
     if (this.next && this.next < now) { this.gaps += 1; this.gapSeconds += now - this.next; }
-    if (this.next < now) this.next = now + LEAD_SECONDS;
+    if (this.next < now) this.next = Math.max(now + LEAD_SECONDS, this.next ? 0 : this.after);
     source.start(this.next);
     this.next += buffer.duration;
     this.sources.add(source);
@@ -224,11 +230,22 @@ function describe(list, report, player) {
   }
 }
 
-async function run(content, title) {
+const submit = content => json('/api/jobs', {
+  method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(content)});
+
+async function follow(id, show) {  // shows each report of a job until it ends; returns the last
+  while (true) {
+    const report = await json(`/api/jobs/${id}`);
+    show(report);
+    if (['done', 'stopped', 'failed'].includes(report.state)) return report;
+    await new Promise(done => setTimeout(done, POLL_MS));
+  }
+}
+
+async function run(content, title, after) {
   fail();
-  const player = new Player(about.sample_rate);  // within the click, which lets it sound
-  const {id} = await json('/api/jobs', {
-    method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(content)});
+  const player = new Player(about.sample_rate, after);  // within the click, which lets it sound
+  const {id} = await submit(content);
   const card = element('result').content.cloneNode(true).firstElementChild;
   const find = selector => card.querySelector(selector);
   find('h3').textContent = title;
@@ -237,7 +254,7 @@ async function run(content, title) {
     player.stop();
     try { await request(`/api/jobs/${id}`, {method: 'DELETE'}); } catch (error) { fail(error); }
   });
-  let report = await json(`/api/jobs/${id}`), is_over = false;
+  let report = await json(`/api/jobs/${id}`);
   let samples = new Float32Array(0), drawn = 0;  // `drawn`: when the pictures were drawn
   const total = () => Math.max(samples.length, report.total_seconds * about.sample_rate, 1);
   const draw = () => {
@@ -245,21 +262,16 @@ async function run(content, title) {
     drawWave(find('.wave'), samples, total(), report.prompt_seconds * about.sample_rate);
     drawSpectrogram(find('.spectrogram'), samples, total());
   };
-  const watch = (async () => {
-    while (true) {
-      report = await json(`/api/jobs/${id}`);
-      const ended = ['done', 'stopped', 'failed'].includes(report.state);
-      find('progress').value = report.total_seconds ? report.seconds / report.total_seconds : 0;
-      find('.state').textContent = {
-        waiting: `Waiting, ${report.place} before this one`,
-        running: `${report.seconds.toFixed(1)} of ${report.total_seconds.toFixed(1)} s`,
-        done: 'Done', stopped: 'Stopped', failed: report.error,
-      }[report.state];
-      if (report.state === 'failed') find('.state').classList.add('warning');
-      if (ended) return;
-      await new Promise(done => setTimeout(done, 300));
-    }
-  })();
+  const ended = follow(id, newest => {
+    report = newest;
+    find('progress').value = report.total_seconds ? report.seconds / report.total_seconds : 0;
+    find('.state').textContent = {
+      waiting: `Waiting, ${report.place} before this one`,
+      running: `${report.seconds.toFixed(1)} of ${report.total_seconds.toFixed(1)} s`,
+      done: 'Done', stopped: 'Stopped', failed: report.error,
+    }[report.state];
+    if (report.state === 'failed') find('.state').classList.add('warning');
+  });
   const reader = (await request(`/api/jobs/${id}/pcm`)).body.getReader();
   let odd = new Uint8Array(0);
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -274,7 +286,7 @@ async function run(content, title) {
     samples = longer;
     if (performance.now() - drawn > REDRAW_MS) draw();
   }
-  await watch;
+  await ended;
   find('.stop').disabled = true;
   card.dataset.state = report.state;
   if (!samples.length) return null;
@@ -290,7 +302,7 @@ async function run(content, title) {
   card.dataset.samples = samples.length;
   card.dataset.gaps = player.gaps;
   card.dataset.peak = samples.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
-  return {url, report};
+  return {url, report, end: player.next};
 }
 
 // A/B/X
@@ -322,6 +334,52 @@ function makeTrials() {
   });
 }
 
+// Original or generated
+
+const guess = {right: 0, count: 0, truth: ''};
+
+async function made(content) {  // the address of a sound that is not played yet
+  const {id} = await submit(content);
+  const report = await follow(id, ({seconds, total_seconds}) => {
+    element('guess-state').textContent = `Making both: ${seconds.toFixed(1)} of ${total_seconds.toFixed(1)} s`;
+  });
+  if (report.state !== 'done') throw new Error(report.error || 'Stopped');
+  return objectUrl(`/api/jobs/${id}/wav`);
+}
+
+function makeGuess() {
+  const panel = element('guess'), state = element('guess-state'), sound = element('guess-sound');
+  const form = panel.querySelector('form'), field = panel.querySelector('[data-source]');
+  let sounds = {};
+  form.addEventListener('submit', async event => {
+    event.preventDefault();
+    fail();
+    element('guess-answers').hidden = sound.hidden = true;
+    try {
+      const content = contentOf(form, 'continue');
+      content.seconds = Math.min(about.max_seconds, field.seconds - content.prompt_seconds);
+      if (content.seconds < 0.2) throw new Error('The recording ends before the continuation begins: choose a longer one');
+      // Both are made before either is heard, or the wait would tell which it is.
+      sounds = {generated: await made(content), original: await made({kind: 'codec', clip: content.clip})};
+      guess.truth = crypto.getRandomValues(new Uint8Array(1))[0] & 1 ? 'original' : 'generated';
+      sound.src = sounds[guess.truth];
+      element('guess-answers').hidden = sound.hidden = false;
+      state.textContent = `The recording's first ${content.prompt_seconds} s, and then?`;
+      sound.play().catch(() => {});  // a browser may want a click on the player itself
+    } catch (error) { state.textContent = ''; fail(error); }
+  });
+  for (const button of panel.querySelectorAll('[data-guess]')) button.addEventListener('click', () => {
+    const right = button.dataset.guess === guess.truth;
+    guess.count += 1;
+    guess.right += right ? 1 : 0;
+    state.textContent = `${right ? 'Right' : 'Wrong'}, it is ${guess.truth}: ${guess.right} of ${guess.count}. Now you hear the other one.`;
+    element('guess-answers').hidden = true;
+    sound.src = sounds[guess.truth === 'original' ? 'generated' : 'original'];
+    sound.play().catch(() => {});
+    form.elements.seed.value = (Number(form.elements.seed.value) + 1) % 2 ** 32;
+  });
+}
+
 // The page
 
 function makeTabs() {
@@ -343,22 +401,29 @@ function makeTabs() {
   });
 }
 
+function contentOf(form, kind) {
+  const content = {kind};
+  for (const input of form.querySelectorAll('input[name]'))
+    if (input.type !== 'radio') content[input.name] = Number(input.value);
+    else if (input.checked) content.acoustic = input.value;
+  for (const field of form.querySelectorAll('[data-source]')) {
+    content[field.dataset.source] = field.clip;
+    if (!field.clip) throw new Error(`${field.querySelector('legend').textContent}: choose an example or a file, or record`);
+  }
+  return content;
+}
+
 function makeForm(panel) {
   const form = panel.querySelector('form'), kind = panel.id;
   form.addEventListener('submit', async event => {
     event.preventDefault();
-    const content = {kind};
-    for (const input of form.querySelectorAll('input[name]'))
-      if (input.type !== 'radio') content[input.name] = Number(input.value);
-      else if (input.checked) content.acoustic = input.value;
-    for (const field of form.querySelectorAll('[data-source]')) {
-      content[field.dataset.source] = field.clip;
-      if (!field.clip) return fail(new Error(`${field.querySelector('legend').textContent}: choose an example or a file, or record`));
-    }
-    const title = kind === 'codec' ? `Codec, ${content.levels} levels`
-      : `${kind === 'voice' ? 'New voice' : 'Continuation'}, seed ${content.seed}`;
     try {
-      const found = await run(content, title);
+      const content = contentOf(form, kind);
+      const title = kind === 'codec' ? `Codec, ${content.levels} levels`
+        : `${kind === 'voice' ? 'New voice' : 'Continuation'}, seed ${content.seed}`;
+      let found = null;
+      for (const acoustic of content.acoustic === 'both' ? about.acoustic : [content.acoustic])
+        found = await run({...content, acoustic}, title, found?.end);
       if (found && kind === 'codec') startTrials(await objectUrl(`/api/clips/${content.clip}/wav`), found.url);
     } catch (error) { fail(error); }
   });
@@ -367,7 +432,8 @@ function makeForm(panel) {
 async function start() {
   about = await json('/api/about');
   document.querySelectorAll('[data-source]').forEach(makeSource);
-  document.querySelectorAll('[data-paths]').forEach((field, n) => about.acoustic.forEach((name, k) => {
+  const offered = field => about.acoustic.length > 1 && !field.closest('#guess') ? [...about.acoustic, 'both'] : about.acoustic;
+  document.querySelectorAll('[data-paths]').forEach((field, n) => offered(field).forEach((name, k) => {
     const label = document.createElement('label'), input = document.createElement('input');
     Object.assign(input, {type: 'radio', name: `acoustic${n}`, value: name, checked: k === 0});
     label.append(input, NAMES[name]);
@@ -383,7 +449,8 @@ async function start() {
   show();
   makeTabs();
   makeTrials();
-  document.querySelectorAll('[role=tabpanel]').forEach(makeForm);
+  document.querySelectorAll('[role=tabpanel]:not(#guess)').forEach(makeForm);
+  makeGuess();
   document.body.dataset.ready = 'yes';
 }
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from audiolm_jax.data import pipeline
+from audiolm_jax.data import pipeline, token_shards
 from audiolm_jax.stages import semantic
 from experiments.benchmarks import input as benchmark
 from tests import bucket_server
@@ -36,19 +36,29 @@ def test_cores_of_a_host():
   )
 
 
-def test_shards_in_a_bucket_are_read_by_many_threads(bucket, bucket_address, faults):
+def test_a_host_that_trains_from_a_bucket(bucket, bucket_address, faults, monkeypatch):
   config = semantic.Config(crop_seconds=4.0, num_clusters=20, transformer=test_contract.TRANSFORMER)
   stages = {'soundstream': test_contract.SOUNDSTREAM, 'semantic': config}
+  train = types.SimpleNamespace(batch_size=16)
   recipe = types.SimpleNamespace(
-    stages={name: types.SimpleNamespace(model=model) for name, model in stages.items()}
+    stages={name: types.SimpleNamespace(model=model, train=train) for name, model in stages.items()}
   )
+  # A read takes half a second: the 16 threads have read 16 batches of four rows after two seconds.
+  monkeypatch.setattr(token_shards, '_BUCKET_THREADS', 16)
   faults({'match': 'GET .*array_record', 'stall': 0.5})
-  args = argparse.Namespace(recipe='toy', chips=16, mfu=0.5, examples=16, bucket=bucket)
-  rows = benchmark._bucket_rows(recipe, args)
-  assert list(rows) == ['semantic'] and 0 < rows['semantic'].by_clock
-  assert rows['semantic'].consumed == 8 * 197e12 / benchmark._flops(config, config.make())
+  chips = dict(recipe='toy', chips=16, bucket=bucket, stage=None)
+  flops = benchmark._flops(config, config.make())
+  for step_seconds, steps, is_starved in ((0.01, 20, True), (2.0, 2, False)):
+    mfu = 4 / step_seconds * flops / (4 * benchmark.V5E_FLOPS)
+    args = argparse.Namespace(**chips, mfu=mfu, steps=steps, stretch=1)
+    rows = benchmark._bucket_rows(recipe, args)
+    assert list(rows) == ['semantic']
+    row = rows['semantic']
+    assert row.consumed == pytest.approx(4 / step_seconds) and row.steps == steps
+    assert row.first >= 2.0 and row.read > 0
+    assert row.waiting > 0.5 if is_starved else row.waiting < 0.1
+    assert f'{row.waiting:.2%}' in benchmark.bucket_table(rows, args)
   assert bucket_server.counts(bucket_address)['most at once'] > 2 * pipeline.NUM_THREADS
-  assert str(bucket) in benchmark.bucket_table(rows, args)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,18 @@ def test_a_missing_root_names_the_flag(make):
     make(root='nowhere').examples('train', None)
 
 
+def test_both_splits_of_librilight_take_one_listing(tmp_path, monkeypatch):
+  fill(tmp_path, [f'unlab-600/{speaker}/a/x.wav' for speaker in range(8)])
+  listed, list_parts = [], corpora.librilight.examples
+  monkeypatch.setattr(
+    corpora.librilight, 'examples', lambda *a, **k: listed.append(1) or list_parts(*a, **k)
+  )
+  corpus = corpora.LibriLight(root=str(tmp_path), held_out=0.5)
+  splits = [{part.speaker for part in corpus.examples(s, None).parts} for s in ('train', 'test')]
+  assert splits[0] | splits[1] == set(range(8)) and splits[0].isdisjoint(splits[1])
+  assert len(listed) == 1
+
+
 def test_a_subset_is_fixed_and_in_order():
   source = np.arange(100)
   chosen = corpora.Subset(source, 10, seed=1)

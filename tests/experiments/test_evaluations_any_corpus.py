@@ -159,8 +159,39 @@ def test_tokens_tell_of_speakers_where_the_corpus_has_no_phones(recipe, tmp_path
   corpus = dataclasses.replace(recipe.corpus, speaker_folders=True)
   found = measured(dataclasses.replace(recipe, corpus=corpus), tmp_path, monkeypatch)
   assert found['rows']['w2v-BERT'] == {'speaker_nmi': pytest.approx(1.0)}
-  assert len(found['rows']) == 4 and found['frames'] == 4 * 22  # of 640 samples in 14,000
+  assert len(found['rows']) == 4
+  assert found['frames_of_speakers'] == 4 * 22  # of 640 samples in 14,000
   assert set(found['left_out']) == {'phones', 'ABX'}
+
+
+class WithPhones:
+  """The corpus, and a split of two clips whose phones are the two voices, with two errors each."""
+
+  PHONES = 'labelled'
+
+  def __init__(self, corpus):
+    self._corpus = corpus
+
+  def examples(self, split, cache_dir):
+    if split != self.PHONES:
+      return self._corpus.examples(split, cache_dir)
+    wave_T = np.tile(np.array([0.01, 0.1], np.float32).repeat(640), 5)
+    phones_S = np.tile(np.array([0, 1], np.int32), 5)
+    phones_S[:3] = 0, 0, 1
+    return Labelled([{'waveform': wave_T, 'phones': phones_S}] * 2)
+
+
+class Labelled(list):
+  sample_rate = RATE
+
+
+def test_phones_are_those_of_the_corpus_own_split(recipe, tmp_path, monkeypatch):
+  corpus = WithPhones(dataclasses.replace(recipe.corpus, speaker_folders=True))
+  found = measured(dataclasses.replace(recipe, corpus=corpus), tmp_path, monkeypatch)
+  row = found['rows']['w2v-BERT']
+  assert row['phone_purity'] == pytest.approx(8 / 10) and row['speaker_nmi'] == pytest.approx(1.0)
+  assert (found['frames_of_phones'], found['frames_of_speakers']) == (2 * 10, 4 * 22)
+  assert set(found['left_out']) == {'ABX'}
 
 
 def test_tokens_of_a_corpus_that_tells_nothing_have_no_rows_and_say_why(

@@ -104,12 +104,12 @@ def test_the_demo_continues_examples_and_an_own_recording(exported, tmp_path):
   for name, seconds in (('voice', 3.0), ('mine', 1.5)):
     prompt_T = audio.load(tmp_path / f'out/{name}_prompt.wav', toys.RATE)
     assert len(prompt_T) == seconds * toys.RATE
-    for suffix in ('soundstorm', 'coarse_fine'):
+    for suffix in ('soundstorm', 'autoregressive'):
       wave_T = audio.load(tmp_path / f'out/{name}_{suffix}.wav', toys.RATE)
       # whole semantic frames of 40 ms
       assert abs(len(wave_T) - (seconds + 0.4) * toys.RATE) <= 640
   report = json.loads((tmp_path / 'out/report.json').read_text())
-  assert set(report['paths']) == {'soundstorm', 'coarse_fine'}
+  assert set(report['paths']) == {'soundstorm', 'autoregressive'}
   assert report['paths']['soundstorm']['seconds_of_new_audio'] == 0.8
   assert (tmp_path / 'out/spectrograms.png').stat().st_size > 1000
 

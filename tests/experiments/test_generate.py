@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from audiolm_jax import chain, tokenizer
-from experiments import generate
-from experiments.cli import clips
+from audiolm_jax.errors import UserError
+from experiments import generate, workspace
+from experiments.cli import clips, command_line
 from tests import toy_embedding
 from tests.test_generation import GREEDY, HOP, K, conditioned, models, parallel  # noqa: F401
 
@@ -73,6 +74,28 @@ def test_speed_counts_new_audio_alone():
 
 def parsed(tmp_path, *flags):
   return generate._parser().parse_args([f'--output={tmp_path / "out"}', *flags])
+
+
+def test_a_release_takes_the_place_of_a_workdir(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(
+    UserError, match='runs/tiny, the default --workdir, does not exist: .*=speech'
+  ):
+    command_line.check_models(parsed(tmp_path))
+  with pytest.raises(UserError, match='--workdir=here and --release=speech: give one of them'):
+    command_line.check_models(parsed(tmp_path, '--workdir=here', '--release=speech'))
+  args = parsed(tmp_path, '--release=speech')
+  command_line.check_models(args)
+  workspace.use_release(args)
+  assert args.recipe == 'speech' and (args.workdir / 'soundstream/model.safetensors').is_file()
+  # The page of another's recipe is never run because a release names it.
+  foreign = tmp_path / 'theirs'
+  foreign.mkdir()
+  for name in ('config.json', 'digests.json'):
+    (foreign / name).write_text((args.workdir / name).read_text())
+  (foreign / 'recipe.json').write_text('{"recipe": "theirs.py", "set": []}')
+  with pytest.raises(UserError, match='its recipe, theirs.py, is not part of this package'):
+    workspace.use_release(parsed(tmp_path, '--release=theirs'))
 
 
 def test_texts_and_stories_become_rows(tmp_path):

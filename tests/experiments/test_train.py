@@ -1,16 +1,21 @@
-"""Which stages `train --stage=all` starts. Nothing is trained: checkpoints are written as if."""
+"""Which stages `train --stage=all` starts, and how. Nothing is trained: checkpoints are written as if."""
 
 import dataclasses
 import json
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from audiolm_jax import files
-from audiolm_jax.training import configs, saving, sharding
-from experiments import inputs, train, workspace
+from audiolm_jax.errors import UserError
+from audiolm_jax.training import configs, loop, saving, sharding
+from experiments import inputs, sources, train, workspace
 from experiments import recipe as recipe_lib
 from experiments.cli import parallel
+from tests import toys
+from tests.experiments import toy_recipe
 from tests.training import toy
 
 PRINTS = {'soundstream': 'abc', 'semantic_tokens': 'def'}
@@ -95,3 +100,41 @@ def test_a_stage_of_another_config_or_of_other_tokens_is_started_to_say_so(tmp_p
   assert not finished()
   files.write_text(tokens / 'made_by.json', '{')
   assert not finished()
+
+
+def test_a_stage_stays_finished_when_a_model_is_replaced_whose_tokens_it_does_not_read(tmp_path):
+  config = toys.CONFIGS['semantic']
+  stage = dataclasses.replace(RECIPE.stages['first'], model=config)
+  save(tmp_path, 'semantic', 5, PRINTS, config)
+  finished = lambda: train.is_finished(stage, tmp_path / 'semantic', tmp_path)
+  files.write_text(tmp_path / 'made_by.json', json.dumps(PRINTS | {'soundstream': 'other'}))
+  assert finished()
+  files.write_text(tmp_path / 'made_by.json', json.dumps(PRINTS | {'semantic_tokens': 'other'}))
+  assert not finished()
+
+
+def from_code_vectors(name):
+  stage = dataclasses.replace(toy_recipe.RECIPE.stages[name], from_code_vectors=True)
+  return toy_recipe.RECIPE.derived({name: stage})
+
+
+def test_tables_of_codes_start_from_the_vectors_of_the_workdirs_codec(tmp_path, monkeypatch):
+  codec = toys.models().tokenizer.codec
+  saving.save_variables(tmp_path / 'soundstream', *toys.model('soundstream'))
+  stages = []
+
+  def keep(stage, config, settings, **options):
+    stages.append(stage)
+    return types.SimpleNamespace(step=settings.num_steps + 1, preempted=False)
+
+  monkeypatch.setattr(loop, 'train', keep)
+  monkeypatch.setattr(inputs, 'of_stage', lambda *arguments: sources.Sources([], [], {}))
+  train.train_stage(from_code_vectors('soundstorm'), 'soundstorm', tmp_path)
+  init = lambda stage: jax.jit(stage.init)(jax.random.key(0))
+  wanted = init(toy_recipe.MODELS['soundstorm'].make(codec.code_vectors()))
+  jax.tree.map(np.testing.assert_array_equal, init(stages[0]), wanted)
+
+
+def test_stages_without_codes_have_no_code_vectors(tmp_path):
+  with pytest.raises(UserError, match='semantic.from_code_vectors=True: .* reads no codes'):
+    train.train_stage(from_code_vectors('semantic'), 'semantic', tmp_path)

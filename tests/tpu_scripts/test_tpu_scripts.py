@@ -80,6 +80,7 @@ def machine(tmp_path):
   [
     ('create.sh', [*LOCATION, '--topology=v5e:4x4', '--tier=spot', '--project=my project']),
     ('launch.sh', [*LOCATION, '--', *AWKWARD]),
+    ('smoke.sh', [*LOCATION, '--project=p']),
     ('ssh.sh', [*LOCATION, '--worker=all', '--slice=all', '--', *AWKWARD]),
     ('ssh.sh', LOCATION),
     ('logs.sh', [*LOCATION, '--project=p']),
@@ -318,6 +319,7 @@ def test_exit_status_is_passed_on_and_ends_the_script(machine, script, arguments
     ('create.sh', ['run1'], "unexpected 'run1': flags are written --flag=value"),
     ('create.sh', ['--name', 'run1'], "unexpected '--name'"),
     ('launch.sh', LOCATION, 'the command is missing'),
+    ('smoke.sh', [*LOCATION, '--', 'true'], 'smoke.sh takes no command: use launch.sh'),
     ('launch.sh', [*LOCATION, '--', 'train', '--dry-run'], '--dry-run comes before --'),
     ('ssh.sh', [*LOCATION, '--worker=all'], 'a shell opens on one host'),
     ('logs.sh', [*LOCATION, '--lines=few'], '--lines=few is no number'),
@@ -362,7 +364,17 @@ def test_mistakes_are_explained_and_nothing_is_run(machine, script, arguments, m
 
 @pytest.mark.parametrize(
   'script',
-  ['create.sh', 'status.sh', 'mount.sh', 'launch.sh', 'ssh.sh', 'logs.sh', 'delete.sh', 'xpk.sh'],
+  [
+    'create.sh',
+    'status.sh',
+    'mount.sh',
+    'launch.sh',
+    'smoke.sh',
+    'ssh.sh',
+    'logs.sh',
+    'delete.sh',
+    'xpk.sh',
+  ],
 )
 def test_help_shows_an_example_and_every_flag(machine, script):
   done = machine.run(script, '--help')
@@ -452,4 +464,4 @@ def test_shellcheck_finds_nothing():
   done = subprocess.run(
     [shellcheck, '--external-sources', *scripts], cwd=SCRIPTS, capture_output=True, text=True
   )
-  assert len(scripts) == 10 and done.returncode == 0, done.stdout
+  assert len(scripts) == 11 and done.returncode == 0, done.stdout
