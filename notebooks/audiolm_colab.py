@@ -3,7 +3,8 @@
 #
 # This notebook continues recorded voices by small trained models (10 M parameters), first examples,
 # then your own voice. It shows the codec at several bit rates, says the same words in other voices,
-# trains one model further on your recordings, and exports the result.
+# trains one model further on your recordings, trains a detector of generated speech and asks it
+# about all sounds, and exports the result.
 #
 # Choose *Runtime > Change runtime type*: a TPU or a GPU computes everything within minutes, a CPU
 # works with shorter sounds. Then run the cells in order.
@@ -48,6 +49,22 @@ subprocess.run(
 )
 
 # %% [markdown]
+# ## Check this machine
+#
+# Optional, about five minutes: trains every stage for six steps on noise, generates, and compares
+# the attention kernels with plain attention. On a TPU it is the first cell to run, because two
+# processes cannot share a chip. Paste its report into an issue if something is wrong.
+
+# %%
+import subprocess
+
+CHECK = False  # @param {type: "boolean"}
+
+if CHECK:
+  command = ['audiolm', 'smoke', '--workdir=smoke']
+  print(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
+
+# %% [markdown]
 # ## Which device is this?
 
 # %%
@@ -82,15 +99,19 @@ for name in ('semantic', 'coarse', 'fine', 'soundstorm'):
     print(f'{name}: {count / 1e6:.1f} M parameters')
 
 # %% [markdown]
-# Two helpers: a player, and a picture of the sound with a line where new audio begins.
+# Two helpers: a player, which also keeps the sounds for the detector below, and a picture of the
+# sound with a line where new audio begins.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython import display
 
+heard = []  # title, waveform, and the second at which generated audio begins (or infinity)
 
-def play(title, wave_T):
+
+def play(title, wave_T, new=float('inf')):
+  heard.append((title, np.asarray(wave_T), new))
   display.display(display.Markdown(f'**{title}**'), display.Audio(np.asarray(wave_T), rate=rate))
 
 
@@ -108,9 +129,9 @@ def show(title, wave_T, line=None):
 # ## Continue a voice
 #
 # The models have never heard the speakers of these examples. They get the first three seconds, no
-# text, and continue by two paths: SoundStorm makes the acoustic tokens in parallel, the coarse and
-# fine language models one after the other. The first run compiles; run the cell again to see the
-# speed.
+# text, and continue by each path that the release has: SoundStorm makes the acoustic tokens in
+# parallel, language models one after the other. The first run compiles; run the cell again to see
+# the speed.
 
 # %%
 import time
@@ -121,7 +142,7 @@ SEED = 0  # @param {type: "integer"}
 
 PATHS = {
   'SoundStorm': ('soundstorm', models.soundstorm),
-  'Coarse and fine models': ('autoregressive', models.coarse),
+  'Language models': ('autoregressive', models.coarse),
 }
 
 
@@ -140,8 +161,9 @@ def continued(prompt_T, seed=SEED):
       models, jax.random.key(seed), prompt_T[None], seconds=SECONDS, acoustic=acoustic
     )
     took = time.time() - begun
-    play(f'{title}: {SECONDS:g} s of new audio in {took:.1f} s', result.wave_BT[0])
-    show(title, result.wave_BT[0], line=len(prompt_T) / rate)
+    line = result.prompt_frames_B[0] * codec.hop_length / rate
+    play(f'{title}: {SECONDS:g} s of new audio in {took:.1f} s', result.wave_BT[0], new=line)
+    show(title, result.wave_BT[0], line)
 
 
 examples = sorted((release.fetch(RELEASE) / 'examples').glob('*.flac'))
@@ -265,7 +287,7 @@ words_BS, _ = models.tokenizer.encode(load(mine)[None])
 play('The words', load(mine))
 for seed in range(2):
   result = audiolm_jax.generate_acoustics(models, jax.random.key(seed), words_BS, acoustic=ACOUSTIC)
-  play(f'A sampled voice ({seed})', result.wave_BT[0])
+  play(f'A sampled voice ({seed})', result.wave_BT[0], new=0)
 
 voice_T = load(examples[0])
 voice_BS, voice_BFQ = models.tokenizer.encode(voice_T[None])
@@ -277,7 +299,8 @@ result = audiolm_jax.generate_acoustics(
   acoustic=ACOUSTIC,
 )
 play('Another speaker', voice_T)
-play('The words by that speaker', result.wave_BT[0, result.prompt_frames_B[0] * codec.hop_length :])
+spoken_T = result.wave_BT[0, result.prompt_frames_B[0] * codec.hop_length :]
+play('The words by that speaker', spoken_T, new=0)
 
 # %% [markdown]
 # ## Train on your own recordings
@@ -359,7 +382,82 @@ for title, chain in (('Before', models), ('After', finetuned)):
   result = audiolm_jax.continue_audio(
     chain, jax.random.key(SEED), load(mine)[None], seconds=SECONDS, acoustic=ACOUSTIC
   )
-  play(title, result.wave_BT[0])
+  play(title, result.wave_BT[0], new=result.prompt_frames_B[0] * codec.hop_length / rate)
+
+# %% [markdown]
+# ## Was it generated?
+#
+# The released models come without a detector of generated speech, so this cell trains one: it tells
+# originals from continuations, by the second. Both have passed through the codec, or it would go by
+# the codec's traces. It learns from all of `recordings` but your own, and from other continuations
+# than those above. Then it judges every sound of this notebook; bars mark where generated audio
+# begins. The estimates are not calibrated. After a few examples it knows these models' sound and
+# little else; with hours in FOLDER, and held-out voices, it becomes the detector that
+# `audiolm detect` uses.
+
+# %%
+import tempfile
+
+import jax.numpy as jnp
+
+from audiolm_jax.stages import detector
+
+DETECTOR_STEPS = 60 if ON_CPU else 300
+NUM_RECORDINGS = 2 if ON_CPU else 16
+TAKES = 2  # continuations of each recording by each path
+
+config = detector.Config(
+  sample_rate=rate,
+  crop_seconds=min(SECONDS, 1.0),
+  channels=(16, 32, 64, 64),
+  num_mels=40,
+  hop_length=320,
+)
+crop_length = config.crop_length
+pairs = []
+for path in [path for path in recordings if path != mine][:NUM_RECORDINGS]:
+  prompt_T = load(path)
+  coded_T = np.asarray(codec.reconstruct(prompt_T[None])[0])
+  original = {'waveform': coded_T, 'label': detector.ORIGINAL}
+  for take in range(TAKES):
+    for acoustic in [acoustic for acoustic, model in PATHS.values() if model is not None]:
+      key = jax.random.key(SEED + 1 + take)
+      result = audiolm_jax.continue_audio(
+        models, key, prompt_T[None], seconds=SECONDS, acoustic=acoustic
+      )
+      new_T = result.wave_BT[0, result.prompt_frames_B[0] * codec.hop_length :]
+      pairs += [original, {'waveform': new_T, 'label': detector.GENERATED}]
+
+learned = loop.train(
+  config.make(),
+  config,
+  loop.TrainConfig(
+    batch_size=16,
+    num_steps=DETECTOR_STEPS,
+    optimizer=optimizers.OptimizerConfig(learning_rate=1e-3, warmup_steps=10, clip_norm=1.0),
+    tensorboard=False,
+  ),
+  make_batches=functools.partial(
+    pipeline.batches, pairs, config.make().batch, batch_size=16, seed=0
+  ),
+  workdir=pathlib.Path(tempfile.mkdtemp()) / 'detector',  # new: it learns these pairs only
+)
+
+judged = [sound for sound in heard if len(sound[1]) >= crop_length]
+crops = [wave_T[: len(wave_T) // crop_length * crop_length] for _, wave_T, _ in judged]
+crops_NT = jnp.asarray(np.concatenate(crops), jnp.float32).reshape(-1, crop_length)
+log_odds_N = detector.log_odds(config, learned.variables, crops_NT)
+scores = iter(np.asarray(jax.nn.sigmoid(log_odds_N)))
+answers_of_detector = []
+for (title, _, new), wave_T in zip(judged, crops):
+  line = ''
+  for start in np.arange(0, len(wave_T), crop_length) / rate:
+    end, score = start + crop_length / rate, next(scores)
+    line += (' | ' if start <= new < end else '  ') + f'{score:.2f}'
+    if start >= new or end <= new:  # else it is both
+      answers_of_detector.append((score > 0.5) == (start >= new))
+  print(f'{title[:40]:40}{line}')
+print(f'{sum(answers_of_detector)} of {len(answers_of_detector)} seconds are recognized.')
 
 # %% [markdown]
 # ## Export

@@ -20,6 +20,7 @@ from tests import toys
 SCRIPT = pathlib.Path(build.__file__).parent / 'audiolm_colab.py'
 # In place of those for a real model on a CPU.
 SIZES = {'SECONDS': 0.4, 'PROMPT_SECONDS': 0.8, 'STEPS': 2, 'BATCH_SIZE': 8}
+SIZES |= {'DETECTOR_STEPS': 2, 'TAKES': 1}
 
 
 def test_a_script_becomes_cells():
@@ -94,9 +95,9 @@ def shown(monkeypatch) -> Shown:
 
 def silence(models, key, prompt_BT, num_samples_B=None, *, seconds, **options):
   """Stands for `generation.continue_audio`."""
-  return types.SimpleNamespace(
-    wave_BT=np.zeros((1, prompt_BT.shape[1] + round(seconds * toys.RATE)))
-  )
+  hop, num_new = models.tokenizer.codec.hop_length, round(seconds * toys.RATE)
+  wave_BT = np.zeros((1, prompt_BT.shape[1] + num_new), np.float32)
+  return types.SimpleNamespace(wave_BT=wave_BT, prompt_frames_B=[prompt_BT.shape[1] // hop])
 
 
 def silent_words(models, key, semantic_BS, prompt_BFQ=None, **options):
@@ -107,14 +108,11 @@ def silent_words(models, key, semantic_BS, prompt_BFQ=None, **options):
 
 
 @pytest.mark.filterwarnings('ignore:divide by zero:RuntimeWarning')  # spectrograms of silence
-@pytest.mark.parametrize(
-  'generates', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['silence', 'generated']
-)
-def test_the_cells_run_on_a_cpu_with_toy_models(generates, shown, tmp_path, monkeypatch):
-  if not generates:  # the signatures are checked, only compiling the models is left out
-    for name, fake in (('continue_audio', silence), ('generate_acoustics', silent_words)):
-      spec = mock.create_autospec(getattr(generation, name), side_effect=fake)
-      monkeypatch.setattr(generation, name, spec)
+def test_the_cells_play_what_they_say(shown, tmp_path, monkeypatch, capsys):
+  """Without compiling the models; tests/test_notebook_kernel.py runs all cells in a kernel."""
+  for name, fake in (('continue_audio', silence), ('generate_acoustics', silent_words)):
+    spec = mock.create_autospec(getattr(generation, name), side_effect=fake)
+    monkeypatch.setattr(generation, name, spec)
   examples = {}
   for name in ('first', 'second'):
     audio.save(tmp_path / f'{name}.flac', toys.noise(1.5, seed=len(examples)), toys.RATE)
@@ -136,7 +134,7 @@ def test_the_cells_run_on_a_cpu_with_toy_models(generates, shown, tmp_path, monk
   names = [title.partition(':')[0] for title in titles if title != 'Compiling']
   played = {name: wave_T for name, (wave_T, _) in zip(names, sounds, strict=True)}
   lengths = {name: len(wave_T) / toys.RATE for name, wave_T in played.items()}
-  assert lengths['SoundStorm'] == lengths['Coarse and fine models'] == pytest.approx(whole)
+  assert lengths['SoundStorm'] == lengths['Language models'] == pytest.approx(whole)
   # The blind pair has both sounds, and the answer 'A' was counted as what it was.
   is_a = np.array_equal(played['A'], played['Original'])
   assert is_a != np.array_equal(played['B'], played['Original'])
@@ -153,6 +151,15 @@ def test_the_cells_run_on_a_cpu_with_toy_models(generates, shown, tmp_path, monk
   }
   assert list(namespace['losses']) == [1, 2] and namespace['trained'].step == 2
   assert namespace['again'].soundstorm is not None
+  # The detector judges each sound, and knows where generated audio begins.
+  judged = {title.partition(':')[0]: new for title, _, new in namespace['judged']}
+  assert judged.keys() == played.keys()
+  assert judged['After'] == judged['SoundStorm'] == pytest.approx(0.8)
+  assert judged['The words by that speaker'] == 0 and judged['Original'] == float('inf')
+  *_, conclusion = capsys.readouterr().out.split('seconds are recognized')[0].splitlines()
+  right, _, total = conclusion.split()[:3]
+  # In crops of 0.4 s, those of a prompt and its continuation are 3, none of them both.
+  assert 0 <= int(right) <= int(total) == sum(round(lengths[name] / 0.4) for name in names)
 
 
 def sized(source: str, name: str, value: float) -> str:

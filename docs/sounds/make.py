@@ -18,8 +18,7 @@ PROMPT_SECONDS, SECONDS = 3.0, 6.0
 WIDTH, COLORS = 800, 32  # of the picture, which stays small
 TITLES = {
   'prompt': 'three seconds of a voice, through the codec',
-  'coarse_fine': 'continued by the coarse and fine language models from the line on',
-  'soundstorm': 'continued by SoundStorm from the line on',
+  'autoregressive': 'continued by the language models from the line on',
 }
 
 
