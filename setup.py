@@ -45,6 +45,7 @@ setup(
   description='AudioLM and its family in JAX/Flax, for TPUs',
   long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
   long_description_content_type='text/markdown',
+  project_urls={'Paper': 'https://arxiv.org/abs/2209.03143'},
   license='Apache-2.0',
   license_files=['LICENSE'],
   keywords=['audio', 'speech', 'language model', 'jax', 'tpu'],

@@ -237,11 +237,10 @@ class Handler(BaseHTTPRequestHandler):
     prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
     first, stop = query.get('startOffset', ''), query.get('endOffset')
     with STORE.lock:
-      names = sorted(name for there, name in STORE.objects if there == bucket)
-      names = [name for name in names if name.startswith(prefix) and name >= first]
-      names = [name for name in names if not stop or name < stop]
+      names = [name for there, name in STORE.objects if there == bucket and name >= first]
+      names = [name for name in names if name.startswith(prefix) and (not stop or name < stop)]
       shown: dict[str, dict | None] = {}
-      for name in names:
+      for name in sorted(names):
         head, slash, _ = name[len(prefix) :].partition(delimiter or '\0')
         is_folder = bool(delimiter and slash)
         key = prefix + head + slash if is_folder else name

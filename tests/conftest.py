@@ -3,6 +3,7 @@ a test run.
 """
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -48,6 +49,12 @@ install_import_hook('audiolm_jax', 'beartype.beartype')
 def pytest_collection_modifyitems(items):
   """The longest test begins first, or at the end one worker waits for the other."""
   items.sort(key=lambda item: 'test_full_run' not in item.nodeid)
+
+
+def pytest_collection_finish():
+  """Modules live as long as the process: no collection of garbage looks at their objects again."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -8,7 +8,6 @@ import pathlib
 import signal
 import socket
 import sys
-import tempfile
 import time
 
 import jax
@@ -21,14 +20,12 @@ from experiments.cli import command_line
 from tests import bucket_server
 from tests.training import toy, toy_run
 
-# What one start compiles the next need not.
-CACHE = os.path.join(tempfile.gettempdir(), f'audiolm_faults_{os.getpid()}')
 _TIMES = {'time', 'steps_per_second'}
 
 # A server that has imported everything and touched no device: a start then costs what training
-# costs.
+# costs. What one start compiles, the next reads from the cache of tests/conftest.py.
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['tests.faults.runs'])
+_context.set_forkserver_preload(['tests.faults.test_jobs', 'tests.faults.test_pods'])
 
 
 def start(function, *arguments, log: pathlib.Path) -> multiprocessing.Process:
@@ -36,19 +33,13 @@ def start(function, *arguments, log: pathlib.Path) -> multiprocessing.Process:
   file `log`.
   """
   clients = {name: os.environ[name] for name in bucket_server.CLIENTS if name in os.environ}
-  process = _context.Process(target=_child, args=(function, arguments, str(log), CACHE, clients))
+  process = _context.Process(target=_child, args=(function, arguments, str(log), clients))
   process.start()
   return process
 
 
-def keep_compiled(directory: str = CACHE) -> None:
-  jax.config.update('jax_compilation_cache_dir', directory)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-
-
-def _child(function, arguments, log, cache, clients):
+def _child(function, arguments, log, clients):
   os.environ.update(clients)
-  keep_compiled(cache)
   file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
   os.dup2(file, 1)
   os.dup2(file, 2)
@@ -57,7 +48,7 @@ def _child(function, arguments, log, cache, clients):
 
 
 def finish(
-  process: multiprocessing.Process, log: pathlib.Path, code: int | tuple = 0, seconds: float = 300
+  process: multiprocessing.Process, log: pathlib.Path, code: int | tuple = 0, seconds: float = 900
 ) -> str:
   """Waits until the process ends with `code` (or one of them), and returns what it printed."""
   process.join(seconds)
@@ -106,6 +97,14 @@ def wait_for_step(process, directory: storage.Path, step: int) -> None:
       return
     time.sleep(storage.poll_seconds(file) / 40)
   raise AssertionError(f'the process ended with {process.exitcode} before it logged step {step}')
+
+
+def wait_for_save(process, workdir: storage.Path, step: int, seconds: float = 900) -> None:
+  """Returns when the process has saved `step` or a later one."""
+  end = time.monotonic() + seconds
+  while newest(workdir) < step:
+    assert process.is_alive() and time.monotonic() < end
+    time.sleep(storage.poll_seconds(workdir) / 40)
 
 
 def assert_same_run(directory, result, reference) -> int:
@@ -207,7 +206,7 @@ def start_pod(
   ]
 
 
-def finish_pod(pod, logs: pathlib.Path, code: int | tuple = 0, seconds: float = 300) -> list[str]:
+def finish_pod(pod, logs: pathlib.Path, code: int | tuple = 0, seconds: float = 900) -> list[str]:
   return [finish(process, logs / f'{index}', code, seconds) for index, process in enumerate(pod)]
 
 

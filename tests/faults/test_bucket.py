@@ -23,14 +23,6 @@ OUTAGE_SECONDS = 6.0
 UPLOAD_BYTES = 1 << 25  # more than the buffers of a connection hold
 
 
-def _wait_for_a_save(process, workdir, step, seconds=300):
-  """Returns when the process has saved `step` or a later one."""
-  end = time.monotonic() + seconds
-  while runs.newest(workdir) < step:
-    assert process.is_alive() and time.monotonic() < end
-    time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
   'name, failing',
   [
@@ -139,7 +131,7 @@ def test_f19_a_holder_that_was_stopped_is_replaced_and_ends_when_woken(
   """
   workdir, log = place / 'run', tmp_path / 'log'
   stopped = runs.start(other_host, workdir, log=log)
-  _wait_for_a_save(stopped, workdir, 6)
+  runs.wait_for_save(stopped, workdir, 6)
   monkeypatch.setattr(lock, 'LEASE_SECONDS', 6.0)
   with pytest.warns(UserWarning, match='waiting'):
     with pytest.raises(ValueError, match='in use by process .* on vanished'):

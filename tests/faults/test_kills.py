@@ -17,7 +17,7 @@ from tests.faults import runs
 from tests.stages import test_contract
 from tests.training import toy_run
 
-NUM_KILLS, NUM_KILLS_IN_BUCKET = 20, 8
+NUM_KILLS, NUM_KILLS_IN_BUCKET = 12, 8
 ROOT = pathlib.Path(__file__).parents[2]
 
 

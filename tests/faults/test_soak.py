@@ -1,4 +1,4 @@
-"""F23: two hundred random faults, one after another, on runs that must all end as if nothing had
+"""F23: a hundred random faults, one after another, on runs that must all end as if nothing had
 been.
 """
 
@@ -20,7 +20,7 @@ from audiolm_jax.training import checkpoints, errors, metrics_writer, saving, wa
 from tests.faults import runs
 from tests.training import toy, toy_run
 
-NUM_FAULTS = {'disk': 200, 'bucket': 40}
+NUM_FAULTS = {'disk': 100, 'bucket': 40}
 
 
 class Faulty(toy.Batches):

@@ -107,7 +107,7 @@ def test_lstm():
   """Beside the equations, step by step in float64."""
   x_BND = np.random.default_rng(3).standard_normal((2, 5, 3))
   module = seanet.Lstm(1)
-  params = module.init(jax.random.key(0), jnp.asarray(x_BND))['params']
+  params = jax.jit(module.init)(jax.random.key(0), jnp.asarray(x_BND))['params']
   params = jax.tree.map(lambda leaf: leaf + 0.1, params)
   weight = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
   sigmoid, hidden, cell, want = (
@@ -122,7 +122,7 @@ def test_lstm():
     cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
     hidden = sigmoid(o) * np.tanh(cell)
     want.append(x_BND[:, n] + hidden)
-  got = module.apply({'params': params}, jnp.asarray(x_BND, jnp.float32))
+  got = jax.jit(module.apply)({'params': params}, jnp.asarray(x_BND, jnp.float32))
   np.testing.assert_allclose(got, np.stack(want, axis=1), atol=1e-5)
 
 
@@ -131,7 +131,7 @@ def test_squared_sine():
   np.testing.assert_allclose(
     jax.jit(layers.squared_sine)(x), np.sin(x.astype(np.float64)) ** 2, atol=4e-7
   )
-  slope = jax.vmap(jax.grad(layers.squared_sine))(x[:4001])
+  slope = jax.jit(jax.vmap(jax.grad(layers.squared_sine)))(x[:4001])
   np.testing.assert_allclose(slope, np.sin(2 * x[:4001].astype(np.float64)), atol=2e-5)
 
 
