@@ -124,7 +124,7 @@ def codec_of(num_steps: int) -> StageRecipe:
 def detector_of(clips: DetectorClips) -> StageRecipe:
   """Returns a detector of generated speech, or its control, by the clips that it learns from."""
   model = detector.Config(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
-  return StageRecipe(model=model, data=clips, train=train(16, 400, adam(3e-3, 400)))
+  return StageRecipe(model=model, data=clips, train=train(16, 1200, adam(3e-3, 1200)))
 
 
 RECIPE = Recipe(
