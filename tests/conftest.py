@@ -60,6 +60,14 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+@pytest.fixture
+def umask():
+  """Sets the umask 027: members of the group may read new files, others may not."""
+  previous = os.umask(0o027)
+  yield
+  os.umask(previous)
+
+
 @pytest.fixture(scope='session')
 def bucket_address():
   """Runs a bucket on this machine and returns its address (tests/bucket_server.py)."""

@@ -64,6 +64,19 @@ def test_float32_gives_back_the_same_continuation(models, tmp_path):
     np.testing.assert_array_equal(found.wave_BT, expected.wave_BT)
 
 
+def test_two_exports_of_the_same_weights_are_equal_files_with_the_mode_of_the_umask(
+  models, written, tmp_path, umask
+):
+  others = {'detector': toys.model('detector')}
+  again = tmp_path / 'again'
+  release.save_pretrained(models, again, others=others, texts={'README.md': 'A toy.\n'})
+  names = ('digests.json', 'semantic_tokens/kmeans.safetensors')
+  for name in names:
+    assert (again / name).read_bytes() == (written / name).read_bytes()
+  modes = {path.stat().st_mode & 0o777 for path in again.rglob('*')}
+  assert modes == {0o640, 0o750}  # files and folders
+
+
 def test_weights_are_those_of_training_in_half_precision(models, written):
   for name in ('semantic', 'coarse', 'fine', 'soundstorm'):
     found = checkpoints.load_variables(written / name)
