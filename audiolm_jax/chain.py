@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
-from audiolm_jax import checks, storage
+from audiolm_jax import checks, storage, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, check_parallel
 from audiolm_jax.stages.base import Model
@@ -92,13 +92,12 @@ def load_models(
   tokenizer = load_tokenizer(folder, remedy)
   found = {name: checkpoints.load_variables(folder / name) for name in ('semantic', *acoustic)}
   for name, model in found.items():
-    for part, expected in model.config.spec.relevant(tokenizer.fingerprints).items():
-      trained_on = model.metadata['fingerprints'].get(part)
-      if trained_on != expected:
-        raise UserError(
-          f'stage {name} was trained on tokens of {part} {trained_on}, but {folder} holds {part} '
-          f'{expected}: train it again, or use the workdir of its training'
-        )
+    trained_on, made_by = model.metadata['fingerprints'], tokenizer.fingerprints
+    for part in tokens.changed_makers(trained_on, made_by, model.config.spec):
+      raise UserError(
+        f'stage {name} was trained on tokens of {part} {trained_on.get(part)}, but {folder} holds '
+        f'{part} {made_by.get(part)}: train it again, or use the workdir of its training'
+      )
   return Models(
     tokenizer,
     found['semantic'],

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 import jax
 
-from audiolm_jax import storage
+from audiolm_jax import storage, tokens
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import checkpoints, configs, loop, resuming
+from audiolm_jax.training import checkpoints, configs, loop
 
 from . import inputs, workspace
 from . import recipe as recipe_lib
@@ -116,14 +116,18 @@ def train_all(
 
 
 def is_finished(
-  stage: recipe_lib.StageRecipe, directory: storage.Path, tokens: storage.Path
+  stage: recipe_lib.StageRecipe, directory: storage.Path, tokens_folder: storage.Path
 ) -> bool:
-  """Returns whether a stage needs no start: its newest checkpoint is at the last step or beyond, of
-  the same model, and of the tokens that are there.
+  """Returns whether a stage needs no training: its newest checkpoint is at the last step or later,
+  and was trained with the same config on the existing tokens.
 
-  False where that is not certain: the stage itself then says what is wrong.
+  False if that is not certain: training it then reports what is wrong.
+
+  Args:
+    stage: stage of the recipe.
+    directory: folder of the stage.
+    tokens_folder: folder of the token shards.
   """
-  made_by = tokens / workspace.MADE_BY
   try:
     steps = checkpoints.steps(directory / 'checkpoints')
     if not steps or steps[-1] < stage.train.num_steps:
@@ -131,12 +135,9 @@ def is_finished(
     metadata = checkpoints.read_metadata(
       checkpoints.step_folder(directory / 'checkpoints', steps[-1])
     )
-    learned_from = metadata['fingerprints']
-    if learned_from:
-      made = storage.read_json(made_by, 'encode again')
-      if hasattr(stage.model, 'spec'):  # others are compared with all makers
-        made = stage.model.spec.relevant(made)
-      if resuming.changed(learned_from, made):
+    if trained_on := metadata['fingerprints']:
+      made_by = storage.read_json(tokens_folder / workspace.MADE_BY, 'encode again')
+      if tokens.changed_makers(trained_on, made_by, getattr(stage.model, 'spec', None)):
         return False
     return not configs.differences(metadata['config'], configs.describe(stage.model))
   except (UserError, OSError):
@@ -154,6 +155,17 @@ def train_stage(
   """Trains a stage to its last step.
 
   Resumes from its newest checkpoint. Without one, starts from that in `init_from`, if given.
+
+  Args:
+    recipe: the recipe.
+    name: name of the stage.
+    workdir: folder of the run.
+    init_from: workdir or checkpoint directory of another run.
+    init_optimizer: whether to take its optimizer state, too.
+    start_tracker: starts the tracker of the metrics.
+
+  Raises:
+    UserError: if an input of the stage is missing or does not match it.
   """
   stage_recipe = recipe.stages[name]
   config, train = stage_recipe.model, stage_recipe.train
@@ -164,7 +176,9 @@ def train_stage(
         f'{name}.from_code_vectors=True: the stage {name} reads no codes, but '
         f'{", ".join(stage.batch)}: set it to False'
       )
-    stage = config.make(workspace.load_codec(workdir).code_vectors())
+    # Other starts take the tables, as all parameters, from a checkpoint.
+    if init_from is None and not checkpoints.steps(workdir / name / 'checkpoints'):
+      stage = config.make(workspace.load_codec(workdir).code_vectors())
   training, held_out, fingerprints = inputs.of_stage(recipe, name, workdir)
   make_batches = functools.partial(
     pipeline.batches,
