@@ -64,6 +64,7 @@ def load_models(
   *,
   coarse: str = 'coarse',
   stages: Collection[str] | None = None,
+  tokenizer: Tokenizer | None = None,
   remedy: str = 'fit the clusters again',
 ) -> Models:
   """Returns the models of a workdir or release, after checking that they belong together.
@@ -72,6 +73,7 @@ def load_models(
     workdir: folder of the stages.
     coarse: name of the folder of the coarse stage.
     stages: acoustic stages to read, of `coarse`, 'fine' and 'soundstorm'; None reads those present.
+    tokenizer: the tokenizer of the workdir, if it is loaded already.
     remedy: last words of the error message if the clusters are missing or damaged.
 
   Raises:
@@ -89,7 +91,7 @@ def load_models(
   needed = ['semantic'] + ([] if {coarse, 'soundstorm'} & set(acoustic) else [coarse])
   if missing := [name for name in needed if not (folder / name).is_dir()]:
     raise UserError(f'{folder} has no stage {missing[0]}: train it first')
-  tokenizer = load_tokenizer(folder, remedy)
+  tokenizer = tokenizer or load_tokenizer(folder, remedy)
   found = {name: checkpoints.load_variables(folder / name) for name in ('semantic', *acoustic)}
   for name, model in found.items():
     trained_on, made_by = model.metadata['fingerprints'], tokenizer.fingerprints

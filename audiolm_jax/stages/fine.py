@@ -99,7 +99,7 @@ class Config:
     """Returns the stage.
 
     Args:
-      code_vectors: see `make`.
+      code_vectors: see `nn.code_tables.CodeVectors`.
     """
     return make(self, code_vectors)
 
@@ -109,8 +109,7 @@ def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
 
   Args:
     config: sizes of the model.
-    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
-      codes start; None: random tables, as in the paper.
+    code_vectors: vectors from which the tables of codes start, see `nn.code_tables.CodeVectors`.
   """
 
   def init(key):

@@ -80,17 +80,15 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def continuations(
   recipe: Recipe, workdir: pathlib.Path, prompts: list[np.ndarray], end: int
 ) -> dict:
-  """Returns prompts and what follows them, up to sample `end`, by each system whose stages are
-  there.
-  """
+  """Returns prompts with their continuations, up to sample `end`, by each trained system."""
   settings, (prompt_BT, num_samples_B) = recipe.evaluation, audio.stacked(prompts)
-  waves = {}
+  waves, tokenizer = {}, None
   for label, (stage, acoustic) in SYSTEMS.items():
     if not (workdir / stage).is_dir():
       continue
-    models = workspace.load_models(
-      workdir, coarse=stage if acoustic == 'autoregressive' else 'coarse'
-    )
+    coarse = stage if acoustic == 'autoregressive' else 'coarse'
+    models = workspace.load_models(workdir, coarse=coarse, tokenizer=tokenizer)
+    tokenizer = models.tokenizer  # the same for all
     result = generation.continue_audio(
       models,
       jax.random.key(settings.seed),

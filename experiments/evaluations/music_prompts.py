@@ -119,7 +119,7 @@ def usable(
   if not (workdir / ACOUSTIC_ONLY).is_dir():
     left_out[WITHOUT_SEMANTIC] = f'the stage {ACOUSTIC_ONLY} is not trained'
     return found, left_out
-  alone = workspace.load_models(workdir, coarse=ACOUSTIC_ONLY)
+  alone = workspace.load_models(workdir, coarse=ACOUSTIC_ONLY, tokenizer=models.tokenizer)
   if alone.coarse.config.condition is None:
     left_out[WITHOUT_SEMANTIC] = f'the stage {ACOUSTIC_ONLY} has no condition'
   else:
