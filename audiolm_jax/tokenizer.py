@@ -534,7 +534,7 @@ def load_semantic_tokenizer(
 
   Args:
     workdir: folder of the stages.
-    remedy: what the user is told to do if clusters are missing or damaged.
+    remedy: what error messages advise to do if clusters are missing or damaged.
     encoder: the model of features, if it is loaded already; of any layer.
 
   Raises:

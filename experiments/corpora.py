@@ -192,8 +192,8 @@ class Speech:
         raise UserError(
           f'{self.librispeech!r} is not a folder: --set corpus.librispeech=FOLDER must name one'
         )
-      beside = librispeech.utterances(self.librispeech)
-      found += [one for one in beside if librispeech.held_out(one) == (split == 'test')]
+      others = librispeech.utterances(self.librispeech)
+      found += [one for one in others if librispeech.held_out(one) == (split == 'test')]
     if not found:
       raise UserError(
         f'no recordings of {", ".join(self.packages) or "LibriSpeech"} are in the split {split!r}: '

@@ -96,7 +96,7 @@ def train_all(
 ):
   """Trains all stages that are not finished, in order, after the programs that make their inputs.
 
-  Each program is a process of its own, which starts with all of the memory.
+  Each program runs in its own process, so that it starts with all of the memory.
 
   Args:
     recipe: the recipe.
@@ -176,7 +176,7 @@ def train_stage(
         f'{name}.from_code_vectors=True: the stage {name} reads no codes, but '
         f'{", ".join(stage.batch)}: set it to False'
       )
-    # Other starts take the tables, as all parameters, from a checkpoint.
+    # A run that resumes, or has `init_from`, takes all parameters from a checkpoint.
     if init_from is None and not checkpoints.steps(workdir / name / 'checkpoints'):
       stage = config.make(workspace.load_codec(workdir).code_vectors())
   training, held_out, fingerprints = inputs.of_stage(recipe, name, workdir)

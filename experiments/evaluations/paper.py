@@ -1,6 +1,6 @@
-"""Numbers of the papers, in columns of the names and units of ours, below which they are printed.
+"""Defines the papers' results, in the columns and units of our tables, which show them below ours.
 
-They are of systems with hundreds of millions of parameters, trained on 60,000 hours of read
+They are results of systems with hundreds of millions of parameters, trained on 60,000 hours of read
 English: a goal, but no standard for `tiny`.
 """
 

@@ -416,12 +416,13 @@ def test_systems_that_prompts_cannot_control_are_named(monkeypatch, tmp_path):
 
   (tmp_path / 'acoustic_only').mkdir()
   only = stage(CONDITION, condition_on_semantic=False)
-  loaded = []
-  monkeypatch.setattr(
-    workspace,
-    'load_models',
-    lambda workdir, coarse: loaded.append(coarse) or chain.Models(tokenizer, stage(None), only),
-  )
+  asked = []
+
+  def load_models(workdir, **options):
+    asked.append(options)
+    return chain.Models(options['tokenizer'], stage(None), only)
+
+  monkeypatch.setattr(workspace, 'load_models', load_models)
   waves, left_out = made(stage(None), None, None)
   assert waves == {f'text prompt, {alone}': 1, f'audio prompt, {alone}': 3, f'unconditional, {alone}': 2}  # fmt: skip  # noqa: E501
-  assert loaded == ['acoustic_only'] and alone not in left_out
+  assert asked == [{'coarse': 'acoustic_only', 'tokenizer': tokenizer}] and alone not in left_out
