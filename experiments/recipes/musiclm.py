@@ -11,6 +11,9 @@ From the paper: 24 kHz; a codec of 50 frames/s with 12 levels of 1024 codes (6 k
 of 24 layers; crops of 30, 10 and 3 s; 12 tokens of MuLan in the semantic and coarse stages, of 21
 windows and of 1; temperatures of 1.0, 0.95 and 0.4.
 
+SoundStorm replaces coarse and fine, as in `librilight`, with a condition of its own (an extension):
+leave it out by --set soundstorm=None, or the other two by --set coarse=None and --set fine=None.
+
 Choices of this recipe, which the paper does not state: the codec's strides (3, 4, 5, 8); semantic
 tokens with repeats, so that the time of a text in a story is exact; batches, optimizers and
 schedules, which are those of `librilight`; for MuLan (arXiv 2208.12415), batch 1024 and 100,000
@@ -25,7 +28,7 @@ import dataclasses
 from audiolm_jax.chain import SamplingConfig
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import Rule
-from audiolm_jax.stages import coarse, fine, mulan, semantic, soundstream
+from audiolm_jax.stages import coarse, fine, mulan, semantic, soundstorm, soundstream
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.training.optimizers import OptimizerConfig
 
@@ -44,6 +47,7 @@ COARSE = coarse.Config(
   crop_seconds=10.0, deduplicate=False, condition=Condition(windows=1), transformer=TRANSFORMER
 )
 FINE = fine.Config(crop_seconds=3.0, transformer=TRANSFORMER)
+SOUNDSTORM = soundstorm.Config(condition=Condition(windows=21))
 
 RECIPE = Recipe(
   corpus=Captioned(root='', captions='', text_bytes=MULAN.text.num_bytes),
@@ -69,6 +73,7 @@ RECIPE = Recipe(
     'semantic': StageRecipe(model=SEMANTIC, data=Tokens(), train=librilight.LANGUAGE_MODEL),
     'coarse': StageRecipe(model=COARSE, data=Tokens(), train=librilight.LANGUAGE_MODEL),
     'fine': StageRecipe(model=FINE, data=Tokens(), train=librilight.LANGUAGE_MODEL),
+    'soundstorm': StageRecipe(model=SOUNDSTORM, data=Tokens(), train=librilight.LANGUAGE_MODEL),
   },
   semantic_tokens=SemanticTokens(layer=7, num_clusters=1024, sample_seconds=72_000.0),
   sampling=SamplingConfig(semantic=Rule(1.0), coarse=Rule(0.95), fine=Rule(0.4)),
