@@ -75,6 +75,11 @@ class CaptionedFiles:
   def __len__(self) -> int:
     return len(self.parts)
 
+  def captions(self) -> Iterator[str]:
+    """Yields the captions of all parts, without reading audio."""
+    for part in self.parts:
+      yield from self._captions[part]
+
   def __getitem__(self, i: int) -> Example | None:
     return self._described(i, self._files[i])
 
