@@ -154,6 +154,29 @@ def heard_pitch_classes(
   return total_12 / total_12.sum() if total_12.any() else np.full(12, 1 / 12)
 
 
+def melody_distance(one_N: Float[np.ndarray, 'N'], other_M: Float[np.ndarray, 'M']) -> float | None:
+  """Returns the difference of two melodies in semitones, in any key and tempo.
+
+  Both are moved to a median pitch of 0 and aligned in time by dynamic time warping; the result is
+  the mean difference along the path. 0 for a melody and its transposition.
+
+  Args:
+    one_N: MIDI pitch of each frame, NaN without a pitch (`pretrained.swift_f0`).
+    other_M: the same of the other melody.
+
+  Returns:
+    The distance; None if a melody has no pitch in any frame.
+  """
+  melodies = [np.asarray(pitch_N, np.float64) for pitch_N in (one_N, other_M)]
+  melodies = [pitch_N[np.isfinite(pitch_N)] for pitch_N in melodies]
+  if not all(map(len, melodies)):
+    return None
+  one_N, other_M = (pitch_N - np.median(pitch_N) for pitch_N in melodies)
+  cost_NM = np.abs(one_N[:, None] - other_M)
+  _, path_P2 = librosa.sequence.dtw(C=cost_NM)
+  return float(cost_NM[path_P2[:, 0], path_P2[:, 1]].mean())
+
+
 def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
   """Returns the spectral flatness: 0 for a tone, about 0.56 for white noise, 1 for silence.
 

@@ -186,6 +186,7 @@ def test_music_of_toy_models_is_held_to_its_own_and_to_other_prompts(models, tmp
   assert list(rows)[::7] == ['0 to 2 s', '14 to 16 s'] and len(rows) == 8
   assert rows['0 to 2 s']['pitch_distance'] == 0 < rows['14 to 16 s']['pitch_distance']
   assert found['left_out'] == {
+    'melody': 'the models read no melodies',
     'coarse and fine': 'its stage is not trained',
     'without semantic stage': 'the stage acoustic_only is not trained',
   }
