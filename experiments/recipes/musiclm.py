@@ -16,9 +16,10 @@ leave it out by --set soundstorm=None, or the other two by --set coarse=None and
 
 Choices of this recipe, which the paper does not state: the codec's strides (3, 4, 5, 8); semantic
 tokens with repeats, so that the time of a text in a story is exact; batches, optimizers and
-schedules, which are those of `librilight`; for MuLan (arXiv 2208.12415), batch 1024 and 100,000
-steps. The paper's data (280,000 hours; 44 million recordings for MuLan) are not public. Its MuLan
-reads texts without relation to the music of the language models; here all stages read one corpus.
+schedules, which are those of `librilight` for 256 chips of v5e (on fewer, set the fields of
+`w2v_bert` in the table there); for MuLan (arXiv 2208.12415), batch 1024 and 100,000 steps. The
+paper's data (280,000 hours; 44 million recordings for MuLan) are not public. Its MuLan reads texts
+without relation to the music of the language models; here all stages read one corpus.
 
 Not trained yet: no results.
 """
@@ -38,6 +39,7 @@ from ..recipe import Recipe, SemanticTokens, StageRecipe
 from . import librilight
 
 STAGES = librilight.RECIPE.stages
+CODEC = STAGES['soundstream'].train
 TRANSFORMER = TransformerConfig(num_layers=24)
 MULAN = mulan.Config()
 SEMANTIC = semantic.Config(
@@ -52,8 +54,26 @@ SOUNDSTORM = soundstorm.Config(condition=Condition(windows=21))
 RECIPE = Recipe(
   corpus=Captioned(root='', captions='', text_bytes=MULAN.text.num_bytes),
   stages={
-    'soundstream': dataclasses.replace(STAGES['soundstream'], model=soundstream.MUSICLM),
-    'w2v_bert': STAGES['w2v_bert'],
+    'soundstream': StageRecipe(
+      model=soundstream.MUSICLM,
+      data=Audio(),
+      # Four times the batch of `librilight`, a quarter of its steps, and twice its rate.
+      train=dataclasses.replace(
+        CODEC,
+        batch_size=256,
+        num_steps=100_000,
+        optimizer={
+          group: dataclasses.replace(one, learning_rate=2 * one.learning_rate)
+          for group, one in CODEC.optimizer.items()
+        },
+      ),
+    ),
+    'w2v_bert': dataclasses.replace(
+      STAGES['w2v_bert'],
+      train=dataclasses.replace(
+        STAGES['w2v_bert'].train, batch_size=2048, accumulate_steps=1, num_steps=400_000
+      ),
+    ),
     'mulan': StageRecipe(
       model=MULAN,
       data=Audio(),

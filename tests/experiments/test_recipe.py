@@ -210,6 +210,17 @@ def test_tiny_piano_reads_no_texts_and_continues_four_seconds():
   assert settings.prompt_seconds + settings.seconds == recipe.corpus.config.clip_seconds
 
 
+@pytest.mark.parametrize('name', ['musiclm', 'musiclm_melody'])
+def test_batches_of_musiclm_are_divided_among_256_chips(name):
+  trained = recipe_lib.load(name).trained
+  assert {'mulan', 'semantic', 'coarse', 'fine', 'soundstorm'} <= set(trained)
+  assert all(stage.train.batch_size % 256 == 0 for stage in trained.values())
+  theirs = recipe_lib.load('librilight').stages
+  for stage in ('soundstream', 'w2v_bert'):  # as many examples in all
+    own, other = trained[stage].train, theirs[stage].train
+    assert own.batch_size * own.num_steps == other.batch_size * other.num_steps
+
+
 def test_musiclm_has_the_sizes_of_its_paper():
   """Sequence lengths follow from the crops and rates of the paper (section 4.2)."""
   recipe = recipe_lib.load('musiclm')
