@@ -237,7 +237,8 @@ def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path, embedding
       ),
       embedding_tokens.fit_map(text_ND, audio_ND) if settings.text_map else None,
     )
-    embedding_tokens.save(path, fitted, embedding.fingerprint)
+    words = sources.training_words(recipe, workdir)
+    embedding_tokens.save(path, fitted, embedding.fingerprint, words)
     print(
       f'music tokens: {settings.num_quantizers} levels of {settings.codebook_size} codes of '
       f'{len(audio_ND)} windows; {path}'

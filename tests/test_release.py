@@ -265,7 +265,9 @@ def test_a_release_holds_the_joint_embedding_and_its_quantizer(models, tmp_path)
   mulan = toys.model('mulan')
   vectors_QKD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4)), jnp.float32)
   music = tokenizer.MusicTokenizer(
-    joint_embedding.of_mulan(mulan.config, mulan.variables), Quantizer(vectors_QKD)
+    joint_embedding.of_mulan(mulan.config, mulan.variables),
+    Quantizer(vectors_QKD),
+    words=frozenset({'slow', 'drums'}),
   )
   both = tokenizer.Tokenizer(models.tokenizer.codec, models.tokenizer.semantic, music)
   release.save_pretrained(models._replace(tokenizer=both), tmp_path / 'toy', dtype='float32')
@@ -273,6 +275,7 @@ def test_a_release_holds_the_joint_embedding_and_its_quantizer(models, tmp_path)
   assert found.tokenizer.fingerprints['music_tokens'] == music.fingerprint
   assert found.semantic.metadata['fingerprints'] == found.tokenizer.fingerprints
   assert found.tokenizer.spec.condition_levels == 2 and found.tokenizer.spec.condition_size == 4
+  assert found.tokenizer.music.words == {'slow', 'drums'}
   captions = ['a slow piece', 'drums']
   np.testing.assert_array_equal(found.tokenizer.music.texts(captions), music.texts(captions))
   # Another embedding beside the quantizer is noticed.

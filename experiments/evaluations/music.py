@@ -16,7 +16,7 @@ from audiolm_jax.pretrained import musicnn
 
 from .. import workspace
 from ..recipe import Recipe
-from . import music_judges, music_long, music_probes
+from . import music_judges, music_long, music_melody, music_probes
 from .music_judges import Heard, Judges, share
 from .music_prompts import (
   CONTROLS,
@@ -59,7 +59,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   font (music_judges.py). Part `tempi`: mean number of onsets per second by the tempo asked for;
   librosa follows the notes of piano, harp, cello and sitar, but not those of flute and choir, so
   that the row of real clips is the ceiling. Parts `embedding`, `semantic`, `pairs` and
-  `memorization` are of music_probes.py, `stories` and `drift` of music_long.py.
+  `memorization` are of music_probes.py, `stories` and `drift` of music_long.py, `melody` of
+  music_melody.py.
 
   Measures that the corpus or the recipe does not allow are omitted, and named in 'left_out' with
   the reason.
@@ -95,6 +96,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     found, reasons = pairs(recipe, workdir, systems[0], judges)
     parts, left_out = parts | found, left_out | reasons
     found, reasons = music_long.measure(recipe, systems[0], clips, judges)
+    parts, left_out = parts | found, left_out | reasons
+    found, reasons = music_melody.measure(recipe, workdir, systems[0], clips)
     parts, left_out = parts | found, left_out | reasons
   return {
     **parts,

@@ -41,7 +41,10 @@ def measure(
     left_out['semantic'] = 'the stage semantic has no condition'
   else:
     parts['semantic'] = {'rows': semantic_rows(models, clips)}
-  parts['memorization'] = {'rows': memorization_rows(recipe, workdir, models)}
+  if getattr(recipe.corpus, 'held_out', None) == 1:
+    left_out['memorization'] = 'all clips of the corpus are held out, so that none was trained on'
+  else:
+    parts['memorization'] = {'rows': memorization_rows(recipe, workdir, models)}
   return parts, left_out
 
 
