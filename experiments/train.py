@@ -106,7 +106,9 @@ def train_all(
   """
   commands = []
   for name, stage in recipe.trained.items():
-    if is_finished(stage, workdir / name, workdir / 'tokens'):
+    of_clips = 'detector_clips' in stage.data.makers
+    made_in = inputs.clip_folder(workdir) if of_clips else workdir / 'tokens'
+    if is_finished(stage, workdir / name, made_in):
       print(f'{name}: already trained; {workdir / name}')
       continue
     makers = [(maker, *arguments) for maker in stage.data.makers]
@@ -116,17 +118,17 @@ def train_all(
 
 
 def is_finished(
-  stage: recipe_lib.StageRecipe, directory: storage.Path, tokens_folder: storage.Path
+  stage: recipe_lib.StageRecipe, directory: storage.Path, made_in: storage.Path
 ) -> bool:
   """Returns whether a stage needs no training: its newest checkpoint is at the last step or later,
-  and was trained with the same config on the existing tokens.
+  and was trained with the same config on the existing tokens or clips.
 
   False if that is not certain: training it then reports what is wrong.
 
   Args:
     stage: stage of the recipe.
     directory: folder of the stage.
-    tokens_folder: folder of the token shards.
+    made_in: folder of the token shards, or of the detector's clips.
   """
   try:
     steps = checkpoints.steps(directory / 'checkpoints')
@@ -136,8 +138,11 @@ def is_finished(
       checkpoints.step_folder(directory / 'checkpoints', steps[-1])
     )
     if trained_on := metadata['fingerprints']:
-      made_by = storage.read_json(tokens_folder / workspace.MADE_BY, 'encode again')
-      if tokens.changed_makers(trained_on, made_by, getattr(stage.model, 'spec', None)):
+      made_by = storage.read_json(made_in / workspace.MADE_BY, 'encode again')
+      spec = getattr(stage.model, 'spec', None)
+      if spec is None:  # a stage of audio that models made: it names those that it depends on
+        made_by = {maker: made_by.get(maker, '') for maker in trained_on}
+      if tokens.changed_makers(trained_on, made_by, spec):
         return False
     return not configs.differences(metadata['config'], configs.describe(stage.model))
   except (UserError, OSError):

@@ -113,6 +113,28 @@ def test_a_stage_stays_finished_when_a_model_is_replaced_whose_tokens_it_does_no
   assert not finished()
 
 
+def test_a_stage_of_audio_stays_finished_while_the_models_that_it_names_do(tmp_path):
+  stage = RECIPE.stages['first']
+  save(tmp_path, 'first', 5, {'soundstream': PRINTS['soundstream']})
+  finished = lambda: train.is_finished(stage, tmp_path / 'first', tmp_path)
+  files.write_text(tmp_path / 'made_by.json', json.dumps(PRINTS | {'semantic_tokens': 'other'}))
+  assert finished()
+  for others in ({'soundstream': 'other'}, {'semantic_tokens': 'other'}):
+    files.write_text(tmp_path / 'made_by.json', json.dumps(others))
+    assert not finished()
+
+
+def test_a_finished_detector_is_that_of_its_clips(tmp_path, started):
+  clips = dataclasses.replace(RECIPE.stages['first'], data=inputs.DetectorClips())
+  recipe = RECIPE.derived({'first': clips, 'codec': None, 'second': None})
+  made_by = {'soundstream': 'a', 'coarse': 'b'}
+  save(tmp_path, 'first', 5, made_by)
+  workspace.claim(tmp_path / 'tokens', PRINTS)
+  workspace.claim(tmp_path / 'detector_clips', made_by)
+  train.train_all(recipe, tmp_path, [])
+  assert not started
+
+
 def from_code_vectors(name):
   stage = dataclasses.replace(toy_recipe.RECIPE.stages[name], from_code_vectors=True)
   return toy_recipe.RECIPE.derived({name: stage})
