@@ -121,7 +121,11 @@ def codec_of(num_steps: int) -> StageRecipe:
   )
 
 
-CLASSIFIER = dict(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
+def detector_of(clips: DetectorClips) -> StageRecipe:
+  """Returns a detector of generated speech, or its control, by the clips that it learns from."""
+  model = detector.Config(channels=(16, 32, 64, 64), num_mels=40, hop_length=320)
+  return StageRecipe(model=model, data=clips, train=train(16, 1200, adam(3e-3, 1200)))
+
 
 RECIPE = Recipe(
   corpus=Speech(root=''),
@@ -195,11 +199,8 @@ RECIPE = Recipe(
       train=train(16, 1600, adam(2e-3, 1600)),
       from_code_vectors=True,
     ),
-    'detector': StageRecipe(
-      model=detector.Config(**CLASSIFIER),
-      data=DetectorClips(),
-      train=train(16, 400, adam(3e-3, 400)),
-    ),
+    'detector': detector_of(DetectorClips()),
+    'detector_control': detector_of(DetectorClips(originals_only=True)),
   },
   semantic_tokens=SemanticTokens(layer=1, num_clusters=NUM_CLUSTERS, sample_seconds=10_000.0),
   sampling=SamplingConfig(
