@@ -412,7 +412,7 @@ def fill_window(
     guidance: see the module's docstring; None: off.
     iterations: see `ParallelRule`.
   """
-  semantic_BS, params = jnp.asarray(semantic_BS), soundstorm.decoding_params(config, params)
+  semantic_BS = jnp.asarray(semantic_BS)
   valid_BF = jnp.repeat(semantic_BS != PAD, config.frames_per_semantic, axis=1)
 
   def logits(codes_BFQ, level):

@@ -375,20 +375,3 @@ def logits(
   """
   level_B = jnp.full(len(codes_BFQ), level)
   return SoundStorm(config).apply({'params': params}, semantic_BS, codes_BFQ, level_B, condition_BN)
-
-
-def decoding_params(config: Config, params: Params) -> Params:
-  """Returns parameters whose matrices have the dtype of activations, so that no pass casts them.
-
-  Products use them in that dtype anyway; the embeddings are summed in float32.
-
-  Args:
-    config: sizes of the model.
-    params: parameters.
-  """
-
-  def cast(path, leaf):
-    matrix = {getattr(part, 'key', None) for part in path} & {'kernel', 'depthwise', 'heads'}
-    return leaf.astype(config.dtype) if matrix else leaf
-
-  return jax.tree_util.tree_map_with_path(cast, params)

@@ -169,15 +169,6 @@ def test_padding_influences_nothing(params):
   np.testing.assert_allclose(whole[1, :12], alone[0], atol=1e-5)
 
 
-def test_parameters_cast_for_decoding_give_the_same_logits(params):
-  config, data = dataclasses.replace(CONFIG, dtype='bfloat16'), batch()
-  logits = jax.jit(lambda params: soundstorm.logits(config, params, *data.values(), jnp.array(1)))
-  cast = soundstorm.decoding_params(config, params)
-  np.testing.assert_array_equal(logits(cast), logits(params))
-  wide = {leaf.ndim for leaf in jax.tree.leaves(cast) if leaf.dtype == jnp.bfloat16}
-  assert wide == {3, 4} and cast['codes'].dtype == jnp.float32
-
-
 def test_paper_size():
   stage = soundstorm.Config().make()
   assert stage.batch['semantic'].shape == (750,) and stage.batch['codes'].shape == (1500, 12)
