@@ -6,13 +6,14 @@ A file is written whole or not at all, and a flipped bit in it is refused when i
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from audiolm_jax import storage
 from audiolm_jax.errors import UserError
@@ -44,7 +45,32 @@ def save(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[s
   metadata = {**metadata, 'digest': fingerprint(arrays)}
   storage.make_folder(storage.path(path).parent)
   with storage.atomically(path) as partial:
-    save_file(arrays, partial, metadata | {'check': _check(metadata)})
+    write(partial, arrays, metadata | {'check': _check(metadata)})
+
+
+def write(
+  path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes arrays and metadata as a safetensors file; equal contents give equal bytes.
+
+  `safetensors.numpy.save_file` would write the metadata in a random order, to a new file that only
+  its owner can read.
+
+  Args:
+    path: path of the file; an existing one is overwritten and keeps its mode.
+    arrays: arrays by name.
+    metadata: texts by name.
+  """
+  data = memoryview(serialize(dict(arrays), metadata and dict(metadata)))
+  start = 8 + int.from_bytes(data[:8], 'little')
+  header = json.loads(bytes(data[8:start]))
+  if metadata:
+    header['__metadata__'] = dict(sorted(metadata.items()))
+  text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+  text += b' ' * (-len(text) % 8)  # the format aligns the arrays to 8 bytes
+  with open(path, 'wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    file.write(data[start:])
 
 
 def load(

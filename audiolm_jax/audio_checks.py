@@ -306,17 +306,18 @@ def _check_flac(file: io.BufferedIOBase, name: str):
   frame = _bytes(file, at, 16)
   if not last or len(frame) < 16 or frame[0] != 0xFF or frame[1] & 0xFE != 0xF8:
     return  # no frame: the decoder reports it
-  told = bits >> 44, (bits >> 41 & 7) + 1, (bits >> 36 & 31) + 1
+  stated = bits >> 44, (bits >> 41 & 7) + 1, (bits >> 36 & 31) + 1
   number = max(1, 8 - (frame[4] ^ 0xFF).bit_length())  # bytes of the frame number, as in UTF-8
   behind = 4 + number + {6: 1, 7: 2}.get(frame[2] >> 4, 0)
   two = int.from_bytes(frame[behind : behind + 2], 'big')
   rates = _FLAC_RATES | {12: 1000 * (two >> 8), 13: two, 14: 10 * two}
   channels = (frame[3] >> 4) + 1 if frame[3] >> 4 < 8 else 2  # from 8 on: sums and differences
-  found = rates.get(frame[2] & 15, told[0]), channels, _FLAC_WIDTHS.get(frame[3] >> 1 & 7, told[2])
-  if found != told:
+  width = _FLAC_WIDTHS.get(frame[3] >> 1 & 7, stated[2])
+  found = rates.get(frame[2] & 15, stated[0]), channels, width
+  if found != stated:
     as_text = lambda values: '{} Hz, {} channels, {} bits'.format(*values)
     raise UserError(
-      f'{name}: damaged, its header states {as_text(told)}, its first frame {as_text(found)}: '
+      f'{name}: damaged, its header states {as_text(stated)}, its first frame {as_text(found)}: '
       f'{remedy(name)}'
     )
 

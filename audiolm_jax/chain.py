@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
-from audiolm_jax import checks, storage
+from audiolm_jax import checks, storage, tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.sampling import OwnRule, ParallelRule, Rule, check_parallel
 from audiolm_jax.stages.base import Model
@@ -64,6 +64,7 @@ def load_models(
   *,
   coarse: str = 'coarse',
   stages: Collection[str] | None = None,
+  tokenizer: Tokenizer | None = None,
   remedy: str = 'fit the clusters again',
 ) -> Models:
   """Returns the models of a workdir or release, after checking that they belong together.
@@ -72,6 +73,7 @@ def load_models(
     workdir: folder of the stages.
     coarse: name of the folder of the coarse stage.
     stages: acoustic stages to read, of `coarse`, 'fine' and 'soundstorm'; None reads those present.
+    tokenizer: the tokenizer of the workdir, if it is loaded already.
     remedy: last words of the error message if the clusters are missing or damaged.
 
   Raises:
@@ -89,16 +91,15 @@ def load_models(
   needed = ['semantic'] + ([] if {coarse, 'soundstorm'} & set(acoustic) else [coarse])
   if missing := [name for name in needed if not (folder / name).is_dir()]:
     raise UserError(f'{folder} has no stage {missing[0]}: train it first')
-  tokenizer = load_tokenizer(folder, remedy)
+  tokenizer = tokenizer or load_tokenizer(folder, remedy)
   found = {name: checkpoints.load_variables(folder / name) for name in ('semantic', *acoustic)}
   for name, model in found.items():
-    for part, expected in model.config.spec.relevant(tokenizer.fingerprints).items():
-      trained_on = model.metadata['fingerprints'].get(part)
-      if trained_on != expected:
-        raise UserError(
-          f'stage {name} was trained on tokens of {part} {trained_on}, but {folder} holds {part} '
-          f'{expected}: train it again, or use the workdir of its training'
-        )
+    trained_on, made_by = model.metadata['fingerprints'], tokenizer.fingerprints
+    for part in tokens.changed_makers(trained_on, made_by, model.config.spec):
+      raise UserError(
+        f'stage {name} was trained on tokens of {part} {trained_on.get(part)}, but {folder} holds '
+        f'{part} {made_by.get(part)}: train it again, or use the workdir of its training'
+      )
   return Models(
     tokenizer,
     found['semantic'],

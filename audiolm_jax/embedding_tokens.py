@@ -14,6 +14,7 @@ and its own clip share the first tokens only. There are two remedies, which Musi
 """
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -185,17 +186,20 @@ def text_tokens(
   return assign(fitted.vectors_QKD, text_BD, levels)
 
 
-def save(path: str | os.PathLike, fitted: Quantizer, model: str) -> None:
+def save(path: str | os.PathLike, fitted: Quantizer, model: str, words: Iterable[str] = ()) -> None:
   """Writes a quantizer atomically.
 
   Args:
     path: path of the file.
     fitted: code vectors, and the map of texts.
     model: fingerprint of the model that made the embeddings.
+    words: words of the texts that `model` was trained on, without spaces; see `load_words`.
   """
   arrays = {'vectors': fitted.vectors_QKD, 'map': fitted.map_ED}
   arrays_file.save(
-    path, {name: array for name, array in arrays.items() if array is not None}, {'model': model}
+    path,
+    {name: array for name, array in arrays.items() if array is not None},
+    {'model': model, 'words': ' '.join(sorted(words))},
   )
 
 
@@ -209,12 +213,28 @@ def load(path: str | os.PathLike, model: str) -> Quantizer:
   Raises:
     UserError: if the file is missing or damaged, or `model` is not the one given to `save`.
   """
-  if not storage.is_file(path):
-    raise UserError(f'{path} does not exist: save the result of embedding_tokens.fit there')
-  arrays, metadata = arrays_file.load(path, ('vectors',), 'fit the quantizer again', ('map',))
+  arrays, metadata = _load(path)
   if metadata['model'] != model:
     raise UserError(
       f'{path} was fitted to embeddings of the model {metadata["model"]}, not of {model}: fit it '
       'again, then train the models of its tokens again'
     )
   return Quantizer(arrays['vectors'], arrays.get('map'))
+
+
+def load_words(path: str | os.PathLike) -> frozenset[str]:
+  """Returns the words given to `save`; none if they are not known.
+
+  Args:
+    path: path of the file.
+
+  Raises:
+    UserError: if the file is missing or damaged.
+  """
+  return frozenset(_load(path)[1].get('words', '').split())
+
+
+def _load(path: str | os.PathLike) -> tuple[dict[str, Array], dict[str, str]]:
+  if not storage.is_file(path):
+    raise UserError(f'{path} does not exist: save the result of embedding_tokens.fit there')
+  return arrays_file.load(path, ('vectors',), 'fit the quantizer again', ('map',))

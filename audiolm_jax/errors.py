@@ -10,5 +10,5 @@ class UnfinishedThreads(Exception):
 
 
 def install(extra: str) -> str:
-  """Returns what installs an extra of this package: by its folder, as no package index has it."""
+  """Returns the command that installs an extra, from the package's folder: no index has it."""
   return f"run `pip install -e '.[{extra}]'` in the folder of audiolm_jax"

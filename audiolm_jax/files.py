@@ -171,16 +171,18 @@ def parse_json(
 
 
 @contextlib.contextmanager
-def open_csv(path: str | os.PathLike, remedy: str) -> Iterator[IO]:
+def open_csv(
+  path: str | os.PathLike, remedy: str, *, max_bytes: int = MAX_CSV_BYTES
+) -> Iterator[IO]:
   """Opens a text file for `csv.reader`.
 
   Raises:
-    UserError: with path and `remedy`, if the file is larger than MAX_CSV_BYTES; from within the
+    UserError: with path and `remedy`, if the file is larger than `max_bytes`; from within the
       block, if it is not text or csv rejects a field.
   """
   with open(path, newline='', encoding='utf-8-sig') as file:
-    if os.fstat(file.fileno()).st_size > MAX_CSV_BYTES:
-      raise UserError(f'{path} has more than {MAX_CSV_BYTES:,} bytes, no such file has: {remedy}')
+    if os.fstat(file.fileno()).st_size > max_bytes:
+      raise UserError(f'{path} has more than {max_bytes:,} bytes, no such file has: {remedy}')
     try:
       yield file
     except (csv.Error, UnicodeDecodeError) as error:

@@ -142,11 +142,7 @@ def continue_stream(
     key: PRNG key.
     prompt_T: prompt in [-1, 1] at the sample rate of the tokenizer.
     seconds: length of the new audio; rounded to whole semantic frames (of 40 ms).
-    sampling: sampling rules; None takes those of `models`.
-    carry_seconds: past in later windows, see the module's docstring.
-    acoustic: one of ACOUSTIC, see the module's docstring.
-    condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
+    sampling, carry_seconds, acoustic, condition, guidance: see `continue_audio`.
 
   Returns:
     Waveforms [T] whose concatenation equals the row of `continue_audio` for the same key, except
@@ -205,12 +201,7 @@ def generate_acoustics(
     semantic_BS: frame-aligned semantic tokens, PAD on the right.
     prompt_BFQ: codes of the first frames, PAD on the right, which are kept, and whose voice
       continues; None: no prompt.
-    sampling: sampling rules; None takes those of `models`.
-    carry_seconds: past in later windows, see the module's docstring.
-    acoustic: one of ACOUSTIC, see the module's docstring.
-    condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
-    progress: see `continue_audio`.
+    sampling, carry_seconds, acoustic, condition, guidance, progress: see `continue_audio`.
 
   Raises:
     UserError: if the models do not match one another or the rules, an argument is out of range, or
@@ -243,11 +234,7 @@ def acoustics_stream(
     key: PRNG key.
     semantic_S: frame-aligned semantic tokens.
     prompt_FQ: codes of the prompt; None: no prompt, the voice is sampled.
-    sampling: sampling rules; None takes those of `models`.
-    carry_seconds: past in later windows, see the module's docstring.
-    acoustic: one of ACOUSTIC, see the module's docstring.
-    condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
+    sampling, carry_seconds, acoustic, condition, guidance: see `continue_audio`.
 
   Raises:
     UserError: as `generate_acoustics`; if the codec has no stream.
@@ -318,12 +305,7 @@ def generate_unconditional(
     key: PRNG key.
     batch_size: number of rows.
     seconds: length of each row; rounded to whole semantic frames (of 40 ms).
-    sampling: sampling rules; None takes those of `models`.
-    carry_seconds: past in later windows, see the module's docstring.
-    acoustic: one of ACOUSTIC, see the module's docstring.
-    condition: conditions of the new audio; None: no condition.
-    guidance: strength of classifier-free guidance, see decoding.py; 1: off.
-    progress: see `continue_audio`.
+    sampling, carry_seconds, acoustic, condition, guidance, progress: see `continue_audio`.
 
   Raises:
     UserError: if the models do not match one another or the rules, or an argument is out of range.

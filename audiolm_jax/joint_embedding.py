@@ -92,7 +92,7 @@ class JointEmbedding:
     return arrays_file.fingerprint(self.variables.params)
 
   def num_windows(self, num_samples: int) -> int:
-    """Returns the number of windows of a clip: one per second that begins a whole window, or 1.
+    """Returns the number of windows of a clip: whole ones that start at a second, or 1.
 
     Args:
       num_samples: length of the clip at `sample_rate`.

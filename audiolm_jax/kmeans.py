@@ -74,7 +74,7 @@ def fit(
     n_init=3,
     max_no_improvement=20,
     random_state=seed,
-    compute_labels=False,  # nobody asks which frame went where
+    compute_labels=False,  # the labels of the frames are not used
   ).fit(normalized_ND)
   return SemanticQuantizer(
     *(jnp.asarray(x, jnp.float32) for x in (mean_D, scale_D, model.cluster_centers_))

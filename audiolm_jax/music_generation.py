@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from audiolm_jax import audio, checks, embedding_tokens, generation
 from audiolm_jax import stories as story_checks
@@ -73,8 +73,9 @@ def from_texts(
 
   Raises:
     UserError: if the models cannot be controlled by texts, or by the melody; if the melody has no
-      pitch, as silence and noise have none; if a text is blank or too long; if a
-      story has a text whose segment would start after the end; as `generation.continue_audio`.
+      pitch, as silence and noise have none; if a text is blank or too long, or has no word
+      of the training texts; if a story has a text whose segment would start after the end; as
+      `generation.continue_audio`.
   """
   checks.values(num_candidates=(num_candidates, checks.WHOLE))
   if isinstance(texts, str):
@@ -87,15 +88,21 @@ def from_texts(
       'the models have no joint embedding of audio and texts (stage mulan), so that texts cannot '
       'control them: use models of a recipe with that stage, such as tiny_music'
     )
+  known = list(dict.fromkeys(text for story in stories for text in story))
+  music.check_words(known)
+  if melody_T is not None:
+    _check_melody(models.tokenizer, melody_T)
   num_segments = max(map(len, stories))
   # The last text of a row lasts until the end.
   filled = [story + story[-1:] * (num_segments - len(story)) for story in stories]
-  known = list(dict.fromkeys(text for story in stories for text in story))
   number = {text: n for n, text in enumerate(known)}
   chosen_BG = np.array([[number[text] for text in story] for story in filled])
   vectors_ND = music.embedding.texts(known)
   text_NQ = np.asarray(embedding_tokens.text_tokens(music.quantizer, vectors_ND))
-  melody_NM = None if melody_T is None else _melody_tokens(models.tokenizer, melody_T, len(known))
+  melody_NM = None
+  if melody_T is not None:
+    melody_1M = music.melody.encode(melody_T, models.tokenizer.sample_rate)
+    melody_NM = melody_1M.repeat(len(known), axis=0)
   tokens_BGN = music.joined(text_NQ, melody_NM)[chosen_BG]
   condition = Segments(
     tokens_BGN.repeat(num_candidates, axis=0), story_seconds if num_segments > 1 else float('inf')
@@ -119,17 +126,14 @@ def from_texts(
   return Music(Continuation(*(field[best_B] for field in made)), similarity_B[best_B])
 
 
-def _melody_tokens(
-  tokenizer: Tokenizer, melody_T: Float[np.ndarray, 'T'], count: int
-) -> Int[np.ndarray, 'N M']:
-  """Returns the tokens of a melody, `count` times.
+def _check_melody(tokenizer: Tokenizer, melody_T: Float[np.ndarray, 'T']) -> None:
+  """Checks a melody before anything is computed.
 
   Raises:
     UserError: if there is no embedding of melodies, or the melody has no pitch.
   """
   checks.shapes(melody_T=melody_T)
-  melodies = tokenizer.music.melody
-  if melodies is None:
+  if tokenizer.music.melody is None:
     raise UserError(
       'the models have no embedding of melodies (stage melody): leave the melody out, or use '
       'models of a recipe with that stage, such as tiny_melody'
@@ -143,7 +147,6 @@ def _melody_tokens(
       f'the melody has no pitch, its spectrum is as flat ({heard:.2f}) as that of noise: give a '
       'recording of one voice or instrument'
     )
-  return melodies.encode(melody_T, tokenizer.sample_rate).repeat(count, axis=0)
 
 
 def similarity(

@@ -125,7 +125,10 @@ def save_pretrained(
     )
     if both.music is not None:
       embedding_tokens.save(
-        tokenizer.music_path(partial), both.music.quantizer, both.music.embedding.fingerprint
+        tokenizer.music_path(partial),
+        both.music.quantizer,
+        both.music.embedding.fingerprint,
+        both.music.words,
       )
     for name, text in (texts or {}).items():
       (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +162,7 @@ def _rounded(models: chain.Models, dtype: str) -> tuple[dict[str, Model], Tokeni
       raise UserError('a release holds no melodies: train the models without music_tokens.melody')
     joint = exports.rounded(Model(music.embedding.config, music.embedding.variables), dtype)
     embedding = dataclasses.replace(music.embedding, variables=joint.variables)
-    music, joint = MusicTokenizer(embedding, music.quantizer), {'mulan': joint}
+    music, joint = MusicTokenizer(embedding, music.quantizer, words=music.words), {'mulan': joint}
   both = Tokenizer(Codec(audio_codec.config, audio_codec.variables), bound, music)
   readers = {
     name: exports.rounded(model, dtype)

@@ -12,7 +12,7 @@ SEGMENT_SECONDS = 15.0  # of music for each text of a story, as in MusicLM
 
 
 def check(stories: Sequence[Sequence[Any]], seconds: float, story_seconds: float) -> None:
-  """Checks the texts of each row, and that each of them has a segment.
+  """Checks the texts of each row, and that each text has a segment.
 
   Args:
     stories: texts of each row, in the order of their segments.

@@ -194,8 +194,8 @@ def check_overfits_and_restores(
   mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
   _, _, shardings = step_lib.make_init(case.stage, optimizer, mesh)
   train_step = step_lib.make_train_step(case.stage, optimizer, mesh, shardings)
-  # The variables of `prepare`, for compiling `init` once more takes seconds; copied, for the step
-  # donates them.
+  # The variables of `prepare`, because compiling `init` again takes seconds; copied, because the
+  # step donates them.
   opt_state = jax.jit(optimizers.make(optimizer).init)(case.variables.params)
   train_state = step_lib.TrainState(jnp.zeros((), jnp.int32), *case.variables, opt_state, None)
   train_state = jax.device_put(train_state, shardings, may_alias=False)

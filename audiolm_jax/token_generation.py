@@ -51,7 +51,7 @@ class Timed(NamedTuple):
 
 
 class Semantic:
-  """Holds the semantic tokens of each row, and generates more of them when they are read."""
+  """Holds the semantic tokens of each row, and generates further ones when they are read."""
 
   def __init__(self, timed: list[Timed], more: Iterator[list[Timed]] | None = None):
     self._timed, self._more = timed, iter(()) if more is None else more

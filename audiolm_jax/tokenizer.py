@@ -33,6 +33,7 @@ from audiolm_jax import (
   tokens,
 )
 from audiolm_jax.codec import Codec
+from audiolm_jax.data import texts
 from audiolm_jax.embedding_tokens import Quantizer
 from audiolm_jax.errors import UserError
 from audiolm_jax.joint_embedding import JointEmbedding
@@ -206,11 +207,18 @@ class MusicTokenizer:
 
   Its tokens are the condition of music models (`stages.base.Condition`). With `melody`, they follow
   those of the melody, which are PAD where there is none.
+
+  Fields:
+    embedding: joint embedding of audio and texts.
+    quantizer: quantizer of its vectors.
+    melody: embedding and quantizer of melodies; None if the models read none.
+    words: words of the training texts (`data.texts.words`), for `check_words`; none: not known.
   """
 
   embedding: JointEmbedding
   quantizer: Quantizer
   melody: MelodyTokenizer | None = None
+  words: frozenset[str] = frozenset()
 
   @property
   def codebook(self) -> tokens.Codebook:
@@ -228,6 +236,23 @@ class MusicTokenizer:
     if self.melody is not None:
       arrays |= {'melody': self.melody.vectors_QKD}
     return arrays_file.fingerprint(arrays)
+
+  def check_words(self, captions: Sequence[str]) -> None:
+    """Checks that each text has at least one word, or letter, of the training texts.
+
+    Args:
+      captions: texts.
+
+    Raises:
+      UserError: for a text without any, such as one in another language.
+    """
+    for caption in captions:
+      if self.words and self.words.isdisjoint(texts.words([caption])):
+        known = sorted(self.words, key=lambda word: (-len(word), word))[:5]
+        raise UserError(
+          f'the text {caption[:40]!r} has no word of the texts that the models were trained on, '
+          f'such as {", ".join(known)}: describe the music in their language'
+        )
 
   def joined(
     self, found_BN: Int[np.ndarray, 'B N'], melody_BM: Int[np.ndarray, 'B M'] | None = None
@@ -534,7 +559,7 @@ def load_semantic_tokenizer(
 
   Args:
     workdir: folder of the stages.
-    remedy: what the user is told to do if clusters are missing or damaged.
+    remedy: what error messages advise to do if clusters are missing or damaged.
     encoder: the model of features, if it is loaded already; of any layer.
 
   Raises:
@@ -585,7 +610,8 @@ def load_music_tokenizer(
   embedding = embedding or joint_embedding.load(storage.path(workdir) / 'mulan')
   quantizer = embedding_tokens.load(music_path(workdir), embedding.fingerprint)
   melodies = load_melody_tokenizer(workdir) if melody_path(workdir).is_file() else None
-  return MusicTokenizer(embedding, quantizer, melodies)
+  words = embedding_tokens.load_words(music_path(workdir))
+  return MusicTokenizer(embedding, quantizer, melodies, words)
 
 
 def load_melody_tokenizer(workdir: str | os.PathLike) -> MelodyTokenizer:

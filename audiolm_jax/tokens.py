@@ -173,6 +173,25 @@ class Spec:
     return frames_per_semantic(self.frame_rate, self.semantic_rate)
 
 
+def changed_makers(
+  trained_on: Mapping[str, str], made_by: Mapping[str, str], spec: Spec | None = None
+) -> list[str]:
+  """Returns the names of the models that no longer make the tokens that a stage was trained on.
+
+  This decides whether a stage is finished, may resume, and belongs to a chain.
+
+  Args:
+    trained_on: fingerprints in the stage's checkpoint, by name of the model. Older checkpoints also
+      name models whose tokens the stage does not read.
+    made_by: fingerprints of the models that make the tokens now.
+    spec: tokens that the stage reads; None: those of all models in `made_by`.
+  """
+  read = made_by if spec is None else spec.relevant(made_by)
+  if trained_on and not read:
+    return list(trained_on)
+  return [name for name, value in read.items() if trained_on.get(name) != value]
+
+
 def flatten(
   codes_BFQ: Int[Array | np.ndarray, 'B F Q'], codebook_size: int, offset: int = 0
 ) -> Int[Array, 'B L']:

@@ -6,7 +6,7 @@ import sys
 from .cli import command_line
 
 PROGRAMS = {
-  'train': 'trains a stage of a recipe, or all of them',
+  'train': 'trains a stage of a recipe, or all stages',
   'encode': 'turns a corpus into token shards',
   'generate': 'continues prompts, or generates without one',
   'evaluate': 'measures a workdir on held-out voices and texts',
@@ -20,7 +20,7 @@ PROGRAMS = {
   'smoke': 'checks a machine of one chip in minutes',
   'benchmark': 'times models and input pipelines',
   'demo': 'continues voices by the released models',
-  'demo_music': 'makes music from texts, and shows what is heard',
+  'demo_music': 'makes music from texts, and draws its spectrograms and notes',
   'serve': 'opens a web page that plays voices while they are generated',
   'export': 'makes a release of trained models',
   'full_run': 'trains all stages, continues a voice and evaluates',

@@ -267,12 +267,13 @@ def lower_decode(config: Any, devices: list[jax.Device], rows: int, how) -> Lowe
         lambda *args: language_model.prefill(model, *args, columns), params, first, time_s
       )
 
-    def decode(params, cache, code, first, n):  # with a depth model, all codes of a frame
-      for step in language_model.turn(model):
+    # With a depth model, all codes of a frame. An aligned model reads its prefix again.
+    def decode(params, cache, prefix, code, first, n):
+      for step in language_model.turn(model, prefix):
         logits, cache = step(params, cache, code, first, n)
       return logits, cache
 
-    arguments, donated = (cache, ints(rows), ints(rows), ints()), 1
+    arguments, donated = (cache, prefix, ints(rows), ints(rows), ints()), 1
   else:
     raise UserError(
       f'--decode: {type(config).__module__} does not decode; '
@@ -401,18 +402,23 @@ def does_not_fit(message: str, program: Lowered, chip: roofline.Chip) -> str:
   )
 
 
-def describe(
-  program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int
-) -> dict[str, Any]:
-  """Returns all numbers of a compiled program, per device unless their names say otherwise."""
+def memory_bytes(compiled: Any) -> int:
+  """Returns the bytes of memory that a compiled program takes on each device."""
   memory = compiled.memory_analysis()
-  hbm = (
+  return (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
+
+
+def describe(
+  program: Lowered, compiled: Any, chip: roofline.Chip, num_slices: int
+) -> dict[str, Any]:
+  """Returns all numbers of a compiled program, per device unless their names say otherwise."""
+  hbm = memory_bytes(compiled)
   try:
     parsed = hlo.parse(compiled.as_text())
   except jax.errors.JaxRuntimeError as error:  # jaxlib may not know libtpu's format, as for v6e

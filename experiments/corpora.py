@@ -192,8 +192,8 @@ class Speech:
         raise UserError(
           f'{self.librispeech!r} is not a folder: --set corpus.librispeech=FOLDER must name one'
         )
-      beside = librispeech.utterances(self.librispeech)
-      found += [one for one in beside if librispeech.held_out(one) == (split == 'test')]
+      others = librispeech.utterances(self.librispeech)
+      found += [one for one in others if librispeech.held_out(one) == (split == 'test')]
     if not found:
       raise UserError(
         f'no recordings of {", ".join(self.packages) or "LibriSpeech"} are in the split {split!r}: '
@@ -271,7 +271,8 @@ class Captioned:
   """
 
   root: str
-  captions: str  # CSV, JSON lines, or a list of MusicCaps or MTG-Jamendo
+  captions: str  # CSV, JSON lines, or a list of MusicCaps, MTG-Jamendo or FMA
+  subset: str = ''  # of FMA, whose list names all tracks: small, medium or large; '': all
   sample_rate: int = 24_000  # Hz, of MusicLM
   held_out: float = 0.05  # share of the files
   num_texts: int = 1  # most captions of a file
@@ -287,6 +288,7 @@ class Captioned:
       self,
       root=checks.TEXT,
       captions=checks.TEXT,
+      subset=checks.one_of('', *captions.FMA_SUBSETS),
       sample_rate=checks.WHOLE,
       held_out=checks.SHARE,
       num_texts=checks.WHOLE,
@@ -298,7 +300,7 @@ class Captioned:
 
   def examples(self, split: str, cache_dir):
     root = _given(self.root)
-    entries = captions.read(self.captions)
+    entries = captions.subset(captions.read(self.captions), self.subset)
     found = captions.CaptionedFiles(
       captions.parts(root, entries, max_unmatched=self.max_unmatched, listing=listing(cache_dir)),
       self.sample_rate,

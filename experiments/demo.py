@@ -5,9 +5,9 @@
 
 Continues the release's example prompts, by speakers that no model was trained on, and your own
 recordings. Writes into OUTPUT, for each prompt: NAME_prompt.wav (its first PROMPT_SECONDS, through
-the codec), NAME_soundstorm.wav and NAME_autoregressive.wav (the prompt and its continuation, by
-each acoustic path). Also spectrograms.png (with matplotlib) and report.json: seconds of computing
-and of audio, and estimates of quality (with the extra `eval`).
+the codec), NAME_autoregressive.wav and NAME_soundstorm.wav (the prompt and its continuation, by
+each acoustic path that the release has). Also spectrograms.png (with matplotlib) and report.json:
+seconds of computing and of audio, and estimates of quality (with the extra `eval`).
 """
 
 import importlib.util

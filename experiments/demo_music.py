@@ -1,4 +1,4 @@
-"""Makes music from texts with the models of a workdir, and shows what is heard in it.
+"""Makes music from texts with the models of a workdir, and draws its spectrograms and notes.
 
   make demo-music
   python -m experiments.demo_music --recipe=tiny_music --workdir=runs/tiny_music

@@ -1,5 +1,4 @@
-"""Turns the corpus into tokens: fits the k-means of the semantic tokens, then writes shards of both
-kinds of tokens.
+"""Encodes the corpus: fits the k-means of semantic tokens, then writes shards of all tokens.
 
   python -m experiments.encode --recipe=tiny --workdir=runs/tiny
 
@@ -61,7 +60,7 @@ MAX_SHARDS = 1000  # readers keep all open: 60,000 hours at 12 codes a frame are
 _NO_ARRAYS = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 # Function: waveform at the codec's rate -> further tokens by name, such as music_21.
 MoreTokens = Callable[[np.ndarray], dict[str, np.ndarray]]
-LABELS = ('speaker', 'phones')  # kept beside the tokens where the corpus knows them
+LABELS = ('speaker', 'phones')  # stored with the tokens if the corpus has them
 
 
 def main():
@@ -238,7 +237,8 @@ def fit_music_tokens(recipe: recipe_lib.Recipe, workdir: storage.Path, embedding
       ),
       embedding_tokens.fit_map(text_ND, audio_ND) if settings.text_map else None,
     )
-    embedding_tokens.save(path, fitted, embedding.fingerprint)
+    words = sources.training_words(recipe, workdir)
+    embedding_tokens.save(path, fitted, embedding.fingerprint, words)
     print(
       f'music tokens: {settings.num_quantizers} levels of {settings.codebook_size} codes of '
       f'{len(audio_ND)} windows; {path}'
@@ -382,7 +382,7 @@ def encode_split(
   workspace.claim(folder, fingerprints)
   manifest = folder / f'{split}.json'
   if manifest.is_file():
-    print(f'{split}: already encoded; {folder}{news(recipe, workdir, split)}')
+    print(f'{split}: already encoded; {folder}{corpus_changes(recipe, workdir, split)}')
     return
   made = token_shards.written(folder, split)
   corpus = sources.corpus(recipe, split, workdir, codec.sample_rate)
@@ -390,7 +390,7 @@ def encode_split(
     inventory_path(workdir, split),
     inventory.of(corpus),
     made,
-    f'put the corpus back as it was, or begin again: {again(workdir)}',
+    f'put the corpus back as it was, or begin again: {encode_again_command(workdir)}',
   )
   shard_examples = max(SHARD_EXAMPLES, -(-len(corpus) // MAX_SHARDS))
   num_shards = -(-len(corpus) // shard_examples)
@@ -398,7 +398,7 @@ def encode_split(
   if others := sorted(set(made) - set(paths)):
     raise UserError(
       f'{others[0]} is not one of the {num_shards} shards of this split, an earlier version of the '
-      f'program cut it in others: {again(workdir)}'
+      f'program cut it in others: {encode_again_command(workdir)}'
     )
   missing = set(storage.missing(paths))
   with workspace.progress(len(corpus), f'encode {split}', 'clip') as bar:
@@ -414,7 +414,7 @@ def encode_split(
           num_shards,
           encoded(corpus, indices, encode_batch, codec, spec, bar.update, more_tokens),
         )
-  # Not an error of this process when another is late, or has to be started again: it waits, and
+  # It is no error of this process if another one is late, or has to be restarted: it waits, and
   # says for what.
   pause = storage.poll_seconds(folder)
   pod.wait_for('shards of other hosts', lambda: storage.missing(paths), poll_seconds=pause)
@@ -424,7 +424,7 @@ def encode_split(
       raise UserError(
         f'{split}: none of {len(corpus)} clips could be read; why is in '
         f'{corpora.listing(workdir / "corpus")}: mend '
-        f'them, or give others, and begin again: {again(workdir)}'
+        f'them, or give others, and begin again: {encode_again_command(workdir)}'
       )
     metadata = {'fingerprints': fingerprints, **dataclasses.asdict(spec)}
     token_shards.write_manifest(folder, split, num_shards, metadata)
@@ -442,9 +442,7 @@ def encode_split(
 
 
 def left_out(corpus, num_clips: int, listing: str) -> str:
-  """Returns lines about what is not among the tokens, or may not be whole; '' where there is
-  nothing to say.
-  """
+  """Returns lines on clips that are not encoded, and files that may be truncated; '' if none."""
   lines = []
   if num_clips:
     lines.append(
@@ -464,27 +462,25 @@ def inventory_path(workdir: storage.Path, split: str) -> storage.Path:
   return workdir / 'tokens' / f'{split}.corpus.json'
 
 
-def news(recipe: recipe_lib.Recipe, workdir: storage.Path, split: str) -> str:
-  """Returns what has changed in the corpus since it was encoded, and how to encode it again; ''
-  where nothing has.
-  """
+def corpus_changes(recipe: recipe_lib.Recipe, workdir: storage.Path, split: str) -> str:
+  """Returns the corpus's changes since it was encoded, and how to encode it again; '' if none."""
   before = inventory.load(inventory_path(workdir, split))
   try:
     corpus = sources.corpus(recipe, split, workdir)
-  except (ValueError, OSError):  # tokens are of use without their corpus
+  except (ValueError, OSError):  # tokens can be used without their corpus
     return ''
   if before is None or not (changes := inventory.difference(before, inventory.of(corpus))):
     return ''
-  return f'\n  since then: {changes}; to encode it as it is now: {again(workdir)}'
+  return f'\n  since then: {changes}; to encode it as it is now: {encode_again_command(workdir)}'
 
 
-def again(workdir: storage.Path) -> str:
-  """Returns the commands that move the tokens of a workdir away and encode its corpus once more."""
-  return f'{aside(workdir / "tokens")}, then `{command_line.command("encode", workdir)}`'
+def encode_again_command(workdir: storage.Path) -> str:
+  """Returns the commands that move the tokens of a workdir away and encode its corpus again."""
+  return f'{move_command(workdir / "tokens")}, then `{command_line.command("encode", workdir)}`'
 
 
-def aside(folder: storage.Path) -> str:
-  """Returns the command that moves a folder out of the way, to a name that is free."""
+def move_command(folder: storage.Path) -> str:
+  """Returns the command that renames a folder to an unused name."""
   names = (f'{folder.name}.old{number}' for number in itertools.count(1))
   free = next(name for name in names if not folder.with_name(name).exists())
   return f'`{storage.renaming(folder, free)}`'

@@ -73,7 +73,8 @@ def main():
     help='answers that the page of the listening test saved as CSV; may be repeated',
   )
   args = parser.parse_args()
-  recipe = workspace.recipe_of(args)
+  # An evaluation on other clips, such as those of MusicCaps, leaves the corpus of the workdir.
+  recipe = workspace.recipe_of(args, writes=False)
   if args.listening is not None or args.listening_results:
     listen(recipe, args)
     return

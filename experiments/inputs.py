@@ -1,4 +1,4 @@
-"""What stages learn from: the kinds of `StageRecipe.data`.
+"""Defines the kinds of training data of a stage (`StageRecipe.data`).
 
 Each kind returns training and held-out examples, and names the programs that make them.
 
@@ -114,7 +114,7 @@ class DetectorClips:
   """Originals and continuations, of training voices and of validation voices.
 
   Fields:
-    originals_only: originals alone, with random labels: a control, which must be at chance.
+    originals_only: whether to use originals only, with random labels: a control at chance level.
   """
 
   originals_only: bool = False

@@ -155,11 +155,11 @@ class Evaluation:
   recognizer: str = ''
   lyra: str = ''  # folder of Lyra V2's TFLite models; '': the codec is not compared with Lyra
   decoder_seconds: float = 3600.0  # training audio that the linear decoder of Table I is fitted on
-  # Another sound font (SF2) than the corpus's, with which judges of music learn; '': no judges.
+  # Sound font (SF2) other than the corpus's, on which judges of music are trained; '': no judges.
   judge_font: str = ''
-  num_judge_clips: int = 720  # that they learn from
-  num_long_clips: int = 8  # of music, that drift is measured on
-  long_seconds: float = 120.0  # their length
+  num_judge_clips: int = 720  # clips that the judges are trained on
+  num_long_clips: int = 8  # clips of music on which drift is measured
+  long_seconds: float = 120.0  # length of these clips
   seed: int = 0
 
   def __post_init__(self):
@@ -190,7 +190,7 @@ class DetectorClipsConfig:
 
   # utterances of training voices; of each there is one original and one continuation
   num_train: int = 2000
-  # of training voices that the detector does not hear: its scores are calibrated on them
+  # of training voices on which the detector is not trained: its scores are calibrated on them
   num_validation: int = 200
   num_test: int = 200  # of held-out voices
   batch_size: int = 32  # continued at once, and in one shard

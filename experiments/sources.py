@@ -31,6 +31,8 @@ ROW_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)
 # That two parts of a long clip share at each side of a cut. All that our codecs read for a frame;
 # the semantic encoder, which reads the whole row, gives nearly the same tokens.
 CONTEXT_SECONDS = 2.0
+TEXT_EXAMPLES = 2000  # whose texts are read for `training_words`
+MAX_WORDS = 2**18
 # Process 0 clusters them, holding them twice: 32 GiB of 1024 features in float32.
 MAX_SAMPLE_FRAMES = 2**22
 
@@ -350,6 +352,25 @@ def map_windows(
       text_1D = embedding.texts(captions[:1])
       vectors_ND = np.concatenate([vectors_ND, text_1D.repeat(len(vectors_ND), axis=0)], axis=1)
     yield vectors_ND
+
+
+def training_words(recipe: Recipe, workdir: storage.Path) -> set[str]:
+  """Returns the words of the texts of the training split, as `texts.words`; none without texts.
+
+  Where texts can only be read with their audio, they are those of `TEXT_EXAMPLES` random examples.
+  More than `MAX_WORDS` words are no vocabulary to compare with, and not returned.
+  """
+  source = corpus(recipe, 'train', workdir)
+  if hasattr(source, 'captions'):
+    found = texts.words(source.captions())
+  else:
+    found = set()
+    for example in corpora.Subset(source, TEXT_EXAMPLES, seed=0, shuffle=True):
+      if example is not None and 'texts' not in example:
+        break
+      if example is not None:
+        found |= texts.words(texts.decode(example['texts']))
+  return found if len(found) <= MAX_WORDS else set()
 
 
 def fit_clusters(extract, corpus, config, settings: SemanticTokens) -> kmeans.SemanticQuantizer:

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 import jax
 
-from audiolm_jax import storage
+from audiolm_jax import storage, tokens
 from audiolm_jax.data import pipeline
 from audiolm_jax.errors import UserError
-from audiolm_jax.training import checkpoints, configs, loop, resuming
+from audiolm_jax.training import checkpoints, configs, loop
 
 from . import inputs, workspace
 from . import recipe as recipe_lib
@@ -96,7 +96,7 @@ def train_all(
 ):
   """Trains all stages that are not finished, in order, after the programs that make their inputs.
 
-  Each program is a process of its own, which starts with all of the memory.
+  Each program runs in its own process, so that it starts with all of the memory.
 
   Args:
     recipe: the recipe.
@@ -106,7 +106,9 @@ def train_all(
   """
   commands = []
   for name, stage in recipe.trained.items():
-    if is_finished(stage, workdir / name, workdir / 'tokens'):
+    of_clips = 'detector_clips' in stage.data.makers
+    made_in = inputs.clip_folder(workdir) if of_clips else workdir / 'tokens'
+    if is_finished(stage, workdir / name, made_in):
       print(f'{name}: already trained; {workdir / name}')
       continue
     makers = [(maker, *arguments) for maker in stage.data.makers]
@@ -116,14 +118,18 @@ def train_all(
 
 
 def is_finished(
-  stage: recipe_lib.StageRecipe, directory: storage.Path, tokens: storage.Path
+  stage: recipe_lib.StageRecipe, directory: storage.Path, made_in: storage.Path
 ) -> bool:
-  """Returns whether a stage needs no start: its newest checkpoint is at the last step or beyond, of
-  the same model, and of the tokens that are there.
+  """Returns whether a stage needs no training: its newest checkpoint is at the last step or later,
+  and was trained with the same config on the existing tokens or clips.
 
-  False where that is not certain: the stage itself then says what is wrong.
+  False if that is not certain: training it then reports what is wrong.
+
+  Args:
+    stage: stage of the recipe.
+    directory: folder of the stage.
+    made_in: folder of the token shards, or of the detector's clips.
   """
-  made_by = tokens / workspace.MADE_BY
   try:
     steps = checkpoints.steps(directory / 'checkpoints')
     if not steps or steps[-1] < stage.train.num_steps:
@@ -131,12 +137,12 @@ def is_finished(
     metadata = checkpoints.read_metadata(
       checkpoints.step_folder(directory / 'checkpoints', steps[-1])
     )
-    learned_from = metadata['fingerprints']
-    if learned_from:
-      made = storage.read_json(made_by, 'encode again')
-      if hasattr(stage.model, 'spec'):  # others are compared with all makers
-        made = stage.model.spec.relevant(made)
-      if resuming.changed(learned_from, made):
+    if trained_on := metadata['fingerprints']:
+      made_by = storage.read_json(made_in / workspace.MADE_BY, 'encode again')
+      spec = getattr(stage.model, 'spec', None)
+      if spec is None:  # a stage of audio that models made: it names those that it depends on
+        made_by = {maker: made_by.get(maker, '') for maker in trained_on}
+      if tokens.changed_makers(trained_on, made_by, spec):
         return False
     return not configs.differences(metadata['config'], configs.describe(stage.model))
   except (UserError, OSError):
@@ -154,6 +160,17 @@ def train_stage(
   """Trains a stage to its last step.
 
   Resumes from its newest checkpoint. Without one, starts from that in `init_from`, if given.
+
+  Args:
+    recipe: the recipe.
+    name: name of the stage.
+    workdir: folder of the run.
+    init_from: workdir or checkpoint directory of another run.
+    init_optimizer: whether to take its optimizer state, too.
+    start_tracker: starts the tracker of the metrics.
+
+  Raises:
+    UserError: if an input of the stage is missing or does not match it.
   """
   stage_recipe = recipe.stages[name]
   config, train = stage_recipe.model, stage_recipe.train
@@ -164,7 +181,9 @@ def train_stage(
         f'{name}.from_code_vectors=True: the stage {name} reads no codes, but '
         f'{", ".join(stage.batch)}: set it to False'
       )
-    stage = config.make(workspace.load_codec(workdir).code_vectors())
+    # A run that resumes, or has `init_from`, takes all parameters from a checkpoint.
+    if init_from is None and not checkpoints.steps(workdir / name / 'checkpoints'):
+      stage = config.make(workspace.load_codec(workdir).code_vectors())
   training, held_out, fingerprints = inputs.of_stage(recipe, name, workdir)
   make_batches = functools.partial(
     pipeline.batches,

@@ -8,7 +8,8 @@ import sys
 import jax
 from tqdm import tqdm
 
-from audiolm_jax import chain, codec, joint_embedding, release, storage, tokenizer
+from audiolm_jax import chain, codec, joint_embedding, release, storage
+from audiolm_jax import tokenizer as tokenizer_lib
 from audiolm_jax.codec import Codec
 from audiolm_jax.data import token_shards
 from audiolm_jax.errors import UserError
@@ -51,23 +52,23 @@ def load_codec(workdir: storage.Path) -> Codec:
 
 def load_semantic_encoder(
   workdir: storage.Path, settings: recipe_lib.SemanticTokens
-) -> tokenizer.SemanticEncoder:
+) -> tokenizer_lib.SemanticEncoder:
   """Returns the workdir's feature model, trained or imported, for the features in `settings`."""
   _there(workdir, 'w2v_bert')
-  return tokenizer.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
+  return tokenizer_lib.load_semantic_encoder(workdir, settings.layer, settings.frames_per_token)
 
 
 def load_semantic_tokenizer(
-  workdir: storage.Path, encoder: tokenizer.SemanticEncoder | None = None
-) -> tokenizer.SemanticTokenizer:
+  workdir: storage.Path, encoder: tokenizer_lib.SemanticEncoder | None = None
+) -> tokenizer_lib.SemanticTokenizer:
   """Returns the workdir's feature model, `encoder` if it is loaded already, with its clusters.
 
   Raises:
     UserError: naming the command that makes them, if they are missing.
   """
-  if tokenizer.clusters_path(workdir).is_file():
+  if tokenizer_lib.clusters_path(workdir).is_file():
     _there(workdir, 'w2v_bert')
-  return tokenizer.load_semantic_tokenizer(workdir, _run_encode(workdir), encoder)
+  return tokenizer_lib.load_semantic_tokenizer(workdir, _run_encode(workdir), encoder)
 
 
 def load_embedding(workdir: storage.Path) -> joint_embedding.JointEmbedding:
@@ -79,19 +80,26 @@ def load_embedding(workdir: storage.Path) -> joint_embedding.JointEmbedding:
   return joint_embedding.load(_there(workdir, 'mulan'))
 
 
-def load_models(workdir: storage.Path, *, coarse: str = 'coarse') -> chain.Models:
+def load_models(
+  workdir: storage.Path, *, coarse: str = 'coarse', tokenizer: tokenizer_lib.Tokenizer | None = None
+) -> chain.Models:
   """Returns the models for generation (`chain.load_models`).
+
+  Args:
+    workdir: folder of the run.
+    coarse: name of the coarse stage.
+    tokenizer: the tokenizer of the workdir, if it is loaded already.
 
   Raises:
     UserError: naming the command that makes a model, if one is missing.
   """
   acoustic = [] if any((workdir / name).is_dir() for name in (coarse, 'soundstorm')) else [coarse]
   _there(workdir, 'soundstream', 'semantic', *acoustic)
-  if tokenizer.clusters_path(workdir).is_file():
+  if tokenizer_lib.clusters_path(workdir).is_file():
     _there(workdir, 'w2v_bert')
-  if tokenizer.music_path(workdir).is_file():
+  if tokenizer_lib.music_path(workdir).is_file():
     _there(workdir, 'mulan')
-  return chain.load_models(workdir, coarse=coarse, remedy=_run_encode(workdir))
+  return chain.load_models(workdir, coarse=coarse, tokenizer=tokenizer, remedy=_run_encode(workdir))
 
 
 def _run_encode(workdir: storage.Path) -> str:

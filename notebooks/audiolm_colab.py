@@ -6,6 +6,9 @@
 # trains one model further on your recordings, trains a detector of generated speech and asks it
 # about all sounds, and exports the result.
 #
+# What the packaged models add sounds like speech in a foreign language, with part of the voice, and
+# says no words: they are small, and were trained for five hours of one CPU core.
+#
 # Choose *Runtime > Change runtime type*: a TPU or a GPU computes everything within minutes, a CPU
 # works with shorter sounds. Then run the cells in order.
 
@@ -278,7 +281,7 @@ print(f'{"Right" if answers[-1] else "Wrong"}. {sum(answers)} of {len(answers)} 
 #
 # Semantic tokens represent what is said, acoustic tokens how it sounds. From semantic tokens alone,
 # the acoustic models sample a voice; after the tokens and codes of another speaker, they continue
-# in that speaker's voice.
+# in that speaker's voice. Of the packaged models expect the rhythm, not the words.
 
 # %%
 ACOUSTIC = 'autoregressive' if models.soundstorm is None else 'soundstorm'

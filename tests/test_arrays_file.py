@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from audiolm_jax import arrays_file
 from audiolm_jax.errors import UserError
@@ -18,6 +19,22 @@ def test_arrays_and_metadata_come_back_and_nothing_else_is_left(tmp_path):
   np.testing.assert_array_equal(found['a'], [2, 2, 2, 2])
   assert metadata['x'] == 'y' and metadata['digest'] == arrays_file.fingerprint(found)
   assert [file.name for file in (tmp_path / 'folder').iterdir()] == ['a.safetensors']
+
+
+def test_equal_contents_are_equal_bytes_in_any_order(tmp_path):
+  """safetensors itself has 40,320 orders for this metadata, and draws one at each call."""
+  arrays = {'b': np.ones((3, 5), np.float16), 'a': np.arange(3), 'ä"': np.zeros((), np.float32)}
+  metadata = {f'key {n}': f'value "{n}" ü' for n in range(8)}
+  written = set()
+  for order in (1, -1):
+    given, texts = (dict([*mapping.items()][::order]) for mapping in (arrays, metadata))
+    arrays_file.write(tmp_path / 'a.safetensors', given, texts)
+    written.add((tmp_path / 'a.safetensors').read_bytes())
+  assert len(written) == 1
+  with safe_open(tmp_path / 'a.safetensors', 'numpy') as file:
+    assert file.metadata() == metadata and set(file.keys()) == set(arrays)
+    for name, array in arrays.items():
+      np.testing.assert_array_equal(file.get_tensor(name), array, strict=True)
 
 
 @pytest.mark.parametrize('at', [-1, 20])

@@ -151,12 +151,14 @@ def test_code_vectors_of_embeddings_come_back_for_their_model_alone(tmp_path):
     embedding_tokens.Quantizer(vectors_QKD, map_ED),
     embedding_tokens.Quantizer(vectors_QKD),
   ):
-    embedding_tokens.save(path, fitted, 'abc')
+    assert not path.is_file() or embedding_tokens.load_words(path) == {'harp', 'é'}
+    embedding_tokens.save(path, fitted, 'abc', {'é', 'harp'} if fitted.map_ED is not None else ())
     loaded = embedding_tokens.load(path, 'abc')
     np.testing.assert_array_equal(loaded.vectors_QKD, vectors_QKD)
     assert (loaded.map_ED is None) == (fitted.map_ED is None)
     if fitted.map_ED is not None:
       np.testing.assert_array_equal(loaded.map_ED, map_ED)
+  assert embedding_tokens.load_words(path) == frozenset()
   with pytest.raises(ValueError, match='embeddings of the model abc, not of xyz: fit it again'):
     embedding_tokens.load(path, 'xyz')
   content = path.read_bytes()

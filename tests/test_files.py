@@ -11,17 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from audiolm_jax import audio, codes_file, files
+from audiolm_jax import arrays_file, audio, codes_file, files
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture
-def umask():
-  """Sets the umask 027: whoever is of the group reads, others do not."""
-  previous = os.umask(0o027)
-  yield
-  os.umask(previous)
 
 
 WRITERS = {
@@ -30,6 +22,7 @@ WRITERS = {
     path, codes_file.Header(16_000, 320, 12, 1024, 320 * 5, '0' * 16), np.zeros((5, 12), np.int32)
   ),
   'text.json': lambda path: files.write_text(path, '{}'),
+  'clusters.safetensors': lambda path: arrays_file.save(path, {'a': np.zeros(2)}, {'x': 'y'}),
 }
 
 

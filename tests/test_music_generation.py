@@ -132,6 +132,30 @@ def test_texts_that_are_no_strings_or_no_unicode_are_named():
       stories.check([['low', text]], 40.0, 15.0)
 
 
+def unusable():
+  """Returns an embedding that fails the test when it computes anything."""
+
+  def encode(captions):
+    raise AssertionError(f'{captions} are embedded')
+
+  return dataclasses.replace(toy_embedding.EMBEDDING, encode=encode)
+
+
+@pytest.mark.parametrize('text', ['langsames Klavier', '慢钢琴', '!?'])
+def test_texts_without_a_word_of_the_training_texts_are_refused_before_anything_is_computed(
+  texted, seen, text
+):
+  own = texted.tokenizer
+  music = dataclasses.replace(own.music, words=frozenset({'low', 'middle', 'high', 'é'}))
+  music = dataclasses.replace(music, embedding=unusable())
+  known = texted._replace(tokenizer=tokenizer.Tokenizer(own.codec, own.semantic, music))
+  with pytest.raises(UserError, match='has no word of the texts .*, such as middle, high, low, é'):
+    go(known, ['low', text], 4.0)
+  music.check_words(['a LOW hum', 'éveil'])
+  own.music.check_words([text])  # no words are known
+  assert not seen
+
+
 def test_models_without_mulan_or_condition_say_so(models, texted):  # noqa: F811
   with pytest.raises(ValueError, match='no joint embedding of audio and texts'):
     go(models, ['low'], 4.0)
@@ -238,6 +262,9 @@ def test_all_rows_have_the_melody(hummed, seen):
 )
 def test_melodies_without_a_pitch_are_refused(hummed, seen, change, message):
   models, tone_T = hummed  # noqa: F811
+  own = models.tokenizer
+  unused = dataclasses.replace(own.music, embedding=unusable())
+  models = models._replace(tokenizer=tokenizer.Tokenizer(own.codec, own.semantic, unused))
   with np.errstate(all='ignore'), pytest.raises(UserError, match=message):
     go(models, ['low'], 4.0, melody_T=change(tone_T))
   assert not seen

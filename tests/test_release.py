@@ -64,6 +64,19 @@ def test_float32_gives_back_the_same_continuation(models, tmp_path):
     np.testing.assert_array_equal(found.wave_BT, expected.wave_BT)
 
 
+def test_two_exports_of_the_same_weights_are_equal_files_with_the_mode_of_the_umask(
+  models, written, tmp_path, umask
+):
+  others = {'detector': toys.model('detector')}
+  again = tmp_path / 'again'
+  release.save_pretrained(models, again, others=others, texts={'README.md': 'A toy.\n'})
+  names = ('digests.json', 'semantic_tokens/kmeans.safetensors')
+  for name in names:
+    assert (again / name).read_bytes() == (written / name).read_bytes()
+  modes = {path.stat().st_mode & 0o777 for path in again.rglob('*')}
+  assert modes == {0o640, 0o750}  # files and folders
+
+
 def test_weights_are_those_of_training_in_half_precision(models, written):
   for name in ('semantic', 'coarse', 'fine', 'soundstorm'):
     found = checkpoints.load_variables(written / name)
@@ -252,7 +265,9 @@ def test_a_release_holds_the_joint_embedding_and_its_quantizer(models, tmp_path)
   mulan = toys.model('mulan')
   vectors_QKD = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4)), jnp.float32)
   music = tokenizer.MusicTokenizer(
-    joint_embedding.of_mulan(mulan.config, mulan.variables), Quantizer(vectors_QKD)
+    joint_embedding.of_mulan(mulan.config, mulan.variables),
+    Quantizer(vectors_QKD),
+    words=frozenset({'slow', 'drums'}),
   )
   both = tokenizer.Tokenizer(models.tokenizer.codec, models.tokenizer.semantic, music)
   release.save_pretrained(models._replace(tokenizer=both), tmp_path / 'toy', dtype='float32')
@@ -260,6 +275,7 @@ def test_a_release_holds_the_joint_embedding_and_its_quantizer(models, tmp_path)
   assert found.tokenizer.fingerprints['music_tokens'] == music.fingerprint
   assert found.semantic.metadata['fingerprints'] == found.tokenizer.fingerprints
   assert found.tokenizer.spec.condition_levels == 2 and found.tokenizer.spec.condition_size == 4
+  assert found.tokenizer.music.words == {'slow', 'drums'}
   captions = ['a slow piece', 'drums']
   np.testing.assert_array_equal(found.tokenizer.music.texts(captions), music.texts(captions))
   # Another embedding beside the quantizer is noticed.

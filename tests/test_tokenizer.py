@@ -112,6 +112,8 @@ def test_models_hold_the_acoustic_stages_that_are_there(tmp_path, monkeypatch):
   acoustic = models.coarse, models.fine, models.soundstorm
   names = 'coarse', 'fine', 'soundstorm'
   assert [stage.config for stage in acoustic] == [toys.CONFIGS[name] for name in names]
+  monkeypatch.setattr(chain, 'load_tokenizer', None)  # not called for one that is loaded already
+  assert chain.load_models(tmp_path, tokenizer=bound).tokenizer is bound
 
 
 def test_a_model_reads_tokens_of_its_rates_and_sizes_and_of_its_levels_or_more():

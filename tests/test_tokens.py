@@ -125,3 +125,16 @@ def test_equal_vocabularies_are_one_static_argument():
   """jit compiles once for both only if they are equal and their hashes are."""
   one, other = (tokens.Vocabulary(parts=(tokens.Codebook(2, 3),), target_size=5) for _ in range(2))
   assert one == other and hash(one) == hash(other)
+
+
+def test_makers_have_changed_if_a_model_whose_tokens_are_read_has():
+  saved = {'soundstream': 'a', 'semantic_tokens': 'b'}  # older checkpoints name both
+  assert tokens.changed_makers({}, {}) == []
+  assert tokens.changed_makers(saved, {'semantic_tokens': 'b'}) == []
+  assert tokens.changed_makers(saved, {'semantic_tokens': 'c'}) == ['semantic_tokens']
+  assert tokens.changed_makers(saved, saved | {'music_tokens': 'd'}) == ['music_tokens']
+  assert tokens.changed_makers(saved, {}) == tokens.changed_makers({}, saved) == list(saved)
+  semantic = tokens.Spec(semantic_rate=25.0)
+  assert tokens.changed_makers(saved, saved | {'soundstream': 'c'}, semantic) == []
+  other = {'soundstream': 'c', 'semantic_tokens': 'c', 'music_tokens': 'd'}
+  assert tokens.changed_makers(saved, other, semantic) == ['semantic_tokens']

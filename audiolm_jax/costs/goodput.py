@@ -59,8 +59,3 @@ def share(spot: Spot, interval_seconds: float) -> float:
     * math.expm1((interval_seconds + spot.save_seconds) / mean)
   )
   return interval_seconds / expected
-
-
-def best_interval(spot: Spot) -> float:
-  """Returns about the best number of seconds between saves (J. W. Young, CACM 17, 1974)."""
-  return math.sqrt(2 * spot.save_seconds * 3600.0 * spot.hours_between)

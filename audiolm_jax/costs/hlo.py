@@ -86,7 +86,7 @@ class Collective(NamedTuple):
   group: tuple[int, ...]  # devices of the first group
   rounds: int  # runs per step
   # Cycles of the computation that hides it: 0 if it stops the cores, infinite if asynchronous.
-  beside: float
+  hidden_by: float
   source: str  # operation in the JAX program
 
 
@@ -256,7 +256,7 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
       if channel in begun and any('async_collective_fusion' in name for name in called):
         first = begun[channel]
         found[first] = found[first]._replace(
-          beside=found[first].beside + _estimated_cycles(instruction)
+          hidden_by=found[first].hidden_by + _estimated_cycles(instruction)
         )
         continue
       if instruction.name.startswith('async-collective-start'):
@@ -266,12 +266,12 @@ def collectives(program: Program, num_devices: int) -> list[Collective]:
         shapes += _operand(program, one, operand)
       largest = max(shapes, key=lambda shape: shape.size)
       source = re.search(r'op_name="([^"]*)"', one.attributes)
-      beside = math.inf if one.opcode.endswith('-start') else 0
+      hidden_by = math.inf if one.opcode.endswith('-start') else 0
       size = _payload(kind, one, largest)
       kind = 'reduce-scatter' if any('all-reduce-scatter' in name for name in called) else kind
       group = _group(one.attributes, num_devices)
       found.append(
-        Collective(kind, largest.text, size, group, rounds, beside, source[1] if source else '')
+        Collective(kind, largest.text, size, group, rounds, hidden_by, source[1] if source else '')
       )
   return found
 

@@ -154,8 +154,8 @@ def predict(
   hidden = exposed = 0.0
   for one in collectives:
     seconds = collective_seconds(chip, one, devices_per_slice)
-    beside = min(seconds, one.beside / chip.clock)
-    hidden, exposed = hidden + one.rounds * beside, exposed + one.rounds * (seconds - beside)
+    covered = min(seconds, one.hidden_by / chip.clock)
+    hidden, exposed = hidden + one.rounds * covered, exposed + one.rounds * (seconds - covered)
   return Prediction(
     product_seconds=product_flops / chip.flops,
     dense_seconds=max(

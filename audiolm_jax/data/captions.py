@@ -7,11 +7,15 @@ Formats are recognized by the header or the first line::
   JSON lines   {"file": ..., "caption": "..."} or {"file": ..., "captions": ["...", ...]}
   MusicCaps    ytid,start_s,end_s,...,caption: files are named by their ytid, with or without times
   MTG-Jamendo  TRACK_ID ... PATH DURATION TAGS, separated by tabs; the caption lists the tags
+  FMA          tracks.csv, with three lines of header, and genres.csv in the same folder; files are
+               named by the track, and the caption lists the genres and the tags
 
 Files are matched by path below the folder, or by name, with or without extension.
 """
 
+import ast
 import csv
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -22,6 +26,8 @@ from audiolm_jax.data.example import Example
 from audiolm_jax.errors import UserError
 
 _REMEDY = 'see audiolm_jax/data/captions.py for the formats'
+FMA_SUBSETS = ('small', 'medium', 'large')  # each has the tracks of those before
+_MAX_CSV_BYTES = 2**30  # FMA's tracks.csv, with biographies, has 260 MB
 _WHOLE_TRACK = 1.5  # a file of MusicCaps longer than a clip by this factor is a whole track
 
 
@@ -31,6 +37,7 @@ class Entry(NamedTuple):
   names: tuple[str, ...]
   captions: tuple[str, ...]
   span: tuple[float, float] | None = None  # seconds in the track; None is the whole file
+  subset: str | None = None  # smallest subset of FMA that has the track
 
 
 class CaptionedFiles:
@@ -67,6 +74,11 @@ class CaptionedFiles:
 
   def __len__(self) -> int:
     return len(self.parts)
+
+  def captions(self) -> Iterator[str]:
+    """Yields the captions of all parts, without reading audio."""
+    for part in self.parts:
+      yield from self._captions[part]
 
   def __getitem__(self, i: int) -> Example | None:
     return self._described(i, self._files[i])
@@ -152,6 +164,8 @@ def parts(
     if len(names) > max_unmatched * total or not found:
       share = -(-100 * len(names) // total) / 100
       accept = f', or accept a share of them by --set corpus.max_unmatched={share}' if found else ''
+      if names is lonely and any(entry.subset == FMA_SUBSETS[-1] for entry in entries):
+        accept += ', or name the subset of FMA, such as by --set corpus.subset=small'
       raise UserError(
         f'{len(names)} of {total} {what} below {skipped.shown(root)}: {skipped.named(names)}. '
         f'Correct the names in the file of captions, or add or move files{accept}'
@@ -159,11 +173,32 @@ def parts(
   return dict(sorted(found.items(), key=lambda pair: (pair[0].path, pair[0].start_seconds)))
 
 
+def subset(entries: Sequence[Entry], name: str) -> list[Entry]:
+  """Returns the entries of a subset of FMA, whose list names the tracks of all subsets.
+
+  Args:
+    entries: captions, as `read` returns them.
+    name: one of `FMA_SUBSETS`; '' for all entries.
+
+  Raises:
+    UserError: if the entries are not FMA's.
+  """
+  if not name:
+    return list(entries)
+  if any(entry.subset is None for entry in entries):
+    raise UserError(
+      f'subset={name!r}: only tracks.csv of FMA names subsets, the file of captions does not: '
+      '--set corpus.subset='
+    )
+  accepted = FMA_SUBSETS[: FMA_SUBSETS.index(name) + 1]
+  return [entry for entry in entries if entry.subset in accepted]
+
+
 def read(path: str | os.PathLike) -> list[Entry]:
   """Returns the entries of a file of captions; those without captions are left out.
 
   Args:
-    path: CSV, JSON lines, or a list of MusicCaps or MTG-Jamendo.
+    path: CSV, JSON lines, or a list of MusicCaps, MTG-Jamendo or FMA.
 
   Raises:
     UserError: naming file and line, if the format is unknown or a line is wrong, or no caption is
@@ -205,7 +240,7 @@ def _json_lines(path: str | os.PathLike) -> Iterator[Entry]:
 
 
 def _table(path: str | os.PathLike) -> Iterator[Entry]:
-  with files.open_csv(path, _REMEDY) as file:
+  with files.open_csv(path, _REMEDY, max_bytes=_MAX_CSV_BYTES) as file:
     first = file.readline()
     file.seek(0)
     lines = csv.reader(file, delimiter='\t' if '\t' in first else ',')
@@ -214,6 +249,9 @@ def _table(path: str | os.PathLike) -> Iterator[Entry]:
       make = _musiccaps
     elif {'PATH', 'TAGS'} <= set(header):
       make = _jamendo
+    elif header[:1] == [''] and {'set', 'track'} <= set(header):
+      header = _fma_header(path, header, lines)
+      make = functools.partial(_fma, _fma_genres(path))
     elif header and header[0] == 'file' and any(name.startswith('caption') for name in header):
       make = _plain
     else:
@@ -252,6 +290,57 @@ def _jamendo(header: list[str], line: list[str]) -> Entry:
   path = os.path.splitext(line[header.index('PATH')])[0]
   tags = ', '.join(tag.split('---')[-1] for tag in line[at:])
   return Entry((path, f'{path}.low'), _filled([tags]))
+
+
+def _fma_header(
+  path: str | os.PathLike, first: list[str], lines: Iterator[list[str]]
+) -> list[tuple[str, str]]:
+  """Returns the two names of each column, such as ('track', 'tags'); reads two lines."""
+  header = list(zip(first, next(lines, [])))
+  third = next(lines, [''])
+  needed = [('set', 'subset'), *(('track', name) for name in ('genre_top', 'genres', 'tags'))]
+  if third[0] != 'track_id' or (missing := [name for name in needed if name not in header]):
+    reason = 'no line track_id' if third[0] != 'track_id' else f'no columns {missing}'
+    raise UserError(
+      f'{skipped.shown(path)} begins as tracks.csv of FMA, but has {reason}: give the original file'
+    )
+  return header
+
+
+def _fma_genres(path: str | os.PathLike) -> dict[int, str]:
+  """Returns the names of FMA's genres, of the file genres.csv in the folder of `path`."""
+  beside = os.path.join(os.path.dirname(path), 'genres.csv')
+  remedy = 'it has the names of the genres; put it there from fma_metadata.zip'
+  if not os.path.isfile(beside):
+    raise UserError(f'no file {skipped.shown(beside)}: {remedy}')
+  with files.open_csv(beside, remedy) as file:
+    try:
+      return {int(line['genre_id']): line['title'] for line in csv.DictReader(file)}
+    except (KeyError, TypeError, ValueError) as error:
+      raise UserError(
+        f'{skipped.shown(beside)} has no columns genre_id and title: {remedy}'
+      ) from error
+
+
+def _fma(genres: Mapping[int, str], header: list[tuple[str, str]], line: list[str]) -> Entry:
+  row = dict(zip(header, line, strict=True))
+  number = int(line[0])
+  name = f'{number:06d}'
+  try:
+    top, own, tags = (
+      row['track', 'genre_top'],
+      *(ast.literal_eval(row['track', column]) for column in ('genres', 'tags')),
+    )
+    words = [top, *(genres[genre] for genre in own), *tags]
+  except (SyntaxError, TypeError) as error:
+    raise ValueError(f'the genres or tags of track {number} are no lists') from error
+  except KeyError as error:
+    raise ValueError(f'genres.csv has no genre {error}') from error
+  if (part := row['set', 'subset']) not in FMA_SUBSETS:
+    raise ValueError(f'the subset {part!r} is none of {", ".join(FMA_SUBSETS)}')
+  # Each word once: a top genre is mostly one of the genres, too.
+  caption = ', '.join(dict.fromkeys(_filled(words)))
+  return Entry((f'{name[:3]}/{name}.mp3', name), _filled([caption]), subset=part)
 
 
 def _filled(written) -> tuple[str, ...]:

@@ -206,14 +206,14 @@ def _captioned_clip(config: Config, split: str, i: int, attributes: dict[str, st
   labels = {
     name: values.index(attributes[name]) for name, values in arrangements.ATTRIBUTES.items()
   }
-  told = functools.partial(descriptions.describe, attributes, config.num_texts, random)
+  described = functools.partial(descriptions.describe, attributes, config.num_texts, random)
   return {
     'tune': tune.name,
     'notes': np.round(notes_N4, 4).tolist(),
     'program': arrangements.PROGRAMS[attributes['instrument']],
     'labels': {**labels, 'tonic': tonic},
-    'texts': told(),
-    **({} if split == 'train' else {'unseen_texts': told(unseen=True)}),
+    'texts': described(),
+    **({} if split == 'train' else {'unseen_texts': described(unseen=True)}),
   }
 
 

@@ -1,6 +1,7 @@
 """Encodes texts as their UTF-8 bytes, the input of MuLan's text tower."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,17 @@ def _utf8(text: Any) -> bytes:
     raise UserError(
       f'the text {text[:40]!r} is not Unicode ({error.reason}): correct it'
     ) from error
+
+
+def words(texts: Iterable[str]) -> set[str]:
+  """Returns the words of texts, in lower case: runs of a to z and digits, and single other letters.
+
+  Scripts without spaces have no words to compare, their letters they have.
+
+  Args:
+    texts: any number of texts.
+  """
+  return {word for text in texts for word in re.findall(r'[a-z0-9]+|[^\W_]', text.lower())}
 
 
 def decode(ids_CL: Int[np.ndarray, 'C L']) -> list[str]:

@@ -154,6 +154,34 @@ def heard_pitch_classes(
   return total_12 / total_12.sum() if total_12.any() else np.full(12, 1 / 12)
 
 
+def melody_distance(one_N: Float[np.ndarray, 'N'], other_S: Float[np.ndarray, 'S']) -> float | None:
+  """Returns the difference of two melodies in semitones, in any octave, key and tempo.
+
+  Both are moved to a median pitch of 0, one of them also by 0 to 11 semitones, and aligned in time
+  by dynamic time warping. The result is the smallest mean difference along a path, where octaves do
+  not count: 0 for a melody and its transposition, at most 6.
+
+  Args:
+    one_N: MIDI pitch of each frame, NaN without a pitch (`pretrained.swift_f0`).
+    other_S: the same of the other melody.
+
+  Returns:
+    The distance; None if a melody has no pitch in any frame.
+  """
+  melodies = [np.asarray(pitch_N, np.float64) for pitch_N in (one_N, other_S)]
+  melodies = [pitch_N[np.isfinite(pitch_N)] for pitch_N in melodies]
+  if not all(map(len, melodies)):
+    return None
+  one_N, other_S = (pitch_N - np.median(pitch_N) for pitch_N in melodies)
+  difference_NS = one_N[:, None] - other_S
+  distances = []
+  for shift in range(12):
+    cost_NS = np.abs((difference_NS + shift + 6) % 12 - 6)
+    _, path_P2 = librosa.sequence.dtw(C=cost_NS)
+    distances.append(cost_NS[path_P2[:, 0], path_P2[:, 1]].mean())
+  return float(min(distances))
+
+
 def flatness(wave_T: Float[np.ndarray, 'T']) -> float:
   """Returns the spectral flatness: 0 for a tone, about 0.56 for white noise, 1 for silence.
 

@@ -24,17 +24,6 @@ def phone_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_'])
   return float(counts.max(axis=1).sum() / counts.sum())
 
 
-def cluster_purity(tokens_N: Int[np.ndarray, '_'], phones_N: Int[np.ndarray, '_']) -> float:
-  """Returns the accuracy, in [0, 1], of guessing each frame's token from its phone.
-
-  Args:
-    tokens_N: token of each frame.
-    phones_N: phone of each frame.
-  """
-  counts = _contingency(tokens_N, phones_N)
-  return float(counts.max(axis=0).sum() / counts.sum())
-
-
 def normalized_mutual_information(
   tokens_N: Int[np.ndarray, '_'], labels_N: Int[np.ndarray, '_']
 ) -> float:

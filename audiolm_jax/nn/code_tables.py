@@ -14,7 +14,10 @@ from jaxtyping import Array, Float
 
 from audiolm_jax.errors import UserError
 
-CodeVectors = Float[Array | np.ndarray, 'Q K D']  # of the K codes of each level
+# Vectors of the K codes of Q levels of a codec (`Codec.code_vectors`). Stages of codes take them as
+# the argument `code_vectors` of `Config.make`, and start their tables of codes from them. Without
+# them (None), the tables are random, as in the papers. Recipes ask for them by `from_code_vectors`.
+CodeVectors = Float[Array | np.ndarray, 'Q K D']
 
 
 def projected(key: jax.Array, vectors_QKD: CodeVectors, width: int) -> Float[Array, 'Q K W']:

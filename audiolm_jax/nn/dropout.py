@@ -48,5 +48,7 @@ class Dropout(nn.Module):
       [(words >> shift & 255) >= dropped for shift in (0, 8, 16, 24)], axis=-1
     )
     kept_BLD = placement.by_batch(kept_BLD)[..., :width]
+    # Without this one, each product that reads the mask concatenates it, as a sum of padded arrays.
+    kept_BLD = jax.lax.optimization_barrier(kept_BLD)
     scale = jnp.asarray(256 / (256 - dropped), x_BLD.dtype)
     return jnp.where(kept_BLD, x_BLD * scale, 0)

@@ -159,40 +159,30 @@ class Config:
     """Returns the stage.
 
     Args:
-      code_vectors: see `make`.
+      code_vectors: vectors from which the tables of codes start, see
+        `nn.code_tables.CodeVectors`.
     """
-    return make(self, code_vectors)
-
-
-def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
-  """Returns the stage.
-
-  Args:
-    config: sizes of the model.
-    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
-      codes start; None: random tables, as in the paper.
-  """
-  codes = Feature(
-    (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
-  )
-  features = {'codes': codes}
-  if config.condition_on_semantic:
-    features['semantic'] = Feature(
-      (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+    codes = Feature(
+      (self.num_frames, self.num_quantizers), jnp.int32, self.frame_rate, self.codebook_size
     )
-  if config.condition is not None:
-    features[config.condition.name] = config.condition.feature
+    features = {'codes': codes}
+    if self.condition_on_semantic:
+      features['semantic'] = Feature(
+        (self.num_semantic,), jnp.int32, self.semantic_rate, self.num_clusters
+      )
+    if self.condition is not None:
+      features[self.condition.name] = self.condition.feature
 
-  def init(key):
-    model = config.language_model
-    vectors = None
-    if code_vectors is not None:
-      vectors = [None] * len(model.vocabulary.parts) + [code_vectors]
-    return Variables(language_model.init(model, key, vectors), {})
+    def init(key):
+      model = self.language_model
+      vectors = None
+      if code_vectors is not None:
+        vectors = [None] * len(model.vocabulary.parts) + [code_vectors]
+      return Variables(language_model.init(model, key, vectors), {})
 
-  def loss(params, state, batch, key):
-    prefix, target = config.prefix_and_target(batch, key)
-    nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
-    return nats, Aux(state, metrics)
+    def loss(params, state, batch, key):
+      prefix, target = self.prefix_and_target(batch, key)
+      nats, metrics = language_model.loss(self.language_model, params, prefix, target, key)
+      return nats, Aux(state, metrics)
 
-  return Stage(batch=features, init=init, loss=loss)
+    return Stage(batch=features, init=init, loss=loss)

@@ -99,34 +99,24 @@ class Config:
     """Returns the stage.
 
     Args:
-      code_vectors: see `make`.
+      code_vectors: vectors from which the tables of codes start, see
+        `nn.code_tables.CodeVectors`.
     """
-    return make(self, code_vectors)
 
+    def init(key):
+      vectors = None
+      if code_vectors is not None:
+        vectors = (code_vectors, code_vectors[self.num_coarse :])
+      return Variables(language_model.init(self.language_model, key, vectors), {})
 
-def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
-  """Returns the stage.
+    def loss(params, state, batch, key):
+      prefix, target = self.prefix_and_target(batch)
+      nats, metrics = language_model.loss(self.language_model, params, prefix, target, key)
+      return nats, Aux(state, metrics)
 
-  Args:
-    config: sizes of the model.
-    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
-      codes start; None: random tables, as in the paper.
-  """
-
-  def init(key):
-    vectors = None
-    if code_vectors is not None:
-      vectors = (code_vectors, code_vectors[config.num_coarse :])
-    return Variables(language_model.init(config.language_model, key, vectors), {})
-
-  def loss(params, state, batch, key):
-    prefix, target = config.prefix_and_target(batch)
-    nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
-    return nats, Aux(state, metrics)
-
-  shape = (config.num_frames, config.total_quantizers)
-  return Stage(
-    batch={'codes': Feature(shape, jnp.int32, config.frame_rate, config.codebook_size)},
-    init=init,
-    loss=loss,
-  )
+    shape = (self.num_frames, self.total_quantizers)
+    return Stage(
+      batch={'codes': Feature(shape, jnp.int32, self.frame_rate, self.codebook_size)},
+      init=init,
+      loss=loss,
+    )

@@ -98,31 +98,20 @@ class Config:
     return prefix, semantic_BS[..., None]
 
   def make(self) -> Stage:
-    """Returns the stage, see `make`."""
-    return make(self)
+    """Returns the stage; batches hold semantic tokens, and the condition if there is one."""
+    features = {
+      'semantic': Feature((self.num_semantic,), jnp.int32, self.semantic_rate, self.num_clusters)
+    }
+    if self.condition is not None:
+      features[self.condition.name] = self.condition.feature
 
+    def loss(params, state, batch, key):
+      prefix, target = self.prefix_and_target(batch, key)
+      nats, metrics = language_model.loss(self.language_model, params, prefix, target, key)
+      return nats, Aux(state, metrics)
 
-def make(config: Config) -> Stage:
-  """Returns the stage; batches hold semantic tokens, and the condition if there is one.
-
-  Args:
-    config: of the stage.
-  """
-  features = {
-    'semantic': Feature(
-      (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
+    return Stage(
+      batch=features,
+      init=lambda key: Variables(language_model.init(self.language_model, key), {}),
+      loss=loss,
     )
-  }
-  if config.condition is not None:
-    features[config.condition.name] = config.condition.feature
-
-  def loss(params, state, batch, key):
-    prefix, target = config.prefix_and_target(batch, key)
-    nats, metrics = language_model.loss(config.language_model, params, prefix, target, key)
-    return nats, Aux(state, metrics)
-
-  return Stage(
-    batch=features,
-    init=lambda key: Variables(language_model.init(config.language_model, key), {}),
-    loss=loss,
-  )

@@ -147,44 +147,32 @@ class Config:
     """Returns the stage.
 
     Args:
-      code_vectors: see `make`.
+      code_vectors: vectors from which the tables of codes start, see
+        `nn.code_tables.CodeVectors`.
     """
-    return make(self, code_vectors)
 
+    def init(key: Key) -> Variables:
+      semantic_BS = jnp.zeros((1, 1), jnp.int32)
+      codes_BFQ = jnp.zeros((1, self.frames_per_semantic, self.num_quantizers), jnp.int32)
+      level_B = jnp.zeros(1, jnp.int32)
+      params = SoundStorm(self).init(key, semantic_BS, codes_BFQ, level_B)['params']
+      if code_vectors is not None:
+        params = _with_code_vectors(self, params, jax.random.fold_in(key, 1), code_vectors)
+      return Variables(params, {})
 
-def make(config: Config, code_vectors: CodeVectors | None = None) -> Stage:
-  """Returns the stage.
-
-  Args:
-    config: sizes of the model.
-    code_vectors: vectors of the codec's codes (`Codec.code_vectors`), from which the tables of
-      codes start; None: random tables, as in the paper.
-  """
-
-  def init(key: Key) -> Variables:
-    semantic_BS = jnp.zeros((1, 1), jnp.int32)
-    codes_BFQ = jnp.zeros((1, config.frames_per_semantic, config.num_quantizers), jnp.int32)
-    level_B = jnp.zeros(1, jnp.int32)
-    params = SoundStorm(config).init(key, semantic_BS, codes_BFQ, level_B)['params']
-    if code_vectors is not None:
-      params = _with_code_vectors(config, params, jax.random.fold_in(key, 1), code_vectors)
-    return Variables(params, {})
-
-  features = {
-    'semantic': Feature(
-      (config.num_semantic,), jnp.int32, config.semantic_rate, config.num_clusters
-    ),
-    'codes': Feature(
-      (config.num_frames, config.num_quantizers), jnp.int32, config.frame_rate, config.codebook_size
-    ),
-  }
-  if config.condition is not None:
-    features[config.condition.name] = config.condition.feature
-  return Stage(
-    batch=features,
-    init=init,
-    loss=lambda params, state, batch, key: loss(config, params, state, batch, key),
-  )
+    features = {
+      'semantic': Feature((self.num_semantic,), jnp.int32, self.semantic_rate, self.num_clusters),
+      'codes': Feature(
+        (self.num_frames, self.num_quantizers), jnp.int32, self.frame_rate, self.codebook_size
+      ),
+    }
+    if self.condition is not None:
+      features[self.condition.name] = self.condition.feature
+    return Stage(
+      batch=features,
+      init=init,
+      loss=lambda params, state, batch, key: loss(self, params, state, batch, key),
+    )
 
 
 def _with_code_vectors(config: Config, params: Params, key: Key, code_vectors) -> Params:

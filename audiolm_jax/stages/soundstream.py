@@ -166,8 +166,14 @@ class Config:
     return None if self.denoising is None else self.denoising.place
 
   def make(self) -> Stage:
-    """Returns the stage, see `make`."""
-    return make(self)
+    """Returns the stage, with the optimizer groups 'generator' and 'discriminator'."""
+    names = ('waveform',) if self.denoising is None else ('waveform', 'noise')
+    return Stage(
+      batch={name: Feature((self.crop_length,), jnp.float32, self.sample_rate) for name in names},
+      init=lambda key: _init(self, key),
+      loss=lambda params, state, batch, key: _loss(self, params, state, batch, key),
+      inference=_inference,
+    )
 
   def codec(self) -> CodecFunctions:
     """Returns the functions of the codec, with a denoising switch if it has one."""
@@ -234,21 +240,6 @@ MUSICLM = Config(sample_rate=24_000, crop_length=24_000, network=SEANet(strides=
 Denoise = bool | Bool[Array, 'B']
 # Loss terms of discriminators whose logits are all 0.
 UNDECIDED = {'adversarial': 1.0, 'feature': 0.0, 'discriminator': 2.0}
-
-
-def make(config: Config) -> Stage:
-  """Returns the stage, with the optimizer groups 'generator' and 'discriminator'.
-
-  Args:
-    config: config of the codec.
-  """
-  names = ('waveform',) if config.denoising is None else ('waveform', 'noise')
-  return Stage(
-    batch={name: Feature((config.crop_length,), jnp.float32, config.sample_rate) for name in names},
-    init=lambda key: _init(config, key),
-    loss=lambda params, state, batch, key: _loss(config, params, state, batch, key),
-    inference=_inference,
-  )
 
 
 def _inference(variables: Variables) -> Variables:

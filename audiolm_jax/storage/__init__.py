@@ -1,7 +1,7 @@
 """Reads and writes the files of a run, on disks that all hosts see or in buckets (gs://).
 
-Only this package knows which of the two a path is of. `path` makes a `pathlib.Path`, or for
-gs:// an `epath.Path`; both join, list and read alike. What differs is here: whole-file writes,
+Only this package distinguishes the two. `path` makes a `pathlib.Path`, or for gs:// an
+`epath.Path`; both join, list and read alike. What differs is here: whole-file writes,
 conditional writes, listings (this file), lines that are added (`lines`), and folders that appear
 whole (`folders`). Importing this package imports no client of buckets, nor jax or numpy.
 """
@@ -59,7 +59,7 @@ def in_bucket(path: str | os.PathLike) -> bool:
 
 
 def absolute(text: str | os.PathLike) -> Path:
-  """Returns the absolute path; those in buckets are.
+  """Returns the absolute path; paths in buckets are returned unchanged.
 
   Args:
     text: path.
@@ -179,11 +179,11 @@ def atomically(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def folder_atomically(path: Path, last: str) -> Iterator[pathlib.Path]:
   """Yields an empty folder on a disk, whose files take the name `path` when the block ends.
 
-  If the block raises, there is none of them. In a bucket they appear one by one.
+  If the block raises, no file is written. In a bucket, the files appear one by one.
 
   Args:
     path: must not exist.
-    last: name of the file below the folder that is uploaded last: what has it is whole.
+    last: name of the file below the folder that is uploaded last: with it, the folder is complete.
 
   Raises:
     OSError: if `path` cannot be written.
@@ -214,7 +214,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_agreed(path: Path, text: str) -> None:
   """Writes a text file that all processes of a pod write with the same content, at the same time.
 
-  Buckets allow one write of an object a second, so there only the first of them writes.
+  Buckets allow one write of an object a second, so in buckets only the first process writes.
 
   Args:
     path: path of the file.

@@ -73,7 +73,7 @@ class _Objects:
   """Adds lines to objects of a bucket; has the methods of `_File`."""
 
   def __init__(self, path: storage.Path):
-    # A number, because clocks of hosts differ; a name of its own, because a predecessor may live.
+    # A number, because clocks of hosts differ; a random part, because a predecessor may still run.
     starts = [name.partition('-')[0] for name in storage.files_below(path)]
     start = 1 + max((int(name) for name in starts if name.isdigit()), default=0)
     nonce = uuid.uuid4().hex[:8]
@@ -95,7 +95,7 @@ Lines = _File | _Objects
 
 
 def opened(path: storage.Path) -> Lines:
-  """Returns what adds lines to a file, which is created if missing.
+  """Returns the writer of lines to a file, which is created if missing.
 
   Raises:
     UserError: if the file of a disk is a link or no regular file.

@@ -14,7 +14,7 @@ from audiolm_jax.errors import UserError
 _ROOMS, _PACKAGE = ('audiolm_jax.stages.', 'audiolm_jax.pretrained.'), 'audiolm_jax.'
 _MOVED = {'audiolm_jax.generation.SamplingConfig': 'audiolm_jax.chain.SamplingConfig'}
 _SOUNDSTREAM = 'audiolm_jax.stages.soundstream.Config'
-# Fields that classes got later, with the values that mean what earlier versions did.
+# Fields that were added to classes, with the values that give the behaviour of earlier versions.
 _ADDED = {
   'audiolm_jax.nn.frame_rate.FrameRate': {'lookahead': 0},
   'audiolm_jax.stages.base.Condition': {'melody_levels': 0, 'melody_dropout': 0.0},

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 import audiolm_jax
 from audiolm_jax import arrays_file, files, storage
@@ -85,7 +84,7 @@ def write_stages(
       for path, array in arrays_file.flatten(model.variables._asdict()).items()
     }
     (folder / name).mkdir()
-    save_file(arrays, folder / name / WEIGHTS)
+    arrays_file.write(folder / name / WEIGHTS, arrays)
     entries[name] = {
       'config': configs.describe(model.config),
       'fingerprints': dict(model.metadata.get('fingerprints', {})),

@@ -64,7 +64,7 @@ class Lease:
         )
 
   def check(self) -> None:
-    """Raises LostError if another process has taken over the lock, as far as can be told now."""
+    """Raises LostError if another process is known to have taken over the lock."""
     with contextlib.suppress(OSError):  # reported by the thread that renews
       self.renew()
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiolm_jax import tokens
 from audiolm_jax.errors import UserError
 from audiolm_jax.training import checkpoints, saving
 from audiolm_jax.training import step as step_lib
@@ -88,24 +89,13 @@ def resume(
   if restored is None:
     return _begin(programs, targets, beginning), None
   saved, now = restored.metadata['fingerprints'], metadata['fingerprints']
-  if changed(saved, now):
+  if tokens.changed_makers(saved, now):
     raise UserError(
       f'checkpoint was trained with {saved}, now {now}: use the same codec and k-means, '
       'or another workdir'
     )
   step = jax.device_put(np.int32(restored.step), programs.shardings.step)
   return step_lib.TrainState(step=step, **restored.parts), restored
-
-
-def changed(saved: Mapping[str, str], now: Mapping[str, str]) -> bool:
-  """Returns whether a checkpoint was trained on the tokens of other models.
-
-  Args:
-    saved: fingerprints in the checkpoint, by name of the model. Older checkpoints also name models
-      whose tokens the stage does not read.
-    now: fingerprints of the models whose tokens the stage reads.
-  """
-  return bool(saved) != bool(now) or any(saved.get(name) != value for name, value in now.items())
 
 
 def _begin(

@@ -44,8 +44,8 @@ class TrainConfig:
       after n updates; None: no average.
     mesh: sizes of the mesh.
     slack_steps: steps that run while an older one is not checked yet; 1: a step is checked once the
-      next one has started. With more, processes wait less for one another, metrics are logged that
-      much later, and that many steps more are in vain when one diverges.
+      next one has started. With more, processes wait less for one another, but metrics are logged
+      later, and more steps are lost when one diverges.
     log_every: steps between logs.
     eval_every: steps between evaluations; None: only at the end.
     eval_batches: batches of an evaluation.

@@ -107,7 +107,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what each device of a mesh holds whole.
+  """Returns the sharding of arrays that each device of a mesh holds whole.
 
   Args:
     mesh: devices.

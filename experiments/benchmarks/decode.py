@@ -6,7 +6,7 @@
 Two Transformers of --width and --layers with random weights, in float32 on CPUs, which emulate
 bfloat16: one draws 250 semantic tokens per row, the other 400 coarse tokens (100 frames of 4
 levels) after 50 semantic ones, without and with a depth model, which has half of the width and a
-third of the layers. --steps of them, rounded up to whole frames, are timed, after compilation: all
+third of the layers. Times --steps steps, rounded up to whole frames, after compilation: all
 frames take the same time, because the cache has its full size from the start. Decoders take turns
 in one process; times are medians of processor time. The peer is GPT-2 of `transformers` with the
 same sizes, whose cache grows; it draws all tokens. Without torch and transformers
@@ -42,8 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--steps', type=command_line.COUNT, default=32, help='number of timed tokens per row (32)'
   )
   parser.add_argument('--width', type=command_line.COUNT, default=512, help='of the models (512)')
-  parser.add_argument('--layers', type=command_line.COUNT, default=6, help='number of them (6)')
-  parser.add_argument('--heads', type=command_line.COUNT, default=8, help='number of them (8)')
+  parser.add_argument(
+    '--layers', type=command_line.COUNT, default=6, help='layers of the Transformer (6)'
+  )
+  parser.add_argument('--heads', type=command_line.COUNT, default=8, help='attention heads (8)')
   parser.add_argument(
     '--repeats', type=command_line.COUNT, default=3, help='turns, after one to warm up (3)'
   )

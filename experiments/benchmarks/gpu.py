@@ -6,8 +6,8 @@
 First a train step of each stage, with random weights and zeros as data: seconds, examples per
 second, memory beyond state and data, operations per second (products and convolutions of the model,
 without recomputation), and their share of the peak (MFU). Then `benchmark acoustic`: milliseconds a
-token of the coarse and fine models, and SoundStorm's real-time factor. What --minutes leave no time
-for is named instead.
+token of the coarse and fine models, and SoundStorm's real-time factor. Measurements that do not
+start within --minutes are named instead.
 Peaks are those of dense bfloat16 products, from NVIDIA's data sheets; others by --peak.
 """
 

@@ -40,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     help='tokens and rows of each batch (750x2,2250x1)',
   )
   parser.add_argument('--width', type=command_line.COUNT, default=512, help='of the model (512)')
-  parser.add_argument('--layers', type=command_line.COUNT, default=6, help='number of them (6)')
-  parser.add_argument('--heads', type=command_line.COUNT, default=8, help='number of them (8)')
+  parser.add_argument(
+    '--layers', type=command_line.COUNT, default=6, help='layers of the Transformer (6)'
+  )
+  parser.add_argument('--heads', type=command_line.COUNT, default=8, help='attention heads (8)')
   parser.add_argument(
     '--repeats', type=command_line.COUNT, default=3, help='turns, after one to warm up (3)'
   )

@@ -1,4 +1,4 @@
-"""Times functions that take turns, so that a busy machine slows all of them, and train steps."""
+"""Times train steps, and functions that take turns, so that other load slows all alike."""
 
 import time
 from collections.abc import Callable, Mapping

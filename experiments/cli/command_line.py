@@ -26,8 +26,8 @@ REPORT = (
   'This is a fault of audiolm_jax, not of your input. Please report it on the issue tracker of the '
   'project, with the lines above and the command that you ran.'
 )
-# Exit status (EX_TEMPFAIL of sysexits.h) of errors that starting again may repair, as
-# tpu_scripts/xpk.sh does: a lost or hanging process, and these errors of a shared storage.
+# Exit status (EX_TEMPFAIL of sysexits.h) of errors that a restart may repair, such as that of
+# tpu_scripts/xpk.sh: a lost or hanging process, and these errors of a shared storage.
 RESTART = 75
 _STORAGE_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN)
 
@@ -212,9 +212,7 @@ def recipe_name(text: str) -> str:
 def _number(
   kind: Callable[[str], int | float], legal: checks.Legal
 ) -> Callable[[str], int | float]:
-  """Returns the argparse type of a flag that is a number; nan, inf and what is out of range are
-  named.
-  """
+  """Returns the argparse type of a number; it refuses nan, inf and values out of range by name."""
 
   def parse(text: str) -> int | float:
     try:
@@ -303,7 +301,7 @@ def _look_at(file: pathlib.Path):
 
 
 def print_any_name():
-  """Makes stdout and stderr print every file name: bytes that are no text of theirs as they are."""
+  """Makes stdout and stderr print any file name: bytes that are not text are written unchanged."""
   codecs.register_error('name', _name_as_bytes)
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):

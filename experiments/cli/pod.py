@@ -20,7 +20,7 @@ from audiolm_jax.training import errors as training_errors
 
 from . import command_line
 
-# Pauses grow to this while a process waits for files of others; then it says so, now and again.
+# Pauses grow to this while a process waits for files of others; it also reports that it waits.
 _MOST_POLL_SECONDS, _SAY_SECONDS = 10.0, 60.0
 
 
@@ -49,7 +49,7 @@ def join_pod():
 
 
 def leave_on_sigterm(patience_seconds: float = 10.0):
-  """Makes SIGTERM end this process in the order of an error: locks and temporary files go.
+  """Makes SIGTERM end this process like an error, which removes locks and temporary files.
 
   For programs that do not ask whether a signal came, called after `join_pod`, which lets JAX catch
   SIGTERM. A process that is still there after `patience_seconds`, as while XLA compiles, ends

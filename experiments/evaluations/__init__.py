@@ -2,7 +2,7 @@
 
 A suite's `measure(recipe, workdir)` returns JSON: 'rows' by name, with the columns of a table;
 'left_out', the reasons for omitted measures by name; and facts about the rows, of which those with
-'rows' are tables, too. The papers' numbers for a table are in `paper`.
+'rows' are further tables. The papers' numbers for a table are in `paper`.
 """
 
 import pathlib

@@ -1,5 +1,6 @@
-"""The acoustic stages alone: given true semantic tokens and the first seconds of codes, as in
-SoundStorm's table 1.
+"""Evaluates the acoustic stages, given true semantic tokens and the first seconds of codes.
+
+This is the setting of SoundStorm's table 1.
 """
 
 import pathlib
@@ -22,24 +23,24 @@ SYSTEMS = {'coarse and fine': 'autoregressive', 'SoundStorm': 'soundstorm'}
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns voice, words and distance to the original of what the acoustic stages make after the
-  prompt.
+  """Returns measures of voice, words and distance to the original, of audio after the prompt.
 
-  What the corpus or the recipe cannot tell is left out, and named in 'left_out' with the reason.
+  Measures that the corpus or the recipe does not allow are omitted, and named in 'left_out' with
+  the reason.
 
-  word_error_rate: of the numbers heard, beside those said (the recognizer errs on the original,
-    too). sphinx_*, ctc_*: the same by recognizers trained elsewhere, on people (the second where
-    the settings name one).
-  whisper_word_errors: by Whisper, relative to what the corpus says or, where it does not tell, to
-    Whisper's own transcript of the original recording (external_judges.whisper_words).
-  similarity: of the speaker embedding of each second to the prompt's, mean.
+  word_error_rate: of the recognized numbers against the spoken ones; the recognizer makes errors on
+    the original, too. sphinx_*, ctc_*: the same by recognizers that were trained on people's speech
+    by others (the second if the settings name one).
+  whisper_word_errors: by Whisper, against the texts of the corpus or, if it has none, Whisper's own
+    transcript of the original recording (external_judges.whisper_words).
+  similarity: mean over seconds, of the speaker embedding and the prompt's.
   verified, other_voices, verification_error, frechet_distance: external_judges.voices.
   dnsmos: of the first `num_naturalness_clips` clips.
-  mel_distance: to the original through the codec, in nats: frames are aligned, since semantic
-  tokens are.
-  codes_level_1, codes: share of the codes that are the original's, of the first level and of all.
-  perplexity: of the codes, mean over levels: far below the original's, a system says the same few
-  everywhere.
+  mel_distance: to the original through the codec, in nats; frames are aligned, because semantic
+    tokens are.
+  codes_level_1, codes: share of codes equal to the original's, of the first level and of all.
+  perplexity: of the codes, mean over levels; a value far below the original's means that a system
+    repeats few codes.
   """
   settings = recipe.evaluation
   models = workspace.load_models(workdir)

@@ -1,4 +1,4 @@
-"""The codec: what is left of held-out speech at each number of levels, beside Opus."""
+"""Evaluates the codec on held-out speech, at several numbers of levels, and Opus for comparison."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Continuations: whose voice they are in, whether it stays, and whether they count on."""
+"""Evaluates continuations: whether they keep the prompt's voice, and continue its counting."""
 
 import pathlib
 
@@ -22,12 +22,12 @@ ORIGINAL = 'original, through the codec'
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns who speaks in continuations of held-out voices, and whether what they say obeys the
-  number grammar.
+  """Returns how similar continuations of held-out voices are to them, and whether their words obey
+  the number grammar.
 
   Voices are judged by the recipe's stage `speaker`; without one by d-vectors of a model that others
-  trained on people (metrics.d_vector). What the corpus or the recipe cannot tell is left out, and
-  named in 'left_out' with the reason.
+  trained on people's speech (metrics.d_vector). Measures that the corpus or the recipe does not
+  allow are omitted, and named in 'left_out' with the reason.
   """
   settings = recipe.evaluation
   rate = workspace.load_stage(workdir, 'soundstream').config.sample_rate
@@ -80,17 +80,15 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
 def continuations(
   recipe: Recipe, workdir: pathlib.Path, prompts: list[np.ndarray], end: int
 ) -> dict:
-  """Returns prompts and what follows them, up to sample `end`, by each system whose stages are
-  there.
-  """
+  """Returns prompts with their continuations, up to sample `end`, by each trained system."""
   settings, (prompt_BT, num_samples_B) = recipe.evaluation, audio.stacked(prompts)
-  waves = {}
+  waves, tokenizer = {}, None
   for label, (stage, acoustic) in SYSTEMS.items():
     if not (workdir / stage).is_dir():
       continue
-    models = workspace.load_models(
-      workdir, coarse=stage if acoustic == 'autoregressive' else 'coarse'
-    )
+    coarse = stage if acoustic == 'autoregressive' else 'coarse'
+    models = workspace.load_models(workdir, coarse=coarse, tokenizer=tokenizer)
+    tokenizer = models.tokenizer  # the same for all
     result = generation.continue_audio(
       models,
       jax.random.key(settings.seed),

@@ -1,5 +1,5 @@
 """Columns that a suite adds to its rows: what measures made elsewhere, and distances of embeddings,
-say of its clips.
+make of its clips.
 
 What needs the extras `eval` and `judges` is left out where those are not installed, and `missing`
 names it.

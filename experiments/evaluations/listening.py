@@ -1,4 +1,4 @@
-"""Makes and evaluates a listening test as AudioLM's (section IV-G): original or generated?
+"""Makes and evaluates a listening test like AudioLM's (section IV-G): original or generated?
 
 `build` writes a static page (an HTML file and a folder of WAV files) of test clips from
 `experiments.detector_clips`. A clip is a prompt of a held-out voice, followed by the original

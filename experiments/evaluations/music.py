@@ -1,4 +1,4 @@
-"""Music from texts: whether what is heard was asked for. Another clip's prompt is the control."""
+"""Evaluates how well music from texts follows its prompt; the control is another clip's prompt."""
 
 import pathlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from audiolm_jax.pretrained import musicnn
 
 from .. import workspace
 from ..recipe import Recipe
-from . import music_judges, music_long, music_probes
+from . import music_judges, music_long, music_melody, music_probes
 from .music_judges import Heard, Judges, share
 from .music_prompts import (
   CONTROLS,
@@ -38,10 +38,10 @@ COLUMNS = {'dynamics': 'dynamics', 'tempi': 'tempo', 'musicnn_auc': 'instrument'
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns how far clips made from prompts of held-out clips have what the prompts ask for.
+  """Returns how well clips generated from the prompts of held-out clips agree with these prompts.
 
-  The rows "other clip's ..." hold the same clips to the text and the attributes of another clip,
-  the unconditional ones clips made without a prompt to those of the held-out clips: chance.
+  The rows "other clip's ..." compare the same clips with the text and the attributes of another
+  clip, the unconditional rows compare clips made without a prompt: both are chance.
 
   similarity, similarity_other: mean cosine of a clip and its text, and of a clip and another's, by
     the joint embedding. It conditions the models, so that these columns favour them.
@@ -59,9 +59,11 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
   font (music_judges.py). Part `tempi`: mean number of onsets per second by the tempo asked for;
   librosa follows the notes of piano, harp, cello and sitar, but not those of flute and choir, so
   that the row of real clips is the ceiling. Parts `embedding`, `semantic`, `pairs` and
-  `memorization` are of music_probes.py, `stories` and `drift` of music_long.py.
+  `memorization` are of music_probes.py, `stories` and `drift` of music_long.py, `melody` of
+  music_melody.py.
 
-  What the recipe or the corpus does not allow is left out, and named in 'left_out' with the reason.
+  Measures that the corpus or the recipe does not allow are omitted, and named in 'left_out' with
+  the reason.
   """
   if not recipe.condition_windows:
     reason = 'no stage of the recipe has a condition, so that texts control nothing'
@@ -95,6 +97,8 @@ def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
     parts, left_out = parts | found, left_out | reasons
     found, reasons = music_long.measure(recipe, systems[0], clips, judges)
     parts, left_out = parts | found, left_out | reasons
+    found, reasons = music_melody.measure(recipe, workdir, systems[0], clips)
+    parts, left_out = parts | found, left_out | reasons
   return {
     **parts,
     'clips': len(examples),
@@ -118,11 +122,11 @@ def tables(
 ) -> dict[str, Any]:
   """Returns the rows, and the parts `accuracy`, `instruments` and `tempi` as far as they are known.
 
-  Clips made from prompts have two rows: held to their own texts, and to those of other clips.
+  Clips made from prompts have two rows: compared with their own texts, and with those of others.
 
   Args:
-    heard_by_row: what is heard in the clips of each row; needs REAL.
-    originals: what is heard in the held-out clips before the codec.
+    heard_by_row: judgements of the clips of each row; needs REAL.
+    originals: judgements of the held-out clips before the codec.
     clips: the held-out clips.
     embedding: joint embedding of audio and texts.
   """
@@ -185,7 +189,7 @@ def distances(one: Heard, originals: Heard) -> dict[str, float]:
 def accuracies(
   heard: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]
 ) -> dict[str, float | None]:
-  """Returns the share of clips in which each attribute is heard that is asked for."""
+  """Returns for each attribute the share of clips in which the requested value is heard."""
   columns = {}
   for name in asked:
     if name in heard:
@@ -204,7 +208,7 @@ def dynamics(
 def areas(
   tag_BV: Float[np.ndarray, 'B V'], label_B: Int[np.ndarray, 'B']
 ) -> dict[str, float | None]:
-  """Returns the area under the ROC of each instrument's tag; None where all or no clip asks it."""
+  """Returns the area under the ROC of each instrument's tag; None if all or no clips request it."""
   found = {}
   for number, name in enumerate(ATTRIBUTES['instrument']):
     asked_B = (label_B == number).astype(int)

@@ -45,7 +45,7 @@ class Judges(NamedTuple):
 
 
 class Heard(NamedTuple):
-  """Holds what judges hear in the clips of a row.
+  """Holds the judgements of the clips of a row.
 
   Fields:
     vector_BD: unit vectors of the joint embedding.
@@ -67,7 +67,7 @@ class Heard(NamedTuple):
 def load(
   recipe: Recipe, workdir: pathlib.Path, embedding: JointEmbedding, sample_rate: int, seconds: float
 ) -> tuple[Judges, dict[str, str]]:
-  """Returns the judges, and the reasons for those that there are not, by name.
+  """Returns the judges, and the reasons for missing ones, by name.
 
   Args:
     recipe: recipe of the models that are judged.
@@ -147,7 +147,7 @@ def fitted(recipe: Recipe, workdir: pathlib.Path, sample_rate: int) -> attribute
 
 
 def hear(judges: Judges, wave_BT: Float[np.ndarray, 'B T'], sample_rate: int) -> Heard:
-  """Returns what the judges hear in clips."""
+  """Returns the judgements of clips."""
   wave_BT = np.asarray(wave_BT, np.float32)
   at_rate_BT = audio.resample(wave_BT, sample_rate, judges.embedding.sample_rate)
   labels, by_musicnn = {}, None

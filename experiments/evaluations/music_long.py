@@ -1,4 +1,4 @@
-"""Long music: stories whose instrument changes, and whether minutes keep what was asked for."""
+"""Evaluates long music: stories whose instrument changes, and drift of clips of minutes."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ def story(random: np.random.Generator) -> tuple[list[str], list[int]]:
 
 
 def drift_rows(recipe: Recipe, system: System, clips: Clips, judges: Judges) -> dict[str, dict]:
-  """Returns how far long clips of one text keep it and their key, by time.
+  """Returns how well long clips of one text keep to it and to their key, by time.
 
   similarity, similarity_other: cosine of the clips' windows and their text, and another clip's.
   instrument: share of windows with the asked instrument, by a judge of another sound font.

@@ -1,4 +1,4 @@
-"""What music models know, without generating audio: MuLan's texts, nats of tokens, memorization."""
+"""Evaluates music models without generating audio: MuLan's texts, nats of tokens, memorization."""
 
 import pathlib
 from typing import Any
@@ -41,7 +41,10 @@ def measure(
     left_out['semantic'] = 'the stage semantic has no condition'
   else:
     parts['semantic'] = {'rows': semantic_rows(models, clips)}
-  parts['memorization'] = {'rows': memorization_rows(recipe, workdir, models)}
+  if getattr(recipe.corpus, 'held_out', None) == 1:
+    left_out['memorization'] = 'all clips of the corpus are held out, so that none was trained on'
+  else:
+    parts['memorization'] = {'rows': memorization_rows(recipe, workdir, models)}
   return parts, left_out
 
 
@@ -141,7 +144,7 @@ def memorization_rows(
   As in MusicLM's appendix, the prompt has the clip's own tokens of MuLan and the first semantic
   tokens of the clip. exact: share of continuations equal to the clip's. approximate: share whose
   transport cost is below `threshold`, see `metrics.music.memorization`; of permuted pairs,
-  `metrics.music.FALSE_POSITIVES` are, if there are enough of them. tokens: length of the
+  `metrics.music.FALSE_POSITIVES` are, if there are enough pairs. tokens: length of the
   continuations.
   """
   config, variables, _ = models.semantic

@@ -1,4 +1,4 @@
-"""Prompts of music from held-out clips, and what the models of a workdir make of them."""
+"""Prompts for music from held-out clips, and audio that a workdir's models generate from them."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ def held_out(
 
 
 def lacking(examples: Sequence[dict]) -> str:
-  """Returns what these clips lack for all measures of this suite; '' if nothing."""
+  """Returns the reason why these clips do not allow the suite; '' if they do."""
   if not all('texts' in example and texts.decode(example['texts']) for example in examples):
     return 'the corpus does not have a text of every clip'
   return 'there is no other clip for the control: hold out more' if len(examples) < 2 else ''
@@ -119,7 +119,7 @@ def usable(
   if not (workdir / ACOUSTIC_ONLY).is_dir():
     left_out[WITHOUT_SEMANTIC] = f'the stage {ACOUSTIC_ONLY} is not trained'
     return found, left_out
-  alone = workspace.load_models(workdir, coarse=ACOUSTIC_ONLY)
+  alone = workspace.load_models(workdir, coarse=ACOUSTIC_ONLY, tokenizer=models.tokenizer)
   if alone.coarse.config.condition is None:
     left_out[WITHOUT_SEMANTIC] = f'the stage {ACOUSTIC_ONLY} has no condition'
   else:

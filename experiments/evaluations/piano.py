@@ -1,4 +1,4 @@
-"""Piano continuations (AudioLM, section IV-I): whether they stay in key, rhythm and loudness.
+"""Evaluates piano continuations (AudioLM, section IV-I): whether they keep key, rhythm and level.
 
 Prompts are beginnings of held-out rendered pieces (`data.music`, setting 'piano'), whose keys and
 notes are known.
@@ -28,11 +28,11 @@ Transcribe = Callable[[np.ndarray, int], np.ndarray]
 
 
 def measure(recipe: Recipe, workdir: pathlib.Path) -> dict:
-  """Returns what continuations of piano keep of their prompts.
+  """Returns how well continuations of piano agree with their prompts in key, rhythm and level.
 
-  The row "a tritone away" holds the true continuations to the key and the pitch classes of the
-  prompt, moved by six semitones; the rows "another clip's prompt" hold continuations to a prompt
-  that is not theirs. Both are floors, the true continuations are the ceiling.
+  The row "a tritone away" compares the true continuations with key and pitch classes of the prompt,
+  moved by six semitones; the rows "another clip's prompt" compare continuations with a prompt of
+  another clip. Both are floors, the true continuations are the ceiling.
 
   notes_in_key: share of the notes of a continuation, heard by Basic Pitch, in the key of its prompt
     by the score, mean over clips; in_key: the same of the energy of pitch classes, which needs no
@@ -115,14 +115,14 @@ def kept(
   sample_rate: int,
   shift: int = 0,
 ) -> dict[str, float | int]:
-  """Returns what continuations keep of prompts.
+  """Returns how well continuations agree with prompts.
 
   Args:
     prompts: waveforms [T] of the prompts.
     new: waveforms [T] of the continuations, without their prompts.
     notes: notes [N, 4] that are heard in the continuations; None: not known.
     keys: tonic and mode of each prompt.
-    asked_B: number of the prompt that each continuation is held to.
+    asked_B: number of the prompt that each continuation is compared with.
     sample_rate: Hz.
     shift: semitones by which the continuations are moved.
   """

@@ -4,12 +4,12 @@ r"""Trains on your own audio files on one TPU v5e chip, as Colab lends it, withi
     --set corpus.root=/content/my_recordings
 
 The models are those of `folder`, with a codec at the frame rate and SoundStorm in place of coarse
-and fine, and batches meant to fill the chip. The compiler predicts memory and time of their steps:
+and fine, and batches meant to fill the chip. The compiler predicts memory and time of a step:
 
   python -m experiments.compile --stage=semantic --recipe=colab --topology=v5e:1x1
 
 A workdir on Google Drive survives the end of a session, and the same command resumes there. Not
-trained yet; docs/results/tpu.md has the predicted step of the semantic stage.
+trained yet; docs/results/tpu.md has the predicted steps of the semantic stage and SoundStorm.
 """
 
 import dataclasses

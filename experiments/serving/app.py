@@ -200,7 +200,7 @@ def _guarded(app, hosts: Collection[str], token: str | None):
 
 
 def _refused(request: Request, hosts: Collection[str], token: str | None) -> Response | None:
-  """Returns the answer to a request that is none of the page, or None."""
+  """Returns the refusal of a request that does not come from the page, or None."""
   named = request.headers.getlist('host')
   if len(named) != 1 or _hostname(named[0]) not in hosts:
     return _refusal(421, 'this host is not served here')

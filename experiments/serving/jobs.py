@@ -84,7 +84,7 @@ class Request:
 
 
 class Job:
-  """Holds a request and what has been made for it. `lock` guards all but the constants."""
+  """Holds a request and its results so far. `lock` guards all fields except the constants."""
 
   def __init__(self, request: Request, recording_T: Wave, voice_T: Wave | None = None):
     self.request, self.recording_T, self.voice_T = request, recording_T, voice_T
@@ -115,7 +115,7 @@ class Job:
 
 
 class Shelf:
-  """Keeps values by a random id, for a limited time, and a limited number of them."""
+  """Keeps a limited number of values by random ids, for a limited time."""
 
   def __init__(self, capacity: int = CAPACITY, seconds: float = KEPT_SECONDS):
     self._capacity, self._seconds = capacity, seconds
@@ -230,7 +230,7 @@ class Worker:
 
 
 def report(job: Job, worker: Worker) -> dict:
-  """Returns what a client may know of a job, as JSON has it."""
+  """Returns the public facts of a job, as JSON."""
   codec = worker.models.tokenizer.codec
   rate, place = codec.sample_rate, worker.place(job)
   with job.lock:

@@ -254,7 +254,7 @@ async function run(content, title, after) {
     player.stop();
     try { await request(`/api/jobs/${id}`, {method: 'DELETE'}); } catch (error) { fail(error); }
   });
-  let report = await json(`/api/jobs/${id}`);
+  let report = {seconds: 0, total_seconds: 0, prompt_seconds: 0};  // until the first one arrives
   let samples = new Float32Array(0), drawn = 0;  // `drawn`: when the pictures were drawn
   const total = () => Math.max(samples.length, report.total_seconds * about.sample_rate, 1);
   const draw = () => {

@@ -68,7 +68,7 @@ def test_rounds_cycles_traffic_and_collectives_of_a_tpu_program():
   assert gather == hlo.Collective(
     'all-gather', 'f32[256,128]', 256 * 128 * 4, (0, 4, 8, 12), 12, np.inf, 'jit(step)/gather'
   )
-  assert (reduce.kind, reduce.size, reduce.group, reduce.rounds, reduce.beside) == (
+  assert (reduce.kind, reduce.size, reduce.group, reduce.rounds, reduce.hidden_by) == (
     'all-reduce',
     12 * 64 * 128 * 4,
     (0, 1),

@@ -18,8 +18,8 @@ CHIP = roofline.Chip(
 )
 
 
-def collective(kind, size, group, rounds=1, beside=0):
-  return hlo.Collective(kind, 'f32[]', size, group, rounds, beside, '')
+def collective(kind, size, group, rounds=1, hidden_by=0):
+  return hlo.Collective(kind, 'f32[]', size, group, rounds, hidden_by, '')
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_a_step_waits_for_the_slowest_and_for_what_is_exposed():
   assert predict(kernels=[kernel]).step_seconds == pytest.approx(1.06)
   assert predict(hbm_bytes=2 * 10**9).bound == 'HBM'
   assert predict(product_flops=0.95e12).bound == 'matrix unit'
-  gather = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, beside=math.inf)
+  gather = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, hidden_by=math.inf)
   # hidden until it takes longer
   assert predict(collectives=[gather]).step_seconds == pytest.approx(1.2)
   # 0.1 of its 0.3 s
-  fused = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, beside=10**8)
+  fused = collective('all-gather', 40_000_000, (0, 1, 2, 3), rounds=4, hidden_by=10**8)
   assert predict(collectives=[fused]).step_seconds == pytest.approx(1.0 + 4 * 0.2)
   exposed = predict(collectives=[gather, collective('all-reduce', 200_000_000, (0, 1))])
   assert exposed.step_seconds == pytest.approx(1.2 + 2.0) and exposed.bound == 'collectives'

@@ -1,12 +1,15 @@
 """Files of captions: every format, and which names do not match."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import soundfile
 
 from audiolm_jax import audio
 from audiolm_jax.data import captions, skipped, texts
+from audiolm_jax.errors import UserError
 from experiments import corpora
 
 RATE = 16_000
@@ -14,7 +17,11 @@ RATE = 16_000
 
 def sound(path, seconds=1.0, level=0.1):
   path.parent.mkdir(parents=True, exist_ok=True)
-  audio.save(path, np.full(round(seconds * RATE), level, np.float32), RATE)
+  wave_T = np.full(round(seconds * RATE), level, np.float32)
+  if path.suffix == '.mp3':
+    soundfile.write(path, wave_T, RATE)
+  else:
+    audio.save(path, wave_T, RATE)
 
 
 @pytest.fixture
@@ -63,39 +70,139 @@ def test_plain_files(root, text, name):
   assert matched(root, write(root, text, name)) == WANTED
 
 
+MUSICCAPS = (
+  'ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset,'
+  'is_audioset_eval\n'
+)
+
+
 def test_musiccaps_names_and_times(tmp_path):
   root = tmp_path / 'music'
   sound(root / '-0Gj8-vB1q4.wav', 10.0)
   sound(root / '[-0SdAVK79lg]-[30-40].wav', 10.0)
-  sound(root / 'track_000000.wav', 45.0)
+  sound(root / '-0vPFx-wRRI.wav', 45.0)
   path = write(
     root,
-    'ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id\n'
-    '-0Gj8-vB1q4,30,40,"/m/0140xf","[\'low quality\']","The low quality, slow.",4\n'
-    '-0SdAVK79lg,30,40,"/m/0155w","[]",Guitar.,0\n'
-    'track_000000,30,40,"/m/0155w","[]",Drums.,0\n',
+    f'{MUSICCAPS}-0Gj8-vB1q4,30,40,"/m/0140xf,/m/02cjck","[\'low quality\', \'sad\']",'
+    '"The low quality, slow.",4,False,True\n'
+    '-0SdAVK79lg,30,40,"/m/0155w","[]",Guitar.,0,False,False\n'
+    '-0vPFx-wRRI,30,40,"/m/0155w","[]","Drums,\nand a ""bass"".",0,True,True\n',
+    'musiccaps-public.csv',
   )
   found = captions.parts(root, captions.read(path))
   assert [(part.start_seconds, part.num_seconds) for part in found] == [
     (0, None),
-    (0, None),
     (30, 10),
+    (0, None),
   ]
-  assert list(found.values()) == [('The low quality, slow.',), ('Guitar.',), ('Drums.',)]
+  written = [('The low quality, slow.',), ('Drums,\nand a "bass".',), ('Guitar.',)]
+  assert list(found.values()) == written
+  source = captions.CaptionedFiles(found, RATE, num_texts=1, text_bytes=64)
+  assert [len(source[n]['waveform']) for n in range(3)] == [10 * RATE] * 3
+  assert texts.decode(source[1]['texts']) == ['Drums,\nand a "bass".']
 
 
 def test_jamendo_captions_are_tags(tmp_path):
   root = tmp_path / 'music'
-  sound(root / '48/948.ogg')
-  sound(root / '14/214.low.ogg')
+  sound(root / '48/948.mp3')
+  sound(root / '14/214.low.mp3')
   path = write(
     root,
     'TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n'
-    'track_0000948\tartist_87\talbum_149\t48/948.mp3\t212.7\tgenre---rock\tmood/theme---happy\n'
-    'track_0000214\tartist_14\talbum_31\t14/214.mp3\t124.6\tgenre---punkrock\n',
+    'track_0000948\tartist_000087\talbum_000149\t48/948.mp3\t212.7\tgenre---rock\t'
+    'mood/theme---happy\n'
+    'track_0000214\tartist_000014\talbum_000031\t14/214.mp3\t124.6\tgenre---punkrock\n',
     'autotagging.tsv',
   )
-  assert matched(root, path) == {'48/948.ogg': ('rock, happy',), '14/214.low.ogg': ('punkrock',)}
+  assert matched(root, path) == {'48/948.mp3': ('rock, happy',), '14/214.low.mp3': ('punkrock',)}
+  source = captions.CaptionedFiles(
+    captions.parts(root, captions.read(path)), RATE, num_texts=1, text_bytes=64
+  )
+  assert all(len(source[n]['waveform']) == pytest.approx(RATE, abs=2304) for n in range(2))
+
+
+FMA = """,album,album,set,set,track,track,track,track,track
+,id,title,split,subset,genre_top,genres,genres_all,tags,title
+track_id,,,,,,,,,
+2,1,AWOL,training,small,Hip-Hop,[21],[21],[],Food
+3,1,AWOL,training,medium,,"[21, 1235]","[1235, 21]","['beats', 'hip-hop']","This
+World"
+20,4,Niris,training,large,,"[1235]","[1235]",[],Spiritual Level
+155320,9,x,test,small,Rock,[],[],['live'],Freely
+"""
+GENRES = """genre_id,#tracks,parent,title,top_level
+21,8389,0,Hip-Hop,21
+1235,14938,0,"Instrumental, slow",1235
+"""
+
+
+@pytest.fixture
+def fma(tmp_path):
+  """The folders fma_metadata and fma_small, as in the archives."""
+  for name in ('000/000002', '155/155320'):
+    sound(tmp_path / f'fma_small/{name}.mp3')
+  (tmp_path / 'fma_small/checksums').write_text('x')
+  (tmp_path / 'fma_metadata').mkdir()
+  for name, text in (('tracks', FMA), ('genres', GENRES)):
+    (tmp_path / f'fma_metadata/{name}.csv').write_text(text, encoding='utf-8')
+  return tmp_path
+
+
+def test_fma_captions_are_genres_and_tags_of_a_subset(fma):
+  entries = captions.read(fma / 'fma_metadata/tracks.csv')
+  assert [entry.captions for entry in entries] == [
+    ('Hip-Hop',),
+    ('Hip-Hop, Instrumental, slow, beats, hip-hop',),
+    ('Instrumental, slow',),
+    ('Rock, live',),
+  ]
+  sizes = [len(captions.subset(entries, name)) for name in ('', 'small', 'medium', 'large')]
+  assert sizes == [4, 2, 3, 4]
+  corpus = corpora.Captioned(
+    root=str(fma / 'fma_small'),
+    captions=str(fma / 'fma_metadata/tracks.csv'),
+    subset='small',
+    sample_rate=RATE,
+    held_out=0.0,
+  )
+  source = corpus.examples('train', None)
+  names = [part.path.removeprefix(str(fma)) for part in source.parts]
+  assert names == ['/fma_small/000/000002.mp3', '/fma_small/155/155320.mp3']
+  assert [texts.decode(source[n]['texts']) for n in range(2)] == [['Hip-Hop'], ['Rock, live']]
+  whole = dataclasses.replace(corpus, subset='')
+  message = r'2 of 4 captions have no file .*: 000/000003.mp3, 000/000020.mp3. .*subset=small'
+  with pytest.raises(ValueError, match=message):
+    whole.examples('train', None)
+
+
+@pytest.mark.parametrize(
+  'name, change, message',
+  [
+    ('genres', None, 'no file .*genres.csv: .* from fma_metadata.zip'),
+    ('genres', ('title', 'name'), 'genres.csv has no columns genre_id and title'),
+    ('genres', ('21,8389', '22,8389'), 'tracks.csv, line 4: genres.csv has no genre 21'),
+    ('tracks', ('track_id,', 'id,'), 'begins as tracks.csv of FMA, but has no line track_id'),
+    ('tracks', ('genres,genres_all', 'a,b'), r"has no columns \[\('track', 'genres'\)\]"),
+    ('tracks', (',[21],[21],[]', ',[21],[21],[x'), 'line 4: the genres or tags of track 2 are no'),
+    ('tracks', (',small,', ',tiny,'), "line 4: the subset 'tiny' is none of small, medium, large"),
+  ],
+)
+def test_damaged_files_of_fma_are_explained(fma, name, change, message):
+  path = fma / f'fma_metadata/{name}.csv'
+  text = path.read_text(encoding='utf-8')
+  path.unlink()
+  if change:
+    path.write_text(text.replace(*change, 1), encoding='utf-8')
+  with pytest.raises(UserError, match=message):
+    captions.read(fma / 'fma_metadata/tracks.csv')
+
+
+def test_only_fma_has_subsets(root):
+  entries = captions.read(write(root, 'file,caption\na.wav,a harp\n'))
+  with pytest.raises(UserError, match="subset='small': .* --set corpus.subset="):
+    captions.subset(entries, 'small')
+  with pytest.raises(UserError, match="subset='tiny'"):
+    corpora.Captioned(root='x', captions='y', subset='tiny')
 
 
 def test_captions_without_files_and_files_without_captions_are_counted_and_named(root, tmp_path):

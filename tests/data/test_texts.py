@@ -31,6 +31,14 @@ def test_wrong_texts_are_refused(wrong, message):
     texts.encode(wrong, 5, num_texts=2)
 
 
+def test_words_are_compared_in_lower_case_and_other_scripts_by_letters():
+  assert texts.words(["A slow 8-bar tune, isn't it?", 'SLOW']) == {
+    *('a', 'slow', '8', 'bar', 'tune', 'isn', 't', 'it')
+  }
+  assert texts.words(['慢 éveil_♪']) == {'慢', 'é', 'veil'}
+  assert texts.words(['♪ !?', '']) == set()
+
+
 def test_decoding_returns_the_texts_without_missing_ones():
   written = ['ein Stück', '笛', 'x']
   assert texts.decode(texts.encode(written, 12, num_texts=5)) == written

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import io
+import json
 import os
 import pathlib
 import shlex
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from audiolm_jax import codes_file, errors, storage
-from experiments import codec, compile, detect, generate, train, workspace
+from experiments import codec, compile, detect, evaluate, generate, train, workspace
 from experiments import recipe as recipe_lib
 from experiments.cli import command_line, pod, recipe_pages
 from tests import programs
@@ -307,6 +308,18 @@ def test_a_workdir_refuses_another_recipe(monkeypatch, tmp_path):
   (tmp_path / command_line.MEMORY).write_text('{"recipe": 3')
   with pytest.raises(ValueError, match='delete it, the next run writes it again'):
     workspace.recipe_of(args('folder'))
+
+
+def test_an_evaluation_on_other_audio_leaves_the_corpus_of_the_workdir(monkeypatch, tmp_path):
+  args = argparse.Namespace(recipe='folder', workdir=tmp_path, overrides=['corpus.root=a'])
+  workspace.recipe_of(args)
+  measured = lambda recipe, workdir: {'rows': {}, 'root': recipe.corpus.root}
+  monkeypatch.setattr(evaluate.evaluations, 'SUITES', {'codec': measured})
+  flags = ['--recipe=folder', f'--workdir={tmp_path}', '--suite=codec', '--set', 'corpus.root=b']
+  monkeypatch.setattr(sys, 'argv', ['evaluate', *flags])
+  evaluate.main()
+  assert json.loads((tmp_path / 'evaluation/codec.json').read_text())['root'] == 'b'
+  assert command_line.remembered(tmp_path) == ('folder', ['corpus.root=a'])
 
 
 def test_a_workdir_in_which_nothing_was_made_takes_another_recipe(tmp_path):

@@ -3,24 +3,33 @@ test-tpu`).
 """
 
 import dataclasses
+import functools
+import inspect
 import math
+import time
+import types
 
 import jax
+import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 
+from audiolm_jax import codec, decoding, tokenizer
 from audiolm_jax.costs import goodput, hlo, roofline
 from audiolm_jax.nn.transformer import TransformerConfig
 from audiolm_jax.sampling import ParallelRule
-from audiolm_jax.stages import coarse, soundstorm, soundstream
-from audiolm_jax.training import sharding
+from audiolm_jax.stages import coarse, detector, soundstorm, soundstream
+from audiolm_jax.training import loop, sharding
 from audiolm_jax.training.loop import TrainConfig
 from audiolm_jax.training.optimizers import OptimizerConfig
 from experiments import compile as compile_program
 from experiments import recipe as recipe_lib
 from experiments.inputs import Tokens
 from experiments.recipe import SemanticTokens
+from notebooks import build
 from tests import toys
+from tests.test_notebooks import SCRIPT, shown, sized  # noqa: F401 (a fixture)
 
 # Activations of a device, 4 x 60 x 32, are larger than any parameter: what is larger than these is
 # no parameter.
@@ -187,6 +196,10 @@ def test_decoding_programs():
   inner = 4 * 16**2 + 2 * 16 * 32 + 2 * 32 * 16
   expected = 2 * (2 * (3 * layer + 2 * inner) + 3 * 4 * 36 * 32 + 3 * 2 * 16)
   assert frame.model_flops == pytest.approx(expected, rel=0.02)
+  # Aligned tokens are read from a table, without products.
+  aligned = dataclasses.replace(COARSE, depth=depth, aligned=True, deduplicate=False)
+  same = compile_program.lower_decode(aligned, devices, 2, ParallelRule())
+  assert same.model_flops == frame.model_flops
   storm = compile_program.lower_decode(STORM, devices, 1, ParallelRule(iterations=(4, 1)))
   once = compile_program.lower_decode(STORM, devices, 1, ParallelRule(iterations=(1, 1)))
   assert storm.model_flops * 2 == once.model_flops * 5  # passes
@@ -273,3 +286,109 @@ def test_tpu_slices_talk_of_gradients_only(paper):
   assert across
   size = sum(one.rounds * one.size for one in across)
   assert size <= 2 * 4 * program.num_parameters, across
+
+
+WEIGHTS = ('params', 'codec', 'tokenizer', 'variables')  # arguments of the library's programs
+
+
+class Calls(dict):
+  """Records the jitted functions that are called, by name and shapes, and computes nothing.
+
+  Numbers of levels of the codec, which only cut its codes, are one program.
+  """
+
+  def instead_of(self, function, *static: str):
+    """Returns a function that records its calls and returns zeros; `static` are no arrays."""
+
+    def call(*args, **kwargs):
+      if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+        return function.__wrapped__(*args, **kwargs)  # part of another program
+      given = inspect.signature(function).bind(*args, **kwargs).arguments
+      fixed = {name: given.pop(name) for name in static if name in given}
+      plain = lambda given: function.__wrapped__(**fixed, **given)
+      shapes = jax.eval_shape(lambda given: given, given)
+      inputs = {name: value for name, value in shapes.items() if name not in WEIGHTS}
+      sizes = [str(leaf.shape) for leaf in jax.tree.leaves(inputs) if leaf.shape]
+      if 'model' in fixed:
+        levels = fixed['model'].vocabulary.target_levels
+        sizes.append(f'{levels} levels, capacity {fixed["capacity"]}')
+      self[' '.join([function.__name__, *sizes])] = plain, shapes
+      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(plain, shapes))
+
+    return call
+
+
+@pytest.mark.tpu
+@pytest.mark.filterwarnings('ignore:divide by zero:RuntimeWarning')  # spectrograms of silence
+def test_tpu_programs_of_the_notebook(shown, tmp_path, monkeypatch):
+  """Every program that the notebook runs on Colab's chip compiles for it, and fits.
+
+  Prints the rows of docs/results/tpu.md.
+  """
+  chip, devices = compile_program.load_topology('v5e:1x1')
+  calls, steps = Calls(), {}
+
+  def train(stage, config, train_config, **options):
+    steps[config] = recipe_lib.StageRecipe(model=config, data=Tokens(), train=train_config)
+    shapes = sharding.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return types.SimpleNamespace(variables=variables, step=train_config.num_steps, goodput=0.0)
+
+  with monkeypatch.context() as patch:
+    for module, name, static in (
+      (decoding, 'sample_targets', ('model', 'capacity')),
+      (tokenizer, '_semantic_tokens', ()),
+      (codec, '_encode', ('levels',)),
+      (codec, '_decode', ()),
+      (codec, '_reconstruct', ('levels',)),
+    ):
+      patch.setattr(module, name, calls.instead_of(getattr(module, name), *static))
+    log_odds = functools.wraps(detector.log_odds)(jax.jit(detector.log_odds, static_argnums=0))
+    patch.setattr(detector, 'log_odds', calls.instead_of(log_odds, 'config'))
+    patch.setattr(loop, 'train', train)
+    patch.chdir(tmp_path)
+    matplotlib.use('Agg')
+    namespace = {}
+    for kind, tags, source in build.cells(SCRIPT.read_text()):
+      if kind == 'code' and 'colab' not in tags:
+        source = sized(source, 'ON_CPU', False)
+        exec(compile(source, str(SCRIPT), 'exec'), namespace)
+  jax.clear_caches()  # of what was traced for a CPU
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=1), devices)
+
+  def lowered(function, shapes):
+    def on_mesh(given):
+      with sharding.activations(mesh):
+        return function(given)
+
+    return jax.jit(on_mesh, in_shardings=sharding.replicated(mesh)).lower(shapes)
+
+  programs = {name: lambda call=call: lowered(*call) for name, call in calls.items()}
+  for config, stage in steps.items():
+    name = f'train step of {type(config).__module__.rpartition(".")[2]}, {stage.train.batch_size}'
+    programs[name] = lambda stage=stage: compile_program.lower_train_step(stage, devices).lowered
+  for name in ('semantic', 'coarse'):  # which `sample_targets` repeats
+    config = getattr(namespace['models'], name).config
+    programs[f'step of {name}'] = lambda config=config: (
+      compile_program.lower_decode(config, devices, 1, None).lowered
+    )
+  assert len(steps) == 2 and {name.split()[0] for name in calls} == {
+    'sample_targets',
+    '_semantic_tokens',
+    '_encode',
+    '_decode',
+    '_reconstruct',
+    'log_odds',
+  }
+  print()
+  for name, lower in programs.items():
+    begun = time.monotonic()
+    compiled = lower().compile()
+    took = time.monotonic() - begun
+    used = compile_program.memory_bytes(compiled)
+    parsed = hlo.parse(compiled.as_text())
+    milliseconds = 1e3 * hlo.cycles(parsed) / chip.clock
+    once = f', {parsed.unknown_loops} loops once' if parsed.unknown_loops else ''
+    row = f'{used / 2**20:.0f} MiB | {milliseconds:.3f} ms{once} | compiled in {took:.0f} s'
+    print(f'| {name} | {row} |', flush=True)
+    assert used < chip.hbm_bytes

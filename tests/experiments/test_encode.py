@@ -135,7 +135,7 @@ def test_a_corpus_that_changed_before_the_end_is_refused_and_put_back_goes_on(
   os.rename(workdir / 'tokens', workdir / 'tokens.old1')  # the remedy, as printed
   run(recipe_of(root), workdir)
   assert read(workdir) == [1, 2, 3, 4, 8]
-  assert 'tokens.old2' in encode.aside(workdir / 'tokens')
+  assert 'tokens.old2' in encode.move_command(workdir / 'tokens')
 
 
 def test_a_finished_encode_says_what_was_added_since_and_how_to_add_it(root, tmp_path, capsys):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiolm_jax import chain, generation, joint_embedding, music_generation
+from audiolm_jax import audio, chain, generation, joint_embedding, music_generation
 from audiolm_jax.data import music as music_data
 from audiolm_jax.data import rendering, texts
 from audiolm_jax.embedding_tokens import Quantizer
@@ -19,7 +19,7 @@ from audiolm_jax.pretrained import musicnn
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.tokenizer import MusicTokenizer, Tokenizer
 from experiments import evaluations, sources, workspace
-from experiments.corpora import Music
+from experiments.corpora import Captioned, Music
 from experiments.evaluations import music, music_judges, music_long, music_probes, music_prompts
 from experiments.recipe import Evaluation
 from experiments.recipes import tiny, tiny_music
@@ -186,12 +186,48 @@ def test_music_of_toy_models_is_held_to_its_own_and_to_other_prompts(models, tmp
   assert list(rows)[::7] == ['0 to 2 s', '14 to 16 s'] and len(rows) == 8
   assert rows['0 to 2 s']['pitch_distance'] == 0 < rows['14 to 16 s']['pitch_distance']
   assert found['left_out'] == {
+    'melody': 'the models read no melodies',
     'coarse and fine': 'its stage is not trained',
     'without semantic stage': 'the stage acoustic_only is not trained',
   }
   text = evaluations.table({'music': found})
   for title in ('music (', 'music, accuracy', 'music, pairs', 'music, semantic', 'music, drift'):
     assert f'\n{title}' in text
+
+
+def test_real_files_of_musiccaps_are_measured_as_far_as_their_captions_tell(
+  models, tmp_path, monkeypatch
+):
+  """The clips are from 30 s to 32 s in tracks named by their ytid; all are held out."""
+  lines = ['ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,'
+           'is_balanced_subset,is_audioset_eval']  # fmt: skip
+  (tmp_path / 'clips').mkdir()
+  for n, name in enumerate(('-0Gj8-vB1q4', '-0SdAVK79lg', '-0vPFx-wRRI')):
+    wave_T = np.pad(toys.noise(2.0, seed=n), (30 * toys.RATE, toys.RATE))
+    audio.save(tmp_path / f'clips/{name}.wav', wave_T, toys.RATE)
+    lines.append(f'{name},30,32,"/m/04rlf","[\'sad\']","A sad, slow song {n}.",4,False,True')
+  (tmp_path / 'musiccaps-public.csv').write_text('\n'.join(lines) + '\n')
+  corpus = Captioned(
+    root=str(tmp_path / 'clips'),
+    captions=str(tmp_path / 'musiccaps-public.csv'),
+    sample_rate=toys.RATE,
+    held_out=1.0,
+  )
+  monkeypatch.setattr(musicnn, 'listener', lambda: listen)
+  settings = dataclasses.replace(recipe().evaluation, long_seconds=2.0)
+  found = music.measure(dataclasses.replace(recipe(corpus, 3), evaluation=settings), tmp_path)
+  assert found['clips'] == 3
+  assert found['rows'][music.REAL]['similarity'] != 0
+  assert {'nearer', 'recall_1', 'frechet_mulan'} <= set(found['rows'][music.REAL])
+  assert 'dynamics' not in found['rows'][music.REAL] and 'accuracy' not in found
+  assert set(found['semantic']['rows']) >= {'own text', "other clip's text"}
+  assert found['left_out'].keys() >= {
+    'attributes', 'dynamics', 'tempi', 'musicnn_auc', 'embedding', 'memorization', 'pairs',
+    'stories', 'drift',
+  }  # fmt: skip
+  assert 'none was trained on' in found['left_out']['memorization']
+  text = evaluations.table({'music': found})
+  assert 'paper: MusicLM' in text and 'music: dynamics left out: the corpus does not name' in text
 
 
 def test_recipes_without_conditions_are_left_out_by_name(tmp_path):
@@ -416,12 +452,13 @@ def test_systems_that_prompts_cannot_control_are_named(monkeypatch, tmp_path):
 
   (tmp_path / 'acoustic_only').mkdir()
   only = stage(CONDITION, condition_on_semantic=False)
-  loaded = []
-  monkeypatch.setattr(
-    workspace,
-    'load_models',
-    lambda workdir, coarse: loaded.append(coarse) or chain.Models(tokenizer, stage(None), only),
-  )
+  asked = []
+
+  def load_models(workdir, **options):
+    asked.append(options)
+    return chain.Models(options['tokenizer'], stage(None), only)
+
+  monkeypatch.setattr(workspace, 'load_models', load_models)
   waves, left_out = made(stage(None), None, None)
   assert waves == {f'text prompt, {alone}': 1, f'audio prompt, {alone}': 3, f'unconditional, {alone}': 2}  # fmt: skip  # noqa: E501
-  assert loaded == ['acoustic_only'] and alone not in left_out
+  assert asked == [{'coarse': 'acoustic_only', 'tokenizer': tokenizer}] and alone not in left_out

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from audiolm_jax import audio, kmeans, tokenizer
-from audiolm_jax.data import pipeline, token_shards
+from audiolm_jax.data import pipeline, texts, token_shards
 from audiolm_jax.stages.base import Condition
 from audiolm_jax.training import saving
-from experiments import corpora, encode, workspace
+from experiments import corpora, encode, sources, workspace
 from experiments.cli import clips
 from experiments.inputs import Audio
 from experiments.recipe import Evaluation, MusicTokens, SemanticTokens, StageRecipe
@@ -49,6 +49,26 @@ def recipe(tmp_path):
     sampling=toys.SAMPLING,
     evaluation=Evaluation(carry_seconds=0.4),
   )
+
+
+def test_words_of_training_texts_are_read_from_captions_or_from_examples(tmp_path, monkeypatch):
+  base = folder_recipe.RECIPE
+  (tmp_path / 'music').mkdir()
+  for n in range(2):
+    audio.save(tmp_path / f'music/{n}.wav', toys.noise(0.5, seed=n), toys.RATE)
+  listed = tmp_path / 'captions.csv'
+  listed.write_text('file,caption,caption2\n0.wav,Slow harp,\n1.wav,"slow, é",fast\n')
+  corpus = corpora.Captioned(
+    root=str(tmp_path / 'music'), captions=str(listed), num_texts=2, held_out=0.0
+  )
+  words_of = lambda corpus: sources.training_words(base.derived(corpus=corpus), tmp_path / 'run')
+  assert words_of(corpus) == {'slow', 'harp', 'é', 'fast'}
+  monkeypatch.setattr(sources, 'MAX_WORDS', 3)
+  assert words_of(corpus) == set()
+  assert words_of(corpora.Folder(root=str(tmp_path / 'music'), held_out=0.0)) == set()
+  described = [{'texts': texts.encode([name], 8)} for name in ('a cello', 'a flute')]
+  monkeypatch.setattr(sources, 'corpus', lambda *arguments: [None, *described])
+  assert words_of(corpus) == {'a', 'cello', 'flute'}
 
 
 def test_tokens_of_mulan_reach_the_stages_and_texts_the_music(recipe, tmp_path, capsys):

@@ -167,7 +167,10 @@ def test_a_stage_cannot_be_named_as_a_field():
     recipe.derived({'corpus': recipe.stages['fine']})
 
 
-@pytest.mark.parametrize('name', ['musiclm', 'tiny_music', 'tiny_melody'])
+MELODY_LEVELS = {'tiny_melody': 6 * 2, 'musiclm_melody': 24 * 3}
+
+
+@pytest.mark.parametrize('name', ['musiclm', 'musiclm_melody', 'tiny_music', 'tiny_melody'])
 def test_conditions_fit_mulan_the_crops_and_the_texts_of_the_corpus(name):
   recipe = recipe_lib.load(name)
   mulan = recipe.stages['mulan'].model
@@ -184,7 +187,8 @@ def test_conditions_fit_mulan_the_crops_and_the_texts_of_the_corpus(name):
     assert condition.windows == 1 + max(0, round(crop - mulan.audio.crop_seconds))
     assert condition.size == recipe.music_tokens.codebook_size
     assert condition.levels <= recipe.music_tokens.num_quantizers + recipe.melody_levels
-    assert condition.melody_levels == recipe.melody_levels == (12 if name == 'tiny_melody' else 0)
+    assert condition.melody_levels == recipe.melody_levels == MELODY_LEVELS.get(name, 0)
+  assert name != 'musiclm_melody' or conditions['semantic'].levels == 12 + 72
   names = list(recipe.stages)
   assert names.index('mulan') < names.index('semantic')
   assert recipe.music_tokens.melody is None or names.index('melody') < names.index('semantic')
@@ -204,6 +208,17 @@ def test_tiny_piano_reads_no_texts_and_continues_four_seconds():
   settings = recipe.evaluation
   assert settings.prompt_seconds == 4 and recipe.corpus.config.setting == 'piano'
   assert settings.prompt_seconds + settings.seconds == recipe.corpus.config.clip_seconds
+
+
+@pytest.mark.parametrize('name', ['musiclm', 'musiclm_melody'])
+def test_batches_of_musiclm_are_divided_among_256_chips(name):
+  trained = recipe_lib.load(name).trained
+  assert {'mulan', 'semantic', 'coarse', 'fine', 'soundstorm'} <= set(trained)
+  assert all(stage.train.batch_size % 256 == 0 for stage in trained.values())
+  theirs = recipe_lib.load('librilight').stages
+  for stage in ('soundstream', 'w2v_bert'):  # as many examples in all
+    own, other = trained[stage].train, theirs[stage].train
+    assert own.batch_size * own.num_steps == other.batch_size * other.num_steps
 
 
 def test_musiclm_has_the_sizes_of_its_paper():

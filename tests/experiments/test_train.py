@@ -113,14 +113,36 @@ def test_a_stage_stays_finished_when_a_model_is_replaced_whose_tokens_it_does_no
   assert not finished()
 
 
+def test_a_stage_of_audio_stays_finished_while_the_models_that_it_names_do(tmp_path):
+  stage = RECIPE.stages['first']
+  save(tmp_path, 'first', 5, {'soundstream': PRINTS['soundstream']})
+  finished = lambda: train.is_finished(stage, tmp_path / 'first', tmp_path)
+  files.write_text(tmp_path / 'made_by.json', json.dumps(PRINTS | {'semantic_tokens': 'other'}))
+  assert finished()
+  for others in ({'soundstream': 'other'}, {'semantic_tokens': 'other'}):
+    files.write_text(tmp_path / 'made_by.json', json.dumps(others))
+    assert not finished()
+
+
+def test_a_finished_detector_is_that_of_its_clips(tmp_path, started):
+  clips = dataclasses.replace(RECIPE.stages['first'], data=inputs.DetectorClips())
+  recipe = RECIPE.derived({'first': clips, 'codec': None, 'second': None})
+  made_by = {'soundstream': 'a', 'coarse': 'b'}
+  save(tmp_path, 'first', 5, made_by)
+  workspace.claim(tmp_path / 'tokens', PRINTS)
+  workspace.claim(tmp_path / 'detector_clips', made_by)
+  train.train_all(recipe, tmp_path, [])
+  assert not started
+
+
 def from_code_vectors(name):
   stage = dataclasses.replace(toy_recipe.RECIPE.stages[name], from_code_vectors=True)
   return toy_recipe.RECIPE.derived({name: stage})
 
 
-def test_tables_of_codes_start_from_the_vectors_of_the_workdirs_codec(tmp_path, monkeypatch):
-  codec = toys.models().tokenizer.codec
-  saving.save_variables(tmp_path / 'soundstream', *toys.model('soundstream'))
+@pytest.fixture
+def trained(monkeypatch):
+  """The stages given to the loop, which does not run."""
   stages = []
 
   def keep(stage, config, settings, **options):
@@ -129,10 +151,26 @@ def test_tables_of_codes_start_from_the_vectors_of_the_workdirs_codec(tmp_path, 
 
   monkeypatch.setattr(loop, 'train', keep)
   monkeypatch.setattr(inputs, 'of_stage', lambda *arguments: sources.Sources([], [], {}))
+  return stages
+
+
+def test_tables_of_codes_start_from_the_vectors_of_the_workdirs_codec(tmp_path, trained):
+  codec = toys.models().tokenizer.codec
+  saving.save_variables(tmp_path / 'soundstream', *toys.model('soundstream'))
   train.train_stage(from_code_vectors('soundstorm'), 'soundstorm', tmp_path)
   init = lambda stage: jax.jit(stage.init)(jax.random.key(0))
   wanted = init(toy_recipe.MODELS['soundstorm'].make(codec.code_vectors()))
-  jax.tree.map(np.testing.assert_array_equal, init(stages[0]), wanted)
+  jax.tree.map(np.testing.assert_array_equal, init(trained[0]), wanted)
+
+
+def test_a_stage_that_starts_from_a_checkpoint_needs_no_codec(tmp_path, trained):
+  recipe = from_code_vectors('coarse')
+  with pytest.raises(UserError, match='soundstream does not exist'):
+    train.train_stage(recipe, 'coarse', tmp_path)
+  train.train_stage(recipe, 'coarse', tmp_path, init_from=tmp_path / 'theirs')
+  save(tmp_path, 'coarse', 1, PRINTS)
+  train.train_stage(recipe, 'coarse', tmp_path)  # resumes
+  assert len(trained) == 2
 
 
 def test_stages_without_codes_have_no_code_vectors(tmp_path):

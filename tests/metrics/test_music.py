@@ -163,3 +163,18 @@ def test_memorized_continuations_are_found():
   assert found.approximate == 3 / 20
   with pytest.raises(ValueError, match='1 examples have no permuted pairs'):
     music.memorization(true_NS[:1], true_NS[:1], centroids_KD)
+
+
+def test_melodies_are_compared_in_any_octave_key_and_tempo():
+  tune_F = np.repeat([60.0, 64, 67, 65, 62], 8)
+  slower_F = np.repeat([60.0, 64, 67, 65, 62], 13) + 5
+  with_rests_F = tune_F.copy()
+  with_rests_F[[0, 9, 39]] = np.nan
+  with_octaves_F = tune_F + np.repeat([0, 12, 0, -12, 0], 8)
+  for same_F in (tune_F, slower_F, with_rests_F, with_octaves_F):
+    assert music.melody_distance(tune_F, same_F) == pytest.approx(0, abs=1e-12)
+  # By hand: around their medians 0 and 0, the tunes are -1, 0, 1 and -2, 0, 2; only ends differ.
+  found = music.melody_distance(np.array([59.0, 60, 61]), np.array([70.0, 72, 74]))
+  assert found == pytest.approx(2 / 3)
+  assert music.melody_distance(tune_F, np.repeat([60.0, 61, 60, 66, 67], 8)) > 0.5
+  assert music.melody_distance(tune_F, np.full(4, np.nan)) is None

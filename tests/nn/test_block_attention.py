@@ -1,6 +1,7 @@
 """The TPU kernels, run by Pallas' interpreter, against the plain attention."""
 
 import base64
+import functools
 import re
 
 import jax
@@ -11,46 +12,21 @@ import pytest
 from audiolm_jax.nn import attention, block_attention, placement
 from audiolm_jax.nn.transformer import relative_buckets
 from audiolm_jax.training import sharding
-
-BATCH, HEADS, WIDTH = 2, 2, 8
+from tests.nn.attention_case import WIDTH, Case, assert_close
 
 
 # Three blocks of 256, of which the last is mostly padding; three of 384.
 @pytest.mark.parametrize('causal, length', [(True, 562), (False, 562), (True, 1100)])
 def test_outputs_and_gradients_are_those_of_plain_attention(causal, length):
-  keys = jax.random.split(jax.random.key(0), 5)
-  query, key, value, weight = (
-    jax.random.normal(k, (BATCH, length, HEADS, WIDTH)) for k in keys[:4]
-  )
-  table_NH = jax.random.normal(keys[4], (16, HEADS))
-  # One row begins with more padding than a block, the other has holes.
-  position_L = jnp.arange(length)
-  valid_BL = jnp.stack([position_L >= 400, position_L % 7 != 3])
-  weight *= valid_BL[..., None, None]  # what padding attends to means nothing
-  bucket = lambda distance: relative_buckets(distance, 16, 100)
+  case = Case(length, padding=400, max_distance=100)  # a row begins with more than a block of it
   block = block_attention.block_size(length)
 
-  def plain(query, key, value, table_NH):
-    distance_LN = position_L[:, None] - position_L
-    if not causal:
-      return attention.attend(query, key, value, mask=valid_BL[:, None, None])
-    mask = (distance_LN >= 0) & valid_BL[:, None, None]
-    return attention.attend(
-      query, key, value, bias=table_NH[bucket(distance_LN)].transpose(2, 0, 1)[None], mask=mask
-    )
-
   def blocks(query, key, value, table_NH):
-    tiles = block_attention.bias_tiles(table_NH, bucket, block) if causal else None
-    return block_attention.attend(query, key, value, valid_BL, tiles, interpret=True)
+    tiles = block_attention.bias_tiles(table_NH, case.bucket, block) if causal else None
+    return block_attention.attend(query, key, value, case.valid_BL, tiles, interpret=True)
 
-  def outputs(function):
-    total = lambda *args: (function(*args) * weight).sum()
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(query, key, value, table_NH)
-
-  (want, want_grads), (got, got_grads) = outputs(plain), outputs(blocks)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-  for one, other in zip(got_grads, want_grads, strict=True):
-    np.testing.assert_allclose(one, other, atol=2e-5 * max(1, np.abs(other).max()))
+  want = case.outputs(functools.partial(case.plain, causal=causal))
+  assert_close(case.outputs(blocks), want, atol=2e-5)
 
 
 def test_the_cores_of_a_chip_share_the_heads():

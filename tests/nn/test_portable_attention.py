@@ -1,6 +1,7 @@
 """Block attention in plain XLA against plain products, alone and in the models."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,51 +19,25 @@ from audiolm_jax.nn import (
   placement,
   portable_attention,
 )
-from audiolm_jax.nn.transformer import relative_buckets
+from tests.nn.attention_case import Case, assert_close
 from tests.nn.test_transformer import MODEL
 
-BATCH, HEADS, WIDTH, BLOCK = 2, 2, 8, 32
+BLOCK = 32
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])  # one example at a time, all at once
 @pytest.mark.parametrize('causal', [True, False])
 def test_outputs_and_gradients_are_those_of_plain_attention(causal, platform, monkeypatch):
-  length = 150  # five blocks of 32, of which the last is partly padding
-  keys = jax.random.split(jax.random.key(0), 5)
-  query, key, value, weight = (
-    jax.random.normal(k, (BATCH, length, HEADS, WIDTH)) for k in keys[:4]
-  )
-  table_NH = jax.random.normal(keys[4], (16, HEADS))
-  position_L = jnp.arange(length)
-  # One row begins with more padding than a block, the other has holes.
-  valid_BL = jnp.stack([position_L >= 50, position_L % 7 != 3])
-  weight *= valid_BL[..., None, None]  # what padding attends to means nothing
-  bucket = lambda distance: relative_buckets(distance, 16, BLOCK)
-
-  def plain(query, key, value, table_NH):
-    distance_LN = position_L[:, None] - position_L
-    if not causal:
-      return attention.attend(query, key, value, mask=valid_BL[:, None, None])
-    mask = (distance_LN >= 0) & valid_BL[:, None, None]
-    bias = table_NH[bucket(distance_LN)].transpose(2, 0, 1)[None]
-    return attention.attend(query, key, value, bias=bias, mask=mask)
+  # Five blocks of 32, of which the last is partly padding; a row begins with more than a block of it.
+  case = Case(150, padding=50, max_distance=BLOCK)
 
   def blocks(query, key, value, table_NH):
-    tiles = block_attention.bias_tiles(table_NH, bucket, BLOCK) if causal else None
-    return portable_attention.attend(query, key, value, valid_BL, tiles, BLOCK)
+    tiles = block_attention.bias_tiles(table_NH, case.bucket, BLOCK) if causal else None
+    return portable_attention.attend(query, key, value, case.valid_BL, tiles, BLOCK)
 
-  def outputs(function):
-    total = lambda *args: jnp.sum(function(*args) * weight)
-    arguments = (query, key, value, table_NH)
-    return jax.jit(function)(*arguments), jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*arguments)
-
-  want, want_grads = outputs(plain)
+  want = case.outputs(functools.partial(case.plain, causal=causal))
   monkeypatch.setattr(placement, 'platform', lambda: platform)
-  got, got_grads = outputs(blocks)
-  kept = np.broadcast_to(np.asarray(valid_BL)[..., None, None], got.shape)
-  np.testing.assert_allclose(got[kept], want[kept], atol=1e-5)
-  for one, other in zip(got_grads, want_grads, strict=True):
-    np.testing.assert_allclose(one, other, atol=1e-5 * max(1, np.abs(other).max()))
+  assert_close(case.outputs(blocks), want, atol=1e-5)
 
 
 @pytest.fixture

@@ -12,7 +12,11 @@ def test_sizes_are_those_of_resnet_50():
   """Of torchvision's model: 25,557,032 parameters and 4.089e9 products at 224 x 224, of which the
   last layer has 1000 (2048 + 1), and the first sees 3 channels instead of 1.
   """
-  config = ResNetConfig(num_mels=224, crop_seconds=(400 + 223 * 160) / 16_000)
+  # An image of 224 x 224: so many bands need a longer window, or some of them have no frequency.
+  window = 1024
+  config = ResNetConfig(
+    num_mels=224, window_length=window, crop_seconds=(window + 223 * 160) / 16_000
+  )
   network, wave_BT = config.network(128), jnp.zeros((1, config.crop_length))
   params = jax.eval_shape(network.init, jax.random.key(0), wave_BT)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -2,10 +2,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from audiolm_jax.stages import base, classifier
+from tests.stages import steps
 
 CONFIG = classifier.Config(num_classes=3, channels=(8, 8, 16), num_mels=16, crop_seconds=0.25)
 
@@ -40,20 +40,8 @@ def test_paper_size():
 
 
 def test_learns_to_tell_tones(variables):
-  stage = CONFIG.make()
-  optimizer = optax.adam(3e-3)
-
-  @jax.jit
-  def step(params, opt_state, batch):
-    (_, aux), gradient = jax.value_and_grad(stage.loss, has_aux=True)(
-      params, {}, batch, jax.random.key(0)
-    )
-    updates, opt_state = optimizer.update(gradient, opt_state)
-    return optax.apply_updates(params, updates), opt_state, aux.metrics
-
-  params, opt_state = variables.params, optimizer.init(variables.params)
-  for n in range(40):
-    params, opt_state, _ = step(params, opt_state, tones(jax.random.key(n), 12))
+  batches = (tones(jax.random.key(n), 12) for n in range(40))
+  params = steps.trained(CONFIG.make(), variables.params, batches)
   fresh = tones(jax.random.key(999), 24)
   logits_BN = classifier.logits(CONFIG, base.Variables(params, {}), fresh['waveform'])
   assert np.mean(np.argmax(logits_BN, -1) == np.asarray(fresh['label'])) > 0.9

@@ -2,10 +2,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from audiolm_jax.stages import base, detector
+from tests.stages import steps
 
 CONFIG = detector.Config(channels=(8, 16), num_mels=16, crop_seconds=0.25)
 
@@ -37,19 +37,8 @@ def test_paper_size():
 
 
 def test_learns_to_tell_and_is_sure_of_it(variables):
-  stage, optimizer = CONFIG.make(), optax.adam(3e-3)
-
-  @jax.jit
-  def step(params, opt_state, batch):
-    (_, aux), gradient = jax.value_and_grad(stage.loss, has_aux=True)(
-      params, {}, batch, jax.random.key(0)
-    )
-    updates, opt_state = optimizer.update(gradient, opt_state)
-    return optax.apply_updates(params, updates), opt_state, aux.metrics
-
-  params, opt_state = variables.params, optimizer.init(variables.params)
-  for n in range(40):
-    params, opt_state, _ = step(params, opt_state, clips(jax.random.key(n), 12))
+  batches = (clips(jax.random.key(n), 12) for n in range(40))
+  params = steps.trained(CONFIG.make(), variables.params, batches)
   fresh = clips(jax.random.key(999), 24)
   log_odds_B = detector.log_odds(CONFIG, base.Variables(params, {}), fresh['waveform'])
   assert (

@@ -27,7 +27,6 @@ from audiolm_jax.training import (
   monitor,
   optimizers,
   preemption,
-  resuming,
 )
 from tests.training import toy, toy_run
 
@@ -195,15 +194,6 @@ def test_other_fingerprints_are_refused_and_the_clock_saves_too(tmp_path, monkey
   assert checkpoints.steps(tmp_path / 'checkpoints') == [1, 2, 3]
   with pytest.raises(ValueError, match="trained with {'codec': 'a'}, now {'codec': 'b'}"):
     toy_run.train(tmp_path, fingerprints={'codec': 'b'})
-
-
-def test_fingerprints_of_models_that_a_stage_does_not_read_are_ignored():
-  saved = {'soundstream': 'a', 'semantic_tokens': 'b'}
-  assert not resuming.changed(saved, {'semantic_tokens': 'b'})
-  assert not resuming.changed({}, {})
-  for now in ({'semantic_tokens': 'c'}, {**saved, 'music_tokens': 'd'}, {}):
-    assert resuming.changed(saved, now)
-  assert resuming.changed({}, saved)
 
 
 def test_any_optax_transformation_takes_the_place_of_the_config(reference, tmp_path, monkeypatch):
