@@ -4,6 +4,7 @@ all test runs of a user.
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import uuid
 
@@ -13,8 +14,10 @@ import uuid
 # program is one LLVM module instead of 32, which takes three quarters of the time. By XLA's other
 # scheduler for CPUs each device may come to another collective first, and all wait forever
 # (docs/log.md). Eight devices on a busy core wait long for one another, and XLA would abort the
-# process after 40 s. A flag that XLA does not know ends the process without a word.
-HAS_OTHER_EMITTERS = importlib.metadata.version('jaxlib').startswith('0.10.')  # not 0.11
+# process after 40 s. A flag that XLA, or that of libtpu, does not know ends the process without a word.
+HAS_OTHER_EMITTERS = importlib.metadata.version('jaxlib').startswith('0.10.') and (
+  importlib.util.find_spec('libtpu') is None
+)
 os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_backend_optimization_level=0 '

@@ -6,8 +6,8 @@ r"""Trains AudioLM on Libri-Light as `librilight`, with a codec that runs at the
     --topology=v5e:4x4
 
 All products of its network (nn/frame_rate.py, similar to Vocos, arXiv 2306.00814) are of full
-matrices at 50 frames/s, which suit a TPU's matrix units. Neither trained nor compiled for TPUs;
-results of a small codec of this kind are in docs/results/speech.md.
+matrices at 50 frames/s, which suit a TPU's matrix units. Compiled for a TPU (docs/results/tpu.md),
+not trained; results of a small codec of this kind are in docs/results/speech.md.
 """
 
 import dataclasses
