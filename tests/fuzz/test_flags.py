@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from audiolm_jax import release
 from audiolm_jax.errors import UserError
 from audiolm_jax.pretrained import hub
 from audiolm_jax.training import loop
@@ -69,7 +70,7 @@ def place(tmp_path, monkeypatch):
 
   for owner, name in (
     (loop, 'train'), (train, 'train_all'), (encode, 'encode_corpus'), (parallel, 'run'), (hub, 'fetch'),
-    (compile, 'load_topology'), (compilation_cache, 'keep'),
+    (compile, 'load_topology'), (compilation_cache, 'keep'), (release, 'from_pretrained'),
   ):  # fmt: skip
     monkeypatch.setattr(owner, name, began)
   # Beam takes seconds to import; what full_run sets stays in this test

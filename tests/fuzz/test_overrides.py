@@ -49,9 +49,10 @@ def check(name: str, path: str, text: str) -> str:
     assert type(got) is UserError and path.rpartition('.')[2] in str(got), f'{path}={text}: {got}'
     assert len(str(got)) < 400 + 3 * len(text) + 60 * len(path.split('.')), 'no message to read'
     return 'refused'
-  value = node_at(got, path)
+  removed = path in before.stages and path not in got.stages  # --set fine=None
+  value = None if removed else node_at(got, path)
   assert is_meant(text, value), f'{path}={text}: {value!r}'
-  assert is_of_type(before, path, value), f'{path}={text}: {value!r} is of another type'
+  assert removed or is_of_type(before, path, value), f'{path}={text}: {value!r} is of another type'
   leaves = [dict((p, v) for p, _, v in overrides.fields(recipe)) for recipe in (before, got)]
   others = [p for p in leaves[0] if not path.startswith(p) and not p.startswith(path)]
   assert [leaves[0][p] for p in others] == [leaves[1][p] for p in others], 'another field changed'
