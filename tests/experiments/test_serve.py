@@ -574,7 +574,7 @@ def test_a_visitor_records_continues_hears_stops_and_compares(models, tmp_path):
     assert page.run('document.querySelectorAll("article").length') == 5
     told = 'document.querySelectorAll("article dl")'
     assert 'SoundStorm' in page.run(f'{told}[0].innerText')
-    assert 'Coarse' in page.run(f'{told}[1].innerText')
+    assert 'Language models' in page.run(f'{told}[1].innerText')
     # A recording or its continuation, which is told after the answer.
     page.run('element("tab-guess").click()')
     form = 'document.querySelector("#guess form")'
