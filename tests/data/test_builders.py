@@ -13,7 +13,11 @@ from audiolm_jax import storage
 from audiolm_jax.data import librilight, tfds
 from experiments import corpora, prepare
 
-pytestmark = pytest.mark.beam
+pytestmark = [
+  pytest.mark.beam,
+  # TFDS asks protobuf for labels of fields in the old way.
+  pytest.mark.filterwarnings(r'ignore:label\(\) is deprecated:DeprecationWarning'),
+]
 RATE = 16_000
 
 
