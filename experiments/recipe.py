@@ -280,6 +280,30 @@ class Recipe:
       )
     return self.music_tokens.melody.num_quantizers * len(self.trained['melody'].model.starts)
 
+  def with_melody(self, stage: StageRecipe, tokens: MelodyTokens) -> 'Recipe':
+    """Returns this recipe with a stage `melody` first, whose tokens begin the condition of others.
+
+    The melody is hidden in half of the training examples, so that it may be left out.
+
+    Args:
+      stage: the stage `melody`.
+      tokens: quantizer of its vectors, one for each of the stage's `starts`.
+    """
+    levels = tokens.num_quantizers * len(stage.model.starts)
+
+    def conditioned(one: StageRecipe) -> StageRecipe:
+      condition = getattr(one.model, 'condition', None)
+      if condition is None:
+        return one
+      both = dataclasses.replace(
+        condition, levels=condition.levels + levels, melody_levels=levels, melody_dropout=0.5
+      )
+      return dataclasses.replace(one, model=dataclasses.replace(one.model, condition=both))
+
+    others = {name: conditioned(one) for name, one in self.stages.items()}
+    music_tokens = dataclasses.replace(self.music_tokens, melody=tokens)
+    return dataclasses.replace(self, stages={'melody': stage, **others}, music_tokens=music_tokens)
+
   def derived(self, stages: Mapping[str, Any] | None = None, **changes: Any) -> 'Recipe':
     """Returns a copy with other fields, and with stages replaced, added, or removed by None."""
     merged = {**self.stages, **(stages or {})}

@@ -366,10 +366,11 @@ def training_words(recipe: Recipe, workdir: storage.Path) -> set[str]:
   else:
     found = set()
     for example in corpora.Subset(source, TEXT_EXAMPLES, seed=0, shuffle=True):
-      if example is not None and 'texts' not in example:
+      if example is None:
+        continue
+      if 'texts' not in example:
         break
-      if example is not None:
-        found |= texts.words(texts.decode(example['texts']))
+      found |= texts.words(texts.decode(example['texts']))
   return found if len(found) <= MAX_WORDS else set()
 
 

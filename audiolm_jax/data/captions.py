@@ -309,16 +309,16 @@ def _fma_header(
 
 def _fma_genres(path: str | os.PathLike) -> dict[int, str]:
   """Returns the names of FMA's genres, of the file genres.csv in the folder of `path`."""
-  beside = os.path.join(os.path.dirname(path), 'genres.csv')
+  genres_path = os.path.join(os.path.dirname(path), 'genres.csv')
   remedy = 'it has the names of the genres; put it there from fma_metadata.zip'
-  if not os.path.isfile(beside):
-    raise UserError(f'no file {skipped.shown(beside)}: {remedy}')
-  with files.open_csv(beside, remedy) as file:
+  if not os.path.isfile(genres_path):
+    raise UserError(f'no file {skipped.shown(genres_path)}: {remedy}')
+  with files.open_csv(genres_path, remedy) as file:
     try:
       return {int(line['genre_id']): line['title'] for line in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(
-        f'{skipped.shown(beside)} has no columns genre_id and title: {remedy}'
+        f'{skipped.shown(genres_path)} has no columns genre_id and title: {remedy}'
       ) from error
 
 

@@ -10,8 +10,6 @@ tunes (extra `music`), as in `tiny_melody`, with the batch and the optimizer of 
 hidden in half of the training examples, so that it may be left out. Not trained yet: no results.
 """
 
-import dataclasses
-
 from audiolm_jax.data import music
 from audiolm_jax.stages import melody
 
@@ -20,7 +18,6 @@ from ..recipe import MelodyTokens, StageRecipe
 from . import musiclm
 
 MODEL = melody.Config()
-TOKENS = MelodyTokens()
 PAIRS = music.Config(
   setting='melody',
   train_clips=100_000,
@@ -28,27 +25,8 @@ PAIRS = music.Config(
   clip_seconds=MODEL.crop_seconds,
   sample_rate=MODEL.sample_rate,
 )
-NUM_TOKENS = TOKENS.num_quantizers * len(MODEL.starts)
 
-
-def with_melody(one: StageRecipe) -> StageRecipe:
-  """Returns a stage whose condition, if it has one, begins with a melody."""
-  condition = getattr(one.model, 'condition', None)
-  if condition is None:
-    return one
-  both = dataclasses.replace(
-    condition, levels=condition.levels + NUM_TOKENS, melody_levels=NUM_TOKENS, melody_dropout=0.5
-  )
-  return dataclasses.replace(one, model=dataclasses.replace(one.model, condition=both))
-
-
-RECIPE = dataclasses.replace(
-  musiclm.RECIPE,
-  stages={
-    'melody': StageRecipe(
-      model=MODEL, data=Melodies(config=PAIRS), train=musiclm.RECIPE.stages['mulan'].train
-    ),
-    **{name: with_melody(one) for name, one in musiclm.RECIPE.stages.items()},
-  },
-  music_tokens=dataclasses.replace(musiclm.RECIPE.music_tokens, melody=TOKENS),
+RECIPE = musiclm.RECIPE.with_melody(
+  StageRecipe(model=MODEL, data=Melodies(config=PAIRS), train=musiclm.RECIPE.stages['mulan'].train),
+  MelodyTokens(),
 )

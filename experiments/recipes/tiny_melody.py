@@ -12,8 +12,6 @@ codes. A melody is hidden in half of the training examples, so that it may be le
 yet: no results.
 """
 
-import dataclasses
-
 from audiolm_jax.data import music
 from audiolm_jax.stages import melody
 
@@ -25,37 +23,19 @@ from .tiny import adam, stage, transformer
 STARTS = (0.0, 1.0)  # seconds
 TOKENS = MelodyTokens(num_quantizers=6, codebook_size=64, sample_seconds=2400.0)
 PAIRS = music.Config(setting='melody', train_clips=1200, test_clips=120, clip_seconds=4.0)
-CONDITION = dataclasses.replace(
-  tiny_music.CONDITION,
-  levels=tiny_music.CONDITION.levels + TOKENS.num_quantizers * len(STARTS),
-  melody_levels=TOKENS.num_quantizers * len(STARTS),
-  melody_dropout=0.5,
-)
 
-
-def with_melody(one):
-  """Returns a stage whose condition, if it has one, begins with a melody."""
-  if getattr(one.model, 'condition', None) is None:
-    return one
-  return dataclasses.replace(one, model=dataclasses.replace(one.model, condition=CONDITION))
-
-
-RECIPE = dataclasses.replace(
-  tiny_music.RECIPE,
-  stages={
-    'melody': stage(
-      melody.Config(
-        starts=STARTS,
-        hop_length=320,
-        embedding_dim=64,
-        transformer=transformer(width=96, num_layers=3),
-      ),
-      Melodies(config=PAIRS),
-      48,
-      500,
-      adam(1e-3, 500),
+RECIPE = tiny_music.RECIPE.with_melody(
+  stage(
+    melody.Config(
+      starts=STARTS,
+      hop_length=320,
+      embedding_dim=64,
+      transformer=transformer(width=96, num_layers=3),
     ),
-    **{name: with_melody(one) for name, one in tiny_music.RECIPE.stages.items()},
-  },
-  music_tokens=dataclasses.replace(tiny_music.RECIPE.music_tokens, melody=TOKENS),
+    Melodies(config=PAIRS),
+    48,
+    500,
+    adam(1e-3, 500),
+  ),
+  TOKENS,
 )
